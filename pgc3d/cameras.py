@@ -1,0 +1,130 @@
+"""Cameras: THE convention of pgc3d.
+
+Right handed, y up. Azimuth 0 puts the camera on +z, looking at the origin; azimuth grows towards +x, so that
+seen from above it runs counter-clockwise (as in Zero123). Elevation is positive above. A camera looks along
+its -z with x to the right of the image, and det(R) = +1: nothing is mirrored.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pgc3d.types import Cameras
+
+NEAR, FAR = 0.1, 100.0
+
+
+def perspective(fovy: Float[Tensor, " B"]) -> Float[Tensor, "B 4 4"]:
+    """OpenGL projection with aspect 1; `fovy` is the vertical field of view."""
+    focal = 1.0 / torch.tan(fovy / 2)
+    matrix = torch.zeros(len(fovy), 4, 4, dtype=fovy.dtype, device=fovy.device)
+    matrix[:, 0, 0] = focal
+    matrix[:, 1, 1] = focal
+    matrix[:, 2, 2] = -(FAR + NEAR) / (FAR - NEAR)
+    matrix[:, 2, 3] = -2 * FAR * NEAR / (FAR - NEAR)
+    matrix[:, 3, 2] = -1.0
+    return matrix
+
+
+def look_at(
+    position: Float[Tensor, "B 3"], target: Float[Tensor, "B 3"]
+) -> Float[Tensor, "B 4 4"]:
+    """World-to-camera matrices with the world's y upwards in the image.
+
+    The position must not lie exactly above or below the target.
+    """
+    backward = torch.nn.functional.normalize(position - target, dim=-1)
+    up = torch.tensor([0.0, 1.0, 0.0], dtype=position.dtype, device=position.device).expand_as(position)
+    right = torch.nn.functional.normalize(torch.linalg.cross(up, backward), dim=-1)
+    rotation = torch.stack([right, torch.linalg.cross(backward, right), backward], dim=1)  # [B, 3, 3]
+    matrix = torch.eye(4, dtype=position.dtype, device=position.device).repeat(len(position), 1, 1)
+    matrix[:, :3, :3] = rotation
+    matrix[:, :3, 3] = -(rotation @ position[..., None])[..., 0]
+    return matrix
+
+
+def orbit(
+    azimuth: Float[Tensor, " B"],
+    elevation: Float[Tensor, " B"],
+    distance: Float[Tensor, " B"],
+    fovy: Float[Tensor, " B"],
+    target: Float[Tensor, "B 3"] | None = None,
+) -> Cameras:
+    """Cameras on a sphere around `target` (the origin when None)."""
+    if target is None:
+        target = torch.zeros(len(azimuth), 3, dtype=azimuth.dtype, device=azimuth.device)
+    horizontal = torch.cos(elevation)
+    direction = torch.stack(
+        [horizontal * torch.sin(azimuth), torch.sin(elevation), horizontal * torch.cos(azimuth)], dim=-1
+    )
+    return Cameras(
+        camera_from_world=look_at(target + distance[:, None] * direction, target),
+        clip_from_camera=perspective(fovy),
+        azimuth=azimuth,
+        elevation=elevation,
+        distance=distance,
+    )
+
+
+@dataclass(frozen=True)
+class OrbitConfig:
+    """Random cameras on a sphere; ranges are [low, high]."""
+
+    elevation_degrees: tuple[float, float] = (-10.0, 45.0)
+    azimuth_degrees: tuple[float, float] = (-180.0, 180.0)
+    fovy_degrees: tuple[float, float] = (40.0, 40.0)
+    fill: tuple[float, float] = (0.85, 1.0)  # share of the image's half height that the unit sphere covers
+    stratified: bool = True  # spread the azimuths of one batch evenly
+
+    def __post_init__(self) -> None:
+        for name in ("elevation_degrees", "azimuth_degrees", "fovy_degrees", "fill"):
+            low, high = getattr(self, name)
+            if not low <= high:
+                raise ValueError(f"{name} must be [low, high] with low <= high, got [{low}, {high}]")
+        if not -89.0 <= self.elevation_degrees[0] <= self.elevation_degrees[1] <= 89.0:
+            raise ValueError(f"elevation_degrees must lie in [-89, 89], got {self.elevation_degrees}")
+        if not 0.0 < self.fovy_degrees[0] <= self.fovy_degrees[1] < 150.0:
+            raise ValueError(f"fovy_degrees must lie in (0, 150), got {self.fovy_degrees}")
+        if not 0.0 < self.fill[0]:
+            raise ValueError(f"fill must be positive, got {self.fill}")
+
+
+def fill_distance(fovy: Float[Tensor, " B"], fill: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
+    """Distance at which the unit sphere's outline covers `fill` of the image's half height.
+
+    A sphere of radius 1 at distance d is seen under the half angle asin(1 / d).
+    """
+    half_angle = torch.atan(fill * torch.tan(fovy / 2))
+    return 1.0 / torch.sin(half_angle)
+
+
+def sample_orbit(
+    batch: int, config: OrbitConfig, generator: torch.Generator, device: torch.device | str = "cpu"
+) -> Cameras:
+    """Draw random cameras; the numbers come from a CPU generator, so that every device sees the same ones."""
+
+    def uniform(low: float, high: float) -> Tensor:
+        return low + (high - low) * torch.rand(batch, generator=generator)
+
+    low, high = (math.radians(angle) for angle in config.azimuth_degrees)
+    azimuth = uniform(0.0, 1.0)
+    if config.stratified:
+        azimuth = (azimuth + torch.arange(batch)) / batch
+        azimuth = torch.remainder(azimuth + torch.rand(1, generator=generator), 1.0)
+    elevation = uniform(*config.elevation_degrees).deg2rad()
+    fovy = uniform(*config.fovy_degrees).deg2rad()
+    distance = fill_distance(fovy, uniform(*config.fill))
+    return orbit(low + (high - low) * azimuth, elevation, distance, fovy).to(device)
+
+
+def turntable(
+    views: int, *, elevation_degrees: float = 15.0, fovy_degrees: float = 40.0, fill: float = 0.95
+) -> Cameras:
+    """Evenly spaced cameras around the object, the first one in front."""
+    azimuth = torch.arange(views) * (2 * math.pi / views)
+    fovy = torch.full((views,), math.radians(fovy_degrees))
+    elevation = torch.full((views,), math.radians(elevation_degrees))
+    return orbit(azimuth, elevation, fill_distance(fovy, torch.full((views,), fill)), fovy)

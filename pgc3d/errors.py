@@ -1,0 +1,51 @@
+"""Errors that a user can cause, each one line: what must hold, what was found, what to do.
+
+Pgc3dError
+├── ConfigError              a wrong option, key or value                      exit 2
+├── InputError               a prompt, image, mesh or folder that is unusable   exit 2
+├── RunDirectoryError        a run directory that exists, is locked or damaged  exit 2
+├── BackendUnavailableError  a device or rasteriser that is not there           exit 2
+├── WeightsNotFoundError     model weights that are missing or broken           exit 3
+├── OutOfMemoryError         the job does not fit the device                    exit 4
+└── DivergedError            the optimisation or the export failed a check      exit 5
+"""
+
+
+class Pgc3dError(Exception):
+    """Base of every error that is reported as one line instead of a traceback."""
+
+    exit_code = 2
+
+
+class ConfigError(Pgc3dError):
+    """A configuration key or value is wrong."""
+
+
+class InputError(Pgc3dError):
+    """A prompt, image, mesh or path given by the user cannot be used."""
+
+
+class RunDirectoryError(Pgc3dError):
+    """A run directory exists already, is in use, or is damaged."""
+
+
+class BackendUnavailableError(Pgc3dError):
+    """A device, rasteriser or library that was asked for is not available."""
+
+
+class WeightsNotFoundError(Pgc3dError):
+    """Model weights are missing, incomplete or not what was pinned."""
+
+    exit_code = 3
+
+
+class OutOfMemoryError(Pgc3dError):
+    """The job does not fit into the memory of the device."""
+
+    exit_code = 4
+
+
+class DivergedError(Pgc3dError):
+    """The optimisation left the finite range, lost its surface, or the result failed a check."""
+
+    exit_code = 5

@@ -1,0 +1,119 @@
+"""Value types that the parts of pgc3d hand to each other.
+
+Letters in shapes: B views, H W pixels, V vertices, F faces, P points, C channels, T tokens.
+Images are channel last, row 0 on top, sRGB in [0, 1] unless said otherwise. Angles are radians.
+The world is right handed, y up, the object's front is +z (glTF axes); a camera looks along its -z.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Cameras:
+    """B perspective cameras that look at the object; `cameras.py` states the convention."""
+
+    camera_from_world: Float[Tensor, "B 4 4"]
+    clip_from_camera: Float[Tensor, "B 4 4"]  # OpenGL clip space: y up, z/w = -1 near and +1 far
+    azimuth: Float[Tensor, " B"]  # 0 on +z, grows towards +x
+    elevation: Float[Tensor, " B"]  # positive above the object
+    distance: Float[Tensor, " B"]  # to the point looked at
+
+    @property
+    def position(self) -> Float[Tensor, "B 3"]:
+        """Camera centres in the world."""
+        rotation, translation = self.camera_from_world[:, :3, :3], self.camera_from_world[:, :3, 3:]
+        return -(rotation.transpose(1, 2) @ translation)[..., 0]
+
+    @property
+    def clip_from_world(self) -> Float[Tensor, "B 4 4"]:
+        """World to clip space."""
+        return self.clip_from_camera @ self.camera_from_world
+
+    def __len__(self) -> int:
+        return self.azimuth.shape[0]
+
+    def to(self, device: torch.device | str) -> "Cameras":
+        """The same cameras on another device."""
+        return Cameras(
+            camera_from_world=self.camera_from_world.to(device),
+            clip_from_camera=self.clip_from_camera.to(device),
+            azimuth=self.azimuth.to(device),
+            elevation=self.elevation.to(device),
+            distance=self.distance.to(device),
+        )
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """A triangle mesh; counter-clockwise faces seen from outside; normals are unit and outward."""
+
+    vertices: Float[Tensor, "V 3"]
+    faces: Int[Tensor, "F 3"]
+    normals: Float[Tensor, "V 3"]
+
+
+@dataclass(frozen=True)
+class Material:
+    """Surface properties at points; base_color is sRGB in [0, 1], the others are linear in [0, 1]."""
+
+    base_color: Float[Tensor, "P 3"]
+    roughness: Float[Tensor, "P 1"]
+    metallic: Float[Tensor, "P 1"]
+
+
+@dataclass(frozen=True)
+class Fragments:
+    """What a rasteriser saw in each pixel, in nvdiffrast's layout but with row 0 on top.
+
+    The channels are barycentrics u and v (weights of the triangle's first and second vertex), depth z/w, and
+    the triangle's index plus one, 0 where nothing was hit. u and v carry gradients to the vertices.
+    """
+
+    data: Float[Tensor, "B H W 4"]
+
+    @property
+    def mask(self) -> Float[Tensor, "B H W 1"]:
+        """1 where a triangle was hit, else 0."""
+        return (self.data[..., 3:] > 0).to(self.data.dtype)
+
+    @property
+    def triangle(self) -> Int[Tensor, "B H W"]:
+        """Index of the triangle, -1 where nothing was hit."""
+        return self.data[..., 3].long() - 1
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """B pictures of a representation, differentiable, composited over `background`."""
+
+    color: Float[Tensor, "B H W 3"]  # sRGB, shaded
+    normal: Float[Tensor, "B H W 3"]  # world space, outward, (n + 1) / 2; background 0.5
+    depth: Float[Tensor, "B H W 1"]  # distance along the camera's -z, 0 where nothing was hit
+    alpha: Float[Tensor, "B H W 1"]  # antialiased coverage
+    background: Float[Tensor, "B 3"]  # sRGB
+    losses: Mapping[str, Float[Tensor, ""]] = field(default_factory=dict)  # weighted regularisers
+
+
+@dataclass(frozen=True)
+class TextEmbedding:
+    """Encoded prompts: N prompts, T tokens; `pooled` where the layout has it (SDXL)."""
+
+    tokens: Float[Tensor, "N T C"]
+    pooled: Float[Tensor, "N D"] | None
+
+
+@dataclass(frozen=True)
+class GuidanceOutput:
+    """A guidance's wish for the image.
+
+    `gradient` is d loss / d image in float32, summed over the image, not divided by the batch, with no loss
+    scale in it, so that a clipping threshold is absolute. `metrics` are scalars that stay on the device.
+    """
+
+    gradient: Float[Tensor, "B H W 3"]
+    metrics: Mapping[str, Float[Tensor, ""]] = field(default_factory=dict)
