@@ -29,9 +29,7 @@ def perspective(fovy: Float[Tensor, " B"]) -> Float[Tensor, "B 4 4"]:
     return matrix
 
 
-def look_at(
-    position: Float[Tensor, "B 3"], target: Float[Tensor, "B 3"]
-) -> Float[Tensor, "B 4 4"]:
+def look_at(position: Float[Tensor, "B 3"], target: Float[Tensor, "B 3"]) -> Float[Tensor, "B 4 4"]:
     """World-to-camera matrices with the world's y upwards in the image.
 
     The position must not lie exactly above or below the target.
@@ -88,7 +86,7 @@ class OrbitConfig:
             raise ValueError(f"elevation_degrees must lie in [-89, 89], got {self.elevation_degrees}")
         if not 0.0 < self.fovy_degrees[0] <= self.fovy_degrees[1] < 150.0:
             raise ValueError(f"fovy_degrees must lie in (0, 150), got {self.fovy_degrees}")
-        if not 0.0 < self.fill[0]:
+        if not self.fill[0] > 0.0:
             raise ValueError(f"fill must be positive, got {self.fill}")
 
 
