@@ -1,0 +1,361 @@
+"""Pixel-wise gradient clipping: bound what a 2D teacher asks of each pixel, keep the direction it asks for.
+
+Source: Pan et al., "Enhancing High-Resolution 3D Generation through Pixel-wise Gradient Clipping", ICLR 2024
+(arXiv 2310.12474), eq. 9: g * min(1, c / |g|) for the gradient g of each pixel. The authors' released code
+takes the L-infinity norm over the channels, the default here; `norm="l2"` is the Euclidean one.
+
+The file needs nothing else of pgc3d. In another project, one line on the rendered picture is enough:
+
+    pgc.attach(image, threshold=0.1, dim=1, loss_scale=scaler.get_scale)  # image [B, 3, H, W]
+
+Everywhere here a gradient is that of a summed loss with respect to a picture with values in [0, 1]; channels
+are last unless `dim` says otherwise. A pixel with a NaN or an infinity in any channel is zeroed whole.
+Arithmetic is in float32 or wider, the result has the gradient's dtype, and nothing waits for the device.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Norm = Literal["linf", "l2"]
+Clipper = Callable[[Tensor], Tensor]
+_SAMPLE = 65536  # pixels looked at for a percentile
+
+
+def replace_nonfinite(gradient: Float[Tensor, "..."], *, dim: int = -1) -> Float[Tensor, "..."]:
+    """Set every pixel that holds a NaN or an infinity to zero; the rule `none`."""
+    finite = torch.isfinite(gradient).all(dim, keepdim=True)
+    return torch.where(finite, gradient, torch.zeros((), dtype=gradient.dtype, device=gradient.device))
+
+
+def count_nonfinite(gradient: Float[Tensor, "..."], *, dim: int = -1) -> Tensor:
+    """Count the pixels that the rules set to zero, as an integer scalar on the device."""
+    return (~torch.isfinite(gradient).all(dim)).sum()
+
+
+def clip_pixelwise(
+    gradient: Float[Tensor, "..."], threshold: float | Tensor = 0.1, *, norm: Norm = "linf", dim: int = -1
+) -> Float[Tensor, "..."]:
+    """Shorten every pixel vector that is longer than the threshold (PGC, eq. 9).
+
+    Shorter vectors come back bit for bit, longer ones keep their direction and get the threshold as length.
+
+    Args:
+        gradient: d loss / d picture.
+        threshold: c, positive; a scalar tensor is taken too, so that a changing one needs no host copy.
+        norm: how a pixel vector is measured over its channels.
+        dim: the channel axis.
+    """
+    _check_threshold(threshold)
+    clean = _clean(gradient, dim)
+    direction, length = _polar(clean, norm, dim)
+    return torch.where(length > threshold, direction * threshold, clean).to(gradient.dtype)
+
+
+def clip_channelwise(
+    gradient: Float[Tensor, "..."], threshold: float | Tensor = 0.1, *, dim: int = -1
+) -> Float[Tensor, "..."]:
+    """Limit every channel to [-c, c] on its own, which may turn the vector and so the hue (PGC-V)."""
+    _check_threshold(threshold)
+    limit = torch.as_tensor(threshold, dtype=_wide(gradient.dtype), device=gradient.device)
+    return _clean(gradient, dim).clamp(-limit, limit).to(gradient.dtype)
+
+
+def normalize_pngd(
+    gradient: Float[Tensor, "..."], threshold: float | Tensor = 0.1, *, norm: Norm = "linf", dim: int = -1
+) -> Float[Tensor, "..."]:
+    """Squash every pixel vector to c g / (|g| + c): g where short, length c where long, half at |g| = c."""
+    _check_threshold(threshold)
+    direction, length = _polar(_clean(gradient, dim), norm, dim)
+    # The same formula divided by |g|, which survives lengths near the largest float.
+    return (direction * (threshold / (1 + threshold / length))).to(gradient.dtype)
+
+
+def scale_globally(
+    gradient: Float[Tensor, "..."], threshold: float | Tensor = 0.1, *, dim: int = -1
+) -> Float[Tensor, "..."]:
+    """Scale the whole batch so that its largest channel is c; an all-zero gradient stays zero."""
+    _check_threshold(threshold)
+    clean = _clean(gradient, dim)
+    largest = clean.abs().amax()
+    return (clean / torch.where(largest > 0, largest, 1.0) * threshold).to(gradient.dtype)
+
+
+def clip_parameters(parameters: Iterable[Tensor], max_norm: float) -> Float[Tensor, ""]:
+    """Scale the gradients of all parameters in place to a total L2 norm of at most `max_norm`: the baseline.
+
+    Where the total norm is not finite, all gradients become zero, so that the step does nothing.
+
+    Returns:
+        The norm before, on the device.
+    """
+    _check_threshold(max_norm)
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    total = torch.nn.utils.get_total_norm(gradients)
+    scale = torch.where(total > max_norm, max_norm / total, 1.0).nan_to_num(0.0)
+    scale = torch.where(torch.isfinite(total), scale, 0.0)
+    for gradient in gradients:
+        gradient.mul_(scale.to(gradient.device)).nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+    return total
+
+
+@dataclass(frozen=True)
+class GradientStatistics:
+    """What clipping met, as scalars on the device; lengths are those of the pixel vectors before clipping."""
+
+    clipped_fraction: Tensor  # of the pixels, longer than the threshold
+    nonfinite: Tensor  # number of pixels that became zero; they count as length 0
+    p50: Tensor
+    p90: Tensor
+    p99: Tensor
+    maximum: Tensor
+
+    def as_metrics(self) -> dict[str, Tensor]:
+        """The same as a mapping, for a log."""
+        return dict(vars(self))
+
+
+def statistics(
+    gradient: Float[Tensor, "..."], threshold: float | Tensor = 0.1, *, norm: Norm = "linf", dim: int = -1
+) -> GradientStatistics:
+    """Measure a gradient before it is clipped; percentiles come from at most 65536 evenly spread pixels."""
+    _, length = _polar(_clean(gradient, dim), norm, dim)
+    ordered = _sample(length).sort().values
+    p50, p90, p99 = (ordered[round(q * (len(ordered) - 1))] for q in (0.5, 0.9, 0.99))
+    return GradientStatistics(
+        clipped_fraction=(length > threshold).to(length.dtype).mean(),
+        nonfinite=count_nonfinite(gradient, dim=dim),
+        p50=p50,
+        p90=p90,
+        p99=p99,
+        maximum=length.amax(),
+    )
+
+
+class AdaptivePixelClip:
+    """Clip per pixel at a threshold that follows the gradient: a running quantile of the non-zero lengths.
+
+    The threshold is an exponential mean of each call's quantile, corrected for its start, so the first call
+    uses its own quantile. A gradient of zeros changes nothing; before the first other one the threshold is 0.
+    """
+
+    def __init__(
+        self, *, quantile: float = 0.9, decay: float = 0.99, norm: Norm = "linf", dim: int = -1
+    ) -> None:
+        self.quantile, self.decay, self.norm, self.dim = quantile, decay, norm, dim
+        self._total = torch.zeros(())
+        self._weight = torch.zeros(())
+
+    @property
+    def threshold(self) -> Float[Tensor, ""]:
+        """The threshold now, on the device of the last gradient."""
+        return self._total / torch.where(self._weight > 0, self._weight, 1.0)
+
+    def __call__(self, gradient: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """Take the gradient into the running quantile, then clip it."""
+        clean = _clean(gradient, self.dim)
+        direction, length = _polar(clean, self.norm, self.dim)
+        self._update(length)
+        threshold = self.threshold
+        return torch.where(length > threshold, direction * threshold, clean).to(gradient.dtype)
+
+    def _update(self, length: Tensor) -> None:
+        ordered = _sample(length).float().sort().values
+        zeros = (ordered == 0).sum()
+        rank = zeros + (self.quantile * (len(ordered) - zeros - 1)).round().long()
+        value = ordered.gather(0, rank.clamp(0, len(ordered) - 1)[None])[0]
+        rate = torch.where(value > 0, 1 - self.decay, 0.0)
+        self._total = torch.lerp(self._total.to(value.device), value, rate)
+        self._weight = torch.lerp(self._weight.to(value.device), torch.ones_like(value), rate)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The running sums."""
+        return {"total": self._total.clone(), "weight": self._weight.clone()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
+        """Continue from a `state_dict`."""
+        self._total, self._weight = state_dict["total"].clone(), state_dict["weight"].clone()
+
+
+def attach(
+    tensor: Float[Tensor, "..."],
+    threshold: float = 0.1,
+    *,
+    norm: Norm = "linf",
+    dim: int = -1,
+    loss_scale: float | Tensor | Callable[[], float | Tensor] = 1.0,
+    clipper: Clipper | None = None,
+) -> torch.utils.hooks.RemovableHandle:
+    """Clip the gradient that reaches a rendered picture during `backward`.
+
+    Args:
+        tensor: a picture that requires a gradient.
+        threshold: c for the unscaled loss.
+        norm: as in `clip_pixelwise`.
+        dim: the channel axis, 1 for [B, C, H, W].
+        loss_scale: what the loss is multiplied by (`GradScaler`), or a function, asked at each backward.
+        clipper: another rule, applied to the unscaled gradient; it replaces `threshold`, `norm` and `dim`.
+
+    Returns:
+        A handle whose `remove()` ends the clipping.
+    """
+    _check_threshold(threshold)
+
+    def clip(gradient: Tensor) -> Tensor:
+        scale = loss_scale() if callable(loss_scale) else loss_scale
+        if clipper is None:
+            return clip_pixelwise(gradient, threshold * scale, norm=norm, dim=dim)
+        return (clipper(gradient.to(_wide(gradient.dtype)) / scale) * scale).to(gradient.dtype)
+
+    handle: torch.utils.hooks.RemovableHandle = tensor.register_hook(clip)  # type: ignore[no-untyped-call]
+    return handle
+
+
+@dataclass(frozen=True)
+class PixelClip:
+    """Per-pixel norm clipping, the method."""
+
+    kind: Literal["pixel"] = "pixel"
+    threshold: float = 0.1
+    norm: Norm = "linf"
+
+    def __post_init__(self) -> None:
+        _check_threshold(self.threshold)
+
+    def build(self) -> Clipper:
+        """The rule as a function of a channel-last gradient."""
+        return partial(clip_pixelwise, threshold=self.threshold, norm=self.norm)
+
+
+@dataclass(frozen=True)
+class ChannelClip:
+    """Per-channel value clipping (PGC-V)."""
+
+    kind: Literal["channel"] = "channel"
+    threshold: float = 0.1
+
+    def __post_init__(self) -> None:
+        _check_threshold(self.threshold)
+
+    def build(self) -> Clipper:
+        """The rule as a function of a channel-last gradient."""
+        return partial(clip_channelwise, threshold=self.threshold)
+
+
+@dataclass(frozen=True)
+class PngdClip:
+    """Per-pixel soft normalisation (PNGD)."""
+
+    kind: Literal["pngd"] = "pngd"
+    threshold: float = 0.1
+    norm: Norm = "linf"
+
+    def __post_init__(self) -> None:
+        _check_threshold(self.threshold)
+
+    def build(self) -> Clipper:
+        """The rule as a function of a channel-last gradient."""
+        return partial(normalize_pngd, threshold=self.threshold, norm=self.norm)
+
+
+@dataclass(frozen=True)
+class GlobalScale:
+    """One factor for the whole batch."""
+
+    kind: Literal["global"] = "global"
+    threshold: float = 0.1
+
+    def __post_init__(self) -> None:
+        _check_threshold(self.threshold)
+
+    def build(self) -> Clipper:
+        """The rule as a function of a channel-last gradient."""
+        return partial(scale_globally, threshold=self.threshold)
+
+
+@dataclass(frozen=True)
+class ParameterClip:
+    """Whole-parameter clipping: pixels pass, and the loop calls `clip_parameters` with `max_norm`."""
+
+    kind: Literal["parameter"] = "parameter"
+    max_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_threshold(self.max_norm)
+
+    def build(self) -> Clipper:
+        """The rule as a function of a channel-last gradient."""
+        return replace_nonfinite
+
+
+@dataclass(frozen=True)
+class NoClip:
+    """No clipping; non-finite pixels still become zero."""
+
+    kind: Literal["none"] = "none"
+
+    def build(self) -> Clipper:
+        """The rule as a function of a channel-last gradient."""
+        return replace_nonfinite
+
+
+@dataclass(frozen=True)
+class AdaptiveClip:
+    """Per-pixel clipping at a running quantile of the gradient's lengths."""
+
+    kind: Literal["adaptive"] = "adaptive"
+    quantile: float = 0.9
+    decay: float = 0.99
+    norm: Norm = "linf"
+
+    def __post_init__(self) -> None:
+        if not (0 < self.quantile < 1 and 0 <= self.decay < 1):
+            raise ValueError(
+                f"quantile must lie in (0, 1) and decay in [0, 1), found {self.quantile} and {self.decay}"
+            )
+
+    def build(self) -> AdaptivePixelClip:
+        """The rule with its running state, to be saved with a checkpoint."""
+        return AdaptivePixelClip(quantile=self.quantile, decay=self.decay, norm=self.norm)
+
+
+ClipConfig = PixelClip | ChannelClip | PngdClip | GlobalScale | ParameterClip | NoClip | AdaptiveClip
+
+
+def _check_threshold(threshold: float | Tensor) -> None:
+    if not isinstance(threshold, Tensor) and not 0 < threshold < float("inf"):
+        raise ValueError(f"a clipping threshold must be positive and finite, found {threshold}")
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _clean(gradient: Tensor, dim: int) -> Tensor:
+    return replace_nonfinite(gradient, dim=dim).to(_wide(gradient.dtype))
+
+
+def _polar(gradient: Tensor, norm: Norm, dim: int) -> tuple[Tensor, Tensor]:
+    """Split finite pixel vectors into unit direction and length [..., 1]; zero has direction zero.
+
+    Dividing by the largest channel first keeps squares from overflowing, and makes the clipped L-infinity
+    length the threshold to the last bit.
+    """
+    largest = gradient.abs().amax(dim, keepdim=True)
+    direction = gradient / torch.where(largest > 0, largest, 1.0)
+    if norm == "linf":
+        return direction, largest
+    length = torch.linalg.vector_norm(direction, dim=dim, keepdim=True)
+    return direction / torch.where(length > 0, length, 1.0), largest * length
+
+
+def _sample(length: Tensor) -> Tensor:
+    flat = length.flatten()
+    stride = -(-flat.numel() // _SAMPLE)
+    # An odd stride visits every column of a picture whose width is a power of two.
+    return flat if stride == 1 else flat[:: stride | 1]
