@@ -1,0 +1,223 @@
+"""Differentiable marching tetrahedra on a regular grid whose cubes are cut into six Kuhn tetrahedra each.
+
+The grid has (R + 1)^3 points on [-1, 1]^3, stored as [x, y, z]. A Kuhn tetrahedron is a monotone path from a
+cube's lowest corner to its highest: every edge runs from a grid point p to p + d, d in {0, 1}^3 but
+not 0. Seven edges belong to each point, and neighbouring cubes agree without stored tetrahedra. All six
+tetrahedra of a cube are resolved by one look-up of the eight corner signs, as in marching cubes, but without
+its ambiguous cases. The surface is closed: points on the grid's border count as outside.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from itertools import permutations
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+_MOST = 12  # triangles that one cube can hold: two in each of six tetrahedra
+
+
+@dataclass(frozen=True)
+class Crossings:
+    """Where the surface cuts the grid; indices are flat grid points, V mesh vertices, F faces."""
+
+    resolution: int
+    first: Int[Tensor, " V"]  # lower end of the cut edge
+    second: Int[Tensor, " V"]  # upper end
+    first_inside: Bool[Tensor, " V"]
+    faces: Int[Tensor, "F 3"]  # counter-clockwise from outside
+    finite: bool  # whether every value of the SDF was
+
+
+def grid_points(resolution: int, device: torch.device | str = "cpu") -> Float[Tensor, "N 3"]:
+    """The (R + 1)^3 points of the grid on [-1, 1]^3, x slowest and z fastest."""
+    axis = torch.linspace(-1.0, 1.0, resolution + 1, device=device)
+    return torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), dim=-1).reshape(-1, 3)
+
+
+def march(
+    sdf: Float[Tensor, "..."],
+    deformation: Float[Tensor, "..."] | None = None,
+    *,
+    bound: float | None = None,
+) -> tuple[Float[Tensor, "V 3"], Int[Tensor, "F 3"]]:
+    """Extract the zero set of a signed distance field, differentiable in both arguments.
+
+    Args:
+        sdf: (R + 1)^3 values, negative inside, of any shape in the order of `grid_points`.
+        deformation: offsets of the grid points [..., 3] in world units; any number when `bound` is given.
+        bound: squash the deformation to +-bound (world units) by tanh, at the surface only.
+    """
+    found = find_crossings(sdf.detach())
+    values = sdf.reshape(-1)
+    ends = (found.first, found.second)
+    offsets = None
+    if deformation is not None:
+        moved = [deformation.reshape(-1, 3).index_select(0, end) for end in ends]
+        offsets = (moved[0], moved[1])
+        if bound is not None:
+            offsets = (torch.tanh(offsets[0]) * bound, torch.tanh(offsets[1]) * bound)
+    vertices = crossing_points(
+        found, values.index_select(0, ends[0]), values.index_select(0, ends[1]), offsets
+    )
+    return vertices, found.faces
+
+
+@torch.no_grad()
+def find_crossings(sdf: Float[Tensor, "..."]) -> Crossings:
+    """Find the cut edges and the triangles between them; nothing here is differentiated.
+
+    The sizes of the result live on the host, so a CUDA device is waited for: once for the active cubes, when
+    the queue drains, and at once again, after three small kernels, for the numbers of vertices and faces.
+    """
+    resolution = _resolution(sdf)
+    size = resolution + 1
+    steps = torch.tensor(_steps(size), device=sdf.device)
+    inside = torch.zeros(size, size, size, dtype=torch.uint8, device=sdf.device)
+    core = slice(1, -1)
+    inside[core, core, core] = sdf.reshape(size, size, size)[core, core, core] < 0
+    code = _cube_codes(inside.reshape(-1), size)
+    cubes = ((code - 1) < 254).nonzero()[:, 0]  # neither 0 nor, after the wrap of uint8, 255
+    codes = code[cubes].long()
+
+    tables = _tables(str(sdf.device))
+    edge_counts, triangle_counts = tables.edge_count[codes], tables.triangle_count[codes]
+    totals = torch.stack([edge_counts.sum(), triangle_counts.sum(), torch.isfinite(sdf.sum()).long()])
+    edges, triangles, finite = totals.tolist()
+
+    owner, rank = _spread(edge_counts, edges)
+    direction = tables.edge_direction[codes[owner], rank]
+    first = cubes[owner]
+    # vertex_of[cube, d]: the vertex on the edge that leaves the cube's lowest corner in direction d
+    vertex_of = torch.empty(len(cubes), 8, dtype=torch.long, device=sdf.device)
+    vertex_of[owner, direction] = torch.arange(edges, device=sdf.device)
+
+    slot = torch.empty(size**3, dtype=torch.long, device=sdf.device)  # read only where it is written
+    slot[cubes] = torch.arange(len(cubes), device=sdf.device)
+    owner_of_corner = slot[cubes[:, None] + steps]  # [A, 8]; rubbish for corners that own no cut edge
+    cube, number = _spread(triangle_counts, triangles)
+    local = tables.triangle_edges[codes[cube], number]  # [F, 3], corner * 8 + direction
+    owners = owner_of_corner.reshape(-1)[cube[:, None] * 8 + (local >> 3)]
+    return Crossings(
+        resolution=resolution,
+        first=first,
+        second=first + steps[direction],
+        first_inside=(codes[owner] & 1) > 0,
+        faces=vertex_of.reshape(-1)[owners * 8 + (local & 7)],
+        finite=bool(finite),
+    )
+
+
+def crossing_points(
+    found: Crossings,
+    first_sdf: Float[Tensor, " V"],
+    second_sdf: Float[Tensor, " V"],
+    offsets: tuple[Float[Tensor, "V 3"], Float[Tensor, "V 3"]] | None = None,
+) -> Float[Tensor, "V 3"]:
+    """Place vertices where the SDF, linear along an edge, is zero: a + (b - a) s_a / (s_a - s_b)."""
+    cell = 2.0 / found.resolution
+    if first_sdf.numel() == 0:
+        return first_sdf.new_zeros(0, 3)
+    # A border point that would be inside is taken as half a cell outside.
+    outside = torch.full_like(first_sdf, cell / 2).detach()
+    first_sdf = torch.where(~found.first_inside & (first_sdf < 0), outside, first_sdf)
+    second_sdf = torch.where(found.first_inside & (second_sdf < 0), outside, second_sdf)
+    span = first_sdf - second_sdf  # its sign is known, as the ends differ: keep it away from zero
+    tiny = 1e-6 * cell
+    span = torch.where(found.first_inside, span.clamp(max=-tiny), span.clamp(min=tiny))
+    share = (first_sdf / span)[:, None]
+    start = _coordinates(found.first, found.resolution)
+    vertices = start + (_coordinates(found.second, found.resolution) - start) * share
+    if offsets is not None:
+        vertices = vertices + torch.lerp(offsets[0], offsets[1], share)
+    return vertices
+
+
+def _resolution(sdf: Tensor) -> int:
+    size = round(sdf.numel() ** (1 / 3))
+    if size**3 != sdf.numel() or size < 3:
+        raise ValueError(f"sdf must hold (R + 1)^3 values with R >= 2, got {tuple(sdf.shape)}")
+    return size - 1
+
+
+def _steps(size: int) -> list[int]:
+    """Flat index step to each corner of a cube; corner bits are 1 = +z, 2 = +y, 4 = +x."""
+    return [(c & 1) + size * (c >> 1 & 1) + size * size * (c >> 2) for c in range(8)]
+
+
+def _cube_codes(inside: Tensor, size: int) -> Tensor:
+    """Bit c of a cube's code says that its corner c is inside; a cube has the index of its lowest corner.
+
+    The shifts run over the flat grid. Where they wrap around a border they read only border points, which are
+    outside, so the cubes that do not exist get code 0.
+    """
+    code = inside
+    for step, shift in ((1, 1), (size, 2), (size * size, 4)):
+        code = code[:-step] | (code[step:] << shift)
+    return code
+
+
+def _spread(counts: Tensor, total: int) -> tuple[Tensor, Tensor]:
+    """For items that come `counts` to a parent: each item's parent and its number there."""
+    parent = torch.repeat_interleave(counts, output_size=total)
+    start = counts.cumsum(0) - counts
+    return parent, torch.arange(total, device=counts.device) - start[parent]
+
+
+def _coordinates(index: Tensor, resolution: int) -> Tensor:
+    size = resolution + 1
+    axes = torch.stack([index // (size * size), index // size % size, index % size], dim=-1)
+    return axes.float() * (2.0 / resolution) - 1.0
+
+
+@dataclass(frozen=True)
+class _Tables:
+    edge_count: Tensor  # [256] cut edges that leave the lowest corner
+    edge_direction: Tensor  # [256, 7] their directions, 1 to 7
+    triangle_count: Tensor  # [256]
+    triangle_edges: Tensor  # [256, 12, 3] lower corner * 8 + direction
+
+
+@cache
+def _tables(device: str) -> _Tables:
+    directions = [[d for d in range(1, 8) if (code >> d ^ code) & 1] for code in range(256)]
+    triangles = [[t for tetrahedron in _kuhn() for t in _triangles(tetrahedron, code)] for code in range(256)]
+    edges = torch.zeros(256, 7, dtype=torch.long)
+    table = torch.zeros(256, _MOST, 3, dtype=torch.long)
+    for code in range(256):
+        edges[code, : len(directions[code])] = torch.tensor(directions[code], dtype=torch.long)
+        if triangles[code]:
+            table[code, : len(triangles[code])] = torch.tensor(triangles[code])
+    return _Tables(
+        edge_count=torch.tensor([len(d) for d in directions], device=device),
+        edge_direction=edges.to(device),
+        triangle_count=torch.tensor([len(t) for t in triangles], device=device),
+        triangle_edges=table.to(device),
+    )
+
+
+def _kuhn() -> Iterator[tuple[int, int, int, int]]:
+    for a, b, _ in permutations((1, 2, 4)):
+        yield 0, a, a | b, 7
+
+
+def _triangles(tetrahedron: tuple[int, ...], code: int) -> list[list[int]]:
+    """Triangles that separate a tetrahedron's inside corners from the others, facing the others."""
+    inside = [c for c in tetrahedron if code >> c & 1]
+    outside = [c for c in tetrahedron if not code >> c & 1]
+    if not inside or not outside:
+        return []
+    if len(inside) == 2:
+        (a, b), (c, d) = inside, outside
+        loop = [(a, c), (a, d), (b, d), (b, c)]
+    else:
+        loop = [(i, o) for i in inside for o in outside]
+    corner = [torch.tensor([c >> 2, c >> 1 & 1, c & 1]).double() for c in range(8)]
+    middle = [(corner[i] + corner[o]) / 2 for i, o in loop]
+    normal = torch.linalg.cross(middle[1] - middle[0], middle[2] - middle[0])
+    if normal @ (corner[outside[0]] - corner[inside[0]]) < 0:
+        loop.reverse()
+    edges = [min(pair) * 8 + (pair[0] ^ pair[1]) for pair in loop]
+    return [edges[:3]] if len(edges) == 3 else [edges[:3], [edges[0], edges[2], edges[3]]]
