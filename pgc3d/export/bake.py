@@ -1,0 +1,115 @@
+"""Sample a field of surface properties into texture images."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor
+from torch.nn.functional import avg_pool2d, interpolate, pad
+
+from pgc3d.geometry.uv import UvAtlas
+from pgc3d.interfaces import Rasterizer
+from pgc3d.types import Material
+
+CHUNK = 1 << 17  # points per query: bounds the memory of a field's hidden layers
+
+
+@dataclass(frozen=True)
+class Textures:
+    """Images of a surface, row 0 at v = 1, and which texels lie on the surface itself."""
+
+    base_color: UInt8[Tensor, "S S 3"]  # sRGB
+    metallic_roughness: UInt8[Tensor, "S S 3"]  # linear: 255, roughness, metallic, as in glTF
+    covered: Bool[Tensor, "S S"]
+
+
+@torch.no_grad()
+def bake(
+    vertices: Float[Tensor, "V 3"],
+    atlas: UvAtlas,
+    material: Callable[[Float[Tensor, "P 3"]], Material],
+    *,
+    texture_size: int,
+    rasterizer: Rasterizer,
+    padding: int = 4,
+) -> Textures:
+    """Query `material` at the surface point of every texel, on the device of `vertices`.
+
+    Texels outside the charts continue the nearest chart for `padding` texels, so that filtering finds no
+    seam; the rest is filled smoothly, so that small mip levels do not darken.
+    """
+    points, covered = texel_positions(vertices, atlas, texture_size=texture_size, rasterizer=rasterizer)
+    values = torch.zeros(texture_size, texture_size, 5, device=vertices.device)
+    values[covered] = query(material, points[covered])
+    image = fill(values, covered, padding=padding)
+    image = (image * 255).round().clamp(0, 255).to(torch.uint8).cpu()
+    occlusion = torch.full_like(image[..., :1], 255)  # unused by the material, white in viewers that read it
+    return Textures(
+        base_color=image[..., :3].contiguous(),
+        metallic_roughness=torch.cat([occlusion, image[..., 3:]], dim=-1),
+        covered=covered.cpu(),
+    )
+
+
+def texel_positions(
+    vertices: Float[Tensor, "V 3"], atlas: UvAtlas, *, texture_size: int, rasterizer: Rasterizer
+) -> tuple[Float[Tensor, "S S 3"], Bool[Tensor, "S S"]]:
+    """World position of each texel centre and whether a face covers it."""
+    device = vertices.device
+    uv, faces = atlas.uv.to(device), atlas.uv_faces.to(device)
+    rest = torch.tensor([[0.0, 1.0]], device=device).expand(len(uv), 2)
+    clip = torch.cat([2 * uv - 1, rest], dim=1)[None]
+    fragments = rasterizer.rasterize(clip, faces, (texture_size, texture_size))
+    corners = vertices[atlas.vertex.to(device)][None]
+    return rasterizer.interpolate(corners, fragments, faces)[0], fragments.triangle[0] >= 0
+
+
+@torch.no_grad()
+def query(
+    material: Callable[[Float[Tensor, "P 3"]], Material], points: Float[Tensor, "P 3"]
+) -> Float[Tensor, "P 5"]:
+    """Base colour, roughness and metallic at points, in chunks."""
+    parts = [torch.zeros(0, 5, device=points.device)]
+    for chunk in torch.split(points, CHUNK):
+        found = material(chunk)
+        parts.append(torch.cat([found.base_color, found.roughness, found.metallic], dim=1).float())
+    return torch.cat(parts)
+
+
+def fill(
+    values: Float[Tensor, "S S C"], known: Bool[Tensor, "S S"], *, padding: int
+) -> Float[Tensor, "S S C"]:
+    """Continue known texels into the rest; known ones keep their value.
+
+    For `padding` rings each texel takes the mean of its known neighbours, then a pyramid of averages fills
+    what is left from the coarsest level down (pull and push).
+    """
+    weight = known.to(values.dtype)[None, None]  # [1, 1, S, S]
+    image = values.permute(2, 0, 1)[None] * weight
+    for _ in range(padding):
+        around = 9 * avg_pool2d(weight, 3, stride=1, padding=1)
+        mean = 9 * avg_pool2d(image, 3, stride=1, padding=1) / around.clamp_min(1.0)
+        image = torch.where(weight > 0, image, mean)
+        weight = torch.maximum(weight, (around > 0.5).to(weight.dtype))
+    return _pull_push(image, weight)[0].permute(1, 2, 0)
+
+
+def _pull_push(image: Tensor, weight: Tensor) -> Tensor:
+    """Fill texels of weight 0; `image` is 0 there."""
+    height, width = image.shape[-2:]
+    if max(height, width) <= 1 or bool((weight > 0).all()):
+        return image
+    odd = (0, width % 2, 0, height % 2)
+    share = avg_pool2d(pad(weight, odd), 2)
+    mean = avg_pool2d(pad(image, odd), 2) / share.clamp_min(0.25)
+    coarse = _pull_push(mean, (share > 0).to(weight.dtype))
+    smooth = interpolate(coarse, size=(height, width), mode="bilinear", align_corners=False)
+    return torch.where(weight > 0, image, smooth)
+
+
+def vertex_colors(
+    vertices: Float[Tensor, "V 3"], material: Callable[[Float[Tensor, "P 3"]], Material]
+) -> UInt8[Tensor, "V 3"]:
+    """Base colour at the vertices, for formats without textures."""
+    return (query(material, vertices)[:, :3] * 255).round().clamp(0, 255).to(torch.uint8).cpu()

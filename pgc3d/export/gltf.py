@@ -1,0 +1,160 @@
+"""Binary glTF 2.0: one mesh, one material, everything in one file.
+
+https://registry.khronos.org/glTF/specs/2.0/glTF-2.0.html
+"""
+
+import io
+import json
+import struct
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pgc3d.export.asset import TexturedMesh
+
+MAGIC, JSON_CHUNK, BINARY_CHUNK = 0x46546C67, 0x4E4F534A, 0x004E4942
+FLOAT, UINT16, UINT32 = 5126, 5123, 5125
+VERTEX_BUFFER, INDEX_BUFFER = 34962, 34963
+LINEAR, LINEAR_MIPMAP_LINEAR, CLAMP_TO_EDGE = 9729, 9987, 33071
+
+
+def encode_png(image: Tensor) -> bytes:
+    """PNG of an image [H, W, 3] or [H, W] of uint8."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(image.cpu().numpy()).save(buffer, "PNG", compress_level=6)
+    return buffer.getvalue()
+
+
+def corner_vertices(
+    asset: TexturedMesh,
+) -> tuple[Int[Tensor, " N"], Int[Tensor, " N"], Int[Tensor, "F 3"]]:
+    """Vertices with one texture coordinate each, as glTF wants them: mesh vertex, texture vertex, faces."""
+    if asset.uv_faces is None:
+        raise ValueError("the asset must have texture coordinates")
+    pairs = torch.stack([asset.faces.reshape(-1), asset.uv_faces.reshape(-1)], dim=1)
+    unique, index = torch.unique(pairs, dim=0, return_inverse=True)
+    return unique[:, 0], unique[:, 1], index.reshape(-1, 3)
+
+
+def encode_glb(asset: TexturedMesh, *, generator: str, name: str) -> bytes:
+    """Bytes of a GLB file; metadata goes to `asset.extras`, `generator` is the writing program."""
+    if asset.uv is None or asset.base_color is None:
+        raise ValueError("a GLB needs texture coordinates and a base colour image")
+    vertex, uv_vertex, faces = corner_vertices(asset)
+    uv = asset.uv[uv_vertex]
+    buffer = _Buffer()
+    attributes = {
+        "POSITION": buffer.add_vectors(asset.vertices[vertex], "VEC3", bounds=True),
+        "NORMAL": buffer.add_vectors(asset.normals[vertex], "VEC3"),
+        # glTF counts v downwards from the image's first row.
+        "TEXCOORD_0": buffer.add_vectors(torch.stack([uv[:, 0], 1 - uv[:, 1]], dim=1), "VEC2"),
+    }
+    indices = buffer.add_indices(faces, len(vertex))
+    images = [asset.base_color]
+    if asset.metallic_roughness is not None:
+        images.append(asset.metallic_roughness)
+    views = [buffer.add(encode_png(image)) for image in images]
+    document = {
+        "asset": {"version": "2.0", "generator": generator, "extras": dict(asset.metadata)},
+        "scene": 0,
+        "scenes": [{"nodes": [0]}],
+        "nodes": [{"mesh": 0, "name": name}],
+        "meshes": [{"primitives": [{"attributes": attributes, "indices": indices, "material": 0}]}],
+        "materials": [_material(textured=len(images) == 2)],
+        "textures": [{"source": image, "sampler": 0} for image in range(len(images))],
+        "samplers": [
+            {
+                "magFilter": LINEAR,
+                "minFilter": LINEAR_MIPMAP_LINEAR,
+                "wrapS": CLAMP_TO_EDGE,
+                "wrapT": CLAMP_TO_EDGE,
+            }
+        ],
+        "images": [{"bufferView": view, "mimeType": "image/png"} for view in views],
+        "accessors": buffer.accessors,
+        "bufferViews": buffer.views,
+        "buffers": [{"byteLength": len(buffer.data)}],
+    }
+    if not asset.metadata:
+        del document["asset"]["extras"]  # type: ignore[attr-defined]
+    return _container(document, bytes(buffer.data))
+
+
+def _material(*, textured: bool) -> Mapping[str, Any]:
+    surface: dict[str, Any] = {"baseColorTexture": {"index": 0}}
+    if textured:
+        surface["metallicRoughnessTexture"] = {"index": 1}
+    else:
+        surface |= {"metallicFactor": 0.0, "roughnessFactor": 1.0}
+    # Optimised surfaces may be open; both sides are shown, as they were while the run looked at them.
+    return {"name": "surface", "pbrMetallicRoughness": surface, "doubleSided": True}
+
+
+class _Buffer:
+    """The binary chunk while it grows, with its views and accessors."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+        self.views: list[dict[str, int]] = []
+        self.accessors: list[dict[str, Any]] = []
+
+    def add(self, data: bytes, target: int | None = None) -> int:
+        view = {"buffer": 0, "byteOffset": len(self.data), "byteLength": len(data)}
+        self.views.append(view if target is None else view | {"target": target})
+        self.data += data + b"\0" * (-len(data) % 4)  # the next view starts on a multiple of 4
+        return len(self.views) - 1
+
+    def add_vectors(self, values: Tensor, kind: str, *, bounds: bool = False) -> int:
+        array: NDArray[np.float32] = values.cpu().numpy().astype("<f4")
+        accessor: dict[str, Any] = {
+            "bufferView": self.add(array.tobytes(), VERTEX_BUFFER),
+            "componentType": FLOAT,
+            "count": len(array),
+            "type": kind,
+        }
+        if bounds:
+            accessor |= {"min": array.min(axis=0).tolist(), "max": array.max(axis=0).tolist()}
+        self.accessors.append(accessor)
+        return len(self.accessors) - 1
+
+    def add_indices(self, faces: Tensor, count: int) -> int:
+        small = count <= 65535  # the value 65535 itself restarts a primitive
+        data = faces.reshape(-1).cpu().numpy().astype("<u2" if small else "<u4").tobytes()
+        self.accessors.append(
+            {
+                "bufferView": self.add(data, INDEX_BUFFER),
+                "componentType": UINT16 if small else UINT32,
+                "count": faces.numel(),
+                "type": "SCALAR",
+            }
+        )
+        return len(self.accessors) - 1
+
+
+def _container(document: Mapping[str, Any], binary: bytes) -> bytes:
+    text = json.dumps(document, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+    text += b" " * (-len(text) % 4)
+    length = 12 + 8 + len(text) + 8 + len(binary)
+    return b"".join(
+        [
+            struct.pack("<III", MAGIC, 2, length),
+            struct.pack("<II", len(text), JSON_CHUNK),
+            text,
+            struct.pack("<II", len(binary), BINARY_CHUNK),
+            binary,
+        ]
+    )
+
+
+def read_metadata(data: bytes) -> dict[str, Any]:
+    """What `encode_glb` stored as metadata, empty when there is none."""
+    length = struct.unpack_from("<I", data, 12)[0]
+    document = json.loads(data[20 : 20 + length])
+    return dict(document["asset"].get("extras", {}))
