@@ -78,8 +78,8 @@ def query(
 
 
 def fill(
-    values: Float[Tensor, "S S C"], known: Bool[Tensor, "S S"], *, padding: int
-) -> Float[Tensor, "S S C"]:
+    values: Float[Tensor, "H W C"], known: Bool[Tensor, "H W"], *, padding: int
+) -> Float[Tensor, "H W C"]:
     """Continue known texels into the rest; known ones keep their value.
 
     For `padding` rings each texel takes the mean of its known neighbours, then a pyramid of averages fills
