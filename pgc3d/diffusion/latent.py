@@ -1,0 +1,192 @@
+"""A frozen latent diffusion model in diffusers' layout: encode, predict the noise, decode."""
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from pgc3d.types import TextEmbedding
+
+Layout = Literal["sdxl", "sd"]
+Prediction = Literal["epsilon", "v_prediction"]
+Image = Float[Tensor, "B H W 3"]
+Latents = Float[Tensor, "B C h w"]
+
+
+@dataclass(frozen=True)
+class LatentDiffusion:
+    """UNet and VAE with what it takes to use them; nothing in it is ever trained.
+
+    `unet` is diffusers' UNet2DConditionModel and `vae` its AutoencoderKL; each may have its own precision.
+    All latents that go in or come out are float32.
+    """
+
+    unet: Any
+    vae: Any
+    alphas_cumprod: Float[Tensor, " T"]  # float32, on the device
+    prediction: Prediction
+    layout: Layout
+
+    @property
+    def device(self) -> torch.device:
+        return self.alphas_cumprod.device
+
+    @property
+    def train_steps(self) -> int:
+        """Number of noise levels, usually 1000."""
+        return self.alphas_cumprod.shape[0]
+
+    @property
+    def downscale(self) -> int:
+        """Pixels per latent, usually 8."""
+        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
+
+    @property
+    def resolution(self) -> int:
+        """Side of the images that the model was made for, in pixels."""
+        return int(self.unet.config.sample_size) * self.downscale
+
+    def latent_shape(self, batch: int, resolution: int) -> tuple[int, int, int, int]:
+        """Shape of the latents of square images."""
+        side = resolution // self.downscale
+        return batch, int(self.vae.config.latent_channels), side, side
+
+    def encode(self, image: Image, noise: Latents) -> Latents:
+        """Draw from the VAE's posterior; differentiable in the image.
+
+        Args:
+            image: sRGB in [0, 1]; the sides must be multiples of `downscale`.
+            noise: standard normal, in the shape of the latents; zeros give the posterior's mean.
+        """
+        pixels = (2.0 * image - 1.0).permute(0, 3, 1, 2)
+        hidden = self.vae.encoder(pixels.to(_dtype(self.vae)))
+        if self.vae.quant_conv is not None:
+            hidden = self.vae.quant_conv(hidden)
+        mean, log_variance = hidden.float().chunk(2, dim=1)
+        deviation = torch.exp(0.5 * log_variance.clamp(-30.0, 20.0))  # the clamp is part of AutoencoderKL
+        return (mean + deviation * noise - self._shift) * float(self.vae.config.scaling_factor)
+
+    def encoder_gradient(self, image: Image, latents: Latents, gradient: Latents) -> Image:
+        """Pull a gradient on the latents back to the image, which must have led to them through `encode`.
+
+        In half precision every picture's gradient is scaled by a power of two on its way, against underflow.
+        The product is linear, so that the scale is taken off exactly at the end.
+        """
+        if _dtype(self.vae) != torch.float16:
+            return torch.autograd.grad(latents, image, gradient)[0].float()
+        peak = gradient.abs().amax(dim=(1, 2, 3), keepdim=True)
+        exponent = torch.nan_to_num(peak.clamp(min=1e-20).log2().floor(), nan=0.0, posinf=0.0).clamp(max=60.0)
+        scale = torch.exp2(-exponent)
+        return torch.autograd.grad(latents, image, gradient * scale)[0].float() / scale
+
+    @torch.no_grad()
+    def decode(self, latents: Latents) -> Image:
+        """Pictures of latents, sRGB in [0, 1]; no gradient."""
+        dtype = _dtype(self.vae)
+        hidden = (latents / float(self.vae.config.scaling_factor) + self._shift).to(dtype)
+        if self.vae.post_quant_conv is not None:
+            hidden = self.vae.post_quant_conv(hidden)
+        pixels = self.vae.decoder(hidden).float()
+        return (0.5 * pixels + 0.5).clamp(0.0, 1.0).permute(0, 2, 3, 1)
+
+    @torch.no_grad()
+    def predict(
+        self,
+        noisy: Latents,
+        timesteps: Int[Tensor, " B"],
+        *,
+        conditional: TextEmbedding,
+        unconditional: TextEmbedding,
+        time_ids: Float[Tensor, "1 6"] | None = None,
+    ) -> tuple[Latents, Latents]:
+        """Predict the noise without and with the prompt, in one batch of 2 B.
+
+        Args:
+            noisy: z_t.
+            timesteps: on the device, in [0, train_steps).
+            conditional: one prompt per picture.
+            unconditional: one negative prompt per picture.
+            time_ids: from `time_ids`; only the SDXL layout takes and needs them.
+
+        Returns:
+            (eps_uncond, eps_cond), also where the model predicts v.
+        """
+        tokens = torch.cat([unconditional.tokens, conditional.tokens]).to(_dtype(self.unet))
+        output = self.unet(
+            torch.cat([noisy, noisy]).to(_dtype(self.unet)),
+            torch.cat([timesteps, timesteps]),
+            encoder_hidden_states=tokens,
+            added_cond_kwargs=self._added_conditions(unconditional, conditional, time_ids),
+            return_dict=False,
+        )[0].float()
+        if self.prediction == "v_prediction":
+            signal = self.alphas_cumprod[timesteps][:, None, None, None].repeat(2, 1, 1, 1)
+            output = signal.sqrt() * output + (1.0 - signal).sqrt() * torch.cat([noisy, noisy])
+        eps_uncond, eps_cond = output.chunk(2)
+        return eps_uncond, eps_cond
+
+    def time_ids(
+        self, original: int, target: int, crop: tuple[int, int] = (0, 0)
+    ) -> Float[Tensor, "1 6"] | None:
+        """SDXL's size conditions for square pictures, None in the SD layout; sides in pixels."""
+        if self.layout != "sdxl":
+            return None
+        return torch.tensor(
+            [[original, original, *crop, target, target]], dtype=torch.float32, device=self.device
+        )
+
+    def _added_conditions(
+        self, unconditional: TextEmbedding, conditional: TextEmbedding, time_ids: Tensor | None
+    ) -> dict[str, Tensor]:
+        if self.layout == "sd":
+            return {}
+        if unconditional.pooled is None or conditional.pooled is None or time_ids is None:
+            raise ValueError("the SDXL layout needs pooled embeddings and time_ids")
+        pooled = torch.cat([unconditional.pooled, conditional.pooled]).to(_dtype(self.unet))
+        return {"text_embeds": pooled, "time_ids": time_ids.expand(len(pooled), -1)}
+
+    @property
+    def _shift(self) -> float:
+        return float(getattr(self.vae.config, "shift_factor", None) or 0.0)
+
+
+def _dtype(module: torch.nn.Module) -> torch.dtype:
+    return next(module.parameters()).dtype
+
+
+def select(embedding: TextEmbedding, index: Int[Tensor, " B"]) -> TextEmbedding:
+    """One prompt per picture."""
+    pooled = None if embedding.pooled is None else embedding.pooled[index]
+    return TextEmbedding(tokens=embedding.tokens[index], pooled=pooled)
+
+
+def accelerate(
+    model: LatentDiffusion,
+    *,
+    channels_last: bool = False,
+    plain_attention: bool = False,
+    compile: bool = False,
+) -> LatentDiffusion:
+    """Change how the modules run, in place; the results stay the same up to rounding.
+
+    Args:
+        model: its modules are changed.
+        channels_last: memory format of the UNet, where convolutions like it on tensor cores.
+        plain_attention: attention of the VAE's middle block as matrix products, because its single head of
+            512 channels has no fast fused backward pass.
+        compile: compile the UNet and the VAE's encoder for the shapes of the first call.
+    """
+    unet, vae = model.unet, model.vae
+    if channels_last:
+        unet.to(memory_format=torch.channels_last)
+    if plain_attention:
+        from diffusers.models.attention_processor import AttnProcessor
+
+        for attention in vae.encoder.mid_block.attentions:
+            attention.set_processor(AttnProcessor())
+    if compile:
+        unet.compile(dynamic=False)
+        vae.encoder.compile(dynamic=False)
+    return replace(model, unet=unet, vae=vae)

@@ -1,0 +1,323 @@
+"""The model store: a folder or hub id to a `LatentDiffusion`, with the hub's commit pinned or recorded.
+
+Weights are safetensors, code from a checkpoint is never run, and the network is used only where a hub id is
+not in the local cache yet.
+"""
+
+import json
+import logging
+import os
+import re
+import tempfile
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+
+from pgc3d.diffusion.files import (
+    WEIGHTS,
+    ModelFolder,
+    loading,
+    open_folder,
+    read_json,
+    tensor_names,
+    weight_files,
+)
+from pgc3d.diffusion.latent import LatentDiffusion, Prediction
+from pgc3d.errors import ConfigError, WeightsNotFoundError
+from pgc3d.schedules import noise_levels
+
+logger = logging.getLogger(__name__)
+
+ALIASES = {
+    "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
+    "sd": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+}
+# A hub id that is not listed is recorded at its first download and held to that commit from then on.
+PINNED = {
+    "stabilityai/stable-diffusion-xl-base-1.0": "462165984030d82259a11f4367a4eed129e94a7b",
+    "madebyollin/sdxl-vae-fp16-fix": "207b116dae70ace3637169f1ddd2434b91b3a8cd",
+}
+PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
+SMALL_FILES = re.compile(
+    r"(model_index|(scheduler|tokenizer|tokenizer_2)/[^/]+|[^/]+/config)\.(json|txt)|config\.json"
+)
+
+
+def resolve_model(model: str | Path, *, half: bool = False, cache: Path | None = None) -> ModelFolder:
+    """Find a checkpoint: a local folder, a hub id `owner/name`, or an alias ("sdxl", "sd").
+
+    Args:
+        model: what the user asked for. A folder that exists wins over a hub id of the same spelling.
+        half: fetch the fp16 files where the hub has them.
+        cache: the hub cache, None for the usual place.
+
+    Raises:
+        WeightsNotFoundError: it is nowhere, not whole, or not at the commit that was pinned or recorded.
+        ConfigError: it is another kind of model.
+    """
+    name = str(model)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return open_folder(name, folder)
+    repository = ALIASES.get(name, name)
+    if not is_hub_id(repository):
+        raise WeightsNotFoundError(
+            f"--model must be a folder in diffusers' layout or a hub id such as {ALIASES['sdxl']}, "
+            f"no folder {name}"
+        )
+    path = _from_hub(repository, half=half, cache=cache, check=lambda found: open_folder(name, found))
+    return open_folder(name, path, commit=path.name)
+
+
+def load_latent_diffusion(
+    model: ModelFolder | str | Path,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    vae: str | Path | None = None,
+    vae_dtype: torch.dtype | None = None,
+) -> LatentDiffusion:
+    """Load the UNet and the VAE, frozen, in evaluation mode.
+
+    Args:
+        model: a resolved checkpoint, or what `resolve_model` takes.
+        device: where the modules go.
+        dtype: of the UNet; float32 on a CPU and float16 elsewhere when None.
+        vae: another VAE's folder or hub id, as `madebyollin/sdxl-vae-fp16-fix`.
+        vae_dtype: when None float32 on a CPU, else float16 for a VAE that says it can, else bfloat16.
+
+    Raises:
+        WeightsNotFoundError: weights are missing or damaged.
+        ConfigError: the combination overflows, or the checkpoint's scheduler is not supported.
+    """
+    device = torch.device(device)
+    dtype = dtype or (torch.float32 if device.type == "cpu" else torch.float16)
+    _set_environment()
+    folder = model if isinstance(model, ModelFolder) else resolve_model(model, half=dtype != torch.float32)
+    vae_folder = folder.path / "vae" if vae is None else _vae_folder(vae)
+    vae_dtype = _vae_dtype(vae_folder, vae_dtype, device)
+    scheduler = read_json(folder.path / "scheduler" / "scheduler_config.json")
+    prediction = scheduler.get("prediction_type", "epsilon")
+    if prediction not in get_args(Prediction):
+        raise ConfigError(
+            f"prediction_type must be one of {get_args(Prediction)}, {folder.path} has {prediction!r}"
+        )
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+    return LatentDiffusion(
+        unet=_load_module(UNet2DConditionModel, folder.path / "unet", device=device, dtype=dtype),
+        vae=_load_module(AutoencoderKL, vae_folder, device=device, dtype=vae_dtype),
+        alphas_cumprod=noise_levels(scheduler).to(device),
+        prediction=prediction,
+        layout=folder.layout,
+    )
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a string is spelled like a hub id, `owner/name`."""
+    return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name) is not None
+
+
+def record_file() -> Path:
+    """Where the commits of downloaded models are written down."""
+    root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(root) / "pgc3d" / "models.json"
+
+
+def _load_module(kind: Any, folder: Path, *, device: torch.device, dtype: torch.dtype) -> Any:
+    """Build on the meta device and take the tensors from the files: nothing is initialised in vain."""
+    from safetensors.torch import load_file
+
+    config = read_json(folder / "config.json")
+    files = weight_files(folder, WEIGHTS["unet"], prefer_half=dtype != torch.float32)
+    with loading(folder):
+        with torch.device("meta"):
+            module = kind.from_config(config)
+        state = {}
+        for file in files:
+            tensor_names(file)
+            for name, tensor in load_file(file, device=str(device)).items():
+                state[_current_name(name)] = tensor.to(dtype)
+        missing, unexpected = module.load_state_dict(state, strict=False, assign=True)
+    if missing:
+        raise WeightsNotFoundError(
+            f"{files[0]} must hold all weights of {folder.name}/config.json, {len(missing)} are missing, the "
+            f"first is {missing[0]}; fetch the checkpoint again"
+        )
+    if unexpected:
+        logger.warning("%s holds %d weights that its config does not use", files[0], len(unexpected))
+    return module.eval().requires_grad_(False)  # noqa: FBT003 - torch's own signature
+
+
+def _current_name(name: str) -> str:
+    """Older checkpoints name the parts of the VAE's attention differently."""
+    match = re.fullmatch(r"(.*\.attentions\.\d+)\.(query|key|value|proj_attn)\.(weight|bias)", name)
+    if match is None:
+        return name
+    part = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}[match[2]]
+    return f"{match[1]}.{part}.{match[3]}"
+
+
+def _vae_dtype(folder: Path, dtype: torch.dtype | None, device: torch.device) -> torch.dtype:
+    upcast = read_json(folder / "config.json").get("force_upcast")
+    if dtype == torch.float16 and upcast is True:
+        raise ConfigError(
+            f"a VAE in float16 must not need float32 (force_upcast), {folder} does and would overflow; use "
+            "bfloat16 or the VAE madebyollin/sdxl-vae-fp16-fix"
+        )
+    if dtype is not None:
+        return dtype
+    if device.type == "cpu":
+        return torch.float32
+    return torch.float16 if upcast is False else torch.bfloat16
+
+
+def _vae_folder(vae: str | Path) -> Path:
+    folder = Path(vae).expanduser()
+    if not folder.is_dir():
+        if not is_hub_id(str(vae)):
+            raise WeightsNotFoundError(f"the VAE must be a folder or a hub id, no folder {vae}")
+        folder = _from_hub(str(vae), half=False, cache=None, check=_check_vae)
+    return folder / "vae" if (folder / "vae" / "config.json").is_file() else folder
+
+
+def _check_vae(folder: Path) -> None:
+    read_json(folder / "config.json")
+    for file in weight_files(folder, WEIGHTS["vae"], prefer_half=False):
+        tensor_names(file)
+
+
+def _set_environment() -> None:
+    """No telemetry, and no code from checkpoints; read by the libraries when they are imported."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("DIFFUSERS_DISABLE_REMOTE_CODE", "1")
+
+
+def _offline() -> bool:
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
+
+
+def _from_hub(repository: str, *, half: bool, cache: Path | None, check: Any) -> Path:
+    """Folder of the hub's snapshot, from the cache if it is whole there, else downloaded."""
+    _set_environment()
+    commit = PINNED.get(repository) or _recorded(repository)
+    cached, reason = _cached(repository, commit, cache), "it is not in the local cache"
+    if cached is not None:
+        try:
+            check(cached)
+        except WeightsNotFoundError as error:
+            reason = f"the local copy is not whole: {error}"
+        else:
+            _record(repository, cached.name)
+            return cached
+    if _offline():
+        raise _unavailable(repository, f"{reason}, and HF_HUB_OFFLINE forbids the network")
+    path = _download(repository, commit, half=half, cache=cache)
+    check(path)
+    _record(repository, path.name)
+    return path
+
+
+def _cached(repository: str, commit: str | None, cache: Path | None) -> Path | None:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(repository, revision=commit, cache_dir=cache, local_files_only=True))
+    except (LocalEntryNotFoundError, FileNotFoundError):
+        return None
+
+
+def _download(repository: str, commit: str | None, *, half: bool, cache: Path | None) -> Path:
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
+    try:
+        info = api.model_info(repository, revision=commit, timeout=20)
+        names = [sibling.rfilename for sibling in info.siblings or ()]
+        logger.info("downloading %s at commit %s", repository, info.sha)
+        path = api.snapshot_download(
+            repository, revision=info.sha, cache_dir=cache, allow_patterns=wanted_files(names, half=half)
+        )
+    except GatedRepoError as error:
+        raise _unavailable(repository, "its owner asks for a login, run `hf auth login` first") from error
+    except RevisionNotFoundError as error:
+        raise _unavailable(
+            repository,
+            f"the hub no longer has commit {commit}, to which it was pinned; if you trust the change, remove "
+            f"its entry from {record_file()} or give a folder",
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise _unavailable(repository, "the hub has no such model that you may read") from error
+    except Exception as error:
+        if not _is_network_error(error):
+            raise
+        raise _unavailable(repository, f"the hub cannot be reached ({type(error).__name__})") from error
+    return Path(path)
+
+
+def _is_network_error(error: Exception) -> bool:
+    """Which HTTP library raises depends on the version of huggingface_hub; they share no base class."""
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    library = type(error).__module__.partition(".")[0]
+    known = (HfHubHTTPError, LocalEntryNotFoundError, ConnectionError, TimeoutError)
+    return isinstance(error, known) or library in {"httpx", "httpx2", "httpcore", "requests", "urllib3"}
+
+
+def wanted_files(names: list[str], *, half: bool) -> list[str]:
+    """The files of a hub repository that are loaded: small ones, and one precision of each part's weights."""
+    wanted = [name for name in names if SMALL_FILES.fullmatch(name)]
+    for part in (*PARTS, ""):
+        stem = WEIGHTS[part.removesuffix("_2")] if part else WEIGHTS["vae"]
+        prefix = f"{part}/{stem}" if part else stem
+        variants = {
+            variant: [
+                name
+                for name in names
+                if re.fullmatch(
+                    rf"{re.escape(prefix)}(-\d+-of-\d+)?{re.escape(variant)}(-\d+-of-\d+)?\.safetensors"
+                    rf"|{re.escape(prefix)}\.safetensors\.index{re.escape(variant)}\.json",
+                    name,
+                )
+            ]
+            for variant in ("", ".fp16")
+        }
+        first, second = (".fp16", "") if half else ("", ".fp16")
+        wanted += variants[first] or variants[second]
+    return wanted
+
+
+def _unavailable(repository: str, reason: str) -> WeightsNotFoundError:
+    return WeightsNotFoundError(
+        f"the model {repository} must be available, {reason}; fetch it with `hf download {repository}`, "
+        "give a folder with --model PATH, or use the bundled --guidance mini"
+    )
+
+
+def _recorded(repository: str) -> str | None:
+    path = record_file()
+    entry = read_json(path).get(repository) if path.is_file() else None
+    return entry.get("commit") if isinstance(entry, dict) else None
+
+
+def _record(repository: str, commit: str) -> None:
+    """Write the commit down, replacing the file in one go so that it is never half written."""
+    path = record_file()
+    content = read_json(path) if path.is_file() else {}
+    if repository in PINNED or content.get(repository) == {"commit": commit}:
+        return
+    content[repository] = {"commit": commit}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(
+        "w", dir=path.parent, suffix=".tmp", delete=False, encoding="utf-8"
+    ) as file:
+        json.dump(content, file, indent=2, sort_keys=True)
+    Path(file.name).replace(path)

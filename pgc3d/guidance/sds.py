@@ -1,0 +1,185 @@
+"""Score distillation from a latent diffusion model, as a gradient on the picture."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from pgc3d.diffusion.latent import LatentDiffusion, select
+from pgc3d.guidance import score
+from pgc3d.prompts import ViewPromptConfig, view_index, view_prompts
+from pgc3d.schedules import PiecewiseLinear, add_noise, check_timestep_range, sample_timesteps
+from pgc3d.types import Cameras, GuidanceOutput, Rendering, TextEmbedding
+
+Formula = Literal["sds", "csd"]
+
+
+@dataclass(frozen=True)
+class SdsConfig:
+    """Score distillation.
+
+    `t_min` and `t_max` are schedules (see `PiecewiseLinear`) of fractions of the noise levels. Sizes are in
+    pixels; `resolution` 0 means the model's own. `original_size` and `target_size` are SDXL's size
+    conditions, 0 for the resolution.
+    """
+
+    kind: Literal["sds"] = "sds"
+    formula: Formula = "sds"
+    guidance_scale: float = 100.0  # uncond + s (cond - uncond)
+    negative_prompt: str = ""
+    t_min: tuple[float, ...] = (0.02,)
+    t_max: tuple[float, ...] = (0.0, 0.98, 0.5, 0.5)
+    weighting: score.Weighting = "sigma2"
+    resolution: int = 0
+    original_size: int = 0
+    target_size: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.guidance_scale >= 0.0:
+            raise ValueError(f"guidance_scale must not be negative, got {self.guidance_scale}")
+        for name in ("resolution", "original_size", "target_size"):
+            if getattr(self, name) < 0:
+                raise ValueError(
+                    f"{name} must be positive, or 0 for the model's own, got {getattr(self, name)}"
+                )
+        if self.resolution % 8:
+            raise ValueError(f"resolution must be a multiple of 8, got {self.resolution}")
+        check_timestep_range(PiecewiseLinear(self.t_min), PiecewiseLinear(self.t_max))
+
+
+class ScoreDistillation:
+    """Asks a frozen text-to-image model how pictures should change; satisfies `interfaces.Guidance`."""
+
+    def __init__(  # noqa: PLR0913 - flat on purpose
+        self,
+        *,
+        model: LatentDiffusion,
+        positive: TextEmbedding,
+        negative: TextEmbedding,
+        view_prompts_config: ViewPromptConfig,
+        generator: torch.Generator,
+        guidance_scale: float = 100.0,
+        t_min: PiecewiseLinear = PiecewiseLinear((0.02,)),  # noqa: B008 - immutable
+        t_max: PiecewiseLinear = PiecewiseLinear((0.98,)),  # noqa: B008
+        formula: Formula = "sds",
+        weighting: score.Weighting = "sigma2",
+        resolution: int = 0,
+        original_size: int = 0,
+        target_size: int = 0,
+    ) -> None:  # fmt: skip
+        """Hold what every step needs on the device.
+
+        Args:
+            model: the teacher.
+            positive: one entry per text of `view_prompts(prompt, view_prompts_config)`, in that order.
+            negative: one entry.
+            view_prompts_config: chooses the text for a camera.
+            generator: on the CPU, so that every device sees the same noise; nothing else changes here.
+            guidance_scale: s in uncond + s (cond - uncond); unused by "csd".
+            t_min: lowest noise level over progress, a fraction of all levels.
+            t_max: highest noise level.
+            formula: "sds" or "csd".
+            weighting: w(t).
+            resolution: side in pixels at which the model looks, 0 for its own.
+            original_size: SDXL size condition, 0 for the resolution.
+            target_size: SDXL size condition, 0 for the resolution.
+        """
+        expected = len(view_prompts("x", view_prompts_config))
+        if len(positive.tokens) != expected or len(negative.tokens) != 1:
+            found = (len(positive.tokens), len(negative.tokens))
+            raise ValueError(f"there must be {expected} positive and 1 negative prompts encoded, got {found}")
+        self.resolution = resolution or model.resolution
+        if self.resolution % model.downscale:
+            raise ValueError(f"resolution must be a multiple of {model.downscale}, got {self.resolution}")
+        check_timestep_range(t_min, t_max)
+        self.model, self.positive, self.negative = model, positive, negative
+        self.view_prompts_config, self.generator = view_prompts_config, generator
+        self.guidance_scale, self.formula, self.weighting = guidance_scale, formula, weighting
+        self.t_min, self.t_max = t_min, t_max
+        self._time_ids = model.time_ids(original_size or self.resolution, target_size or self.resolution)
+
+    def __call__(
+        self, image: Float[Tensor, "B H W 3"], rendering: Rendering, cameras: Cameras, progress: float
+    ) -> GuidanceOutput:
+        """Draw a noise level and noise for each picture and return the gradient on the pictures."""
+        timesteps = sample_timesteps(
+            len(image),
+            self.t_min(progress),
+            self.t_max(progress),
+            train_steps=self.model.train_steps,
+            generator=self.generator,
+        )
+        shape = self.model.latent_shape(len(image), self.resolution)
+        noise, posterior = torch.randn((2, *shape), generator=self.generator)
+        texts = view_index(
+            cameras.azimuth.to(self.model.device),
+            cameras.elevation.to(self.model.device),
+            rendering.background,
+            self.view_prompts_config,
+        )
+        return self.gradient(
+            image,
+            timesteps=_send(timesteps, self.model.device),
+            noise=_send(noise, self.model.device),
+            posterior_noise=_send(posterior, self.model.device),
+            texts=texts,
+        )
+
+    def gradient(
+        self,
+        image: Float[Tensor, "B H W 3"],
+        *,
+        timesteps: Int[Tensor, " B"],
+        noise: Float[Tensor, "B C h w"],
+        posterior_noise: Float[Tensor, "B C h w"],
+        texts: Int[Tensor, " B"],
+    ) -> GuidanceOutput:
+        """The gradient for given noise; pictures do not influence each other.
+
+        d loss / d image = J^T w(t) (eps_hat - eps) with the Jacobian J of resizing and encoding; the UNet's
+        own Jacobian is left out (arXiv 2209.14988, eq. 3).
+        """
+        image = image.detach().requires_grad_()
+        with torch.enable_grad():
+            latents = self.model.encode(resize(image, self.resolution), posterior_noise)
+        signal = self.model.alphas_cumprod[timesteps]
+        unconditional, conditional = self.model.predict(
+            add_noise(latents.detach(), noise, signal),
+            timesteps,
+            conditional=select(self.positive, texts),
+            unconditional=select(self.negative, torch.zeros_like(texts)),
+            time_ids=self._time_ids,
+        )
+        weights = score.weight(signal, self.weighting)
+        if self.formula == "csd":
+            latent_gradient = score.csd_gradient(unconditional, conditional, weights)
+        else:
+            guided = score.classifier_free_guidance(unconditional, conditional, self.guidance_scale)
+            latent_gradient = score.sds_gradient(guided, noise, weights)
+        return GuidanceOutput(
+            gradient=self.model.encoder_gradient(image, latents, latent_gradient),
+            metrics={
+                "timestep": timesteps.float().mean(),
+                "latent_gradient": latent_gradient.flatten(1).norm(dim=1).mean(),
+            },
+        )
+
+
+def resize(image: Float[Tensor, "B H W 3"], resolution: int) -> Float[Tensor, "B r r 3"]:
+    """Bilinear, with the filter widened when shrinking, so that every pixel keeps a gradient."""
+    if image.shape[1] == image.shape[2] == resolution:
+        return image
+    shrinks = max(image.shape[1:3]) > resolution
+    resized = torch.nn.functional.interpolate(
+        image.permute(0, 3, 1, 2), size=(resolution, resolution), mode="bilinear", antialias=shrinks
+    )
+    return resized.permute(0, 2, 3, 1)
+
+
+def _send(values: Tensor, device: torch.device) -> Tensor:
+    """To the device without waiting for it."""
+    if device.type != "cuda":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)

@@ -1,0 +1,174 @@
+"""View-dependent prompts: what the text says about the camera, and which text belongs to which camera."""
+
+import difflib
+import math
+import re
+import string
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+FUNCTION_WORDS = frozenset(
+    {"a", "an", "the", "of", "and", "or", "with", "in", "on", "at", "to", "by", "for", "from"}
+)
+SLOTS = frozenset({"prompt", "azimuth", "elevation", "background"})
+
+
+@dataclass(frozen=True)
+class ViewPromptConfig:
+    """How a camera is put into words.
+
+    Azimuth sectors run with growing azimuth and the first is centred on the front (azimuth 0). They come from
+    the table `azimuth_words` / `azimuth_widths_degrees`, or, where `azimuth_step_degrees` is positive, are
+    equal sectors named by `azimuth_number` with the centre in whole degrees in [0, 360). From
+    `overhead_above_degrees` on the word `overhead_word` stands in for the sector (90 switches that off).
+    `elevation_words` name the bands between `elevation_bounds_degrees`, from below. The slot {background} is
+    the name of the nearest colour in `backgrounds`.
+    """
+
+    template: str = "{prompt}, {azimuth} view"
+    azimuth_words: tuple[str, ...] = ("front", "side", "back", "side")
+    azimuth_widths_degrees: tuple[float, ...] = (90.0, 90.0, 90.0, 90.0)
+    azimuth_step_degrees: float = 0.0
+    azimuth_number: str = "azimuth {degrees}"
+    overhead_above_degrees: float = 60.0
+    overhead_word: str = "overhead"
+    elevation_bounds_degrees: tuple[float, ...] = ()
+    elevation_words: tuple[str, ...] = ("",)
+    backgrounds: dict[str, tuple[float, float, float]] = field(
+        default_factory=lambda: {"white": (1.0, 1.0, 1.0), "gray": (0.5, 0.5, 0.5), "black": (0.0, 0.0, 0.0)},
+        hash=False,
+    )
+
+    def __post_init__(self) -> None:
+        _check_slots("template", self.template, SLOTS, "prompt")
+        _check_slots("azimuth_number", self.azimuth_number, {"degrees"}, "degrees")
+        step = self.azimuth_step_degrees
+        if step < 0 or (step > 0 and not math.isclose(360.0 / step, round(360.0 / step), rel_tol=1e-9)):
+            raise ValueError(f"azimuth_step_degrees must divide 360, or be 0 for the table, got {step}")
+        if len(self.azimuth_words) != len(self.azimuth_widths_degrees):
+            raise ValueError("azimuth_words and azimuth_widths_degrees must have the same length")
+        if min(self.azimuth_widths_degrees, default=0.0) <= 0:
+            raise ValueError(f"azimuth_widths_degrees must be positive, got {self.azimuth_widths_degrees}")
+        if not math.isclose(sum(self.azimuth_widths_degrees), 360.0):
+            raise ValueError(
+                f"azimuth_widths_degrees must sum to 360, got {sum(self.azimuth_widths_degrees)}"
+            )
+        bounds = self.elevation_bounds_degrees
+        if sorted(set(bounds)) != list(bounds) or len(self.elevation_words) != len(bounds) + 1:
+            raise ValueError(
+                "elevation_bounds_degrees must increase and have one entry less than elevation_words"
+            )
+        if not self.backgrounds:
+            raise ValueError("backgrounds must name at least one colour")
+
+
+def _check_slots(name: str, template: str, allowed: Collection[str], required: str) -> None:
+    try:
+        slots = {slot for _, slot, _, _ in string.Formatter().parse(template) if slot is not None}
+    except ValueError as error:
+        raise ValueError(f"{name} must have matching braces, got {template!r}") from error
+    if not slots <= set(allowed):
+        raise ValueError(f"{name} may use the slots {sorted(allowed)}, got {template!r}")
+    if required not in slots:
+        raise ValueError(f"{name} must hold {{{required}}}, got {template!r}")
+
+
+def _azimuth_sectors(config: ViewPromptConfig) -> tuple[list[str], list[float]]:
+    """Words and upper bounds (degrees, from the first sector's lower bound) of the sectors."""
+    if config.azimuth_step_degrees > 0:
+        step, count = config.azimuth_step_degrees, round(360.0 / config.azimuth_step_degrees)
+        words = [config.azimuth_number.format(degrees=round(step * index) % 360) for index in range(count)]
+        widths = [step] * count
+    else:
+        words, widths = list(config.azimuth_words), list(config.azimuth_widths_degrees)
+    return words, [sum(widths[: index + 1]) for index in range(len(widths))]
+
+
+def _combinations(config: ViewPromptConfig) -> list[tuple[str, str, str] | None]:
+    """(azimuth, elevation, background) words of every cell, None where no camera can be.
+
+    Cells are ordered by background, then elevation band, then sector with overhead last.
+    """
+    sectors, _ = _azimuth_sectors(config)
+    edges = (-90.0, *config.elevation_bounds_degrees, 90.0)
+    cells: list[tuple[str, str, str] | None] = []
+    for background in config.backgrounds:
+        for band, elevation in enumerate(config.elevation_words):
+            beside = edges[band] < config.overhead_above_degrees
+            above = edges[band + 1] > config.overhead_above_degrees
+            cells += [(sector, elevation, background) if beside else None for sector in sectors]
+            cells.append((config.overhead_word, elevation, background) if above else None)
+    return cells
+
+
+def _compose(prompt: str, words: tuple[str, str, str], config: ViewPromptConfig) -> str:
+    azimuth, elevation, background = words
+    text = config.template.format(prompt=prompt, azimuth=azimuth, elevation=elevation, background=background)
+    text = re.sub(r"\s+", " ", text)  # an empty word leaves a gap behind
+    return re.sub(r"( ?,)+", ",", text).strip(" ,")
+
+
+def view_prompts(prompt: str, config: ViewPromptConfig) -> list[str]:
+    """All texts that some camera can ask for, each once; `view_index` points into this list."""
+    return list(dict.fromkeys(_compose(prompt, words, config) for words in _combinations(config) if words))
+
+
+@lru_cache(maxsize=8)
+def _lookup(config: ViewPromptConfig, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Sector bounds, elevation bounds, background colours, and the index of each cell, on the device.
+
+    Cached, because moving them there at every step would wait for the device.
+    """
+    texts = view_prompts("x", config)
+    cells = [texts.index(_compose("x", words, config)) if words else 0 for words in _combinations(config)]
+    _, bounds = _azimuth_sectors(config)
+    return (
+        torch.tensor(bounds[:-1], device=device),
+        torch.tensor(config.elevation_bounds_degrees, device=device),
+        torch.tensor(list(config.backgrounds.values()), device=device),
+        torch.tensor(cells, device=device),
+    )
+
+
+def view_index(
+    azimuth: Float[Tensor, " B"],
+    elevation: Float[Tensor, " B"],
+    background: Float[Tensor, "B 3"],
+    config: ViewPromptConfig,
+) -> Int[Tensor, " B"]:
+    """Which of `view_prompts` each camera gets; stays on the device.
+
+    Args:
+        azimuth: radians, any turn.
+        elevation: radians.
+        background: sRGB in [0, 1].
+        config: the same as for `view_prompts`.
+    """
+    sector_bounds, band_bounds, colors, cells = _lookup(config, azimuth.device)
+    words, bounds = _azimuth_sectors(config)
+    degrees = elevation.rad2deg()
+    first_half = bounds[0] / 2
+    sector = torch.bucketize(
+        torch.remainder(azimuth.rad2deg() + first_half, 360.0), sector_bounds, right=True
+    )
+    if config.overhead_above_degrees < 90.0:
+        sector = torch.where(degrees >= config.overhead_above_degrees, len(words), sector)
+    band = torch.bucketize(degrees, band_bounds, right=True)
+    color = torch.cdist(background[None].float(), colors[None])[0].argmin(dim=1)
+    return cells[(color * len(config.elevation_words) + band) * (len(words) + 1) + sector]
+
+
+def unknown_words(prompt: str, vocabulary: Collection[str]) -> list[tuple[str, list[str]]]:
+    """Words of the prompt that are not in the vocabulary, each with up to three close known ones."""
+    known = sorted({word.lower() for word in vocabulary})
+    words = dict.fromkeys(re.findall(r"[^\W_]+(?:['-][^\W_]+)*", prompt.lower()))
+    return [
+        (word, difflib.get_close_matches(word, known, n=3, cutoff=0.6))
+        for word in words
+        if word not in FUNCTION_WORDS and word not in known
+    ]

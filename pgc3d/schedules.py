@@ -1,0 +1,104 @@
+"""Noise levels of a diffusion model, annealed scalars, and which timesteps a step looks at."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from pgc3d.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class PiecewiseLinear:
+    """A scalar over the progress of a run, constant before the first and after the last knot.
+
+    `knots` is flat so that a config can hold it: (value,) for a constant, else alternating progress and
+    value, as in (0.0, 0.98, 0.5, 0.6) for "from 0.98 at the start to 0.6 at half time".
+    """
+
+    knots: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not all(math.isfinite(knot) for knot in self.knots):
+            raise ValueError(f"a schedule must be finite, got {self.knots}")
+        if len(self.knots) != 1 and (len(self.knots) < 2 or len(self.knots) % 2):
+            raise ValueError(
+                f"a schedule must be (value,) or (progress, value, progress, value, ...), got {self.knots}"
+            )
+        progress = self.knots[::2] if len(self.knots) > 1 else (0.0,)
+        if not 0.0 <= progress[0] <= progress[-1] <= 1.0:
+            raise ValueError(f"progress in a schedule must lie in [0, 1], got {progress}")
+        if any(later <= earlier for earlier, later in pairwise(progress)):
+            raise ValueError(f"progress in a schedule must increase, got {progress}")
+
+    @property
+    def values(self) -> tuple[float, ...]:
+        """The values at the knots; the schedule never leaves their range."""
+        return self.knots[1::2] if len(self.knots) > 1 else self.knots
+
+    def __call__(self, progress: float) -> float:
+        if len(self.knots) == 1 or progress <= self.knots[0]:
+            return self.values[0]
+        for (start, left), (end, right) in pairwise(zip(self.knots[::2], self.knots[1::2], strict=True)):
+            if progress < end:
+                return left + (right - left) * (progress - start) / (end - start)
+        return self.values[-1]
+
+
+def noise_levels(scheduler_config: Mapping[str, Any]) -> Float[Tensor, " T"]:
+    """Signal levels abar_t of a checkpoint's `scheduler_config.json`, in float32 from a float64 product.
+
+    Raises:
+        ConfigError: the checkpoint uses a noise schedule that is not implemented.
+    """
+    steps = int(scheduler_config.get("num_train_timesteps", 1000))
+    kind = scheduler_config.get("beta_schedule", "linear")
+    start = float(scheduler_config.get("beta_start", 1e-4))
+    end = float(scheduler_config.get("beta_end", 2e-2))
+    if scheduler_config.get("rescale_betas_zero_snr") or scheduler_config.get("trained_betas") is not None:
+        raise ConfigError("the checkpoint's scheduler must have plain betas, got rescaled or trained ones")
+    if kind == "scaled_linear":
+        betas = torch.linspace(math.sqrt(start), math.sqrt(end), steps, dtype=torch.float64).square()
+    elif kind == "linear":
+        betas = torch.linspace(start, end, steps, dtype=torch.float64)
+    else:
+        raise ConfigError(f"beta_schedule must be 'scaled_linear' or 'linear', the checkpoint has {kind!r}")
+    return torch.cumprod(1.0 - betas, dim=0).float()
+
+
+def add_noise(
+    latents: Float[Tensor, "B C H W"], noise: Float[Tensor, "B C H W"], signal: Float[Tensor, " B"]
+) -> Float[Tensor, "B C H W"]:
+    """z_t = sqrt(abar_t) z + sqrt(1 - abar_t) eps (DDPM, arXiv 2006.11239, eq. 4); `signal` is abar_t.
+
+    The formula stands here because `add_noise` of some samplers reverses the level unless they are set up for
+    sampling first.
+    """
+    signal = signal[:, None, None, None]
+    return signal.sqrt() * latents + (1.0 - signal).sqrt() * noise
+
+
+def check_timestep_range(low: PiecewiseLinear, high: PiecewiseLinear) -> None:
+    """Raise ValueError unless 0 <= low <= high <= 1 all the time, as fractions of the training steps."""
+    if not (min(low.values) >= 0.0 and max(high.values) <= 1.0):
+        raise ValueError(f"t_min and t_max must lie in [0, 1], got {low.values} and {high.values}")
+    knots = {0.0, 1.0, *low.knots[:-1:2], *high.knots[:-1:2]}
+    for progress in sorted(knots):
+        if low(progress) > high(progress):
+            raise ValueError(
+                f"t_min must not exceed t_max, got {low(progress)} > {high(progress)} at progress {progress}"
+            )
+
+
+def sample_timesteps(
+    batch: int, low: float, high: float, *, train_steps: int, generator: torch.Generator
+) -> Int[Tensor, " B"]:
+    """Integer timesteps, uniform in [low, high] (fractions, both ends included), on the CPU."""
+    first = min(round(low * train_steps), train_steps - 1)
+    last = min(round(high * train_steps), train_steps - 1)
+    return torch.randint(first, last + 1, (batch,), generator=generator)

@@ -1,0 +1,73 @@
+"""Tiny random checkpoints with diffusers' and transformers' own classes; 64 px, a few MB."""
+
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+from pgc3d.diffusion.models import load_latent_diffusion, resolve_model
+from pgc3d.diffusion.text import encode_prompts
+from pgc3d.guidance.sds import ScoreDistillation
+from pgc3d.prompts import ViewPromptConfig, view_prompts
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def _script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location(
+        "make_random_sdxl", ROOT / "scripts" / "make_random_sdxl.py"
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def write_tiny_sdxl(folder: Path, *, seed: int = 0) -> Path:
+    """An SDXL-layout checkpoint; 1.2 M parameters."""
+    _script().write_random_sdxl(folder, full_size=False, seed=seed)
+    return folder
+
+
+def write_tiny_sd(folder: Path, *, prediction_type: str = "epsilon", seed: int = 0) -> Path:
+    """An SD-layout checkpoint: one text encoder, no pooled embedding."""
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+    script = _script()
+    write_tiny_sdxl(folder, seed=seed)
+    for part in ("text_encoder_2", "tokenizer_2", "unet"):
+        shutil.rmtree(folder / part)
+    config = script.unet_config(full_size=False) | {"addition_embed_type": None, "cross_attention_dim": 32}
+    config |= {"addition_time_embed_dim": None, "projection_class_embeddings_input_dim": None}
+    unet = UNet2DConditionModel(**config)
+    script.randomize(unet, torch.Generator().manual_seed(seed))
+    unet.save_pretrained(folder / "unet")
+    edit_json(folder / "scheduler" / "scheduler_config.json", prediction_type=prediction_type)
+    index = json.loads((folder / "model_index.json").read_text())
+    index = {key: value for key, value in index.items() if not key.endswith("_2")}
+    (folder / "model_index.json").write_text(json.dumps(index | {"_class_name": "StableDiffusionPipeline"}))
+    return folder
+
+
+def edit_json(path: Path, **values: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def tiny_score_distillation(
+    folder: Path, *, prompt: str = "a red chair", seed: int = 0, **options
+) -> ScoreDistillation:
+    """The guidance over a tiny checkpoint, as the composition root builds it."""
+    source = resolve_model(folder)
+    config = source.view_prompts or ViewPromptConfig()
+    return ScoreDistillation(
+        model=load_latent_diffusion(source),
+        positive=encode_prompts(source, view_prompts(prompt, config)),
+        negative=encode_prompts(source, [""]),
+        view_prompts_config=config,
+        generator=torch.Generator().manual_seed(seed),
+        **options,
+    )
