@@ -18,6 +18,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """
     temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp{path.suffix}")
     try:
+        temporary.touch()  # a folder that cannot be written shows before the work is done
         yield temporary
         _sync(temporary)
         os.replace(temporary, path)  # noqa: PTH105
