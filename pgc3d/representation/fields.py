@@ -1,0 +1,134 @@
+"""Neural fields: a multi-resolution hash grid, a small MLP, and the colour field made of both."""
+
+from itertools import pairwise
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from pgc3d.kernels import hash_grid
+from pgc3d.kernels.hash_grid import HashLayout, hash_layout
+from pgc3d.types import Material
+
+
+class _Encode(torch.autograd.Function):
+    """Joins the kernels to autograd; nothing but the inputs is kept for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, points: Tensor, table: Tensor, layout: HashLayout) -> Tensor:
+        ctx.save_for_backward(points, table)
+        ctx.layout = layout
+        return cast("Tensor", _kernel(table).encode(points, table, layout))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        points, table = ctx.saved_tensors
+        need = bool(ctx.needs_input_grad[0])
+        table_gradient, point_gradient = _kernel(table).encode_backward(
+            gradients[0], points, table, ctx.layout, need_points=need
+        )
+        return point_gradient, table_gradient, None
+
+
+def _kernel(table: Tensor) -> Any:
+    if table.device.type == "cpu" and table.dtype == torch.float32:
+        from pgc3d.kernels import hash_grid_numba
+
+        return hash_grid_numba
+    return hash_grid
+
+
+class HashGrid(nn.Module):
+    """Features of points on grids of growing resolution, hashed where a grid outgrows its table.
+
+    Instant-NGP (Müller et al. 2022). Differentiable in the table and in the points; outside the cube a point
+    has the features of the nearest point inside. The defaults suit two CPU cores; 16 levels, 19, 16 and 4096
+    suit a GPU.
+    """
+
+    def __init__(
+        self,
+        *,
+        levels: int = 8,
+        features: int = 2,
+        log2_rows: int = 15,
+        base: int = 8,
+        finest: int = 256,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        if levels < 1 or features < 1 or base < 2 or finest < base or not 4 <= log2_rows <= 24:
+            raise ValueError(
+                "a hash grid needs levels, features >= 1, 2 <= base <= finest and log2_rows in [4, 24], got "
+                f"levels {levels}, features {features}, base {base}, finest {finest}, log2_rows {log2_rows}"
+            )
+        self.layout = hash_layout(levels=levels, log2_rows=log2_rows, base=base, finest=finest)
+        self.width = levels * features
+        rows = torch.rand(self.layout.offsets[-1], features, generator=generator)
+        self.table = nn.Parameter((rows * 2 - 1) * 1e-4)
+
+    def forward(self, points: Float[Tensor, "P 3"]) -> Float[Tensor, "P C"]:
+        """Features of points in [-1, 1]^3."""
+        return cast("Tensor", _Encode.apply((points + 1) / 2, self.table, self.layout))  # type: ignore[no-untyped-call]
+
+
+class Mlp(nn.Module):
+    """Linear layers with ReLU between them."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        hidden: int = 32,
+        layers: int = 2,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        sizes = [inputs, *[hidden] * (layers - 1), outputs]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
+        for layer in self.layers:
+            nn.init.kaiming_uniform_(cast("Tensor", layer.weight), nonlinearity="relu", generator=generator)
+            nn.init.zeros_(cast("Tensor", layer.bias))
+
+    def forward(self, values: Float[Tensor, "P I"]) -> Float[Tensor, "P O"]:
+        for layer in self.layers[:-1]:
+            values = torch.relu(layer(values))
+        return cast("Tensor", self.layers[-1](values))
+
+
+class ColorField(nn.Module):
+    """Surface properties at points: the base colour from a hash grid and an MLP, the rest constant."""
+
+    def __init__(
+        self,
+        grid: HashGrid,
+        mlp: Mlp,
+        *,
+        color: tuple[float, float, float] = (0.5, 0.5, 0.5),
+        roughness: float = 0.8,
+        metallic: float = 0.0,
+    ) -> None:
+        """Start from the sRGB `color`, in (0, 1); `mlp` has three outputs."""
+        super().__init__()
+        if not all(0.0 < channel < 1.0 for channel in color):
+            raise ValueError(f"the first colour must lie in (0, 1), got {color}")
+        if not (0.0 <= roughness <= 1.0 and 0.0 <= metallic <= 1.0):
+            raise ValueError(
+                f"roughness and metallic must lie in [0, 1], got roughness {roughness}, metallic {metallic}"
+            )
+        self.grid = grid
+        self.mlp = mlp
+        self.roughness = roughness
+        self.metallic = metallic
+        self.register_buffer("offset", torch.tensor(color).logit(), persistent=False)
+
+    def forward(self, points: Float[Tensor, "P 3"]) -> Material:
+        """Material at points in [-1, 1]^3; base colour is the sigmoid of the MLP's output, sRGB."""
+        color = torch.sigmoid(self.mlp(self.grid(points)) + self.offset)
+        return Material(
+            base_color=color,
+            roughness=torch.full_like(color[:, :1], self.roughness).detach(),
+            metallic=torch.full_like(color[:, :1], self.metallic).detach(),
+        )
