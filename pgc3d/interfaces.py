@@ -85,7 +85,7 @@ class Guidance(Protocol):
 class Clipper(Protocol):
     """Bounds a pixel gradient."""
 
-    def __call__(self, gradient: Float[Tensor, "*B H W C"]) -> Float[Tensor, "*B H W C"]: ...
+    def __call__(self, gradient: Float[Tensor, "*B H W C"], /) -> Float[Tensor, "*B H W C"]: ...
 
 
 def parameters(groups: Iterable[ParameterGroup]) -> list[Tensor]:
