@@ -83,6 +83,14 @@ def add_noise(
     return signal.sqrt() * latents + (1.0 - signal).sqrt() * noise
 
 
+def epsilon_from_velocity(
+    velocity: Float[Tensor, "B C H W"], noisy: Float[Tensor, "B C H W"], signal: Float[Tensor, " B"]
+) -> Float[Tensor, "B C H W"]:
+    """Noise of a v prediction: sqrt(abar) v + sqrt(1 - abar) z_t (arXiv 2202.00512, appendix D)."""
+    signal = signal[:, None, None, None]
+    return signal.sqrt() * velocity + (1.0 - signal).sqrt() * noisy
+
+
 def check_timestep_range(low: PiecewiseLinear, high: PiecewiseLinear) -> None:
     """Raise ValueError unless 0 <= low <= high <= 1 all the time, as fractions of the training steps."""
     if not (min(low.values) >= 0.0 and max(high.values) <= 1.0):

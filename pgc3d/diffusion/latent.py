@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from pgc3d.schedules import epsilon_from_velocity
 from pgc3d.types import TextEmbedding
 
 Layout = Literal["sdxl", "sd"]
@@ -122,8 +123,8 @@ class LatentDiffusion:
             return_dict=False,
         )[0].float()
         if self.prediction == "v_prediction":
-            signal = self.alphas_cumprod[timesteps][:, None, None, None].repeat(2, 1, 1, 1)
-            output = signal.sqrt() * output + (1.0 - signal).sqrt() * torch.cat([noisy, noisy])
+            signal = self.alphas_cumprod[timesteps].repeat(2)
+            output = epsilon_from_velocity(output, torch.cat([noisy, noisy]), signal)
         eps_uncond, eps_cond = output.chunk(2)
         return eps_uncond, eps_cond
 

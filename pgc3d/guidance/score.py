@@ -43,9 +43,3 @@ def sds_gradient(guided: Latents, noise: Latents, weights: Float[Tensor, " B"]) 
 def csd_gradient(unconditional: Latents, conditional: Latents, weights: Float[Tensor, " B"]) -> Latents:
     """w(t) (cond - uncond), the gradient of classifier score distillation (arXiv 2310.19415)."""
     return weights[:, None, None, None] * (conditional - unconditional)
-
-
-def epsilon_from_velocity(velocity: Latents, noisy: Latents, signal: Float[Tensor, " B"]) -> Latents:
-    """Eps = sqrt(abar) v + sqrt(1 - abar) z_t (progressive distillation, arXiv 2202.00512, appendix D)."""
-    signal = signal[:, None, None, None]
-    return signal.sqrt() * velocity + (1.0 - signal).sqrt() * noisy
