@@ -28,7 +28,7 @@ class Crossings:
     second: Int[Tensor, " V"]  # upper end
     first_inside: Bool[Tensor, " V"]
     faces: Int[Tensor, "F 3"]  # counter-clockwise from outside
-    finite: bool  # whether every value of the SDF was
+    finite: bool  # whether every value was
 
 
 def grid_points(resolution: int, device: torch.device | str = "cpu") -> Float[Tensor, "N 3"]:
@@ -66,8 +66,10 @@ def march(
 
 
 @torch.no_grad()
-def find_crossings(sdf: Float[Tensor, "..."]) -> Crossings:
+def find_crossings(sdf: Float[Tensor, "..."], *others: Float[Tensor, "..."]) -> Crossings:
     """Find the cut edges and the triangles between them; nothing here is differentiated.
+
+    `others` are tensors that must be finite as well for `Crossings.finite` to hold.
 
     The sizes of the result live on the host, so a CUDA device is waited for: once for the active cubes, when
     the queue drains, and at once again, after three small kernels, for the numbers of vertices and faces.
@@ -84,7 +86,8 @@ def find_crossings(sdf: Float[Tensor, "..."]) -> Crossings:
 
     tables = _tables(str(sdf.device))
     edge_counts, triangle_counts = tables.edge_count[codes], tables.triangle_count[codes]
-    totals = torch.stack([edge_counts.sum(), triangle_counts.sum(), torch.isfinite(sdf.sum()).long()])
+    total = torch.stack([tensor.sum() for tensor in (sdf, *others)]).sum()
+    totals = torch.stack([edge_counts.sum(), triangle_counts.sum(), torch.isfinite(total).long()])
     edges, triangles, finite = totals.tolist()
 
     owner, rank = _spread(edge_counts, edges)
