@@ -1,0 +1,229 @@
+"""The composition root: a configuration and a prompt become the objects that the loop works on."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
+
+from pgc3d import pgc
+from pgc3d.cameras import sample_orbit
+from pgc3d.config import COLORS, Config, ModelConfig, ObjectiveConfig, Precision
+from pgc3d.diffusion.files import ModelFolder, open_folder
+from pgc3d.diffusion.latent import LatentDiffusion, select
+from pgc3d.diffusion.models import ALIASES, PINNED, load_latent_diffusion, resolve_model
+from pgc3d.diffusion.text import encode_prompts
+from pgc3d.errors import BackendUnavailableError, ConfigError, InputError, WeightsNotFoundError
+from pgc3d.guidance.sds import ScoreDistillation, SdsConfig
+from pgc3d.interfaces import Guidance, Rasterizer, Representation
+from pgc3d.optimize import Objective, ParameterClipper, Problem
+from pgc3d.prompts import ViewPromptConfig, unknown_words, view_prompts
+from pgc3d.render import build_rasterizer
+from pgc3d.representation.dmtet import DMTet
+from pgc3d.schedules import PiecewiseLinear
+from pgc3d.types import Cameras, TextEmbedding
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """Something whose tensors belong into a checkpoint."""
+
+    def state_dict(self) -> Mapping[str, Any]: ...
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Built:
+    """A problem, and what else a checkpoint must hold to continue it."""
+
+    problem: Problem
+    rasterizer: Rasterizer
+    generators: Mapping[str, torch.Generator]
+    states: Mapping[str, Stateful]  # adaptive clips
+
+
+def resolve_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
+    """The device to run on; `auto` is CUDA where there is one.
+
+    Raises:
+        BackendUnavailableError: CUDA was asked for and is not there.
+    """
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        reason = "this torch was built without it" if torch.version.cuda is None else "no device was found"
+        raise BackendUnavailableError(
+            f"--device cuda needs a CUDA device, but {reason}; use --device cpu, or "
+            "install a CUDA build of torch"
+        )
+    return torch.device("cuda" if available and name != "cpu" else "cpu")
+
+
+def locate_model(config: ModelConfig, device: torch.device) -> ModelFolder:
+    """Find and check the weights without loading them.
+
+    Raises:
+        WeightsNotFoundError: they are missing or broken.
+    """
+    if config.name == "mini":
+        from pgc3d.mini import text_model
+
+        return resolve_model(text_model())
+    return resolve_model(config.name, half=_dtype(config.dtype, device) != torch.float32)
+
+
+def local_model(name: str) -> ModelFolder | None:
+    """A model that is on this disk whole, else None; never uses the network."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    repository = ALIASES.get(name, name)
+    try:
+        path = snapshot_download(repository, revision=PINNED.get(repository), local_files_only=True)
+        return open_folder(name, Path(path))
+    except (LocalEntryNotFoundError, WeightsNotFoundError):
+        return None
+
+
+def require_prompt(prompt: str) -> None:
+    """Refuse an empty prompt.
+
+    Raises:
+        InputError: it is empty.
+    """
+    if not prompt.strip():
+        raise InputError('the prompt must not be empty; say what to make, as in pgc3d text "a red chair"')
+
+
+def unknown_prompt_words(prompt: str, folder: ModelFolder) -> list[tuple[str, list[str]]]:
+    """The prompt's words that a small model does not know, each with close ones that it does."""
+    return unknown_words(prompt, folder.vocabulary) if folder.vocabulary else []
+
+
+def build(config: Config, prompt: str, folder: ModelFolder, device: torch.device) -> Built:
+    """Make everything that the optimisation needs.
+
+    Every source of randomness gets its own CPU generator, seeded from the run's seed and its name.
+    """
+    generators = {"cameras": _generator(config.run.seed, "cameras")}
+    rasterizer = build_rasterizer("auto", device)
+    representation = build_representation(config, rasterizer, device)
+    texts = config.model.view_prompts or folder.view_prompts or ViewPromptConfig()
+    embeddings = _encode(config, prompt, folder, texts, device)
+    model = _load(config.model, folder, device)
+    objectives: dict[str, Objective] = {}
+    for name, objective in config.objectives.items():
+        generators[f"guidance.{name}"] = generator = _generator(config.run.seed, name)
+        guidance = _build_sds(objective.guidance, model, embeddings, texts, generator)
+        objectives[name] = _build_objective(objective, guidance, texts, device)
+    problem = Problem(
+        representation=representation,
+        objectives=objectives,
+        optimizer=torch.optim.Adam(
+            [dict(group) for group in representation.parameter_groups()],
+            betas=config.optimizer.betas,
+            eps=config.optimizer.eps,
+            fused=True,
+        ),
+        generator=generators["cameras"],
+        clip_parameters=_parameter_clipper(config),
+    )
+    clips = {
+        f"clip.{name}": item.clip for name, item in objectives.items() if isinstance(item.clip, Stateful)
+    }
+    return Built(problem=problem, rasterizer=rasterizer, generators=generators, states=clips)
+
+
+def build_representation(config: Config, rasterizer: Rasterizer, device: torch.device) -> Representation:
+    """The asset at its start; also what a checkpoint is loaded into for export."""
+    raise NotImplementedError
+
+
+def _generator(seed: int, name: str) -> torch.Generator:
+    """A stream of its own for every use, so that another objective leaves the cameras of this one alone."""
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+
+
+def _dtype(name: Precision, device: torch.device) -> torch.dtype:
+    """The precision of the UNet; `auto` is what the CPU is fast in, or half precision."""
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else torch.float16
+    return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[name]
+
+
+def _load(config: ModelConfig, folder: ModelFolder, device: torch.device) -> LatentDiffusion:
+    vae_dtype = None if config.vae_dtype == "auto" else _dtype(config.vae_dtype, device)
+    return load_latent_diffusion(
+        folder, device=device, dtype=_dtype(config.dtype, device), vae=config.vae, vae_dtype=vae_dtype
+    )
+
+
+def _encode(
+    config: Config, prompt: str, folder: ModelFolder, texts: ViewPromptConfig, device: torch.device
+) -> tuple[TextEmbedding, Mapping[str, TextEmbedding]]:
+    """The prompt for all views, and the negative prompts by their text; the encoders run once."""
+    views = view_prompts(prompt, texts)
+    negatives = list(dict.fromkeys(item.guidance.negative_prompt for item in config.objectives.values()))
+    encoded = encode_prompts(
+        folder, [*views, *negatives], device=device, dtype=_dtype(config.model.dtype, device)
+    )
+    positive = select(encoded, torch.arange(len(views), device=device))
+    rows = {text: torch.tensor([len(views) + i], device=device) for i, text in enumerate(negatives)}
+    return positive, {text: select(encoded, row) for text, row in rows.items()}
+
+
+def _build_sds(
+    config: SdsConfig,
+    model: LatentDiffusion,
+    embeddings: tuple[TextEmbedding, Mapping[str, TextEmbedding]],
+    texts: ViewPromptConfig,
+    generator: torch.Generator,
+) -> ScoreDistillation:
+    positive, negatives = embeddings
+    return ScoreDistillation(
+        model=model,
+        positive=positive,
+        negative=negatives[config.negative_prompt],
+        view_prompts_config=texts,
+        generator=generator,
+        guidance_scale=config.guidance_scale,
+        t_min=PiecewiseLinear(config.t_min),
+        t_max=PiecewiseLinear(config.t_max),
+        formula=config.formula,
+        weighting=config.weighting,
+        resolution=config.resolution,
+        original_size=config.original_size,
+        target_size=config.target_size,
+    )
+
+
+def _build_objective(
+    config: ObjectiveConfig, guidance: Guidance, texts: ViewPromptConfig, device: torch.device
+) -> Objective:
+    def sample_cameras(_: float, generator: torch.Generator) -> Cameras:
+        return sample_orbit(config.batch, config.cameras, generator, device)
+
+    colors = {**COLORS, **texts.backgrounds}
+    return Objective(
+        sample_cameras=sample_cameras,
+        guidance=guidance,
+        clip=config.clip.build(),
+        backgrounds=tuple(colors[name] for name in config.backgrounds),
+        weight=config.weight,
+        target=config.target,
+    )
+
+
+def _parameter_clipper(config: Config) -> ParameterClipper | None:
+    """The baseline that clips whole parameters; the gradient it clips is the sum of all objectives."""
+    clips = [item.clip for item in config.objectives.values()]
+    norms = {clip.max_norm for clip in clips if isinstance(clip, pgc.ParameterClip)}
+    if len(norms) > 1:
+        raise ConfigError(
+            f"max_norm must be the same in all objectives that clip parameters, got {sorted(norms)}"
+        )
+    return partial(pgc.clip_parameters, max_norm=norms.pop()) if norms else None

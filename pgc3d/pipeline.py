@@ -1,0 +1,237 @@
+"""The library's entry points: make an asset, continue a run, and export or render what a run made."""
+
+import os
+import re
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pgc3d import __version__, build
+from pgc3d.checkpoint import unpack_representation
+from pgc3d.config import Config, dump_config, load_config
+from pgc3d.diffusion.files import ModelFolder
+from pgc3d.errors import DivergedError, RunDirectoryError
+from pgc3d.interfaces import Rasterizer, Representation
+from pgc3d.render import build_rasterizer
+from pgc3d.run import Checkpoint, RunDirectory, replace_file, require_free_space
+from pgc3d.session import Event, Reporter, Session, StopFlag, explain_memory
+from pgc3d.types import Cameras, Rendering
+
+FREE_SPACE = 500_000_000  # bytes: two checkpoints, the asset with its textures, previews
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a run ended."""
+
+    path: Path
+    files: tuple[Path, ...]
+    stopped_by: int | None = None  # the signal, None where the run is done
+
+
+def ignore(event: Event) -> None:
+    """Report to nobody."""
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[StopFlag]:
+    """Let SIGINT and SIGTERM set a flag; a second one ends the process at once."""
+    flag = StopFlag()
+    if threading.current_thread() is not threading.main_thread():
+        yield flag
+        return
+
+    def handle(number: int, _: object) -> None:
+        if flag.signal is not None:
+            os._exit(128 + number)
+        flag.signal = number
+
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield flag
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def generate(
+    prompt: str,
+    *,
+    out: Path,
+    config: Config | None = None,
+    report: Reporter = ignore,
+    stop: StopFlag | None = None,
+) -> RunResult:
+    """Make an asset from a prompt.
+
+    Args:
+        prompt: what to make.
+        out: the run directory; must not exist or be empty.
+        config: `load_config()` when None.
+        report: called at every step edge and for every file made.
+        stop: where it is set, the run saves at the next step edge and returns.
+
+    Raises:
+        Pgc3dError: one line that says what to do; the run directory keeps the last good state.
+    """
+    config = config or load_config()
+    device = build.resolve_device(config.run.device)
+    build.require_prompt(prompt)
+    folder = build.locate_model(config.model, device)
+    for word, close in build.unknown_prompt_words(prompt, folder):
+        hint = f"; close known words: {', '.join(close)}" if close else ""
+        report(Event("build", message=f"{folder.name} does not know the word {word!r}{hint}"))
+    require_free_space(out, FREE_SPACE)
+    with RunDirectory.create(out) as run:
+        replace_file(run.config, dump_config(config).encode())
+        record = {"prompt": prompt, "seed": config.run.seed, "model": folder.name, "commit": folder.commit}
+        session = Session(run, config, device, report, stop or StopFlag(), record)
+        return _execute(session, folder, None)
+
+
+def resume(path: Path, *, report: Reporter = ignore, stop: StopFlag | None = None) -> RunResult:
+    """Continue a run that was stopped; on a CPU it ends as if it had never stopped.
+
+    Raises:
+        RunDirectoryError: the folder is not a run, is in use, or has only damaged checkpoints.
+    """
+    with RunDirectory.open(path) as run:
+        record = run.read_manifest()
+        config = load_config([run.config])
+        checkpoint = run.load_checkpoint()
+        device = build.resolve_device(config.run.device)
+        folder = build.locate_model(config.model, device)
+        session = Session(run, config, device, report, stop or StopFlag(), record)
+        return _execute(session, folder, checkpoint)
+
+
+def export(
+    path: Path,
+    *,
+    file_format: str | None = None,
+    texture_size: int | None = None,
+    faces: int | None = None,
+    report: Reporter = ignore,
+) -> RunResult:
+    """Write the asset of a run's newest checkpoint, beside what was exported before."""
+    changes = {"export": {"format": file_format, "texture_size": texture_size, "faces": faces}}
+    with _finished(path, changes, report) as (session, representation, rasterizer):
+        return RunResult(path, tuple(_export(session, representation, rasterizer)))
+
+
+def render(path: Path, *, report: Reporter = ignore) -> RunResult:
+    """Write a turntable and a sheet of six views of a run's newest checkpoint."""
+    with _finished(path, {}, report) as (session, representation, _):
+        from pgc3d.export.turntable import write_sheet, write_turntable
+
+        sheet, video = free_name(path / "views.png"), free_name(path / "turntable.mp4")
+        with session.timed("render_files"):
+            write_sheet(sheet, _painter(session, representation))
+            write_turntable(video, _painter(session, representation))
+        session.made("render", [sheet, video])
+        return RunResult(path, (sheet, video))
+
+
+@contextmanager
+def _finished(
+    path: Path, changes: Mapping[str, Any], report: Reporter
+) -> Iterator[tuple[Session, Representation, Rasterizer]]:
+    """Open a run and load its asset, without any model."""
+    with RunDirectory.open(path) as run:
+        manifest = run.read_manifest()
+        config = load_config([run.config], options=changes)
+        checkpoint = run.load_checkpoint()
+        if checkpoint is None:
+            raise RunDirectoryError(f"{path} must have a checkpoint, but has none; use `pgc3d resume {path}`")
+        device = build.resolve_device(config.run.device)
+        session = Session(run, config, device, report, StopFlag(), manifest)
+        with explain_memory(config, device):
+            rasterizer = build_rasterizer("auto", device)
+            representation = build.build_representation(config, rasterizer, device)
+            unpack_representation(checkpoint, representation)
+            yield session, representation, rasterizer
+        run.write_manifest(session.record)
+
+
+def _execute(session: Session, folder: ModelFolder, checkpoint: Checkpoint | None) -> RunResult:
+    """Build, optimise, export; stops between steps when asked to."""
+    run, config = session.run, session.config
+    with session.recorded():
+        session.report(Event("build"))
+        with session.timed("build"):
+            built = build.build(config, session.record["prompt"], folder, session.device)
+        files: list[Path] = []
+        representation = built.problem.representation
+        paint = _painter(session, representation)
+        if session.optimize(built, checkpoint, lambda path: _write_sheet(path, paint)):
+            files = _export(session, representation, built.rasterizer)
+    return RunResult(run.path, tuple(files), session.stop.signal)
+
+
+def _painter(session: Session, representation: Representation) -> Callable[[Cameras], Rendering]:
+    """Render as a person wants to see it: whole, on white."""
+
+    def paint(cameras: Cameras) -> Rendering:
+        background = torch.ones(len(cameras), 3, device=session.device)
+        size = session.config.logging.preview_resolution
+        return representation.render(cameras.to(session.device), size, background, progress=1.0)
+
+    return paint
+
+
+def _write_sheet(path: Path, paint: Callable[[Cameras], Rendering]) -> None:
+    from pgc3d.export.turntable import write_sheet
+
+    write_sheet(path, paint)
+
+
+def _export(session: Session, representation: Representation, rasterizer: Rasterizer) -> list[Path]:
+    from pgc3d.export.export import export_asset
+
+    settings = session.config.export
+    session.report(Event("export"))
+    with session.timed("export"):
+        report = export_asset(
+            representation,
+            free_name(session.run.path / f"asset.{settings.format}"),
+            format=settings.format,
+            texture_size=settings.texture_size,
+            faces=settings.faces or None,
+            metadata={
+                "prompt": session.record["prompt"],
+                "seed": session.config.run.seed,
+                "pgc3d": __version__,
+            },
+            rasterizer=rasterizer,
+        )
+    files = [file.path for file in report.files]
+    session.made("export", files)
+    session.record["export"] = {"psnr": report.psnr, "faces": report.faces, "seconds": dict(report.seconds)}
+    found = f"{report.psnr:.1f} dB between {files[0].name} read back and the run's own render"
+    if not report.faithful:
+        raise DivergedError(
+            f"an export must show what the run showed, got {found}; raise --texture-size or --faces"
+        )
+    session.report(Event("export", message=f"{report.faces} faces, PSNR {found}"))
+    return files
+
+
+def default_folder(parent: Path, prompt: str, seed: int) -> Path:
+    """A new folder below `parent`, named after the prompt and the seed."""
+    slug = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:48].strip("-") or "run"
+    return free_name(parent / f"{slug}-{seed}")
+
+
+def free_name(path: Path) -> Path:
+    """The path itself, or with the first number that makes it new."""
+    number, candidate = 1, path
+    while candidate.exists():
+        number += 1
+        candidate = path.with_name(f"{path.stem}-{number}{path.suffix}")
+    return candidate

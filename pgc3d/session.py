@@ -1,0 +1,213 @@
+"""One process's work on a run directory: it steps, writes what is due, and keeps the manifest."""
+
+import importlib.metadata
+import logging
+import platform
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from pgc3d import __version__
+from pgc3d.build import Built
+from pgc3d.checkpoint import pack, unpack
+from pgc3d.config import Config
+from pgc3d.errors import DivergedError, OutOfMemoryError, Pgc3dError
+from pgc3d.optimize import StepReport, optimize
+from pgc3d.run import Checkpoint, RunDirectory
+
+logger = logging.getLogger(__name__)
+
+LIBRARIES = ("torch", "diffusers", "transformers", "numpy", "numba", "xatlas", "trimesh", "safetensors")
+Stage = Literal["build", "optimize", "export", "render"]
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that a user who waits wants to know."""
+
+    stage: Stage
+    message: str = ""
+    report: StepReport | None = None
+    memory: int = 0  # bytes in use, at the log interval
+    file: Path | None = None
+
+
+@dataclass
+class StopFlag:
+    """Set by a signal, looked at on step edges."""
+
+    signal: int | None = None
+
+
+Reporter = Callable[[Event], None]
+Preview = Callable[[Path], None]
+
+
+@dataclass
+class Session:
+    """A locked run directory and what this process adds to its manifest."""
+
+    run: RunDirectory
+    config: Config
+    device: torch.device
+    report: Reporter
+    stop: StopFlag
+    record: dict[str, Any] = field(default_factory=dict)
+
+    @contextmanager
+    def recorded(self) -> Iterator[None]:
+        """Keep the manifest: `running` while the block lasts, then how it ended, also when it fails."""
+        self.record |= describe_environment(self.device)
+        self._write("running")
+        status = "running"
+        try:
+            with explain_memory(self.config, self.device):
+                yield
+            status = "done" if self.stop.signal is None else f"stopped by signal {self.stop.signal}"
+        except Pgc3dError as error:
+            status = f"failed: {error}"
+            raise
+        except BaseException as error:
+            status = f"failed: {type(error).__name__}"
+            raise
+        finally:
+            self._write(status)
+
+    def _write(self, status: str) -> None:
+        self.record |= {"status": status, "peak_memory_bytes": peak_memory(self.device)}
+        self.run.write_manifest(self.record)
+
+    @contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        """Add the block's seconds to the manifest."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add_seconds(part, time.perf_counter() - start)
+
+    def add_seconds(self, part: str, seconds: float) -> None:
+        """Add to a part's time, over all processes that worked on the run."""
+        times = self.record.setdefault("seconds", {})
+        times[part] = round(times.get(part, 0.0) + seconds, 3)
+
+    def made(self, stage: Stage, paths: Iterator[Path] | list[Path]) -> None:
+        """Report files and put their hashes into the manifest."""
+        paths = list(paths)
+        self.record.setdefault("files", {}).update(self.run.hash_files(paths))
+        for path in paths:
+            self.report(Event(stage, file=path))
+
+    def optimize(self, built: Built, checkpoint: Checkpoint | None, preview: Preview) -> bool:
+        """Step until the end or a signal; True at the end. What was reached is in a checkpoint either way.
+
+        Raises:
+            DivergedError: the run left the finite range; the last good state was saved.
+        """
+        config, step = self.config, 0
+        if checkpoint is not None:
+            unpack(checkpoint, built)
+            step = checkpoint.step
+        reports = optimize(
+            built.problem,
+            start=step,
+            steps=config.run.steps,
+            resolution_at=config.run.resolution_at,
+            log_every=config.logging.log_every,
+            max_skipped=config.optimizer.max_skipped,
+        )
+        saved, logged = step, step
+        try:
+            for report in reports:
+                step = report.step
+                logged = self._log(report, logged)
+                if self.stop.signal is not None:
+                    break
+                if config.logging.preview_every and step % config.logging.preview_every == 0:
+                    with self.timed("preview"):
+                        preview(self.run.preview(step))
+                if step % config.logging.checkpoint_every == 0 and step < config.run.steps:
+                    self._save(built, step)
+                    saved = step
+        except DivergedError:
+            self._save(built, step)
+            raise
+        if step > saved:
+            self._save(built, step)
+        return step >= config.run.steps and self.stop.signal is None
+
+    def _save(self, built: Built, step: int) -> None:
+        with self.timed("checkpoint"):
+            self.run.save_checkpoint(pack(built, step))
+        self.record["steps_done"] = step
+
+    def _log(self, report: StepReport, logged: int) -> int:
+        """Tell about a step edge; returns the step up to which the metrics are written."""
+        if report.metrics is None:
+            self.report(Event("optimize", report=report))
+            return logged
+        self.report(Event("optimize", report=report, memory=used_memory(self.device)))
+        self.run.log_metrics({"step": report.step, **report.metrics})
+        for name, seconds in report.metrics.items():
+            if name.startswith("seconds/"):
+                self.add_seconds(name.removeprefix("seconds/"), seconds * (report.step - logged))
+        return report.step
+
+
+def describe_environment(device: torch.device) -> dict[str, Any]:
+    """Versions and device, for the manifest."""
+    versions = {"python": platform.python_version(), "pgc3d": __version__}
+    for library in LIBRARIES:
+        try:
+            versions[library] = importlib.metadata.version(library)
+        except importlib.metadata.PackageNotFoundError:
+            versions[library] = "missing"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu"
+    return {"versions": versions, "device": {"type": device.type, "name": name}}
+
+
+def peak_memory(device: torch.device) -> dict[str, int]:
+    """The most that this process held, in bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = {"resident": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    if device.type == "cuda":
+        peak["cuda"] = torch.cuda.max_memory_allocated(device)
+    return peak
+
+
+def used_memory(device: torch.device) -> int:
+    """What this process holds now on the device, in bytes."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
+
+
+@contextmanager
+def explain_memory(config: Config, device: torch.device) -> Iterator[None]:
+    """Turn every kind of running out of memory into one line that says what to lower."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise _out_of_memory(config, device) from error
+    except RuntimeError as error:
+        if "allocate memory" not in str(error) and "out of memory" not in str(error).lower():
+            raise
+        raise _out_of_memory(config, device) from error
+
+
+def _out_of_memory(config: Config, device: torch.device) -> OutOfMemoryError:
+    batches = ", ".join(f"objectives.{name}.batch={item.batch}" for name, item in config.objectives.items())
+    return OutOfMemoryError(
+        f"the job must fit the memory of {device.type}, but it ran out; lower --resolution "
+        f"(now {max(config.run.resolution)}), --texture-size (now {config.export.texture_size}), or the "
+        f"views a step with --set (now {batches})"
+    )

@@ -1,0 +1,102 @@
+"""The rules of the design that a reviewer would otherwise have to look for."""
+
+import ast
+import importlib
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(importlib.import_module("pgc3d").__file__).parent
+FILES = sorted(PACKAGE.rglob("*.py"))
+MAX_LINES = 400
+
+# From the top down; a module may import from its own layer and from those below it.
+LAYERS = (
+    ("__main__",),
+    ("cli",),
+    ("pipeline", "configure"),
+    ("session",),
+    ("checkpoint",),
+    ("build",),
+    ("optimize", "config", "run"),
+    ("export",),
+    ("guidance", "representation"),
+    ("render",),
+    ("diffusion", "geometry", "kernels", "mini"),
+    ("cameras", "prompts", "schedules", "pgc"),
+    ("interfaces",),
+    ("types", "errors", "__init__"),
+)
+
+
+def layer(module):
+    part = module.removeprefix("pgc3d").removeprefix(".").split(".")[0] or "__init__"
+    return next(index for index, names in enumerate(LAYERS) if part in names)
+
+
+def module_name(path):
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.startswith("pgc3d"))
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("pgc3d"):
+            if node.module == "pgc3d":
+                names = (alias.name for alias in node.names)
+                known = {name for names in LAYERS for name in names}
+                yield from (f"pgc3d.{name}" if name in known else "pgc3d" for name in names)
+            else:
+                yield node.module
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_imports_point_downwards(path):
+    own = layer(module_name(path))
+    upwards = [name for name in imports(path) if layer(name) < own]
+    assert not upwards
+
+
+def test_clipping_stands_alone():
+    assert not list(imports(PACKAGE / "pgc.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_files_stay_readable(path):
+    assert len(path.read_text().splitlines()) < MAX_LINES
+
+
+def test_folders_are_one_level_deep():
+    assert all(len(path.relative_to(PACKAGE).parts) <= 2 for path in FILES)
+
+
+def test_layers_name_each_module_once():
+    names = sorted(name for names in LAYERS for name in names)
+    assert all(first != second for first, second in pairwise(names))
+
+
+def test_only_the_command_line_prints():
+    for path in FILES:
+        calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+        prints = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "print"]
+        assert not prints or path.name == "cli.py", path
+
+
+@pytest.mark.parametrize(
+    ("module", "heavy"),
+    [
+        ("pgc3d", ["torch", "numpy"]),
+        ("pgc3d.cli", ["torch", "numpy", "omegaconf"]),
+        ("pgc3d.pgc", ["diffusers", "transformers", "trimesh", "numba"]),
+        ("pgc3d.pipeline", ["diffusers", "transformers", "trimesh", "xatlas", "nvdiffrast", "triton"]),
+    ],
+)
+def test_import_stays_light(module, heavy):
+    code = f"import sys, {module}; print(*(set({heavy}) & set(sys.modules)))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == ""

@@ -1,0 +1,168 @@
+import dataclasses
+import json
+
+import pytest
+import torch
+from fakes import FlatColor, PullTowardColor
+
+from pgc3d.build import Built
+from pgc3d.cameras import OrbitConfig, sample_orbit
+from pgc3d.checkpoint import pack, unpack
+from pgc3d.config import Config, LoggingConfig, OptimizerConfig, RunConfig
+from pgc3d.errors import DivergedError, OutOfMemoryError, RunDirectoryError
+from pgc3d.optimize import Objective, Problem
+from pgc3d.pgc import AdaptiveClip
+from pgc3d.run import RunDirectory
+from pgc3d.session import Session, StopFlag, explain_memory
+
+CPU = torch.device("cpu")
+CONFIG = Config(
+    run=RunConfig(steps=12, resolution=(16,), resolution_until=()),
+    logging=LoggingConfig(log_every=4, preview_every=5, checkpoint_every=5),
+    optimizer=OptimizerConfig(max_skipped=4),
+)
+
+
+class NoRasterizer:
+    def rasterize(self, clip, faces, resolution):
+        raise NotImplementedError
+
+    def interpolate(self, attributes, fragments, faces):
+        raise NotImplementedError
+
+
+def built(seed=0, **guidance):
+    """The real parts around a fake asset: an adaptive clip, noise in the guidance, Adam."""
+    asset, clip = FlatColor(), AdaptiveClip(quantile=0.5).build()
+    cameras, noise = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed + 1)
+    objective = Objective(
+        sample_cameras=lambda progress, generator: sample_orbit(2, OrbitConfig(), generator),
+        guidance=PullTowardColor(noise=0.3, generator=noise, **guidance),
+        clip=clip,
+        backgrounds=((1.0, 1.0, 1.0), (0.0, 0.0, 0.0)),
+    )
+    problem = Problem(
+        representation=asset,
+        objectives={"color": objective},
+        optimizer=torch.optim.Adam([dict(group) for group in asset.parameter_groups()], fused=True),
+        generator=cameras,
+    )
+    return Built(
+        problem=problem,
+        rasterizer=NoRasterizer(),
+        generators={"cameras": cameras, "guidance.color": noise},
+        states={"clip.color": clip},
+    )
+
+
+@pytest.fixture
+def session(tmp_path):
+    with RunDirectory.create(tmp_path / "run") as run:
+        yield Session(run, CONFIG, CPU, lambda event: None, StopFlag(), {"prompt": "a red chair"})
+
+
+def no_preview(path):
+    path.write_bytes(b"")
+
+
+def color(parts):
+    return parts.problem.representation.color.detach()
+
+
+def stop_at(session, step):
+    def report(event):
+        if event.report is not None and event.report.step == step:
+            session.stop.signal = 15
+
+    return report
+
+
+@pytest.mark.parametrize("step", [1, 5, 7])
+def test_stopped_and_continued_run_ends_like_an_uninterrupted_one(session, tmp_path, step):
+    whole, first, second = built(), built(), built(seed=99)
+    with RunDirectory.create(tmp_path / "whole") as run:
+        Session(run, CONFIG, CPU, lambda event: None, StopFlag()).optimize(whole, None, no_preview)
+
+    session.report = stop_at(session, step)
+    assert not session.optimize(first, None, no_preview)
+    session.stop.signal = None
+    checkpoint = session.run.load_checkpoint()
+    assert checkpoint.step == step
+    assert session.optimize(second, checkpoint, no_preview)
+
+    torch.testing.assert_close(color(second), color(whole), rtol=0, atol=0)
+
+
+def test_signal_before_the_first_step_leaves_a_checkpoint(session):
+    session.stop.signal = 2
+    assert not session.optimize(built(), None, no_preview)
+    assert session.run.load_checkpoint().step == 1
+
+
+def test_signal_in_the_last_step_leaves_the_export_to_resume(session):
+    session.report = stop_at(session, CONFIG.run.steps)
+    assert not session.optimize(built(), None, no_preview)
+    session.stop.signal = None
+    assert session.optimize(built(), session.run.load_checkpoint(), no_preview)
+
+
+def test_what_is_due_is_written(session):
+    session.optimize(built(), None, no_preview)
+    assert [path.name for path in sorted((session.run.path / "previews").iterdir())] == [
+        "step-000005.png",
+        "step-000010.png",
+    ]
+    lines = (session.run.path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [4, 8, 12]
+    assert session.run.load_checkpoint().step == 12
+
+
+def test_diverged_run_keeps_the_last_good_state(session):
+    parts = built(broken=frozenset(range(3, 100)))
+    with pytest.raises(DivergedError), session.recorded():
+        session.optimize(parts, None, no_preview)
+    saved = built()
+    unpack(session.run.load_checkpoint(), saved)
+    torch.testing.assert_close(color(saved), color(parts), rtol=0, atol=0)
+    assert session.run.read_manifest()["status"].startswith("failed: gradients must be finite")
+
+
+def test_manifest_says_how_the_run_went(session):
+    with session.recorded():
+        assert session.run.read_manifest()["status"] == "running"
+        session.optimize(built(), None, no_preview)
+        session.run.config.write_text("run: {}")
+        session.made("export", [session.run.config])
+    manifest = session.run.read_manifest()
+    assert manifest["status"] == "done"
+    assert manifest["prompt"] == "a red chair"
+    assert {"python", "pgc3d", "torch"} <= set(manifest["versions"])
+    assert {"render", "guidance", "backward", "optimizer", "checkpoint"} <= set(manifest["seconds"])
+    assert manifest["peak_memory_bytes"]["resident"] > 0
+    assert set(manifest["files"]) == {"config.yaml"}
+
+
+def test_checkpoint_of_another_configuration_is_refused(session):
+    session.run.save_checkpoint(pack(built(), 3))
+    other = dataclasses.replace(built(), states={"clip.normal": AdaptiveClip().build()})
+    with pytest.raises(RunDirectoryError, match=r"must fit the run's config\.yaml"):
+        unpack(session.run.load_checkpoint(), other)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"),
+    ],
+    ids=["cuda", "python", "torch"],
+)
+def test_running_out_of_memory_says_what_to_lower(error):
+    with pytest.raises(OutOfMemoryError, match=r"lower --resolution \(now 16\)"), explain_memory(CONFIG, CPU):
+        raise error
+
+
+def test_other_runtime_errors_pass():
+    with pytest.raises(RuntimeError, match="shape"), explain_memory(CONFIG, CPU):
+        raise RuntimeError("shape")
