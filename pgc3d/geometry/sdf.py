@@ -32,7 +32,7 @@ def redistance(sdf: Float[Tensor, "X Y Z"], *, width: int = 8) -> Float[Tensor, 
 
     Points beside the surface are divided by the local slope, averaged over their neighbours so that the
     ratios on cut edges, and with them the surface, hardly change. From there distances up to `width` cells
-    spread by upwind steps of |grad d| = 1 (Russo and Smereka 2000; Zhao 2005); farther points get `width` cells.
+    spread by upwind steps of |grad d| = 1 (Russo and Smereka 2000; Zhao 2005); farther points get `width`.
     """
     cell = 2.0 / (sdf.shape[0] - 1)
     inside = (sdf < 0).float()[None, None]
