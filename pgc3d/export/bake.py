@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
-from torch.nn.functional import avg_pool2d, interpolate, pad
+from torch.nn.functional import avg_pool2d, interpolate, max_pool2d, pad
 
 from pgc3d.geometry.uv import UvAtlas
 from pgc3d.interfaces import Rasterizer
@@ -85,14 +85,30 @@ def fill(
     For `padding` rings each texel takes the mean of its known neighbours, then a pyramid of averages fills
     what is left from the coarsest level down (pull and push).
     """
-    weight = known.to(values.dtype)[None, None]  # [1, 1, S, S]
-    image = values.permute(2, 0, 1)[None] * weight
-    for _ in range(padding):
-        around = 9 * avg_pool2d(weight, 3, stride=1, padding=1)
-        mean = 9 * avg_pool2d(image, 3, stride=1, padding=1) / around.clamp_min(1.0)
-        image = torch.where(weight > 0, image, mean)
-        weight = torch.maximum(weight, (around > 0.5).to(weight.dtype))
-    return _pull_push(image, weight)[0].permute(1, 2, 0)
+    image, weight = _grow(values * known[..., None], known.to(values.dtype), rings=padding)
+    filled = _pull_push(image.permute(2, 0, 1)[None], weight[None, None])
+    return filled[0].permute(1, 2, 0)
+
+
+def _grow(image: Tensor, weight: Tensor, *, rings: int) -> tuple[Tensor, Tensor]:
+    """Give texels at the edge of the known ones the mean of their known neighbours, ring by ring.
+
+    Only the texels of a ring are touched: they are few, and filters over the whole image would cost seconds.
+    """
+    height, width, channels = image.shape
+    values = pad(image, (0, 0, 1, 1, 1, 1)).reshape(-1, channels)  # a border, so that neighbours exist
+    known = pad(weight, (1, 1, 1, 1))
+    offsets = [row * (width + 2) + column for row in (-1, 0, 1) for column in (-1, 0, 1)]
+    for _ in range(rings):
+        near = max_pool2d(known[None, None, 1:-1, 1:-1], 3, stride=1, padding=1)[0, 0]
+        ring = pad((near > known[1:-1, 1:-1]).to(known.dtype), (1, 1, 1, 1)).reshape(-1).nonzero()[:, 0]
+        flat = known.reshape(-1)
+        count = torch.stack([flat.index_select(0, ring + offset) for offset in offsets]).sum(0)
+        total = torch.stack([values.index_select(0, ring + offset) for offset in offsets]).sum(0)
+        values[ring] = total / count[:, None]
+        flat[ring] = 1.0
+    grown = values.reshape(height + 2, width + 2, channels)[1:-1, 1:-1]
+    return grown, known[1:-1, 1:-1]
 
 
 def _pull_push(image: Tensor, weight: Tensor) -> Tensor:

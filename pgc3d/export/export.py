@@ -1,0 +1,159 @@
+"""From a representation to checked files."""
+
+import hashlib
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from pgc3d.export.asset import TexturedMesh
+from pgc3d.export.bake import bake, vertex_colors
+from pgc3d.export.mesh_file import Format, write_mesh
+from pgc3d.export.roundtrip import MIN_PSNR, comparison_views, round_trip_psnr
+from pgc3d.geometry.cleanup import clean
+from pgc3d.geometry.uv import UvAtlas, unwrap
+from pgc3d.interfaces import Rasterizer, Representation
+
+logger = logging.getLogger(__name__)
+
+CHECK_RESOLUTION = 256
+
+
+@dataclass(frozen=True)
+class ExportedFile:
+    """One file on the disk."""
+
+    path: Path
+    size: int  # bytes
+    sha256: str
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What an export made and how it went."""
+
+    files: tuple[ExportedFile, ...]  # the mesh first, then the files it names
+    vertices: int
+    faces: int
+    uv_method: str | None  # None for formats without texture coordinates
+    psnr: float  # dB, of the file read back against the run's own render
+    seconds: Mapping[str, float]  # by part
+
+    @property
+    def faithful(self) -> bool:
+        """Whether the file shows what the run showed."""
+        return self.psnr >= MIN_PSNR
+
+
+@dataclass(frozen=True)
+class _Stopwatch:
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - start
+        logger.info("export: %s took %.2f s", name, self.seconds[name])
+
+
+@torch.no_grad()
+def export_asset(
+    representation: Representation,
+    path: Path,
+    *,
+    format: Format,
+    rasterizer: Rasterizer,
+    texture_size: int = 1024,
+    faces: int | None = 20_000,
+    metadata: Mapping[str, str | int | float] | None = None,
+    uv_time_limit: float = 60.0,
+) -> ExportReport:
+    """Clean, decimate, unwrap, bake, write, read back and compare.
+
+    Args:
+        representation: on the rasteriser's device.
+        path: the mesh file; others go beside it.
+        format: glb and obj carry textures, ply vertex colours, stl the surface alone.
+        rasterizer: the backend for baking and for the comparison.
+        texture_size: side of the textures in texels.
+        faces: upper bound on the faces; None keeps all.
+        metadata: for example prompt and seed; goes into the file where the format has a place.
+        uv_time_limit: seconds for xatlas, see `unwrap`.
+
+    Returns:
+        The report; a file whose `faithful` is false is there nevertheless, for the user to look at.
+
+    Raises:
+        DivergedError: there is no surface to export.
+        InputError: the folder cannot be written or the disk is full.
+    """
+    watch = _Stopwatch()
+    with watch.part("surface"):
+        dense = representation.to_mesh()
+    with watch.part("cleanup"):
+        mesh = clean(dense.vertices, dense.faces, target_faces=faces)
+    device = dense.vertices.device
+    bare = TexturedMesh(mesh.vertices, mesh.faces, mesh.normals, metadata=dict(metadata or {}))
+    asset, method = bare, None
+    if format in ("glb", "obj"):
+        with watch.part("uv"):
+            atlas = unwrap(mesh.vertices, mesh.faces, texture_size=texture_size, time_limit=uv_time_limit)
+        with watch.part("bake"):
+            asset = _with_textures(
+                bare, atlas, representation, texture_size=texture_size, device=device, rasterizer=rasterizer
+            )
+        method = atlas.method
+    if format == "ply":
+        with watch.part("bake"):
+            colors = vertex_colors(mesh.vertices.to(device), representation.material)
+        asset = replace(bare, vertex_color=colors)
+    with watch.part("write"):
+        written = write_mesh(path, asset, format)
+    with watch.part("compare"):
+        cameras, background = comparison_views(device)
+        reference = representation.render(cameras, CHECK_RESOLUTION, background)
+        found = round_trip_psnr(path, reference, cameras, rasterizer=rasterizer)
+    return ExportReport(
+        files=tuple(_describe(file) for file in written),
+        vertices=len(mesh.vertices),
+        faces=len(mesh.faces),
+        uv_method=method,
+        psnr=found,
+        seconds=watch.seconds,
+    )
+
+
+def _with_textures(
+    asset: TexturedMesh,
+    atlas: UvAtlas,
+    representation: Representation,
+    *,
+    texture_size: int,
+    device: torch.device,
+    rasterizer: Rasterizer,
+) -> TexturedMesh:
+    textures = bake(
+        asset.vertices.to(device),
+        atlas,
+        representation.material,
+        texture_size=texture_size,
+        rasterizer=rasterizer,
+    )
+    return replace(
+        asset,
+        uv=atlas.uv,
+        uv_faces=atlas.uv_faces,
+        base_color=textures.base_color,
+        metallic_roughness=textures.metallic_roughness,
+    )
+
+
+def _describe(path: Path) -> ExportedFile:
+    with path.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    return ExportedFile(path=path, size=path.stat().st_size, sha256=digest)
