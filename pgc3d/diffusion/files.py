@@ -168,6 +168,8 @@ def _vocabulary(path: Path) -> tuple[str, ...]:
 
 
 def _frozen(value: Any) -> Any:
+    if isinstance(value, int):
+        return float(value)  # JSON writes 15 for 15.0, and every number in these fields is a float
     if isinstance(value, list):
         return tuple(_frozen(item) for item in value)
     return {key: _frozen(item) for key, item in value.items()} if isinstance(value, dict) else value

@@ -40,7 +40,9 @@ PINNED = {
 }
 PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 SMALL_FILES = re.compile(
-    r"(model_index|(scheduler|tokenizer|tokenizer_2)/[^/]+|[^/]+/config)\.(json|txt)|config\.json"
+    r"(model_index|view_prompts|vocabulary|config)\.json"
+    r"|(scheduler|tokenizer|tokenizer_2)/[^/]+\.(json|txt)"
+    r"|(unet|vae|text_encoder|text_encoder_2)/config\.json"
 )
 
 
@@ -221,13 +223,18 @@ def _from_hub(repository: str, *, half: bool, cache: Path | None, check: Any) ->
 
 
 def _cached(repository: str, commit: str | None, cache: Path | None) -> Path | None:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    """Find the snapshot by a file in it.
 
-    try:
-        return Path(snapshot_download(repository, revision=commit, cache_dir=cache, local_files_only=True))
-    except (LocalEntryNotFoundError, FileNotFoundError):
-        return None
+    Newer versions of the hub library call a snapshot that holds only what is needed incomplete, and would go
+    to the network for it.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    for name in ("model_index.json", "config.json"):
+        file = try_to_load_from_cache(repository, name, cache_dir=cache, revision=commit)
+        if isinstance(file, str):
+            return Path(file).parent
+    return None
 
 
 def _download(repository: str, commit: str | None, *, half: bool, cache: Path | None) -> Path:
