@@ -24,8 +24,8 @@ _INSTALL = "pip install 'pgc3d[cuda]'"
 class NvdiffrastRasterizer:
     """nvdiffrast's CUDA rasteriser, turned so that row 0 is on top.
 
-    Positions are snapped to 1/16 pixel. A triangle with a vertex that is not finite in one view is drawn in no
-    view.
+    Positions are snapped to 1/16 pixel. A triangle with a vertex that is not finite in one view is drawn in
+    no view.
     """
 
     def __init__(self, device: torch.device) -> None:

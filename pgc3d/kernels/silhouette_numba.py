@@ -1,0 +1,189 @@
+"""Numba kernels that find silhouette crossings; `silhouette.py` states the rule and is the plain-torch twin."""
+
+# mypy: disable-error-code="no-untyped-def,no-untyped-call"
+# ruff: noqa: PLR0913, PLR0917
+
+from typing import no_type_check
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+
+from pgc3d.kernels.silhouette import KEY_SCALE, SAME_DEPTH, SNAP, Crossings
+
+
+def find_crossings(clip: Tensor, data: Tensor, edges: Tensor, opposite: Tensor) -> Crossings:
+    """Find where silhouette edges pass between pixels; all crossings returned are live.
+
+    The arguments are those of `silhouette.find_crossings`, on the CPU.
+    """
+    views, height, width = data.shape[:3]
+    positions, fragments = clip.detach().contiguous().numpy(), data.detach().contiguous().numpy()
+    ends, wings = edges.long().contiguous().numpy(), opposite.long().contiguous().numpy()
+    counts = _count_scan_lines(positions, ends, wings, height, width)
+    best = np.zeros((views, 2, height * width), np.int64)  # calloc: only the pages that are used cost time
+    inner, outer, edge = _collect(positions, fragments, ends, wings, counts, best)
+    tensors = torch.from_numpy(inner), torch.from_numpy(outer), torch.from_numpy(edge)
+    return Crossings(*tensors, live=torch.ones(len(inner), dtype=torch.bool))
+
+
+@numba.njit(cache=True)
+@no_type_check
+def _pixel_position(clip, view, vertex, height, width):
+    x, y, w = (
+        np.float64(clip[view, vertex, 0]),
+        np.float64(clip[view, vertex, 1]),
+        np.float64(clip[view, vertex, 3]),
+    )
+    return 0.5 * width * (x + w) - 0.5 * w, 0.5 * height * (w - y) - 0.5 * w, w
+
+
+@numba.njit(cache=True)
+@no_type_check
+def _side(clip, view, vertex, height, width, nx, ny, nw):
+    x, y, w = _pixel_position(clip, view, vertex, height, width)
+    return nx * x + ny * y + nw * w
+
+
+@numba.njit(cache=True)
+@no_type_check
+def _scan_range(clip, view, edge, edges, opposite, height, width):
+    """Number of scan lines, the first one, whether they are rows, and the direction of the outside."""
+    a, b = edges[edge, 0], edges[edge, 1]
+    if a < 0:
+        return 0, 0, True, 1
+    ax, ay, aw = _pixel_position(clip, view, a, height, width)
+    bx, by, bw = _pixel_position(clip, view, b, height, width)
+    if not (aw > 0.0 and bw > 0.0):
+        return 0, 0, True, 1
+    nx, ny, nw = ay * bw - aw * by, aw * bx - ax * bw, ax * by - ay * bx
+    first = _side(clip, view, opposite[edge, 0], height, width, nx, ny, nw)
+    second = first
+    if opposite[edge, 1] >= 0:
+        second = _side(clip, view, opposite[edge, 1], height, width, nx, ny, nw)
+    side = first if first != 0.0 else second
+    ax, ay, bx, by = ax / aw, ay / aw, bx / bw, by / bw
+    if not (first * second >= 0.0 and side != 0.0 and np.isfinite(ax + ay + bx + by)):
+        return 0, 0, True, 1
+    along_rows = abs(by - ay) >= abs(bx - ax)
+    low, high = (min(ay, by), max(ay, by)) if along_rows else (min(ax, bx), max(ax, bx))
+    low = np.ceil(max(low, 0.0))
+    high = min(np.ceil(high), np.float64(height if along_rows else width))
+    if high <= low:
+        return 0, 0, True, 1
+    direction = -1 if (nx if along_rows else ny) * side > 0.0 else 1
+    return np.int64(high - low), np.int64(low), along_rows, direction
+
+
+@numba.njit(parallel=True, cache=True)
+@no_type_check
+def _count_scan_lines(clip, edges, opposite, height, width):
+    views, count = clip.shape[0], edges.shape[0]
+    counts = np.empty((views, count), np.int32)
+    for job in numba.prange(views * count):
+        view, edge = job // count, job % count
+        counts[view, edge] = _scan_range(clip, view, edge, edges, opposite, height, width)[0]
+    return counts
+
+
+@numba.njit(cache=True)
+@no_type_check
+def _is_covered(fragments, view, base, pixel, size, stride):
+    if pixel < 0 or pixel >= size:
+        return False, 0.0
+    index = base + pixel * stride
+    return fragments[view, index, 3] > 0, np.float64(fragments[view, index, 2])
+
+
+@numba.njit(cache=True)
+@no_type_check
+def _pixel_pair(fragments, view, base, stride, size, crossing, depth, step):
+    """Inner pixel along the minor axis (-1 if the crossing does not count) and its distance to the edge."""
+    low = np.int64(np.floor(min(max(crossing, -2.0), 1.0e6)))
+    inner = low if step > 0 else low + 1
+    distance = (crossing - inner) * step
+    inner_covered, _ = _is_covered(fragments, view, base, inner, size, stride)
+    outer_covered, outer_depth = _is_covered(fragments, view, base, inner + step, size, stride)
+    shift = 0
+    if not inner_covered and distance < SNAP:
+        shift = -1
+    elif outer_covered and distance > 1 - SNAP and outer_depth <= depth + SAME_DEPTH:
+        shift = 1
+    inner, distance = inner + shift * step, distance - shift
+    outer = inner + step
+    inner_covered, _ = _is_covered(fragments, view, base, inner, size, stride)
+    outer_covered, outer_depth = _is_covered(fragments, view, base, outer, size, stride)
+    hidden = outer_covered and depth > outer_depth
+    if not inner_covered or outer < 0 or outer >= size or hidden or not abs(depth) <= 1.0:
+        return -1, distance
+    return inner, distance
+
+
+@numba.njit(cache=True)
+@no_type_check
+def _walk(clip, fragments, view, edge, edges, opposite, height, width, best, inner, outer, keys, pairs):
+    """Append the visible crossings of one edge, and return how many there are."""
+    lines, first, along_rows, step = _scan_range(clip, view, edge, edges, opposite, height, width)
+    a, b = edges[edge, 0], edges[edge, 1]
+    ax, ay, aw = _pixel_position(clip, view, a, height, width)
+    bx, by, bw = _pixel_position(clip, view, b, height, width)
+    ax, ay, bx, by = ax / aw, ay / aw, bx / bw, by / bw
+    az, bz = np.float64(clip[view, a, 2]) / aw, np.float64(clip[view, b, 2]) / bw
+    major_a, major_b, minor_a, minor_b = (ay, by, ax, bx) if along_rows else (ax, bx, ay, by)
+    axis, size, stride = (0, width, 1) if along_rows else (1, height, width)
+    found = 0
+    for scan in range(first, first + lines):
+        share = (scan - major_a) / (major_b - major_a)
+        crossing, depth = minor_a + share * (minor_b - minor_a), az + share * (bz - az)
+        base = scan * width if along_rows else scan
+        pixel, distance = _pixel_pair(fragments, view, base, stride, size, crossing, depth, step)
+        if pixel < 0:
+            continue
+        key = (np.int64((distance + 1) * KEY_SCALE) << 32) | edge
+        inner[found], outer[found] = base + pixel * stride, base + (pixel + step) * stride
+        pair = min(inner[found], outer[found])
+        keys[found], pairs[found] = key, axis * height * width + pair
+        best[view, axis, pair] = max(best[view, axis, pair], key)
+        found += 1
+    return found
+
+
+@numba.njit(parallel=True, cache=True)
+@no_type_check
+def _collect(clip, data, edges, opposite, counts, best):
+    """Walk the silhouettes of every view and keep the outermost crossing of every pixel pair."""
+    views, height, width = data.shape[0], data.shape[1], data.shape[2]
+    fragments = data.reshape(views, height * width, 4)
+    starts = np.zeros(views + 1, np.int64)
+    for view in range(views):
+        starts[view + 1] = starts[view] + counts[view].sum()
+    inner, outer = np.empty(starts[-1], np.int64), np.empty(starts[-1], np.int64)
+    keys, pairs = np.empty(starts[-1], np.int64), np.empty(starts[-1], np.int64)
+    kept = np.zeros(views, np.int64)
+    for view in numba.prange(views):
+        start = starts[view]
+        cursor = start
+        for edge in range(edges.shape[0]):
+            if counts[view, edge] > 0:
+                cursor += _walk(
+                    clip, fragments, view, edge, edges, opposite, height, width, best,
+                    inner[cursor:], outer[cursor:], keys[cursor:], pairs[cursor:],
+                )  # fmt: skip
+        winners = best[view].reshape(-1)
+        offset = view * height * width
+        for slot in range(start, cursor):
+            if winners[pairs[slot]] == keys[slot]:
+                target = start + kept[view]
+                inner[target], outer[target] = inner[slot] + offset, outer[slot] + offset
+                keys[target] = keys[slot] & 0xFFFFFFFF
+                kept[view] += 1
+    total = kept.sum()
+    result = np.empty((3, total), np.int64)
+    cursor = 0
+    for view in range(views):
+        source = slice(starts[view], starts[view] + kept[view])
+        target = slice(cursor, cursor + kept[view])
+        result[0, target], result[1, target], result[2, target] = inner[source], outer[source], keys[source]
+        cursor += kept[view]
+    return result[0], result[1], result[2]

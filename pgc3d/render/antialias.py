@@ -1,0 +1,195 @@
+"""Silhouette antialiasing that follows the silhouette edges themselves, with the outline's exact gradient.
+
+Pixel-driven antialiasing (Laine et al. 2020, "Modular primitives for high-performance differentiable
+rendering", section 3.6) looks for an edge of the triangle that a pixel shows. On meshes whose triangles are
+smaller than a few pixels that triangle rarely holds the silhouette, and the outline gets no gradient. Here
+every silhouette edge is followed through the picture instead, whatever its size.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from pgc3d.errors import BackendUnavailableError
+from pgc3d.kernels.silhouette import Crossings
+from pgc3d.types import Fragments
+
+_PACKED_BITS = 21  # three vertex indices in one int64
+
+
+@dataclass(frozen=True)
+class EdgeTopology:
+    """Edges of a mesh with the vertices opposite to them in up to two faces.
+
+    `opposite[:, 1]` is -1 at a border. Rows with `edges[:, 0] == -1` are empty slots: on CUDA the number of
+    edges is not read back, so there are always 3 F rows. A third face at an edge is ignored.
+    """
+
+    edges: Int[Tensor, "E 2"]
+    opposite: Int[Tensor, "E 2"]
+
+
+def edge_topology(faces: Int[Tensor, "F 3"], vertex_count: int | None = None) -> EdgeTopology:
+    """Find the edges of a mesh by one sort of packed keys.
+
+    Args:
+        faces: For a mesh whose vertices are duplicated along texture seams, pass faces that index one vertex
+            of each group of duplicates; the seams would count as borders otherwise.
+        vertex_count: Saves a look at the largest index, for which CUDA has to be waited.
+    """
+    if vertex_count is None:
+        vertex_count = int(faces.max()) + 1 if faces.numel() else 0
+    corners = faces.long()
+    start, end = corners.T.reshape(-1), corners.roll(-1, dims=1).T.reshape(-1)
+    third = corners.roll(-2, dims=1).T.reshape(-1)
+    low, high = torch.minimum(start, end), torch.maximum(start, end)
+    if vertex_count <= 1 << _PACKED_BITS:
+        packed = _sort((low << (2 * _PACKED_BITS)) | (high << _PACKED_BITS) | third)
+        mask = (1 << _PACKED_BITS) - 1
+        low, high, third = packed >> (2 * _PACKED_BITS), (packed >> _PACKED_BITS) & mask, packed & mask
+    else:
+        key, order = torch.sort(low * vertex_count + high)
+        low, high, third = key // vertex_count, key % vertex_count, third[order]
+    return _runs(low, high, third)
+
+
+def _sort(keys: Tensor) -> Tensor:
+    """Sort int64 keys; numpy's vectorised sort is several times faster than torch's on a CPU."""
+    if keys.device.type != "cpu":
+        return torch.sort(keys).values
+    return torch.from_numpy(np.sort(keys.numpy()))
+
+
+def _runs(low: Tensor, high: Tensor, third: Tensor) -> EdgeTopology:
+    """Turn sorted half edges into edges: the first of a run of equals takes the second's opposite vertex."""
+    same = (low[1:] == low[:-1]) & (high[1:] == high[:-1])
+    border = torch.zeros(1, dtype=torch.bool, device=low.device)[: len(low)]
+    has_previous, has_next = torch.cat([border, same]), torch.cat([same, border])
+    following = torch.cat([third[1:], third[:1]])
+    edges = torch.stack([torch.where(has_previous, -1, low), high], dim=1)
+    opposite = torch.stack([third, torch.where(has_next, following, -1)], dim=1)
+    if low.device.type == "cpu":
+        return EdgeTopology(edges[~has_previous], opposite[~has_previous])
+    return EdgeTopology(edges, opposite)
+
+
+def antialias(
+    image: Float[Tensor, "B H W C"],
+    fragments: Fragments,
+    clip: Float[Tensor, "B V 4"],
+    faces: Int[Tensor, "F 3"],
+    topology: EdgeTopology | None = None,
+    *,
+    implementation: Literal["auto", "numba", "torch", "triton"] = "auto",
+) -> Float[Tensor, "B H W C"]:
+    """Blend the two pixels on either side of each silhouette edge by how much of them the edge covers.
+
+    Where an edge passes at a distance t from the inner pixel's centre, the inner colour covers t of the way
+    to the outer centre: t - 1/2 of the outer pixel if positive, else 1/2 - t of the inner pixel takes the
+    outer colour. Differentiable to the image and to the clip positions, so that d(covered area) / d(vertex)
+    is right. Only the outermost edge between two pixels counts; edges with an end behind the camera are
+    skipped. A feature thinner than a pixel may be mixed from more than one side, to just outside the range
+    of the colours.
+
+    Args:
+        image: Any channels, one value per pixel, not yet antialiased.
+        fragments: What the rasteriser saw from the same clip positions.
+        clip: Clip positions.
+        faces: The faces that were rasterised; only used to find the topology.
+        topology: The edges of the mesh, if they are known already.
+        implementation: `auto` is numba on the CPU, Triton on CUDA.
+    """
+    if topology is None:
+        topology = edge_topology(faces, clip.shape[1])
+    if implementation == "auto":
+        implementation = "numba" if image.device.type == "cpu" else "triton"
+    if len(topology.edges) == 0 or image.numel() == 0:
+        return image
+    data = fragments.data.detach()
+    if implementation == "triton":
+        antialias_triton = _load_triton()
+
+        return antialias_triton(image, data, clip, topology.edges, topology.opposite)
+    if implementation == "numba":
+        from pgc3d.kernels.silhouette_numba import find_crossings
+    else:
+        from pgc3d.errors import BackendUnavailableError
+from pgc3d.kernels.silhouette import find_crossings
+    return blend(image, clip, topology, find_crossings(clip, data, topology.edges, topology.opposite))
+
+
+def _load_triton() -> Callable[..., Tensor]:
+    try:
+        from pgc3d.kernels.silhouette_triton import antialias_triton
+    except ImportError as error:
+        raise BackendUnavailableError(
+            f"antialiasing on CUDA needs triton, which cannot be imported ({error}); pip install triton"
+        ) from error
+    return antialias_triton
+
+
+def blend(
+    image: Float[Tensor, "B H W C"],
+    clip: Float[Tensor, "B V 4"],
+    topology: EdgeTopology,
+    crossings: Crossings,
+) -> Float[Tensor, "B H W C"]:
+    """Mix the pixels of live crossings; differentiable to image and clip."""
+    weight = _distance(clip, topology, crossings, image.shape[1], image.shape[2]) - 0.5
+    weight = torch.where(crossings.live, weight, 0.0).to(image.dtype)
+    mixed: Tensor = _Blend.apply(image, weight, crossings.inner, crossings.outer)  # type: ignore[no-untyped-call]
+    return mixed
+
+
+def _distance(
+    clip: Tensor, topology: EdgeTopology, crossings: Crossings, height: int, width: int
+) -> Float[Tensor, " N"]:
+    """Distance of the edge from the inner pixel's centre towards the outer one, in pixels.
+
+    In float64: an edge may be much shorter than a pixel.
+    """
+    view = crossings.inner // (height * width)
+    ends = topology.edges[crossings.edge].long().clamp(min=0) + (view * clip.shape[1])[:, None]
+    corner = torch.nn.functional.embedding(ends, clip.flatten(0, 1)).double()  # [N, 2, 4]
+    x = (corner[..., 0] / corner[..., 3] + 1) * (0.5 * width) - 0.5
+    y = (1 - corner[..., 1] / corner[..., 3]) * (0.5 * height) - 0.5
+    along_rows = crossings.inner // width == crossings.outer // width
+    row, column = crossings.inner // width % height, crossings.inner % width
+    major = torch.where(along_rows[:, None], y, x)
+    minor = torch.where(along_rows[:, None], x, y)
+    scan, pixel = torch.where(along_rows, row, column), torch.where(along_rows, column, row)
+    share = (scan - major[:, 0]) / (major[:, 1] - major[:, 0])
+    crossing = minor[:, 0] + share * (minor[:, 1] - minor[:, 0])
+    return (crossing - pixel) * (crossings.outer - crossings.inner).sign()
+
+
+class _Blend(torch.autograd.Function):
+    """Add weight * (inner - outer) to the outer pixel where the weight is positive, else to the inner one.
+
+    One function with its own backward, because autograd would make a picture-sized zero for every gather.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, image: Tensor, weight: Tensor, inner: Tensor, outer: Tensor) -> Tensor:
+        target = torch.where(weight > 0, outer, inner)
+        pixels = image.reshape(-1, image.shape[3])
+        difference = pixels[inner] - pixels[outer]
+        ctx.save_for_backward(weight, inner, outer, target, difference)
+        return pixels.index_add(0, target, weight[:, None] * difference).view(image.shape)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, None, None]:
+        weight, inner, outer, target, difference = ctx.saved_tensors
+        pixels = gradient.reshape(-1, gradient.shape[3])
+        received = pixels[target]
+        grad_weight = (received * difference).sum(-1)
+        if not ctx.needs_input_grad[0]:
+            return None, grad_weight, None, None
+        flow = weight[:, None] * received
+        grad_image = pixels.index_add(0, inner, flow).index_add_(0, outer, -flow)
+        return grad_image.view(gradient.shape), grad_weight, None, None

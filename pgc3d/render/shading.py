@@ -1,0 +1,40 @@
+"""Shading by a light that is fixed to the camera; the prior's training pictures use the same functions."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pgc3d.types import Cameras
+
+KEY_DIRECTION = (-0.3, 0.5, 1.0)  # in camera space: from above the viewer's left shoulder
+AMBIENT, KEY, SKY = 0.45, 0.45, 0.10
+
+
+def srgb_to_linear(color: Float[Tensor, "*P C"]) -> Float[Tensor, "*P C"]:
+    """Decode sRGB in [0, 1] to linear light (IEC 61966-2-1)."""
+    return torch.where(color <= 0.04045, color / 12.92, ((color.clamp(min=0.0) + 0.055) / 1.055) ** 2.4)
+
+
+def linear_to_srgb(color: Float[Tensor, "*P C"]) -> Float[Tensor, "*P C"]:
+    """Encode linear light in [0, 1] as sRGB (IEC 61966-2-1); finite gradient at 0."""
+    curve = 1.055 * color.clamp(min=0.0031308) ** (1 / 2.4) - 0.055
+    return torch.where(color <= 0.0031308, color * 12.92, curve)
+
+
+def key_direction(cameras: Cameras) -> Float[Tensor, "B 3"]:
+    """Direction towards the key light of every camera, world space, unit length."""
+    direction = torch.tensor(KEY_DIRECTION, device=cameras.azimuth.device)
+    return torch.nn.functional.normalize(direction, dim=0) @ cameras.camera_from_world[:, :3, :3]
+
+
+def irradiance(normal: Float[Tensor, "*P 3"], key: Float[Tensor, "*P 3"]) -> Float[Tensor, "*P 1"]:
+    """Ambient, key and sky light on a white surface, at most 1; normals unit, world space."""
+    lambert = (normal * key).sum(-1, keepdim=True).clamp(min=0.0)
+    return AMBIENT + KEY * lambert + SKY * (0.5 + 0.5 * normal[..., 1:2])
+
+
+def shade(
+    base_color: Float[Tensor, "*P 3"], normal: Float[Tensor, "*P 3"], key: Float[Tensor, "*P 3"]
+) -> Float[Tensor, "*P 3"]:
+    """Lit colour in sRGB of an sRGB base colour; the light is multiplied in linear space."""
+    return linear_to_srgb(srgb_to_linear(base_color) * irradiance(normal, key))
