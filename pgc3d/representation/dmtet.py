@@ -1,0 +1,390 @@
+"""DMTet: a mesh extracted from a signed distance field at every step (Shen et al. 2021), with a colour field.
+
+The SDF is a fixed distance field plus a learnt residual. The split keeps it well conditioned: gradients reach
+only the grid points beside the surface, so every few steps the sum becomes a distance field again and the
+residual starts anew from zero. A residual stored on the grid is blurred before it is added, G theta, so that
+a gradient at one point moves a patch of the surface (a Sobolev gradient), not a single vertex.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from pgc3d.errors import DivergedError
+from pgc3d.geometry.marching_tetrahedra import Crossings, crossing_points, find_crossings, grid_points
+from pgc3d.geometry.normals import vertex_normals
+from pgc3d.geometry.regularizers import (
+    adjacent_faces,
+    area,
+    eikonal,
+    laplacian,
+    normal_consistency,
+    sign_changes,
+)
+from pgc3d.geometry.sdf import ellipsoid_sdf, mesh_sdf, redistance
+from pgc3d.interfaces import ParameterGroup, Rasterizer
+from pgc3d.representation.fields import ColorField, HashGrid, Mlp
+from pgc3d.types import Cameras, Material, Mesh, Rendering
+
+logger = logging.getLogger(__name__)
+
+LOSSES = ("normal_consistency", "laplacian", "sign_changes", "eikonal", "area")
+
+
+@dataclass(frozen=True)
+class DMTetConfig:
+    """The defaults suit two CPU cores; lengths in cells are independent of the resolution."""
+
+    kind: Literal["dmtet"] = "dmtet"
+    resolution: int = 64  # cells along an axis, 32 to 256
+    init: Literal["ellipsoid", "mesh"] = "ellipsoid"  # a sphere is an ellipsoid with equal radii
+    radii: tuple[float, float, float] = (0.6, 0.6, 0.6)
+    sdf: Literal["grid", "mlp"] = "grid"
+    sdf_smoothing: float = 1.5  # cells, standard deviation; 0 is off
+    deformation_limit: float = 0.45  # cells
+    redistance_every: int = 50  # renders with gradients; 0 is off
+    lr_sdf: float = 0.003
+    lr_deformation: float = 0.01
+    lr_color_grid: float = 0.01
+    lr_color_mlp: float = 0.002
+    normal_consistency: float = 100.0  # weights of the regularisers
+    laplacian: float = 0.0
+    sign_changes: float = 0.0
+    eikonal: float = 0.0
+    area: float = 0.0
+    color_levels: int = 8
+    color_features: int = 2
+    color_log2_rows: int = 15
+    color_base: int = 8
+    color_finest: int = 256
+    color_hidden: int = 32
+    color: tuple[float, float, float] = (0.5, 0.5, 0.5)  # sRGB at the start
+    roughness: float = 0.8
+    metallic: float = 0.0
+    max_recoveries: int = 3
+
+    def __post_init__(self) -> None:
+        if not 8 <= self.resolution <= 512:
+            raise ValueError(f"resolution must lie in [8, 512], got {self.resolution}")
+        if not all(0.0 < radius < 1.0 for radius in self.radii):
+            raise ValueError(f"radii must lie in (0, 1), got {self.radii}")
+        if not 0.0 <= self.deformation_limit <= 0.5:
+            raise ValueError(f"deformation_limit must lie in [0, 0.5] cells, got {self.deformation_limit}")
+        names = ["sdf_smoothing", "redistance_every", "max_recoveries", *LOSSES]
+        names += ["lr_sdf", "lr_deformation", "lr_color_grid", "lr_color_mlp"]
+        for name in names:
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+
+
+class SdfField(nn.Module):
+    """A residual SDF from a hash grid and an MLP that starts at zero."""
+
+    def __init__(self, grid: HashGrid, *, hidden: int = 32, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        self.grid = grid
+        self.mlp = Mlp(grid.width, 1, hidden=hidden, generator=generator)
+        self.restart()
+
+    def forward(self, points: Float[Tensor, "P 3"]) -> Float[Tensor, " P"]:
+        return cast("Tensor", self.mlp(self.grid(points)))[:, 0]
+
+    @torch.no_grad()
+    def restart(self) -> None:
+        """Make the residual zero again."""
+        cast("Tensor", self.mlp.layers[-1].weight).zero_()
+        cast("Tensor", self.mlp.layers[-1].bias).zero_()
+
+
+class DMTet(nn.Module):
+    """A `Representation`; the cube of its grid is [-1, 1]^3."""
+
+    base: Tensor
+    good: Tensor
+    initial: Tensor
+    blur: Tensor
+
+    def __init__(  # noqa: PLR0913 - flat arguments instead of a config
+        self,
+        *,
+        rasterizer: Rasterizer,
+        initial: Float[Tensor, "X Y Z"],
+        color: ColorField,
+        learning_rates: Mapping[str, float],
+        weights: Mapping[str, float] | None = None,
+        sdf_field: SdfField | None = None,
+        sdf_smoothing: float = 1.5,
+        deformation_limit: float = 0.45,
+        redistance_every: int = 50,
+        max_recoveries: int = 3,
+    ) -> None:
+        """Start from a signed distance field.
+
+        Args:
+            rasterizer: the backend; it fixes no device, the module does.
+            initial: the SDF on the grid's (R + 1)^3 points, negative inside.
+            color: the field that `material` asks.
+            learning_rates: of "sdf", "deformation", "color.grid" and "color.mlp".
+            weights: of the regularisers in `LOSSES`; those left out or 0 are not computed.
+            sdf_field: the residual; when None it is stored on the grid.
+            sdf_smoothing: standard deviation of the blur of a stored residual, in cells.
+            deformation_limit: how far a grid point may move along each axis, in cells.
+            redistance_every: renders with gradients between two times that the SDF is made a distance again.
+            max_recoveries: how often a lost surface is brought back before `DivergedError`.
+        """
+        super().__init__()
+        size = initial.shape[0]
+        self.resolution = size - 1
+        self.cell = 2.0 / self.resolution
+        self.rasterizer = rasterizer
+        self.color = color
+        self.sdf_field = sdf_field
+        self.learning_rates = dict(learning_rates)
+        self.weights = {name: weight for name, weight in (weights or {}).items() if weight > 0}
+        if unknown := set(self.weights) - set(LOSSES):
+            raise ValueError(f"weights must be among {LOSSES}, got {sorted(unknown)}")
+        self.deformation_limit = deformation_limit
+        self.redistance_every = redistance_every
+        self.max_recoveries = max_recoveries
+        self.max_faces = 50 * self.resolution**2  # a sphere as large as the cube has about 28
+        self.calls = 0
+        self.recoveries = 0
+        self.register_buffer("base", initial.clone())
+        self.register_buffer("good", initial.clone())
+        self.register_buffer("initial", initial.clone(), persistent=False)
+        self.register_buffer("blur", _blur_matrix(size, sdf_smoothing).to(initial.device), persistent=False)
+        self.smooth = sdf_smoothing > 0
+        self.residual = nn.Parameter(torch.zeros_like(initial)) if sdf_field is None else None
+        self.deformation = nn.Parameter(torch.zeros(size**3, 3, device=initial.device))
+
+    def render(
+        self,
+        cameras: Cameras,
+        resolution: int,
+        background: Float[Tensor, "B 3"],
+        *,
+        progress: float = 1.0,
+    ) -> Rendering:
+        """See `Representation.render`; colour gradients stop at the surface and do not bend the shape."""
+        from pgc3d.render.mesh_renderer import render_mesh
+
+        if torch.is_grad_enabled():
+            self._advance()
+        mesh, ends, found = self._surface()
+        rendering = render_mesh(
+            mesh,
+            cameras,
+            resolution,
+            background,
+            rasterizer=self.rasterizer,
+            material=lambda points: self.material(points.detach()),
+        )
+        return replace(rendering, losses={**rendering.losses, **self._losses(mesh, ends, found)})
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        sdf = [self.residual] if self.sdf_field is None else list(self.sdf_field.parameters())
+        groups: dict[str, list[Tensor]] = {
+            "sdf": cast("list[Tensor]", sdf),
+            "deformation": [self.deformation],
+            "color.grid": list(self.color.grid.parameters()),
+            "color.mlp": list(self.color.mlp.parameters()),
+        }
+        return [
+            ParameterGroup(name=name, params=params, lr=self.learning_rates[name])
+            for name, params in groups.items()
+        ]
+
+    @torch.no_grad()
+    def to_mesh(self) -> Mesh:
+        """See `Representation.to_mesh`."""
+        return self._surface()[0]
+
+    def material(self, points: Float[Tensor, "P 3"]) -> Material:
+        """See `Representation.material`."""
+        return cast("Material", self.color(points))
+
+    def sdf(self) -> Float[Tensor, "X Y Z"]:
+        """The field on the whole grid."""
+        return self.base + self._residual()
+
+    @torch.no_grad()
+    def redistance(self) -> None:
+        """Make the SDF a distance field again, keeping the surface, and start the residual anew."""
+        self._replace(redistance(self.sdf()))
+
+    def get_extra_state(self) -> Tensor:
+        """What a checkpoint needs beside tensors: renders so far and recoveries."""
+        return torch.tensor([self.calls, self.recoveries])
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.calls, self.recoveries = (int(value) for value in state.tolist())
+
+    def _residual(self) -> Tensor:
+        if self.sdf_field is not None:
+            points = grid_points(self.resolution, self.base.device)
+            parts = [self.sdf_field(part) for part in torch.split(points, 2**19)]
+            return torch.cat(parts).reshape(self.base.shape)
+        residual = cast("Tensor", self.residual)
+        if not self.smooth:
+            return residual
+        residual = (self.blur @ residual.flatten(1)).reshape(residual.shape)
+        return self.blur @ residual @ self.blur.T
+
+    def _advance(self) -> None:
+        """Count a training step; now and then restore the distance and remember the state."""
+        if self.redistance_every and self.calls and self.calls % self.redistance_every == 0:
+            with torch.no_grad():
+                sdf = self.sdf()
+                if self._fault(find_crossings(sdf, self.deformation)) is None:
+                    sdf = redistance(sdf)
+                    self._replace(sdf)
+                    self.good.copy_(sdf)
+        self.calls += 1
+
+    def _surface(self) -> tuple[Mesh, tuple[Tensor, Tensor], Crossings]:
+        """The mesh, the SDF at both ends of the cut edges, and these edges; recovers a lost surface."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.sdf_field is None):
+            sdf = self.sdf()
+        found = find_crossings(sdf.detach(), self.deformation.detach())
+        while (fault := self._fault(found)) is not None:
+            self._recover(fault)
+            sdf = self.sdf()
+            found = find_crossings(sdf.detach(), self.deformation.detach())
+        ends = (self._values(sdf, found.first), self._values(sdf, found.second))
+        bound = self.deformation_limit * self.cell
+        moved = [torch.tanh(self.deformation.index_select(0, i)) * bound for i in (found.first, found.second)]
+        vertices = crossing_points(found, *ends, (moved[0], moved[1]))
+        normals = vertex_normals(vertices, found.faces)
+        return Mesh(vertices=vertices, faces=found.faces, normals=normals), ends, found
+
+    def _values(self, sdf: Tensor, index: Tensor) -> Tensor:
+        """SDF at grid points; that of a field is evaluated once more, with gradients, only there."""
+        if self.sdf_field is None or not torch.is_grad_enabled():
+            return sdf.reshape(-1).index_select(0, index)
+        size = self.resolution + 1
+        axes = torch.stack([index // (size * size), index // size % size, index % size], dim=-1)
+        residual = cast("Tensor", self.sdf_field(axes * self.cell - 1.0))
+        return self.base.reshape(-1).index_select(0, index) + residual
+
+    def _losses(
+        self, mesh: Mesh, ends: tuple[Tensor, Tensor], found: Crossings
+    ) -> dict[str, Float[Tensor, ""]]:
+        losses = {}
+        for name, weight in self.weights.items():
+            if name == "normal_consistency":
+                value = normal_consistency(mesh.vertices, mesh.faces, adjacent_faces(mesh.faces, closed=True))
+            elif name == "laplacian":
+                value = laplacian(mesh.vertices / self.cell, mesh.faces)
+            elif name == "sign_changes":
+                value = sign_changes(*ends)
+            elif name == "eikonal":
+                value = eikonal(self.sdf(), self.cell)
+            else:
+                value = area(mesh.vertices, mesh.faces)
+            losses[name] = weight * value
+        return losses
+
+    def _fault(self, found: Crossings) -> str | None:
+        if not found.finite:
+            return "the signed distance field or the deformation is not finite"
+        if len(found.faces) == 0:
+            return "the surface is empty"
+        if len(found.faces) > self.max_faces:
+            return f"the surface has {len(found.faces)} faces, more than {self.max_faces}"
+        return None
+
+    @torch.no_grad()
+    def _recover(self, fault: str) -> None:
+        """Go back to the last good field, and from the second time on to the first one."""
+        self.recoveries += 1
+        if self.recoveries > self.max_recoveries:
+            raise DivergedError(
+                f"the shape must stay a closed surface, but {fault} after {self.max_recoveries} recoveries; "
+                "lower lr_sdf or raise normal_consistency"
+            )
+        source = self.good if self.recoveries == 1 else self.initial
+        logger.warning(
+            "%s: going back to %s", fault, "an earlier" if source is self.good else "the first shape"
+        )
+        if self.sdf_field is not None:
+            self.sdf_field.restart()
+            for parameter in self.sdf_field.parameters():
+                parameter.nan_to_num_(0.0, 0.0, 0.0)
+        else:
+            cast("Tensor", self.residual).zero_()
+        self.deformation.zero_()
+        self._replace(source)
+
+    @torch.no_grad()
+    def _replace(self, sdf: Tensor) -> None:
+        """Give the whole field new values: in the residual's place where it is stored, else around it."""
+        if self.residual is not None:
+            self.residual.zero_()
+            self.base.copy_(sdf)
+        else:
+            self.base.copy_(sdf - self._residual())
+
+
+def _blur_matrix(size: int, deviation: float) -> Float[Tensor, "N N"]:
+    """A Gaussian, cut at three deviations, as a matrix whose rows sum to one."""
+    offset = torch.arange(size)[:, None] - torch.arange(size)
+    if deviation <= 0:
+        return torch.eye(size)
+    weight = torch.exp(-0.5 * (offset / deviation).square()) * (offset.abs() <= 3 * deviation)
+    return weight / weight.sum(1, keepdim=True)
+
+
+def build_dmtet(
+    config: DMTetConfig,
+    *,
+    rasterizer: Rasterizer,
+    generator: torch.Generator,
+    device: torch.device | str = "cpu",
+    mesh: Mesh | None = None,
+) -> DMTet:
+    """Make the representation that a configuration describes.
+
+    `mesh` is the first shape, inside the cube, for `init = "mesh"`; `generator`, on the CPU, draws the
+    fields' first weights.
+    """
+    if (config.init == "mesh") != (mesh is not None):
+        raise ValueError(f"a mesh must be given exactly when init is 'mesh', got init {config.init!r}")
+    if mesh is None:
+        initial = ellipsoid_sdf(config.radii, config.resolution)
+    else:
+        initial = mesh_sdf(mesh.vertices, mesh.faces, config.resolution)
+    sizes = {
+        "levels": config.color_levels,
+        "features": config.color_features,
+        "log2_rows": config.color_log2_rows,
+        "base": config.color_base,
+    }
+    grid = HashGrid(**sizes, finest=config.color_finest, generator=generator)
+    mlp = Mlp(grid.width, 3, hidden=config.color_hidden, generator=generator)
+    color = ColorField(grid, mlp, color=config.color, roughness=config.roughness, metallic=config.metallic)
+    sdf_field = None
+    if config.sdf == "mlp":
+        sdf_grid = HashGrid(**sizes, finest=max(config.resolution, config.color_base), generator=generator)
+        sdf_field = SdfField(sdf_grid, generator=generator)
+    return DMTet(
+        rasterizer=rasterizer,
+        initial=initial,
+        color=color,
+        learning_rates={
+            "sdf": config.lr_sdf,
+            "deformation": config.lr_deformation,
+            "color.grid": config.lr_color_grid,
+            "color.mlp": config.lr_color_mlp,
+        },
+        weights={name: getattr(config, name) for name in LOSSES},
+        sdf_field=sdf_field,
+        sdf_smoothing=config.sdf_smoothing,
+        deformation_limit=config.deformation_limit,
+        redistance_every=config.redistance_every,
+        max_recoveries=config.max_recoveries,
+    ).to(device)
