@@ -1,4 +1,4 @@
-"""Numba kernels that find silhouette crossings; `silhouette.py` states the rule and is the plain-torch twin."""
+"""Numba kernels that find silhouette crossings; `silhouette.py` states the rule and is the torch twin."""
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call"
 # ruff: noqa: PLR0913, PLR0917

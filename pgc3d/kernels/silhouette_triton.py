@@ -175,7 +175,7 @@ def _find(
 @triton.jit
 @no_type_check
 def _decode(clip, edges, key, pair, hit, vertex_count, height, width, pixel_count):
-    """Edge ends (in pixels, with z dropped), pixels, position on the edge and distance of a pair's crossing."""
+    """Ends of a pair's edge (indices), its two pixels, and where the edge passes between them."""
     along_rows = pair < pixel_count
     lower = tl.where(along_rows, pair, pair - pixel_count)
     view = lower // (height * width)

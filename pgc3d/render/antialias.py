@@ -118,8 +118,7 @@ def antialias(
     if implementation == "numba":
         from pgc3d.kernels.silhouette_numba import find_crossings
     else:
-        from pgc3d.errors import BackendUnavailableError
-from pgc3d.kernels.silhouette import find_crossings
+        from pgc3d.kernels.silhouette import find_crossings
     return blend(image, clip, topology, find_crossings(clip, data, topology.edges, topology.opposite))
 
 
