@@ -22,7 +22,7 @@ from pgc3d.interfaces import Guidance, Rasterizer, Representation
 from pgc3d.optimize import Objective, ParameterClipper, Problem
 from pgc3d.prompts import ViewPromptConfig, unknown_words, view_prompts
 from pgc3d.render import build_rasterizer
-from pgc3d.representation.dmtet import DMTet
+from pgc3d.representation.dmtet import build_dmtet
 from pgc3d.schedules import PiecewiseLinear
 from pgc3d.types import Cameras, TextEmbedding
 
@@ -139,7 +139,10 @@ def build(config: Config, prompt: str, folder: ModelFolder, device: torch.device
 
 def build_representation(config: Config, rasterizer: Rasterizer, device: torch.device) -> Representation:
     """The asset at its start; also what a checkpoint is loaded into for export."""
-    raise NotImplementedError
+    if config.representation.init == "mesh":
+        raise ConfigError("representation.init must be 'ellipsoid' for a prompt alone, got 'mesh'")
+    generator = _generator(config.run.seed, "representation")
+    return build_dmtet(config.representation, rasterizer=rasterizer, generator=generator, device=device)
 
 
 def _generator(seed: int, name: str) -> torch.Generator:

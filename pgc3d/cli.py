@@ -78,7 +78,7 @@ FacesOption = Annotated[int | None, typer.Option(help="Decimate to this many tri
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Folder that a run wrote.")]
 
 
-def _version(show: bool) -> None:
+def _version(show: bool | None) -> None:
     if show:
         from pgc3d import __version__
 
@@ -88,7 +88,7 @@ def _version(show: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False,
+    version: Annotated[bool | None, typer.Option("--version", callback=_version, is_eager=True)] = None,
 ) -> None:
     pass
 

@@ -133,10 +133,13 @@ def gradient_metrics(
 
 
 def _backpropagate(
-    image: Float[Tensor, "B H W 3"], gradient: Float[Tensor, "B H W 3"], losses: Mapping[str, Tensor]
+    image: Float[Tensor, "B H W 3"],
+    gradient: Float[Tensor, "B H W 3"],
+    losses: Mapping[str, Tensor],
+    share: float,
 ) -> None:
-    """Send an image gradient and the regularisers through the renderer in one pass."""
-    roots = [(image, gradient), *((loss, None) for loss in losses.values())]
+    """Send an image gradient and a share of the regularisers through the renderer in one pass."""
+    roots = [(image, gradient), *((loss, torch.full_like(loss, share)) for loss in losses.values())]
     roots = [(root, seed) for root, seed in roots if root.requires_grad]
     if not roots:
         raise DivergedError(
@@ -154,8 +157,13 @@ def accumulate(
     generator: torch.Generator,
     stopwatch: Stopwatch,
     percentiles: bool = False,
+    regulariser_share: float = 1.0,
 ) -> dict[str, Float[Tensor, ""]]:
-    """Add one objective's gradient to the parameters and return its metrics."""
+    """Add one objective's gradient to the parameters and return its metrics.
+
+    Every objective renders, so each brings the regularisers; `regulariser_share` keeps their sum independent of
+    the number of objectives.
+    """
     cameras = objective.sample_cameras(progress, generator)
     background = draw_backgrounds(objective.backgrounds, len(cameras), generator, cameras.azimuth.device)
     with stopwatch.part("render"):
@@ -165,7 +173,7 @@ def accumulate(
         output = objective.guidance(image.detach(), rendering, cameras, progress)
     with stopwatch.part("backward"):
         clipped = objective.clip(output.gradient)
-        _backpropagate(image, objective.weight * clipped, rendering.losses)
+        _backpropagate(image, objective.weight * clipped, rendering.losses, regulariser_share)
     losses = {f"loss_{name}": loss.detach() for name, loss in rendering.losses.items()}
     measured = gradient_metrics(output.gradient, clipped, percentiles=percentiles)
     return {**output.metrics, **losses, **measured, "coverage": rendering.alpha.detach().mean()}
@@ -211,6 +219,7 @@ def optimization_step(
             generator=problem.generator,
             stopwatch=stopwatch,
             percentiles=percentiles,
+            regulariser_share=1.0 / len(problem.objectives),
         )
         metrics |= {f"{name}/{key}": value for key, value in measured.items()}
     with stopwatch.part("optimizer"):

@@ -105,6 +105,9 @@ def resume(path: Path, *, report: Reporter = ignore, stop: StopFlag | None = Non
         record = run.read_manifest()
         config = load_config([run.config])
         checkpoint = run.load_checkpoint()
+        if record.get("status") == "done" and checkpoint and checkpoint.step >= config.run.steps:
+            report(Event("export", message=f"nothing to do: {path} is done; use `pgc3d export {path}`"))
+            return RunResult(path, ())
         device = build.resolve_device(config.run.device)
         folder = build.locate_model(config.model, device)
         session = Session(run, config, device, report, stop or StopFlag(), record)

@@ -19,7 +19,10 @@ install() {
     fi
     echo "installing into .venv; the first time takes some minutes" >&2
     if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
-        "$python" -m venv --clear .venv
+        if ! "$python" -m venv --clear .venv >/dev/null; then
+            echo "error: $python must be able to make a virtual environment; install its venv and pip packages" >&2
+            return 2
+        fi
     fi
     .venv/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
     .venv/bin/python -m pip install --quiet --disable-pip-version-check --prefer-binary -e ".$extras"

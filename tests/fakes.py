@@ -13,10 +13,12 @@ from pgc3d.types import Cameras, GuidanceOutput, Material, Mesh, Rendering
 class FlatColor(nn.Module):
     """An asset that looks the same from everywhere: one colour over the whole picture."""
 
-    def __init__(self, color: tuple[float, float, float] = (0.5, 0.5, 0.5), lr: float = 0.05) -> None:
+    def __init__(
+        self, color: tuple[float, float, float] = (0.5, 0.5, 0.5), lr: float = 0.05, decay: float = 0.0
+    ) -> None:
         super().__init__()
         self.color = nn.Parameter(torch.tensor(color))
-        self.lr = lr
+        self.lr, self.decay = lr, decay
         self.resolutions: list[int] = []
 
     def render(
@@ -31,7 +33,7 @@ class FlatColor(nn.Module):
             depth=torch.ones(*size, 1),
             alpha=torch.ones(*size, 1),
             background=background,
-            losses={"size": 0.0 * self.color.square().sum()},
+            losses={"size": self.decay * self.color.square().sum()},
         )
 
     def parameter_groups(self) -> list[ParameterGroup]:

@@ -62,6 +62,14 @@ def test_weights_and_objectives_add_up():
     torch.testing.assert_close(asset.color.grad, expected)
 
 
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_regularisers_weigh_the_same_for_any_number_of_objectives(count):
+    asset = FlatColor(decay=2.0)
+    silent = {str(index): objective(PullTowardColor(color=(0.5, 0.5, 0.5))) for index in range(count)}
+    step(asset, silent)
+    torch.testing.assert_close(asset.color.grad, torch.tensor([2.0, 2.0, 2.0]))
+
+
 def test_clip_stands_between_guidance_and_renderer():
     asset = FlatColor()
     clip = partial(torch.clamp, min=-0.1, max=0.1)

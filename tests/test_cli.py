@@ -1,0 +1,209 @@
+"""The command line as a user meets it: every mistake is one line on stderr and an exit code."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from tiny import write_tiny_sdxl
+
+from pgc3d.cli import main
+
+TINY = [
+    "--set", "representation.resolution=16",
+    "--set", "representation.redistance_every=3",
+    "--set", "objectives.color.batch=1",
+    "--set", "logging.log_every=2",
+    "--set", "logging.preview_every=3",
+    "--set", "logging.preview_resolution=32",
+    "--steps", "8", "--resolution", "32", "--texture-size", "64", "--faces", "200",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    return write_tiny_sdxl(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture
+def run(capsys, tmp_path, monkeypatch):
+    """Run the command line in an empty folder; gives the exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as ended:
+            main([str(argument) for argument in arguments])
+        output = capsys.readouterr()
+        return ended.value.code, output.out, output.err
+
+    return run
+
+
+ERRORS = {
+    "unknown option": (["text", "x", "--guidnce", "mini"], 2, "No such option: --guidnce"),
+    "nearest option": (["text", "x", "--guidnce", "mini"], 2, "--guidance"),
+    "unknown command": (["txt", "x"], 2, "No such command 'txt'. Did you mean 'text'?"),
+    "no prompt": (["text"], 2, "Missing argument 'PROMPT'."),
+    "not a number": (["text", "x", "--steps", "many"], 2, "Invalid value for '--steps'"),
+    "unknown guidance": (["text", "x", "--guidance", "midi"], 2, "Invalid value for '--guidance'"),
+    "unknown key": (
+        ["text", "x", "--set", "run.stepz=3"],
+        2,
+        "error: --set: run.stepz: Key 'stepz' not in 'RunConfig'. Did you mean: 'steps'?",
+    ),
+    "wrong value": (["text", "x", "--steps", "0"], 2, "error: run: steps must be at least 1, got 0"),
+    "no such file": (["text", "x", "--config", "none.yaml"], 2, "none.yaml does not"),
+    "empty prompt": (["text", "  "], 2, "error: the prompt must not be empty"),
+    "model with mini": (["text", "x", "--guidance", "mini", "--model", "m"], 2, "--model must go with"),
+    "no such model folder": (["text", "x", "--model", "./none"], 3, "no folder ./none"),
+    "no such run": (["resume", "none"], 2, "error: none must be the folder of a run"),
+    "export of no run": (["export", "none"], 2, "error: none must be the folder of a run"),
+    "render of no run": (["render", "none"], 2, "error: none must be the folder of a run"),
+    "unknown format": (["export", "none", "--format", "fbx"], 2, "Invalid value for '--format'"),
+    "wrong config file": (["config", "validate", "none.yaml"], 2, "none.yaml does not"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "code", "line"), ERRORS.values(), ids=ERRORS)
+def test_mistake_is_one_line(run, arguments, code, line):
+    found, out, err = run(*arguments)
+    lines = [text for text in err.splitlines() if not text.startswith("guidance:")]
+    assert (found, out, len(lines)) == (code, "", 1), err
+    assert line in lines[0]
+
+
+def test_missing_sdxl_weights_say_how_to_get_them(run):
+    code, _, err = run("text", "x", "--guidance", "sdxl")
+    assert code == 3
+    assert "hf download stabilityai/stable-diffusion-xl-base-1.0" in err
+    assert "--guidance mini" in err
+
+
+def test_broken_model_folder_names_the_file(run, checkpoint, tmp_path):
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    code, _, err = run("text", "x", "--guidance", "sdxl", "--model", broken)
+    assert code == 3
+    assert "model_index.json" in err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a computer without CUDA")
+def test_cuda_that_is_not_there_is_one_line(run, checkpoint):
+    code, _, err = run("text", "x", "--model", checkpoint, "--device", "cuda")
+    assert code == 2
+    assert err.splitlines()[-1].startswith("error: --device cuda needs a CUDA device, but")
+
+
+def test_output_folder_is_never_overwritten(run, checkpoint, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    code, _, err = run("text", "x", "--model", checkpoint, "--out", "mine")
+    assert code == 2
+    assert "must not exist or be empty" in err
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+
+
+def test_version(run):
+    assert run("--version")[:2] == (0, "pgc3d 0.1.0\n")
+
+
+def test_help_takes_less_than_half_a_second():
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-m", "pgc3d", "text", "--help"], check=True, capture_output=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    # Processor time, so that a busy computer does not count.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
+
+
+def test_shown_config_is_valid_input(run, tmp_path):
+    code, shown, _ = run("config", "show", "--guidance", "mini", "--quality", "draft", "--seed", "7")
+    assert code == 0
+    (tmp_path / "shown.yaml").write_text(shown)
+    assert run("config", "validate", "shown.yaml") == (0, "shown.yaml is valid\n", "")
+    assert run("config", "show", "--config", "shown.yaml")[1] == shown
+
+
+def test_options_win_over_files_and_set_wins_over_options(run, tmp_path):
+    (tmp_path / "my.yaml").write_text("run: {steps: 5, seed: 5, resolution: [64, 64]}\n")
+    shown = run("config", "show", "--config", "my.yaml", "--steps", "6", "--set", "run.seed=7")[1]
+    assert "steps: 6" in shown
+    assert "seed: 7" in shown
+
+
+def test_quality_changes_steps_resolution_and_texture(run):
+    shown = [run("config", "show", "--quality", quality)[1] for quality in ("draft", "standard", "high")]
+    assert len(set(shown)) == 3
+
+
+def test_resolution_scales_all_stages(run):
+    shown = run("config", "show", "--guidance", "mini", "--resolution", "128")[1]
+    assert "  resolution:\n  - 64\n  - 128\n" in shown
+
+
+def test_choice_of_guidance_is_said(run):
+    _, shown, err = run("config", "show", "--device", "cpu")
+    assert "name: mini" in shown
+    assert err.startswith("guidance: the bundled mini")
+
+
+def test_model_folder_of_a_config_file_is_kept(run, tmp_path):
+    (tmp_path / "my.yaml").write_text("model: {name: ./folder}\n")
+    assert "name: ./folder" in run("config", "show", "--config", "my.yaml")[1]
+
+
+def test_prompt_becomes_a_mesh_and_more(run, checkpoint, tmp_path):
+    code, out, err = run("text", "a red chair", "--model", checkpoint, "--out", "chair", *TINY)
+    assert code in (0, 5), err  # random weights make noise, which may be too fine for a tiny texture
+    folder = tmp_path / "chair"
+    assert (folder / "asset.glb").is_file()
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert (manifest["prompt"], manifest["seed"]) == ("a red chair", 0)
+    assert "asset.glb" in manifest["files"]
+    assert (folder / "previews" / "step-000003.png").is_file()
+    assert "asset.glb" in out
+
+    assert run("config", "validate", "chair/config.yaml")[0] == 0
+    for name in ("obj", "ply", "stl"):
+        assert run("export", "chair", "--format", name)[0] in (0, 5)
+        assert (folder / f"asset.{name}").is_file()
+    code, out, _ = run("render", "chair")
+    assert code == 0
+    assert "chair/turntable.mp4" in out
+    assert "chair/views.png" in out
+
+
+def test_default_folder_is_named_after_the_prompt_and_numbered(run, checkpoint, tmp_path):
+    for _ in range(2):
+        run("text", "A Red/Chair!", "--model", checkpoint, "--seed", "3", *TINY, "--steps", "1")
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"a-red-chair-3", "a-red-chair-3-2"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+def test_killed_run_resumes_to_the_same_mesh(checkpoint, tmp_path, number):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GOMP_SPINCOUNT": "0"}
+    command = [sys.executable, "-m", "pgc3d", "text", "a red chair", "--model", str(checkpoint), *TINY]
+    command += ["--steps", "40"]
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    subprocess.run([*command, "--out", str(whole)], env=environment, capture_output=True, check=False)
+
+    with subprocess.Popen(
+        [*command, "--out", str(stopped)], env=environment, stderr=subprocess.PIPE
+    ) as process:
+        while not (stopped / "metrics.jsonl").is_file():
+            assert process.poll() is None, process.stderr.read().decode()
+            time.sleep(0.01)
+        process.send_signal(number)
+        error = process.communicate()[1].decode()
+    assert process.returncode == 128 + number
+    assert "pgc3d resume" in error.splitlines()[-1]
+    assert not (stopped / "asset.glb").exists()
+
+    resume = [sys.executable, "-m", "pgc3d", "resume", str(stopped)]
+    subprocess.run(resume, env=environment, capture_output=True, check=False)
+    assert (stopped / "asset.glb").read_bytes() == (whole / "asset.glb").read_bytes()
