@@ -35,7 +35,7 @@ def antialias_triton(image: Tensor, data: Tensor, clip: Tensor, edges: Tensor, o
         edges: [E, 2]; rows with a negative first entry are skipped.
         opposite: [E, 2]; the second entry is -1 at a border.
     """
-    mixed: Tensor = _Antialias.apply(image, clip, data, edges, opposite)  # type: ignore[no-untyped-call]
+    mixed: Tensor = _Antialias.apply(image, clip, data, edges, opposite)
     return mixed
 
 
