@@ -66,7 +66,7 @@ def test_starts_as_the_asked_mesh() -> None:
 @pytest.mark.parametrize("sdf", ["grid", "mlp"])
 def test_gradients_reach_the_shape(sdf: str) -> None:
     shape = make(sdf=sdf)
-    mesh, _, _ = shape._surface()
+    mesh = shape._surface().mesh
     torch.autograd.backward(mesh.vertices.square().sum())
     groups = {group["name"]: group["params"] for group in shape.parameter_groups()}
     assert list(groups) == ["sdf", "deformation", "color.grid", "color.mlp"]
@@ -77,7 +77,7 @@ def test_gradients_reach_the_shape(sdf: str) -> None:
 def test_smoothing_moves_a_patch_and_not_a_vertex() -> None:
     def touched(smoothing: float) -> int:
         shape = make(sdf_smoothing=smoothing)
-        mesh, _, _ = shape._surface()
+        mesh = shape._surface().mesh
         torch.autograd.backward(mesh.vertices[mesh.vertices[:, 0].argmax()].sum())
         return int((shape.residual.grad != 0).sum())
 

@@ -61,7 +61,7 @@ def test_mesh_round_trip() -> None:
     found = mesh_sdf(vertices, faces, 32)
     assert (found - sphere())[sphere().abs() < 6 * CELL].abs().max() < 0.5 * CELL  # a first-order scheme
     again, _ = march(found)
-    assert (again.norm(dim=-1) - 0.6).abs().max() < 0.1 * CELL
+    assert (again.norm(dim=-1) - 0.6).abs().max() < 0.15 * CELL
 
 
 def test_mesh_with_a_hole_is_closed() -> None:

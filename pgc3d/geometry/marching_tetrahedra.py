@@ -51,18 +51,15 @@ def march(
         bound: squash the deformation to +-bound (world units) by tanh, at the surface only.
     """
     found = find_crossings(sdf.detach())
-    values = sdf.reshape(-1)
-    ends = (found.first, found.second)
+    # both ends in one gather: its gradient is dense, and zeroing that is what costs on a CPU
+    both = torch.cat([found.first, found.second])
+    first, second = sdf.reshape(-1).index_select(0, both).chunk(2)
     offsets = None
     if deformation is not None:
-        moved = [deformation.reshape(-1, 3).index_select(0, end) for end in ends]
-        offsets = (moved[0], moved[1])
-        if bound is not None:
-            offsets = (torch.tanh(offsets[0]) * bound, torch.tanh(offsets[1]) * bound)
-    vertices = crossing_points(
-        found, values.index_select(0, ends[0]), values.index_select(0, ends[1]), offsets
-    )
-    return vertices, found.faces
+        moved = deformation.reshape(-1, 3).index_select(0, both)
+        start, end = (moved if bound is None else torch.tanh(moved) * bound).chunk(2)
+        offsets = (start, end)
+    return crossing_points(found, first, second, offsets), found.faces
 
 
 @torch.no_grad()
@@ -82,33 +79,37 @@ def find_crossings(sdf: Float[Tensor, "..."], *others: Float[Tensor, "..."]) -> 
     inside[core, core, core] = sdf.reshape(size, size, size)[core, core, core] < 0
     code = _cube_codes(inside.reshape(-1), size)
     cubes = ((code - 1) < 254).nonzero()[:, 0]  # neither 0 nor, after the wrap of uint8, 255
-    codes = code[cubes].long()
+    codes = code.index_select(0, cubes).long()
 
     tables = _tables(str(sdf.device))
-    edge_counts, triangle_counts = tables.edge_count[codes], tables.triangle_count[codes]
+    edge_counts, triangle_counts = _take(tables.edge_count, codes), _take(tables.triangle_count, codes)
     total = torch.stack([tensor.sum() for tensor in (sdf, *others)]).sum()
     totals = torch.stack([edge_counts.sum(), triangle_counts.sum(), torch.isfinite(total).long()])
     edges, triangles, finite = totals.tolist()
 
     owner, rank = _spread(edge_counts, edges)
-    direction = tables.edge_direction[codes[owner], rank]
-    first = cubes[owner]
+    owner_code = _take(codes, owner)
+    direction = _take(tables.edge_direction, owner_code * 7 + rank)
+    first = _take(cubes, owner)
     # vertex_of[cube, d]: the vertex on the edge that leaves the cube's lowest corner in direction d
-    vertex_of = torch.empty(len(cubes), 8, dtype=torch.long, device=sdf.device)
-    vertex_of[owner, direction] = torch.arange(edges, device=sdf.device)
+    vertex_of = torch.empty(len(cubes) * 8, dtype=torch.long, device=sdf.device)
+    vertex_of[owner * 8 + direction] = torch.arange(edges, device=sdf.device)
 
     slot = torch.empty(size**3, dtype=torch.long, device=sdf.device)  # read only where it is written
     slot[cubes] = torch.arange(len(cubes), device=sdf.device)
-    owner_of_corner = slot[cubes[:, None] + steps]  # [A, 8]; rubbish for corners that own no cut edge
+    # the slots [A, 8] of the cubes at a cube's corners; rubbish for those that own no cut edge
+    neighbours = _take(slot, (cubes[:, None] + steps).reshape(-1))
     cube, number = _spread(triangle_counts, triangles)
-    local = tables.triangle_edges[codes[cube], number]  # [F, 3], corner * 8 + direction
-    owners = owner_of_corner.reshape(-1)[cube[:, None] * 8 + (local >> 3)]
+    local = tables.triangle_edges.index_select(
+        0, _take(codes, cube) * _MOST + number
+    )  # corner * 8 + direction
+    owners = _take(neighbours, (cube[:, None] * 8 + (local >> 3)).reshape(-1))
     return Crossings(
         resolution=resolution,
         first=first,
-        second=first + steps[direction],
-        first_inside=(codes[owner] & 1) > 0,
-        faces=vertex_of.reshape(-1)[owners * 8 + (local & 7)],
+        second=first + _take(steps, direction),
+        first_inside=(owner_code & 1) > 0,
+        faces=_take(vertex_of, owners * 8 + (local & 7).reshape(-1)).reshape(-1, 3),
         finite=bool(finite),
     )
 
@@ -136,6 +137,10 @@ def crossing_points(
     if offsets is not None:
         vertices = vertices + torch.lerp(offsets[0], offsets[1], share)
     return vertices
+
+
+def _take(values: Tensor, index: Tensor) -> Tensor:
+    return values.index_select(0, index)  # several times faster on a CPU than values[index]
 
 
 def _resolution(sdf: Tensor) -> int:
@@ -166,7 +171,7 @@ def _spread(counts: Tensor, total: int) -> tuple[Tensor, Tensor]:
     """For items that come `counts` to a parent: each item's parent and its number there."""
     parent = torch.repeat_interleave(counts, output_size=total)
     start = counts.cumsum(0) - counts
-    return parent, torch.arange(total, device=counts.device) - start[parent]
+    return parent, torch.arange(total, device=counts.device) - _take(start, parent)
 
 
 def _coordinates(index: Tensor, resolution: int) -> Tensor:
@@ -178,9 +183,9 @@ def _coordinates(index: Tensor, resolution: int) -> Tensor:
 @dataclass(frozen=True)
 class _Tables:
     edge_count: Tensor  # [256] cut edges that leave the lowest corner
-    edge_direction: Tensor  # [256, 7] their directions, 1 to 7
+    edge_direction: Tensor  # [256 * 7] their directions, 1 to 7
     triangle_count: Tensor  # [256]
-    triangle_edges: Tensor  # [256, 12, 3] lower corner * 8 + direction
+    triangle_edges: Tensor  # [256 * 12, 3] lower corner * 8 + direction
 
 
 @cache
@@ -195,9 +200,9 @@ def _tables(device: str) -> _Tables:
             table[code, : len(triangles[code])] = torch.tensor(triangles[code])
     return _Tables(
         edge_count=torch.tensor([len(d) for d in directions], device=device),
-        edge_direction=edges.to(device),
+        edge_direction=edges.reshape(-1).to(device),
         triangle_count=torch.tensor([len(t) for t in triangles], device=device),
-        triangle_edges=table.to(device),
+        triangle_edges=table.reshape(-1, 3).to(device),
     )
 
 

@@ -14,10 +14,11 @@ from typing import Literal, cast
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from pgc3d.errors import DivergedError
 from pgc3d.geometry.marching_tetrahedra import Crossings, crossing_points, find_crossings, grid_points
-from pgc3d.geometry.normals import vertex_normals
+from pgc3d.geometry.normals import face_vectors, vertex_normals
 from pgc3d.geometry.regularizers import (
     adjacent_faces,
     area,
@@ -101,6 +102,14 @@ class SdfField(nn.Module):
         cast("Tensor", self.mlp.layers[-1].bias).zero_()
 
 
+@dataclass(frozen=True)
+class _Surface:
+    mesh: Mesh
+    first_sdf: Tensor  # [V] at both ends of the edges that the vertices lie on
+    second_sdf: Tensor
+    vectors: Tensor  # [F, 3] face normals times twice the area
+
+
 class DMTet(nn.Module):
     """A `Representation`; the cube of its grid is [-1, 1]^3."""
 
@@ -175,16 +184,16 @@ class DMTet(nn.Module):
 
         if torch.is_grad_enabled():
             self._advance()
-        mesh, ends, found = self._surface()
+        surface = self._surface()
         rendering = render_mesh(
-            mesh,
+            surface.mesh,
             cameras,
             resolution,
             background,
             rasterizer=self.rasterizer,
             material=lambda points: self.material(points.detach()),
         )
-        return replace(rendering, losses={**rendering.losses, **self._losses(mesh, ends, found)})
+        return replace(rendering, losses={**rendering.losses, **self._losses(surface)})
 
     def parameter_groups(self) -> list[ParameterGroup]:
         sdf = [self.residual] if self.sdf_field is None else list(self.sdf_field.parameters())
@@ -202,7 +211,7 @@ class DMTet(nn.Module):
     @torch.no_grad()
     def to_mesh(self) -> Mesh:
         """See `Representation.to_mesh`."""
-        return self._surface()[0]
+        return self._surface().mesh
 
     def material(self, points: Float[Tensor, "P 3"]) -> Material:
         """See `Representation.material`."""
@@ -246,8 +255,8 @@ class DMTet(nn.Module):
                     self.good.copy_(sdf)
         self.calls += 1
 
-    def _surface(self) -> tuple[Mesh, tuple[Tensor, Tensor], Crossings]:
-        """The mesh, the SDF at both ends of the cut edges, and these edges; recovers a lost surface."""
+    def _surface(self) -> _Surface:
+        """Extract the mesh; recovers a lost surface."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.sdf_field is None):
             sdf = self.sdf()
         found = find_crossings(sdf.detach(), self.deformation.detach())
@@ -255,12 +264,17 @@ class DMTet(nn.Module):
             self._recover(fault)
             sdf = self.sdf()
             found = find_crossings(sdf.detach(), self.deformation.detach())
-        ends = (self._values(sdf, found.first), self._values(sdf, found.second))
+        # both ends in one gather: its gradient is dense, and zeroing that is what costs on a CPU
+        both = torch.cat([found.first, found.second])
+        first, second = self._values(sdf, both).chunk(2)
         bound = self.deformation_limit * self.cell
-        moved = [torch.tanh(self.deformation.index_select(0, i)) * bound for i in (found.first, found.second)]
-        vertices = crossing_points(found, *ends, (moved[0], moved[1]))
-        normals = vertex_normals(vertices, found.faces)
-        return Mesh(vertices=vertices, faces=found.faces, normals=normals), ends, found
+        moved = torch.tanh(self.deformation.index_select(0, both)) * bound
+        start, end = moved.chunk(2)
+        vertices = crossing_points(found, first, second, (start, end))
+        vectors = face_vectors(vertices, found.faces)
+        normals = vertex_normals(vertices, found.faces, vectors)
+        mesh = Mesh(vertices=vertices, faces=found.faces, normals=normals)
+        return _Surface(mesh=mesh, first_sdf=first, second_sdf=second, vectors=vectors)
 
     def _values(self, sdf: Tensor, index: Tensor) -> Tensor:
         """SDF at grid points; that of a field is evaluated once more, with gradients, only there."""
@@ -271,17 +285,18 @@ class DMTet(nn.Module):
         residual = cast("Tensor", self.sdf_field(axes * self.cell - 1.0))
         return self.base.reshape(-1).index_select(0, index) + residual
 
-    def _losses(
-        self, mesh: Mesh, ends: tuple[Tensor, Tensor], found: Crossings
-    ) -> dict[str, Float[Tensor, ""]]:
+    def _losses(self, surface: _Surface) -> dict[str, Float[Tensor, ""]]:
+        mesh = surface.mesh
         losses = {}
         for name, weight in self.weights.items():
             if name == "normal_consistency":
-                value = normal_consistency(mesh.vertices, mesh.faces, adjacent_faces(mesh.faces, closed=True))
+                pairs = adjacent_faces(mesh.faces, closed=True)
+                normals = normalize(surface.vectors, dim=-1, eps=1e-20)
+                value = normal_consistency(mesh.vertices, mesh.faces, pairs, normals=normals)
             elif name == "laplacian":
                 value = laplacian(mesh.vertices / self.cell, mesh.faces)
             elif name == "sign_changes":
-                value = sign_changes(*ends)
+                value = sign_changes(surface.first_sdf, surface.second_sdf)
             elif name == "eikonal":
                 value = eikonal(self.sdf(), self.cell)
             else:
