@@ -58,6 +58,7 @@ def resolve_model(model: str | Path, *, half: bool = False, cache: Path | None =
         WeightsNotFoundError: it is nowhere, not whole, or not at the commit that was pinned or recorded.
         ConfigError: it is another kind of model.
     """
+    _set_environment()
     name = str(model)
     folder = Path(name).expanduser()
     if folder.is_dir():
@@ -249,7 +250,8 @@ def _download(repository: str, commit: str | None, *, half: bool, cache: Path | 
     try:
         info = api.model_info(repository, revision=commit, timeout=20)
         names = [sibling.rfilename for sibling in info.siblings or ()]
-        logger.info("downloading %s at commit %s", repository, info.sha)
+        licence = getattr(info.card_data, "license", None) or "not stated"
+        logger.info("downloading %s, commit %s, licence %s", repository, info.sha, licence)
         path = api.snapshot_download(
             repository, revision=info.sha, cache_dir=cache, allow_patterns=wanted_files(names, half=half)
         )
