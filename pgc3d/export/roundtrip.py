@@ -85,8 +85,9 @@ def _texture(
     if asset.vertex_color is None:
         grey = torch.full((2, 2, 3), 0.5)
         return torch.full((1, 2), 0.5), torch.zeros_like(asset.faces), grey
-    size = 2 ** math.ceil(math.log2(12 * math.sqrt(len(asset.faces) / 2)))  # 12 texels for a pair of faces
-    atlas = triangle_atlas(asset.vertices, asset.faces, texture_size=min(size, 4096))
+    # 8 texels for a pair of faces: colours are linear inside a face, so few are enough.
+    size = min(8 * 2 ** math.ceil(math.log2(max(len(asset.faces) / 2, 1)) / 2), 4096)
+    atlas = triangle_atlas(asset.vertices, asset.faces, texture_size=size)
     rest = torch.tensor([[0.0, 1.0]]).expand(len(atlas.uv), 2)
     clip = torch.cat([2 * atlas.uv - 1, rest], dim=1)[None].to(device)
     faces = atlas.uv_faces.to(device)

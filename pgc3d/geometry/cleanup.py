@@ -142,7 +142,7 @@ def _decimate(points: Array, faces: Index, target: int) -> tuple[Array, Index, A
     _, _, collapses = simplification.simplify(points, faces, target_count=target, return_collapses=True)
     replayed = simplification.replay_simplification(points, faces, collapses)
     new_points, new_faces, owner = replayed[0].astype(np.float64), replayed[1].astype(np.int64), replayed[2]
-    if len(new_faces) > 1.1 * target:
+    if len(new_faces) > target:
         logger.warning("decimation stopped at %d faces, asked for %d", len(new_faces), target)
     total = np.stack(
         [np.bincount(owner, dense_normals[:, axis], minlength=len(new_points)) for axis in range(3)], axis=1

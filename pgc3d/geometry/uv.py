@@ -87,6 +87,8 @@ def _xatlas(
             done = subprocess.run(command, timeout=time_limit, capture_output=True, check=False)
         except subprocess.TimeoutExpired:
             return None, f"was not done after {time_limit:g} s"
+        except OSError as error:
+            return None, f"could not be started ({error})"
         if done.returncode != 0:
             lines = done.stderr.decode(errors="replace").strip().splitlines()
             return None, f"failed with code {done.returncode} ({lines[-1] if lines else 'no message'})"
