@@ -29,7 +29,7 @@ from pgc3d.geometry.regularizers import (
 )
 from pgc3d.geometry.sdf import ellipsoid_sdf, mesh_sdf, redistance
 from pgc3d.interfaces import ParameterGroup, Rasterizer
-from pgc3d.representation.fields import ColorField, HashGrid, Mlp
+from pgc3d.representation.fields import ColorField, HashGrid, Mlp, SdfField
 from pgc3d.types import Cameras, Material, Mesh, Rendering
 
 logger = logging.getLogger(__name__)
@@ -81,25 +81,6 @@ class DMTetConfig:
         for name in names:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-
-
-class SdfField(nn.Module):
-    """A residual SDF from a hash grid and an MLP that starts at zero."""
-
-    def __init__(self, grid: HashGrid, *, hidden: int = 32, generator: torch.Generator | None = None) -> None:
-        super().__init__()
-        self.grid = grid
-        self.mlp = Mlp(grid.width, 1, hidden=hidden, generator=generator)
-        self.restart()
-
-    def forward(self, points: Float[Tensor, "P 3"]) -> Float[Tensor, " P"]:
-        return cast("Tensor", self.mlp(self.grid(points)))[:, 0]
-
-    @torch.no_grad()
-    def restart(self) -> None:
-        """Make the residual zero again."""
-        cast("Tensor", self.mlp.layers[-1].weight).zero_()
-        cast("Tensor", self.mlp.layers[-1].bias).zero_()
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Neural fields: a multi-resolution hash grid, a small MLP, and the colour field made of both."""
+"""Neural fields: a multi-resolution hash grid, a small MLP, and the SDF and colour fields made of both."""
 
 from itertools import pairwise
 from typing import Any, cast
@@ -96,6 +96,25 @@ class Mlp(nn.Module):
         for layer in self.layers[:-1]:
             values = torch.relu(layer(values))
         return cast("Tensor", self.layers[-1](values))
+
+
+class SdfField(nn.Module):
+    """A residual SDF from a hash grid and an MLP that starts at zero."""
+
+    def __init__(self, grid: HashGrid, *, hidden: int = 32, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        self.grid = grid
+        self.mlp = Mlp(grid.width, 1, hidden=hidden, generator=generator)
+        self.restart()
+
+    def forward(self, points: Float[Tensor, "P 3"]) -> Float[Tensor, " P"]:
+        return cast("Tensor", self.mlp(self.grid(points)))[:, 0]
+
+    @torch.no_grad()
+    def restart(self) -> None:
+        """Make the residual zero again."""
+        cast("Tensor", self.mlp.layers[-1].weight).zero_()
+        cast("Tensor", self.mlp.layers[-1].bias).zero_()
 
 
 class ColorField(nn.Module):
