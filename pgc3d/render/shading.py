@@ -1,5 +1,7 @@
 """Shading by a light that is fixed to the camera; the prior's training pictures use the same functions."""
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -23,8 +25,9 @@ def linear_to_srgb(color: Float[Tensor, "*P C"]) -> Float[Tensor, "*P C"]:
 
 def key_direction(cameras: Cameras) -> Float[Tensor, "B 3"]:
     """Direction towards the key light of every camera, world space, unit length."""
-    direction = torch.tensor(KEY_DIRECTION, device=cameras.azimuth.device)
-    return torch.nn.functional.normalize(direction, dim=0) @ cameras.camera_from_world[:, :3, :3]
+    x, y, z = (component / math.hypot(*KEY_DIRECTION) for component in KEY_DIRECTION)
+    rotation = cameras.camera_from_world[:, :3, :3]  # numbers, not a tensor: a copy to CUDA would wait for it
+    return x * rotation[:, 0] + y * rotation[:, 1] + z * rotation[:, 2]
 
 
 def irradiance(normal: Float[Tensor, "*P 3"], key: Float[Tensor, "*P 3"]) -> Float[Tensor, "*P 1"]:

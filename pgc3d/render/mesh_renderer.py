@@ -1,0 +1,159 @@
+"""From a mesh and its material to differentiable pictures."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from pgc3d.geometry.normals import vertex_normals
+from pgc3d.interfaces import Rasterizer
+from pgc3d.render.antialias import EdgeTopology, antialias
+from pgc3d.render.shading import key_direction, shade
+from pgc3d.types import Cameras, Fragments, Material, Mesh, Rendering
+
+
+@dataclass(frozen=True)
+class _Surface:
+    """What the P covered pixels show; `pixel` are flat indices over all views."""
+
+    pixel: Int[Tensor, " P"]
+    view: Int[Tensor, " P"]
+    points: Float[Tensor, "P 3"]  # world
+    normal: Float[Tensor, "P 3"]  # world, unit
+    depth: Float[Tensor, "B H W 1"]
+
+
+def project(vertices: Float[Tensor, "V 3"], cameras: Cameras) -> Float[Tensor, "B V 4"]:
+    """World points to clip space."""
+    matrix = cameras.clip_from_world
+    return vertices @ matrix[:, :, :3].transpose(1, 2) + matrix[:, None, :, 3]
+
+
+def render_mesh(
+    mesh: Mesh,
+    cameras: Cameras,
+    resolution: int,
+    background: Float[Tensor, "B 3"],
+    *,
+    rasterizer: Rasterizer,
+    material: Callable[[Float[Tensor, "P 3"]], Material],
+    topology: EdgeTopology | None = None,
+    shading: bool = True,
+) -> Rendering:
+    """Render square pictures, antialiased along the silhouettes and composited over `background`.
+
+    Gradients reach the vertices through the silhouettes, through the normals, and through the points that
+    `material` is asked about. Waits for the device once, to ask `material` about covered pixels only.
+
+    Args:
+        mesh: Its normals are interpolated as they are; none is turned towards the camera.
+        cameras: B views.
+        resolution: Height and width.
+        background: sRGB.
+        rasterizer: The backend of the device that holds the mesh.
+        material: Surface properties at world points.
+        topology: The mesh's edges, if they are known already.
+        shading: Light the base colour; otherwise the picture shows it as it is.
+    """
+    clip = project(mesh.vertices, cameras)
+    fragments = rasterizer.rasterize(clip, mesh.faces, (resolution, resolution))
+    surface = _visible(mesh, fragments, cameras, rasterizer)
+    color = material(surface.points).base_color
+    if shading:
+        color = shade(color, surface.normal, key_direction(cameras)[surface.view])
+    picture = _compose(color, surface, fragments, background)
+    picture = antialias(picture, fragments, clip, mesh.faces, topology)
+    return _rendering(picture, surface.depth, background)
+
+
+def render_textured(  # noqa: PLR0913
+    vertices: Float[Tensor, "V 3"],
+    faces: Int[Tensor, "F 3"],
+    uv: Float[Tensor, "U 2"],
+    uv_faces: Int[Tensor, "F 3"],
+    texture: Float[Tensor, "H W 3"],
+    cameras: Cameras,
+    resolution: int,
+    background: Float[Tensor, "B 3"],
+    *,
+    rasterizer: Rasterizer,
+    shading: bool = True,
+) -> Rendering:
+    """Render a mesh whose sRGB base colour is a picture, with smooth normals and the same light.
+
+    Args:
+        vertices: Shared across texture seams, so that the seams are no outlines.
+        faces: Corners of the triangles in `vertices`.
+        uv: (0, 0) is the lower left corner of the picture, as in OBJ; glTF files store 1 - v.
+        uv_faces: The same corners in `uv`.
+        texture: Row 0 on top; bilinear between texel centres, clamped at the border.
+        cameras: B views.
+        resolution: Height and width.
+        background: sRGB.
+        rasterizer: The backend of the device that holds the tensors.
+        shading: Light the base colour; otherwise the picture shows it as it is.
+    """
+    clip = project(vertices, cameras)
+    fragments = rasterizer.rasterize(clip, faces, (resolution, resolution))
+    mesh = Mesh(vertices, faces, vertex_normals(vertices, faces))
+    surface = _visible(mesh, fragments, cameras, rasterizer)
+    coordinates = rasterizer.interpolate(uv[None], fragments, uv_faces).flatten(0, 2)
+    color = sample_texture(texture, coordinates.index_select(0, surface.pixel))
+    if shading:
+        color = shade(color, surface.normal, key_direction(cameras)[surface.view])
+    picture = _compose(color, surface, fragments, background)
+    return _rendering(antialias(picture, fragments, clip, faces), surface.depth, background)
+
+
+def sample_texture(texture: Float[Tensor, "H W C"], uv: Float[Tensor, "P 2"]) -> Float[Tensor, "P C"]:
+    """Bilinear lookup; v points up while row 0 is on top."""
+    grid = torch.stack([2 * uv[:, 0] - 1, 1 - 2 * uv[:, 1]], dim=-1)
+    values = torch.nn.functional.grid_sample(
+        texture.permute(2, 0, 1)[None], grid[None, None], padding_mode="border", align_corners=False
+    )
+    return values[0, :, 0].T
+
+
+def _visible(mesh: Mesh, fragments: Fragments, cameras: Cameras, rasterizer: Rasterizer) -> _Surface:
+    """Gather the covered pixels: on CUDA the one place that waits for the device."""
+    attributes = torch.cat([mesh.vertices, mesh.normals], dim=1)[None]
+    values = rasterizer.interpolate(attributes, fragments, mesh.faces).flatten(0, 2)
+    pixel = (fragments.data.detach()[..., 3].flatten() > 0).nonzero()[:, 0]
+    # index_select, because the backward of indexing sorts
+    points, normal = values.index_select(0, pixel).chunk(2, dim=1)
+    views, height, width = fragments.data.shape[:3]
+    view = pixel // (height * width)
+    towards_camera = cameras.camera_from_world[view, 2]
+    distance = -(towards_camera[:, :3] * points).sum(-1) - towards_camera[:, 3]
+    depth = distance.new_zeros(views * height * width).index_copy(0, pixel, distance)
+    return _Surface(
+        pixel=pixel,
+        view=view,
+        points=points,
+        normal=normalize(normal, dim=-1),
+        depth=depth.view(views, height, width, 1),
+    )
+
+
+def _compose(
+    color: Tensor, surface: _Surface, fragments: Fragments, background: Float[Tensor, "B 3"]
+) -> Float[Tensor, "B H W 7"]:
+    """Colour, encoded normal and alpha of every pixel, without antialiasing."""
+    views, height, width = fragments.data.shape[:3]
+    layers = torch.cat([color, 0.5 * surface.normal + 0.5, torch.ones_like(color[:, :1])], dim=1)
+    rest = torch.cat([torch.full_like(background, 0.5), torch.zeros_like(background[:, :1])], dim=1)
+    empty = torch.cat([background, rest], dim=1)[:, None].expand(-1, height * width, -1)
+    picture = empty.reshape(-1, 7).index_copy(0, surface.pixel, layers)
+    return picture.view(views, height, width, 7)
+
+
+def _rendering(
+    picture: Float[Tensor, "B H W 7"], depth: Float[Tensor, "B H W 1"], background: Float[Tensor, "B 3"]
+) -> Rendering:
+    # Features thinner than a pixel can leave [0, 1]; their gradient must survive, or they could not recover.
+    picture = picture + (picture.clamp(0, 1) - picture).detach()
+    color, normal, alpha = picture[..., :3], picture[..., 3:6], picture[..., 6:]
+    return Rendering(color=color, normal=normal, depth=depth, alpha=alpha, background=background)
