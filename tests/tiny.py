@@ -3,15 +3,18 @@
 import importlib.util
 import json
 import shutil
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
 import torch
 
+from pgc3d.diffusion.latent import LatentDiffusion
 from pgc3d.diffusion.models import load_latent_diffusion, resolve_model
 from pgc3d.diffusion.text import encode_prompts
 from pgc3d.guidance.sds import ScoreDistillation
 from pgc3d.prompts import ViewPromptConfig, view_prompts
+from pgc3d.types import TextEmbedding
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -57,16 +60,25 @@ def edit_json(path: Path, **values: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
+@cache
+def _loaded(
+    folder: Path, prompt: str
+) -> tuple[LatentDiffusion, TextEmbedding, TextEmbedding, ViewPromptConfig]:
+    source = resolve_model(folder)
+    config = source.view_prompts or ViewPromptConfig()
+    positive, negative = encode_prompts(source, view_prompts(prompt, config)), encode_prompts(source, [""])
+    return load_latent_diffusion(source), positive, negative, config
+
+
 def tiny_score_distillation(
     folder: Path, *, prompt: str = "a red chair", seed: int = 0, **options
 ) -> ScoreDistillation:
-    """The guidance over a tiny checkpoint, as the composition root builds it."""
-    source = resolve_model(folder)
-    config = source.view_prompts or ViewPromptConfig()
+    """The guidance over a tiny checkpoint, as the composition root builds it; loads each folder once."""
+    model, positive, negative, config = _loaded(folder, prompt)
     return ScoreDistillation(
-        model=load_latent_diffusion(source),
-        positive=encode_prompts(source, view_prompts(prompt, config)),
-        negative=encode_prompts(source, [""]),
+        model=model,
+        positive=positive,
+        negative=negative,
         view_prompts_config=config,
         generator=torch.Generator().manual_seed(seed),
         **options,
