@@ -28,6 +28,50 @@ def find_crossings(clip: Tensor, data: Tensor, edges: Tensor, opposite: Tensor) 
     return Crossings(*tensors, live=torch.ones(len(inner), dtype=torch.bool))
 
 
+def find_edges(faces: Tensor, vertex_count: int) -> tuple[Tensor, Tensor]:
+    """Edges [E, 2] and opposite vertices [E, 2] (-1 at a border), in the order of `edge_topology`'s sort."""
+    edges, opposite = _find_edges(faces.long().contiguous().numpy(), vertex_count)
+    return torch.from_numpy(edges), torch.from_numpy(opposite)
+
+
+@numba.njit(cache=True)
+@no_type_check
+def _find_edges(faces, vertex_count):
+    """Bucket the half edges by their lower vertex, then sort the few in each bucket by insertion."""
+    starts = np.zeros(vertex_count + 1, np.int64)
+    for face in range(faces.shape[0]):
+        for corner in range(3):
+            starts[min(faces[face, corner], faces[face, (corner + 1) % 3]) + 1] += 1
+    starts = np.cumsum(starts)
+    cursor = starts[:-1].copy()
+    half_edges = np.empty(faces.shape[0] * 3, np.int64)  # (higher vertex, opposite vertex) in 31 bits each
+    for face in range(faces.shape[0]):
+        for corner in range(3):
+            start, end = faces[face, corner], faces[face, (corner + 1) % 3]
+            low = min(start, end)
+            value = (max(start, end) << 31) | faces[face, (corner + 2) % 3]
+            slot = cursor[low]
+            while slot > starts[low] and half_edges[slot - 1] > value:
+                half_edges[slot] = half_edges[slot - 1]
+                slot -= 1
+            half_edges[slot] = value
+            cursor[low] += 1
+    edges, opposite = np.empty((faces.shape[0] * 3, 2), np.int64), np.empty((faces.shape[0] * 3, 2), np.int64)
+    found = 0
+    for low in range(vertex_count):
+        previous = -1
+        for slot in range(starts[low], starts[low + 1]):
+            high, third = half_edges[slot] >> 31, half_edges[slot] & 0x7FFFFFFF
+            if high != previous:
+                edges[found, 0], edges[found, 1] = low, high
+                opposite[found, 0], opposite[found, 1] = third, -1
+                previous = high
+                found += 1
+            elif opposite[found - 1, 1] < 0:
+                opposite[found - 1, 1] = third
+    return edges[:found].copy(), opposite[:found].copy()
+
+
 @numba.njit(cache=True)
 @no_type_check
 def _pixel_position(clip, view, vertex, height, width):

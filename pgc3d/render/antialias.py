@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -35,7 +34,7 @@ class EdgeTopology:
 
 
 def edge_topology(faces: Int[Tensor, "F 3"], vertex_count: int | None = None) -> EdgeTopology:
-    """Find the edges of a mesh by one sort of packed keys.
+    """Find the edges of a mesh.
 
     Args:
         faces: For a mesh whose vertices are duplicated along texture seams, pass faces that index one vertex
@@ -44,37 +43,32 @@ def edge_topology(faces: Int[Tensor, "F 3"], vertex_count: int | None = None) ->
     """
     if vertex_count is None:
         vertex_count = int(faces.max()) + 1 if faces.numel() else 0
+    if faces.device.type == "cpu":
+        from pgc3d.kernels.silhouette_numba import find_edges
+
+        return EdgeTopology(*find_edges(faces, vertex_count))
+    return sorted_topology(faces, vertex_count)
+
+
+def sorted_topology(faces: Int[Tensor, "F 3"], vertex_count: int) -> EdgeTopology:
+    """Find the edges by one sort of packed half edges, without waiting for the device: 3 F rows."""
     corners = faces.long()
     start, end = corners.T.reshape(-1), corners.roll(-1, dims=1).T.reshape(-1)
     third = corners.roll(-2, dims=1).T.reshape(-1)
     low, high = torch.minimum(start, end), torch.maximum(start, end)
     if vertex_count <= 1 << _PACKED_BITS:
-        packed = _sort((low << (2 * _PACKED_BITS)) | (high << _PACKED_BITS) | third)
+        packed = torch.sort((low << (2 * _PACKED_BITS)) | (high << _PACKED_BITS) | third).values
         mask = (1 << _PACKED_BITS) - 1
         low, high, third = packed >> (2 * _PACKED_BITS), (packed >> _PACKED_BITS) & mask, packed & mask
     else:
         key, order = torch.sort(low * vertex_count + high)
         low, high, third = key // vertex_count, key % vertex_count, third[order]
-    return _runs(low, high, third)
-
-
-def _sort(keys: Tensor) -> Tensor:
-    """Sort int64 keys; numpy's vectorised sort is several times faster than torch's on a CPU."""
-    if keys.device.type != "cpu":
-        return torch.sort(keys).values
-    return torch.from_numpy(np.sort(keys.numpy()))
-
-
-def _runs(low: Tensor, high: Tensor, third: Tensor) -> EdgeTopology:
-    """Turn sorted half edges into edges: the first of a run of equals takes the second's opposite vertex."""
+    # The first of equal half edges takes the second's opposite vertex; the others become empty slots.
     same = (low[1:] == low[:-1]) & (high[1:] == high[:-1])
     border = torch.zeros(1, dtype=torch.bool, device=low.device)[: len(low)]
     has_previous, has_next = torch.cat([border, same]), torch.cat([same, border])
-    following = torch.cat([third[1:], third[:1]])
     edges = torch.stack([torch.where(has_previous, -1, low), high], dim=1)
-    opposite = torch.stack([third, torch.where(has_next, following, -1)], dim=1)
-    if low.device.type == "cpu":
-        return EdgeTopology(edges[~has_previous], opposite[~has_previous])
+    opposite = torch.stack([third, torch.where(has_next, third.roll(-1), -1)], dim=1)
     return EdgeTopology(edges, opposite)
 
 
