@@ -4,7 +4,7 @@ import logging
 import pytest
 import torch
 
-from pgc3d.cameras import turntable
+from pgc3d.cameras import OrbitConfig, sample_orbit, turntable
 from pgc3d.errors import DivergedError
 from pgc3d.geometry.marching_tetrahedra import march
 from pgc3d.geometry.sdf import ellipsoid_sdf, redistance
@@ -76,7 +76,7 @@ def test_gradients_reach_the_shape(sdf: str) -> None:
 
 def test_smoothing_moves_a_patch_and_not_a_vertex() -> None:
     def touched(smoothing: float) -> int:
-        shape = make(sdf_smoothing=smoothing)
+        shape = make(sdf_smoothing=(smoothing, smoothing))
         mesh = shape._surface().mesh
         torch.autograd.backward(mesh.vertices[mesh.vertices[:, 0].argmax()].sum())
         return int((shape.residual.grad != 0).sum())
@@ -87,7 +87,7 @@ def test_smoothing_moves_a_patch_and_not_a_vertex() -> None:
 
 @pytest.mark.parametrize("sdf", ["grid", "mlp"])
 def test_redistance_keeps_the_surface_and_empties_a_stored_residual(sdf: str) -> None:
-    shape = make(sdf=sdf, sdf_smoothing=0.0)
+    shape = make(sdf=sdf, sdf_smoothing=(0.0, 0.0))
     if shape.residual is not None:
         shape.residual.data = 0.5 * shape.base + 0.01
     else:
@@ -143,11 +143,13 @@ def test_state_gives_the_same_mesh_again() -> None:
     first.redistance()
     first.residual.data += 0.01 * torch.randn(first.residual.shape, generator=generator)
     first.calls, first.recoveries = 17, 1
+    first._set_smoothing(2.5)
     second = make()
     second.load_state_dict(first.state_dict())
     assert torch.equal(first.to_mesh().vertices, second.to_mesh().vertices)
     assert torch.equal(first.to_mesh().faces, second.to_mesh().faces)
     assert (second.calls, second.recoveries) == (17, 1)
+    assert second.smoothing == 2.5
 
 
 def test_bad_configurations_are_refused() -> None:
@@ -187,16 +189,23 @@ def test_rendering_without_gradients_changes_nothing() -> None:
 @needs_renderer
 def test_silhouettes_turn_a_sphere_into_an_ellipsoid() -> None:
     rasterizer = cpu_rasterizer()
-    shape = make(rasterizer, resolution=32, radii=(0.5, 0.5, 0.5), redistance_every=20, lr_sdf=0.02)
-    target = make(rasterizer, resolution=32, radii=(0.7, 0.3, 0.5))
-    optimizer = torch.optim.Adam([dict(group) for group in shape.parameter_groups()])  # type: ignore[arg-type]
-    views, background = turntable(8, elevation_degrees=20.0), torch.ones(8, 3)
-    with torch.no_grad():
-        wanted = target.render(views, 48, background).alpha
-    for _ in range(40):
+    # no regulariser: where no outline passes, Adam would blow its small gradient up to a full step
+    shape = make(
+        rasterizer, resolution=32, radii=(0.5, 0.5, 0.5), redistance_every=15, normal_consistency=0.0
+    )
+    target = make(rasterizer, resolution=32, radii=(0.65, 0.35, 0.5))
+    groups = [dict(group) for group in shape.parameter_groups()]
+    groups[0]["lr"] = 0.02
+    optimizer = torch.optim.Adam(groups, betas=(0.9, 0.95))
+    generator = torch.Generator().manual_seed(0)
+    orbit, background = OrbitConfig(elevation_degrees=(-45.0, 45.0)), torch.ones(4, 3)
+    for _ in range(30):
+        views = sample_orbit(4, orbit, generator)
+        with torch.no_grad():
+            wanted = target.render(views, 48, background).alpha
         optimizer.zero_grad()
         rendering = shape.render(views, 48, background)
-        loss = (rendering.alpha - wanted).square().sum() + 0.1 * sum(rendering.losses.values())
+        loss = (rendering.alpha - wanted).square().sum()
         torch.autograd.backward(loss)
         optimizer.step()
     with torch.no_grad():

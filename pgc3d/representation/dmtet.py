@@ -46,14 +46,14 @@ class DMTetConfig:
     init: Literal["ellipsoid", "mesh"] = "ellipsoid"  # a sphere is an ellipsoid with equal radii
     radii: tuple[float, float, float] = (0.6, 0.6, 0.6)
     sdf: Literal["grid", "mlp"] = "grid"
-    sdf_smoothing: float = 1.5  # cells, standard deviation; 0 is off
+    sdf_smoothing: tuple[float, float] = (1.0, 0.7)  # cells, deviation of the blur first and last; 0 is off
     deformation_limit: float = 0.45  # cells
     redistance_every: int = 50  # renders with gradients; 0 is off
-    lr_sdf: float = 0.003
+    lr_sdf: float = 0.01
     lr_deformation: float = 0.01
     lr_color_grid: float = 0.01
     lr_color_mlp: float = 0.002
-    normal_consistency: float = 100.0  # weights of the regularisers
+    normal_consistency: float = 10.0  # weights of the regularisers
     laplacian: float = 0.0
     sign_changes: float = 0.0
     eikonal: float = 0.0
@@ -76,7 +76,9 @@ class DMTetConfig:
             raise ValueError(f"radii must lie in (0, 1), got {self.radii}")
         if not 0.0 <= self.deformation_limit <= 0.5:
             raise ValueError(f"deformation_limit must lie in [0, 0.5] cells, got {self.deformation_limit}")
-        names = ["sdf_smoothing", "redistance_every", "max_recoveries", *LOSSES]
+        if min(self.sdf_smoothing) < 0:
+            raise ValueError(f"sdf_smoothing must not be negative, got {self.sdf_smoothing}")
+        names = ["redistance_every", "max_recoveries", *LOSSES]
         names += ["lr_sdf", "lr_deformation", "lr_color_grid", "lr_color_mlp"]
         for name in names:
             if getattr(self, name) < 0:
@@ -108,7 +110,7 @@ class DMTet(nn.Module):
         learning_rates: Mapping[str, float],
         weights: Mapping[str, float] | None = None,
         sdf_field: SdfField | None = None,
-        sdf_smoothing: float = 1.5,
+        sdf_smoothing: tuple[float, float] = (1.0, 0.7),
         deformation_limit: float = 0.45,
         redistance_every: int = 50,
         max_recoveries: int = 3,
@@ -122,7 +124,8 @@ class DMTet(nn.Module):
             learning_rates: of "sdf", "deformation", "color.grid" and "color.mlp".
             weights: of the regularisers in `LOSSES`; those left out or 0 are not computed.
             sdf_field: the residual; when None it is stored on the grid.
-            sdf_smoothing: standard deviation of the blur of a stored residual, in cells.
+            sdf_smoothing: standard deviation of the blur of a stored residual at progress 0 and 1, in cells;
+                it follows the progress, geometrically, whenever the residual starts anew.
             deformation_limit: how far a grid point may move along each axis, in cells.
             redistance_every: renders with gradients between two times that the SDF is made a distance again.
             max_recoveries: how often a lost surface is brought back before `DivergedError`.
@@ -147,8 +150,9 @@ class DMTet(nn.Module):
         self.register_buffer("base", initial.clone())
         self.register_buffer("good", initial.clone())
         self.register_buffer("initial", initial.clone(), persistent=False)
-        self.register_buffer("blur", _blur_matrix(size, sdf_smoothing).to(initial.device), persistent=False)
-        self.smooth = sdf_smoothing > 0
+        self.sdf_smoothing = sdf_smoothing
+        self.register_buffer("blur", torch.eye(size, device=initial.device), persistent=False)
+        self._set_smoothing(sdf_smoothing[0] if redistance_every else sdf_smoothing[1])
         self.residual = nn.Parameter(torch.zeros_like(initial)) if sdf_field is None else None
         self.deformation = nn.Parameter(torch.zeros(size**3, 3, device=initial.device))
 
@@ -164,7 +168,7 @@ class DMTet(nn.Module):
         from pgc3d.render.mesh_renderer import render_mesh
 
         if torch.is_grad_enabled():
-            self._advance()
+            self._advance(progress)
         surface = self._surface()
         rendering = render_mesh(
             surface.mesh,
@@ -208,11 +212,13 @@ class DMTet(nn.Module):
         self._replace(redistance(self.sdf()))
 
     def get_extra_state(self) -> Tensor:
-        """What a checkpoint needs beside tensors: renders so far and recoveries."""
-        return torch.tensor([self.calls, self.recoveries])
+        """What a checkpoint needs beside tensors: renders so far, recoveries and the blur."""
+        return torch.tensor([self.calls, self.recoveries, self.smoothing], dtype=torch.float64)
 
     def set_extra_state(self, state: Tensor) -> None:
-        self.calls, self.recoveries = (int(value) for value in state.tolist())
+        calls, recoveries, smoothing = state.tolist()
+        self.calls, self.recoveries = int(calls), int(recoveries)
+        self._set_smoothing(smoothing)
 
     def _residual(self) -> Tensor:
         if self.sdf_field is not None:
@@ -220,12 +226,16 @@ class DMTet(nn.Module):
             parts = [self.sdf_field(part) for part in torch.split(points, 2**19)]
             return torch.cat(parts).reshape(self.base.shape)
         residual = cast("Tensor", self.residual)
-        if not self.smooth:
+        if self.smoothing < 0.1:  # cells: the neighbours' weight is below 1e-21
             return residual
         residual = (self.blur @ residual.flatten(1)).reshape(residual.shape)
         return self.blur @ residual @ self.blur.T
 
-    def _advance(self) -> None:
+    def _set_smoothing(self, deviation: float) -> None:
+        self.smoothing = deviation
+        self.blur = _blur_matrix(self.resolution + 1, deviation).to(self.base.device)
+
+    def _advance(self, progress: float) -> None:
         """Count a training step; now and then restore the distance and remember the state."""
         if self.redistance_every and self.calls and self.calls % self.redistance_every == 0:
             with torch.no_grad():
@@ -234,6 +244,8 @@ class DMTet(nn.Module):
                     sdf = redistance(sdf)
                     self._replace(sdf)
                     self.good.copy_(sdf)
+                    first, last = (max(deviation, 1e-3) for deviation in self.sdf_smoothing)
+                    self._set_smoothing(first * (last / first) ** progress)
         self.calls += 1
 
     def _surface(self) -> _Surface:
@@ -329,9 +341,7 @@ class DMTet(nn.Module):
 def _blur_matrix(size: int, deviation: float) -> Float[Tensor, "N N"]:
     """A Gaussian, cut at three deviations, as a matrix whose rows sum to one."""
     offset = torch.arange(size)[:, None] - torch.arange(size)
-    if deviation <= 0:
-        return torch.eye(size)
-    weight = torch.exp(-0.5 * (offset / deviation).square()) * (offset.abs() <= 3 * deviation)
+    weight = torch.exp(-0.5 * (offset / max(deviation, 0.1)).square()) * (offset.abs() <= 3 * deviation)
     return weight / weight.sum(1, keepdim=True)
 
 
