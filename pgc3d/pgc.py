@@ -71,9 +71,11 @@ def normalize_pngd(
 ) -> Float[Tensor, "..."]:
     """Squash every pixel vector to c g / (|g| + c): g where short, length c where long, half at |g| = c."""
     _check_threshold(threshold)
-    direction, length = _polar(_clean(gradient, dim), norm, dim)
-    # The same formula divided by |g|, which survives lengths near the largest float.
-    return (direction * (threshold / (1 + threshold / length))).to(gradient.dtype)
+    clean = _clean(gradient, dim)
+    direction, length = _polar(clean, norm, dim)
+    # Divided by the larger of c and |g| the formula neither overflows nor loses small vectors.
+    short, long = clean / (1 + length / threshold), direction * (threshold / (1 + threshold / length))
+    return torch.where(length > threshold, long, short).to(gradient.dtype)
 
 
 def scale_globally(

@@ -1,6 +1,7 @@
 """Laws of the readers that build the data set of the bundled prior."""
 
 import importlib.util
+import io
 import json
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 FOLDER = Path(__file__).parents[1] / "scripts" / "mini"
 
@@ -163,6 +165,18 @@ def test_texture_replaces_the_colour() -> None:
     np.testing.assert_array_equal(arrays["material_texture"], [0])
     np.testing.assert_array_equal(arrays["texture_0"], PICTURE)
     np.testing.assert_array_equal(arrays["uv"], [[[0, 0], [1, 0], [1, 1]]])
+
+
+@pytest.mark.parametrize("size", [64, 700])
+def test_clear_pixels_of_a_texture_do_not_darken_it(size: int) -> None:
+    pixels = np.zeros((size, size // 2, 4), np.uint8)
+    pixels[size // 3 : size // 2, ::3] = (250, 200, 10, 255)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "png")
+    texture = build_dataset.read_texture(file.getvalue())
+    assert max(texture.shape) == min(size, 256)
+    seen = (texture[..., 3] > 64) | (texture[..., 3] == 0)
+    assert np.abs(texture[seen][:, :3].astype(int) - (250, 200, 10)).max() <= 5  # premultiplied in 8 bits
 
 
 def test_missing_texture_leaves_the_colour() -> None:
