@@ -44,8 +44,9 @@ def unwrap(
 ) -> UvAtlas:
     """Unfold a surface onto a square texture.
 
-    xatlas needs about 1 s for 10 000 faces and grows faster than linearly; when it is not done in time or
-    fails, the faces are packed one by one (`triangle_atlas`): logged as a warning and named in `method`.
+    xatlas needs about 2 s for 20 000 faces and some times that for a rough surface. When it is not done in
+    time or fails, the faces are packed one by one (`triangle_atlas`): logged as a warning, named in `method`.
+    Charts may be mirrored, which a baked texture does not notice.
 
     Args:
         vertices: world positions.
