@@ -21,9 +21,10 @@ def find_crossings(clip: Tensor, data: Tensor, edges: Tensor, opposite: Tensor) 
     views, height, width = data.shape[:3]
     positions, fragments = clip.detach().contiguous().numpy(), data.detach().contiguous().numpy()
     ends, wings = edges.long().contiguous().numpy(), opposite.long().contiguous().numpy()
-    counts = _count_scan_lines(positions, ends, wings, height, width)
+    points = _project(positions, height, width)
+    counts = _count_scan_lines(points, ends, wings, height, width)
     best = np.zeros((views, 2, height * width), np.int64)  # calloc: only the pages that are used cost time
-    inner, outer, edge = _collect(positions, fragments, ends, wings, counts, best)
+    inner, outer, edge = _collect(points, fragments, ends, wings, counts, best)
     tensors = torch.from_numpy(inner), torch.from_numpy(outer), torch.from_numpy(edge)
     return Crossings(*tensors, live=torch.ones(len(inner), dtype=torch.bool))
 
@@ -72,43 +73,55 @@ def _find_edges(faces, vertex_count):
     return edges[:found].copy(), opposite[:found].copy()
 
 
-@numba.njit(cache=True)
+@numba.njit(parallel=True, cache=True)
 @no_type_check
-def _pixel_position(clip, view, vertex, height, width):
-    x, y, w = (
-        np.float64(clip[view, vertex, 0]),
-        np.float64(clip[view, vertex, 1]),
-        np.float64(clip[view, vertex, 3]),
-    )
-    return 0.5 * width * (x + w) - 0.5 * w, 0.5 * height * (w - y) - 0.5 * w, w
+def _project(clip, height, width):
+    """Homogeneous pixel positions and z of all vertices, [B, V, 4] float64 (x, y, w, z)."""
+    views, count = clip.shape[0], clip.shape[1]
+    points = np.empty((views, count, 4))
+    for job in numba.prange(views * count):
+        view, vertex = job // count, job % count
+        x, y, w = clip[view, vertex, 0], clip[view, vertex, 1], np.float64(clip[view, vertex, 3])
+        points[view, vertex, 0] = 0.5 * width * (x + w) - 0.5 * w
+        points[view, vertex, 1] = 0.5 * height * (w - y) - 0.5 * w
+        points[view, vertex, 2], points[view, vertex, 3] = w, clip[view, vertex, 2]
+    return points
 
 
 @numba.njit(cache=True)
 @no_type_check
-def _side(clip, view, vertex, height, width, nx, ny, nw):
-    x, y, w = _pixel_position(clip, view, vertex, height, width)
+def _position(points, view, vertex):
+    return points[view, vertex, 0], points[view, vertex, 1], points[view, vertex, 2]
+
+
+@numba.njit(cache=True)
+@no_type_check
+def _side(points, view, vertex, nx, ny, nw):
+    x, y, w = _position(points, view, vertex)
     return nx * x + ny * y + nw * w
 
 
 @numba.njit(cache=True)
 @no_type_check
-def _scan_range(clip, view, edge, edges, opposite, height, width):
+def _scan_range(points, view, edge, edges, opposite, height, width):
     """Number of scan lines, the first one, whether they are rows, and the direction of the outside."""
     a, b = edges[edge, 0], edges[edge, 1]
     if a < 0:
         return 0, 0, True, 1
-    ax, ay, aw = _pixel_position(clip, view, a, height, width)
-    bx, by, bw = _pixel_position(clip, view, b, height, width)
+    ax, ay, aw = _position(points, view, a)
+    bx, by, bw = _position(points, view, b)
     if not (aw > 0.0 and bw > 0.0):
         return 0, 0, True, 1
     nx, ny, nw = ay * bw - aw * by, aw * bx - ax * bw, ax * by - ay * bx
-    first = _side(clip, view, opposite[edge, 0], height, width, nx, ny, nw)
+    first = _side(points, view, opposite[edge, 0], nx, ny, nw)
     second = first
     if opposite[edge, 1] >= 0:
-        second = _side(clip, view, opposite[edge, 1], height, width, nx, ny, nw)
+        second = _side(points, view, opposite[edge, 1], nx, ny, nw)
     side = first if first != 0.0 else second
+    if not (first * second >= 0.0 and side != 0.0):
+        return 0, 0, True, 1
     ax, ay, bx, by = ax / aw, ay / aw, bx / bw, by / bw
-    if not (first * second >= 0.0 and side != 0.0 and np.isfinite(ax + ay + bx + by)):
+    if not np.isfinite(ax + ay + bx + by):
         return 0, 0, True, 1
     along_rows = abs(by - ay) >= abs(bx - ax)
     low, high = (min(ay, by), max(ay, by)) if along_rows else (min(ax, bx), max(ax, bx))
@@ -122,12 +135,12 @@ def _scan_range(clip, view, edge, edges, opposite, height, width):
 
 @numba.njit(parallel=True, cache=True)
 @no_type_check
-def _count_scan_lines(clip, edges, opposite, height, width):
-    views, count = clip.shape[0], edges.shape[0]
+def _count_scan_lines(points, edges, opposite, height, width):
+    views, count = points.shape[0], edges.shape[0]
     counts = np.empty((views, count), np.int32)
     for job in numba.prange(views * count):
         view, edge = job // count, job % count
-        counts[view, edge] = _scan_range(clip, view, edge, edges, opposite, height, width)[0]
+        counts[view, edge] = _scan_range(points, view, edge, edges, opposite, height, width)[0]
     return counts
 
 
@@ -166,14 +179,14 @@ def _pixel_pair(fragments, view, base, stride, size, crossing, depth, step):
 
 @numba.njit(cache=True)
 @no_type_check
-def _walk(clip, fragments, view, edge, edges, opposite, height, width, best, inner, outer, keys, pairs):
+def _walk(points, fragments, view, edge, edges, opposite, height, width, best, inner, outer, keys, pairs):
     """Append the visible crossings of one edge, and return how many there are."""
-    lines, first, along_rows, step = _scan_range(clip, view, edge, edges, opposite, height, width)
+    lines, first, along_rows, step = _scan_range(points, view, edge, edges, opposite, height, width)
     a, b = edges[edge, 0], edges[edge, 1]
-    ax, ay, aw = _pixel_position(clip, view, a, height, width)
-    bx, by, bw = _pixel_position(clip, view, b, height, width)
+    ax, ay, aw = _position(points, view, a)
+    bx, by, bw = _position(points, view, b)
     ax, ay, bx, by = ax / aw, ay / aw, bx / bw, by / bw
-    az, bz = np.float64(clip[view, a, 2]) / aw, np.float64(clip[view, b, 2]) / bw
+    az, bz = points[view, a, 3] / aw, points[view, b, 3] / bw
     major_a, major_b, minor_a, minor_b = (ay, by, ax, bx) if along_rows else (ax, bx, ay, by)
     axis, size, stride = (0, width, 1) if along_rows else (1, height, width)
     found = 0
@@ -195,7 +208,7 @@ def _walk(clip, fragments, view, edge, edges, opposite, height, width, best, inn
 
 @numba.njit(parallel=True, cache=True)
 @no_type_check
-def _collect(clip, data, edges, opposite, counts, best):
+def _collect(points, data, edges, opposite, counts, best):
     """Walk the silhouettes of every view and keep the outermost crossing of every pixel pair."""
     views, height, width = data.shape[0], data.shape[1], data.shape[2]
     fragments = data.reshape(views, height * width, 4)
@@ -211,7 +224,7 @@ def _collect(clip, data, edges, opposite, counts, best):
         for edge in range(edges.shape[0]):
             if counts[view, edge] > 0:
                 cursor += _walk(
-                    clip, fragments, view, edge, edges, opposite, height, width, best,
+                    points, fragments, view, edge, edges, opposite, height, width, best,
                     inner[cursor:], outer[cursor:], keys[cursor:], pairs[cursor:],
                 )  # fmt: skip
         winners = best[view].reshape(-1)

@@ -96,7 +96,8 @@ def _look(data, base, pixel, size, stride, mask):
     return inside, inside & (triangle > 0), depth
 
 
-@triton.jit
+# A mesh that changes in every step must not compile kernels for every divisor of its size.
+@triton.jit(do_not_specialize=["vertex_count", "edge_count"])
 @no_type_check
 def _find(
     clip,
@@ -202,7 +203,7 @@ def _decode(clip, edges, key, pair, hit, vertex_count, height, width, pixel_coun
     return a, b, inner, outer, weight, share, slope, step, along_rows
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["vertex_count"])
 @no_type_check
 def _blend(
     clip, edges, best, image, output, vertex_count, height, width, channels, pixel_count, BLOCK: tl.constexpr
@@ -237,7 +238,7 @@ def _add_position_gradient(clip, grad_clip, vertex, gx, gy, mask, height, width)
     tl.atomic_add(grad_clip + vertex * 4 + 3, gw.to(tl.float32), mask=mask, sem="relaxed")
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["vertex_count"])
 @no_type_check
 def _blend_backward(
     clip, edges, best, image, gradient, grad_image, grad_clip,
