@@ -188,7 +188,7 @@ def test_default_folder_is_named_after_the_prompt_and_numbered(run, checkpoint, 
 def test_killed_run_resumes_to_the_same_mesh(checkpoint, tmp_path, number):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GOMP_SPINCOUNT": "0"}
     command = [sys.executable, "-m", "pgc3d", "text", "a red chair", "--model", str(checkpoint), *TINY]
-    command += ["--steps", "40"]
+    command += ["--steps", "24"]
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     subprocess.run([*command, "--out", str(whole)], env=environment, capture_output=True, check=False)
 
@@ -205,5 +205,6 @@ def test_killed_run_resumes_to_the_same_mesh(checkpoint, tmp_path, number):
     assert not (stopped / "asset.glb").exists()
 
     resume = [sys.executable, "-m", "pgc3d", "resume", str(stopped)]
-    subprocess.run(resume, env=environment, capture_output=True, check=False)
+    resumed = subprocess.run(resume, env=environment, capture_output=True, check=False, text=True)
+    assert resumed.returncode in (0, 5), resumed.stderr
     assert (stopped / "asset.glb").read_bytes() == (whole / "asset.glb").read_bytes()

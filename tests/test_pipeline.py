@@ -1,0 +1,187 @@
+import json
+import logging
+import os
+import shutil
+import signal
+import time
+from contextlib import contextmanager
+
+import pytest
+import torch
+from tiny import write_tiny_sdxl
+
+from pgc3d import pipeline
+from pgc3d.config import load_config
+from pgc3d.errors import DivergedError, InputError, RunDirectoryError
+from pgc3d.run import RunDirectory
+from pgc3d.session import StopFlag
+
+SETTINGS = [
+    "run.steps=6",
+    "run.resolution=[32]",
+    "run.resolution_until=[]",
+    "run.device=cpu",
+    "representation.resolution=16",
+    "representation.redistance_every=2",
+    "objectives.color.batch=1",
+    "objectives.color.clip.kind=adaptive",
+    "logging.log_every=2",
+    "logging.checkpoint_every=2",
+    "logging.preview_every=0",
+    "export.format=stl",
+]
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    folder = write_tiny_sdxl(tmp_path_factory.mktemp("models") / "tiny")
+    (folder / "vocabulary.json").write_text(json.dumps({"words": ["red", "chair"]}))
+    return load_config(options={"model": {"name": str(folder)}}, overrides=SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def finished(config, tmp_path_factory):
+    """A run that went through without a stop."""
+    return generate(tmp_path_factory.mktemp("runs") / "whole", config)
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    return shutil.copytree(finished, tmp_path / "copy")
+
+
+@contextmanager
+def noisy_export():
+    """Random weights make noise, which may be too fine for the check of an export."""
+    try:
+        yield
+    except DivergedError as error:
+        if "export" not in str(error):
+            raise
+
+
+def generate(out, config, **calls):
+    with noisy_export():
+        pipeline.generate("a red chair", out=out, config=config, **calls)
+    return out
+
+
+def mesh(folder):
+    return (folder / "asset.stl").read_bytes()
+
+
+def assert_same_asset(folder, other):
+    """Equal but for the last bits, which change when a model is loaded twice in one process."""
+    first, second = (RunDirectory.open(path).load_checkpoint() for path in (folder, other))
+    assert first.step == second.step
+    for name, tensor in first.tensors.items():
+        if name.startswith("generator"):
+            assert torch.equal(tensor, second.tensors[name]), name
+        elif name.startswith("representation") and tensor.is_floating_point():
+            torch.testing.assert_close(tensor, second.tensors[name], atol=2e-4, rtol=1e-3)
+
+
+def stop_after(stop, step):
+    def report(event):
+        if event.report is not None and event.report.step == step:
+            stop.signal = signal.SIGTERM
+
+    return report
+
+
+@pytest.mark.parametrize("step", [2, 3])
+def test_stopped_run_resumes_to_the_same_mesh(config, finished, tmp_path, step):
+    stop = StopFlag()
+    out = generate(tmp_path / "stopped", config, report=stop_after(stop, step), stop=stop)
+    assert not (out / "asset.stl").exists()
+    assert "stopped by signal" in json.loads((out / "manifest.json").read_text())["status"]
+    with noisy_export():
+        pipeline.resume(out)
+    assert_same_asset(out, finished)
+
+
+def test_damaged_checkpoint_costs_steps_but_not_the_result(copy, finished, caplog):
+    newest = RunDirectory.open(copy).checkpoints()[0].with_suffix(".safetensors")
+    newest.write_bytes(newest.read_bytes()[:100])
+    with caplog.at_level(logging.WARNING), noisy_export():
+        pipeline.resume(copy)
+    assert "step-000006 is damaged" in caplog.text
+    assert_same_asset(copy, finished)
+
+
+def test_finished_run_is_left_alone(copy):
+    manifest = json.loads((copy / "manifest.json").read_text())
+    (copy / "manifest.json").write_text(json.dumps(manifest | {"status": "done"}))
+    messages = []
+    result = pipeline.resume(copy, report=lambda event: messages.append(event.message))
+    assert result.files == ()
+    assert "nothing to do" in messages[0]
+
+
+def test_run_in_use_is_refused(copy):
+    with RunDirectory.open(copy), pytest.raises(RunDirectoryError, match="must not be in use"):
+        pipeline.export(copy, file_format="stl")
+
+
+def test_export_never_replaces_a_file(copy):
+    before = mesh(copy)
+    with noisy_export():
+        pipeline.export(copy, file_format="stl", faces=50)
+    assert mesh(copy) == before
+    assert (copy / "asset-2.stl").stat().st_size < len(before)
+
+
+def test_config_that_no_longer_fits_the_checkpoint_is_one_line(copy):
+    text = (copy / "config.yaml").read_text()
+    (copy / "config.yaml").write_text(text.replace("resolution: 16", "resolution: 20"))
+    with pytest.raises(RunDirectoryError, match=r"must fit the run's config\.yaml"):
+        pipeline.export(copy)
+
+
+def test_unknown_words_are_said_with_close_known_ones(config, tmp_path):
+    stop, messages = StopFlag(signal.SIGINT), []
+    pipeline.generate(
+        "a red chairs",
+        out=tmp_path / "run",
+        config=config,
+        stop=stop,
+        report=lambda event: messages.append(event.message),
+    )
+    assert "does not know the word 'chairs'; close known words: chair" in messages[0]
+
+
+def test_empty_prompt_makes_no_folder(config, tmp_path):
+    with pytest.raises(InputError, match="prompt must not be empty"):
+        pipeline.generate(" ", out=tmp_path / "run", config=config)
+    assert not (tmp_path / "run").exists()
+
+
+def test_hooks_of_other_programs_come_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with pipeline.stop_on_signals() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        while stop.signal is None:
+            time.sleep(0.001)
+        assert stop.signal == signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize(
+    ("prompt", "name"),
+    [
+        ("A red/chair!", "a-red-chair-7"),
+        ("../../etc", "etc-7"),
+        ("椅子", "run-7"),
+        ("x" * 99, "x" * 48 + "-7"),
+    ],
+)
+def test_folder_names_are_harmless(tmp_path, prompt, name):
+    assert pipeline.default_folder(tmp_path, prompt, 7) == tmp_path / name
+
+
+def test_free_names_count_up(tmp_path):
+    path = tmp_path / "asset.glb"
+    for expected in ("asset.glb", "asset-2.glb", "asset-3.glb"):
+        free = pipeline.free_name(path)
+        assert free.name == expected
+        free.touch()
