@@ -161,8 +161,8 @@ def accumulate(
 ) -> dict[str, Float[Tensor, ""]]:
     """Add one objective's gradient to the parameters and return its metrics.
 
-    Every objective renders, so each brings the regularisers; `regulariser_share` keeps their sum the same for any
-    number of objectives.
+    Every objective renders, so each brings the regularisers; `regulariser_share` keeps their sum the same
+    for any number of objectives.
     """
     cameras = objective.sample_cameras(progress, generator)
     background = draw_backgrounds(objective.backgrounds, len(cameras), generator, cameras.azimuth.device)
