@@ -86,11 +86,16 @@ def generate(
     folder = build.locate_model(config.model, device)
     for word, close in build.unknown_prompt_words(prompt, folder):
         hint = f"; close known words: {', '.join(close)}" if close else ""
-        report(Event("build", message=f"{folder.name} does not know the word {word!r}{hint}"))
+        report(Event("build", message=f"{config.model.name} does not know the word {word!r}{hint}"))
     require_free_space(out, FREE_SPACE)
     with RunDirectory.create(out) as run:
         replace_file(run.config, dump_config(config).encode())
-        record = {"prompt": prompt, "seed": config.run.seed, "model": folder.name, "commit": folder.commit}
+        record = {
+            "prompt": prompt,
+            "seed": config.run.seed,
+            "model": config.model.name,
+            "commit": folder.commit,
+        }
         session = Session(run, config, device, report, stop or StopFlag(), record)
         return _execute(session, folder, None)
 
