@@ -278,7 +278,7 @@ def _say(message: str) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and end the process with its exit code."""
-    # Threads that spin while they wait make a step three times as long on a computer that does other work too.
+    # Threads that spin while they wait make a step three times as long on a busy computer.
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
     logging.basicConfig(level=logging.WARNING, format="warning: %(message)s")
     try:
