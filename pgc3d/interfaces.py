@@ -1,7 +1,7 @@
 """The seams of pgc3d: what the loop and the composition root know of each family."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Protocol, TypedDict, runtime_checkable
+from typing import Any, NotRequired, Protocol, TypedDict, runtime_checkable
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -15,6 +15,7 @@ class ParameterGroup(TypedDict):
     name: str
     params: list[Tensor]
     lr: float
+    eps: NotRequired[float]  # Adam's, where gradients far below a known size should move little
 
 
 @runtime_checkable

@@ -21,8 +21,8 @@ class SdsConfig:
     """Score distillation.
 
     `t_min` and `t_max` are schedules (see `PiecewiseLinear`) of fractions of the noise levels. Sizes are in
-    pixels; `resolution` 0 means the model's own. `original_size` and `target_size` are SDXL's size
-    conditions, 0 for the resolution.
+    pixels; `resolution` 0 means the model's own and -1 the picture's, for models that were trained at several.
+    `original_size` and `target_size` are SDXL's size conditions, 0 for the resolution.
     """
 
     kind: Literal["sds"] = "sds"
@@ -39,12 +39,14 @@ class SdsConfig:
     def __post_init__(self) -> None:
         if not self.guidance_scale >= 0.0:
             raise ValueError(f"guidance_scale must not be negative, got {self.guidance_scale}")
-        for name in ("resolution", "original_size", "target_size"):
+        for name in ("original_size", "target_size"):
             if getattr(self, name) < 0:
-                raise ValueError(
-                    f"{name} must be positive, or 0 for the model's own, got {getattr(self, name)}"
-                )
-        if self.resolution % 8:
+                raise ValueError(f"{name} must be positive, or 0 for the resolution, got {getattr(self, name)}")
+        if self.resolution < -1:
+            raise ValueError(
+                f"resolution must be positive, 0 for the model's own or -1 for the picture's, got {self.resolution}"
+            )
+        if self.resolution > 0 and self.resolution % 8:
             raise ValueError(f"resolution must be a multiple of 8, got {self.resolution}")
         check_timestep_range(PiecewiseLinear(self.t_min), PiecewiseLinear(self.t_max))
 
@@ -82,7 +84,7 @@ class ScoreDistillation:
             t_max: highest noise level.
             formula: "sds" or "csd".
             weighting: w(t).
-            resolution: side in pixels at which the model looks, 0 for its own.
+            resolution: side in pixels at which the model looks, 0 for its own, -1 for the picture's.
             original_size: SDXL size condition, 0 for the resolution.
             target_size: SDXL size condition, 0 for the resolution.
         """
@@ -91,14 +93,15 @@ class ScoreDistillation:
             found = (len(positive.tokens), len(negative.tokens))
             raise ValueError(f"there must be {expected} positive and 1 negative prompts encoded, got {found}")
         self.resolution = resolution or model.resolution
-        if self.resolution % model.downscale:
+        if self.resolution > 0 and self.resolution % model.downscale:
             raise ValueError(f"resolution must be a multiple of {model.downscale}, got {self.resolution}")
         check_timestep_range(t_min, t_max)
         self.model, self.positive, self.negative = model, positive, negative
         self.view_prompts_config, self.generator = view_prompts_config, generator
         self.guidance_scale, self.formula, self.weighting = guidance_scale, formula, weighting
         self.t_min, self.t_max = t_min, t_max
-        self._time_ids = model.time_ids(original_size or self.resolution, target_size or self.resolution)
+        self._sizes = (original_size, target_size)
+        self._time_ids: dict[int, Tensor] = {}  # by resolution; making them waits for the device
 
     def __call__(
         self, image: Float[Tensor, "B H W 3"], rendering: Rendering, cameras: Cameras, progress: float
@@ -111,7 +114,7 @@ class ScoreDistillation:
             train_steps=self.model.train_steps,
             generator=self.generator,
         )
-        shape = self.model.latent_shape(len(image), self.resolution)
+        shape = self.model.latent_shape(len(image), self._side(image))
         noise, posterior = torch.randn((2, *shape), generator=self.generator)
         texts = view_index(
             cameras.azimuth.to(self.model.device),
@@ -127,6 +130,14 @@ class ScoreDistillation:
             texts=texts,
         )
 
+    def _side(self, image: Float[Tensor, "B H W 3"]) -> int:
+        """Pixels at which the model looks at these pictures."""
+        side = image.shape[1] if self.resolution < 0 else self.resolution
+        if side not in self._time_ids:
+            original, target = self._sizes
+            self._time_ids[side] = self.model.time_ids(original or side, target or side)
+        return side
+
     def gradient(
         self,
         image: Float[Tensor, "B H W 3"],
@@ -141,16 +152,16 @@ class ScoreDistillation:
         d loss / d image = J^T w(t) (eps_hat - eps) with the Jacobian J of resizing and encoding; the UNet's
         own Jacobian is left out (arXiv 2209.14988, eq. 3).
         """
-        image = image.detach().requires_grad_()
+        image, side = image.detach().requires_grad_(), self._side(image)
         with torch.enable_grad():
-            latents = self.model.encode(resize(image, self.resolution), posterior_noise)
+            latents = self.model.encode(resize(image, side), posterior_noise)
         signal = self.model.alphas_cumprod[timesteps]
         unconditional, conditional = self.model.predict(
             add_noise(latents.detach(), noise, signal),
             timesteps,
             conditional=select(self.positive, texts),
             unconditional=select(self.negative, torch.zeros_like(texts)),
-            time_ids=self._time_ids,
+            time_ids=self._time_ids[side],
         )
         weights = score.weight(signal, self.weighting)
         if self.formula == "csd":

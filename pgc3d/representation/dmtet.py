@@ -50,6 +50,7 @@ class DMTetConfig:
     deformation_limit: float = 0.45  # cells
     redistance_every: int = 50  # renders with gradients; 0 is off
     lr_sdf: float = 0.01
+    eps_sdf: float = 1e-15  # Adam's for the SDF: gradients below it move the shape less than lr_sdf
     lr_deformation: float = 0.01
     lr_color_grid: float = 0.01
     lr_color_mlp: float = 0.002
@@ -79,7 +80,7 @@ class DMTetConfig:
         if min(self.sdf_smoothing) < 0:
             raise ValueError(f"sdf_smoothing must not be negative, got {self.sdf_smoothing}")
         names = ["redistance_every", "max_recoveries", *LOSSES]
-        names += ["lr_sdf", "lr_deformation", "lr_color_grid", "lr_color_mlp"]
+        names += ["lr_sdf", "eps_sdf", "lr_deformation", "lr_color_grid", "lr_color_mlp"]
         for name in names:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
@@ -108,6 +109,7 @@ class DMTet(nn.Module):
         initial: Float[Tensor, "X Y Z"],
         color: ColorField,
         learning_rates: Mapping[str, float],
+        eps_sdf: float = 1e-15,
         weights: Mapping[str, float] | None = None,
         sdf_field: SdfField | None = None,
         sdf_smoothing: tuple[float, float] = (1.0, 0.7),
@@ -122,6 +124,7 @@ class DMTet(nn.Module):
             initial: the SDF on the grid's (R + 1)^3 points, negative inside.
             color: the field that `material` asks.
             learning_rates: of "sdf", "deformation", "color.grid" and "color.mlp".
+            eps_sdf: Adam's eps of the "sdf" group.
             weights: of the regularisers in `LOSSES`; those left out or 0 are not computed.
             sdf_field: the residual; when None it is stored on the grid.
             sdf_smoothing: standard deviation of the blur of a stored residual at progress 0 and 1, in cells;
@@ -138,6 +141,7 @@ class DMTet(nn.Module):
         self.color = color
         self.sdf_field = sdf_field
         self.learning_rates = dict(learning_rates)
+        self.eps_sdf = eps_sdf
         self.weights = {name: weight for name, weight in (weights or {}).items() if weight > 0}
         if unknown := set(self.weights) - set(LOSSES):
             raise ValueError(f"weights must be among {LOSSES}, got {sorted(unknown)}")
@@ -188,10 +192,12 @@ class DMTet(nn.Module):
             "color.grid": list(self.color.grid.parameters()),
             "color.mlp": list(self.color.mlp.parameters()),
         }
-        return [
+        result = [
             ParameterGroup(name=name, params=params, lr=self.learning_rates[name])
             for name, params in groups.items()
         ]
+        result[0]["eps"] = self.eps_sdf
+        return result
 
     @torch.no_grad()
     def to_mesh(self) -> Mesh:
@@ -387,6 +393,7 @@ def build_dmtet(
             "color.grid": config.lr_color_grid,
             "color.mlp": config.lr_color_mlp,
         },
+        eps_sdf=config.eps_sdf,
         weights={name: getattr(config, name) for name in LOSSES},
         sdf_field=sdf_field,
         sdf_smoothing=config.sdf_smoothing,

@@ -1,0 +1,99 @@
+"""What the trainings share: processes, averaged gradients, moving average of weights, a schedule over time."""
+
+import math
+import os
+import time
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+
+def start() -> tuple[int, int, torch.device]:
+    """Join the other processes of `torchrun`, if any; returns (rank, world size, device)."""
+    rank, world = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    device = torch.device(f"cuda:{rank}" if torch.cuda.is_available() else "cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.allow_tf32 = True
+        torch.backends.cudnn.benchmark = True
+    if world > 1:
+        torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return rank, world, device
+
+
+def average_gradients(parameters: Iterable[Tensor]) -> None:
+    """Replace every gradient by its mean over the processes."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if not torch.distributed.is_initialized():
+        return
+    flat = torch.cat([g.reshape(-1) for g in gradients])
+    torch.distributed.all_reduce(flat)
+    flat /= torch.distributed.get_world_size()
+    parts = flat.split([g.numel() for g in gradients])
+    torch._foreach_copy_(gradients, [part.view_as(g) for part, g in zip(parts, gradients, strict=True)])
+
+
+class MovingAverage:
+    """Exponential moving average of parameters, with a warm-up so that early weights fade."""
+
+    def __init__(self, parameters: Iterable[Tensor], decay: float) -> None:
+        self.source = list(parameters)
+        self.average = [p.detach().clone() for p in self.source]
+        self.decay, self.updates = decay, 0
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Move the average towards the parameters."""
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        torch._foreach_lerp_(self.average, [p.detach() for p in self.source], 1 - decay)
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchange average and parameters."""
+        for p, a in zip(self.source, self.average, strict=True):
+            held = p.detach().clone()
+            p.copy_(a)
+            a.copy_(held)
+
+
+class Budget:
+    """Training time as the schedule: warm-up, then a cosine that ends when the minutes are used up.
+
+    The clock starts at the first call of `steps`, after compilation has been triggered by a first step.
+    """
+
+    def __init__(self, minutes: float, device: torch.device, used: float = 0.0) -> None:
+        self.seconds, self.used, self.device = minutes * 60, used, device
+        self.step = 0
+
+    @property
+    def progress(self) -> float:
+        """Share of the budget that is used."""
+        return min(1.0, self.used / self.seconds)
+
+    def steps(self, until: float = math.inf) -> Iterator[int]:
+        """Count steps until the budget is used up, or this call has run for `until` seconds."""
+        begin = last = time.perf_counter()
+        skip = 3  # compilation and warm-up do not count
+        while self.progress < 1.0 and time.perf_counter() - begin < until:
+            yield self.step
+            self.step += 1
+            if self.step % 10 == 0 or skip:
+                if self.device.type == "cuda":
+                    torch.cuda.synchronize()
+                now = time.perf_counter()
+                state = torch.tensor([0.0 if skip else now - last, now - begin], device=self.device)
+                if torch.distributed.is_initialized():
+                    torch.distributed.broadcast(state, 0)
+                self.used += float(state[0])
+                skip, last = max(0, skip - 1), now
+                if float(state[1]) >= until:
+                    return
+
+    def learning_rate(self, peak: float, warmup_steps: int = 200, floor: float = 0.02) -> float:
+        """Linear warm-up over steps, then a cosine over the budget."""
+        cosine = floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * self.progress))
+        return peak * min(1.0, (self.step + 1) / warmup_steps) * cosine

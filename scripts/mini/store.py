@@ -1,0 +1,101 @@
+"""All training views in the memory of one device."""
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from captions import VIEWS, Variant, variants
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+from tqdm import tqdm
+from views import Paint, load_index, load_model, random_cameras, render_model
+
+from pgc3d.interfaces import Rasterizer
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A model in one of its colours."""
+
+    record: dict[str, Any]
+    variant: Variant
+    weight: float
+
+
+@dataclass(frozen=True)
+class ViewStore:
+    """N views of P pairs; premultiplied sRGB with alpha."""
+
+    pairs: list[Pair]
+    images: UInt8[Tensor, "N H W 4"]
+    pair: Int[Tensor, " N"]
+    azimuth: Float[Tensor, " N"]
+    elevation: Float[Tensor, " N"]
+
+    def weights(self) -> Float[Tensor, " N"]:
+        """How often each view is drawn: rarer classes more, the original colours about as often as all others."""
+        table = torch.tensor([pair.weight for pair in self.pairs], device=self.pair.device)
+        return table[self.pair]
+
+
+def build_store(
+    folder: Path,
+    split: str,
+    *,
+    views: int,
+    paints: int,
+    resolution: int,
+    seed: int,
+    rasterizer: Rasterizer,
+    device: torch.device,
+    limit: int | None = None,
+) -> ViewStore:
+    """Render `views` pictures of every model of a split, in its own and `paints` other colours."""
+    records = [record for record in load_index(folder) if record["split"] == split][:limit]
+    counts: dict[str, int] = {}
+    for record in records:
+        counts[record["cls"]] = counts.get(record["cls"], 0) + 1
+    words, generator = random.Random(0), torch.Generator().manual_seed(seed)
+    pairs: list[Pair] = []
+    images, numbers, azimuths, elevations = [], [], [], []
+    for record in tqdm(records, desc=f"rendering {split}", mininterval=5):
+        model = load_model(folder, record, device)
+        paintings = variants(record, paints, words)
+        area = torch.linalg.cross(*(model.vertices[model.faces[:, k].long()] - model.vertices[model.faces[:, 0].long()] for k in (1, 2))).norm(dim=-1)  # fmt: skip
+        share = torch.zeros(len(model.material_color), device=device).index_add_(0, model.face_material, area)
+        order = share.argsort(descending=True)
+        major = order[: int((share[order].cumsum(0) < 0.6 * share.sum()).sum()) + 1]
+        cameras = random_cameras(views, generator, device)
+        picture = render_model(
+            model, cameras, resolution, rasterizer,
+            [None if v.rgb is None else Paint(major, v.rgb, v.grain) for v in paintings], generator,
+        )  # fmt: skip
+        rarity = counts[record["cls"]] ** -0.5 if record["cls"] != "other" else 0.35
+        for k, variant in enumerate(paintings):
+            portion = 1.0 if len(paintings) == 1 else (0.45 if k == 0 else 0.55 / (len(paintings) - 1))
+            numbers.append(torch.full((views,), len(pairs), device=device))
+            pairs.append(Pair(record, variant, rarity * portion))
+            images.append(picture[k])
+            azimuths.append(cameras.azimuth)
+            elevations.append(cameras.elevation)
+    return ViewStore(
+        pairs, torch.cat(images), torch.cat(numbers), torch.cat(azimuths), torch.cat(elevations)
+    )
+
+
+def composite(
+    images: UInt8[Tensor, "B H W 4"], background: Float[Tensor, "B 3"]
+) -> Float[Tensor, "B 3 H W"]:
+    """Put premultiplied pictures on plain backgrounds; sRGB in [0, 1]."""
+    rgba = images.permute(0, 3, 1, 2).float() / 255
+    return rgba[:, :3] + (1 - rgba[:, 3:]) * background[:, :, None, None]
+
+
+def named_backgrounds(device: torch.device) -> Float[Tensor, "K 3"]:
+    """The backgrounds that have a name in the captions."""
+    return torch.tensor(list(VIEWS.backgrounds.values()), device=device)
+
+
+__all__ = ["Pair", "ViewStore", "build_store", "composite", "named_backgrounds"]
