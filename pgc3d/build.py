@@ -130,6 +130,7 @@ def build(config: Config, prompt: str, folder: ModelFolder, device: torch.device
         ),
         generator=generators["cameras"],
         clip_parameters=_parameter_clipper(config),
+        lr_scale=PiecewiseLinear(config.optimizer.lr_scale),
     )
     clips = {
         f"clip.{name}": item.clip for name, item in objectives.items() if isinstance(item.clip, Stateful)

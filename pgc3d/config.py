@@ -24,6 +24,7 @@ from pgc3d.guidance.sds import SdsConfig
 from pgc3d.pgc import ClipConfig, PixelClip
 from pgc3d.prompts import ViewPromptConfig
 from pgc3d.representation.dmtet import DMTetConfig
+from pgc3d.schedules import PiecewiseLinear
 
 PRESETS = Path(__file__).parent / "configs"
 COLORS: Mapping[str, tuple[float, float, float]] = {
@@ -117,6 +118,7 @@ class OptimizerConfig:
 
     betas: tuple[float, float] = (0.9, 0.99)
     eps: float = 1e-15
+    lr_scale: tuple[float, ...] = (1.0,)  # schedule (see PiecewiseLinear) that all learning rates follow
     max_skipped: int = 20  # non-finite steps in a row that end the run
 
     def __post_init__(self) -> None:
@@ -124,6 +126,8 @@ class OptimizerConfig:
             raise ValueError(f"betas must lie in [0, 1), got {list(self.betas)}")
         if not self.eps > 0:
             raise ValueError(f"eps must be positive, got {self.eps}")
+        if min(PiecewiseLinear(self.lr_scale).values) < 0:
+            raise ValueError(f"lr_scale must not be negative, got {list(self.lr_scale)}")
         if self.max_skipped < 1:
             raise ValueError(f"max_skipped must be at least 1, got {self.max_skipped}")
 

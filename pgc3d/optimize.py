@@ -46,6 +46,7 @@ class Problem:
     optimizer: torch.optim.Optimizer  # fused: only those can skip a step without asking the host
     generator: torch.Generator  # on the CPU; draws cameras and backgrounds
     clip_parameters: ParameterClipper | None = None  # in place, on whole parameters, after all objectives
+    lr_scale: Callable[[float], float] = lambda _: 1.0  # over progress, for all groups
 
     def __post_init__(self) -> None:
         if not self.optimizer.defaults.get("fused"):
@@ -229,6 +230,8 @@ def optimization_step(
         finite = finite & ~torch.stack(blind).any()
         if problem.clip_parameters is not None:
             problem.clip_parameters(tensors)
+        for group in optimizer.param_groups:
+            group["lr"] = group.setdefault("initial_lr", group["lr"]) * problem.lr_scale(progress)
         # The hook that fused optimisers offer to GradScaler: 1 makes the kernel leave everything as it is.
         optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
         optimizer.step()

@@ -3,14 +3,14 @@
 install() {
     local extras="$1" python="" candidate stamp
     cd "$(dirname "${BASH_SOURCE[0]}")/.."
-    for candidate in python3.12 python3.11 python3; do
+    for candidate in python3 python3.12 python3.11; do
         if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; then
             python="$candidate"
             break
         fi
     done
     if [ -z "$python" ]; then
-        echo "error: Python 3.11 or 3.12 must be on the PATH as python3.12, python3.11 or python3; install one" >&2
+        echo "error: Python 3.11 or 3.12 must be on the PATH as python3, python3.12 or python3.11; install one" >&2
         return 2
     fi
     stamp="$extras $("$python" -c 'import hashlib; print(hashlib.sha256(open("pyproject.toml", "rb").read()).hexdigest())')"

@@ -68,6 +68,7 @@ class DMTetConfig:
     color: tuple[float, float, float] = (0.5, 0.5, 0.5)  # sRGB at the start
     roughness: float = 0.8
     metallic: float = 0.0
+    shape_until: float = 1.0  # progress from which on the shape stays and only the colours are optimised
     max_recoveries: int = 3
 
     def __post_init__(self) -> None:
@@ -77,6 +78,8 @@ class DMTetConfig:
             raise ValueError(f"radii must lie in (0, 1), got {self.radii}")
         if not 0.0 <= self.deformation_limit <= 0.5:
             raise ValueError(f"deformation_limit must lie in [0, 0.5] cells, got {self.deformation_limit}")
+        if not 0.0 < self.shape_until <= 1.0:
+            raise ValueError(f"shape_until must lie in (0, 1], got {self.shape_until}")
         if min(self.sdf_smoothing) < 0:
             raise ValueError(f"sdf_smoothing must not be negative, got {self.sdf_smoothing}")
         names = ["redistance_every", "max_recoveries", *LOSSES]
@@ -115,6 +118,7 @@ class DMTet(nn.Module):
         sdf_smoothing: tuple[float, float] = (1.0, 0.7),
         deformation_limit: float = 0.45,
         redistance_every: int = 50,
+        shape_until: float = 1.0,
         max_recoveries: int = 3,
     ) -> None:
         """Start from a signed distance field.
@@ -131,6 +135,7 @@ class DMTet(nn.Module):
                 it follows the progress, geometrically, whenever the residual starts anew.
             deformation_limit: how far a grid point may move along each axis, in cells.
             redistance_every: renders with gradients between two times that the SDF is made a distance again.
+            shape_until: progress from which on the shape gets no gradients and no regularisers.
             max_recoveries: how often a lost surface is brought back before `DivergedError`.
         """
         super().__init__()
@@ -147,6 +152,7 @@ class DMTet(nn.Module):
             raise ValueError(f"weights must be among {LOSSES}, got {sorted(unknown)}")
         self.deformation_limit = deformation_limit
         self.redistance_every = redistance_every
+        self.shape_until = shape_until
         self.max_recoveries = max_recoveries
         self.max_faces = 50 * self.resolution**2  # a sphere as large as the cube has about 28
         self.calls = 0
@@ -171,9 +177,11 @@ class DMTet(nn.Module):
         """See `Representation.render`; colour gradients stop at the surface and do not bend the shape."""
         from pgc3d.render.mesh_renderer import render_mesh
 
-        if torch.is_grad_enabled():
+        shaping = progress < self.shape_until or self.shape_until >= 1.0
+        if torch.is_grad_enabled() and shaping:
             self._advance(progress)
-        surface = self._surface()
+        with torch.set_grad_enabled(torch.is_grad_enabled() and shaping):
+            surface = self._surface()
         rendering = render_mesh(
             surface.mesh,
             cameras,
@@ -182,7 +190,8 @@ class DMTet(nn.Module):
             rasterizer=self.rasterizer,
             material=lambda points: self.material(points.detach()),
         )
-        return replace(rendering, losses={**rendering.losses, **self._losses(surface)})
+        losses = self._losses(surface) if shaping else {}
+        return replace(rendering, losses={**rendering.losses, **losses})
 
     def parameter_groups(self) -> list[ParameterGroup]:
         sdf = [self.residual] if self.sdf_field is None else list(self.sdf_field.parameters())
@@ -399,5 +408,6 @@ def build_dmtet(
         sdf_smoothing=config.sdf_smoothing,
         deformation_limit=config.deformation_limit,
         redistance_every=config.redistance_every,
+        shape_until=config.shape_until,
         max_recoveries=config.max_recoveries,
     ).to(device)
