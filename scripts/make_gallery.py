@@ -1,0 +1,69 @@
+"""Run a list of prompts with fixed seeds and lay six views of every exported GLB out in one picture.
+
+    python scripts/make_gallery.py RUNS assets/gallery.png
+
+Runs that are finished already are not repeated, so that a gallery can be made in several sittings.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from pgc3d.export.mesh_file import read_mesh
+from pgc3d.export.roundtrip import comparison_views, render_asset
+from pgc3d.export.turntable import tile, to_bytes
+from pgc3d.render import build_rasterizer
+
+PROMPTS = ("a red chair", "a blue chair", "a horse", "a yellow car", "a bicycle", "a hamburger",
+           "a black grand piano", "a green sofa", "a wooden table", "a red fire hydrant", "a teapot",
+           "a potted plant", "a purple armchair", "a street lamp", "a toilet")  # fmt: skip
+SIZE = 160
+
+
+def views(path: Path) -> torch.Tensor:
+    """Six pictures of a mesh file side by side, uint8."""
+    device = torch.device("cpu")
+    cameras, background = comparison_views(device)
+    rendering = render_asset(
+        read_mesh(path), cameras, SIZE, background=background, rasterizer=build_rasterizer("cpu", device)
+    )
+    return to_bytes(torch.cat(list(rendering.color), dim=1))
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("runs", type=Path, help="folder for the run directories")
+    parser.add_argument("out", type=Path, help="PNG")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--prompt", action="append", help="instead of the built-in list; may be repeated")
+    arguments, options = parser.parse_known_args()
+    rows, labels = [], []
+    for prompt in arguments.prompt or PROMPTS:
+        folder = arguments.runs / f"{prompt.replace(' ', '-')}-{arguments.seed}"
+        start = time.perf_counter()
+        if not (folder / "asset.glb").exists():
+            command = [sys.executable, "-m", "pgc3d", "text", prompt, "--guidance", "mini"]
+            command += ["--seed", str(arguments.seed), "--out", str(folder), *options]
+            subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+        seconds = time.perf_counter() - start
+        manifest = json.loads((folder / "manifest.json").read_text())
+        memory = manifest["peak_memory_bytes"]["resident"] / 1e9
+        print(
+            f"{prompt}: {seconds:.0f} s in this call, {memory:.2f} GB, parts {manifest['seconds']}",
+            flush=True,
+        )
+        rows.append(views(folder / "asset.glb"))
+        labels.append(f"{prompt}, seed {arguments.seed}")
+        picture = tile(rows, 2 if len(rows) > 1 else 1, labels).numpy()
+        Image.fromarray(picture).quantize(256).save(arguments.out, optimize=True)
+
+
+if __name__ == "__main__":
+    main()
