@@ -21,7 +21,7 @@ class SdsConfig:
     """Score distillation.
 
     `t_min` and `t_max` are schedules (see `PiecewiseLinear`) of fractions of the noise levels. Sizes are in
-    pixels; `resolution` 0 means the model's own and -1 the picture's, for models that were trained at several.
+    pixels; `resolution` 0 means the model's own and -1 the picture's, for models trained at several sizes.
     `original_size` and `target_size` are SDXL's size conditions, 0 for the resolution.
     """
 
@@ -41,10 +41,13 @@ class SdsConfig:
             raise ValueError(f"guidance_scale must not be negative, got {self.guidance_scale}")
         for name in ("original_size", "target_size"):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be positive, or 0 for the resolution, got {getattr(self, name)}")
+                raise ValueError(
+                    f"{name} must be positive, or 0 for the resolution, got {getattr(self, name)}"
+                )
         if self.resolution < -1:
             raise ValueError(
-                f"resolution must be positive, 0 for the model's own or -1 for the picture's, got {self.resolution}"
+                "resolution must be positive, 0 for the model's own or -1 for the picture's, "
+                f"got {self.resolution}"
             )
         if self.resolution > 0 and self.resolution % 8:
             raise ValueError(f"resolution must be a multiple of 8, got {self.resolution}")
@@ -101,7 +104,7 @@ class ScoreDistillation:
         self.guidance_scale, self.formula, self.weighting = guidance_scale, formula, weighting
         self.t_min, self.t_max = t_min, t_max
         self._sizes = (original_size, target_size)
-        self._time_ids: dict[int, Tensor] = {}  # by resolution; making them waits for the device
+        self._time_ids: dict[int, Tensor | None] = {}  # by resolution; making them waits for the device
 
     def __call__(
         self, image: Float[Tensor, "B H W 3"], rendering: Rendering, cameras: Cameras, progress: float

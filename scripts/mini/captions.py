@@ -43,7 +43,8 @@ VIEWS = ViewPromptConfig(
     elevation_bounds_degrees=(0.0, 15.0, 30.0, 50.0),
     elevation_words=("below", "level", "raised", "high", "overhead"),
     backgrounds={
-        "white": (1.0, 1.0, 1.0), "gray": (0.5, 0.5, 0.5), "black": (0.05, 0.05, 0.05), "blue": (0.35, 0.55, 0.85),
+        "white": (1.0, 1.0, 1.0), "gray": (0.5, 0.5, 0.5), "black": (0.05, 0.05, 0.05),
+        "blue": (0.35, 0.55, 0.85),
     },
 )  # fmt: skip
 
@@ -52,16 +53,16 @@ VIEWS = ViewPromptConfig(
 class Variant:
     """How a model is painted: as it is, in a colour, or as wood."""
 
-    color: str | None
-    rgb: tuple[float, float, float] | None
-    grain: bool = False
+    color: str | None  # the word for it; None as it is
+    rgb: tuple[float, float, float] | None  # sRGB in [0, 1]; None as it is
+    grain: bool = False  # draw growth rings
 
 
 def head(label: str) -> str:
     """The noun of a label: `grand piano` -> `piano`, `chair with cushion` -> `chair`."""
     for word in (" with ", " on ", " in ", " and "):
-        label = label.split(word)[0]
-    return label.split(" ")[-1]
+        label = label.partition(word)[0]
+    return label.rpartition(" ")[2]
 
 
 def article(words: str) -> str:
@@ -70,7 +71,11 @@ def article(words: str) -> str:
 
 
 def variants(record: dict[str, Any], count: int, generator: random.Random) -> list[Variant]:
-    """The model as it is, then `count` painted copies where painting makes sense."""
+    """The model as it is, then `count` painted copies and one of wood, where painting makes sense.
+
+    People, plants, food, animals and glass stay as they are; no copy is painted in the model's own main
+    colour, and none in wood if it is of wood.
+    """
     result = [Variant(None, None)]
     if record["cls"] in UNPAINTED_CLASSES or record["glass"] > 0.4:
         return result
@@ -87,7 +92,11 @@ def variants(record: dict[str, Any], count: int, generator: random.Random) -> li
 
 
 def captions(record: dict[str, Any], variant: Variant) -> list[tuple[str, float]]:
-    """Texts for a model and how often each is shown; the weights do not have to sum to 1."""
+    """Texts for a model and how often each is shown; the weights do not have to sum to 1.
+
+    The noun is the label, its head or the coarse class; before it stand colours and material, or less of
+    them. A painted copy is called by its colour, seldom together with the colour of its other parts.
+    """
     label = record["label"].lower()
     nouns = [(label, 1.0)]
     if head(label) != label:
@@ -118,7 +127,14 @@ def captions(record: dict[str, Any], variant: Variant) -> list[tuple[str, float]
 
 
 def train_tokenizer(texts: list[str], folder: Path, *, vocabulary: int = 1600, length: int = 32) -> None:
-    """Train a byte-pair tokenizer in CLIP's format on `texts` and save it to a folder."""
+    """Train a byte-pair tokenizer in CLIP's format on `texts` and save it to a folder.
+
+    Args:
+        texts: what it must be able to spell briefly; other text costs more tokens.
+        folder: where `CLIPTokenizer.from_pretrained` will find it; made if missing.
+        vocabulary: most entries, the 256 bytes (alone and at a word's end) and two marks among them.
+        length: tokens at which `CLIPTokenizer` cuts, marks included.
+    """
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
     from transformers import CLIPTokenizer
 

@@ -1,4 +1,4 @@
-"""What the trainings share: processes, averaged gradients, moving average of weights, a schedule over time."""
+"""What the trainings share: processes, averaged gradients, a moving average, a schedule over time."""
 
 import math
 import os
@@ -31,12 +31,15 @@ def average_gradients(parameters: Iterable[Tensor]) -> None:
     flat = torch.cat([g.reshape(-1) for g in gradients])
     torch.distributed.all_reduce(flat)
     flat /= torch.distributed.get_world_size()
-    parts = flat.split([g.numel() for g in gradients])
+    parts = torch.split(flat, [g.numel() for g in gradients])
     torch._foreach_copy_(gradients, [part.view_as(g) for part, g in zip(parts, gradients, strict=True)])
 
 
 class MovingAverage:
-    """Exponential moving average of parameters, with a warm-up so that early weights fade."""
+    """Exponential moving average of parameters.
+
+    After n updates the decay is at most (1 + n) / (10 + n), so that the random start fades quickly.
+    """
 
     def __init__(self, parameters: Iterable[Tensor], decay: float) -> None:
         self.source = list(parameters)
@@ -62,7 +65,8 @@ class MovingAverage:
 class Budget:
     """Training time as the schedule: warm-up, then a cosine that ends when the minutes are used up.
 
-    The clock starts at the first call of `steps`, after compilation has been triggered by a first step.
+    The clock is that of process 0, so all processes end at the same step. Earlier calls spent `used` seconds;
+    the first three steps of a call, which compile and warm up, are free.
     """
 
     def __init__(self, minutes: float, device: torch.device, used: float = 0.0) -> None:
@@ -75,7 +79,10 @@ class Budget:
         return min(1.0, self.used / self.seconds)
 
     def steps(self, until: float = math.inf) -> Iterator[int]:
-        """Count steps until the budget is used up, or this call has run for `until` seconds."""
+        """Count steps until the budget is used up, or this call has run for `until` seconds.
+
+        All processes must iterate in step, since the clock is shared between them.
+        """
         begin = last = time.perf_counter()
         skip = 3  # compilation and warm-up do not count
         while self.progress < 1.0 and time.perf_counter() - begin < until:

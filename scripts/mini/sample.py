@@ -1,6 +1,8 @@
 """Draw pictures from a text prior with diffusers' own pipeline: the sample sheet of the model card.
 
     python scripts/mini/sample.py FOLDER sheet.png --prompt "a red chair" --prompt "a horse"
+
+Every prompt is drawn from six azimuths on gray, all with the same noise; two prompts share a row.
 """
 
 import argparse
@@ -10,9 +12,11 @@ import torch
 from captions import VIEWS
 from PIL import Image
 
-PROMPTS = ("a red chair", "a blue chair", "a wooden chair", "a horse", "a yellow car", "a bicycle", "a hamburger",
-           "a black grand piano", "a green sofa", "a white teapot", "a fire hydrant", "a bus")  # fmt: skip
-VIEW_INDICES = (0, 2, 6, 12, 18, 21)
+PROMPTS = (
+    "a red chair", "a blue chair", "a wooden chair", "a horse", "a yellow car", "a bicycle", "a hamburger",
+    "a black grand piano", "a green sofa", "a white teapot", "a fire hydrant", "a bus",
+)  # fmt: skip
+VIEW_INDICES = (0, 2, 6, 12, 18, 21)  # sectors of 15 degrees
 
 
 def main() -> None:
@@ -28,7 +32,8 @@ def main() -> None:
     from diffusers import StableDiffusionXLPipeline
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    pipeline = StableDiffusionXLPipeline.from_pretrained(arguments.folder, torch_dtype=torch.float32).to(device)
+    pipeline = StableDiffusionXLPipeline.from_pretrained(arguments.folder, torch_dtype=torch.float32)
+    pipeline.to(device)
     pipeline.set_progress_bar_config(disable=True)
     prompts = arguments.prompt or PROMPTS
     texts = [

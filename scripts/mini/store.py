@@ -10,7 +10,7 @@ from captions import VIEWS, Variant, variants
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from tqdm import tqdm
-from views import Paint, load_index, load_model, random_cameras, render_model
+from views import Model, Paint, load_index, load_model, random_cameras, render_model
 
 from pgc3d.interfaces import Rasterizer
 
@@ -21,26 +21,26 @@ class Pair:
 
     record: dict[str, Any]
     variant: Variant
-    weight: float
+    weight: float  # how often one of its views is drawn, relative to others
 
 
 @dataclass(frozen=True)
 class ViewStore:
-    """N views of P pairs; premultiplied sRGB with alpha."""
+    """N views of P pairs."""
 
     pairs: list[Pair]
-    images: UInt8[Tensor, "N H W 4"]
-    pair: Int[Tensor, " N"]
-    azimuth: Float[Tensor, " N"]
+    images: UInt8[Tensor, "N H W 4"]  # sRGB, premultiplied by alpha
+    pair: Int[Tensor, " N"]  # into pairs
+    azimuth: Float[Tensor, " N"]  # radians
     elevation: Float[Tensor, " N"]
 
     def weights(self) -> Float[Tensor, " N"]:
-        """How often each view is drawn: rarer classes more, the original colours about as often as all others."""
+        """How often each view is drawn: rarer classes more, own colours about as often as all others."""
         table = torch.tensor([pair.weight for pair in self.pairs], device=self.pair.device)
         return table[self.pair]
 
 
-def build_store(
+def build_store(  # noqa: PLR0913 - flat on purpose
     folder: Path,
     split: str,
     *,
@@ -52,7 +52,19 @@ def build_store(
     device: torch.device,
     limit: int | None = None,
 ) -> ViewStore:
-    """Render `views` pictures of every model of a split, in its own and `paints` other colours."""
+    """Render every model of a split, in its own and `paints` other colours, each from the same cameras.
+
+    Args:
+        folder: what `build_dataset.py` wrote.
+        split: `train` or `test`.
+        views: cameras for each model.
+        paints: colours for each model, besides its own and wood.
+        resolution: side of the pictures in pixels.
+        seed: of the cameras; the colours are always the same, so that processes know the same pairs.
+        rasterizer: used at twice the resolution.
+        device: where everything stays: views * paintings * 4 * resolution^2 bytes for each model.
+        limit: use only so many models.
+    """
     records = [record for record in load_index(folder) if record["split"] == split][:limit]
     counts: dict[str, int] = {}
     for record in records:
@@ -63,10 +75,7 @@ def build_store(
     for record in tqdm(records, desc=f"rendering {split}", mininterval=5):
         model = load_model(folder, record, device)
         paintings = variants(record, paints, words)
-        area = torch.linalg.cross(*(model.vertices[model.faces[:, k].long()] - model.vertices[model.faces[:, 0].long()] for k in (1, 2))).norm(dim=-1)  # fmt: skip
-        share = torch.zeros(len(model.material_color), device=device).index_add_(0, model.face_material, area)
-        order = share.argsort(descending=True)
-        major = order[: int((share[order].cumsum(0) < 0.6 * share.sum()).sum()) + 1]
+        major = _major_materials(model)
         cameras = random_cameras(views, generator, device)
         picture = render_model(
             model, cameras, resolution, rasterizer,
@@ -80,14 +89,19 @@ def build_store(
             images.append(picture[k])
             azimuths.append(cameras.azimuth)
             elevations.append(cameras.elevation)
-    return ViewStore(
-        pairs, torch.cat(images), torch.cat(numbers), torch.cat(azimuths), torch.cat(elevations)
-    )
+    return ViewStore(pairs, torch.cat(images), torch.cat(numbers), torch.cat(azimuths), torch.cat(elevations))
 
 
-def composite(
-    images: UInt8[Tensor, "B H W 4"], background: Float[Tensor, "B 3"]
-) -> Float[Tensor, "B 3 H W"]:
+def _major_materials(model: Model) -> Int[Tensor, " K"]:
+    """The largest materials, as many as it takes to cover 60 % of the surface."""
+    corners = model.vertices[model.faces.long()]
+    area = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]).norm(dim=-1)
+    share = area.new_zeros(len(model.material_color)).index_add_(0, model.face_material, area)
+    order: Tensor = share.argsort(descending=True)
+    return order[: int((share[order].cumsum(0) < 0.6 * share.sum()).sum()) + 1]
+
+
+def composite(images: UInt8[Tensor, "B H W 4"], background: Float[Tensor, "B 3"]) -> Float[Tensor, "B 3 H W"]:
     """Put premultiplied pictures on plain backgrounds; sRGB in [0, 1]."""
     rgba = images.permute(0, 3, 1, 2).float() / 255
     return rgba[:, :3] + (1 - rgba[:, 3:]) * background[:, :, None, None]
@@ -96,6 +110,3 @@ def composite(
 def named_backgrounds(device: torch.device) -> Float[Tensor, "K 3"]:
     """The backgrounds that have a name in the captions."""
     return torch.tensor(list(VIEWS.backgrounds.values()), device=device)
-
-
-__all__ = ["Pair", "ViewStore", "build_store", "composite", "named_backgrounds"]

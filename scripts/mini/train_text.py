@@ -2,13 +2,15 @@
 
     torchrun --nproc-per-node 2 scripts/mini/train_text.py DATASET OUT --minutes 12
 
-The autoencoder in OUT/vae (train_vae.py) may still be in training: this waits for it. A call that ends before the minutes are used up leaves OUT/state.pt, and the
-same command goes on from there. The result is a folder that `StableDiffusionXLPipeline` can load.
+The autoencoder in OUT/vae (train_vae.py) may still be in training: this waits for it. A call that ends before
+the minutes are used up leaves OUT/state.pt, and the same command goes on from there. The result is a folder
+that `StableDiffusionXLPipeline` can load.
 """
 
 import argparse
 import dataclasses
 import json
+import math
 import re
 import time
 from dataclasses import dataclass
@@ -96,11 +98,12 @@ def make_texts(store: ViewStore, tokenizer: Any, device: torch.device) -> Texts:
 
 
 def token_rows(texts: Texts, caption: Tensor, suffix: Tensor, empty: Tensor) -> Int[Tensor, "B T"]:
-    """[start, caption, suffix, end, end ...] with ids 0 and 1 for start and end; nothing in between if empty."""
+    """[start, caption, suffix, end, end ...]; start is 0, end is 1, and nothing lies in between if empty."""
     position = torch.arange(TOKENS, device=caption.device)[None] - 1
     first = texts.caption_length[caption][:, None]
     second = texts.suffix_length[suffix][:, None]
-    head = texts.caption[caption].gather(1, position.clamp(0, texts.caption.shape[1] - 1).expand(len(caption), -1))
+    column = position.clamp(0, texts.caption.shape[1] - 1).expand(len(caption), -1)
+    head = texts.caption[caption].gather(1, column)
     tail = texts.suffix[suffix].gather(1, (position - first).clamp(0, texts.suffix.shape[1] - 1))
     row = torch.where(position < first, head, torch.where(position < first + second, tail, 1))
     row = torch.where(empty[:, None], 1, row)
@@ -111,11 +114,11 @@ def token_rows(texts: Texts, caption: Tensor, suffix: Tensor, empty: Tensor) -> 
 
 @dataclass(frozen=True)
 class Latents:
-    """Posterior moments of every view at one size, and the background that each was put on."""
+    """Posterior moments of every view at one size."""
 
     mean: Float[Tensor, "N 4 h w"]
     std: Float[Tensor, "N 4 h w"]
-    suffix: Int[Tensor, " N"]
+    suffix: Int[Tensor, " N"]  # the text that says where the camera stood and what lies behind
 
 
 @torch.no_grad()
@@ -126,11 +129,12 @@ def encode_store(vae: Any, store: ViewStore, size: int, seed: int) -> Latents:
     named = named_backgrounds(device)
     which = torch.randint(len(named), (len(store.images),), device=device, generator=generator)
     means, deviations = [], []
-    for part, pick in zip(store.images.split(512), which.split(512), strict=True):
+    for part, pick in zip(torch.split(store.images, 512), torch.split(which, 512), strict=True):
         image = composite(part, named[pick])
         image = F.interpolate(image, size=(size, size), mode="area") if size != image.shape[-1] else image
+        image = (image * 2 - 1).contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            moments = vae.quant_conv(vae.encoder((image * 2 - 1).contiguous(memory_format=torch.channels_last)))
+            moments = vae.quant_conv(vae.encoder(image))
         mean, logvar = moments.float().chunk(2, 1)
         means.append(mean.half())
         deviations.append((0.5 * logvar).exp().half())
@@ -166,7 +170,8 @@ class Trainer:
             self.parameters, lr=1e-3, betas=(0.9, 0.99), weight_decay=0.01, fused=True
         )
         self.alphas = noise_levels(DIFFUSION).to(device)
-        unet = self.models["unet"].to(memory_format=torch.channels_last)
+        unet: Any = self.models["unet"]
+        unet.to(memory_format=torch.channels_last)
         self.unet = torch.compile(unet, dynamic=False) if device.type == "cuda" else unet
         torch.manual_seed(1000 + rank)
 
@@ -241,15 +246,15 @@ class Trainer:
 def save_pipeline(models: nn.ModuleDict, tokenizer_folder: Path, out: Path, texts: list[str]) -> None:
     """Write a folder in the layout of StableDiffusionXLPipeline, half precision; the VAE must be there.
 
-    Beside it lie `view_prompts.json` (how a camera is put into words) and `vocabulary.json` (all words shown).
+    Beside it lie `view_prompts.json`, how a camera is put into words, and `vocabulary.json`, all words shown.
     """
     import diffusers
     from diffusers import DDIMScheduler
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from transformers import CLIPTokenizer
 
-    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-
     AutoencoderKL.from_pretrained(out / "vae").to(torch.float16).save_pretrained(out / "vae")
+    module: Any
     for name, module in models.items():
         module.to(torch.float16).save_pretrained(out / name)
     for name in ("tokenizer", "tokenizer_2"):
@@ -269,6 +274,16 @@ def save_pipeline(models: nn.ModuleDict, tokenizer_folder: Path, out: Path, text
     (out / "view_prompts.json").write_text(json.dumps(dataclasses.asdict(VIEWS), indent=1) + "\n")
 
 
+def finish(trainer: Trainer, budget: Budget, out: Path, texts: list[str]) -> None:
+    """Save what a later call needs, and the averaged weights as a pipeline."""
+    saved = out / "state.pt"
+    torch.save(trainer.state(budget), saved.with_suffix(".tmp"))
+    saved.with_suffix(".tmp").replace(saved)
+    trainer.average.swap()
+    save_pipeline(trainer.models, out / "bpe", out, texts)
+    print(f"text training: {budget.progress:.0%} of its time, {budget.step} steps", flush=True)
+
+
 def run(trainer: Trainer, budget: Budget, arguments: argparse.Namespace, rank: int) -> None:
     """First small pictures alone, then both sizes in turn."""
     began = time.perf_counter()
@@ -286,7 +301,7 @@ def main() -> None:
     parser.add_argument("dataset", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--minutes", type=float, default=12.0)
-    parser.add_argument("--call-seconds", type=float, default=float("inf"), help="stop earlier, to be resumed")
+    parser.add_argument("--call-seconds", type=float, default=math.inf, help="stop earlier, to be resumed")
     parser.add_argument("--batch", type=int, default=512, help="128 px pictures for each process")
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--small-share", type=float, default=0.45, help="share of the time with 128 px alone")
@@ -319,11 +334,7 @@ def main() -> None:
         trainer.load(torch.load(saved, map_location=device, weights_only=True), budget)
     run(trainer, budget, arguments, rank)
     if rank == 0:
-        torch.save(trainer.state(budget), saved.with_suffix(".tmp"))
-        saved.with_suffix(".tmp").replace(saved)
-        trainer.average.swap()
-        save_pipeline(trainer.models, arguments.out / "bpe", arguments.out, texts)
-        print(f"text training: {budget.progress:.2f} of {arguments.minutes} minutes, {budget.step} steps", flush=True)
+        finish(trainer, budget, arguments.out, texts)
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
