@@ -253,7 +253,9 @@ def save_pipeline(models: nn.ModuleDict, tokenizer_folder: Path, out: Path, text
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from transformers import CLIPTokenizer
 
-    AutoencoderKL.from_pretrained(out / "vae").to(torch.float16).save_pretrained(out / "vae")
+    vae = AutoencoderKL.from_pretrained(out / "vae").to(torch.float16)
+    vae.register_to_config(_name_or_path="")  # no path of this computer in what is shipped
+    vae.save_pretrained(out / "vae")
     module: Any
     for name, module in models.items():
         module.to(torch.float16).save_pretrained(out / name)
