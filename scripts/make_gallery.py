@@ -21,8 +21,8 @@ from pgc3d.export.turntable import tile, to_bytes
 from pgc3d.render import build_rasterizer
 
 PROMPTS = ("a red chair", "a blue chair", "a horse", "a yellow car", "a bicycle", "a hamburger",
-           "a black grand piano", "a green sofa", "a wooden table", "a red fire hydrant", "a teapot",
-           "a potted plant", "a purple armchair", "a street lamp", "a toilet")  # fmt: skip
+           "a black grand piano", "a green sofa", "a barrel", "a red fire hydrant", "a teapot",
+           "a potted plant", "a purple armchair", "a city bus", "a toilet")  # fmt: skip
 SIZE = 160
 
 
