@@ -169,3 +169,10 @@ def _triangle_distance(points: Tensor, triangles: Tensor) -> Tensor:
     squared_area = normal.square().sum(-1)
     height = ((points - a) * normal).sum(-1).square() / squared_area.clamp(min=1e-30)
     return torch.where(above & (squared_area > 1e-24), height, edge_squared).sqrt()
+
+
+def blur_matrix(size: int, deviation: float) -> Float[Tensor, "N N"]:
+    """A Gaussian, cut at three deviations, as a matrix whose rows sum to one."""
+    offset = torch.arange(size)[:, None] - torch.arange(size)
+    weight = torch.exp(-0.5 * (offset / max(deviation, 0.1)).square()) * (offset.abs() <= 3 * deviation)
+    return weight / weight.sum(1, keepdim=True)

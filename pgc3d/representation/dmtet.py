@@ -17,17 +17,10 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from pgc3d.errors import DivergedError
+from pgc3d.geometry import regularizers
 from pgc3d.geometry.marching_tetrahedra import Crossings, crossing_points, find_crossings, grid_points
 from pgc3d.geometry.normals import face_vectors, vertex_normals
-from pgc3d.geometry.regularizers import (
-    adjacent_faces,
-    area,
-    eikonal,
-    laplacian,
-    normal_consistency,
-    sign_changes,
-)
-from pgc3d.geometry.sdf import ellipsoid_sdf, mesh_sdf, redistance
+from pgc3d.geometry.sdf import blur_matrix, ellipsoid_sdf, mesh_sdf, redistance
 from pgc3d.interfaces import ParameterGroup, Rasterizer
 from pgc3d.representation.fields import ColorField, HashGrid, Mlp, SdfField
 from pgc3d.types import Cameras, Material, Mesh, Rendering
@@ -248,7 +241,7 @@ class DMTet(nn.Module):
 
     def _set_smoothing(self, deviation: float) -> None:
         self.smoothing = deviation
-        self.blur = _blur_matrix(self.resolution + 1, deviation).to(self.base.device)
+        self.blur = blur_matrix(self.resolution + 1, deviation).to(self.base.device)
 
     def _advance(self, progress: float) -> None:
         """Count a training step; now and then restore the distance and remember the state."""
@@ -298,17 +291,17 @@ class DMTet(nn.Module):
         losses = {}
         for name, weight in self.weights.items():
             if name == "normal_consistency":
-                pairs = adjacent_faces(mesh.faces, closed=True)
+                pairs = regularizers.adjacent_faces(mesh.faces, closed=True)
                 normals = normalize(surface.vectors, dim=-1, eps=1e-20)
-                value = normal_consistency(mesh.vertices, mesh.faces, pairs, normals=normals)
+                value = regularizers.normal_consistency(mesh.vertices, mesh.faces, pairs, normals=normals)
             elif name == "laplacian":
-                value = laplacian(mesh.vertices / self.cell, mesh.faces)
+                value = regularizers.laplacian(mesh.vertices / self.cell, mesh.faces)
             elif name == "sign_changes":
-                value = sign_changes(surface.first_sdf, surface.second_sdf)
+                value = regularizers.sign_changes(surface.first_sdf, surface.second_sdf)
             elif name == "eikonal":
-                value = eikonal(self.sdf(), self.cell)
+                value = regularizers.eikonal(self.sdf(), self.cell)
             else:
-                value = area(mesh.vertices, mesh.faces)
+                value = regularizers.area(mesh.vertices, mesh.faces)
             losses[name] = weight * value
         return losses
 
@@ -351,13 +344,6 @@ class DMTet(nn.Module):
             self.base.copy_(sdf)
         else:
             self.base.copy_(sdf - self._residual())
-
-
-def _blur_matrix(size: int, deviation: float) -> Float[Tensor, "N N"]:
-    """A Gaussian, cut at three deviations, as a matrix whose rows sum to one."""
-    offset = torch.arange(size)[:, None] - torch.arange(size)
-    weight = torch.exp(-0.5 * (offset / max(deviation, 0.1)).square()) * (offset.abs() <= 3 * deviation)
-    return weight / weight.sum(1, keepdim=True)
 
 
 def build_dmtet(
