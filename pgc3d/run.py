@@ -25,6 +25,7 @@ from typing import Any
 from torch import Tensor
 
 from pgc3d.errors import RunDirectoryError
+from pgc3d.export.atomic import replace_files
 
 logger = logging.getLogger(__name__)
 
@@ -57,25 +58,8 @@ def writing(path: Path) -> Iterator[None]:
 
 def replace_file(path: Path, content: bytes) -> None:
     """Write a file so that a reader sees the old content or all of the new one, even after a power cut."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with writing(path):
-        try:
-            with temporary.open("wb") as stream:
-                stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        replace_files({path: content})
 
 
 def sha256(path: Path) -> str:

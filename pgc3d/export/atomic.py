@@ -29,27 +29,36 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def write_files(contents: Mapping[Path, bytes]) -> None:
+def replace_files(contents: Mapping[Path, bytes]) -> None:
     """Write files that belong together: all are complete on the disk before the first one shows, in order.
+
+    Raises:
+        OSError: the folder cannot be written or the disk is full; nothing is left behind.
+    """
+    temporary = {path: path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp") for path in contents}
+    try:
+        for path, data in contents.items():
+            temporary[path].write_bytes(data)
+            _sync(temporary[path])
+        for path, source in temporary.items():
+            os.replace(source, path)  # noqa: PTH105
+        for folder in {path.parent for path in contents}:
+            _sync(folder)
+    finally:
+        for source in temporary.values():
+            source.unlink(missing_ok=True)
+
+
+def write_files(contents: Mapping[Path, bytes]) -> None:
+    """`replace_files` for files that a user asked for.
 
     Raises:
         InputError: the folder cannot be written or the disk is full; nothing is left behind.
     """
-    temporary = {path: path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp") for path in contents}
-    current = next(iter(contents))
     try:
-        for path, data in contents.items():
-            current = path
-            temporary[path].write_bytes(data)
-            _sync(temporary[path])
-        for current, source in temporary.items():
-            os.replace(source, current)  # noqa: PTH105
-        _sync(current.parent)
+        replace_files(contents)
     except OSError as error:
-        raise _cannot_write(current, error) from error
-    finally:
-        for source in temporary.values():
-            source.unlink(missing_ok=True)
+        raise _cannot_write(next(iter(contents)), error) from error
 
 
 def _sync(path: Path) -> None:
