@@ -1,4 +1,3 @@
-import importlib.util
 import logging
 
 import pytest
@@ -11,10 +10,6 @@ from pgc3d.geometry.sdf import ellipsoid_sdf, redistance
 from pgc3d.interfaces import Rasterizer, Representation
 from pgc3d.representation.dmtet import DMTet, DMTetConfig, build_dmtet
 from pgc3d.types import Fragments, Mesh
-
-needs_renderer = pytest.mark.skipif(
-    importlib.util.find_spec("pgc3d.render.mesh_renderer") is None, reason="no mesh renderer"
-)
 
 
 class NoRasterizer:
@@ -161,7 +156,6 @@ def test_bad_configurations_are_refused() -> None:
         make(init="mesh")
 
 
-@needs_renderer
 def test_render_has_the_weighted_losses() -> None:
     shape = make(
         cpu_rasterizer(), normal_consistency=2.0, laplacian=1.0, sign_changes=1.0, eikonal=1.0, area=0.5
@@ -175,7 +169,6 @@ def test_render_has_the_weighted_losses() -> None:
             assert parameter.grad.isfinite().all()
 
 
-@needs_renderer
 def test_rendering_without_gradients_changes_nothing() -> None:
     shape = make(cpu_rasterizer(), redistance_every=1)
     before = {name: value.clone() for name, value in shape.state_dict().items()}
@@ -186,7 +179,22 @@ def test_rendering_without_gradients_changes_nothing() -> None:
         assert torch.equal(value, before[name])
 
 
-@needs_renderer
+def test_shape_stays_from_shape_until_on() -> None:
+    asset = make(cpu_rasterizer(), shape_until=0.5)
+    for progress, shaped in ((0.4, True), (0.5, False)):
+        asset.zero_grad()
+        rendering = asset.render(turntable(1), 32, torch.ones(1, 3), progress=progress)
+        assert bool(rendering.losses) == shaped
+        torch.autograd.backward(rendering.color.sum())
+        assert (asset.residual.grad is not None) == shaped
+        assert asset.color.grid.table.grad.abs().sum() > 0
+
+
+def test_eps_of_the_shape_reaches_its_parameter_group() -> None:
+    groups = {group["name"]: group.get("eps") for group in make(eps_sdf=0.25).parameter_groups()}
+    assert groups == {"sdf": 0.25, "deformation": None, "color.grid": None, "color.mlp": None}
+
+
 def test_silhouettes_turn_a_sphere_into_an_ellipsoid() -> None:
     rasterizer = cpu_rasterizer()
     # no regulariser: where no outline passes, Adam would blow its small gradient up to a full step

@@ -117,6 +117,15 @@ def test_progress_runs_from_zero_to_one_and_picks_the_resolution():
     assert asset.resolutions == [2, 2, 2, 8, 8]
 
 
+def test_learning_rates_follow_their_schedule():
+    asset = FlatColor()
+    task = problem(asset, {"color": objective(PullTowardColor())}, lr_scale=lambda progress: 1.0 - progress)
+    first, rates = task.optimizer.param_groups[0]["lr"], []
+    for _ in optimize(task, steps=3, resolution_at=lambda progress: 4):
+        rates.append(task.optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx([first, 0.5 * first, 0.0])
+
+
 def test_non_finite_step_changes_nothing_and_is_counted():
     broken, whole = FlatColor(), FlatColor()
     reports = run(broken, PullTowardColor(broken=frozenset({1, 3})), steps=6)

@@ -193,7 +193,18 @@ def test_smaller_resolution_and_size_conditions(folders):
     image = draw_image(2, size=32)
     output = small(image, rendering_of(image), turntable(2), 0.0)
     assert output.gradient.shape == image.shape
-    assert small._time_ids.tolist() == [[32.0, 32.0, 0.0, 0.0, 32.0, 32.0]]
+    assert small._time_ids[32].tolist() == [[32.0, 32.0, 0.0, 0.0, 32.0, 32.0]]
+
+
+def test_resolution_minus_one_is_the_pictures_own(folders):
+    image = draw_image(2, size=32)
+    gradients = [
+        tiny_score_distillation(folders["sdxl"], resolution=resolution)(
+            image, rendering_of(image), turntable(2), 0.0
+        ).gradient
+        for resolution in (-1, 32)
+    ]
+    torch.testing.assert_close(*gradients)
 
 
 def test_timesteps_shrink_with_progress(folders):
