@@ -226,7 +226,8 @@ def _export(session: Session, representation: Representation, rasterizer: Raster
         raise DivergedError(
             f"an export must show what the run showed, got {found}; raise --texture-size or --faces"
         )
-    session.report(Event("export", message=f"{report.faces} faces, PSNR {found}"))
+    dropped = f", loose pieces dropped ({report.dropped:.1%} of the surface)" if report.dropped > 1e-3 else ""
+    session.report(Event("export", message=f"{report.faces} faces{dropped}, PSNR {found}"))
     return files
 
 

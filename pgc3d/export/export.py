@@ -15,8 +15,11 @@ from pgc3d.export.bake import bake, vertex_colors
 from pgc3d.export.mesh_file import Format, write_mesh
 from pgc3d.export.roundtrip import MIN_PSNR, comparison_views, round_trip_psnr
 from pgc3d.geometry.cleanup import clean
+from pgc3d.geometry.normals import face_vectors
 from pgc3d.geometry.uv import UvAtlas, unwrap
 from pgc3d.interfaces import Rasterizer, Representation
+from pgc3d.render.mesh_renderer import render_mesh
+from pgc3d.types import Mesh
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +43,8 @@ class ExportReport:
     vertices: int
     faces: int
     uv_method: str | None  # None for formats without texture coordinates
-    psnr: float  # dB, of the file read back against the run's own render
+    dropped: float  # share of the surface's area that cleaning removed: loose and broken pieces
+    psnr: float  # dB, of the file read back against the run's render of what was left
     seconds: Mapping[str, float]  # by part
 
     @property
@@ -96,7 +100,8 @@ def export_asset(
     with watch.part("surface"):
         dense = representation.to_mesh()
     with watch.part("cleanup"):
-        mesh = clean(dense.vertices, dense.faces, target_faces=faces)
+        whole = clean(dense.vertices, dense.faces)
+        mesh = clean(whole.vertices, whole.faces, target_faces=faces, keep_share=0.0)
     device = dense.vertices.device
     bare = TexturedMesh(mesh.vertices, mesh.faces, mesh.normals, metadata=dict(metadata or {}))
     asset, method = bare, None
@@ -116,13 +121,17 @@ def export_asset(
         written = write_mesh(path, asset, format)
     with watch.part("compare"):
         cameras, background = comparison_views(device)
-        reference = representation.render(cameras, CHECK_RESOLUTION, background)
+        reference = render_mesh(
+            Mesh(whole.vertices.to(device), whole.faces.to(device), whole.normals.to(device)),
+            cameras, CHECK_RESOLUTION, background, rasterizer=rasterizer, material=representation.material,
+        )  # fmt: skip
         found = round_trip_psnr(path, reference, cameras, rasterizer=rasterizer)
     return ExportReport(
         files=tuple(_describe(file) for file in written),
         vertices=len(mesh.vertices),
         faces=len(mesh.faces),
         uv_method=method,
+        dropped=max(0.0, 1.0 - _area(whole) / _area(dense)),
         psnr=found,
         seconds=watch.seconds,
     )
@@ -151,6 +160,10 @@ def _with_textures(
         base_color=textures.base_color,
         metallic_roughness=textures.metallic_roughness,
     )
+
+
+def _area(mesh: Mesh) -> float:
+    return float(face_vectors(mesh.vertices, mesh.faces).norm(dim=-1).nansum()) / 2
 
 
 def _describe(path: Path) -> ExportedFile:
