@@ -204,3 +204,15 @@ def test_letters_read_correctly_from_every_side(tmp_path, rasterizer, format):
 
 def correlation(first: Tensor, second: Tensor) -> float:
     return float(torch.corrcoef(torch.stack([first.flatten(), second.flatten()]))[0, 1])
+
+
+def test_loose_pieces_are_dropped_and_said_but_do_not_count_as_a_fault(rasterizer, tmp_path):
+    ball = trimesh.creation.icosphere(subdivisions=3)
+    crumb = trimesh.creation.icosphere(subdivisions=2, radius=0.1)
+    crumb.apply_translation([0.0, 0.0, 1.3])
+    vertices, faces = arrays(trimesh.util.concatenate([ball, crumb]))
+    painted = Painted(0.7 * vertices, faces, rasterizer)
+    report = export_asset(painted, tmp_path / "a.glb", format="glb", rasterizer=rasterizer, texture_size=256)
+    assert report.dropped == pytest.approx(crumb.area / (ball.area + crumb.area), rel=1e-3)
+    assert report.faces == len(ball.faces)
+    assert report.faithful
