@@ -10,3 +10,9 @@ for name, value in {
     "HF_HUB_DISABLE_TELEMETRY": "1",
 }.items():
     os.environ.setdefault(name, value)
+
+from hypothesis import settings  # noqa: E402 - after the environment
+
+# A first call may import or compile; how long a test takes says nothing on a busy computer.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
