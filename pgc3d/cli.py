@@ -112,18 +112,9 @@ def text(  # noqa: PLR0917 - one option each
 ) -> int:
     """Make a textured asset from a prompt."""
     from pgc3d import pipeline
-    from pgc3d.configure import configure
 
-    resolved, note = configure(
-        guidance=guidance.value,
-        model=model,
-        quality=quality.value,
-        files=config or [],
-        options=_options(seed, device, steps, texture_size, faces),
-        resolution=resolution,
-        overrides=set_ or [],
-    )
-    _say(note)
+    options = _options(seed, device, steps, texture_size, faces)
+    resolved = _configured(guidance, model, quality, config, options, resolution, set_)
     folder = out or pipeline.default_folder(Path("runs"), prompt, resolved.run.seed)
     return _run(lambda **calls: pipeline.generate(prompt, out=folder, config=resolved, **calls))
 
@@ -180,18 +171,9 @@ def show(  # noqa: PLR0917 - one option each
 ) -> int:
     """Print the configuration that `pgc3d text` would use with the same options."""
     from pgc3d.config import dump_config
-    from pgc3d.configure import configure
 
-    resolved, note = configure(
-        guidance=guidance.value,
-        model=model,
-        quality=quality.value,
-        files=config or [],
-        options=_options(seed, device, steps, texture_size, faces),
-        resolution=resolution,
-        overrides=set_ or [],
-    )
-    _say(note)
+    options = _options(seed, device, steps, texture_size, faces)
+    resolved = _configured(guidance, model, quality, config, options, resolution, set_)
     print(dump_config(resolved), end="")
     return 0
 
@@ -215,6 +197,31 @@ def _options(
         "run": {"seed": seed, "device": device.value if device else None, "steps": steps},
         "export": {"texture_size": texture_size, "faces": faces},
     }
+
+
+def _configured(
+    guidance: GuidanceName,
+    model: str | None,
+    quality: Quality,
+    files: list[Path] | None,
+    options: dict[str, Any],
+    resolution: int | None,
+    overrides: list[str] | None,
+) -> Any:
+    """The configuration that the options ask for; says what was chosen for the user."""
+    from pgc3d.configure import configure
+
+    config, note = configure(
+        guidance=guidance.value,
+        model=model,
+        quality=quality.value,
+        files=files or [],
+        options=options,
+        resolution=resolution,
+        overrides=overrides or [],
+    )
+    _say(note)
+    return config
 
 
 def _run(work: Callable[..., Any]) -> int:
