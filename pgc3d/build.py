@@ -1,4 +1,4 @@
-"""The composition root: a configuration and a prompt become the objects that the loop works on."""
+"""The composition root: a configuration and a task become the objects that the loop works on."""
 
 import hashlib
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ import torch
 
 from pgc3d import pgc
 from pgc3d.cameras import sample_orbit
-from pgc3d.config import COLORS, Config, ModelConfig, ObjectiveConfig, Precision
+from pgc3d.config import COLORS, Config, GuidanceConfig, ModelConfig, ObjectiveConfig, Precision
 from pgc3d.diffusion.files import ModelFolder, open_folder
 from pgc3d.diffusion.latent import LatentDiffusion, select
 from pgc3d.diffusion.models import ALIASES, PINNED, load_latent_diffusion, resolve_model
@@ -19,11 +19,12 @@ from pgc3d.diffusion.text import encode_prompts
 from pgc3d.errors import BackendUnavailableError, ConfigError, InputError, WeightsNotFoundError
 from pgc3d.guidance.sds import ScoreDistillation, SdsConfig
 from pgc3d.interfaces import Guidance, Rasterizer, Representation
-from pgc3d.optimize import Objective, ParameterClipper, Problem
+from pgc3d.optimize import Color, Objective, ParameterClipper, Problem
 from pgc3d.prompts import ViewPromptConfig, unknown_words, view_prompts
 from pgc3d.render import build_rasterizer
 from pgc3d.representation.dmtet import build_dmtet
 from pgc3d.schedules import PiecewiseLinear
+from pgc3d.task import Task
 from pgc3d.types import Cameras, TextEmbedding
 
 
@@ -46,6 +47,23 @@ class Built:
     states: Mapping[str, Stateful]  # adaptive clips
 
 
+@dataclass(frozen=True)
+class Models:
+    """The checkpoints that a run asks for, found and checked but not loaded."""
+
+    text: ModelFolder | None = None
+
+
+@dataclass(frozen=True)
+class _TextTeacher:
+    """A text-to-image model and what it was asked for."""
+
+    model: LatentDiffusion
+    views: ViewPromptConfig
+    positive: TextEmbedding  # one entry for each of `view_prompts(prompt, views)`
+    negatives: Mapping[str, TextEmbedding]  # by their text
+
+
 def resolve_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
     """The device to run on; `auto` is CUDA where there is one.
 
@@ -62,12 +80,22 @@ def resolve_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
     return torch.device("cuda" if available and name != "cpu" else "cpu")
 
 
-def locate_model(config: ModelConfig, device: torch.device) -> ModelFolder:
-    """Find and check the weights without loading them.
+def locate_models(config: Config, device: torch.device) -> Models:
+    """Find and check the weights that the objectives need, without loading them.
 
     Raises:
         WeightsNotFoundError: they are missing or broken.
     """
+    return Models(text=_locate_text_model(config.model, device) if text_objectives(config) else None)
+
+
+def text_objectives(config: Config) -> dict[str, SdsConfig]:
+    """The guidances that a prompt steers, by the name of their objective."""
+    guidances = {name: objective.guidance for name, objective in config.objectives.items()}
+    return {name: guidance for name, guidance in guidances.items() if isinstance(guidance, SdsConfig)}
+
+
+def _locate_text_model(config: ModelConfig, device: torch.device) -> ModelFolder:
     if config.name == "mini":
         from pgc3d.mini import text_model
 
@@ -103,7 +131,7 @@ def unknown_prompt_words(prompt: str, folder: ModelFolder) -> list[tuple[str, li
     return unknown_words(prompt, folder.vocabulary) if folder.vocabulary else []
 
 
-def build(config: Config, prompt: str, folder: ModelFolder, device: torch.device) -> Built:
+def build(config: Config, task: Task, models: Models, device: torch.device) -> Built:
     """Make everything that the optimisation needs.
 
     Every source of randomness gets its own CPU generator, seeded from the run's seed and its name.
@@ -111,14 +139,13 @@ def build(config: Config, prompt: str, folder: ModelFolder, device: torch.device
     generators = {"cameras": _generator(config.run.seed, "cameras")}
     rasterizer = build_rasterizer("auto", device)
     representation = build_representation(config, rasterizer, device)
-    texts = config.model.view_prompts or folder.view_prompts or ViewPromptConfig()
-    embeddings = _encode(config, prompt, folder, texts, device)
-    model = _load(config.model, folder, device)
+    text = _teach_text(config, task.prompt, models.text, device) if models.text else None
+    colors = {**COLORS, **(text.views.backgrounds if text else {})}
     objectives: dict[str, Objective] = {}
     for name, objective in config.objectives.items():
         generators[f"guidance.{name}"] = generator = _generator(config.run.seed, name)
-        guidance = _build_sds(objective.guidance, model, embeddings, texts, generator)
-        objectives[name] = _build_objective(objective, guidance, texts, device)
+        guidance = _build_guidance(objective.guidance, text, generator)
+        objectives[name] = _build_objective(objective, guidance, colors, device)
     problem = Problem(
         representation=representation,
         objectives=objectives,
@@ -159,40 +186,39 @@ def _dtype(name: Precision, device: torch.device) -> torch.dtype:
     return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[name]
 
 
-def _load(config: ModelConfig, folder: ModelFolder, device: torch.device) -> LatentDiffusion:
-    vae_dtype = None if config.vae_dtype == "auto" else _dtype(config.vae_dtype, device)
-    return load_latent_diffusion(
-        folder, device=device, dtype=_dtype(config.dtype, device), vae=config.vae, vae_dtype=vae_dtype
+def _teach_text(config: Config, prompt: str, folder: ModelFolder, device: torch.device) -> _TextTeacher:
+    """Load the text-to-image model; its text encoders run once, for all views, and are gone."""
+    dtype = _dtype(config.model.dtype, device)
+    views = config.model.view_prompts or folder.view_prompts or ViewPromptConfig()
+    texts = view_prompts(prompt, views)
+    negatives = list(dict.fromkeys(item.negative_prompt for item in text_objectives(config).values()))
+    encoded = encode_prompts(folder, [*texts, *negatives], device=device, dtype=dtype)
+    rows = {text: torch.tensor([len(texts) + i], device=device) for i, text in enumerate(negatives)}
+    vae_dtype = None if config.model.vae_dtype == "auto" else _dtype(config.model.vae_dtype, device)
+    return _TextTeacher(
+        model=load_latent_diffusion(
+            folder, device=device, dtype=dtype, vae=config.model.vae, vae_dtype=vae_dtype
+        ),
+        views=views,
+        positive=select(encoded, torch.arange(len(texts), device=device)),
+        negatives={text: select(encoded, row) for text, row in rows.items()},
     )
 
 
-def _encode(
-    config: Config, prompt: str, folder: ModelFolder, texts: ViewPromptConfig, device: torch.device
-) -> tuple[TextEmbedding, Mapping[str, TextEmbedding]]:
-    """The prompt for all views, and the negative prompts by their text; the encoders run once."""
-    views = view_prompts(prompt, texts)
-    negatives = list(dict.fromkeys(item.guidance.negative_prompt for item in config.objectives.values()))
-    encoded = encode_prompts(
-        folder, [*views, *negatives], device=device, dtype=_dtype(config.model.dtype, device)
-    )
-    positive = select(encoded, torch.arange(len(views), device=device))
-    rows = {text: torch.tensor([len(views) + i], device=device) for i, text in enumerate(negatives)}
-    return positive, {text: select(encoded, row) for text, row in rows.items()}
+def _build_guidance(
+    config: GuidanceConfig, text: _TextTeacher | None, generator: torch.Generator
+) -> Guidance:
+    if text is None:
+        raise ValueError(f"the guidance {config.kind!r} needs a text-to-image model")
+    return _build_sds(config, text, generator)
 
 
-def _build_sds(
-    config: SdsConfig,
-    model: LatentDiffusion,
-    embeddings: tuple[TextEmbedding, Mapping[str, TextEmbedding]],
-    texts: ViewPromptConfig,
-    generator: torch.Generator,
-) -> ScoreDistillation:
-    positive, negatives = embeddings
+def _build_sds(config: SdsConfig, text: _TextTeacher, generator: torch.Generator) -> ScoreDistillation:
     return ScoreDistillation(
-        model=model,
-        positive=positive,
-        negative=negatives[config.negative_prompt],
-        view_prompts_config=texts,
+        model=text.model,
+        positive=text.positive,
+        negative=text.negatives[config.negative_prompt],
+        view_prompts_config=text.views,
         generator=generator,
         guidance_scale=config.guidance_scale,
         t_min=PiecewiseLinear(config.t_min),
@@ -206,12 +232,11 @@ def _build_sds(
 
 
 def _build_objective(
-    config: ObjectiveConfig, guidance: Guidance, texts: ViewPromptConfig, device: torch.device
+    config: ObjectiveConfig, guidance: Guidance, colors: Mapping[str, Color], device: torch.device
 ) -> Objective:
     def sample_cameras(_: float, generator: torch.Generator) -> Cameras:
         return sample_orbit(config.batch, config.cameras, generator, device)
 
-    colors = {**COLORS, **texts.backgrounds}
     return Objective(
         sample_cameras=sample_cameras,
         guidance=guidance,

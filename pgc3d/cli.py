@@ -112,11 +112,12 @@ def text(  # noqa: PLR0917 - one option each
 ) -> int:
     """Make a textured asset from a prompt."""
     from pgc3d import pipeline
+    from pgc3d.task import Task
 
     options = _options(seed, device, steps, texture_size, faces)
     resolved = _configured(guidance, model, quality, config, options, resolution, set_)
     folder = out or pipeline.default_folder(Path("runs"), prompt, resolved.run.seed)
-    return _run(lambda **calls: pipeline.generate(prompt, out=folder, config=resolved, **calls))
+    return _run(lambda **calls: pipeline.generate(Task(prompt), out=folder, config=resolved, **calls))
 
 
 @app.command()

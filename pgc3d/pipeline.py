@@ -13,14 +13,15 @@ from typing import Any
 import torch
 
 from pgc3d import __version__, build
+from pgc3d.build import Models
 from pgc3d.checkpoint import unpack_representation
 from pgc3d.config import Config, dump_config, load_config
-from pgc3d.diffusion.files import ModelFolder
 from pgc3d.errors import DivergedError, RunDirectoryError
 from pgc3d.interfaces import Rasterizer, Representation
 from pgc3d.render import build_rasterizer
 from pgc3d.run import Checkpoint, RunDirectory, replace_file, require_free_space
 from pgc3d.session import Event, Reporter, Session, StopFlag, explain_memory
+from pgc3d.task import Task
 from pgc3d.types import Cameras, Rendering
 
 FREE_SPACE = 500_000_000  # bytes: two checkpoints, the asset with its textures, previews
@@ -61,17 +62,17 @@ def stop_on_signals() -> Iterator[StopFlag]:
 
 
 def generate(
-    prompt: str,
+    task: Task,
     *,
     out: Path,
     config: Config | None = None,
     report: Reporter = ignore,
     stop: StopFlag | None = None,
 ) -> RunResult:
-    """Make an asset from a prompt.
+    """Make an asset.
 
     Args:
-        prompt: what to make.
+        task: what to make.
         out: the run directory; must not exist or be empty.
         config: `load_config()` when None.
         report: called at every step edge and for every file made.
@@ -82,22 +83,18 @@ def generate(
     """
     config = config or load_config()
     device = build.resolve_device(config.run.device)
-    build.require_prompt(prompt)
-    folder = build.locate_model(config.model, device)
-    for word, close in build.unknown_prompt_words(prompt, folder):
-        hint = f"; close known words: {', '.join(close)}" if close else ""
-        report(Event("build", message=f"{config.model.name} does not know the word {word!r}{hint}"))
+    models = build.locate_models(config, device)
+    if models.text:
+        build.require_prompt(task.prompt)
+        for word, close in build.unknown_prompt_words(task.prompt, models.text):
+            hint = f"; close known words: {', '.join(close)}" if close else ""
+            report(Event("build", message=f"{config.model.name} does not know the word {word!r}{hint}"))
     require_free_space(out, FREE_SPACE)
     with RunDirectory.create(out) as run:
         replace_file(run.config, dump_config(config).encode())
-        record = {
-            "prompt": prompt,
-            "seed": config.run.seed,
-            "model": config.model.name,
-            "commit": folder.commit,
-        }
+        record = task.record(run.path) | {"seed": config.run.seed} | _describe(models)
         session = Session(run, config, device, report, stop or StopFlag(), record)
-        return _execute(session, folder, None)
+        return _execute(session, models, None)
 
 
 def resume(path: Path, *, report: Reporter = ignore, stop: StopFlag | None = None) -> RunResult:
@@ -114,9 +111,19 @@ def resume(path: Path, *, report: Reporter = ignore, stop: StopFlag | None = Non
             report(Event("export", message=f"nothing to do: {path} is done; use `pgc3d export {path}`"))
             return RunResult(path, ())
         device = build.resolve_device(config.run.device)
-        folder = build.locate_model(config.model, device)
+        models = build.locate_models(config, device)
         session = Session(run, config, device, report, stop or StopFlag(), record)
-        return _execute(session, folder, checkpoint)
+        return _execute(session, models, checkpoint)
+
+
+def _describe(models: Models) -> dict[str, Any]:
+    """Which weights a manifest names."""
+    found = {"text": models.text}
+    return {
+        "models": {
+            use: {"name": folder.name, "commit": folder.commit} for use, folder in found.items() if folder
+        }
+    }
 
 
 def export(
@@ -167,13 +174,14 @@ def _finished(
         run.write_manifest(session.record)
 
 
-def _execute(session: Session, folder: ModelFolder, checkpoint: Checkpoint | None) -> RunResult:
+def _execute(session: Session, models: Models, checkpoint: Checkpoint | None) -> RunResult:
     """Build, optimise, export; stops between steps when asked to."""
     run, config = session.run, session.config
     with session.recorded():
         session.report(Event("build"))
         with session.timed("build"):
-            built = build.build(config, session.record["prompt"], folder, session.device)
+            task = Task.from_record(session.record, run.path)
+            built = build.build(config, task, models, session.device)
         files: list[Path] = []
         representation = built.problem.representation
         paint = _painter(session, representation)

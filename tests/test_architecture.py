@@ -28,7 +28,7 @@ LAYERS = (
     ("diffusion", "geometry", "kernels", "mini"),
     ("cameras", "prompts", "schedules", "pgc"),
     ("interfaces",),
-    ("types", "errors", "__init__"),
+    ("types", "task", "errors", "__init__"),
 )
 
 

@@ -15,6 +15,7 @@ from pgc3d.config import load_config
 from pgc3d.errors import DivergedError, InputError, RunDirectoryError
 from pgc3d.run import RunDirectory
 from pgc3d.session import StopFlag
+from pgc3d.task import Task
 
 SETTINGS = [
     "run.steps=6",
@@ -62,7 +63,7 @@ def noisy_export():
 
 def generate(out, config, **calls):
     with noisy_export():
-        pipeline.generate("a red chair", out=out, config=config, **calls)
+        pipeline.generate(Task("a red chair"), out=out, config=config, **calls)
     return out
 
 
@@ -141,7 +142,7 @@ def test_config_that_no_longer_fits_the_checkpoint_is_one_line(copy):
 def test_unknown_words_are_said_with_close_known_ones(config, tmp_path):
     stop, messages = StopFlag(signal.SIGINT), []
     pipeline.generate(
-        "a red chairs",
+        Task("a red chairs"),
         out=tmp_path / "run",
         config=config,
         stop=stop,
@@ -152,7 +153,7 @@ def test_unknown_words_are_said_with_close_known_ones(config, tmp_path):
 
 def test_empty_prompt_makes_no_folder(config, tmp_path):
     with pytest.raises(InputError, match="prompt must not be empty"):
-        pipeline.generate(" ", out=tmp_path / "run", config=config)
+        pipeline.generate(Task(" "), out=tmp_path / "run", config=config)
     assert not (tmp_path / "run").exists()
 
 

@@ -1,0 +1,28 @@
+"""What a user asks for, apart from the settings: a prompt, a picture, a mesh."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+FILES = ("image", "mesh")
+
+
+@dataclass(frozen=True)
+class Task:
+    """The inputs of a run; files that belong to a run lie in its folder."""
+
+    prompt: str = ""
+    image: Path | None = None
+    mesh: Path | None = None
+
+    def record(self, folder: Path) -> dict[str, str]:
+        """What a manifest keeps; the files must lie below `folder`."""
+        files = {name: path for name in FILES if (path := getattr(self, name)) is not None}
+        return {"prompt": self.prompt} | {name: str(path.relative_to(folder)) for name, path in files.items()}
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any], folder: Path) -> "Task":
+        """The task that `record` described."""
+        files = {name: folder / record[name] for name in FILES if name in record}
+        return cls(prompt=str(record.get("prompt", "")), **files)
