@@ -10,7 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
+from pgc3d.console import Bar, say
 from pgc3d.errors import Pgc3dError
+from pgc3d.options import FacesOption, RunOptions, SetOption, TextureOption, with_run_options
 
 UsageError: Any = typer.BadParameter.__base__  # wherever typer keeps click's
 
@@ -33,22 +35,6 @@ class GuidanceName(StrEnum):
     SDXL = "sdxl"
 
 
-class Quality(StrEnum):
-    """How much time to spend."""
-
-    DRAFT = "draft"
-    STANDARD = "standard"
-    HIGH = "high"
-
-
-class Device(StrEnum):
-    """Where to compute."""
-
-    AUTO = "auto"
-    CPU = "cpu"
-    CUDA = "cuda"
-
-
 class Format(StrEnum):
     """Mesh file formats."""
 
@@ -62,20 +48,7 @@ GuidanceOption = Annotated[
     GuidanceName,
     typer.Option(help="auto is sdxl with a CUDA device and local weights, else the bundled mini."),
 ]
-ModelOption = Annotated[str | None, typer.Option(help="Folder in diffusers' layout, or hub id.")]
-ConfigOption = Annotated[list[Path] | None, typer.Option("--config", help="YAML file; may be repeated.")]
-SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting; may be repeated.")
-]
-SeedOption = Annotated[int | None, typer.Option(help="Same seed, same asset (on a CPU).")]
-DeviceOption = Annotated[Device | None, typer.Option(help="auto is CUDA where there is one.")]
-StepsOption = Annotated[int | None, typer.Option(help="Optimisation steps.")]
-ResolutionOption = Annotated[
-    int | None, typer.Option(help="Pixels of the last stage; earlier stages keep their proportion.")
-]
-QualityOption = Annotated[Quality, typer.Option(help="Steps, resolution and texture size together.")]
-TextureOption = Annotated[int | None, typer.Option(help="Side of the texture in pixels.")]
-FacesOption = Annotated[int | None, typer.Option(help="Decimate to this many triangles, 0 keeps all.")]
+OutOption = Annotated[Path | None, typer.Option(help="New folder; runs/NAME-SEED when not given.")]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Folder that a run wrote.")]
 
 
@@ -95,27 +68,19 @@ def _root(
 
 
 @app.command()
-def text(  # noqa: PLR0917 - one option each
+@with_run_options
+def text(
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help='What to make, as in "a red chair".')],
     guidance: GuidanceOption = GuidanceName.AUTO,
-    model: ModelOption = None,
-    out: Annotated[Path | None, typer.Option(help="New folder; runs/NAME-SEED when not given.")] = None,
-    seed: SeedOption = None,
-    device: DeviceOption = None,
-    steps: StepsOption = None,
-    resolution: ResolutionOption = None,
-    quality: QualityOption = Quality.STANDARD,
-    texture_size: TextureOption = None,
-    faces: FacesOption = None,
-    config: ConfigOption = None,
-    set_: SetOption = None,
+    out: OutOption = None,
+    *,
+    options: RunOptions,
 ) -> int:
     """Make a textured asset from a prompt."""
     from pgc3d import pipeline
     from pgc3d.task import Task
 
-    options = _options(seed, device, steps, texture_size, faces)
-    resolved = _configured(guidance, model, quality, config, options, resolution, set_)
+    resolved = _configured(guidance, options)
     folder = out or pipeline.default_folder(Path("runs"), prompt, resolved.run.seed)
     return _run(lambda **calls: pipeline.generate(Task(prompt), out=folder, config=resolved, **calls))
 
@@ -139,7 +104,7 @@ def export(
     from pgc3d import pipeline
 
     name = format_.value if format_ else None
-    bar = _Bar()
+    bar = Bar()
     pipeline.export(run, file_format=name, texture_size=texture_size, faces=faces, report=bar)
     bar.close()
     return 0
@@ -150,32 +115,19 @@ def render(run: RunArgument) -> int:
     """Write a turntable film and a sheet of six views of a run."""
     from pgc3d import pipeline
 
-    bar = _Bar()
+    bar = Bar()
     pipeline.render(run, report=bar)
     bar.close()
     return 0
 
 
 @config_app.command()
-def show(  # noqa: PLR0917 - one option each
-    guidance: GuidanceOption = GuidanceName.AUTO,
-    model: ModelOption = None,
-    seed: SeedOption = None,
-    device: DeviceOption = None,
-    steps: StepsOption = None,
-    resolution: ResolutionOption = None,
-    quality: QualityOption = Quality.STANDARD,
-    texture_size: TextureOption = None,
-    faces: FacesOption = None,
-    config: ConfigOption = None,
-    set_: SetOption = None,
-) -> int:
+@with_run_options
+def show(guidance: GuidanceOption = GuidanceName.AUTO, *, options: RunOptions) -> int:
     """Print the configuration that `pgc3d text` would use with the same options."""
     from pgc3d.config import dump_config
 
-    options = _options(seed, device, steps, texture_size, faces)
-    resolved = _configured(guidance, model, quality, config, options, resolution, set_)
-    print(dump_config(resolved), end="")
+    print(dump_config(_configured(guidance, options)), end="")
     return 0
 
 
@@ -191,37 +143,20 @@ def validate(
     return 0
 
 
-def _options(
-    seed: int | None, device: Device | None, steps: int | None, texture_size: int | None, faces: int | None
-) -> dict[str, Any]:
-    return {
-        "run": {"seed": seed, "device": device.value if device else None, "steps": steps},
-        "export": {"texture_size": texture_size, "faces": faces},
-    }
-
-
-def _configured(
-    guidance: GuidanceName,
-    model: str | None,
-    quality: Quality,
-    files: list[Path] | None,
-    options: dict[str, Any],
-    resolution: int | None,
-    overrides: list[str] | None,
-) -> Any:
+def _configured(guidance: GuidanceName, options: RunOptions) -> Any:
     """The configuration that the options ask for; says what was chosen for the user."""
     from pgc3d.configure import configure
 
     config, note = configure(
         guidance=guidance.value,
-        model=model,
-        quality=quality.value,
-        files=files or [],
-        options=options,
-        resolution=resolution,
-        overrides=overrides or [],
+        model=options.model,
+        quality=options.quality.value,
+        files=options.config or [],
+        options=options.settings(),
+        resolution=options.resolution,
+        overrides=options.set_ or [],
     )
-    _say(note)
+    say(note)
     return config
 
 
@@ -229,59 +164,17 @@ def _run(work: Callable[..., Any]) -> int:
     """Do a job that can be stopped; returns the exit code."""
     from pgc3d.pipeline import stop_on_signals
 
-    bar = _Bar()
+    bar = Bar()
     try:
         with stop_on_signals() as stop:
             result = work(report=bar, stop=stop)
     finally:
         bar.close()
     if result.stopped_by is not None:
-        _say(f"stopped and saved; continue with: pgc3d resume {result.path}")
+        say(f"stopped and saved; continue with: pgc3d resume {result.path}")
         return 128 + int(result.stopped_by)
     print(f"run: {result.path}")
     return 0
-
-
-class _Bar:
-    """Draws the events of a run: a bar on stderr, a line on stdout for each file made."""
-
-    def __init__(self) -> None:
-        self._bar: Any = None
-
-    def __call__(self, event: Any) -> None:
-        if event.message:
-            _say(event.message)
-        elif event.file is not None:
-            self.close()
-            print(event.file)
-        elif event.report is not None:
-            self._step(event)
-        else:
-            self.close()
-            _say(f"{event.stage} ...")
-
-    def _step(self, event: Any) -> None:
-        from tqdm import tqdm
-
-        report = event.report
-        if self._bar is None:
-            self._bar = tqdm(total=report.steps, initial=report.step - 1, desc=event.stage, unit="step")
-        self._bar.update(report.step - self._bar.n)
-        if report.metrics:
-            clipped = [v for name, v in report.metrics.items() if name.endswith("/clipped_fraction")]
-            self._bar.set_postfix_str(
-                f"clipped {100 * sum(clipped) / len(clipped):.0f} %, memory {event.memory / 1e9:.2f} GB"
-            )
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
-
-
-def _say(message: str) -> None:
-    if message:
-        print(message, file=sys.stderr, flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -293,12 +186,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         code = app(list(arguments) if arguments is not None else None, standalone_mode=False)
     except Pgc3dError as error:
-        _say(f"error: {error}")
+        say(f"error: {error}")
         code = error.exit_code
     except UsageError as error:
         code = _usage_error(error)
     except (KeyboardInterrupt, typer.Abort):
-        _say("stopped")
+        say("stopped")
         code = 130
     sys.exit(code if isinstance(code, int) else 0)
 
@@ -307,5 +200,5 @@ def _usage_error(error: Any) -> int:
     if type(error).__name__ == "NoArgsIsHelpError":
         print(error.format_message())
         return 2
-    _say(f"error: {error.format_message()}")
+    say(f"error: {error.format_message()}")
     return 2

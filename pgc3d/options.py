@@ -1,0 +1,83 @@
+"""The options that every command which starts a run has in common."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+
+class Quality(StrEnum):
+    """How much time to spend."""
+
+    DRAFT = "draft"
+    STANDARD = "standard"
+    HIGH = "high"
+
+
+class Device(StrEnum):
+    """Where to compute."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+TextureOption = Annotated[int | None, typer.Option(help="Side of the texture in pixels.")]
+FacesOption = Annotated[int | None, typer.Option(help="Decimate to this many triangles, 0 keeps all.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting; may be repeated.")
+]
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What the user said about a run; None is left to the presets."""
+
+    model: Annotated[str | None, typer.Option(help="Folder in diffusers' layout, or hub id.")] = None
+    seed: Annotated[int | None, typer.Option(help="Same seed, same asset (on a CPU).")] = None
+    device: Annotated[Device | None, typer.Option(help="auto is CUDA where there is one.")] = None
+    steps: Annotated[int | None, typer.Option(help="Optimisation steps.")] = None
+    resolution: Annotated[
+        int | None, typer.Option(help="Pixels of the last stage; earlier stages keep their proportion.")
+    ] = None
+    quality: Annotated[Quality, typer.Option(help="Steps, resolution and texture size together.")] = (
+        Quality.STANDARD
+    )
+    texture_size: TextureOption = None
+    faces: FacesOption = None
+    config: Annotated[list[Path] | None, typer.Option("--config", help="YAML file; may be repeated.")] = None
+    set_: SetOption = None
+
+    def settings(self) -> dict[str, Any]:
+        """The options that are settings of a run by another name."""
+        device = self.device.value if self.device else None
+        return {
+            "run": {"seed": self.seed, "device": device, "steps": self.steps},
+            "export": {"texture_size": self.texture_size, "faces": self.faces},
+        }
+
+
+def with_run_options(command: Callable[..., int]) -> Callable[..., int]:
+    """Give a command the fields of `RunOptions` as options, in place of its parameter `options`."""
+    hints = get_type_hints(RunOptions, include_extras=True)
+    shared = {
+        item.name: inspect.Parameter(
+            item.name, inspect.Parameter.KEYWORD_ONLY, default=item.default, annotation=hints[item.name]
+        )
+        for item in fields(RunOptions)
+    }
+
+    @functools.wraps(command)
+    def flat(**values: Any) -> int:
+        options = RunOptions(**{name: values.pop(name) for name in shared})
+        return command(**values, options=options)
+
+    own = inspect.signature(command).parameters.values()
+    parameters = [parameter for parameter in own if parameter.name != "options"]
+    flat.__signature__ = inspect.Signature([*parameters, *shared.values()])  # type: ignore[attr-defined]
+    return flat
