@@ -78,7 +78,7 @@ def parse_lora(text: str) -> tuple[Path, float]:
     """FILE or FILE:SCALE."""
     match = re.fullmatch(r"(.+?)(?::([-+]?(?:\d+\.?\d*|\.\d+)))?", text)
     if match is None:
-        raise ValueError(f"a LoRA must be FILE or FILE:SCALE, got {text!r}")
+        raise ConfigError(f"a LoRA must be FILE or FILE:SCALE, got {text!r}")
     return Path(match[1]).expanduser(), float(match[2] or 1.0)
 
 
