@@ -47,17 +47,18 @@ def configure(
             "--model must go with --guidance sdxl or sd, got --guidance mini, which brings its own model"
         )
     named = model or _named_model(files)
+    layout = None if named in {None, "mini"} else _layout(str(named))
     note = ""
     if guidance == "auto" and named is not None:
-        guidance = "mini" if named == "mini" else _layout(named) or "sdxl"
+        guidance = "mini" if named == "mini" else layout or "sdxl"
     elif guidance == "auto":
         guidance, note = _choose(str((options or {}).get("run", {}).get("device") or "auto"))
     elif named is None or (guidance == "mini") != (named == "mini"):
         named = guidance
-    elif guidance != "mini" and _layout(named) not in {guidance, None}:
+    elif layout not in {guidance, None}:
         raise ConfigError(
-            f"the model must have the layout of --guidance {guidance}, {named} has that of {_layout(named)}; "
-            f"use --guidance {_layout(named)}"
+            f"the model must have the layout of --guidance {guidance}, {named} has that of {layout}; use "
+            f"--guidance {layout}"
         )
     layers = [preset(guidance)]
     if quality != "standard":

@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 
 import pytest
@@ -18,7 +19,7 @@ from pgc3d.diffusion.controlnet import (
     resolve_control,
 )
 from pgc3d.diffusion.latent import select
-from pgc3d.diffusion.models import resolve_model
+from pgc3d.diffusion.models import record_file, resolve_model
 from pgc3d.errors import ConfigError, WeightsNotFoundError
 from pgc3d.render.cpu import CpuRasterizer
 from pgc3d.render.mesh_renderer import render_mesh
@@ -252,6 +253,18 @@ def test_missing_network_is_one_line(folders, tmp_path):
         resolve_control("./none", source)
     with pytest.raises(WeightsNotFoundError, match=r"lllyasviel/control_v11f1p_sd15_depth .*HF_HUB_OFFLINE"):
         resolve_control("sd-depth", source)
+
+
+def test_network_in_the_hubs_cache_is_recorded(folders, tmp_path, monkeypatch):
+    commit, cache = "c" * 40, tmp_path / "hub" / "models--someone--net"
+    write_tiny_controlnet(cache / "snapshots" / commit, folders["sd"])
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text(commit)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    found = resolve_control("someone/net", resolve_model(folders["sd"]))
+    assert (found.name, found.commit) == ("someone/net", commit)
+    assert json.loads(record_file().read_text()) == {"someone/net": {"commit": commit}}
 
 
 def test_pickled_network_is_never_loaded(folders, tmp_path):

@@ -24,6 +24,20 @@ SHARED = {"in_channels": 4, "block_out_channels": [320, 640, 1280, 1280], "layer
 
 
 @dataclass(frozen=True)
+class ControlConfig:
+    """A ControlNet beside the text-to-image model, conditioned from the render."""
+
+    model: str  # a folder, a hub id, or an alias as "sdxl-depth-small"
+    condition: Condition = "depth"
+    scale: float = 1.0
+    polarity: Polarity = "near_bright"  # of depth; "far_bright" is what the original code shows
+
+    def __post_init__(self) -> None:
+        if not self.scale >= 0.0:
+            raise ValueError(f"scale must not be negative, got {self.scale}")
+
+
+@dataclass(frozen=True)
 class Control:
     """A ControlNet, what it is shown, and how much it weighs."""
 

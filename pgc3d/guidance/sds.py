@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pgc3d.diffusion.controlnet import Condition, Control, Polarity, condition_image, control_residuals
+from pgc3d.diffusion.controlnet import Control, ControlConfig, condition_image, control_residuals
 from pgc3d.diffusion.latent import LatentDiffusion, select
 from pgc3d.guidance import score
 from pgc3d.prompts import ViewPromptConfig, view_index, view_prompts
@@ -17,20 +17,6 @@ from pgc3d.schedules import PiecewiseLinear, add_noise, check_timestep_range, sa
 from pgc3d.types import Cameras, GuidanceOutput, Rendering, TextEmbedding
 
 Formula = Literal["sds", "csd"]
-
-
-@dataclass(frozen=True)
-class ControlConfig:
-    """A ControlNet beside the text-to-image model, conditioned from the render."""
-
-    model: str  # a folder, a hub id, or an alias as "sdxl-depth-small"
-    condition: Condition = "depth"
-    scale: float = 1.0
-    polarity: Polarity = "near_bright"  # of depth; "far_bright" is what the original code shows
-
-    def __post_init__(self) -> None:
-        if not self.scale >= 0.0:
-            raise ValueError(f"scale must not be negative, got {self.scale}")
 
 
 @dataclass(frozen=True)
