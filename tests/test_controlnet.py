@@ -11,6 +11,7 @@ from tiny import edit_json, tiny_score_distillation, write_tiny_controlnet, writ
 from pgc3d.cameras import turntable
 from pgc3d.diffusion.controlnet import (
     Control,
+    ControlConfig,
     condition_image,
     control_residuals,
     depth_image,
@@ -231,6 +232,18 @@ def test_normals_of_a_ball_look_at_the_viewer_in_its_middle(views):
     assert (top[:, 1] > 0.7).all()
     assert (bottom[:, 1] < 0.3).all()
     torch.testing.assert_close((2 * shown - 1).norm(dim=-1), torch.ones(views, 65, 65))
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ({"scale": -0.5}, "scale must not be negative, got -0.5"),
+        ({"condition": "normal", "polarity": "far_bright"}, "polarity must be near_bright for a normal"),
+    ],
+)
+def test_settings_without_a_meaning_are_refused(settings, line):
+    with pytest.raises(ValueError, match=line):
+        ControlConfig(model="sd-depth", **settings)
 
 
 # Finding and loading.

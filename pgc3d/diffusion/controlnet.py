@@ -35,6 +35,8 @@ class ControlConfig:
     def __post_init__(self) -> None:
         if not self.scale >= 0.0:
             raise ValueError(f"scale must not be negative, got {self.scale}")
+        if self.condition != "depth" and self.polarity != "near_bright":
+            raise ValueError(f"polarity must be near_bright for a {self.condition}, got {self.polarity}")
 
 
 @dataclass(frozen=True)
