@@ -39,7 +39,7 @@ CONTROL_ALIASES = {
 }
 ALIASES = CONTROL_ALIASES | {
     "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
-    "sdxl-turbo": "stabilityai/sdxl-turbo",  # same layout, made for 512 px
+    "sdxl-turbo": "stabilityai/sdxl-turbo",  # same layout and noise levels, made for 512 px
     "sd": "stable-diffusion-v1-5/stable-diffusion-v1-5",
     "sd-turbo": "stabilityai/sd-turbo",
     "sdxl-vae-fp16-fix": "madebyollin/sdxl-vae-fp16-fix",
@@ -48,6 +48,10 @@ ALIASES = CONTROL_ALIASES | {
 PINNED = {
     "stabilityai/stable-diffusion-xl-base-1.0": "462165984030d82259a11f4367a4eed129e94a7b",
     "madebyollin/sdxl-vae-fp16-fix": "207b116dae70ace3637169f1ddd2434b91b3a8cd",
+    "diffusers/controlnet-depth-sdxl-1.0": "26144a77791daea774e4761cb6e5bf19d11c822f",
+    "diffusers/controlnet-depth-sdxl-1.0-small": "b890ef929eb80694d1218cee36ef5bcd7df32c7a",
+    "lllyasviel/control_v11f1p_sd15_depth": "7c693a1fe066e89184a9e04489e0d3a3519a1aa3",
+    "lllyasviel/control_v11p_sd15_normalbae": "cb7296e6587a219068e9d65864e38729cd862aa8",
 }
 PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 PART_NAMES = {"vae": "VAE", "controlnet": "ControlNet"}
