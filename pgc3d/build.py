@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -12,9 +12,11 @@ import torch
 from pgc3d import pgc
 from pgc3d.cameras import sample_orbit
 from pgc3d.config import COLORS, Config, GuidanceConfig, ModelConfig, ObjectiveConfig, Precision
+from pgc3d.diffusion.controlnet import Control, load_control_network, resolve_control
 from pgc3d.diffusion.files import ModelFolder, open_folder
 from pgc3d.diffusion.latent import LatentDiffusion, select
-from pgc3d.diffusion.models import ALIASES, PINNED, load_latent_diffusion, resolve_model
+from pgc3d.diffusion.lora import Lora, read_lora
+from pgc3d.diffusion.models import ALIASES, PINNED, is_hub_id, load_latent_diffusion, resolve_model
 from pgc3d.diffusion.text import encode_prompts
 from pgc3d.errors import BackendUnavailableError, ConfigError, InputError, WeightsNotFoundError
 from pgc3d.guidance.sds import ScoreDistillation, SdsConfig
@@ -52,6 +54,8 @@ class Models:
     """The checkpoints that a run asks for, found and checked but not loaded."""
 
     text: ModelFolder | None = None
+    controls: Mapping[str, ModelFolder] = field(default_factory=dict)  # by what was asked for
+    loras: tuple[Lora, ...] = ()  # of the text-to-image model
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,7 @@ class _TextTeacher:
     """A text-to-image model and what it was asked for."""
 
     model: LatentDiffusion
+    networks: Mapping[str, Any]  # ControlNets, by what was asked for
     views: ViewPromptConfig
     positive: TextEmbedding  # one entry for each of `view_prompts(prompt, views)`
     negatives: Mapping[str, TextEmbedding]  # by their text
@@ -85,8 +90,19 @@ def locate_models(config: Config, device: torch.device) -> Models:
 
     Raises:
         WeightsNotFoundError: they are missing or broken.
+        ConfigError: they do not fit together.
     """
-    return Models(text=_locate_text_model(config.model, device) if text_objectives(config) else None)
+    guidances = text_objectives(config).values()
+    if not guidances:
+        return Models()
+    half = _dtype(config.model.dtype, device) != torch.float32
+    text = _locate_text_model(config.model, half=half)
+    names = dict.fromkeys(control.model for guidance in guidances for control in guidance.controls.values())
+    return Models(
+        text=text,
+        controls={name: resolve_control(name, text, half=half) for name in names},
+        loras=tuple(read_lora(file, text.layout) for file in config.model.loras),
+    )
 
 
 def text_objectives(config: Config) -> dict[str, SdsConfig]:
@@ -95,12 +111,12 @@ def text_objectives(config: Config) -> dict[str, SdsConfig]:
     return {name: guidance for name, guidance in guidances.items() if isinstance(guidance, SdsConfig)}
 
 
-def _locate_text_model(config: ModelConfig, device: torch.device) -> ModelFolder:
+def _locate_text_model(config: ModelConfig, *, half: bool) -> ModelFolder:
     if config.name == "mini":
         from pgc3d.mini import text_model
 
         return resolve_model(text_model())
-    return resolve_model(config.name, half=_dtype(config.dtype, device) != torch.float32)
+    return resolve_model(config.name, half=half)
 
 
 def local_model(name: str) -> ModelFolder | None:
@@ -108,8 +124,12 @@ def local_model(name: str) -> ModelFolder | None:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    repository = ALIASES.get(name, name)
+    folder, repository = Path(name).expanduser(), ALIASES.get(name, name)
+    if not folder.is_dir() and not is_hub_id(repository):
+        return None
     try:
+        if folder.is_dir():
+            return open_folder(name, folder)
         path = snapshot_download(repository, revision=PINNED.get(repository), local_files_only=True)
         return open_folder(name, Path(path))
     except (LocalEntryNotFoundError, WeightsNotFoundError):
@@ -139,7 +159,7 @@ def build(config: Config, task: Task, models: Models, device: torch.device) -> B
     generators = {"cameras": _generator(config.run.seed, "cameras")}
     rasterizer = build_rasterizer("auto", device)
     representation = build_representation(config, rasterizer, device)
-    text = _teach_text(config, task.prompt, models.text, device) if models.text else None
+    text = _teach_text(config, task.prompt, models.text, models, device) if models.text else None
     colors = {**COLORS, **(text.views.backgrounds if text else {})}
     objectives: dict[str, Objective] = {}
     for name, objective in config.objectives.items():
@@ -186,19 +206,23 @@ def _dtype(name: Precision, device: torch.device) -> torch.dtype:
     return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[name]
 
 
-def _teach_text(config: Config, prompt: str, folder: ModelFolder, device: torch.device) -> _TextTeacher:
+def _teach_text(
+    config: Config, prompt: str, folder: ModelFolder, models: Models, device: torch.device
+) -> _TextTeacher:
     """Load the text-to-image model; its text encoders run once, for all views, and are gone."""
     dtype = _dtype(config.model.dtype, device)
     views = config.model.view_prompts or folder.view_prompts or ViewPromptConfig()
     texts = view_prompts(prompt, views)
     negatives = list(dict.fromkeys(item.negative_prompt for item in text_objectives(config).values()))
-    encoded = encode_prompts(folder, [*texts, *negatives], device=device, dtype=dtype)
+    encoded = encode_prompts(folder, [*texts, *negatives], device=device, dtype=dtype, loras=models.loras)
     rows = {text: torch.tensor([len(texts) + i], device=device) for i, text in enumerate(negatives)}
     vae_dtype = None if config.model.vae_dtype == "auto" else _dtype(config.model.vae_dtype, device)
+    model = load_latent_diffusion(
+        folder, device=device, dtype=dtype, vae=config.model.vae, vae_dtype=vae_dtype, loras=models.loras
+    )
     return _TextTeacher(
-        model=load_latent_diffusion(
-            folder, device=device, dtype=dtype, vae=config.model.vae, vae_dtype=vae_dtype
-        ),
+        model=model,
+        networks={name: load_control_network(found, model) for name, found in models.controls.items()},
         views=views,
         positive=select(encoded, torch.arange(len(texts), device=device)),
         negatives={text: select(encoded, row) for text, row in rows.items()},
@@ -228,6 +252,15 @@ def _build_sds(config: SdsConfig, text: _TextTeacher, generator: torch.Generator
         resolution=config.resolution,
         original_size=config.original_size,
         target_size=config.target_size,
+        controls=[
+            Control(
+                network=text.networks[control.model],
+                condition=control.condition,
+                scale=control.scale,
+                polarity=control.polarity,
+            )
+            for control in config.controls.values()
+        ],
     )
 
 

@@ -33,6 +33,7 @@ class GuidanceName(StrEnum):
     AUTO = "auto"
     MINI = "mini"
     SDXL = "sdxl"
+    SD = "sd"
 
 
 class Format(StrEnum):

@@ -46,8 +46,9 @@ class ModelConfig:
     """The text-to-image model behind the guidance; all objectives share it."""
 
     name: str = "mini"  # "mini", an alias as "sdxl", a hub id, or a folder in diffusers' layout
+    loras: tuple[str, ...] = ()  # FILE or FILE:SCALE, safetensors
     dtype: Precision = "auto"  # of the UNet and the text encoders
-    vae: str | None = None  # another VAE's folder or hub id
+    vae: str | None = None  # another VAE's folder, hub id or alias, as "sdxl-vae-fp16-fix"
     vae_dtype: Precision = "auto"
     view_prompts: ViewPromptConfig | None = None  # None: the model's own, else the usual four sectors
 

@@ -6,9 +6,11 @@ from typing import Any, Literal
 
 from pgc3d.build import local_model, resolve_device
 from pgc3d.config import Config, load_config, preset, read_yaml
+from pgc3d.diffusion.latent import Layout
+from pgc3d.diffusion.models import ALIASES
 from pgc3d.errors import ConfigError
 
-GuidanceName = Literal["auto", "mini", "sdxl"]
+GuidanceName = Literal["auto", "mini", "sdxl", "sd"]
 Quality = Literal["draft", "standard", "high"]
 
 
@@ -25,7 +27,8 @@ def configure(
     """Choose the guidance and its presets, and put the layers of the configuration together.
 
     Args:
-        guidance: `auto` is sdxl where there are a CUDA device and local weights, else mini.
+        guidance: `auto` is what a named model's layout asks for, else sdxl where there are a CUDA device and
+            local weights, else mini.
         model: a folder or hub id instead of the guidance's own model.
         quality: which preset of the guidance.
         files: YAML files over the presets.
@@ -41,16 +44,22 @@ def configure(
     """
     if guidance == "mini" and model is not None:
         raise ConfigError(
-            "--model must go with --guidance sdxl, got --guidance mini, which brings its own model"
+            "--model must go with --guidance sdxl or sd, got --guidance mini, which brings its own model"
         )
     named = model or _named_model(files)
+    layout = None if named in {None, "mini"} else _layout(str(named))
     note = ""
     if guidance == "auto" and named is not None:
-        guidance = "mini" if named == "mini" else "sdxl"
+        guidance = "mini" if named == "mini" else layout or "sdxl"
     elif guidance == "auto":
         guidance, note = _choose(str((options or {}).get("run", {}).get("device") or "auto"))
     elif named is None or (guidance == "mini") != (named == "mini"):
         named = guidance
+    elif layout not in {guidance, None}:
+        raise ConfigError(
+            f"the model must have the layout of --guidance {guidance}, {named} has that of {layout}; use "
+            f"--guidance {layout}"
+        )
     layers = [preset(guidance)]
     if quality != "standard":
         layers.append(preset(f"{guidance}-{quality}"))
@@ -75,6 +84,14 @@ def _choose(device: str) -> tuple[GuidanceName, str]:
             "guidance: the bundled mini, as no SDXL weights are on this disk (--guidance sdxl gets them)",
         )
     return "sdxl", "guidance: sdxl, as there are a CUDA device and its weights"
+
+
+def _layout(model: str) -> Layout | None:
+    """The layout of a model; None where it has no alias and is not on this disk."""
+    if model in ALIASES:
+        return "sdxl" if model.startswith("sdxl") else "sd"
+    folder = local_model(model)
+    return folder.layout if folder else None
 
 
 def _named_model(files: Sequence[Path]) -> str | None:

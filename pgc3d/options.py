@@ -38,7 +38,13 @@ SetOption = Annotated[
 class RunOptions:
     """What the user said about a run; None is left to the presets."""
 
-    model: Annotated[str | None, typer.Option(help="Folder in diffusers' layout, or hub id.")] = None
+    model: Annotated[
+        str | None, typer.Option(help="Folder in diffusers' layout, hub id, or alias, as sdxl-turbo.")
+    ] = None
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE[:SCALE]", help="Safetensors added to the model; may be repeated."),
+    ] = None
     seed: Annotated[int | None, typer.Option(help="Same seed, same asset (on a CPU).")] = None
     device: Annotated[Device | None, typer.Option(help="auto is CUDA where there is one.")] = None
     steps: Annotated[int | None, typer.Option(help="Optimisation steps.")] = None
@@ -57,6 +63,7 @@ class RunOptions:
         """The options that are settings of a run by another name."""
         device = self.device.value if self.device else None
         return {
+            "model": {"loras": self.lora},
             "run": {"seed": self.seed, "device": device, "steps": self.steps},
             "export": {"texture_size": self.texture_size, "faces": self.faces},
         }

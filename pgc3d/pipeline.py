@@ -112,18 +112,29 @@ def resume(path: Path, *, report: Reporter = ignore, stop: StopFlag | None = Non
             return RunResult(path, ())
         device = build.resolve_device(config.run.device)
         models = build.locate_models(config, device)
+        _require_same_loras(record, models)
         session = Session(run, config, device, report, stop or StopFlag(), record)
         return _execute(session, models, checkpoint)
 
 
 def _describe(models: Models) -> dict[str, Any]:
     """Which weights a manifest names."""
-    found = {"text": models.text}
+    found = {"text": models.text} | {f"control {name}": folder for name, folder in models.controls.items()}
     return {
         "models": {
             use: {"name": folder.name, "commit": folder.commit} for use, folder in found.items() if folder
-        }
+        },
+        "loras": [
+            {"path": str(lora.path), "scale": lora.scale, "sha256": lora.sha256} for lora in models.loras
+        ],
     }
+
+
+def _require_same_loras(record: Mapping[str, Any], models: Models) -> None:
+    known = {lora["path"]: lora["sha256"] for lora in record.get("loras", ())}
+    for lora in models.loras:
+        if known.get(str(lora.path), lora.sha256) != lora.sha256:
+            raise RunDirectoryError(f"the LoRA {lora.path} must be as when the run began, but it has changed")
 
 
 def export(

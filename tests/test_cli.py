@@ -1,5 +1,6 @@
 """The command line as a user meets it: every mistake is one line on stderr and an exit code."""
 
+import hashlib
 import json
 import os
 import resource
@@ -10,7 +11,8 @@ import time
 
 import pytest
 import torch
-from tiny import write_tiny_sdxl
+from safetensors.torch import save_file
+from tiny import write_tiny_controlnet, write_tiny_sd, write_tiny_sdxl
 
 from pgc3d.cli import main
 
@@ -28,6 +30,11 @@ TINY = [
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory):
     return write_tiny_sdxl(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def sd_checkpoint(tmp_path_factory):
+    return write_tiny_sd(tmp_path_factory.mktemp("models") / "tiny-sd")
 
 
 @pytest.fixture
@@ -61,6 +68,26 @@ ERRORS = {
     "empty prompt": (["text", "  "], 2, "error: the prompt must not be empty"),
     "model with mini": (["text", "x", "--guidance", "mini", "--model", "m"], 2, "--model must go with"),
     "no such model folder": (["text", "x", "--model", "./none"], 3, "no folder ./none"),
+    "no such LoRA": (
+        ["text", "x", "--guidance", "mini", "--lora", "none.safetensors:0.5"],
+        3,
+        "error: --lora must be a file, none.safetensors does not exist",
+    ),
+    "no such ControlNet": (
+        ["text", "x", "--guidance", "mini", "--set", "objectives.color.guidance.controls.a.model=./none"],
+        3,
+        "error: the ControlNet must be a folder, a hub id or an alias, no folder ./none",
+    ),
+    "ControlNet without a model": (
+        ["text", "x", "--set", "objectives.color.guidance.controls.a.scale=0.5"],
+        2,
+        "error: objectives.color.guidance.controls.a.model: Missing mandatory value",
+    ),
+    "no such condition": (
+        ["text", "x", "--set", "objectives.color.guidance.controls.a={model: m, condition: canny}"],
+        2,
+        "controls.a.condition",
+    ),
     "no such run": (["resume", "none"], 2, "error: none must be the folder of a run"),
     "export of no run": (["export", "none"], 2, "error: none must be the folder of a run"),
     "render of no run": (["render", "none"], 2, "error: none must be the folder of a run"),
@@ -175,6 +202,45 @@ def test_prompt_becomes_a_mesh_and_more(run, checkpoint, tmp_path):
     assert code == 0
     assert "chair/turntable.mp4" in out
     assert "chair/views.png" in out
+
+
+def test_sd_layout_with_controls_and_a_lora(run, sd_checkpoint, tmp_path):
+    control, lora = write_tiny_controlnet(tmp_path / "net", sd_checkpoint), tmp_path / "style.safetensors"
+    layer = "lora_unet_mid_block_attentions_0_proj_in"
+    factors = {f"{layer}.lora_down.weight": torch.ones(2, 64), f"{layer}.lora_up.weight": torch.ones(64, 2)}
+    save_file(factors, lora)
+    controls = "objectives.color.guidance.controls"
+    code, _, err = run(
+        "text", "a red chair", "--guidance", "sd", "--model", sd_checkpoint, "--out", "chair", *TINY,
+        "--steps", "3", "--lora", f"{lora}:0.01", "--set", f"{controls}.depth.model={control}",
+        "--set", f"{controls}.shape={{model: {control}, condition: normal, scale: 0.5}}",
+    )  # fmt: skip
+    assert code in (0, 5), err
+    manifest = json.loads((tmp_path / "chair" / "manifest.json").read_text())
+    assert manifest["models"][f"control {control}"] == {"name": str(control), "commit": None}
+    sha256 = hashlib.sha256(lora.read_bytes()).hexdigest()
+    assert manifest["loras"] == [{"path": str(lora), "scale": 0.01, "sha256": sha256}]
+    shown = (tmp_path / "chair" / "config.yaml").read_text()
+    assert "guidance_scale: 100.0" in shown
+    assert "polarity: near_bright" in shown
+
+    save_file({name: 2 * tensor for name, tensor in factors.items()}, lora)
+    manifest["status"] = "stopped"
+    (tmp_path / "chair" / "manifest.json").write_text(json.dumps(manifest))
+    code, _, err = run("resume", "chair")
+    assert (code, "style.safetensors must be as when the run began" in err) == (2, True), err
+
+
+def test_layout_of_a_model_chooses_the_presets(run, checkpoint, sd_checkpoint):
+    shown = {name: run("config", "show", "--guidance", name, "--model", name)[1] for name in ("sd", "sdxl")}
+    for name, folder in (("sd", sd_checkpoint), ("sdxl", checkpoint)):
+        found = run("config", "show", "--model", folder)[1]
+        assert found == shown[name].replace(f"  name: {name}\n", f"  name: {folder}\n")
+    code, _, err = run("config", "show", "--guidance", "sdxl", "--model", sd_checkpoint)
+    assert code == 2
+    assert err.splitlines()[-1].endswith("has that of sd; use --guidance sd")
+    assert run("config", "show", "--guidance", "sd", "--model", "sdxl-turbo")[0] == 2
+    assert "name: sdxl-turbo" in run("config", "show", "--model", "sdxl-turbo")[1]
 
 
 def test_default_folder_is_named_after_the_prompt_and_numbered(run, checkpoint, tmp_path):

@@ -22,6 +22,13 @@ ROUND_TRIPS = {
     "another clip": ["objectives.color.clip.kind=adaptive"],
     "second objective": ["objectives.normal.target=normal", "objectives.normal.clip.kind=none"],
     "numbers": ["run.steps=7", "run.resolution=[64,128]", "optimizer.betas=[0.5,0.9]", "optimizer.eps=1e-8"],
+    "controls": [
+        "objectives.color.guidance.controls.depth.model=sdxl-depth",
+        "objectives.color.guidance.controls.depth.scale=0.7",
+        "objectives.color.guidance.controls.shape={model: ./net, condition: normal}",
+        "objectives.color.guidance.controls.old={model: ./net, polarity: far_bright}",
+    ],
+    "LoRA files": ["model.loras=[style.safetensors:0.5,./more.safetensors]"],
     "view prompts": ["model.view_prompts.template='{prompt}, seen from {azimuth}'"],
 }
 

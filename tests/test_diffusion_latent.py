@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 
 import pytest
@@ -145,6 +146,36 @@ def test_vae_that_overflows_in_half_precision_is_refused(tmp_path):
         load_latent_diffusion(folder, vae_dtype=torch.float16)
     model = load_latent_diffusion(folder, dtype=torch.bfloat16, vae_dtype=torch.bfloat16)
     assert next(model.vae.parameters()).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("layout", ["sdxl", "sd"])
+def test_vae_that_says_nothing_overflows_in_sdxl_only(tmp_path, layout):
+    write = {"sdxl": write_tiny_sdxl, "sd": write_tiny_sd}[layout]
+    folder = write(tmp_path / "model")
+    config = folder / "vae" / "config.json"
+    settings = json.loads(config.read_text())
+    del settings["force_upcast"]
+    config.write_text(json.dumps(settings))
+    if layout == "sd":
+        model = load_latent_diffusion(folder, vae_dtype=torch.float16)
+        assert next(model.vae.parameters()).dtype == torch.float16
+    else:
+        with pytest.raises(ConfigError, match="float16 must not need float32"):
+            load_latent_diffusion(folder, vae_dtype=torch.float16)
+
+
+def test_turbo_layout_differs_in_its_sampler_only(tmp_path, model):
+    folder = write_tiny_sdxl(tmp_path / "turbo")
+    edit_json(
+        folder / "scheduler" / "scheduler_config.json",
+        _class_name="EulerAncestralDiscreteScheduler",
+        timestep_spacing="trailing",
+    )
+    edit_json(folder / "model_index.json", image_encoder=[None, None], feature_extractor=[None, None])
+    turbo = load_latent_diffusion(folder)
+    assert torch.equal(turbo.alphas_cumprod, model.alphas_cumprod)
+    assert (turbo.prediction, turbo.train_steps, turbo.layout) == ("epsilon", 1000, "sdxl")
+    assert turbo.alphas_cumprod[-1] > 0  # the signal does not end at zero, as the score needs it
 
 
 def test_acceleration_keeps_the_result(folder, embedding, model):

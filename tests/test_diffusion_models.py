@@ -7,9 +7,16 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import edit_json, write_tiny_sdxl
+from tiny import edit_json, write_tiny_sd, write_tiny_sdxl
 
-from pgc3d.diffusion.models import load_latent_diffusion, record_file, resolve_model, wanted_files
+from pgc3d.diffusion.models import (
+    ALIASES,
+    is_hub_id,
+    load_latent_diffusion,
+    record_file,
+    resolve_model,
+    wanted_files,
+)
 from pgc3d.diffusion.text import encode_prompts
 from pgc3d.errors import ConfigError, WeightsNotFoundError
 from pgc3d.prompts import ViewPromptConfig
@@ -144,6 +151,21 @@ def test_other_kind_of_model_is_refused(folder, change):
     edit_json(folder / "unet" / "config.json", **change)
     with pytest.raises(ConfigError, match="text-to-image checkpoint in SD or SDXL layout"):
         resolve_model(folder)
+
+
+def test_empty_places_of_a_pipeline_do_not_change_its_layout(tmp_path):
+    folder = write_tiny_sd(tmp_path / "sd")
+    edit_json(folder / "model_index.json", image_encoder=[None, None], safety_checker=[None, None])
+    assert resolve_model(folder).layout == "sd"
+
+
+def test_aliases_are_hub_ids():
+    assert all(is_hub_id(name) for name in ALIASES.values())
+
+
+def test_another_vae_by_its_alias_is_looked_for_on_the_hub(original):
+    with pytest.raises(WeightsNotFoundError, match=r"madebyollin/sdxl-vae-fp16-fix .*HF_HUB_OFFLINE"):
+        load_latent_diffusion(original, vae="sdxl-vae-fp16-fix")
 
 
 def test_unknown_prediction_type_is_refused(folder):

@@ -142,7 +142,7 @@ def _layout(path: Path) -> Layout:
     index = read_json(path / "model_index.json")
     if added == "text_time" and index.get("text_encoder", [None])[0] is not None:
         return "sdxl"
-    if added is None and "text_encoder" in index and "image_encoder" not in index:
+    if added is None and "text_encoder" in index and index.get("image_encoder", [None])[0] is None:
         return "sd"
     raise ConfigError(
         f"the model must be a text-to-image checkpoint in SD or SDXL layout, "

@@ -1,5 +1,6 @@
 """A frozen latent diffusion model in diffusers' layout: encode, predict the noise, decode."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -14,6 +15,8 @@ Layout = Literal["sdxl", "sd"]
 Prediction = Literal["epsilon", "v_prediction"]
 Image = Float[Tensor, "B H W 3"]
 Latents = Float[Tensor, "B C h w"]
+# (noisy, timesteps, tokens, added conditions) -> keyword arguments, all as the UNet takes them
+Residuals = Callable[[Tensor, Tensor, Tensor, Mapping[str, Tensor]], Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,7 @@ class LatentDiffusion:
         conditional: TextEmbedding,
         unconditional: TextEmbedding,
         time_ids: Float[Tensor, "1 6"] | None = None,
+        residuals: Residuals | None = None,
     ) -> tuple[Latents, Latents]:
         """Predict the noise without and with the prompt, in one batch of 2 B.
 
@@ -110,17 +114,21 @@ class LatentDiffusion:
             conditional: one prompt per picture.
             unconditional: one negative prompt per picture.
             time_ids: from `time_ids`; only the SDXL layout takes and needs them.
+            residuals: what ControlNets add, from the batch that the UNet gets.
 
         Returns:
             (eps_uncond, eps_cond), also where the model predicts v.
         """
         tokens = torch.cat([unconditional.tokens, conditional.tokens]).to(_dtype(self.unet))
+        doubled, levels = torch.cat([noisy, noisy]).to(_dtype(self.unet)), torch.cat([timesteps, timesteps])
+        added = self._added_conditions(unconditional, conditional, time_ids)
         output = self.unet(
-            torch.cat([noisy, noisy]).to(_dtype(self.unet)),
-            torch.cat([timesteps, timesteps]),
+            doubled,
+            levels,
             encoder_hidden_states=tokens,
-            added_cond_kwargs=self._added_conditions(unconditional, conditional, time_ids),
+            added_cond_kwargs=added,
             return_dict=False,
+            **(residuals(doubled, levels, tokens, added) if residuals else {}),
         )[0].float()
         if self.prediction == "v_prediction":
             signal = self.alphas_cumprod[timesteps].repeat(2)

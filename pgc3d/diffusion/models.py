@@ -9,8 +9,9 @@ import logging
 import os
 import re
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -23,22 +24,37 @@ from pgc3d.diffusion.files import (
     tensor_names,
     weight_files,
 )
-from pgc3d.diffusion.latent import LatentDiffusion, Prediction
+from pgc3d.diffusion.latent import LatentDiffusion, Layout, Prediction
+from pgc3d.diffusion.lora import Lora, fuse_loras
 from pgc3d.errors import ConfigError, WeightsNotFoundError
 from pgc3d.schedules import noise_levels
 
 logger = logging.getLogger(__name__)
 
-ALIASES = {
+CONTROL_ALIASES = {
+    "sdxl-depth": "diffusers/controlnet-depth-sdxl-1.0",
+    "sdxl-depth-small": "diffusers/controlnet-depth-sdxl-1.0-small",
+    "sd-depth": "lllyasviel/control_v11f1p_sd15_depth",
+    "sd-normal": "lllyasviel/control_v11p_sd15_normalbae",
+}
+ALIASES = CONTROL_ALIASES | {
     "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
+    "sdxl-turbo": "stabilityai/sdxl-turbo",  # same layout and noise levels, made for 512 px
     "sd": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "sd-turbo": "stabilityai/sd-turbo",
+    "sdxl-vae-fp16-fix": "madebyollin/sdxl-vae-fp16-fix",
 }
 # A hub id that is not listed is recorded at its first download and held to that commit from then on.
 PINNED = {
     "stabilityai/stable-diffusion-xl-base-1.0": "462165984030d82259a11f4367a4eed129e94a7b",
     "madebyollin/sdxl-vae-fp16-fix": "207b116dae70ace3637169f1ddd2434b91b3a8cd",
+    "diffusers/controlnet-depth-sdxl-1.0": "26144a77791daea774e4761cb6e5bf19d11c822f",
+    "diffusers/controlnet-depth-sdxl-1.0-small": "b890ef929eb80694d1218cee36ef5bcd7df32c7a",
+    "lllyasviel/control_v11f1p_sd15_depth": "7c693a1fe066e89184a9e04489e0d3a3519a1aa3",
+    "lllyasviel/control_v11p_sd15_normalbae": "cb7296e6587a219068e9d65864e38729cd862aa8",
 }
 PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
+PART_NAMES = {"vae": "VAE", "controlnet": "ControlNet"}
 SMALL_FILES = re.compile(
     r"(model_index|view_prompts|vocabulary|config)\.json"
     r"|(scheduler|tokenizer|tokenizer_2)/[^/]+\.(json|txt)"
@@ -47,7 +63,7 @@ SMALL_FILES = re.compile(
 
 
 def resolve_model(model: str | Path, *, half: bool = False, cache: Path | None = None) -> ModelFolder:
-    """Find a checkpoint: a local folder, a hub id `owner/name`, or an alias ("sdxl", "sd").
+    """Find a checkpoint: a local folder, a hub id `owner/name`, or an alias ("sdxl", "sd", "sdxl-turbo").
 
     Args:
         model: what the user asked for. A folder that exists wins over a hub id of the same spelling.
@@ -80,6 +96,7 @@ def load_latent_diffusion(
     dtype: torch.dtype | None = None,
     vae: str | Path | None = None,
     vae_dtype: torch.dtype | None = None,
+    loras: Sequence[Lora] = (),
 ) -> LatentDiffusion:
     """Load the UNet and the VAE, frozen, in evaluation mode.
 
@@ -87,19 +104,21 @@ def load_latent_diffusion(
         model: a resolved checkpoint, or what `resolve_model` takes.
         device: where the modules go.
         dtype: of the UNet; float32 on a CPU and float16 elsewhere when None.
-        vae: another VAE's folder or hub id, as `madebyollin/sdxl-vae-fp16-fix`.
+        vae: another VAE's folder, hub id or alias, as "sdxl-vae-fp16-fix".
         vae_dtype: when None float32 on a CPU, else float16 for a VAE that says it can, else bfloat16.
+        loras: added to the UNet's weights.
 
     Raises:
         WeightsNotFoundError: weights are missing or damaged.
-        ConfigError: the combination overflows, or the checkpoint's scheduler is not supported.
+        ConfigError: the combination overflows, the checkpoint's scheduler is not supported, or a LoRA is made
+            for another model.
     """
     device = torch.device(device)
     dtype = dtype or (torch.float32 if device.type == "cpu" else torch.float16)
     _set_environment()
     folder = model if isinstance(model, ModelFolder) else resolve_model(model, half=dtype != torch.float32)
-    vae_folder = folder.path / "vae" if vae is None else _vae_folder(vae)
-    vae_dtype = _vae_dtype(vae_folder, vae_dtype, device)
+    vae_folder = folder.path / "vae" if vae is None else find_part(vae, "vae")
+    vae_dtype = _vae_dtype(vae_folder, vae_dtype, device, layout=folder.layout)
     scheduler = read_json(folder.path / "scheduler" / "scheduler_config.json")
     prediction = scheduler.get("prediction_type", "epsilon")
     if prediction not in get_args(Prediction):
@@ -109,9 +128,11 @@ def load_latent_diffusion(
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
+    unet = load_module(UNet2DConditionModel, folder.path / "unet", device=device, dtype=dtype)
+    fuse_loras(unet, "unet", loras)
     return LatentDiffusion(
-        unet=_load_module(UNet2DConditionModel, folder.path / "unet", device=device, dtype=dtype),
-        vae=_load_module(AutoencoderKL, vae_folder, device=device, dtype=vae_dtype),
+        unet=unet,
+        vae=load_module(AutoencoderKL, vae_folder, device=device, dtype=vae_dtype),
         alphas_cumprod=noise_levels(scheduler).to(device),
         prediction=prediction,
         layout=folder.layout,
@@ -129,7 +150,7 @@ def record_file() -> Path:
     return Path(root) / "pgc3d" / "models.json"
 
 
-def _load_module(kind: Any, folder: Path, *, device: torch.device, dtype: torch.dtype) -> Any:
+def load_module(kind: Any, folder: Path, *, device: torch.device, dtype: torch.dtype) -> Any:
     """Build on the meta device and take the tensors from the files: nothing is initialised in vain."""
     from safetensors.torch import load_file
 
@@ -163,12 +184,15 @@ def _current_name(name: str) -> str:
     return f"{match[1]}.{part}.{match[3]}"
 
 
-def _vae_dtype(folder: Path, dtype: torch.dtype | None, device: torch.device) -> torch.dtype:
-    upcast = read_json(folder / "config.json").get("force_upcast")
+def _vae_dtype(
+    folder: Path, dtype: torch.dtype | None, device: torch.device, *, layout: Layout
+) -> torch.dtype:
+    # SDXL's VAE overflows unless it says otherwise, SD's does not, and older configs say nothing.
+    upcast = read_json(folder / "config.json").get("force_upcast", True if layout == "sdxl" else None)
     if dtype == torch.float16 and upcast is True:
         raise ConfigError(
             f"a VAE in float16 must not need float32 (force_upcast), {folder} does and would overflow; use "
-            "bfloat16 or the VAE madebyollin/sdxl-vae-fp16-fix"
+            "bfloat16 (model.vae_dtype) or the VAE sdxl-vae-fp16-fix (model.vae)"
         )
     if dtype is not None:
         return dtype
@@ -177,16 +201,27 @@ def _vae_dtype(folder: Path, dtype: torch.dtype | None, device: torch.device) ->
     return torch.float16 if upcast is False else torch.bfloat16
 
 
-def _vae_folder(vae: str | Path) -> Path:
-    folder = Path(vae).expanduser()
+def find_part(name: str | Path, part: Literal["vae", "controlnet"], *, half: bool = False) -> Path:
+    """Folder of a single module: a local folder (also one that holds it as `part`), a hub id, or an alias.
+
+    Raises:
+        WeightsNotFoundError: it is nowhere, or not whole.
+    """
+    _set_environment()
+    folder = Path(name).expanduser()
     if not folder.is_dir():
-        if not is_hub_id(str(vae)):
-            raise WeightsNotFoundError(f"the VAE must be a folder or a hub id, no folder {vae}")
-        folder = _from_hub(str(vae), half=False, cache=None, check=_check_vae)
-    return folder / "vae" if (folder / "vae" / "config.json").is_file() else folder
+        repository = ALIASES.get(str(name), str(name))
+        if not is_hub_id(repository):
+            raise WeightsNotFoundError(
+                f"the {PART_NAMES[part]} must be a folder, a hub id or an alias, no folder {name}"
+            )
+        folder = _from_hub(repository, half=half, cache=None, check=_check_part)
+    folder = folder / part if (folder / part / "config.json").is_file() else folder
+    _check_part(folder)
+    return folder
 
 
-def _check_vae(folder: Path) -> None:
+def _check_part(folder: Path) -> None:
     read_json(folder / "config.json")
     for file in weight_files(folder, WEIGHTS["vae"], prefer_half=False):
         tensor_names(file)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pgc3d.diffusion.files import ModelFolder, loading, weight_files
+from pgc3d.diffusion.lora import Lora, fuse_loras
 from pgc3d.errors import WeightsNotFoundError
 from pgc3d.types import TextEmbedding
 
@@ -24,6 +25,7 @@ def encode_prompts(
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
+    loras: Sequence[Lora] = (),
 ) -> TextEmbedding:
     """Encode prompts as the checkpoint's UNet expects them, and free the encoders again.
 
@@ -35,9 +37,11 @@ def encode_prompts(
         prompts: any number; words past the tokenizer's length are cut off, which is logged.
         device: where to run and where the result lies.
         dtype: of the encoders and the result; float32 on a CPU and float16 elsewhere when None.
+        loras: added to the encoders' weights, where they have layers for them.
 
     Raises:
         WeightsNotFoundError: a tokenizer or text encoder is missing or damaged.
+        ConfigError: a LoRA is made for another model.
     """
     device = torch.device(device)
     dtype = dtype or (torch.float32 if device.type == "cpu" else torch.float16)
@@ -50,6 +54,7 @@ def encode_prompts(
                 folder.path / f"text_encoder{suffix}", projected=suffix == "_2", dtype=dtype
             )
         encoder.to(device)
+        fuse_loras(encoder, "text_encoder_2" if suffix else "text_encoder", loras)
         hidden, pooled = _encode(prompts, tokenizer, encoder, last=folder.layout == "sd")
         tokens.append(hidden)
         del encoder, tokenizer

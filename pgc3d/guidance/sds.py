@@ -1,12 +1,15 @@
 """Score distillation from a latent diffusion model, as a gradient on the picture."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from pgc3d.diffusion.controlnet import Control, ControlConfig, condition_image, control_residuals
 from pgc3d.diffusion.latent import LatentDiffusion, select
 from pgc3d.guidance import score
 from pgc3d.prompts import ViewPromptConfig, view_index, view_prompts
@@ -35,6 +38,7 @@ class SdsConfig:
     resolution: int = 0
     original_size: int = 0
     target_size: int = 0
+    controls: dict[str, ControlConfig] = field(default_factory=dict)  # by a name of your choice
 
     def __post_init__(self) -> None:
         if not self.guidance_scale >= 0.0:
@@ -73,6 +77,7 @@ class ScoreDistillation:
         resolution: int = 0,
         original_size: int = 0,
         target_size: int = 0,
+        controls: Sequence[Control] = (),
     ) -> None:  # fmt: skip
         """Hold what every step needs on the device.
 
@@ -90,6 +95,7 @@ class ScoreDistillation:
             resolution: side in pixels at which the model looks, 0 for its own, -1 for the picture's.
             original_size: SDXL size condition, 0 for the resolution.
             target_size: SDXL size condition, 0 for the resolution.
+            controls: ControlNets of the teacher's layout, which see the render's depth or normals.
         """
         expected = len(view_prompts("x", view_prompts_config))
         if len(positive.tokens) != expected or len(negative.tokens) != 1:
@@ -103,6 +109,7 @@ class ScoreDistillation:
         self.view_prompts_config, self.generator = view_prompts_config, generator
         self.guidance_scale, self.formula, self.weighting = guidance_scale, formula, weighting
         self.t_min, self.t_max = t_min, t_max
+        self.controls = tuple(controls)
         self._sizes = (original_size, target_size)
         self._time_ids: dict[int, Tensor | None] = {}  # by resolution; making them waits for the device
 
@@ -131,6 +138,7 @@ class ScoreDistillation:
             noise=_send(noise, self.model.device),
             posterior_noise=_send(posterior, self.model.device),
             texts=texts,
+            conditions=[condition_image(control, rendering, cameras) for control in self.controls],
         )
 
     def _side(self, image: Float[Tensor, "B H W 3"]) -> int:
@@ -149,8 +157,9 @@ class ScoreDistillation:
         noise: Float[Tensor, "B C h w"],
         posterior_noise: Float[Tensor, "B C h w"],
         texts: Int[Tensor, " B"],
+        conditions: Sequence[Float[Tensor, "B H W 3"]] = (),
     ) -> GuidanceOutput:
-        """The gradient for given noise; pictures do not influence each other.
+        """The gradient for given noise and one condition per control; pictures do not influence each other.
 
         d loss / d image = J^T w(t) (eps_hat - eps) with the Jacobian J of resizing and encoding; the UNet's
         own Jacobian is left out (arXiv 2209.14988, eq. 3).
@@ -159,12 +168,14 @@ class ScoreDistillation:
         with torch.enable_grad():
             latents = self.model.encode(resize(image, side), posterior_noise)
         signal = self.model.alphas_cumprod[timesteps]
+        controls = [(c, resize(shown, side)) for c, shown in zip(self.controls, conditions, strict=True)]
         unconditional, conditional = self.model.predict(
             add_noise(latents.detach(), noise, signal),
             timesteps,
             conditional=select(self.positive, texts),
             unconditional=select(self.negative, torch.zeros_like(texts)),
             time_ids=self._time_ids[side],
+            residuals=partial(control_residuals, controls) if controls else None,
         )
         weights = score.weight(signal, self.weighting)
         if self.formula == "csd":

@@ -1,0 +1,176 @@
+"""ControlNets: what they are shown of our own render, and what they add to the UNet (arXiv 2302.05543)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from pgc3d.diffusion.files import ModelFolder, read_json
+from pgc3d.diffusion.latent import LatentDiffusion
+from pgc3d.diffusion.models import CONTROL_ALIASES, find_part, load_module
+from pgc3d.errors import ConfigError
+from pgc3d.types import Cameras, Rendering
+
+Condition = Literal["depth", "normal"]
+Polarity = Literal["near_bright", "far_bright"]
+Image = Float[Tensor, "B H W 3"]
+# What a ControlNet must have in common with its UNet, and the library's default where a config does not say.
+SHARED = {"in_channels": 4, "block_out_channels": [320, 640, 1280, 1280], "layers_per_block": 2}
+
+
+@dataclass(frozen=True)
+class ControlConfig:
+    """A ControlNet beside the text-to-image model, conditioned from the render."""
+
+    model: str  # a folder, a hub id, or an alias as "sdxl-depth-small"
+    condition: Condition = "depth"
+    scale: float = 1.0
+    polarity: Polarity = "near_bright"  # of depth; "far_bright" is what the original code shows
+
+    def __post_init__(self) -> None:
+        if not self.scale >= 0.0:
+            raise ValueError(f"scale must not be negative, got {self.scale}")
+        if self.condition != "depth" and self.polarity != "near_bright":
+            raise ValueError(f"polarity must be near_bright for a {self.condition}, got {self.polarity}")
+
+
+@dataclass(frozen=True)
+class Control:
+    """A ControlNet, what it is shown, and how much it weighs."""
+
+    network: Any  # diffusers' ControlNetModel, frozen, in the UNet's precision
+    condition: Condition
+    scale: float = 1.0
+    polarity: Polarity = "near_bright"  # of depth
+
+
+@torch.no_grad()
+def condition_image(control: Control, rendering: Rendering, cameras: Cameras) -> Image:
+    """What the ControlNet is shown of a render, in [0, 1]; pictures do not influence each other."""
+    if control.condition == "depth":
+        return depth_image(rendering.depth, control.polarity)
+    return normal_image(rendering, cameras)
+
+
+def depth_image(depth: Float[Tensor, "B H W 1"], polarity: Polarity = "near_bright") -> Image:
+    """Grey picture of depth, normalised for each view.
+
+    Args:
+        depth: distance along the view axis, 0 where nothing was hit.
+        polarity: "near_bright" is inverse depth, 1 at the nearest point, 0 at the farthest one and on the
+            background, as the estimators give it on whose pictures the depth ControlNets were trained.
+            "far_bright" is what PGC-3D's code shows them: depth, from 0 at the nearest point to 1 on the
+            background, which counts as 1.2 times as far as the farthest one.
+    """
+    hit = depth > 0
+    near = depth.where(hit, torch.inf).amin(dim=(1, 2), keepdim=True)
+    far = depth.where(hit, 0.0).amax(dim=(1, 2), keepdim=True)
+    tiny = torch.finfo(depth.dtype).tiny
+    if polarity == "near_bright":
+        span = (1 / near - 1 / far).clamp(min=tiny)
+        grey = (1 - (1 / near - 1 / depth) / span).where(hit, 0.0)
+    else:
+        grey = ((depth - near) / (1.2 * far - near).clamp(min=tiny)).where(hit, 1.0)
+    return grey.clamp(0.0, 1.0).expand(-1, -1, -1, 3)
+
+
+def normal_image(rendering: Rendering, cameras: Cameras) -> Image:
+    """Normals as the normal ControlNets were trained on: seen from the camera, red left, green up, blue near.
+
+    Both estimators behind them agree: the gradient of MiDaS' inverse depth (version 1.0) and NormalBae (1.1).
+    What looks at the viewer, and the background, is (0.5, 0.5, 1).
+    """
+    world = 2 * rendering.normal - 1  # the background is zero, edges are in between
+    right, up, near = torch.einsum("bij,bhwj->bhwi", cameras.camera_from_world[:, :3, :3], world).unbind(-1)
+    normal = torch.stack([-right, up, near + 1 - rendering.alpha[..., 0]], dim=-1)
+    return 0.5 * normalize(normal, dim=-1) + 0.5
+
+
+def control_residuals(
+    controls: Sequence[tuple[Control, Image]],
+    noisy: Float[Tensor, "N C h w"],
+    timesteps: Int[Tensor, " N"],
+    tokens: Float[Tensor, "N T D"],
+    added: Mapping[str, Tensor],
+) -> dict[str, Any]:
+    """What the ControlNets add to the UNet, summed, as its keyword arguments; see `latent.Residuals`.
+
+    Args:
+        controls: at least one, each with its condition, in the size of the pictures that the latents stand
+            for; its B pictures are repeated to N, for both halves of classifier-free guidance.
+        noisy: the UNet's input, as are the others.
+        timesteps: one for each of `noisy`.
+        tokens: encoded prompts.
+        added: SDXL's added conditions.
+    """
+    down: list[Tensor] = []
+    mid: Tensor | float = 0.0
+    for control, image in controls:
+        condition = image.permute(0, 3, 1, 2).to(noisy.dtype)
+        more, last = control.network(
+            noisy,
+            timesteps,
+            encoder_hidden_states=tokens,
+            controlnet_cond=condition.repeat(len(noisy) // len(condition), 1, 1, 1),
+            conditioning_scale=control.scale,
+            added_cond_kwargs=added,
+            return_dict=False,
+        )
+        down = [first + second for first, second in zip(down, more, strict=True)] if down else list(more)
+        mid = mid + last
+    return {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
+
+
+def resolve_control(name: str, model: ModelFolder, *, half: bool = False) -> ModelFolder:
+    """Find a ControlNet for a text-to-image model: a folder, a hub id, or an alias.
+
+    Raises:
+        WeightsNotFoundError: it is nowhere, or not whole.
+        ConfigError: it is another kind of module, or made for another model.
+    """
+    path = find_part(name, "controlnet", half=half)
+    config, unet = read_json(path / "config.json"), read_json(model.path / "unet" / "config.json")
+    if config.get("_class_name") != "ControlNetModel" or config.get("conditioning_channels", 3) != 3:
+        raise ConfigError(
+            f"a control must be a ControlNetModel that sees 3 channels, {path} is {config.get('_class_name')}"
+        )
+    shared = dict(SHARED)
+    if "CrossAttn" in f"{config.get('down_block_types')} {config.get('mid_block_type')}":
+        shared["cross_attention_dim"] = 1280
+    if config.get("addition_embed_type") is not None:
+        shared |= {"addition_embed_type": None, "projection_class_embeddings_input_dim": None}
+    for key, default in shared.items():
+        found, expected = config.get(key, default), unet.get(key, default)
+        if found != expected:
+            aliases = ", ".join(alias for alias in CONTROL_ALIASES if alias.startswith(f"{model.layout}-"))
+            raise ConfigError(
+                f"the ControlNet {name} must fit the model {model.name}, whose {key} is {expected}, got "
+                f"{found}; for its layout there are {aliases}"
+            )
+    commit = None if Path(name).expanduser().is_dir() else path.name
+    return ModelFolder(name=name, path=path, layout=model.layout, commit=commit)
+
+
+def load_control_network(folder: ModelFolder, model: LatentDiffusion) -> Any:
+    """Load a ControlNet, frozen, beside the UNet and in its precision.
+
+    Raises:
+        WeightsNotFoundError: weights are missing or damaged.
+        ConfigError: it shrinks its picture otherwise than the VAE does.
+    """
+    from diffusers.models.controlnets.controlnet import ControlNetModel
+
+    dtype = next(model.unet.parameters()).dtype
+    network = load_module(ControlNetModel, folder.path, device=model.device, dtype=dtype)
+    shrinks = 2 ** (len(network.config.conditioning_embedding_out_channels) - 1)
+    if shrinks != model.downscale:
+        raise ConfigError(
+            f"the ControlNet {folder.name} must shrink its picture as the VAE does, {model.downscale} times, "
+            f"got {shrinks}"
+        )
+    return network
