@@ -142,8 +142,9 @@ def accumulate(
     Every objective renders, so each brings the regularisers; `regulariser_share` keeps their sum the same
     for any number of objectives.
     """
-    cameras = objective.sample_cameras(progress, generator)
-    background = draw_backgrounds(objective.backgrounds, len(cameras), generator, cameras.azimuth.device)
+    with stopwatch.part("cameras"):
+        cameras = objective.sample_cameras(progress, generator)
+        background = draw_backgrounds(objective.backgrounds, len(cameras), generator, cameras.azimuth.device)
     with stopwatch.part("render"):
         rendering = representation.render(cameras, resolution, background, progress=progress)
     image = _target(rendering, objective.target)
@@ -153,8 +154,9 @@ def accumulate(
         clipped = objective.clip(output.gradient)
         _backpropagate(image, objective.weight * clipped, rendering.losses, regulariser_share)
     losses = {f"loss_{name}": loss.detach() for name, loss in rendering.losses.items()}
-    measured = pgc.statistics(output.gradient, clipped, percentiles=percentiles)
-    measured["coverage"] = rendering.alpha.detach().mean()
+    with stopwatch.part("metrics"):
+        measured = pgc.statistics(output.gradient, clipped, percentiles=percentiles)
+        measured["coverage"] = rendering.alpha.detach().mean()
     if rendering.complete is not None:
         measured["complete"] = rendering.complete.float()
     return {**output.metrics, **losses, **measured}

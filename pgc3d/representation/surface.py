@@ -123,14 +123,14 @@ class SizeWatch:
         if size.is_cuda:
             self._pending = torch.empty(4, dtype=size.dtype, pin_memory=True)
             self._pending.copy_(size, non_blocking=True)
-            self._arrived = torch.cuda.Event()
+            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._arrived.record()
         else:
             self._pending = size.clone()
 
     def receive(self) -> list[int] | None:
         """The size that was sent, if it has arrived."""
-        if self._pending is None or (self._arrived is not None and not self._arrived.query()):
+        if self._pending is None or (self._arrived is not None and not self._arrived.query()):  # type: ignore[no-untyped-call]
             return None
         size: list[int] = self._pending.tolist()
         self._pending = self._arrived = None
