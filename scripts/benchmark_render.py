@@ -181,7 +181,7 @@ def profile_step(problem: Problem, resolution: int, steps: int = 5, rows: int = 
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as found:
         for _ in range(steps):
             optimization_step(problem, resolution=resolution, progress=0.0)
-    averages = found.key_averages()  # type: ignore[no-untyped-call]
+    averages = found.key_averages()
     print(averages.table(sort_by="self_cuda_time_total", row_limit=rows, max_name_column_width=60))
     counts = {event.key: event.count for event in averages}
     launches = sum(count for name, count in counts.items() if "LaunchKernel" in name)

@@ -97,6 +97,9 @@ def sign_changes(
     """
     if first_sdf.numel() == 0:
         return first_sdf.sum() * 0.0
-    first = binary_cross_entropy_with_logits(first_sdf, (second_sdf > 0).to(first_sdf), reduction="none")
-    second = binary_cross_entropy_with_logits(second_sdf, (first_sdf > 0).to(second_sdf), reduction="none")
-    return _mean(first, count) + _mean(second, count)
+    counted = None
+    if count is not None:
+        counted = (torch.arange(len(first_sdf), device=first_sdf.device) < count).to(first_sdf)
+        counted = counted * (len(first_sdf) / count.clamp(min=1))
+    first = binary_cross_entropy_with_logits(first_sdf, (second_sdf > 0).to(first_sdf), counted)
+    return first + binary_cross_entropy_with_logits(second_sdf, (first_sdf > 0).to(second_sdf), counted)

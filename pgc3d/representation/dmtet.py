@@ -254,11 +254,12 @@ class DMTet(nn.Module):
             with torch.no_grad():
                 sdf = self.sdf()
                 sound = is_sound(surface_size(sdf, self.deformation), self.max_faces)
-                sdf = torch.where(sound, redistance(sdf), sdf)
-                self._replace(sdf)
-                self.good.copy_(torch.where(sound, sdf, self.good))
-                first, last = (max(deviation, 1e-3) for deviation in self.sdf_smoothing)
-                self._set_smoothing(first * (last / first) ** progress)
+                if self.padded or sound:  # the host does not ask a device for it
+                    sdf = torch.where(sound, redistance(sdf), sdf)
+                    self._replace(sdf)
+                    self.good.copy_(torch.where(sound, sdf, self.good))
+                    first, last = (max(deviation, 1e-3) for deviation in self.sdf_smoothing)
+                    self._set_smoothing(first * (last / first) ** progress)
         self.calls += 1
 
     def _surface(self) -> Surface:
