@@ -14,12 +14,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from pgc3d import pgc
 from pgc3d.errors import DivergedError
 from pgc3d.interfaces import Clipper, Guidance, Representation, parameters
 from pgc3d.types import Cameras, Rendering
 
-PERCENTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
-MAX_QUANTILE_PIXELS = 1 << 20  # a percentile needs no more, and torch.quantile stops at 16 M values
 Color = tuple[float, float, float]
 CameraSampler = Callable[[float, torch.Generator], Cameras]
 ParameterClipper = Callable[[Sequence[Tensor]], Any]
@@ -108,29 +107,7 @@ def draw_backgrounds(
 ) -> Float[Tensor, "B 3"]:
     """One of the colours for every view."""
     chosen = torch.randint(len(colors), (batch,), generator=generator)
-    return torch.tensor(colors, dtype=torch.float32)[chosen].to(device)
-
-
-def gradient_metrics(
-    gradient: Float[Tensor, "B H W 3"], clipped: Float[Tensor, "B H W 3"], *, percentiles: bool
-) -> dict[str, Float[Tensor, ""]]:
-    """How large the image gradient is and how much of it was clipped.
-
-    The size of a pixel's gradient is its largest channel, as in the released method. A pixel counts as
-    clipped when clipping changed it.
-    """
-    finite = torch.isfinite(gradient).all(dim=-1)
-    metrics = {
-        "clipped_fraction": (gradient != clipped).any(dim=-1).float().mean(),
-        "nonfinite_fraction": (~finite).float().mean(),
-    }
-    if percentiles:
-        norms = torch.where(finite, gradient.abs().amax(dim=-1), 0.0).flatten()
-        stride = -(-norms.numel() // MAX_QUANTILE_PIXELS)
-        levels = torch.tensor(list(PERCENTILES.values())[:-1], device=norms.device)
-        values = [*torch.quantile(norms[::stride], levels), norms.max()]
-        metrics |= {f"gradient_{name}": value for name, value in zip(PERCENTILES, values, strict=True)}
-    return metrics
+    return torch.tensor(colors, dtype=torch.float32)[chosen].to(device, non_blocking=True)
 
 
 def _backpropagate(
@@ -165,8 +142,9 @@ def accumulate(
     Every objective renders, so each brings the regularisers; `regulariser_share` keeps their sum the same
     for any number of objectives.
     """
-    cameras = objective.sample_cameras(progress, generator)
-    background = draw_backgrounds(objective.backgrounds, len(cameras), generator, cameras.azimuth.device)
+    with stopwatch.part("cameras"):
+        cameras = objective.sample_cameras(progress, generator)
+        background = draw_backgrounds(objective.backgrounds, len(cameras), generator, cameras.azimuth.device)
     with stopwatch.part("render"):
         rendering = representation.render(cameras, resolution, background, progress=progress)
     image = _target(rendering, objective.target)
@@ -176,8 +154,12 @@ def accumulate(
         clipped = objective.clip(output.gradient)
         _backpropagate(image, objective.weight * clipped, rendering.losses, regulariser_share)
     losses = {f"loss_{name}": loss.detach() for name, loss in rendering.losses.items()}
-    measured = gradient_metrics(output.gradient, clipped, percentiles=percentiles)
-    return {**output.metrics, **losses, **measured, "coverage": rendering.alpha.detach().mean()}
+    with stopwatch.part("metrics"):
+        measured = pgc.statistics(output.gradient, clipped, percentiles=percentiles)
+        measured["coverage"] = rendering.alpha.detach().mean()
+    if rendering.complete is not None:
+        measured["complete"] = rendering.complete.float()
+    return {**output.metrics, **losses, **measured}
 
 
 def _target(rendering: Rendering, target: Literal["color", "normal"]) -> Float[Tensor, "B H W 3"]:
@@ -189,6 +171,16 @@ def all_finite(tensors: Sequence[Tensor]) -> Bool[Tensor, ""]:
     return torch.isfinite(torch.nn.utils.get_total_norm(tensors, float("inf")))
 
 
+def _usable(metrics: Mapping[str, Tensor], objective: str) -> Bool[Tensor, ""]:
+    """Whether an objective judged a whole surface, and by at least one finite pixel.
+
+    A rule turns non-finite pixels into zeros; a picture of nothing else must not pass as a good step.
+    """
+    sighted = metrics[f"{objective}/nonfinite_fraction"] < 1
+    complete = metrics.get(f"{objective}/complete")
+    return sighted if complete is None else sighted & (complete > 0)
+
+
 def optimization_step(
     problem: Problem,
     *,
@@ -197,7 +189,9 @@ def optimization_step(
     stopwatch: Stopwatch | None = None,
     percentiles: bool = False,
 ) -> StepOutput:
-    """Render, ask, clip, send back, and step; a step with a non-finite parameter gradient changes nothing.
+    """Render, ask, clip, send back, and step.
+
+    A step with a non-finite parameter gradient, or with an incomplete rendering, changes nothing.
 
     Args:
         problem: what is optimised, and towards what.
@@ -224,10 +218,8 @@ def optimization_step(
         )
         metrics |= {f"{name}/{key}": value for key, value in measured.items()}
     with stopwatch.part("optimizer"):
-        # A rule turns non-finite pixels into zeros; a picture of nothing else must not pass as a good step.
-        blind = [metrics[f"{name}/nonfinite_fraction"] >= 1 for name in problem.objectives]
         finite = all_finite([tensor.grad for tensor in tensors if tensor.grad is not None])
-        finite = finite & ~torch.stack(blind).any()
+        finite = finite & torch.stack([_usable(metrics, name) for name in problem.objectives]).all()
         if problem.clip_parameters is not None:
             problem.clip_parameters(tensors)
         for group in optimizer.param_groups:

@@ -106,37 +106,33 @@ def clip_parameters(parameters: Iterable[Tensor], max_norm: float) -> Float[Tens
     return total
 
 
-@dataclass(frozen=True)
-class GradientStatistics:
-    """What clipping met, as scalars on the device; lengths are those of the pixel vectors before clipping."""
-
-    clipped_fraction: Tensor  # of the pixels, longer than the threshold
-    nonfinite: Tensor  # number of pixels that became zero; they count as length 0
-    p50: Tensor
-    p90: Tensor
-    p99: Tensor
-    maximum: Tensor
-
-    def as_metrics(self) -> dict[str, Tensor]:
-        """The same as a mapping, for a log."""
-        return dict(vars(self))
-
-
 def statistics(
-    gradient: Float[Tensor, "..."], threshold: float | Tensor = 0.1, *, norm: Norm = "linf", dim: int = -1
-) -> GradientStatistics:
-    """Measure a gradient before it is clipped; percentiles come from at most 65536 evenly spread pixels."""
-    _, length = _polar(_clean(gradient, dim), norm, dim)
-    ordered = _sample(length).sort().values
-    p50, p90, p99 = (ordered[round(q * (len(ordered) - 1))] for q in (0.5, 0.9, 0.99))
-    return GradientStatistics(
-        clipped_fraction=(length > threshold).to(length.dtype).mean(),
-        nonfinite=count_nonfinite(gradient, dim=dim),
-        p50=p50,
-        p90=p90,
-        p99=p99,
-        maximum=length.amax(),
-    )
+    gradient: Float[Tensor, "..."],
+    clipped: Float[Tensor, "..."],
+    *,
+    norm: Norm = "linf",
+    dim: int = -1,
+    percentiles: bool = True,
+) -> dict[str, Float[Tensor, ""]]:
+    """Measure a gradient and what a rule made of it, as scalars on the device.
+
+    Returns:
+        The shares of the pixels that the rule changed (`clipped_fraction`) and that were not finite
+        (`nonfinite_fraction`), and with `percentiles` those of the pixel vectors' lengths before clipping
+        (`gradient_p50`, `gradient_p90`, `gradient_p99`, from at most 65536 evenly spread pixels, and
+        `gradient_max`); a pixel that was not finite counts as length 0.
+    """
+    metrics = {
+        "clipped_fraction": (gradient != clipped).any(dim).float().mean(),
+        "nonfinite_fraction": (~torch.isfinite(gradient).all(dim)).float().mean(),
+    }
+    if percentiles:
+        _, length = _polar(_clean(gradient, dim), norm, dim)
+        ordered = _sample(length).sort().values
+        for percent in (50, 90, 99):
+            metrics[f"gradient_p{percent}"] = ordered[round(percent / 100 * (len(ordered) - 1))]
+        metrics["gradient_max"] = length.amax()
+    return metrics
 
 
 class AdaptivePixelClip:

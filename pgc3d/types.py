@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -38,14 +38,9 @@ class Cameras:
         return self.azimuth.shape[0]
 
     def to(self, device: torch.device | str) -> "Cameras":
-        """The same cameras on another device."""
-        return Cameras(
-            camera_from_world=self.camera_from_world.to(device),
-            clip_from_camera=self.clip_from_camera.to(device),
-            azimuth=self.azimuth.to(device),
-            elevation=self.elevation.to(device),
-            distance=self.distance.to(device),
-        )
+        """The same cameras on another device; copies to it from the host are not waited for."""
+        moved = {name: value.to(device, non_blocking=not value.is_cuda) for name, value in vars(self).items()}
+        return Cameras(**moved)
 
 
 @dataclass(frozen=True)
@@ -97,6 +92,7 @@ class Rendering:
     alpha: Float[Tensor, "B H W 1"]  # antialiased coverage
     background: Float[Tensor, "B 3"]  # sRGB
     losses: Mapping[str, Float[Tensor, ""]] = field(default_factory=dict)  # weighted regularisers
+    complete: Bool[Tensor, ""] | None = None  # False, on the device: not the whole surface, take no step
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,29 @@
-"""Time the renderer's parts, forward and backward, by number of triangles and resolution."""
+"""Time the renderer's parts, forward and backward, by number of triangles and resolution.
+
+With --step: time whole optimisation steps of a DMTet at the loop's own parts, with a fixed image gradient in
+place of a guidance, so that all of it is what a run pays beside its guidance. On CUDA the steps between two
+logs run under torch's check that nothing waits for the device, and a profile counts the launches and all
+waits, also those inside libraries, which that check does not see.
+"""
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
-from pgc3d.cameras import turntable
+from pgc3d import pgc
+from pgc3d.cameras import OrbitConfig, sample_orbit, turntable
+from pgc3d.geometry.edges import EdgeTopology
 from pgc3d.interfaces import Rasterizer
+from pgc3d.optimize import Objective, Problem, Stopwatch, optimization_step
 from pgc3d.render import build_rasterizer
-from pgc3d.render.antialias import EdgeTopology, antialias, edge_topology
+from pgc3d.render.antialias import antialias, edge_topology
 from pgc3d.render.mesh_renderer import project
-from pgc3d.types import Cameras, Fragments
+from pgc3d.representation.dmtet import DMTet, DMTetConfig, build_dmtet
+from pgc3d.types import Cameras, Fragments, GuidanceOutput, Rendering
 
 PARTS = (
     "topology",
@@ -92,6 +103,110 @@ def time_parts(
     return {name: measure(part, device, repeats) for name, part in work.items()}
 
 
+class FixedGradient:
+    """Stands where a guidance does and costs nothing: the same small gradient in every step."""
+
+    def __init__(self, views: int, resolution: int, device: torch.device) -> None:
+        noise = torch.randn(views, resolution, resolution, 3, generator=torch.Generator().manual_seed(0))
+        self.gradient = 0.05 * noise.to(device)
+
+    def __call__(
+        self, image: Tensor, rendering: Rendering, cameras: Cameras, progress: float
+    ) -> GuidanceOutput:
+        return GuidanceOutput(gradient=self.gradient)
+
+
+def build_step(
+    rasterizer: Rasterizer, cells: int, views: int, resolution: int, device: torch.device
+) -> Problem:
+    """A lumpy DMTet with the regulariser and the clipping of a run."""
+    generator = torch.Generator().manual_seed(0)
+    config = DMTetConfig(resolution=cells, radii=(0.6, 0.5, 0.45), sdf_smoothing=(1.0, 1.0))
+    asset = build_dmtet(config, rasterizer=rasterizer, generator=generator, device=device)
+
+    def sample(_: float, generator: torch.Generator) -> Cameras:
+        return sample_orbit(views, OrbitConfig(), generator, device)
+
+    objective = Objective(
+        sample_cameras=sample,
+        guidance=FixedGradient(views, resolution, device),
+        clip=pgc.PixelClip().build(),
+        backgrounds=((1.0, 1.0, 1.0), (0.0, 0.0, 0.0)),
+    )
+    groups = [dict(group) for group in asset.parameter_groups()]
+    return Problem(
+        representation=asset,
+        objectives={"color": objective},
+        optimizer=torch.optim.Adam(groups, betas=(0.9, 0.95), fused=True),
+        generator=generator,
+    )
+
+
+@contextmanager
+def nothing_waits(device: torch.device) -> Iterator[None]:
+    """Fail where torch waits for the device."""
+    if device.type == "cuda":
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        if device.type == "cuda":
+            torch.cuda.set_sync_debug_mode("default")
+
+
+def time_step(problem: Problem, resolution: int, steps: int, device: torch.device) -> dict[str, float]:
+    """Milliseconds a step by part; `whole` is from the first launch to the end of the last kernel."""
+    stopwatch = Stopwatch(device)
+
+    def run(count: int) -> None:
+        for _ in range(count):
+            optimization_step(problem, resolution=resolution, progress=0.0, stopwatch=stopwatch)
+
+    run(5)
+    stopwatch.read()
+    begin = time.perf_counter()
+    with nothing_waits(device):
+        run(steps)
+    launched = time.perf_counter() - begin
+    seconds = stopwatch.read()
+    whole = time.perf_counter() - begin
+    parts = {name: 1e3 * value / steps for name, value in seconds.items()}
+    return {**parts, "whole": 1e3 * whole / steps, "launching": 1e3 * launched / steps}
+
+
+def profile_step(problem: Problem, resolution: int, steps: int = 5, rows: int = 25) -> None:
+    """Print what the device does in a step, how often it is called, and who waits for it."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as found:
+        for _ in range(steps):
+            optimization_step(problem, resolution=resolution, progress=0.0)
+    averages = found.key_averages()
+    print(averages.table(sort_by="self_cuda_time_total", row_limit=rows, max_name_column_width=60))
+    counts = {event.key: event.count for event in averages}
+    launches = sum(count for name, count in counts.items() if "LaunchKernel" in name)
+    waits = {name: count for name, count in counts.items() if name.endswith("Synchronize")}
+    print(f"{launches / steps:.0f} launches a step; waits in {steps} steps and once at the end: {waits}")
+
+
+def benchmark_step(options: argparse.Namespace, device: torch.device) -> None:
+    """Print the parts of a step for every resolution."""
+    views = options.views or 2
+    for resolution in options.resolutions:
+        rasterizer = build_rasterizer("auto", device)
+        problem = build_step(rasterizer, options.cells, views, resolution, device)
+        times = time_step(problem, resolution, options.repeats, device)
+        asset = problem.representation
+        faces = len(asset.to_mesh().faces)
+        scene = f"{options.cells} cells, {faces} triangles, {views} views, {resolution} px"
+        print(f"{device}, {scene}, milliseconds a step")
+        print("  " + ", ".join(f"{name} {value:.2f}" for name, value in times.items()))
+        if isinstance(asset, DMTet) and asset.recoveries:
+            print(f"  the surface was recovered {asset.recoveries} times")
+        if options.profile and device.type == "cuda":
+            profile_step(problem, resolution)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -99,8 +214,14 @@ def main() -> None:
     parser.add_argument("--resolutions", type=int, nargs="+", default=[128, 256, 512, 1024])
     parser.add_argument("--views", type=int, default=None, help="4 on CUDA, else 1")
     parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--step", action="store_true", help="whole optimisation steps, 2 views")
+    parser.add_argument("--cells", type=int, default=128, help="of the DMTet, with --step")
+    parser.add_argument("--profile", action="store_true", help="with --step on CUDA: kernels and waits")
     options = parser.parse_args()
     device = torch.device(options.device)
+    if options.step:
+        benchmark_step(options, device)
+        return
     rasterizer = build_rasterizer("auto", device)
     cameras = turntable(options.views or (4 if device.type == "cuda" else 1)).to(device)
     print(f"{device}, {len(cameras)} views, milliseconds, fastest of {options.repeats}")

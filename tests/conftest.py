@@ -11,7 +11,11 @@ for name, value in {
 }.items():
     os.environ.setdefault(name, value)
 
-from hypothesis import settings  # noqa: E402 - after the environment
+import torch  # noqa: E402 - after the environment
+from hypothesis import settings  # noqa: E402
+
+if not torch.cuda.is_available():  # Triton kernels run as numpy then; read when triton is imported
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # A first call may import or compile; how long a test takes says nothing on a busy computer.
 settings.register_profile("no deadline", deadline=None)

@@ -67,7 +67,12 @@ class PullTowardColor:
         self, image: Tensor, rendering: Rendering, cameras: Cameras, progress: float
     ) -> GuidanceOutput:
         self.seen.append(
-            {"requires_grad": image.requires_grad, "progress": progress, "background": rendering.background}
+            {
+                "requires_grad": image.requires_grad,
+                "progress": progress,
+                "background": rendering.background,
+                "finite": bool(image.isfinite().all()),
+            }
         )
         gradient = image - torch.tensor(self.color)
         gradient = gradient + self.noise * torch.randn(gradient.shape, generator=self.generator)

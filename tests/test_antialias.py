@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pgc3d.cameras import orbit
-from pgc3d.render.antialias import EdgeTopology, antialias, edge_topology, sorted_topology
+from pgc3d.geometry.edges import EdgeTopology, sorted_topology
+from pgc3d.render.antialias import antialias, edge_topology
 from pgc3d.render.cpu import CpuRasterizer
 from pgc3d.render.mesh_renderer import project
 

@@ -156,3 +156,24 @@ def test_projection_agrees_with_the_camera_matrices():
     clip = project(point, cameras)
     expected = cameras.clip_from_world @ torch.tensor([0.1, 0.2, 0.3, 1.0])
     torch.testing.assert_close(clip[:, 0], expected)
+
+
+def test_asking_everywhere_shows_and_pulls_the_same():
+    results = []
+    for everywhere in (False, True):
+        vertices = (BOX + 0.013).requires_grad_()
+        mesh = Mesh(vertices, BOX_FACES, vertex_normals(vertices, BOX_FACES))
+        slope = torch.tensor(3.0, requires_grad=True)
+
+        def waves(points, slope=slope):
+            return Material(0.5 + 0.4 * torch.sin(slope * points), 0 * points[:, :1], 0 * points[:, :1])
+
+        background = torch.tensor([[0.2, 0.4, 0.6], [1.0, 1.0, 1.0]])
+        options = {"rasterizer": CpuRasterizer(), "material": waves, "everywhere": everywhere}
+        picture = render_mesh(mesh, turntable(2), 32, background, **options)
+        images = [picture.color, picture.normal, picture.depth, picture.alpha]
+        weights = [torch.rand(i.shape, generator=torch.Generator().manual_seed(0)) for i in images]
+        sum((image * weight).sum() for image, weight in zip(images, weights, strict=True)).backward()
+        results.append([*images, vertices.grad, slope.grad])
+    assert results[0][4].abs().max() > 0
+    torch.testing.assert_close(results[1], results[0], rtol=1e-5, atol=1e-4)

@@ -7,8 +7,8 @@ tetrahedra of a cube are resolved by one look-up of the eight corner signs, as i
 its ambiguous cases. The surface is closed: points on the grid's border count as outside.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import permutations
 
@@ -16,19 +16,38 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-_MOST = 12  # triangles that one cube can hold: two in each of six tetrahedra
+_MOST_EDGES = 7  # that one cube can own
+_MOST_TRIANGLES = 12  # that one cube can hold: two in each of six tetrahedra
+
+
+@dataclass(frozen=True)
+class Room:
+    """Space for a surface of unknown size; it fits if it has fewer cut cubes, vertices and faces."""
+
+    cubes: int
+    vertices: int
+    faces: int  # even, as on every closed surface
+
+    def holds(self, size: Int[Tensor, "4"]) -> Bool[Tensor, ""]:
+        """Whether a surface of that size (see `surface_size`) fits, as a tensor on its device."""
+        return (size[1] < self.cubes) & (size[2] < self.vertices) & (size[3] < self.faces)
 
 
 @dataclass(frozen=True)
 class Crossings:
-    """Where the surface cuts the grid; indices are flat grid points, V mesh vertices, F faces."""
+    """Where the surface cuts the grid; indices are flat grid points, V mesh vertices, F faces.
+
+    With a `Room`, V and F are its sizes: behind the surface's own vertices and faces come vertices at one
+    corner of the grid and faces without area that hold one of those three times. Where the room was too
+    small, faces are missing or wrong, but every index is valid.
+    """
 
     resolution: int
     first: Int[Tensor, " V"]  # lower end of the cut edge
     second: Int[Tensor, " V"]  # upper end
     first_inside: Bool[Tensor, " V"]
     faces: Int[Tensor, "F 3"]  # counter-clockwise from outside
-    finite: bool  # whether every value was
+    size: Int[Tensor, "4"]  # see `surface_size`; on the host, or with a `Room` on the device
 
 
 def grid_points(resolution: int, device: torch.device | str = "cpu") -> Float[Tensor, "N 3"]:
@@ -63,55 +82,97 @@ def march(
 
 
 @torch.no_grad()
-def find_crossings(sdf: Float[Tensor, "..."], *others: Float[Tensor, "..."]) -> Crossings:
+def surface_size(sdf: Float[Tensor, "..."], *others: Float[Tensor, "..."]) -> Int[Tensor, "4"]:
+    """Measure a surface without extracting it or waiting for the device.
+
+    Returns:
+        Whether all values are finite, those of `others` too (1 or 0), and the numbers of cut cubes, vertices
+        and faces.
+    """
+    return _size(_cube_codes(sdf), (sdf, *others))
+
+
+@torch.no_grad()
+def find_crossings(
+    sdf: Float[Tensor, "..."], *others: Float[Tensor, "..."], room: Room | None = None
+) -> Crossings:
     """Find the cut edges and the triangles between them; nothing here is differentiated.
 
-    `others` are tensors that must be finite as well for `Crossings.finite` to hold.
+    `others` are tensors whose finiteness `Crossings.size` tells as well.
 
-    The sizes of the result live on the host, so a CUDA device is waited for: once for the active cubes, when
-    the queue drains, and at once again, after three small kernels, for the numbers of vertices and faces.
+    Without `room` the sizes of the result live on the host, so a CUDA device is waited for: once for the
+    active cubes, when the queue drains, and at once again, after three small kernels, for the numbers of
+    vertices and faces. With it nothing waits.
     """
-    resolution = _resolution(sdf)
-    size = resolution + 1
-    steps = torch.tensor(_steps(size), device=sdf.device)
-    inside = torch.zeros(size, size, size, dtype=torch.uint8, device=sdf.device)
-    core = slice(1, -1)
-    inside[core, core, core] = sdf.reshape(size, size, size)[core, core, core] < 0
-    code = _cube_codes(inside.reshape(-1), size)
-    cubes = ((code - 1) < 254).nonzero()[:, 0]  # neither 0 nor, after the wrap of uint8, 255
+    code = _cube_codes(sdf)
+    cut = (code - 1) < 254  # neither 0 nor, after the wrap of uint8, 255
+    tables, grid = _tables(str(sdf.device)), _resolution(sdf) + 1
+    if room is not None:
+        # The fill is a cube that does not exist, with code 0: it owns nothing.
+        cubes = torch.nonzero_static(cut, size=room.cubes, fill_value=grid - 1)[:, 0]
+        codes = _take(code, cubes).long()
+        edges = _spread_into(_take(tables.edge_count, codes), room.vertices, _MOST_EDGES)
+        triangles = _spread_into(_take(tables.triangle_count, codes), room.faces, _MOST_TRIANGLES)
+        size = _size(code, (sdf, *others))
+        found = _connect(grid, cubes, codes, edges, triangles, size, blank=torch.zeros)
+        return replace(found, faces=_pad_faces(found.faces, size, room))
+    cubes = cut.nonzero()[:, 0]
     codes = code.index_select(0, cubes).long()
-
-    tables = _tables(str(sdf.device))
     edge_counts, triangle_counts = _take(tables.edge_count, codes), _take(tables.triangle_count, codes)
-    total = torch.stack([tensor.sum() for tensor in (sdf, *others)]).sum()
-    totals = torch.stack([edge_counts.sum(), triangle_counts.sum(), torch.isfinite(total).long()])
-    edges, triangles, finite = totals.tolist()
+    totals = torch.stack([_finite((sdf, *others)), edge_counts.sum(), triangle_counts.sum()])
+    finite, vertices, faces = totals.tolist()
+    edges, triangles = _spread(edge_counts, vertices), _spread(triangle_counts, faces)
+    size = torch.tensor([finite, len(cubes), vertices, faces])
+    return _connect(grid, cubes, codes, edges, triangles, size, blank=torch.empty)
 
-    owner, rank = _spread(edge_counts, edges)
+
+def _connect(
+    grid: int,
+    cubes: Tensor,
+    codes: Tensor,
+    edges: tuple[Tensor, Tensor],
+    triangles: tuple[Tensor, Tensor],
+    size: Tensor,
+    *,
+    blank: Callable[..., Tensor],
+) -> Crossings:
+    """Cut edges and triangles from their owners: each comes as the index of its cube and its number there.
+
+    `blank` makes the look-up tables that are read only where they were written, if the owners are complete.
+    """
+    (owner, rank), (cube, number), device = edges, triangles, cubes.device
+    tables, steps = _tables(str(device)), _corner_steps(grid, str(device))
     owner_code = _take(codes, owner)
-    direction = _take(tables.edge_direction, owner_code * 7 + rank)
+    direction = _take(tables.edge_direction, owner_code * _MOST_EDGES + rank)
     first = _take(cubes, owner)
     # vertex_of[cube, d]: the vertex on the edge that leaves the cube's lowest corner in direction d
-    vertex_of = torch.empty(len(cubes) * 8, dtype=torch.long, device=sdf.device)
-    vertex_of[owner * 8 + direction] = torch.arange(edges, device=sdf.device)
+    vertex_of = blank(len(cubes) * 8, dtype=torch.long, device=device)
+    vertex_of[owner * 8 + direction] = torch.arange(len(owner), device=device)
 
-    slot = torch.empty(size**3, dtype=torch.long, device=sdf.device)  # read only where it is written
-    slot[cubes] = torch.arange(len(cubes), device=sdf.device)
+    slot = blank(grid**3, dtype=torch.long, device=device)
+    slot[cubes] = torch.arange(len(cubes), device=device)
     # the slots [A, 8] of the cubes at a cube's corners; rubbish for those that own no cut edge
     neighbours = _take(slot, (cubes[:, None] + steps).reshape(-1))
-    cube, number = _spread(triangle_counts, triangles)
     local = tables.triangle_edges.index_select(
-        0, _take(codes, cube) * _MOST + number
+        0, _take(codes, cube) * _MOST_TRIANGLES + number
     )  # corner * 8 + direction
     owners = _take(neighbours, (cube[:, None] * 8 + (local >> 3)).reshape(-1))
     return Crossings(
-        resolution=resolution,
+        resolution=grid - 1,
         first=first,
         second=first + _take(steps, direction),
         first_inside=(owner_code & 1) > 0,
         faces=_take(vertex_of, owners * 8 + (local & 7).reshape(-1)).reshape(-1, 3),
-        finite=bool(finite),
+        size=size,
     )
+
+
+def _pad_faces(faces: Tensor, size: Tensor, room: Room) -> Tensor:
+    """Replace what lies behind the surface's faces; all free vertices are used, to spare atomics a queue."""
+    item = torch.arange(room.faces, device=faces.device)
+    free = (room.vertices - size[2]).clamp(min=1)
+    padding = room.vertices - 1 - item % free
+    return torch.where((item < size[3])[:, None], faces, padding[:, None])
 
 
 def crossing_points(
@@ -150,21 +211,36 @@ def _resolution(sdf: Tensor) -> int:
     return size - 1
 
 
-def _steps(size: int) -> list[int]:
+@cache
+def _corner_steps(size: int, device: str) -> Tensor:
     """Flat index step to each corner of a cube; corner bits are 1 = +z, 2 = +y, 4 = +x."""
-    return [(c & 1) + size * (c >> 1 & 1) + size * size * (c >> 2) for c in range(8)]
+    steps = [(c & 1) + size * (c >> 1 & 1) + size * size * (c >> 2) for c in range(8)]
+    return torch.tensor(steps, device=device)
 
 
-def _cube_codes(inside: Tensor, size: int) -> Tensor:
+def _cube_codes(sdf: Tensor) -> Tensor:
     """Bit c of a cube's code says that its corner c is inside; a cube has the index of its lowest corner.
 
     The shifts run over the flat grid. Where they wrap around a border they read only border points, which are
     outside, so the cubes that do not exist get code 0.
     """
-    code = inside
+    size = _resolution(sdf) + 1
+    inside = torch.zeros(size, size, size, dtype=torch.uint8, device=sdf.device)
+    core = slice(1, -1)
+    inside[core, core, core] = sdf.reshape(size, size, size)[core, core, core] < 0
+    code = inside.reshape(-1)
     for step, shift in ((1, 1), (size, 2), (size * size, 4)):
         code = code[:-step] | (code[step:] << shift)
     return code
+
+
+def _finite(values: Sequence[Tensor]) -> Tensor:
+    return torch.isfinite(torch.stack([tensor.sum() for tensor in values]).sum()).long()
+
+
+def _size(code: Tensor, values: Sequence[Tensor]) -> Tensor:
+    counts = _take(_tables(str(code.device)).counts, code.int()).sum(0)
+    return torch.cat([_finite(values)[None], counts])
 
 
 def _spread(counts: Tensor, total: int) -> tuple[Tensor, Tensor]:
@@ -172,6 +248,13 @@ def _spread(counts: Tensor, total: int) -> tuple[Tensor, Tensor]:
     parent = torch.repeat_interleave(counts, output_size=total)
     start = counts.cumsum(0) - counts
     return parent, torch.arange(total, device=counts.device) - _take(start, parent)
+
+
+def _spread_into(counts: Tensor, room: int, most: int) -> tuple[Tensor, Tensor]:
+    """`_spread` with `room` for the items: those behind the last belong to the last parent, below `most`."""
+    ends, item = counts.cumsum(0), torch.arange(room, device=counts.device)
+    parent = torch.searchsorted(ends, item, right=True).clamp(max=len(counts) - 1)
+    return parent, (item - _take(ends - counts, parent)).clamp(max=most - 1)
 
 
 def _coordinates(index: Tensor, resolution: int) -> Tensor:
@@ -182,6 +265,7 @@ def _coordinates(index: Tensor, resolution: int) -> Tensor:
 
 @dataclass(frozen=True)
 class _Tables:
+    counts: Tensor  # [256, 3] cut or not, cut edges, triangles; one byte each, as a whole grid is looked up
     edge_count: Tensor  # [256] cut edges that leave the lowest corner
     edge_direction: Tensor  # [256 * 7] their directions, 1 to 7
     triangle_count: Tensor  # [256]
@@ -193,12 +277,14 @@ def _tables(device: str) -> _Tables:
     directions = [[d for d in range(1, 8) if (code >> d ^ code) & 1] for code in range(256)]
     triangles = [[t for tetrahedron in _kuhn() for t in _triangles(tetrahedron, code)] for code in range(256)]
     edges = torch.zeros(256, 7, dtype=torch.long)
-    table = torch.zeros(256, _MOST, 3, dtype=torch.long)
+    table = torch.zeros(256, _MOST_TRIANGLES, 3, dtype=torch.long)
     for code in range(256):
         edges[code, : len(directions[code])] = torch.tensor(directions[code], dtype=torch.long)
         if triangles[code]:
             table[code, : len(triangles[code])] = torch.tensor(triangles[code])
+    counts = [[0 < code < 255, len(directions[code]), len(triangles[code])] for code in range(256)]
     return _Tables(
+        counts=torch.tensor(counts, dtype=torch.uint8, device=device),
         edge_count=torch.tensor([len(d) for d in directions], device=device),
         edge_direction=edges.reshape(-1).to(device),
         triangle_count=torch.tensor([len(t) for t in triangles], device=device),

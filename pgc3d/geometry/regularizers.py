@@ -1,4 +1,7 @@
-"""Regularisers of triangle meshes and of SDF grids: differentiable scalars."""
+"""Regularisers of triangle meshes and of SDF grids: differentiable scalars.
+
+Where a `count` is given, a tensor on the device, only the first rows count and those behind them are padding.
+"""
 
 import torch
 from jaxtyping import Float, Int
@@ -6,6 +9,13 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from pgc3d.geometry.normals import face_normals, face_vectors
+
+
+def _mean(values: Tensor, count: Tensor | None) -> Tensor:
+    if count is None:
+        return values.mean()
+    counted = torch.arange(len(values), device=values.device) < count
+    return torch.where(counted, values, 0.0).sum() / count.clamp(min=1)
 
 
 @torch.no_grad()
@@ -30,10 +40,12 @@ def normal_consistency(
     pairs: Int[Tensor, "E 2"] | None = None,
     *,
     normals: Float[Tensor, "F 3"] | None = None,
+    count: Int[Tensor, ""] | None = None,
 ) -> Float[Tensor, ""]:
     """Mean of 1 - cos of the angle between adjacent faces: 0 when flat, 2 when folded.
 
-    `pairs` (from `adjacent_faces`) and the unit face `normals` are computed when they are not given.
+    `pairs` (from `adjacent_faces`) and the unit face `normals` are computed when they are not given; `count`
+    is that of the pairs.
     """
     if pairs is None:
         pairs = adjacent_faces(faces)
@@ -42,13 +54,16 @@ def normal_consistency(
     if len(pairs) == 0:
         return vertices.sum() * 0.0
     first, second = normals.index_select(0, pairs[:, 0]), normals.index_select(0, pairs[:, 1])
-    return (1.0 - (first * second).sum(-1)).mean()
+    return _mean(1.0 - (first * second).sum(-1), count)
 
 
-def laplacian(vertices: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"]) -> Float[Tensor, ""]:
+def laplacian(
+    vertices: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"], *, count: Int[Tensor, ""] | None = None
+) -> Float[Tensor, ""]:
     """Mean squared length of the uniform Laplacian: the mean of a vertex's neighbours minus the vertex.
 
-    Neighbours are counted once per shared face; on a closed mesh that is the plain mean.
+    Neighbours are counted once per shared face; on a closed mesh that is the plain mean. `count` is that of
+    the vertices.
     """
     if len(faces) == 0:
         return vertices.sum() * 0.0
@@ -56,8 +71,8 @@ def laplacian(vertices: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"]) -> Floa
     others = corners.sum(dim=1, keepdim=True) - corners
     flat = faces.reshape(-1)
     total = torch.zeros_like(vertices).index_add(0, flat, others.reshape(-1, 3))
-    count = torch.zeros_like(vertices[:, :1]).index_add(0, flat, vertices.new_full((len(flat), 1), 2.0))
-    return (total / count.clamp(min=1.0) - vertices).square().sum(-1).mean()
+    shares = torch.zeros_like(vertices[:, :1]).index_add(0, flat, vertices.new_full((len(flat), 1), 2.0))
+    return _mean((total / shares.clamp(min=1.0) - vertices).square().sum(-1), count)
 
 
 def area(vertices: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"]) -> Float[Tensor, ""]:
@@ -73,13 +88,18 @@ def eikonal(sdf: Float[Tensor, "X Y Z"], cell: float) -> Float[Tensor, ""]:
     return (squared.sqrt() / cell - 1.0).square().mean()
 
 
-def sign_changes(first_sdf: Float[Tensor, " E"], second_sdf: Float[Tensor, " E"]) -> Float[Tensor, ""]:
+def sign_changes(
+    first_sdf: Float[Tensor, " E"], second_sdf: Float[Tensor, " E"], *, count: Int[Tensor, ""] | None = None
+) -> Float[Tensor, ""]:
     """Cross-entropy between the signs at both ends of each cut edge; it removes needless surface.
 
     The mean of BCE(s_a, [s_b > 0]) + BCE(s_b, [s_a > 0]) with logits s (Munkberg et al. 2022, eq. 2).
     """
     if first_sdf.numel() == 0:
         return first_sdf.sum() * 0.0
-    return binary_cross_entropy_with_logits(first_sdf, (second_sdf > 0).to(first_sdf)) + (
-        binary_cross_entropy_with_logits(second_sdf, (first_sdf > 0).to(second_sdf))
-    )
+    counted = None
+    if count is not None:
+        counted = (torch.arange(len(first_sdf), device=first_sdf.device) < count).to(first_sdf)
+        counted = counted * (len(first_sdf) / count.clamp(min=1))
+    first = binary_cross_entropy_with_logits(first_sdf, (second_sdf > 0).to(first_sdf), counted)
+    return first + binary_cross_entropy_with_logits(second_sdf, (first_sdf > 0).to(second_sdf), counted)

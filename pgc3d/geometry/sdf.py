@@ -171,8 +171,9 @@ def _triangle_distance(points: Tensor, triangles: Tensor) -> Tensor:
     return torch.where(above & (squared_area > 1e-24), height, edge_squared).sqrt()
 
 
-def blur_matrix(size: int, deviation: float) -> Float[Tensor, "N N"]:
+def blur_matrix(size: int, deviation: float, device: torch.device | str = "cpu") -> Float[Tensor, "N N"]:
     """A Gaussian, cut at three deviations, as a matrix whose rows sum to one."""
-    offset = torch.arange(size)[:, None] - torch.arange(size)
+    axis = torch.arange(size, device=device)
+    offset = axis[:, None] - axis
     weight = torch.exp(-0.5 * (offset / max(deviation, 0.1)).square()) * (offset.abs() <= 3 * deviation)
     return weight / weight.sum(1, keepdim=True)

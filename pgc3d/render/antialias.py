@@ -7,7 +7,6 @@ every silhouette edge is followed through the picture instead, whatever its size
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -15,22 +14,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from pgc3d.errors import BackendUnavailableError
+from pgc3d.geometry.edges import EdgeTopology, sorted_topology
 from pgc3d.kernels.silhouette import Crossings
 from pgc3d.types import Fragments
-
-_PACKED_BITS = 21  # three vertex indices in one int64
-
-
-@dataclass(frozen=True)
-class EdgeTopology:
-    """Edges of a mesh with the vertices opposite to them in up to two faces.
-
-    `opposite[:, 1]` is -1 at a border. Rows with `edges[:, 0] == -1` are empty slots: on CUDA the number of
-    edges is not read back, so there are always 3 F rows. A third face at an edge is ignored.
-    """
-
-    edges: Int[Tensor, "E 2"]
-    opposite: Int[Tensor, "E 2"]
 
 
 def edge_topology(faces: Int[Tensor, "F 3"], vertex_count: int | None = None) -> EdgeTopology:
@@ -48,28 +34,6 @@ def edge_topology(faces: Int[Tensor, "F 3"], vertex_count: int | None = None) ->
 
         return EdgeTopology(*find_edges(faces, vertex_count))
     return sorted_topology(faces, vertex_count)
-
-
-def sorted_topology(faces: Int[Tensor, "F 3"], vertex_count: int) -> EdgeTopology:
-    """Find the edges by one sort of packed half edges, without waiting for the device: 3 F rows."""
-    corners = faces.long()
-    start, end = corners.T.reshape(-1), corners.roll(-1, dims=1).T.reshape(-1)
-    third = corners.roll(-2, dims=1).T.reshape(-1)
-    low, high = torch.minimum(start, end), torch.maximum(start, end)
-    if vertex_count <= 1 << _PACKED_BITS:
-        packed = torch.sort((low << (2 * _PACKED_BITS)) | (high << _PACKED_BITS) | third).values
-        mask = (1 << _PACKED_BITS) - 1
-        low, high, third = packed >> (2 * _PACKED_BITS), (packed >> _PACKED_BITS) & mask, packed & mask
-    else:
-        key, order = torch.sort(low * vertex_count + high)
-        low, high, third = key // vertex_count, key % vertex_count, third[order]
-    # The first of equal half edges takes the second's opposite vertex; the others become empty slots.
-    same = (low[1:] == low[:-1]) & (high[1:] == high[:-1])
-    border = torch.zeros(1, dtype=torch.bool, device=low.device)[: len(low)]
-    has_previous, has_next = torch.cat([border, same]), torch.cat([same, border])
-    edges = torch.stack([torch.where(has_previous, -1, low), high], dim=1)
-    opposite = torch.stack([third, torch.where(has_next, third.roll(-1), -1)], dim=1)
-    return EdgeTopology(edges, opposite)
 
 
 def antialias(

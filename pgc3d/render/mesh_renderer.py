@@ -8,21 +8,21 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from pgc3d.geometry.edges import EdgeTopology
 from pgc3d.geometry.normals import vertex_normals
 from pgc3d.interfaces import Rasterizer
-from pgc3d.render.antialias import EdgeTopology, antialias
+from pgc3d.render.antialias import antialias
 from pgc3d.render.shading import key_direction, shade
 from pgc3d.types import Cameras, Fragments, Material, Mesh, Rendering
 
 
 @dataclass(frozen=True)
 class _Surface:
-    """What the P covered pixels show; `pixel` are flat indices over all views."""
+    """What P pixels show: the covered ones, or all in order with zeros where nothing is."""
 
-    pixel: Int[Tensor, " P"]
-    view: Int[Tensor, " P"]
     points: Float[Tensor, "P 3"]  # world
     normal: Float[Tensor, "P 3"]  # world, unit
+    key: Float[Tensor, "P 3"]  # direction towards the light, world, unit
     depth: Float[Tensor, "B H W 1"]
 
 
@@ -32,7 +32,7 @@ def project(vertices: Float[Tensor, "V 3"], cameras: Cameras) -> Float[Tensor, "
     return vertices @ matrix[:, :, :3].transpose(1, 2) + matrix[:, None, :, 3]
 
 
-def render_mesh(
+def render_mesh(  # noqa: PLR0913
     mesh: Mesh,
     cameras: Cameras,
     resolution: int,
@@ -42,11 +42,12 @@ def render_mesh(
     material: Callable[[Float[Tensor, "P 3"]], Material],
     topology: EdgeTopology | None = None,
     shading: bool = True,
+    everywhere: bool | None = None,
 ) -> Rendering:
     """Render square pictures, antialiased along the silhouettes and composited over `background`.
 
     Gradients reach the vertices through the silhouettes, through the normals, and through the points that
-    `material` is asked about. Waits for the device once, to ask `material` about covered pixels only.
+    `material` is asked about.
 
     Args:
         mesh: Its normals are interpolated as they are; none is turned towards the camera.
@@ -57,14 +58,18 @@ def render_mesh(
         material: Surface properties at world points.
         topology: The mesh's edges, if they are known already.
         shading: Light the base colour; otherwise the picture shows it as it is.
+        everywhere: Ask `material` about the origin where no surface is, instead of about covered pixels only,
+            for whose number a CUDA device would be waited; None is True on CUDA.
     """
     clip = project(mesh.vertices, cameras)
     fragments = rasterizer.rasterize(clip, mesh.faces, (resolution, resolution))
-    surface = _visible(mesh, fragments, cameras, rasterizer)
+    everywhere = clip.is_cuda if everywhere is None else everywhere
+    find = _everywhere if everywhere else _visible
+    surface, pixel = find(mesh, fragments, cameras, rasterizer)
     color = material(surface.points).base_color
     if shading:
-        color = shade(color, surface.normal, key_direction(cameras)[surface.view])
-    picture = _compose(color, surface, fragments, background)
+        color = shade(color, surface.normal, surface.key)
+    picture = _compose(color, surface, pixel, fragments, background)
     picture = antialias(picture, fragments, clip, mesh.faces, topology)
     return _rendering(picture, surface.depth, background)
 
@@ -99,12 +104,12 @@ def render_textured(  # noqa: PLR0913
     clip = project(vertices, cameras)
     fragments = rasterizer.rasterize(clip, faces, (resolution, resolution))
     mesh = Mesh(vertices, faces, vertex_normals(vertices, faces))
-    surface = _visible(mesh, fragments, cameras, rasterizer)
+    surface, pixel = _visible(mesh, fragments, cameras, rasterizer)
     coordinates = rasterizer.interpolate(uv[None], fragments, uv_faces).flatten(0, 2)
-    color = sample_texture(texture, coordinates.index_select(0, surface.pixel))
+    color = sample_texture(texture, coordinates.index_select(0, pixel))
     if shading:
-        color = shade(color, surface.normal, key_direction(cameras)[surface.view])
-    picture = _compose(color, surface, fragments, background)
+        color = shade(color, surface.normal, surface.key)
+    picture = _compose(color, surface, pixel, fragments, background)
     return _rendering(antialias(picture, fragments, clip, faces), surface.depth, background)
 
 
@@ -117,8 +122,10 @@ def sample_texture(texture: Float[Tensor, "H W C"], uv: Float[Tensor, "P 2"]) ->
     return values[0, :, 0].T
 
 
-def _visible(mesh: Mesh, fragments: Fragments, cameras: Cameras, rasterizer: Rasterizer) -> _Surface:
-    """Gather the covered pixels: on CUDA the one place that waits for the device."""
+def _visible(
+    mesh: Mesh, fragments: Fragments, cameras: Cameras, rasterizer: Rasterizer
+) -> tuple[_Surface, Int[Tensor, " P"]]:
+    """The covered pixels and their flat indices over all views; a CUDA device is waited for."""
     attributes = torch.cat([mesh.vertices, mesh.normals], dim=1)[None]
     values = rasterizer.interpolate(attributes, fragments, mesh.faces).flatten(0, 2)
     pixel = (fragments.data.detach()[..., 3].flatten() > 0).nonzero()[:, 0]
@@ -129,24 +136,51 @@ def _visible(mesh: Mesh, fragments: Fragments, cameras: Cameras, rasterizer: Ras
     towards_camera = cameras.camera_from_world[view, 2]
     distance = -(towards_camera[:, :3] * points).sum(-1) - towards_camera[:, 3]
     depth = distance.new_zeros(views * height * width).index_copy(0, pixel, distance)
-    return _Surface(
-        pixel=pixel,
-        view=view,
+    surface = _Surface(
         points=points,
         normal=normalize(normal, dim=-1),
+        key=key_direction(cameras)[view],
         depth=depth.view(views, height, width, 1),
     )
+    return surface, pixel
+
+
+def _everywhere(
+    mesh: Mesh, fragments: Fragments, cameras: Cameras, rasterizer: Rasterizer
+) -> tuple[_Surface, None]:
+    """Every pixel; interpolation leaves zeros where nothing is."""
+    attributes = torch.cat([mesh.vertices, mesh.normals], dim=1)[None]
+    values = rasterizer.interpolate(attributes, fragments, mesh.faces)
+    points, normal = values.flatten(0, 2).chunk(2, dim=1)
+    towards_camera = cameras.camera_from_world[:, None, None, 2]  # [B, 1, 1, 4]
+    distance = -(towards_camera[..., :3] * values[..., :3]).sum(-1, keepdim=True) - towards_camera[..., 3:]
+    views, height, width = fragments.data.shape[:3]
+    surface = _Surface(
+        points=points,
+        normal=normalize(normal, dim=-1),
+        key=key_direction(cameras)[:, None].expand(views, height * width, 3).flatten(0, 1),
+        depth=torch.where(fragments.data.detach()[..., 3:] > 0, distance, 0.0),
+    )
+    return surface, None
 
 
 def _compose(
-    color: Tensor, surface: _Surface, fragments: Fragments, background: Float[Tensor, "B 3"]
+    color: Tensor,
+    surface: _Surface,
+    pixel: Tensor | None,
+    fragments: Fragments,
+    background: Float[Tensor, "B 3"],
 ) -> Float[Tensor, "B H W 7"]:
     """Colour, encoded normal and alpha of every pixel, without antialiasing."""
     views, height, width = fragments.data.shape[:3]
     layers = torch.cat([color, 0.5 * surface.normal + 0.5, torch.ones_like(color[:, :1])], dim=1)
     rest = torch.cat([torch.full_like(background, 0.5), torch.zeros_like(background[:, :1])], dim=1)
-    empty = torch.cat([background, rest], dim=1)[:, None].expand(-1, height * width, -1)
-    picture = empty.reshape(-1, 7).index_copy(0, surface.pixel, layers)
+    empty = torch.cat([background, rest], dim=1)[:, None]
+    if pixel is None:
+        covered = fragments.data.detach()[..., 3:] > 0
+        return torch.where(covered, layers.view(views, height, width, 7), empty[:, None])
+    empty = empty.expand(-1, height * width, -1)
+    picture = empty.reshape(-1, 7).index_copy(0, pixel, layers)
     return picture.view(views, height, width, 7)
 
 

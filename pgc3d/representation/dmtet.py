@@ -12,22 +12,26 @@ from dataclasses import dataclass, replace
 from typing import Literal, cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 
 from pgc3d.errors import DivergedError
-from pgc3d.geometry import regularizers
-from pgc3d.geometry.marching_tetrahedra import Crossings, crossing_points, find_crossings, grid_points
-from pgc3d.geometry.normals import face_vectors, vertex_normals
+from pgc3d.geometry.marching_tetrahedra import Crossings, Room, find_crossings, grid_points, surface_size
 from pgc3d.geometry.sdf import blur_matrix, ellipsoid_sdf, mesh_sdf, redistance
 from pgc3d.interfaces import ParameterGroup, Rasterizer
 from pgc3d.representation.fields import ColorField, HashGrid, Mlp, SdfField
+from pgc3d.representation.surface import (
+    LOSSES,
+    SizeWatch,
+    Surface,
+    build_surface,
+    find_fault,
+    is_sound,
+    surface_losses,
+)
 from pgc3d.types import Cameras, Material, Mesh, Rendering
 
 logger = logging.getLogger(__name__)
-
-LOSSES = ("normal_consistency", "laplacian", "sign_changes", "eikonal", "area")
 
 
 @dataclass(frozen=True)
@@ -82,14 +86,6 @@ class DMTetConfig:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
 
 
-@dataclass(frozen=True)
-class _Surface:
-    mesh: Mesh
-    first_sdf: Tensor  # [V] at both ends of the edges that the vertices lie on
-    second_sdf: Tensor
-    vectors: Tensor  # [F, 3] face normals times twice the area
-
-
 class DMTet(nn.Module):
     """A `Representation`; the cube of its grid is [-1, 1]^3."""
 
@@ -113,6 +109,7 @@ class DMTet(nn.Module):
         redistance_every: int = 50,
         shape_until: float = 1.0,
         max_recoveries: int = 3,
+        padded: bool = False,
     ) -> None:
         """Start from a signed distance field.
 
@@ -130,6 +127,9 @@ class DMTet(nn.Module):
             redistance_every: renders with gradients between two times that the SDF is made a distance again.
             shape_until: progress from which on the shape gets no gradients and no regularisers.
             max_recoveries: how often a lost surface is brought back before `DivergedError`.
+            padded: render with gradients without waiting for the device. The surface gets more room than it
+                needs; where it does not fit, or is lost, `Rendering.complete` is False, and that is mended a
+                render or two later.
         """
         super().__init__()
         size = initial.shape[0]
@@ -148,6 +148,8 @@ class DMTet(nn.Module):
         self.shape_until = shape_until
         self.max_recoveries = max_recoveries
         self.max_faces = 50 * self.resolution**2  # a sphere as large as the cube has about 28
+        self.padded = padded
+        self.watch = SizeWatch()
         self.calls = 0
         self.recoveries = 0
         self.register_buffer("base", initial.clone())
@@ -173,8 +175,9 @@ class DMTet(nn.Module):
         shaping = progress < self.shape_until or self.shape_until >= 1.0
         if torch.is_grad_enabled() and shaping:
             self._advance(progress)
+        padded = self.padded and torch.is_grad_enabled()
         with torch.set_grad_enabled(torch.is_grad_enabled() and shaping):
-            surface = self._surface()
+            surface, complete = self._padded_surface() if padded else (self._surface(), None)
         rendering = render_mesh(
             surface.mesh,
             cameras,
@@ -182,9 +185,10 @@ class DMTet(nn.Module):
             background,
             rasterizer=self.rasterizer,
             material=lambda points: self.material(points.detach()),
+            topology=surface.topology,
         )
-        losses = self._losses(surface) if shaping else {}
-        return replace(rendering, losses={**rendering.losses, **losses})
+        losses = surface_losses(surface, self.weights, self.sdf, self.cell) if shaping else {}
+        return replace(rendering, losses={**rendering.losses, **losses}, complete=complete)
 
     def parameter_groups(self) -> list[ParameterGroup]:
         sdf = [self.residual] if self.sdf_field is None else list(self.sdf_field.parameters())
@@ -226,6 +230,7 @@ class DMTet(nn.Module):
     def set_extra_state(self, state: Tensor) -> None:
         calls, recoveries, smoothing = state.tolist()
         self.calls, self.recoveries = int(calls), int(recoveries)
+        self.watch.reset()
         self._set_smoothing(smoothing)
 
     def _residual(self) -> Tensor:
@@ -241,41 +246,58 @@ class DMTet(nn.Module):
 
     def _set_smoothing(self, deviation: float) -> None:
         self.smoothing = deviation
-        self.blur = blur_matrix(self.resolution + 1, deviation).to(self.base.device)
+        self.blur = blur_matrix(self.resolution + 1, deviation, self.base.device)
 
     def _advance(self, progress: float) -> None:
         """Count a training step; now and then restore the distance and remember the state."""
         if self.redistance_every and self.calls and self.calls % self.redistance_every == 0:
             with torch.no_grad():
                 sdf = self.sdf()
-                if self._fault(find_crossings(sdf, self.deformation)) is None:
-                    sdf = redistance(sdf)
+                sound = is_sound(surface_size(sdf, self.deformation), self.max_faces)
+                if self.padded or sound:  # the host does not ask a device for it
+                    sdf = torch.where(sound, redistance(sdf), sdf)
                     self._replace(sdf)
-                    self.good.copy_(sdf)
+                    self.good.copy_(torch.where(sound, sdf, self.good))
                     first, last = (max(deviation, 1e-3) for deviation in self.sdf_smoothing)
                     self._set_smoothing(first * (last / first) ** progress)
         self.calls += 1
 
-    def _surface(self) -> _Surface:
-        """Extract the mesh; recovers a lost surface."""
+    def _surface(self) -> Surface:
+        """Extract the mesh as it is; recovers a lost surface."""
+        sdf, found = self._find(None)
+        while (fault := find_fault(size := found.size.tolist(), self.max_faces)) is not None:
+            self._recover(fault)
+            sdf, found = self._find(None)
+        self.watch.fit(size)
+        return self._place(sdf, found)
+
+    def _padded_surface(self) -> tuple[Surface, Bool[Tensor, ""] | None]:
+        """Extract the mesh without waiting, and whether it is complete; recovers one that was lost before."""
+        size = self.watch.receive()
+        if size is not None and (fault := find_fault(size, self.max_faces)) is not None:
+            self._recover(fault)
+        elif size is not None:
+            self.watch.fit(size)
+        room = self.watch.room
+        if room is None:
+            return self._surface(), None
+        sdf, found = self._find(room)
+        self.watch.send(found.size)
+        complete = is_sound(found.size, self.max_faces) & room.holds(found.size)
+        return self._place(sdf, found, padded=True), complete
+
+    def _find(self, room: Room | None) -> tuple[Tensor, Crossings]:
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.sdf_field is None):
             sdf = self.sdf()
-        found = find_crossings(sdf.detach(), self.deformation.detach())
-        while (fault := self._fault(found)) is not None:
-            self._recover(fault)
-            sdf = self.sdf()
-            found = find_crossings(sdf.detach(), self.deformation.detach())
+        return sdf, find_crossings(sdf.detach(), self.deformation.detach(), room=room)
+
+    def _place(self, sdf: Tensor, found: Crossings, *, padded: bool = False) -> Surface:
         # both ends in one gather: its gradient is dense, and zeroing that is what costs on a CPU
         both = torch.cat([found.first, found.second])
         first, second = self._values(sdf, both).chunk(2)
         bound = self.deformation_limit * self.cell
-        moved = torch.tanh(self.deformation.index_select(0, both)) * bound
-        start, end = moved.chunk(2)
-        vertices = crossing_points(found, first, second, (start, end))
-        vectors = face_vectors(vertices, found.faces)
-        normals = vertex_normals(vertices, found.faces, vectors)
-        mesh = Mesh(vertices=vertices, faces=found.faces, normals=normals)
-        return _Surface(mesh=mesh, first_sdf=first, second_sdf=second, vectors=vectors)
+        start, end = (torch.tanh(self.deformation.index_select(0, both)) * bound).chunk(2)
+        return build_surface(found, (first, second), (start, end), padded=padded)
 
     def _values(self, sdf: Tensor, index: Tensor) -> Tensor:
         """SDF at grid points; that of a field is evaluated once more, with gradients, only there."""
@@ -285,34 +307,6 @@ class DMTet(nn.Module):
         axes = torch.stack([index // (size * size), index // size % size, index % size], dim=-1)
         residual = cast("Tensor", self.sdf_field(axes * self.cell - 1.0))
         return self.base.reshape(-1).index_select(0, index) + residual
-
-    def _losses(self, surface: _Surface) -> dict[str, Float[Tensor, ""]]:
-        mesh = surface.mesh
-        losses = {}
-        for name, weight in self.weights.items():
-            if name == "normal_consistency":
-                pairs = regularizers.adjacent_faces(mesh.faces, closed=True)
-                normals = normalize(surface.vectors, dim=-1, eps=1e-20)
-                value = regularizers.normal_consistency(mesh.vertices, mesh.faces, pairs, normals=normals)
-            elif name == "laplacian":
-                value = regularizers.laplacian(mesh.vertices / self.cell, mesh.faces)
-            elif name == "sign_changes":
-                value = regularizers.sign_changes(surface.first_sdf, surface.second_sdf)
-            elif name == "eikonal":
-                value = regularizers.eikonal(self.sdf(), self.cell)
-            else:
-                value = regularizers.area(mesh.vertices, mesh.faces)
-            losses[name] = weight * value
-        return losses
-
-    def _fault(self, found: Crossings) -> str | None:
-        if not found.finite:
-            return "the signed distance field or the deformation is not finite"
-        if len(found.faces) == 0:
-            return "the surface is empty"
-        if len(found.faces) > self.max_faces:
-            return f"the surface has {len(found.faces)} faces, more than {self.max_faces}"
-        return None
 
     @torch.no_grad()
     def _recover(self, fault: str) -> None:
@@ -335,6 +329,7 @@ class DMTet(nn.Module):
             cast("Tensor", self.residual).zero_()
         self.deformation.zero_()
         self._replace(source)
+        self.watch.reset()
 
     @torch.no_grad()
     def _replace(self, sdf: Tensor) -> None:
@@ -396,4 +391,5 @@ def build_dmtet(
         redistance_every=config.redistance_every,
         shape_until=config.shape_until,
         max_recoveries=config.max_recoveries,
+        padded=torch.device(device).type == "cuda",
     ).to(device)

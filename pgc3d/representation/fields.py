@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from pgc3d.errors import BackendUnavailableError
 from pgc3d.kernels import hash_grid
 from pgc3d.kernels.hash_grid import HashLayout, hash_layout
 from pgc3d.types import Material
@@ -32,11 +33,23 @@ class _Encode(torch.autograd.Function):
 
 
 def _kernel(table: Tensor) -> Any:
-    if table.device.type == "cpu" and table.dtype == torch.float32:
-        from pgc3d.kernels import hash_grid_numba
+    if table.dtype != torch.float32:
+        return hash_grid
+    if table.device.type == "cuda":
+        return _triton()
+    from pgc3d.kernels import hash_grid_numba
 
-        return hash_grid_numba
-    return hash_grid
+    return hash_grid_numba
+
+
+def _triton() -> Any:
+    try:
+        from pgc3d.kernels import hash_grid_triton
+    except ImportError as error:
+        raise BackendUnavailableError(
+            f"colour fields on CUDA need triton, which cannot be imported ({error}); pip install triton"
+        ) from error
+    return hash_grid_triton
 
 
 class HashGrid(nn.Module):

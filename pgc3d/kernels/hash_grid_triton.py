@@ -1,0 +1,195 @@
+"""Multi-resolution hash encoding on CUDA; `hash_grid` is the twin in plain torch and states the formulas.
+
+One kernel each for the features, the table's gradient and the points' gradient: a program takes a block of
+points through all levels, so that nothing of the size points x corners is ever stored. The table's gradient
+is summed by atomics; a point whose gradient is zero adds nothing, so pixels without a surface cost none.
+"""
+
+# mypy: disable-error-code="no-untyped-def,no-untyped-call"
+# ruff: noqa: PLR0913, PLR0917
+
+from functools import cache
+from typing import no_type_check
+
+import torch
+import triton
+import triton.language as tl
+from jaxtyping import Float
+from torch import Tensor
+
+from pgc3d.kernels.hash_grid import PRIMES, HashLayout
+
+_BLOCK = 128
+# As int32 they wrap around; the rows need the lower bits only, and those are the same.
+_PRIME_Y = tl.constexpr(PRIMES[1] - (1 << 32))
+_PRIME_Z = tl.constexpr(PRIMES[2])
+
+
+def encode(
+    points: Float[Tensor, "P 3"], table: Float[Tensor, "N C"], layout: HashLayout
+) -> Float[Tensor, "P LC"]:
+    """See `hash_grid.encode`; float32."""
+    points, count, sizes = points.contiguous(), len(points), _sizes(table, layout)
+    features = torch.empty(count, sizes["LEVELS"] * sizes["WIDTH"], device=table.device)
+    if count:
+        parameters = _parameters(layout, str(table.device))
+        _forward[_grid(count)](points, table.contiguous(), parameters, features, count, **sizes)
+    return features
+
+
+def encode_backward(
+    gradient: Float[Tensor, "P LC"],
+    points: Float[Tensor, "P 3"],
+    table: Float[Tensor, "N C"],
+    layout: HashLayout,
+    *,
+    need_points: bool,
+) -> tuple[Float[Tensor, "N C"], Float[Tensor, "P 3"] | None]:
+    """See `hash_grid.encode_backward`; float32."""
+    points, gradient, count, sizes = (
+        points.contiguous(),
+        gradient.contiguous(),
+        len(points),
+        _sizes(table, layout),
+    )
+    parameters = _parameters(layout, str(table.device))
+    table_gradient = torch.zeros(table.shape, device=table.device)
+    point_gradient = torch.zeros(points.shape, device=table.device) if need_points else None
+    if count:
+        _backward_table[_grid(count)](gradient, points, parameters, table_gradient, count, **sizes)
+    if count and point_gradient is not None:
+        _backward_points[_grid(count)](
+            gradient, points, table.contiguous(), parameters, point_gradient, count, **sizes
+        )
+    return table_gradient, point_gradient
+
+
+def _grid(count: int) -> tuple[int]:
+    return (triton.cdiv(count, _BLOCK),)
+
+
+def _sizes(table: Tensor, layout: HashLayout) -> dict[str, int]:
+    return {"LEVELS": len(layout.resolutions), "WIDTH": table.shape[1], "BLOCK": _BLOCK}
+
+
+@cache
+def _parameters(layout: HashLayout, device: str) -> Tensor:
+    """Cells, first row and index mask of every level [L, 3]; the mask is 0 where the level is dense."""
+    rows = [
+        (cells, start, (end - start - 1) if hashed else 0)
+        for cells, start, end, hashed in zip(
+            layout.resolutions, layout.offsets, layout.offsets[1:], layout.hashed, strict=False
+        )
+    ]
+    return torch.tensor(rows, dtype=torch.int32, device=device)
+
+
+@triton.jit
+@no_type_check
+def _cell(points, point, valid, axis: tl.constexpr, cells):
+    """Lower corner of a point's cell along an axis, the place in it, and whether no clamp acted."""
+    value = tl.load(points + point * 3 + axis, mask=valid, other=0.0)
+    scaled = tl.minimum(tl.maximum(value, 0.0), 1.0) * cells.to(tl.float32)
+    low = tl.minimum(scaled.to(tl.int32), cells - 1)
+    return low, scaled - low.to(tl.float32), (value >= 0.0) & (value <= 1.0)
+
+
+@triton.jit
+@no_type_check
+def _side(share, upper: tl.constexpr):
+    return share if upper else 1.0 - share
+
+
+@triton.jit
+@no_type_check
+def _signed(value, upper: tl.constexpr):
+    return value if upper else -value
+
+
+@triton.jit
+@no_type_check
+def _row(x, y, z, corner: tl.constexpr, cells, start, index_mask):
+    """Row of one of the eight corners of the cell with the lowest corner (x, y, z)."""
+    x, y, z = x + (corner >> 2), y + (corner >> 1 & 1), z + (corner & 1)
+    hashed = (x ^ (y * _PRIME_Y) ^ (z * _PRIME_Z)) & index_mask
+    dense = (x * (cells + 1) + y) * (cells + 1) + z
+    return (start + tl.where(index_mask > 0, hashed, dense)).to(tl.int64)
+
+
+@triton.jit(do_not_specialize=["count"])
+@no_type_check
+def _forward(
+    points, table, parameters, features, count,
+    LEVELS: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    point = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    valid = point < count
+    for level in range(LEVELS):
+        cells = tl.load(parameters + level * 3)
+        start, index_mask = tl.load(parameters + level * 3 + 1), tl.load(parameters + level * 3 + 2)
+        x, u, _x = _cell(points, point, valid, 0, cells)
+        y, v, _y = _cell(points, point, valid, 1, cells)
+        z, w, _z = _cell(points, point, valid, 2, cells)
+        for channel in tl.static_range(WIDTH):
+            total = tl.zeros([BLOCK], dtype=tl.float32)
+            for corner in tl.static_range(8):
+                row = _row(x, y, z, corner, cells, start, index_mask)
+                found = tl.load(table + row * WIDTH + channel, mask=valid, other=0.0)
+                total += found * _side(u, corner >> 2) * _side(v, corner >> 1 & 1) * _side(w, corner & 1)
+            tl.store(features + (point * LEVELS + level) * WIDTH + channel, total, mask=valid)
+
+
+@triton.jit(do_not_specialize=["count"])
+@no_type_check
+def _backward_table(
+    gradient, points, parameters, table_gradient, count,
+    LEVELS: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    point = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    valid = point < count
+    for level in range(LEVELS):
+        cells = tl.load(parameters + level * 3)
+        start, index_mask = tl.load(parameters + level * 3 + 1), tl.load(parameters + level * 3 + 2)
+        x, u, _x = _cell(points, point, valid, 0, cells)
+        y, v, _y = _cell(points, point, valid, 1, cells)
+        z, w, _z = _cell(points, point, valid, 2, cells)
+        for channel in tl.static_range(WIDTH):
+            wanted = tl.load(gradient + (point * LEVELS + level) * WIDTH + channel, mask=valid, other=0.0)
+            for corner in tl.static_range(8):
+                row = _row(x, y, z, corner, cells, start, index_mask)
+                share = wanted * _side(u, corner >> 2) * _side(v, corner >> 1 & 1) * _side(w, corner & 1)
+                target = table_gradient + row * WIDTH + channel
+                tl.atomic_add(target, share, mask=wanted != 0.0, sem="relaxed")
+
+
+@triton.jit(do_not_specialize=["count"])
+@no_type_check
+def _backward_points(
+    gradient, points, table, parameters, point_gradient, count,
+    LEVELS: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    point = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    valid = point < count
+    along_x = tl.zeros([BLOCK], dtype=tl.float32)
+    along_y = tl.zeros([BLOCK], dtype=tl.float32)
+    along_z = tl.zeros([BLOCK], dtype=tl.float32)
+    for level in range(LEVELS):
+        cells = tl.load(parameters + level * 3)
+        start, index_mask = tl.load(parameters + level * 3 + 1), tl.load(parameters + level * 3 + 2)
+        x, u, free_x = _cell(points, point, valid, 0, cells)
+        y, v, free_y = _cell(points, point, valid, 1, cells)
+        z, w, free_z = _cell(points, point, valid, 2, cells)
+        for corner in tl.static_range(8):
+            row = _row(x, y, z, corner, cells, start, index_mask)
+            pull = tl.zeros([BLOCK], dtype=tl.float32)
+            for channel in tl.static_range(WIDTH):
+                wanted = tl.load(gradient + (point * LEVELS + level) * WIDTH + channel, mask=valid, other=0.0)
+                pull += wanted * tl.load(table + row * WIDTH + channel, mask=valid, other=0.0)
+            pull *= cells.to(tl.float32)
+            a, b, c = _side(u, corner >> 2), _side(v, corner >> 1 & 1), _side(w, corner & 1)
+            along_x += tl.where(free_x, _signed(pull * b * c, corner >> 2), 0.0)
+            along_y += tl.where(free_y, _signed(pull * a * c, corner >> 1 & 1), 0.0)
+            along_z += tl.where(free_z, _signed(pull * a * b, corner & 1), 0.0)
+    tl.store(point_gradient + point * 3, along_x, mask=valid)
+    tl.store(point_gradient + point * 3 + 1, along_y, mask=valid)
+    tl.store(point_gradient + point * 3 + 2, along_z, mask=valid)

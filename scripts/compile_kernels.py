@@ -1,0 +1,55 @@
+"""Compile every Triton kernel for an H100, which needs no GPU; prints what each one is made of."""
+
+import collections
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from pgc3d.kernels import hash_grid_triton as grid
+from pgc3d.kernels import silhouette_triton as silhouette
+
+F32, I32, I64 = "*fp32", "*i32", "*i64"
+GRID = {"LEVELS": 8, "WIDTH": 2, "BLOCK": 128}
+PICTURE = dict.fromkeys(("vertex_count", "height", "width", "pixel_count"), "i32")
+EDGES = {"clip": F32, "edges": I64, "best": I64, "image": F32}
+KERNELS: list[tuple[Any, Mapping[str, str], Mapping[str, int]]] = [
+    (grid._forward, {"points": F32, "table": F32, "parameters": I32, "features": F32}, GRID),
+    (grid._backward_table, {"gradient": F32, "points": F32, "parameters": I32, "table_gradient": F32}, GRID),
+    (
+        grid._backward_points,
+        {"gradient": F32, "points": F32, "table": F32, "parameters": I32, "point_gradient": F32},
+        GRID,
+    ),
+    (
+        silhouette._find,
+        {"clip": F32, "data": F32, "edges": I64, "opposite": I64, "best": I64, **PICTURE},
+        {"BLOCK": 128},
+    ),
+    (silhouette._blend, {**EDGES, "output": F32, **PICTURE}, {"BLOCK": 512}),
+    (
+        silhouette._blend_backward,
+        {**EDGES, "gradient": F32, "grad_image": F32, "grad_clip": F32, **PICTURE},
+        {"BLOCK": 512},
+    ),
+]
+
+
+def _compile(kernel: Any, types: Mapping[str, str], constants: Mapping[str, int]) -> None:
+    names = kernel.arg_names
+    signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in names}
+    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if signature[name][0] == "*"}
+    values = {(names.index(name),): value for name, value in constants.items()}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=values, attrs=aligned)
+    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32))
+    pattern = r"\b((?:ld\.global|st\.global|atom|red|ld\.shared|st\.shared|bar\.sync)[\w.]*)"
+    found = collections.Counter(re.findall(pattern, compiled.asm["ptx"]))
+    print(f"{kernel.__module__}.{kernel.__name__}: {dict(found)}, {compiled.metadata.shared} bytes shared")
+
+
+if __name__ == "__main__":
+    for entry in KERNELS:
+        _compile(*entry)

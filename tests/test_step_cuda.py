@@ -1,0 +1,103 @@
+"""Optimisation steps on CUDA: nothing waits for the device, and they are those of the CPU."""
+
+import pytest
+import torch
+from test_dmtet import make
+
+from pgc3d.cameras import OrbitConfig, sample_orbit, turntable
+from pgc3d.kernels import hash_grid
+from pgc3d.optimize import Objective, Problem, optimization_step
+from pgc3d.render import build_rasterizer
+from pgc3d.representation.dmtet import DMTet
+from pgc3d.types import GuidanceOutput
+
+pytestmark = pytest.mark.gpu
+
+
+def build(device: str, **options: object) -> DMTet:
+    asset = make(build_rasterizer("auto", torch.device(device)), resolution=32, **options)
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in asset.parameters():
+            parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
+    asset.padded = device == "cuda"
+    return asset.to(device)
+
+
+def fixed_gradient(image, rendering, cameras, progress) -> GuidanceOutput:
+    return GuidanceOutput(gradient=0.05 * (image - 0.3))
+
+
+def problem(asset: DMTet, device: str) -> Problem:
+    objective = Objective(
+        sample_cameras=lambda progress, generator: sample_orbit(2, OrbitConfig(), generator, device),
+        guidance=fixed_gradient,
+        clip=lambda gradient: gradient.clamp(-0.1, 0.1),
+        backgrounds=((1.0, 1.0, 1.0), (0.0, 0.0, 0.0)),
+    )
+    groups = [dict(group) for group in asset.parameter_groups()]
+    return Problem(
+        representation=asset,
+        objectives={"color": objective},
+        optimizer=torch.optim.Adam(groups, fused=True),
+        generator=torch.Generator().manual_seed(0),
+    )
+
+
+def test_steps_do_not_wait_for_the_device() -> None:
+    """Through a redistancing and more room, and with every regulariser."""
+    weights = dict.fromkeys(("laplacian", "sign_changes", "eikonal", "area"), 0.1)
+    asset = build("cuda", redistance_every=5, **weights)
+    task = problem(asset, "cuda")
+    for _ in range(6):
+        optimization_step(task, resolution=128, progress=0.0)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        outcomes = [optimization_step(task, resolution=128, progress=0.1) for _ in range(12)]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(outcome.finite for outcome in outcomes)
+    assert asset.recoveries == 0
+
+
+def test_lost_surface_is_recovered_without_a_step() -> None:
+    asset = build("cuda", redistance_every=0)
+    task = problem(asset, "cuda")
+    optimization_step(task, resolution=64, progress=0.0)
+    asset.residual.data.fill_(float("nan"))
+    outcomes = [optimization_step(task, resolution=64, progress=0.0) for _ in range(6)]
+    assert not outcomes[0].finite
+    assert outcomes[-1].finite
+    assert asset.recoveries == 1
+
+
+def test_gradients_are_those_of_the_cpu() -> None:
+    gradients = []
+    for device in ("cpu", "cuda"):
+        asset = build(device, normal_consistency=1.0)
+        for _ in range(2):  # the second one is padded
+            asset.zero_grad()
+            rendering = asset.render(turntable(2).to(device), 128, torch.ones(2, 3, device=device))
+        assert (rendering.complete is None) == (device == "cpu")
+        losses = sum(rendering.losses.values())
+        torch.autograd.backward((rendering.color.square().sum() + rendering.alpha.sum()) * 1e-3 + losses)
+        gradients.append([parameter.grad.cpu().flatten() for parameter in asset.parameters()])
+    for cpu, cuda in zip(*gradients, strict=True):
+        assert torch.cosine_similarity(cpu, cuda, dim=0) > 0.99
+
+
+def test_hash_grid_agrees_on_many_points() -> None:
+    from pgc3d.kernels import hash_grid_triton
+
+    layout = hash_grid.hash_layout(levels=8, log2_rows=15, base=8, finest=256)
+    generator = torch.Generator().manual_seed(0)
+    points = (torch.rand(100_000, 3, generator=generator) * 1.2 - 0.1).cuda()
+    table = torch.randn(layout.offsets[-1], 2, generator=generator).cuda()
+    gradient = torch.randn(100_000, 16, generator=generator).cuda()
+    features = hash_grid.encode(points, table, layout)
+    torch.testing.assert_close(hash_grid_triton.encode(points, table, layout), features, atol=1e-4, rtol=0)
+    found = hash_grid_triton.encode_backward(gradient, points, table, layout, need_points=True)
+    expected = hash_grid.encode_backward(gradient, points, table, layout, need_points=True)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-3)
