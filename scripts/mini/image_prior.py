@@ -40,10 +40,12 @@ def make_models(text_unet_config: dict[str, Any], resolution: int) -> nn.ModuleD
         image_size=resolution, patch_size=16, hidden_size=128, intermediate_size=512, num_hidden_layers=4,
         num_attention_heads=4, projection_dim=WIDTH, hidden_act="gelu",
     )  # fmt: skip
+    projection = nn.Linear(WIDTH + POSE, WIDTH)
+    nn.init.normal_(projection.weight[:, WIDTH:], std=0.5)  # else four numbers are lost among many, for long
     return nn.ModuleDict({
         "unet": UNet2DConditionModel(**config),
         "image_encoder": CLIPVisionModelWithProjection(vision),
-        "clip_camera_projection": nn.Linear(WIDTH + POSE, WIDTH),
+        "clip_camera_projection": projection,
     })  # fmt: skip
 
 
