@@ -4,9 +4,10 @@ import math
 import os
 import time
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def start() -> tuple[int, int, torch.device]:
@@ -62,6 +63,18 @@ class MovingAverage:
             a.copy_(held)
 
 
+def update(loss: Tensor, optimizer: torch.optim.Optimizer, average: MovingAverage, lr: float) -> None:
+    """One step of the optimiser along the gradient of all processes, clipped to norm 1."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    torch.autograd.backward(loss)
+    average_gradients(average.source)
+    torch.nn.utils.clip_grad_norm_(average.source, 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    average.update()
+
+
 class Budget:
     """Training time as the schedule: warm-up, then a cosine that ends when the minutes are used up.
 
@@ -81,26 +94,50 @@ class Budget:
     def steps(self, until: float = math.inf) -> Iterator[int]:
         """Count steps until the budget is used up, or this call has run for `until` seconds.
 
-        All processes must iterate in step, since the clock is shared between them.
+        All processes must iterate in step, since they share the clock of process 0, which says when to stop.
         """
         begin = last = time.perf_counter()
         skip = 3  # compilation and warm-up do not count
-        while self.progress < 1.0 and time.perf_counter() - begin < until:
+        while self.progress < 1.0:
             yield self.step
             self.step += 1
             if self.step % 10 == 0 or skip:
                 if self.device.type == "cuda":
                     torch.cuda.synchronize()
                 now = time.perf_counter()
-                state = torch.tensor([0.0 if skip else now - last, now - begin], device=self.device)
+                state = torch.tensor([0.0 if skip else now - last, now - begin >= until], device=self.device)
                 if torch.distributed.is_initialized():
                     torch.distributed.broadcast(state, 0)
                 self.used += float(state[0])
                 skip, last = max(0, skip - 1), now
-                if float(state[1]) >= until:
+                if state[1]:
                     return
 
     def learning_rate(self, peak: float, warmup_steps: int = 200, floor: float = 0.02) -> float:
         """Linear warm-up over steps, then a cosine over the budget."""
         cosine = floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * self.progress))
         return peak * min(1.0, (self.step + 1) / warmup_steps) * cosine
+
+
+def save_state(
+    path: Path, models: nn.Module, optimizer: torch.optim.Optimizer, average: MovingAverage, budget: Budget
+) -> None:
+    """Write everything that a later call needs."""
+    state = {"models": models.state_dict(), "average": average.average, "updates": average.updates,
+             "optimizer": optimizer.state_dict(), "used": budget.used, "step": budget.step}  # fmt: skip
+    torch.save(state, path.with_suffix(".tmp"))
+    path.with_suffix(".tmp").replace(path)
+
+
+def load_state(
+    path: Path, models: nn.Module, optimizer: torch.optim.Optimizer, average: MovingAverage, budget: Budget
+) -> None:
+    """Go on from what an earlier call wrote; without it nothing changes."""
+    if not path.exists():
+        return
+    state = torch.load(path, map_location=budget.device, weights_only=True)
+    models.load_state_dict(state["models"])
+    torch._foreach_copy_(average.average, state["average"])
+    average.updates = state["updates"]
+    optimizer.load_state_dict(state["optimizer"])
+    budget.used, budget.step = state["used"], state["step"]

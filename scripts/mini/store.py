@@ -1,6 +1,7 @@
 """All training views in the memory of one device."""
 
 import random
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from tqdm import tqdm
 from views import Model, Paint, load_index, load_model, random_cameras, render_model
 
 from pgc3d.interfaces import Rasterizer
+from pgc3d.types import Cameras
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,62 @@ class ViewStore:
         return table[self.pair]
 
 
+@dataclass(frozen=True)
+class Rendered:
+    """One model in P colours from B cameras."""
+
+    pairs: list[Pair]
+    images: UInt8[Tensor, "P B H W 4"]  # sRGB, premultiplied by alpha
+    cameras: Cameras
+
+
+def render_split(  # noqa: PLR0913 - flat on purpose
+    folder: Path,
+    split: str,
+    *,
+    cameras: Callable[[Model], Cameras],
+    paints: int,
+    resolution: int,
+    rasterizer: Rasterizer,
+    device: torch.device,
+    generator: torch.Generator,
+    limit: int | None = None,
+) -> Iterator[Rendered]:
+    """Render the models of a split one by one, in their own and other colours, each from the same cameras.
+
+    Args:
+        folder: what `build_dataset.py` wrote.
+        split: `train` or `test`.
+        cameras: where to look at a model from.
+        paints: colours for each model, besides its own and wood; always the same, so that processes know the
+            same pairs.
+        resolution: side of the pictures in pixels.
+        rasterizer: used at twice the resolution.
+        device: where models and pictures are.
+        generator: of the CPU, splits the transparent parts of a model.
+        limit: use only so many models.
+    """
+    records = [record for record in load_index(folder) if record["split"] == split][:limit]
+    counts: dict[str, int] = {}
+    for record in records:
+        counts[record["cls"]] = counts.get(record["cls"], 0) + 1
+    words = random.Random(0)
+    for record in tqdm(records, desc=f"rendering {split}", mininterval=5):
+        model = load_model(folder, record, device)
+        paintings = variants(record, paints, words)
+        major = _major_materials(model)
+        views = cameras(model)
+        images = render_model(
+            model, views, resolution, rasterizer,
+            [None if v.rgb is None else Paint(major, v.rgb, v.grain) for v in paintings], generator,
+        )  # fmt: skip
+        rarity = counts[record["cls"]] ** -0.5 if record["cls"] != "other" else 0.35
+        rest = 0.55 / max(1, len(paintings) - 1)
+        portions = [1.0] if len(paintings) == 1 else [0.45] + [rest] * (len(paintings) - 1)
+        pairs = [Pair(record, v, rarity * part) for v, part in zip(paintings, portions, strict=True)]
+        yield Rendered(pairs, images, views)
+
+
 def build_store(  # noqa: PLR0913 - flat on purpose
     folder: Path,
     split: str,
@@ -52,7 +110,7 @@ def build_store(  # noqa: PLR0913 - flat on purpose
     device: torch.device,
     limit: int | None = None,
 ) -> ViewStore:
-    """Render every model of a split, in its own and `paints` other colours, each from the same cameras.
+    """Render every model of a split from random cameras and keep all pictures; see `render_split`.
 
     Args:
         folder: what `build_dataset.py` wrote.
@@ -60,35 +118,24 @@ def build_store(  # noqa: PLR0913 - flat on purpose
         views: cameras for each model.
         paints: colours for each model, besides its own and wood.
         resolution: side of the pictures in pixels.
-        seed: of the cameras; the colours are always the same, so that processes know the same pairs.
+        seed: of the cameras.
         rasterizer: used at twice the resolution.
         device: where everything stays: views * paintings * 4 * resolution^2 bytes for each model.
         limit: use only so many models.
     """
-    records = [record for record in load_index(folder) if record["split"] == split][:limit]
-    counts: dict[str, int] = {}
-    for record in records:
-        counts[record["cls"]] = counts.get(record["cls"], 0) + 1
-    words, generator = random.Random(0), torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     pairs: list[Pair] = []
     images, numbers, azimuths, elevations = [], [], [], []
-    for record in tqdm(records, desc=f"rendering {split}", mininterval=5):
-        model = load_model(folder, record, device)
-        paintings = variants(record, paints, words)
-        major = _major_materials(model)
-        cameras = random_cameras(views, generator, device)
-        picture = render_model(
-            model, cameras, resolution, rasterizer,
-            [None if v.rgb is None else Paint(major, v.rgb, v.grain) for v in paintings], generator,
-        )  # fmt: skip
-        rarity = counts[record["cls"]] ** -0.5 if record["cls"] != "other" else 0.35
-        for k, variant in enumerate(paintings):
-            portion = 1.0 if len(paintings) == 1 else (0.45 if k == 0 else 0.55 / (len(paintings) - 1))
+    for rendered in render_split(
+        folder, split, cameras=lambda _: random_cameras(views, generator, device), paints=paints,
+        resolution=resolution, rasterizer=rasterizer, device=device, generator=generator, limit=limit,
+    ):  # fmt: skip
+        for pair, picture in zip(rendered.pairs, rendered.images, strict=True):
             numbers.append(torch.full((views,), len(pairs), device=device))
-            pairs.append(Pair(record, variant, rarity * portion))
-            images.append(picture[k])
-            azimuths.append(cameras.azimuth)
-            elevations.append(cameras.elevation)
+            pairs.append(pair)
+            images.append(picture)
+            azimuths.append(rendered.cameras.azimuth)
+            elevations.append(rendered.cameras.elevation)
     return ViewStore(pairs, torch.cat(images), torch.cat(numbers), torch.cat(azimuths), torch.cat(elevations))
 
 
@@ -110,3 +157,14 @@ def composite(images: UInt8[Tensor, "B H W 4"], background: Float[Tensor, "B 3"]
 def named_backgrounds(device: torch.device) -> Float[Tensor, "K 3"]:
     """The backgrounds that have a name in the captions."""
     return torch.tensor(list(VIEWS.backgrounds.values()), device=device)
+
+
+@torch.no_grad()
+def posterior(vae: Any, image: Float[Tensor, "B 3 H W"]) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of the autoencoder's posterior, float16 [B, 4, h, w]; `image` is sRGB in [0, 1]."""
+    device = image.device
+    pixels = (image * 2 - 1).contiguous(memory_format=torch.channels_last)
+    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        moments = vae.quant_conv(vae.encoder(pixels))
+    mean, logvar = moments.float().chunk(2, 1)
+    return mean.half(), (0.5 * logvar).exp().half()

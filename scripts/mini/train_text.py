@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F
 from captions import VIEWS, captions, train_tokenizer
 from jaxtyping import Float, Int
-from loop import Budget, MovingAverage, average_gradients, start
-from store import ViewStore, build_store, composite, named_backgrounds
+from loop import Budget, MovingAverage, load_state, save_state, start, update
+from store import ViewStore, build_store, composite, named_backgrounds, posterior
 from torch import Tensor, nn
 
 from pgc3d.prompts import view_index, view_prompts
@@ -132,12 +132,9 @@ def encode_store(vae: Any, store: ViewStore, size: int, seed: int) -> Latents:
     for part, pick in zip(torch.split(store.images, 512), torch.split(which, 512), strict=True):
         image = composite(part, named[pick])
         image = F.interpolate(image, size=(size, size), mode="area") if size != image.shape[-1] else image
-        image = (image * 2 - 1).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            moments = vae.quant_conv(vae.encoder(image))
-        mean, logvar = moments.float().chunk(2, 1)
-        means.append(mean.half())
-        deviations.append((0.5 * logvar).exp().half())
+        mean, deviation = posterior(vae, image)
+        means.append(mean)
+        deviations.append(deviation)
     suffix = view_index(store.azimuth, store.elevation, named[which], VIEWS)
     return Latents(torch.cat(means), torch.cat(deviations), suffix)
 
@@ -217,30 +214,9 @@ class Trainer:
 
     def step(self, size: int, count: int, lr: float) -> Tensor:
         """One update."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
         loss = self.loss(size, count)
-        torch.autograd.backward(loss)
-        average_gradients(self.parameters)
-        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.average.update()
+        update(loss, self.optimizer, self.average, lr)
         return loss.detach()
-
-    def state(self, budget: Budget) -> dict[str, Any]:
-        """Everything that a later call needs."""
-        return {"models": self.models.state_dict(), "average": self.average.average,
-                "updates": self.average.updates, "optimizer": self.optimizer.state_dict(),
-                "used": budget.used, "step": budget.step}  # fmt: skip
-
-    def load(self, state: dict[str, Any], budget: Budget) -> None:
-        """Go on from `state`."""
-        self.models.load_state_dict(state["models"])
-        torch._foreach_copy_(self.average.average, state["average"])
-        self.average.updates = state["updates"]
-        self.optimizer.load_state_dict(state["optimizer"])
-        budget.used, budget.step = state["used"], state["step"]
 
 
 def save_pipeline(models: nn.ModuleDict, tokenizer_folder: Path, out: Path, texts: list[str]) -> None:
@@ -278,9 +254,7 @@ def save_pipeline(models: nn.ModuleDict, tokenizer_folder: Path, out: Path, text
 
 def finish(trainer: Trainer, budget: Budget, out: Path, texts: list[str]) -> None:
     """Save what a later call needs, and the averaged weights as a pipeline."""
-    saved = out / "state.pt"
-    torch.save(trainer.state(budget), saved.with_suffix(".tmp"))
-    saved.with_suffix(".tmp").replace(saved)
+    save_state(out / "state.pt", trainer.models, trainer.optimizer, trainer.average, budget)
     trainer.average.swap()
     save_pipeline(trainer.models, out / "bpe", out, texts)
     print(f"text training: {budget.progress:.0%} of its time, {budget.step} steps", flush=True)
@@ -331,9 +305,7 @@ def main() -> None:
     trainer.encode(arguments.out, store)
     del store
     budget = Budget(arguments.minutes, device)
-    saved = arguments.out / "state.pt"
-    if saved.exists():
-        trainer.load(torch.load(saved, map_location=device, weights_only=True), budget)
+    load_state(arguments.out / "state.pt", trainer.models, trainer.optimizer, trainer.average, budget)
     run(trainer, budget, arguments, rank)
     if rank == 0:
         finish(trainer, budget, arguments.out, texts)

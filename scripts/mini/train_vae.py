@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from loop import Budget, MovingAverage, average_gradients, start
+from loop import Budget, MovingAverage, start, update
 from store import ViewStore, build_store, composite, named_backgrounds
 from torch import Tensor, nn
 
@@ -129,16 +129,9 @@ def train(store: ViewStore, device: torch.device, arguments: argparse.Namespace,
         size, count = (256, arguments.batch // 4) if full else (128, arguments.batch)
         image = _batch(store, weights, size, count)
         noise = torch.randn(count, 4, size // 8, size // 8, device=device)
-        for group in optimizer.param_groups:
-            group["lr"] = budget.learning_rate(arguments.lr)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             loss, square, divergence = run(image, noise)
-        torch.autograd.backward(loss)
-        average_gradients(parameters)
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        average.update()
+        update(loss, optimizer, average, budget.learning_rate(arguments.lr))
         if rank == 0 and step % 200 == 0:
             psnr = 10 * torch.log10(4 / square)
             print(f"vae {step} {time.perf_counter() - began:.0f}s {budget.progress:.2f} "

@@ -1,0 +1,106 @@
+"""Cameras of the image prior: an input view framed as a user's picture is, and other views that fit to it.
+
+A picture says nothing about the size of what it shows. So the object's square covers the same share of every
+input picture, and this fixes the object's scale and centre for all its other views.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pgc3d.cameras import fill_distance, orbit
+from pgc3d.types import Cameras
+
+FOVY_DEGREES = 40.0
+FILL = 1.0  # all cameras are where the unit sphere just fits the picture
+BORDER_RATIO = 0.2  # share of the input picture that the object's square leaves free
+LARGEST = 1.25  # radius, in unit spheres, that the object may get by framing
+CONDITION_ELEVATION_DEGREES = (-10.0, 50.0)
+TARGET_ELEVATION_DEGREES = (-10.0, 80.0)
+ROUNDS = 8
+
+
+def frame(
+    vertices: Float[Tensor, "V 3"], azimuth: Float[Tensor, " C"], elevation: Float[Tensor, " C"]
+) -> tuple[Float[Tensor, "C 3"], Float[Tensor, " C"]]:
+    """Points to look at and distances, such that the object is framed in the view from each direction.
+
+    The bounding square of the vertices is in the middle of the picture and 1 - BORDER_RATIO wide. An object
+    that is much longer than this view shows stays smaller, lest its other views leave the picture.
+
+    Args:
+        vertices: farthest vertex at radius 1.
+        azimuth: of the view that shall be framed.
+        elevation: likewise.
+    """
+    fovy = torch.full_like(azimuth, FOVY_DEGREES).deg2rad()
+    half_extent = torch.tan(fovy / 2)
+    distance = fill_distance(fovy, torch.full_like(fovy, FILL))
+    nearest = distance / LARGEST
+    center = azimuth.new_zeros(len(azimuth), 3)
+    points = torch.nn.functional.pad(vertices, (0, 1), value=1.0)
+    for _ in range(ROUNDS):
+        cameras = orbit(azimuth, elevation, distance, fovy, center)
+        clip = points @ cameras.clip_from_world.transpose(1, 2)  # [C, V, 4]
+        screen = clip[..., :2] / clip[..., 3:]
+        low, high = screen.amin(1), screen.amax(1)
+        shift = (low + high) / 2 * (half_extent * distance)[:, None]
+        center = center + (shift[:, :, None] * cameras.camera_from_world[:, :2, :3]).sum(1)
+        distance = torch.maximum(distance * (high - low).amax(-1) / 2 / (1 - BORDER_RATIO), nearest)
+    return center, distance
+
+
+def view_groups(
+    vertices: Float[Tensor, "V 3"],
+    azimuth: Float[Tensor, "C K"],
+    elevation: Float[Tensor, "C K"],
+) -> Cameras:
+    """C x K cameras around an object that is framed in the first view of each group.
+
+    The camera moves instead of the object: distances are in the model's own unit, and a pinhole camera sees
+    the same when everything is scaled.
+    """
+    center, distance = frame(vertices, azimuth[:, 0], elevation[:, 0])
+    views = azimuth.shape[1]
+    flat = azimuth.reshape(-1)
+    fovy = torch.full_like(flat, FOVY_DEGREES).deg2rad()
+    return orbit(
+        flat, elevation.reshape(-1), distance.repeat_interleave(views), fovy,
+        center.repeat_interleave(views, 0),
+    )  # fmt: skip
+
+
+def random_directions(
+    conditions: int, targets: int, generator: torch.Generator
+) -> tuple[Float[Tensor, "C K"], Float[Tensor, "C K"]]:
+    """Azimuths and elevations of groups: an input view, then `targets` other ones; K = 1 + targets."""
+    first = (torch.arange(conditions) + torch.rand(conditions, generator=generator)) / conditions
+    others = torch.rand(conditions, targets, generator=generator)
+    azimuth = torch.cat([first[:, None], others], 1) * (2 * math.pi)
+
+    def uniform(degrees: tuple[float, float], columns: int) -> Tensor:
+        return torch.empty(conditions, columns).uniform_(*degrees, generator=generator).deg2rad()
+
+    elevation = [uniform(CONDITION_ELEVATION_DEGREES, 1), uniform(TARGET_ELEVATION_DEGREES, targets)]
+    return azimuth, torch.cat(elevation, 1)
+
+
+def relative_pose(
+    condition: tuple[Float[Tensor, " B"], Float[Tensor, " B"]],
+    target: tuple[Float[Tensor, " B"], Float[Tensor, " B"]],
+) -> Float[Tensor, "B 4"]:
+    """Pose of Stable Zero123: [d polar, sin d azimuth, cos d azimuth, polar angle of the input view].
+
+    Differences are target minus input; a polar angle is measured from straight above. Zero123 (arXiv
+    2303.11328) has the difference of distances in the last place, which would always be zero here.
+
+    Args:
+        condition: azimuth and elevation of the input view.
+        target: azimuth and elevation of the view to be drawn.
+    """
+    turn = target[0] - condition[0]
+    return torch.stack(
+        [condition[1] - target[1], torch.sin(turn), torch.cos(turn), math.pi / 2 - condition[1]], -1
+    )

@@ -1,0 +1,180 @@
+"""Train the image part of the bundled prior: Zero123's layout, warm-started from the text part.
+
+    torchrun --nproc-per-node 2 scripts/mini/train_image.py DATASET OUT --minutes 20
+
+Keeps the pictures of each process in OUT/pairs_N.pt. A call that ends before the minutes are used up leaves
+OUT/state.pt, and the same command goes on from there. The result is a folder without an autoencoder, which is
+the text part's; at the end the held-out models are drawn, see evaluate_image.py.
+"""
+
+import argparse
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from evaluate_image import evaluate
+from framing import relative_pose
+from image_prior import DIFFUSION, condition_token, load_text_prior, make_models, save_folder, warm_start
+from jaxtyping import Float
+from loop import Budget, MovingAverage, load_state, save_state, start, update
+from pairs import PairSettings, PairStore, keep_pairs
+from torch import Tensor, nn
+
+import pgc3d.mini
+from pgc3d.render import build_rasterizer
+from pgc3d.schedules import add_noise, noise_levels
+
+DROPOUT = 0.1  # share of pictures without picture and pose, for guidance
+LARGEST_WEIGHT = 20.0
+SAVE_EVERY = 1000  # steps
+
+
+def level_weights(signal: Float[Tensor, " T"]) -> Float[Tensor, " T"]:
+    """Weights of the squared error of eps at each noise level abar; mean 1.
+
+    1 / abar makes it the squared error of v (Salimans and Ho 2022), whose gradient at high noise, where the
+    outline is decided, does not vanish. It is bounded, since at the last levels it is near 200.
+    """
+    weight = (1 / signal).clamp(max=LARGEST_WEIGHT)
+    return weight / weight.mean()
+
+
+class Trainer:
+    """Data, models and optimiser of one process."""
+
+    def __init__(self, models: nn.ModuleDict, pairs: PairStore, rank: int) -> None:
+        self.device, self.rank = pairs.picture.device, rank
+        self.models, self.pairs = models.to(self.device), pairs
+        self.average = MovingAverage(models.parameters(), 0.9995)
+        self.optimizer = torch.optim.AdamW(
+            self.average.source, lr=1e-3, betas=(0.9, 0.99), weight_decay=0.01, fused=True
+        )
+        self.alphas = noise_levels(DIFFUSION).to(self.device)
+        self.weights = level_weights(self.alphas)
+        self.generator = torch.Generator(self.device)
+        unet: Any = models["unet"]
+        unet.to(memory_format=torch.channels_last)
+        self.unet = torch.compile(unet, dynamic=False) if self.device.type == "cuda" else unet
+
+    def loss(self, count: int) -> Tensor:
+        """Weighted squared error of the noise in `count` random pairs."""
+        pairs, g, device = self.pairs, self.generator, self.device
+        row = torch.multinomial(pairs.weight, count, replacement=True, generator=g)
+        view = torch.randint(pairs.mean.shape[1], (count,), device=device, generator=g)
+        keep = (torch.rand(count, device=device, generator=g) >= DROPOUT).float()
+        spread = torch.arange(count, device=device) + torch.rand(count, device=device, generator=g)
+        t = (
+            (spread / count * len(self.alphas)).long().clamp(max=len(self.alphas) - 1)
+        )  # an even share of levels
+        mean = pairs.mean[row, view].float()
+        posterior_noise, noise = (torch.randn(mean.shape, device=device, generator=g) for _ in range(2))
+        noisy = add_noise(mean + pairs.std[row, view].float() * posterior_noise, noise, self.alphas[t])
+        pose = relative_pose(
+            (pairs.azimuth[row, 0], pairs.elevation[row, 0]),
+            (pairs.azimuth[row, view], pairs.elevation[row, view]),
+        )
+        output = self.predict(
+            noisy, t, pairs.mean[row, 0].float(), pairs.picture[row].float() / 255, pose, keep
+        )
+        return (self.weights[t] * ((output - noise) ** 2).mean((1, 2, 3))).mean()
+
+    def predict(
+        self,
+        noisy: Float[Tensor, "B 4 h w"],
+        timesteps: Tensor,
+        condition: Float[Tensor, "B 4 h w"],
+        picture: Float[Tensor, "B 3 H W"],
+        pose: Float[Tensor, "B 4"],
+        keep: Float[Tensor, " B"],
+    ) -> Float[Tensor, "B 4 h w"]:
+        """The noise; where `keep` is 0, latents and token of the condition are zeros."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            token = condition_token(self.models, picture, pose) * keep[:, None, None]
+            inputs = torch.cat([noisy, condition * keep[:, None, None, None]], 1)
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+            output: Tensor = self.unet(inputs, timesteps, token, return_dict=False)[0]
+        return output.float()
+
+    def step(self, number: int, count: int, lr: float) -> Tensor:
+        """Update `number`; it draws the same pairs and noise whenever it is made."""
+        self.generator.manual_seed(number * 1000 + self.rank)
+        loss = self.loss(count)
+        update(loss, self.optimizer, self.average, lr)
+        return loss.detach()
+
+
+def run(trainer: Trainer, budget: Budget, arguments: argparse.Namespace, began: float) -> None:
+    """Train until the budget or this call's time is used up; process 0 saves and reports."""
+    saved = arguments.out / "state.pt"
+    load_state(saved, trainer.models, trainer.optimizer, trainer.average, budget)
+    total, count = torch.zeros((), device=trainer.device), 0
+    for step in budget.steps(arguments.call_seconds - (time.perf_counter() - began)):
+        total += trainer.step(step, arguments.batch, budget.learning_rate(arguments.lr))
+        count += 1
+        if trainer.rank == 0 and step % arguments.report_every == 0:
+            print(f"image {step} {time.perf_counter() - began:.0f}s {budget.progress:.3f} "
+                  f"loss {total / count:.4f}", flush=True)  # fmt: skip
+            total, count = torch.zeros_like(total), 0
+        if trainer.rank == 0 and step % SAVE_EVERY == SAVE_EVERY - 1:
+            save_state(saved, trainer.models, trainer.optimizer, trainer.average, budget)
+    if trainer.rank == 0:
+        save_state(saved, trainer.models, trainer.optimizer, trainer.average, budget)
+        print(f"image training: {budget.used / 60:.1f} of {budget.seconds / 60:.1f} minutes, "
+              f"{budget.step} steps", flush=True)  # fmt: skip
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("dataset", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--text", type=Path, default=pgc3d.mini.text_model(), help="text prior to start from")
+    parser.add_argument("--minutes", type=float, default=20.0, help="of updates, all calls together")
+    parser.add_argument("--call-seconds", type=float, default=math.inf, help="stop updating after this time")
+    parser.add_argument("--batch", type=int, default=160, help="pictures for each process")
+    parser.add_argument("--lr", type=float, default=7e-4)
+    parser.add_argument("--resolution", type=int, default=256)
+    parser.add_argument("--conditions", type=int, default=16, help="input views of each model")
+    parser.add_argument("--targets", type=int, default=5, help="other views for each input view")
+    parser.add_argument("--paints", type=int, default=3)
+    parser.add_argument("--limit", type=int, default=None, help="use only so many models")
+    parser.add_argument("--report-every", type=int, default=250, help="steps")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Render or read the pairs, train, save, evaluate."""
+    began, arguments = time.perf_counter(), parse_arguments()
+    rank, _, device = start()
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+    vae = AutoencoderKL.from_pretrained(arguments.text / "vae").to(device).eval()
+    settings = PairSettings(
+        arguments.conditions, arguments.targets, arguments.paints, arguments.resolution, 50 + rank,
+        arguments.limit,
+    )  # fmt: skip
+    pairs = keep_pairs(
+        arguments.out / f"pairs_{rank}.pt", arguments.dataset, settings, vae, build_rasterizer("auto", device)
+    )
+    torch.manual_seed(0)  # all processes start from the same weights
+    text_unet, pooled = load_text_prior(arguments.text)
+    models = make_models(dict(text_unet.config), arguments.resolution)
+    warm_start(models["unet"], text_unet, pooled)
+    trainer = Trainer(models, pairs, rank)
+    budget = Budget(arguments.minutes, device)
+    run(trainer, budget, arguments, began)
+    if rank == 0:
+        trainer.average.swap()
+        save_folder(trainer.models, arguments.out)
+        if budget.progress >= 1.0:
+            report = evaluate(arguments.out, arguments.dataset, arguments.text, device, limit=arguments.limit)
+            print("held-out", report, flush=True)
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
