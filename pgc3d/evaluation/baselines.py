@@ -45,19 +45,22 @@ def extrude(picture: Float[Tensor, "H W 4"], camera: Cameras, baseline: Baseline
     """Make the picture a solid that looks like it from its own camera, with the picture as its texture.
 
     The outline's cone is cut off before and behind the plane through the origin. `billboard` is a thin sheet;
-    `hull` is as deep as the outline's shorter side: the visual hull of one view, cut where nothing more is
-    known. The picture's light is divided out, as on a surface that faces the camera, since it will be lit
-    again.
+    `hull` is as deep as the outline's shorter side, within the unit ball: the visual hull of one view, cut
+    where nothing more is known. The picture's light is divided out, as on a surface that faces the camera,
+    since it will be lit again.
     """
     inside = _outline(picture[..., 3])
     scale = float(camera.distance / camera.clip_from_camera[0, 1, 1])  # half the picture's side at the origin
     spans = [part.nonzero() for part in (inside.any(0), inside.any(1))]
     sides = [float(span[-1] - span[0] + 1) / CELLS * 2 * scale for span in spans]
-    depth = BILLBOARD_DEPTH if baseline == "billboard" else min(sides)
+    deepest = BILLBOARD_DEPTH if baseline == "billboard" else min(sides)
     grid, faces = _prism(inside)
-    along = depth * (0.5 - grid[:, 2])  # towards the camera
+    column, row = 2 * grid[:, 0] / CELLS - 1, 1 - 2 * grid[:, 1] / CELLS
+    chord = (1 - scale**2 * (column**2 + row**2)).clamp(min=0).sqrt()  # half of the ball's depth there
+    half = (deepest / 2) * (2 * chord / deepest).clamp(BILLBOARD_DEPTH / deepest, 1)
+    along = half * (1 - 2 * grid[:, 2])  # towards the camera
     spread = scale * (1 - along / camera.distance)
-    x, y = (2 * grid[:, 0] / CELLS - 1) * spread, (1 - 2 * grid[:, 1] / CELLS) * spread
+    x, y = column * spread, row * spread
     rotation = camera.camera_from_world[0, :3, :3]
     vertices = torch.stack([x, y, along], dim=1) @ rotation  # the camera looks at the origin
     return TexturedMesh(
