@@ -56,9 +56,11 @@ def extrude(picture: Float[Tensor, "H W 4"], camera: Cameras, baseline: Baseline
     deepest = BILLBOARD_DEPTH if baseline == "billboard" else min(sides)
     grid, faces = _prism(inside)
     column, row = 2 * grid[:, 0] / CELLS - 1, 1 - 2 * grid[:, 1] / CELLS
-    chord = (1 - scale**2 * (column**2 + row**2)).clamp(min=0).sqrt()  # half of the ball's depth there
-    half = (deepest / 2) * (2 * chord / deepest).clamp(BILLBOARD_DEPTH / deepest, 1)
-    along = half * (1 - 2 * grid[:, 2])  # towards the camera
+    slope = scale * (column**2 + row**2).sqrt() / camera.distance  # of the line of sight
+    middle = slope**2 * camera.distance / (1 + slope**2)  # of its chord in the unit ball
+    chord = ((1 - (slope * (camera.distance - middle)) ** 2 - middle**2) / (1 + slope**2)).clamp(min=0).sqrt()
+    along = torch.where(grid[:, 2] > 0, -deepest / 2, deepest / 2)  # towards the camera
+    along = along.clamp(middle - chord, middle + chord)
     spread = scale * (1 - along / camera.distance)
     x, y = column * spread, row * spread
     rotation = camera.camera_from_world[0, :3, :3]

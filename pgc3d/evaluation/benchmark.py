@@ -1,62 +1,39 @@
-"""Run a benchmark: find or make the results of every item, measure them, write numbers and a table.
+"""A benchmark: find or make the results of every item, measure them, write numbers and a table.
 
-OUT/results.json             protocol, summary, and a record for each result
-OUT/table.md                 means with intervals
-OUT/records/METHOD/ITEM-SEED.json   what is done; not computed again while nothing it depends on changed
-OUT/baselines/...            the meshes of the baselines
+OUT holds
+
+    results.json                    protocol, summary, and a record for each result
+    table.md                        means with intervals
+    records/METHOD/ITEM-SEED.json   what is done; not measured again while nothing it depends on changed
+    baselines/METHOD/ITEM.glb       the meshes of the baselines
 """
 
-import hashlib
 import json
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, get_args
 
 import torch
 
 import pgc3d
-from pgc3d.errors import InputError, Pgc3dError
-from pgc3d.evaluation.alignment import normalize_mesh
+from pgc3d import pipeline
+from pgc3d.config import Config
+from pgc3d.errors import InputError
 from pgc3d.evaluation.baselines import Baseline, extrude, read_picture
 from pgc3d.evaluation.items import Item
-from pgc3d.evaluation.perceptual import EncoderDistance, load_encoder_distance
-from pgc3d.evaluation.protocol import Protocol, compare
-from pgc3d.evaluation.render import render_views
+from pgc3d.evaluation.measure import Measure, Result, record_key, score
 from pgc3d.evaluation.results import Record, from_json, table, to_json, write_results
-from pgc3d.evaluation.retrieval import Retriever, load_retriever
 from pgc3d.export.atomic import write_files
-from pgc3d.export.mesh_file import FORMATS, read_mesh, write_mesh
-from pgc3d.interfaces import Rasterizer
-from pgc3d.mini import text_model
-from pgc3d.render import build_rasterizer
+from pgc3d.export.mesh_file import FORMATS, write_mesh
+from pgc3d.run import MANIFEST
+from pgc3d.session import Reporter
+from pgc3d.task import Task
 
 Maker = Callable[[Item, int, Path], None]  # makes an item with a seed; leaves asset.FORMAT in the folder
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Result:
-    """A mesh file that is to be measured."""
-
-    method: str
-    item: Item
-    seed: int
-    mesh: Path
-
-
-@dataclass(frozen=True)
-class Measure:
-    """How results are measured; can be sent to another process."""
-
-    protocol: Protocol = Protocol()  # noqa: RUF009 - frozen
-    device: str = "cpu"
-    retriever: Path | None = None  # folder of a contrastive model; None leaves r_precision out
-    distractors: tuple[str, ...] = ()  # texts that results are to be told from
 
 
 def evaluate(
@@ -142,15 +119,47 @@ def _asset(folder: Path) -> Path | None:
     return next((path for path in paths if path.is_file()), None)
 
 
-def make_missing(items: Sequence[Item], folder: Path, make: Maker, *, seeds: int, say: Say) -> None:
-    """Make what a folder of results lacks, with the seeds 0 to `seeds` - 1, each in ITEM-SEED."""
+def make_missing(
+    items: Sequence[Item], folders: Sequence[Path], make: Maker, *, seeds: Sequence[int], say: Say
+) -> None:
+    """Make what the first folder of results lacks, each in ITEM-SEED.
+
+    Raises:
+        InputError: there is no folder.
+    """
+    if not folders:
+        raise InputError("a FOLDER for the results must be given where some are to be made, got none")
+    folder = folders[0]
     folder.mkdir(parents=True, exist_ok=True)
     present = {(result.item.name, result.seed) for result in find_results(folder, items)}
     for item in items:
-        for seed in range(seeds):
+        for seed in seeds:
             if (item.name, seed) not in present:
                 say(f"making {item.name}, seed {seed}")
                 make(item, seed, folder / f"{item.name}-{seed}")
+
+
+def make_from_text(item: Item, seed: int, folder: Path, *, config: Config, report: Reporter) -> None:
+    """Make an item from its prompt; a run that was stopped goes on.
+
+    Raises:
+        InputError: it is no text item.
+        KeyboardInterrupt: a signal stopped it, after it saved.
+    """
+    if item.prompt is None:
+        raise InputError(
+            f"only items with a prompt can be made here, {item.name} has an image; put its result into "
+            f"{folder} with `pgc3d image`"
+        )
+    seeded = replace(config, run=replace(config.run, seed=seed))
+    with pipeline.stop_on_signals() as stop:
+        if (folder / MANIFEST).is_file():
+            result = pipeline.resume(folder, report=report, stop=stop)
+        else:
+            task = Task(item.prompt)
+            result = pipeline.generate(task, out=folder, config=seeded, report=report, stop=stop)
+    if result.stopped_by is not None:
+        raise KeyboardInterrupt
 
 
 def _tell_missing(folder: Path, items: Sequence[Item], results: Sequence[Result], say: Say) -> None:
@@ -162,8 +171,6 @@ def _tell_missing(folder: Path, items: Sequence[Item], results: Sequence[Result]
 
 
 def _write_baseline(items: Sequence[Item], name: Baseline, out: Path, measure: Measure) -> Iterator[Result]:
-    if name not in get_args(Baseline):
-        raise ValueError(f"a baseline must be one of {get_args(Baseline)}, got {name!r}")
     folder = out / "baselines" / name
     folder.mkdir(parents=True, exist_ok=True)
     for item in items:
@@ -181,7 +188,7 @@ def _measured(
     done: dict[int, Record] = {}
     todo = {}
     for number, result in enumerate(results):
-        key = _key(result, measure)
+        key = record_key(result, measure)
         record = _stored(_record_path(folder, result))
         if record is not None and record.key == key:
             done[number] = record
@@ -214,52 +221,6 @@ def _scores(
             yield waiting[future], future.result()
 
 
-def score(result: Result, measure: Measure, key: str = "") -> Record:
-    """Measure one result; one that cannot be read or compared becomes a record with the reason."""
-    tools = _tools(measure)
-    try:
-        metrics = _metrics(result, measure, tools)
-    except Pgc3dError as error:
-        return Record(result.method, result.item.name, result.seed, {}, str(error), key)
-    return Record(result.method, result.item.name, result.seed, metrics, key=key)
-
-
-@dataclass(frozen=True)
-class _Tools:
-    device: torch.device
-    rasterizer: Rasterizer
-    distance: EncoderDistance
-    retriever: Retriever | None
-
-
-@lru_cache(maxsize=1)
-def _tools(measure: Measure) -> _Tools:
-    device = torch.device(measure.device)
-    return _Tools(
-        device=device,
-        rasterizer=build_rasterizer("auto", device),
-        distance=load_encoder_distance(text_model(), device),
-        retriever=None if measure.retriever is None else load_retriever(measure.retriever, device),
-    )
-
-
-def _metrics(result: Result, measure: Measure, tools: _Tools) -> dict[str, float]:
-    mesh, item = read_mesh(result.mesh), result.item
-    metrics: dict[str, float] = {}
-    if item.truth is not None:
-        metrics |= compare(
-            mesh, read_mesh(item.truth), measure.protocol,
-            rasterizer=tools.rasterizer, distance=tools.distance, device=tools.device,
-            input_elevation_degrees=None if item.image is None else item.elevation_degrees,
-        )  # fmt: skip
-    if item.description and tools.retriever is not None:
-        cameras = measure.protocol.novel_cameras().to(tools.device)
-        size = measure.protocol.resolution
-        images = render_views(normalize_mesh(mesh), cameras, size, rasterizer=tools.rasterizer).color
-        metrics["r_precision"] = tools.retriever.r_precision(images, item.description, measure.distractors)
-    return metrics
-
-
 def _record_path(folder: Path, result: Result) -> Path:
     return folder / result.method / f"{result.item.name}-{result.seed}.json"
 
@@ -270,23 +231,3 @@ def _stored(path: Path) -> Record | None:
         return from_json(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, InputError):
         return None
-
-
-def _key(result: Result, measure: Measure) -> str:
-    """Hash of what the numbers depend on: files, item, protocol, models, version."""
-    digest = hashlib.sha256()
-    for path in (result.mesh, result.item.truth):
-        digest.update(b"" if path is None else path.read_bytes())
-    item = {name: value for name, value in asdict(result.item).items() if not isinstance(value, Path)}
-    models: dict[str, Any] = {"texts": None}
-    if measure.retriever is not None:
-        weights = measure.retriever / "model.safetensors"
-        models = {"texts": measure.distractors, "retriever": _hash(weights)}
-    facts = [item, asdict(measure.protocol), models, pgc3d.__version__]
-    digest.update(json.dumps(facts, sort_keys=True).encode())
-    return digest.hexdigest()
-
-
-@lru_cache(maxsize=4)
-def _hash(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
