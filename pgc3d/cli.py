@@ -154,7 +154,6 @@ def evaluate(
     ] = False,
     seeds: Annotated[int, typer.Option(min=1, help="With --run, how many for each item.")] = 1,
     guidance: GuidanceOption = GuidanceName.AUTO,
-    options: RunOptions,
 ) -> int:
     """Compare results with ground truth; the options from --model on belong to --run."""
     from pgc3d.build import resolve_device

@@ -56,12 +56,13 @@ def extrude(picture: Float[Tensor, "H W 4"], camera: Cameras, baseline: Baseline
     deepest = BILLBOARD_DEPTH if baseline == "billboard" else min(sides)
     grid, faces = _prism(inside)
     column, row = 2 * grid[:, 0] / CELLS - 1, 1 - 2 * grid[:, 1] / CELLS
-    slope = scale * (column**2 + row**2).sqrt() / camera.distance  # of the line of sight
-    middle = slope**2 * camera.distance / (1 + slope**2)  # of its chord in the unit ball
-    chord = ((1 - (slope * (camera.distance - middle)) ** 2 - middle**2) / (1 + slope**2)).clamp(min=0).sqrt()
+    distance = camera.distance
+    slope = scale * (column**2 + row**2).sqrt() / distance  # of the line of sight, against the axis
+    middle = slope**2 * distance / (1 + slope**2)  # of its chord in the unit ball, along the axis
+    chord = (1 - slope**2 * (distance**2 - 1)).clamp(min=0).sqrt() / (1 + slope**2)  # half of it
     along = torch.where(grid[:, 2] > 0, -deepest / 2, deepest / 2)  # towards the camera
     along = along.clamp(middle - chord, middle + chord)
-    spread = scale * (1 - along / camera.distance)
+    spread = scale * (1 - along / distance)
     x, y = column * spread, row * spread
     rotation = camera.camera_from_world[0, :3, :3]
     vertices = torch.stack([x, y, along], dim=1) @ rotation  # the camera looks at the origin
