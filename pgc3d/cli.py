@@ -138,20 +138,16 @@ def evaluate(
         list[Path] | None,
         typer.Argument(metavar="FOLDER...", help="Results of a method: ITEM[-SEED].glb or run folders."),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for the numbers; what is done is kept.")] = Path(
-        "evaluation"
-    ),
+    *,
+    options: RunOptions,
+    out: Annotated[Path, typer.Option(help="For the numbers; done ones are kept.")] = Path("evaluation"),
     baseline: Annotated[
         list[BaselineName] | None, typer.Option(help="Also measure this baseline; may be repeated.")
     ] = None,
-    align: Annotated[
-        bool, typer.Option("--align", help="Results may face any way: turn them first.")
-    ] = False,
+    align: Annotated[bool, typer.Option("--align", help="Turn results, which may face any way.")] = False,
     retriever: Annotated[Path | None, typer.Option(help="Contrastive model, for r_precision.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Processes that measure at once.")] = 1,
-    run: Annotated[
-        bool, typer.Option("--run", help="First make what the first folder lacks, from prompts.")
-    ] = False,
+    run: Annotated[bool, typer.Option("--run", help="First make what FOLDER lacks, from prompts.")] = False,
     seeds: Annotated[int, typer.Option(min=1, help="With --run, how many for each item.")] = 1,
     guidance: GuidanceOption = GuidanceName.AUTO,
 ) -> int:
