@@ -21,7 +21,8 @@ class EncoderDistance:
     The features behind every downsampling stage are scaled to unit length along the channels; the squared
     difference is summed over the channels and averaged over the picture and the stages. There are no learned
     channel weights and nobody's judgements went into it: values are not those of LPIPS, lie in [0, 4], and
-    compare with each other only where the same VAE made them.
+    compare with each other only where the same VAE made them. Unlike LPIPS it forgives white noise more than
+    a shift by a pixel of the same squared error.
     """
 
     encoder: Any  # diffusers' Encoder of an AutoencoderKL
