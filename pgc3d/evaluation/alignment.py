@@ -12,9 +12,9 @@ from pgc3d.evaluation.shape_metrics import chamfer_distance, nearest_distances, 
 from pgc3d.export.asset import TexturedMesh
 
 YAWS = 6  # steps within the quarter turn that the axis rotations leave
-COARSE_POINTS, FINE_POINTS = 512, 2048
+COARSE_POINTS, FINE_POINTS = 512, 1024
 REFINED = 4  # starts that ICP gets
-ITERATIONS = 40
+ITERATIONS = 30
 
 
 def normalize_mesh(asset: TexturedMesh) -> TexturedMesh:
