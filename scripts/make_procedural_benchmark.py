@@ -2,6 +2,8 @@
 
     python scripts/make_procedural_benchmark.py OUT
     pgc3d eval OUT/items.jsonl FOLDER... --baseline hull
+
+No download and no training is needed.
 """
 
 import argparse
