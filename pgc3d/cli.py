@@ -1,5 +1,6 @@
 """The command line: parse, call one library function, print, and map errors to a line and an exit code."""
 
+import functools
 import logging
 import os
 import sys
@@ -43,6 +44,13 @@ class Format(StrEnum):
     OBJ = "obj"
     PLY = "ply"
     STL = "stl"
+
+
+class BaselineName(StrEnum):
+    """What to compare an image's result with."""
+
+    HULL = "hull"
+    BILLBOARD = "billboard"
 
 
 GuidanceOption = Annotated[
@@ -119,6 +127,59 @@ def render(run: RunArgument) -> int:
     bar = Bar()
     pipeline.render(run, report=bar)
     bar.close()
+    return 0
+
+
+@app.command("eval")
+@with_run_options
+def evaluate(
+    items: Annotated[Path, typer.Argument(metavar="LIST", help="JSON lines: input, truth, caption.")],
+    results: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="FOLDER...", help="Results of a method: ITEM[-SEED].glb or run folders."),
+    ] = None,
+    *,
+    options: RunOptions,
+    out: Annotated[Path, typer.Option(help="For the numbers; done ones are kept.")] = Path("evaluation"),
+    baseline: Annotated[
+        list[BaselineName] | None, typer.Option(help="Also measure this baseline; may be repeated.")
+    ] = None,
+    align: Annotated[bool, typer.Option("--align", help="Turn results, which may face any way.")] = False,
+    retriever: Annotated[Path | None, typer.Option(help="Contrastive model, for r_precision.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes that measure at once.")] = 1,
+    run: Annotated[bool, typer.Option("--run", help="First make what FOLDER lacks, from prompts.")] = False,
+    seeds: Annotated[int, typer.Option(min=1, help="With --run, how many for each item.")] = 1,
+    guidance: GuidanceOption = GuidanceName.AUTO,
+) -> int:
+    """Compare results with ground truth; the options from --model on belong to --run."""
+    from pgc3d.build import resolve_device
+    from pgc3d.evaluation import benchmark
+    from pgc3d.evaluation.items import read_items
+    from pgc3d.evaluation.measure import Measure
+    from pgc3d.evaluation.protocol import Protocol
+    from pgc3d.evaluation.results import table
+
+    folders, listed = results or [], read_items(items)
+    measure = Measure(
+        protocol=Protocol(alignment="rotation" if align else "none"),
+        device=resolve_device(options.device.value if options.device else "auto").type,
+        retriever=retriever,
+    )
+    if run:
+        make = functools.partial(
+            benchmark.make_from_text, config=_configured(guidance, options), report=Bar()
+        )
+        benchmark.make_missing(listed, folders, make, seeds=range(seeds), say=say)
+    records = benchmark.evaluate(
+        listed,
+        folders,
+        out=out,
+        measure=measure,
+        baselines=[name.value for name in baseline or []],
+        jobs=jobs,
+        say=say,
+    )
+    print(table(records))
     return 0
 
 

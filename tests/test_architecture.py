@@ -18,6 +18,7 @@ LAYERS = (
     ("__main__",),
     ("cli",),
     ("console", "options"),
+    ("evaluation",),
     ("pipeline", "configure"),
     ("session",),
     ("checkpoint",),

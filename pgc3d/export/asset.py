@@ -12,7 +12,8 @@ class TexturedMesh:
     """A finished surface on the CPU, in the world's axes (y up, front +z).
 
     `uv`, `uv_faces` and `base_color` are there together or not at all. (0, 0) is the lower left of the image,
-    whose row 0 is on top. A PLY file carries `vertex_color` instead, an STL file neither.
+    whose row 0 is on top. A PLY file carries `vertex_color` instead, an STL file neither; `corner_normals`
+    are written to a GLB alone.
     """
 
     vertices: Float[Tensor, "V 3"]
@@ -23,6 +24,7 @@ class TexturedMesh:
     base_color: UInt8[Tensor, "H W 3"] | None = None  # sRGB
     metallic_roughness: UInt8[Tensor, "R S 3"] | None = None  # linear: 255, roughness, metallic, as in glTF
     vertex_color: UInt8[Tensor, "V 3"] | None = None  # sRGB
+    corner_normals: Float[Tensor, "U 3"] | None = None  # by uv_faces, where creases need several at a vertex
     metadata: Mapping[str, str | int | float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -31,3 +33,5 @@ class TexturedMesh:
             raise ValueError("uv, uv_faces and base_color must be given together")
         if self.metallic_roughness is not None and self.base_color is None:
             raise ValueError("metallic_roughness needs uv, uv_faces and base_color")
+        if self.corner_normals is not None and self.uv is None:
+            raise ValueError("corner_normals needs uv, uv_faces and base_color")

@@ -49,10 +49,11 @@ def encode_glb(asset: TexturedMesh, *, generator: str, name: str) -> bytes:
         raise ValueError("a GLB needs texture coordinates and a base colour image")
     vertex, uv_vertex, faces = corner_vertices(asset)
     uv = asset.uv[uv_vertex]
+    normals = asset.normals[vertex] if asset.corner_normals is None else asset.corner_normals[uv_vertex]
     buffer = _Buffer()
     attributes = {
         "POSITION": buffer.add_vectors(asset.vertices[vertex], "VEC3", bounds=True),
-        "NORMAL": buffer.add_vectors(asset.normals[vertex], "VEC3"),
+        "NORMAL": buffer.add_vectors(normals, "VEC3"),
         # glTF counts v downwards from the image's first row.
         "TEXCOORD_0": buffer.add_vectors(torch.stack([uv[:, 0], 1 - uv[:, 1]], dim=1), "VEC2"),
     }

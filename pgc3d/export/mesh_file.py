@@ -159,7 +159,7 @@ def _from_trimesh(geometry: Any, metadata: Mapping[str, Any]) -> TexturedMesh:
     if normals is None:
         unit = torch.from_numpy(vertex_normals(vertices.double().numpy(), faces.numpy()).astype(np.float32))
     else:
-        unit = torch.nn.functional.normalize(torch.from_numpy(normals)[first], dim=1)
+        unit = _unit(torch.from_numpy(normals)[first])
     kind = geometry.visual.kind
     if kind == "texture" and geometry.visual.uv is not None:
         color, surface = _images(geometry.visual.material)
@@ -171,12 +171,17 @@ def _from_trimesh(geometry: Any, metadata: Mapping[str, Any]) -> TexturedMesh:
             uv_faces=corner_faces,
             base_color=color,
             metallic_roughness=surface,
+            corner_normals=None if normals is None else _unit(torch.from_numpy(normals)),
             metadata=metadata,
         )
     colors = (
         torch.from_numpy(np.array(geometry.visual.vertex_colors)[:, :3])[first] if kind == "vertex" else None
     )
     return TexturedMesh(vertices=vertices, faces=faces, normals=unit, vertex_color=colors, metadata=metadata)
+
+
+def _unit(normals: Tensor) -> Tensor:
+    return torch.nn.functional.normalize(normals, dim=1)
 
 
 def _images(material: Any) -> tuple[Tensor, Tensor | None]:

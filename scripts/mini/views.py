@@ -84,7 +84,7 @@ def random_cameras(count: int, generator: torch.Generator, device: torch.device)
     return orbit(azimuth, elevation, fill_distance(fovy, fill), fovy).to(device)
 
 
-def _sample(model: Model, material: Int[Tensor, " P"], uv: Float[Tensor, "P 2"]) -> Float[Tensor, "P 4"]:
+def sample(model: Model, material: Int[Tensor, " P"], uv: Float[Tensor, "P 2"]) -> Float[Tensor, "P 4"]:
     """Bilinear texture lookup with wrap-around; plain colour where the material has no texture."""
     offset, height, width = model.material_texture[material].unbind(-1)
     x = uv[:, 0] * width - 0.5
@@ -138,7 +138,7 @@ def _layer(
     weights = torch.stack([hit[:, 0], hit[:, 1], 1 - hit[:, 0] - hit[:, 1]], -1)[..., None]
     normal = torch.nn.functional.normalize((model.normals[face] * weights).sum(1), dim=-1)
     material = model.face_material[face]
-    color = _sample(model, material, (model.uv[face] * weights).sum(1))
+    color = sample(model, material, (model.uv[face] * weights).sum(1))
     view = pixel // resolution**2
     point = (model.vertices[model.faces[face].long()] * weights).sum(1)
     facing = ((cameras.position[view] - point) * normal).sum(-1, keepdim=True)

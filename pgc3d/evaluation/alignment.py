@@ -1,0 +1,113 @@
+"""Bring a result into the frame of the truth: centre and scale always, orientation where it is free."""
+
+from dataclasses import replace
+from itertools import permutations, product
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pgc3d.errors import InputError
+from pgc3d.evaluation.shape_metrics import chamfer_distance, nearest_distances, sample_surface
+from pgc3d.export.asset import TexturedMesh
+
+YAWS = 6  # steps within the quarter turn that the axis rotations leave
+COARSE_POINTS, FINE_POINTS = 512, 1024
+REFINED = 4  # starts that ICP gets
+ITERATIONS = 30
+
+
+def normalize_mesh(asset: TexturedMesh) -> TexturedMesh:
+    """Move the bounding box's centre to the origin and scale the farthest vertex to radius 1.
+
+    Vertices that no face uses do not count, nor do they stay in the way of a reader: they move along.
+
+    Raises:
+        InputError: the mesh has no finite extent.
+    """
+    used = asset.vertices[torch.unique(asset.faces)]
+    if not len(used) or not bool(torch.isfinite(used).all()):
+        raise InputError("a mesh to be compared must have finite vertices and at least one face")
+    center = (used.amax(0) + used.amin(0)) / 2
+    radius = (used - center).norm(dim=-1).max()
+    if not radius > 0:
+        raise InputError("a mesh to be compared must have an extent, all its vertices are at one place")
+    return replace(asset, vertices=(asset.vertices - center) / radius)
+
+
+def rigid(
+    asset: TexturedMesh, rotation: Float[Tensor, "3 3"], translation: Float[Tensor, " 3"]
+) -> TexturedMesh:
+    """Rotate, then move; normals turn along."""
+    corner = None if asset.corner_normals is None else asset.corner_normals @ rotation.T
+    return replace(
+        asset,
+        vertices=asset.vertices @ rotation.T + translation,
+        normals=asset.normals @ rotation.T,
+        corner_normals=corner,
+    )
+
+
+def align(
+    asset: TexturedMesh, truth: TexturedMesh, *, seed: int
+) -> tuple[TexturedMesh, Float[Tensor, "3 3"]]:
+    """Turn a normalised mesh so that it lies best on a normalised truth; also the rotation.
+
+    All 24 rotations that map axes to axes, times turns about y, are tried on a few points; the best ones are
+    refined by iterated closest points (Besl and McKay 1992), moving too. Reflections are not tried, so a
+    mirrored object stays mirrored. The result is never farther than the unturned mesh, on the points used.
+    """
+    source, target = (
+        sample_surface(mesh.vertices, mesh.faces, FINE_POINTS, torch.Generator().manual_seed(seed)).double()
+        for mesh in (asset, truth)
+    )
+    starts = candidate_rotations().to(source)
+    few = target[:COARSE_POINTS]
+    turned = source[:COARSE_POINTS] @ starts.transpose(1, 2)  # [K, P, 3]
+    distance = torch.cdist(turned, few.expand(len(starts), -1, -1))
+    score = distance.amin(1).mean(1) + distance.amin(2).mean(1)
+    best = [0, *score.argsort()[:REFINED].tolist()]  # the first candidate is the identity
+    found = [_closest_points(source, target, starts[index]) for index in best]
+    unturned = (torch.eye(3).to(source), source.new_zeros(3))
+    rotation, translation = min([unturned, *found], key=lambda pose: _score(source, target, *pose))
+    return rigid(asset, rotation.float(), translation.float()), rotation.float()
+
+
+def candidate_rotations() -> Float[Tensor, "K 3 3"]:
+    """The 24 proper axis rotations times turns about y by less than a quarter, the identity first."""
+    identity = torch.eye(3)
+    axes = [
+        identity[list(order)] * torch.tensor(signs)[:, None]
+        for order in permutations(range(3))
+        for signs in product((1.0, -1.0), repeat=3)
+    ]
+    proper = torch.stack([matrix for matrix in axes if torch.linalg.det(matrix) > 0])
+    angle = torch.arange(YAWS) * (torch.pi / 2 / YAWS)
+    yaw = torch.eye(3).repeat(YAWS, 1, 1)
+    yaw[:, 0, 0] = yaw[:, 2, 2] = torch.cos(angle)
+    yaw[:, 0, 2], yaw[:, 2, 0] = torch.sin(angle), -torch.sin(angle)
+    return (yaw[:, None] @ proper).reshape(-1, 3, 3)
+
+
+def _closest_points(source: Tensor, target: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor]:
+    """Iterated closest points from a first rotation: the best rigid motion onto the nearest neighbours."""
+    translation = source.new_zeros(3)
+    for _ in range(ITERATIONS):
+        moved = source @ rotation.T + translation
+        nearest = target[torch.cdist(moved, target).argmin(1)]
+        rotation, translation = _rigid_fit(source, nearest)
+    return rotation, translation
+
+
+def _rigid_fit(source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Rotation and translation of least squares (Kabsch 1976), never a reflection."""
+    center, goal = source.mean(0), target.mean(0)
+    u, _, vt = torch.linalg.svd((target - goal).T @ (source - center))
+    sign = torch.ones(3).to(source)
+    sign[2] = torch.linalg.det(u @ vt).sign()
+    rotation = (u * sign) @ vt
+    return rotation, goal - rotation @ center
+
+
+def _score(source: Tensor, target: Tensor, rotation: Tensor, translation: Tensor) -> float:
+    return chamfer_distance(*nearest_distances(source @ rotation.T + translation, target))

@@ -1,0 +1,124 @@
+"""What an image gives away without any prior: its outline, pulled along the lines of sight."""
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from pgc3d.errors import InputError
+from pgc3d.export.asset import TexturedMesh
+from pgc3d.geometry.normals import vertex_normals
+from pgc3d.render.shading import irradiance, key_direction, linear_to_srgb, srgb_to_linear
+from pgc3d.types import Cameras
+
+Baseline = Literal["hull", "billboard"]
+CELLS = 128  # of the outline's grid along a side
+BILLBOARD_DEPTH = 0.04  # radii
+
+
+def read_picture(path: Path) -> Float[Tensor, "H W 4"]:
+    """A square RGBA picture in [0, 1], alpha as its outline.
+
+    Raises:
+        InputError: it cannot be read, is not square, has no alpha, or shows nothing.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as file:
+            if file.mode != "RGBA" or file.width != file.height:
+                raise InputError(
+                    f"{path} must be a square RGBA picture, got {file.mode}, {file.width} x {file.height}"
+                )
+            picture = torch.from_numpy(np.array(file)).float() / 255
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} must be a readable picture, got: {error}") from error
+    if not bool((picture[..., 3] > 0.5).any()):
+        raise InputError(f"{path} must show an object, but it is transparent everywhere")
+    return picture
+
+
+def extrude(picture: Float[Tensor, "H W 4"], camera: Cameras, baseline: Baseline) -> TexturedMesh:
+    """Make the picture a solid that looks like it from its own camera, with the picture as its texture.
+
+    The outline's cone is cut off before and behind the plane through the origin. `billboard` is a thin sheet;
+    `hull` is as deep as the outline's shorter side, within the unit ball: the visual hull of one view, cut
+    where nothing more is known. The picture's light is divided out, as on a surface that faces the camera,
+    since it will be lit again.
+    """
+    inside = _outline(picture[..., 3])
+    scale = float(camera.distance / camera.clip_from_camera[0, 1, 1])  # half the picture's side at the origin
+    spans = [part.nonzero() for part in (inside.any(0), inside.any(1))]
+    sides = [float(span[-1] - span[0] + 1) / CELLS * 2 * scale for span in spans]
+    deepest = BILLBOARD_DEPTH if baseline == "billboard" else min(sides)
+    grid, faces = _prism(inside)
+    column, row = 2 * grid[:, 0] / CELLS - 1, 1 - 2 * grid[:, 1] / CELLS
+    distance = camera.distance
+    slope = scale * (column**2 + row**2).sqrt() / distance  # of the line of sight, against the axis
+    middle = slope**2 * distance / (1 + slope**2)  # of its chord in the unit ball, along the axis
+    chord = (1 - slope**2 * (distance**2 - 1)).clamp(min=0).sqrt() / (1 + slope**2)  # half of it
+    along = torch.where(grid[:, 2] > 0, -deepest / 2, deepest / 2)  # towards the camera
+    along = along.clamp(middle - chord, middle + chord)
+    spread = scale * (1 - along / distance)
+    x, y = column * spread, row * spread
+    rotation = camera.camera_from_world[0, :3, :3]
+    vertices = torch.stack([x, y, along], dim=1) @ rotation  # the camera looks at the origin
+    return TexturedMesh(
+        vertices=vertices,
+        faces=faces,
+        normals=vertex_normals(vertices, faces),
+        uv=torch.stack([grid[:, 0] / CELLS, 1 - grid[:, 1] / CELLS], dim=1),
+        uv_faces=faces,
+        base_color=_unlit(picture, camera),
+    )
+
+
+def _outline(alpha: Float[Tensor, "H W"]) -> Bool[Tensor, "N N"]:
+    size = (CELLS, CELLS)
+    small = torch.nn.functional.interpolate(alpha[None, None], size=size, mode="area")[0, 0]
+    inside = small > 0.5
+    return inside if bool(inside.any()) else small >= small.max()  # something thinner than a cell
+
+
+def _prism(inside: Bool[Tensor, "N N"]) -> tuple[Float[Tensor, "V 3"], Int[Tensor, "F 3"]]:
+    """Closed surface over grid cells: vertices are (column, row, 0 in front or 1 behind)."""
+    row, column = inside.nonzero().unbind(1)
+    front = _quads(row, column, [(0, 0), (1, 0), (1, 1), (0, 1)], depth=(0, 0, 0, 0))
+    back = _quads(row, column, [(0, 0), (0, 1), (1, 1), (1, 0)], depth=(1, 1, 1, 1))
+    padded = torch.nn.functional.pad(inside, (1, 1, 1, 1))
+    walls = []
+    # the two corners (row, column) of a cell's side, so that its wall faces outwards
+    for step, ends in (
+        ((-1, 0), [(0, 1), (0, 0)]), ((1, 0), [(1, 0), (1, 1)]),
+        ((0, -1), [(0, 0), (1, 0)]), ((0, 1), [(1, 1), (0, 1)]),
+    ):  # fmt: skip
+        open_side = ~padded[row + 1 + step[0], column + 1 + step[1]]
+        corners = [ends[0], ends[0], ends[1], ends[1]]
+        walls.append(_quads(row[open_side], column[open_side], corners, depth=(0, 1, 1, 0)))
+    quads = torch.cat([front, back, *walls])  # [Q, 4, 3]
+    faces = torch.cat([quads[:, [0, 1, 2]], quads[:, [0, 2, 3]]]).reshape(-1, 3)
+    vertices, index = torch.unique(faces, dim=0, return_inverse=True)
+    return vertices.float(), index.reshape(-1, 3)
+
+
+def _quads(
+    row: Tensor, column: Tensor, corners: list[tuple[int, int]], *, depth: tuple[int, ...]
+) -> Int[Tensor, "Q 4 3"]:
+    points = [
+        torch.stack([column + dc, row + dr, torch.full_like(row, d)], dim=1)
+        for (dr, dc), d in zip(corners, depth, strict=True)
+    ]
+    return torch.stack(points, dim=1)
+
+
+def _unlit(picture: Tensor, camera: Cameras) -> Tensor:
+    """Base colour of the picture; outside the outline the mean colour, lest its edge turns dark."""
+    alpha = picture[..., 3:]
+    mean = (picture[..., :3] * alpha).sum((0, 1)) / alpha.sum()
+    color = torch.where(alpha > 0.5, picture[..., :3], mean)
+    light = irradiance(camera.camera_from_world[:, 2, :3], key_direction(camera))
+    base = linear_to_srgb((srgb_to_linear(color) / light).clamp(0, 1))
+    return (base * 255).round().to(torch.uint8)

@@ -1,0 +1,233 @@
+"""A benchmark: find or make the results of every item, measure them, write numbers and a table.
+
+OUT holds
+
+    results.json                    protocol, summary, and a record for each result
+    table.md                        means with intervals
+    records/METHOD/ITEM-SEED.json   what is done; not measured again while nothing it depends on changed
+    baselines/METHOD/ITEM.glb       the meshes of the baselines
+"""
+
+import json
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+
+import pgc3d
+from pgc3d import pipeline
+from pgc3d.config import Config
+from pgc3d.errors import InputError
+from pgc3d.evaluation.baselines import Baseline, extrude, read_picture
+from pgc3d.evaluation.items import Item
+from pgc3d.evaluation.measure import Measure, Result, record_key, score
+from pgc3d.evaluation.results import Record, from_json, table, to_json, write_results
+from pgc3d.export.atomic import write_files
+from pgc3d.export.mesh_file import FORMATS, write_mesh
+from pgc3d.run import MANIFEST
+from pgc3d.session import Reporter
+from pgc3d.task import Task
+
+Maker = Callable[[Item, int, Path], None]  # makes an item with a seed; leaves asset.FORMAT in the folder
+Say = Callable[[str], None]
+
+
+def evaluate(
+    items: Sequence[Item],
+    folders: Sequence[Path],
+    *,
+    out: Path,
+    measure: Measure,
+    baselines: Sequence[Baseline] = (),
+    jobs: int = 1,
+    say: Say,
+) -> list[Record]:
+    """Measure the results of all methods and write `out`.
+
+    Args:
+        items: what there is to make; their texts become distractors of each other.
+        folders: one for each method, named like it, with NAME[-SEED].FORMAT or NAME[-SEED]/asset.FORMAT.
+        out: folder for the numbers; records in it are used again where nothing changed.
+        measure: protocol and models.
+        baselines: further methods, made here from the inputs of image items.
+        jobs: processes that measure at once.
+        say: told about every result.
+
+    Returns:
+        A record for every result.
+
+    Raises:
+        InputError: there is nothing to measure, or two folders have one name.
+    """
+    methods = [folder.resolve().name for folder in folders] + list(baselines)
+    if len(set(methods)) < len(methods):
+        raise InputError(f"every method must have a name of its own, got {', '.join(methods)}")
+    results = [result for folder in folders for result in find_results(folder, items)]
+    results += [result for name in baselines for result in _write_baseline(items, name, out, measure)]
+    for folder in folders:
+        _tell_missing(folder, items, results, say)
+    if not results:
+        raise InputError(
+            f"there must be results to measure, found none of {len(items)} items in "
+            f"{', '.join(map(str, folders)) or 'no folder'}; name them ITEM.glb or ITEM-SEED/asset.glb"
+        )
+    if measure.retriever is None:
+        say("r_precision is left out: it needs a contrastive model (--retriever FOLDER)")
+    texts = dict.fromkeys(item.description for item in items if item.description)
+    measure = replace(measure, distractors=(*texts, *measure.distractors))
+    records = list(_measured(results, measure, out / "records", jobs, say))
+    facts = asdict(measure.protocol) | {"pgc3d": pgc3d.__version__, "items": len(items)}
+    write_results(out / "results.json", records, facts)
+    write_files({out / "table.md": (table(records) + "\n").encode()})
+    return records
+
+
+def find_results(folder: Path, items: Sequence[Item]) -> list[Result]:
+    """Mesh files of a method's folder by item and seed; one without a number has seed 0.
+
+    Raises:
+        InputError: the folder does not exist, or a result is there twice.
+    """
+    if not folder.is_dir():
+        raise InputError(f"results must lie in a folder, found none at {folder}")
+    by_name = {item.name: item for item in items}
+    found: dict[tuple[str, int], Path] = {}
+    for path in sorted(folder.iterdir()):
+        stem = path.stem if path.suffix.removeprefix(".") in FORMATS and path.is_file() else path.name
+        mesh = path if path.is_file() else _asset(path)
+        name, seed = (stem, 0) if stem in by_name else _split(stem)
+        if name not in by_name or mesh is None or (path.is_file() and stem == path.name):
+            continue
+        if (name, seed) in found:
+            raise InputError(f"a result must be there once, found {found[name, seed]} and {mesh}")
+        found[name, seed] = mesh
+    method = folder.resolve().name
+    return [Result(method, by_name[name], seed, mesh) for (name, seed), mesh in found.items()]
+
+
+def _split(stem: str) -> tuple[str, int]:
+    name, _, seed = stem.rpartition("-")
+    return (name, int(seed)) if seed.isascii() and seed.isdigit() else (stem, 0)
+
+
+def _asset(folder: Path) -> Path | None:
+    paths = [folder / f"asset.{suffix}" for suffix in FORMATS]
+    return next((path for path in paths if path.is_file()), None)
+
+
+def make_missing(
+    items: Sequence[Item], folders: Sequence[Path], make: Maker, *, seeds: Sequence[int], say: Say
+) -> None:
+    """Make what the first folder of results lacks, each in ITEM-SEED.
+
+    Raises:
+        InputError: there is no folder.
+    """
+    if not folders:
+        raise InputError("a FOLDER for the results must be given where some are to be made, got none")
+    folder = folders[0]
+    folder.mkdir(parents=True, exist_ok=True)
+    present = {(result.item.name, result.seed) for result in find_results(folder, items)}
+    for item in items:
+        for seed in seeds:
+            if (item.name, seed) not in present:
+                say(f"making {item.name}, seed {seed}")
+                make(item, seed, folder / f"{item.name}-{seed}")
+
+
+def make_from_text(item: Item, seed: int, folder: Path, *, config: Config, report: Reporter) -> None:
+    """Make an item from its prompt; a run that was stopped goes on.
+
+    Raises:
+        InputError: it is no text item.
+        KeyboardInterrupt: a signal stopped it, after it saved.
+    """
+    if item.prompt is None:
+        raise InputError(
+            f"only items with a prompt can be made here, {item.name} has an image; put its result into "
+            f"{folder} with `pgc3d image`"
+        )
+    seeded = replace(config, run=replace(config.run, seed=seed))
+    with pipeline.stop_on_signals() as stop:
+        if (folder / MANIFEST).is_file():
+            result = pipeline.resume(folder, report=report, stop=stop)
+        else:
+            task = Task(item.prompt)
+            result = pipeline.generate(task, out=folder, config=seeded, report=report, stop=stop)
+    if result.stopped_by is not None:
+        raise KeyboardInterrupt
+
+
+def _tell_missing(folder: Path, items: Sequence[Item], results: Sequence[Result], say: Say) -> None:
+    method = folder.resolve().name
+    present = {result.item.name for result in results if result.method == method}
+    missing = [item.name for item in items if item.name not in present]
+    if missing:
+        say(f"{method} has no result of {len(missing)} of {len(items)} items: {', '.join(missing)}")
+
+
+def _write_baseline(items: Sequence[Item], name: Baseline, out: Path, measure: Measure) -> Iterator[Result]:
+    folder = out / "baselines" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    for item in items:
+        if item.image is not None:
+            path = folder / f"{item.name}.glb"
+            camera = measure.protocol.input_camera(item.elevation_degrees)
+            write_mesh(path, extrude(read_picture(item.image), camera, name), "glb")
+            yield Result(name, item, 0, path)
+
+
+def _measured(
+    results: Sequence[Result], measure: Measure, folder: Path, jobs: int, say: Say
+) -> Iterator[Record]:
+    """Records in the order of the results; what is on the disk already is read."""
+    done: dict[int, Record] = {}
+    todo = {}
+    for number, result in enumerate(results):
+        key = record_key(result, measure)
+        record = _stored(_record_path(folder, result))
+        if record is not None and record.key == key:
+            done[number] = record
+        else:
+            todo[number] = key
+    say(f"{len(results)} results, {len(todo)} to measure")
+    for number, record in _scores(results, todo, measure, jobs):
+        path = _record_path(folder, results[number])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_files({path: (json.dumps(to_json(record), indent=1) + "\n").encode()})
+        done[number] = record
+        psnr = record.metrics.get("psnr")
+        what = record.error or ("measured" if psnr is None else f"PSNR {psnr:.2f} dB")
+        say(f"{record.method} {record.item} seed {record.seed}: {what}")
+    return (done[number] for number in range(len(results)))
+
+
+def _scores(
+    results: Sequence[Result], todo: dict[int, str], measure: Measure, jobs: int
+) -> Iterator[tuple[int, Record]]:
+    if jobs == 1:
+        for number, key in todo.items():
+            yield number, score(results[number], measure, key)
+        return
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
+    with ProcessPoolExecutor(jobs, context, torch.set_num_threads, (threads,)) as pool:
+        waiting = {pool.submit(score, results[number], measure, key): number for number, key in todo.items()}
+        for future in as_completed(waiting):
+            yield waiting[future], future.result()
+
+
+def _record_path(folder: Path, result: Result) -> Path:
+    return folder / result.method / f"{result.item.name}-{result.seed}.json"
+
+
+def _stored(path: Path) -> Record | None:
+    """A record on the disk; one that is damaged is measured again."""
+    try:
+        return from_json(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, InputError):
+        return None

@@ -1,0 +1,110 @@
+"""Measure one result: a mesh file against its item."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import pgc3d
+from pgc3d.errors import Pgc3dError
+from pgc3d.evaluation.alignment import normalize_mesh
+from pgc3d.evaluation.items import Item
+from pgc3d.evaluation.perceptual import EncoderDistance, load_encoder_distance
+from pgc3d.evaluation.protocol import Protocol, compare
+from pgc3d.evaluation.render import render_views
+from pgc3d.evaluation.results import Record
+from pgc3d.evaluation.retrieval import Retriever, load_retriever
+from pgc3d.export.mesh_file import read_mesh
+from pgc3d.interfaces import Rasterizer
+from pgc3d.mini import text_model
+from pgc3d.render import build_rasterizer
+
+
+@dataclass(frozen=True)
+class Result:
+    """A mesh file that is to be measured."""
+
+    method: str
+    item: Item
+    seed: int
+    mesh: Path
+
+
+@dataclass(frozen=True)
+class Measure:
+    """How results are measured; can be sent to another process."""
+
+    protocol: Protocol = Protocol()  # noqa: RUF009 - frozen
+    device: str = "cpu"
+    retriever: Path | None = None  # folder of a contrastive model; None leaves r_precision out
+    distractors: tuple[str, ...] = ()  # texts that results are to be told from
+
+
+def score(result: Result, measure: Measure, key: str = "") -> Record:
+    """Measure one result; one that cannot be read or compared becomes a record with the reason."""
+    tools = _tools(measure)
+    try:
+        metrics = _metrics(result, measure, tools)
+    except Pgc3dError as error:
+        return Record(result.method, result.item.name, result.seed, {}, str(error), key)
+    return Record(result.method, result.item.name, result.seed, metrics, key=key)
+
+
+@dataclass(frozen=True)
+class _Tools:
+    device: torch.device
+    rasterizer: Rasterizer
+    distance: EncoderDistance
+    retriever: Retriever | None
+
+
+@lru_cache(maxsize=1)
+def _tools(measure: Measure) -> _Tools:
+    device = torch.device(measure.device)
+    return _Tools(
+        device=device,
+        rasterizer=build_rasterizer("auto", device),
+        distance=load_encoder_distance(text_model(), device),
+        retriever=None if measure.retriever is None else load_retriever(measure.retriever, device),
+    )
+
+
+def _metrics(result: Result, measure: Measure, tools: _Tools) -> dict[str, float]:
+    mesh, item = read_mesh(result.mesh), result.item
+    metrics: dict[str, float] = {}
+    if item.truth is not None:
+        metrics |= compare(
+            mesh, read_mesh(item.truth), measure.protocol,
+            rasterizer=tools.rasterizer, distance=tools.distance, device=tools.device,
+            input_elevation_degrees=None if item.image is None else item.elevation_degrees,
+        )  # fmt: skip
+    if item.description and tools.retriever is not None:
+        cameras = measure.protocol.novel_cameras().to(tools.device)
+        size = measure.protocol.resolution
+        images = render_views(normalize_mesh(mesh), cameras, size, rasterizer=tools.rasterizer).color
+        metrics["r_precision"] = tools.retriever.r_precision(images, item.description, measure.distractors)
+    return metrics
+
+
+def record_key(result: Result, measure: Measure) -> str:
+    """Hash of what the numbers depend on: files, item, protocol, models, version."""
+    digest = hashlib.sha256()
+    for path in (result.mesh, result.item.truth):
+        digest.update(b"" if path is None else path.read_bytes())
+    item = {name: value for name, value in asdict(result.item).items() if not isinstance(value, Path)}
+    models: dict[str, Any] = {"texts": None}
+    if measure.retriever is not None:
+        weights = measure.retriever / "model.safetensors"
+        models = {"texts": measure.distractors, "retriever": _hash(weights)}
+    facts = [item, asdict(measure.protocol), models, pgc3d.__version__]
+    digest.update(json.dumps(facts, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+@lru_cache(maxsize=4)
+def _hash(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""

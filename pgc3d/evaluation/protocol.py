@@ -1,0 +1,180 @@
+"""What is measured, and how: cameras, numbers of points, thresholds, normalisation."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pgc3d.cameras import fill_distance, orbit
+from pgc3d.errors import InputError
+from pgc3d.evaluation.alignment import align, normalize_mesh
+from pgc3d.evaluation.image_metrics import mask_iou, normal_angle, psnr, ssim
+from pgc3d.evaluation.perceptual import EncoderDistance
+from pgc3d.evaluation.render import render_views
+from pgc3d.evaluation.shape_metrics import (
+    chamfer_distance,
+    f_score,
+    nearest_distances,
+    sample_surface,
+    visible_points,
+    volume_iou,
+)
+from pgc3d.export.asset import TexturedMesh
+from pgc3d.interfaces import Rasterizer
+from pgc3d.types import Cameras, Rendering
+
+Alignment = Literal["none", "rotation"]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a result is compared with the truth.
+
+    Both meshes are moved and scaled on their own: bounding box centred, farthest vertex at radius 1, the
+    frame that the cameras are made for. Lengths are therefore in radii of the object; a unit box would be
+    about twice as fine a unit. The novel views are SyncDreamer's (Liu et al. 2023): an orbit of 16 at 30
+    degrees, 256 px, white. Points of the whole surface are area-weighted; points of the visible surface are
+    what cameras all around see.
+    """
+
+    views: int = 16
+    elevation_degrees: float = 30.0
+    resolution: int = 256
+    fovy_degrees: float = 40.0
+    fill: float = 0.95
+    points: int = 16384
+    surface_views: int = 32
+    thresholds: tuple[float, float] = (0.05, 0.1)  # radii, of the F-score
+    grid: int = 64  # voxels a side, of the volume IoU
+    alignment: Alignment = "none"  # rotation: where a result may face any way
+    seed: int = 0  # of the points
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("views", 1),
+            ("resolution", 16),
+            ("points", 1),
+            ("surface_views", 1),
+            ("grid", 2),
+        ):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if self.resolution % 8:
+            raise ValueError(f"resolution must be a multiple of 8, got {self.resolution}")
+        if not -89.0 <= self.elevation_degrees <= 89.0:
+            raise ValueError(f"elevation_degrees must lie in [-89, 89], got {self.elevation_degrees}")
+        if not 0 < self.thresholds[0] < self.thresholds[1]:
+            raise ValueError(f"thresholds must be positive and rise, got {self.thresholds}")
+
+    def novel_cameras(self) -> Cameras:
+        """The orbit, from azimuth 0 on."""
+        azimuth = torch.arange(self.views) * (2 * math.pi / self.views)
+        return self._orbit(azimuth, self.elevation_degrees)
+
+    def input_camera(self, elevation_degrees: float) -> Cameras:
+        """The view that an image item shows: azimuth 0."""
+        return self._orbit(torch.zeros(1), elevation_degrees)
+
+    def _orbit(self, azimuth: Float[Tensor, " B"], elevation_degrees: float) -> Cameras:
+        fovy = torch.full_like(azimuth, math.radians(self.fovy_degrees))
+        elevation = torch.full_like(azimuth, math.radians(elevation_degrees))
+        return orbit(azimuth, elevation, fill_distance(fovy, torch.full_like(azimuth, self.fill)), fovy)
+
+
+@torch.no_grad()
+def compare(
+    result: TexturedMesh,
+    truth: TexturedMesh,
+    protocol: Protocol,
+    *,
+    rasterizer: Rasterizer,
+    distance: EncoderDistance,
+    device: torch.device,
+    input_elevation_degrees: float | None = None,
+) -> dict[str, float]:
+    """All metrics of a result against its truth; a mesh against itself gives the best value of each.
+
+    `psnr`, `ssim`, `mask_iou`, `vae_distance`, `normal_degrees` are means over the novel views;
+    `input_psnr`, `input_ssim`, `input_mask_iou` belong to the input's view, where there is one; `chamfer`,
+    `f_score_T`, `volume_iou` to the whole surface, `visible_chamfer`, `visible_f_score_T` to the part that is
+    seen from outside. `rotation_degrees` says how far an alignment turned the result.
+
+    Raises:
+        InputError: a mesh has no extent, or its vertices are not finite.
+    """
+    result, truth = normalize_mesh(result), normalize_mesh(truth)
+    turned = {}
+    if protocol.alignment == "rotation":
+        result, rotation = align(result, truth, seed=protocol.seed)
+        cosine = ((rotation.trace() - 1) / 2).clamp(-1, 1)
+        turned = {"rotation_degrees": math.degrees(torch.acos(cosine).item())}
+
+    def pictures(cameras: Cameras) -> tuple[Rendering, Rendering]:
+        views = cameras.to(device)
+        size = protocol.resolution
+        return (
+            render_views(result, views, size, rasterizer=rasterizer),
+            render_views(truth, views, size, rasterizer=rasterizer),
+        )
+
+    metrics = _novel_view_metrics(*pictures(protocol.novel_cameras()), distance)
+    if input_elevation_degrees is not None:
+        found = _picture_metrics(*pictures(protocol.input_camera(input_elevation_degrees)))
+        metrics |= {f"input_{name}": value for name, value in found.items()}
+    surfaces = [(mesh.vertices.to(device), mesh.faces.to(device)) for mesh in (result, truth)]
+    metrics |= _surface_metrics(surfaces, protocol, rasterizer)
+    metrics["volume_iou"] = volume_iou(surfaces[0], surfaces[1], resolution=protocol.grid)
+    return metrics | turned
+
+
+def _picture_metrics(result: Rendering, truth: Rendering) -> dict[str, float]:
+    return {
+        "psnr": psnr(result.color, truth.color).mean().item(),
+        "ssim": ssim(result.color, truth.color).mean().item(),
+        "mask_iou": mask_iou(result.alpha, truth.alpha).mean().item(),
+    }
+
+
+def _novel_view_metrics(result: Rendering, truth: Rendering, distance: EncoderDistance) -> dict[str, float]:
+    angle = normal_angle(result.normal, truth.normal, result.alpha, truth.alpha)
+    return _picture_metrics(result, truth) | {
+        "vae_distance": distance(result.color, truth.color).mean().item(),
+        "normal_degrees": angle.item(),
+    }
+
+
+def _surface_metrics(
+    surfaces: list[tuple[Tensor, Tensor]], protocol: Protocol, rasterizer: Rasterizer
+) -> Mapping[str, float]:
+    """Both sides draw their points with the same seed, so that a mesh is at no distance from itself."""
+    metrics = {}
+    for part in ("", "visible_"):
+        clouds = []
+        for vertices, faces in surfaces:
+            generator = torch.Generator().manual_seed(protocol.seed)
+            if part:
+                points = visible_points(
+                    vertices, faces, views=protocol.surface_views, count=protocol.points,
+                    generator=generator, rasterizer=rasterizer,
+                )  # fmt: skip
+            else:
+                points = _whole_surface(vertices, faces, protocol.points, generator)
+            clouds.append(points)
+        if not all(len(points) for points in clouds):
+            raise InputError("a mesh to be compared must be visible, found nothing from any side")
+        forward, backward = nearest_distances(*clouds)
+        metrics[f"{part}chamfer"] = chamfer_distance(forward, backward)
+        for threshold in protocol.thresholds:
+            metrics[f"{part}f_score_{threshold:g}"] = f_score(forward, backward, threshold)
+    return metrics
+
+
+def _whole_surface(vertices: Tensor, faces: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    try:
+        return sample_surface(vertices, faces, count, generator)
+    except ValueError as error:
+        raise InputError(f"a mesh cannot be compared: {error}") from error

@@ -1,0 +1,101 @@
+"""Pictures of mesh files for comparison: supersampled, lit from both sides, with the file's own normals."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import avg_pool2d, normalize
+
+from pgc3d.export.asset import TexturedMesh
+from pgc3d.interfaces import Rasterizer
+from pgc3d.render.mesh_renderer import project, sample_texture
+from pgc3d.render.shading import key_direction, shade
+from pgc3d.types import Cameras, Fragments, Rendering
+
+BARE = 0.5  # sRGB of a file without colours
+SUPERSAMPLING = 2
+VIEWS_AT_ONCE = 4  # bounds the memory
+
+
+@torch.no_grad()
+def render_views(
+    asset: TexturedMesh, cameras: Cameras, resolution: int, *, rasterizer: Rasterizer
+) -> Rendering:
+    """Render a file on white as a viewer shows it, under the light of all of pgc3d's pictures.
+
+    Unlike the renderer of a run, silhouettes are smooth because four samples a pixel are averaged, so it does
+    not matter how faces are joined; creases that the file's normals hold are kept; and a face that is seen
+    from behind is lit as if it were turned, since meshes from elsewhere are often wound either way.
+    `Rendering.depth` is 0 where a sample saw nothing, and averaged like the rest.
+
+    Args:
+        asset: on the CPU.
+        cameras: B views on the rasteriser's device.
+        resolution: height and width.
+        rasterizer: the backend.
+    """
+    device = cameras.azimuth.device
+    mesh = _to(asset, device)
+    parts = []
+    for start in range(0, len(cameras), VIEWS_AT_ONCE):
+        part = slice(start, start + VIEWS_AT_ONCE)
+        views = Cameras(
+            camera_from_world=cameras.camera_from_world[part],
+            clip_from_camera=cameras.clip_from_camera[part],
+            azimuth=cameras.azimuth[part],
+            elevation=cameras.elevation[part],
+            distance=cameras.distance[part],
+        )
+        samples = _samples(mesh, views, SUPERSAMPLING * resolution, rasterizer)
+        parts.append(avg_pool2d(samples.permute(0, 3, 1, 2), SUPERSAMPLING).permute(0, 2, 3, 1))
+    color, normal, alpha, depth = torch.split(torch.cat(parts), [3, 3, 1, 1], dim=-1)
+    background = torch.ones(len(cameras), 3, device=device)
+    return Rendering(color=color, normal=normal, depth=depth, alpha=alpha, background=background)
+
+
+def _to(asset: TexturedMesh, device: torch.device) -> TexturedMesh:
+    tensors: dict[str, Any] = {
+        name: value.to(device) for name, value in vars(asset).items() if isinstance(value, Tensor)
+    }
+    return replace(asset, **tensors)
+
+
+def _samples(
+    mesh: TexturedMesh, cameras: Cameras, resolution: int, rasterizer: Rasterizer
+) -> Float[Tensor, "B H W 8"]:
+    """Colour over white, encoded normal, alpha and depth, one sample each."""
+    fragments = rasterizer.rasterize(project(mesh.vertices, cameras), mesh.faces, (resolution, resolution))
+    hit = fragments.triangle >= 0
+    position = rasterizer.interpolate(mesh.vertices[None], fragments, mesh.faces)[hit]
+    normal = normalize(_normals(mesh, fragments, rasterizer)[hit], dim=-1)
+    view = hit.nonzero()[:, 0]
+    away = ((cameras.position[view] - position) * normal).sum(-1, keepdim=True) < 0
+    normal = torch.where(away, -normal, normal)
+    color = shade(_colors(mesh, fragments, rasterizer, hit), normal, key_direction(cameras)[view])
+    backward = cameras.camera_from_world[view, 2]
+    depth = -(backward[:, :3] * position).sum(-1, keepdim=True) - backward[:, 3:]
+    empty = torch.tensor([1.0, 1.0, 1.0, 0.5, 0.5, 0.5, 0.0, 0.0], device=normal.device)
+    samples = empty.expand(*hit.shape, 8).clone()
+    samples[hit] = torch.cat([color, 0.5 * normal + 0.5, torch.ones_like(depth), depth], dim=1)
+    return samples
+
+
+def _normals(mesh: TexturedMesh, fragments: Fragments, rasterizer: Rasterizer) -> Tensor:
+    if mesh.corner_normals is not None and mesh.uv_faces is not None:
+        return rasterizer.interpolate(mesh.corner_normals[None], fragments, mesh.uv_faces)
+    return rasterizer.interpolate(mesh.normals[None], fragments, mesh.faces)
+
+
+def _colors(
+    mesh: TexturedMesh, fragments: Fragments, rasterizer: Rasterizer, hit: Tensor
+) -> Float[Tensor, "P 3"]:
+    """Base colour in sRGB at the samples that hit something."""
+    if mesh.uv is not None and mesh.uv_faces is not None and mesh.base_color is not None:
+        uv = rasterizer.interpolate(mesh.uv[None], fragments, mesh.uv_faces)[hit]
+        return sample_texture(mesh.base_color.float() / 255, uv)
+    if mesh.vertex_color is not None:
+        colors = mesh.vertex_color.float()[None] / 255
+        return rasterizer.interpolate(colors, fragments, mesh.faces)[hit]
+    return torch.full((int(hit.sum()), 3), BARE, device=hit.device)

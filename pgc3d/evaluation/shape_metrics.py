@@ -1,0 +1,126 @@
+"""How close surfaces and solids are. Lengths are in units of the true object's radius, see `alignment`."""
+
+import math
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from pgc3d.cameras import fill_distance, orbit
+from pgc3d.geometry.normals import face_vectors
+from pgc3d.interfaces import Rasterizer
+from pgc3d.types import Cameras
+
+ROWS = 1024  # of the distance matrix at once
+VISIBLE_RESOLUTION = 256
+VISIBLE_CELL = 0.02  # one point a cell, so that views that overlap do not weigh more
+
+Points = Float[Tensor, "P 3"]
+
+
+def sample_surface(
+    vertices: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"], count: int, generator: torch.Generator
+) -> Float[Tensor, "N 3"]:
+    """Points spread evenly over the area; the numbers come from a CPU generator.
+
+    Raises:
+        ValueError: the surface has no area.
+    """
+    area = face_vectors(vertices, faces).norm(dim=-1).double().cpu()
+    if not area.sum() > 0:
+        raise ValueError("a surface must have an area to be sampled")
+    # by inversion, because multinomial takes at most 2^24 faces and rounds small ones away
+    ends = area.cumsum(0)
+    drawn = torch.rand(count, generator=generator, dtype=torch.float64) * ends[-1]
+    face = torch.searchsorted(ends, drawn, right=True).clamp(max=len(area) - 1).to(vertices.device)
+    u, v = torch.rand(2, count, 1, generator=generator).to(vertices.device)
+    root = u.sqrt()
+    a, b, c = vertices[faces[face]].unbind(1)
+    points: Tensor = (1 - root) * a + root * (1 - v) * b + root * v * c
+    return points
+
+
+def surface_cameras(views: int) -> Cameras:
+    """Cameras spread evenly over the whole sphere (Fibonacci), each sees all of the unit ball."""
+    index = torch.arange(views)
+    elevation = torch.asin(1 - (2 * index + 1) / views)
+    azimuth = torch.remainder(index * (math.pi * (3 - math.sqrt(5))), 2 * math.pi)
+    fovy = torch.full((views,), math.radians(40.0))
+    return orbit(azimuth, elevation, fill_distance(fovy, torch.full((views,), 0.95)), fovy)
+
+
+@torch.no_grad()
+def visible_points(
+    vertices: Float[Tensor, "V 3"],
+    faces: Int[Tensor, "F 3"],
+    *,
+    views: int,
+    count: int,
+    generator: torch.Generator,
+    rasterizer: Rasterizer,
+) -> Float[Tensor, "N 3"]:
+    """Points of the surface that is seen from outside: hits of the pixels of many views, one in each cell.
+
+    At most `count` of them, drawn with a CPU generator; fewer where the surface has fewer cells.
+    """
+    cameras = surface_cameras(views).to(vertices.device)
+    found = []
+    for matrix in cameras.clip_from_world:
+        clip = torch.nn.functional.pad(vertices, (0, 1), value=1.0) @ matrix.T
+        size = (VISIBLE_RESOLUTION, VISIBLE_RESOLUTION)
+        fragments = rasterizer.rasterize(clip[None], faces, size)
+        position = rasterizer.interpolate(vertices[None], fragments, faces)[0]
+        found.append(position[fragments.triangle[0] >= 0])
+    points = torch.cat(found)
+    points = points[torch.randperm(len(points), generator=generator).to(points.device)]
+    cell, owner = torch.unique((points / VISIBLE_CELL).floor().long(), dim=0, return_inverse=True)
+    first = torch.full((len(cell),), len(points), device=points.device)
+    first.scatter_reduce_(0, owner, torch.arange(len(points), device=points.device), "amin")
+    chosen = torch.randperm(len(first), generator=generator)[:count].to(points.device)
+    return points[first[chosen]]
+
+
+def nearest_distances(first: Points, second: Float[Tensor, "Q 3"]) -> tuple[Tensor, Tensor]:
+    """Distance [P] of every first point to the nearest second one, and [Q] the other way round."""
+    forward, backward = [], second.new_full((len(second),), torch.inf)
+    for rows in torch.split(first, ROWS):
+        # not by matrix products, which lose half of the digits of small distances
+        distance = torch.cdist(rows, second, compute_mode="donot_use_mm_for_euclid_dist")
+        forward.append(distance.amin(1))
+        backward = torch.minimum(backward, distance.amin(0))
+    return torch.cat(forward), backward
+
+
+def chamfer_distance(forward: Float[Tensor, " P"], backward: Float[Tensor, " Q"]) -> float:
+    """Mean of the two mean Euclidean distances (not squared) to the nearest point of the other surface."""
+    return (forward.mean().item() + backward.mean().item()) / 2
+
+
+def f_score(forward: Float[Tensor, " P"], backward: Float[Tensor, " Q"], threshold: float) -> float:
+    """Harmonic mean of the shares of both surfaces' points within `threshold` of the other surface."""
+    precision = (forward <= threshold).double().mean().item()
+    recall = (backward <= threshold).double().mean().item()
+    return 2 * precision * recall / (precision + recall) if precision + recall > 0 else 0.0
+
+
+def volume_iou(
+    first: tuple[Float[Tensor, "V 3"], Int[Tensor, "F 3"]],
+    second: tuple[Float[Tensor, "W 3"], Int[Tensor, "G 3"]],
+    *,
+    resolution: int,
+) -> float:
+    """Intersection over union of what two meshes enclose, on one cubic grid around both.
+
+    Enclosed is what cannot be reached from outside, see `kernels.voxels_numba`; each side is `resolution`
+    voxels. Two meshes without any voxel are equal.
+    """
+    from pgc3d.kernels.voxels_numba import solid_voxels
+
+    extent = 1.02 * max(vertices.abs().max().item() for vertices, _ in (first, second))
+    a, b = (
+        solid_voxels(vertices.cpu().numpy(), faces.cpu().numpy(), resolution=resolution, extent=extent)
+        for vertices, faces in (first, second)
+    )
+    union = np.logical_or(a, b).sum()
+    return float(np.logical_and(a, b).sum() / union) if union else 1.0
