@@ -191,7 +191,8 @@ def _fill_runs(reached: Bool[np.ndarray, "H W"], region: Bool[np.ndarray, "H W"]
     runs = np.cumsum(starts).reshape(region.shape)
     hit = np.zeros(runs.size + 1, dtype=np.bool_)
     hit[runs[reached]] = True
-    return np.logical_and(hit[runs], region)
+    filled: Bool[np.ndarray, "H W"] = hit[runs] & region
+    return filled
 
 
 def _recenter(picture: Image.Image, path: Path, border: float, size: int) -> Image.Image:
