@@ -36,8 +36,8 @@ class ModelFolder:
     name: str  # what the user asked for
     path: Path
     layout: Layout
-    vae: Path  # the folder of its VAE, which may lie in another checkpoint
     commit: str | None = None  # of the hub, None for a local folder
+    vae: Path | None = None  # the folder of a VAE that it shares with another checkpoint, None for its own
     view_prompts: ViewPromptConfig | None = None  # how this model was taught to read the camera
     vocabulary: tuple[str, ...] = ()  # the words that a small model knows; empty where it knows most
     pose: Pose | None = None  # of a Zero123 checkpoint, None where nothing says it
@@ -69,9 +69,8 @@ def open_folder(
             "give the folder that holds unet/ and vae/"
         )
     layout = _layout(path)
-    vae = vae or path / "vae"
     modules, others = _contents(path, layout)
-    for folder in (vae, *(path / module for module in modules)):
+    for folder in (vae or path / "vae", *(path / module for module in modules)):
         read_json(folder / "config.json")
         for file in weight_files(folder, WEIGHTS[folder.name.removesuffix("_2")], prefer_half=False):
             tensor_names(file)
@@ -82,8 +81,8 @@ def open_folder(
         name=name,
         path=path,
         layout=layout,
-        vae=vae,
         commit=commit,
+        vae=vae,
         view_prompts=_view_prompts(path / "view_prompts.json"),
         vocabulary=_vocabulary(path / "vocabulary.json"),
         pose=_pose(path / "zero123.json") or pose,
