@@ -6,7 +6,7 @@ cross attention, and as latents beside the noisy ones. Without the condition bot
 
 import gc
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +106,22 @@ def relative_pose(cameras: Cameras, reference: Cameras, pose: Pose) -> Float[Ten
     return torch.stack([polar, torch.sin(azimuth), torch.cos(azimuth), last], dim=-1)
 
 
+def require_zero123(folder: ModelFolder, pose: Pose | None = None) -> ModelFolder:
+    """A checkpoint that can be loaded as a Zero123; `pose`, where given, overrules what it says of itself.
+
+    Raises:
+        ConfigError: it has another layout, or nothing says its pose convention.
+    """
+    if folder.layout != "zero123":
+        raise ConfigError(f"the image model must be in Zero123 layout, {folder.name} is in {folder.layout}'s")
+    if (pose or folder.pose) is None:
+        raise ConfigError(
+            f"the pose convention of {folder.name} must be known; use --set image_model.pose=radius for a "
+            "model as Zero123-XL, or =polar for one as Stable Zero123"
+        )
+    return replace(folder, pose=pose or folder.pose)
+
+
 def load_zero123(
     folder: ModelFolder,
     photo: Float[Tensor, "S S 4"],
@@ -114,30 +130,22 @@ def load_zero123(
     dtype: torch.dtype | None = None,
     vae: str | Path | None = None,
     vae_dtype: torch.dtype | None = None,
-    pose: Pose | None = None,
 ) -> Zero123:
     """Load a checkpoint in Zero123 layout and show it the picture; its image encoder is gone afterwards.
 
     Args:
-        folder: a resolved checkpoint.
+        folder: from `require_zero123`.
         photo: the object alone, RGBA in [0, 1], colours premultiplied.
         device: where the modules go.
         dtype: of the UNet, as in `load_latent_diffusion`.
         vae: another VAE.
         vae_dtype: as in `load_latent_diffusion`.
-        pose: the meaning of its 4th pose entry, None to take it from the checkpoint.
 
     Raises:
         WeightsNotFoundError: weights are missing or damaged.
-        ConfigError: it has another layout, or nothing says its pose convention.
     """
-    if folder.layout != "zero123":
-        raise ConfigError(f"the image model must be in Zero123 layout, {folder.name} is in {folder.layout}'s")
-    if (pose := pose or folder.pose) is None:
-        raise ConfigError(
-            f"the pose convention of {folder.name} must be known; use --set image_model.pose=radius for a "
-            "model as Zero123-XL, or =polar for one as Stable Zero123"
-        )
+    if folder.pose is None:
+        raise ValueError("the folder must come from require_zero123")
     device = torch.device(device)
     dtype = dtype or (torch.float32 if device.type == "cpu" else torch.float16)
     diffusion = load_latent_diffusion(folder, device=device, dtype=dtype, vae=vae, vae_dtype=vae_dtype)
@@ -155,7 +163,7 @@ def load_zero123(
     with torch.no_grad():
         latents = diffusion.encode(picture, noise) / float(diffusion.vae.config.scaling_factor)
     return Zero123(
-        diffusion=diffusion, projection=projection, pose=pose, embedding=embedding, latents=latents
+        diffusion=diffusion, projection=projection, pose=folder.pose, embedding=embedding, latents=latents
     )
 
 
