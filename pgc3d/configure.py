@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pgc3d.build import local_model, resolve_device
 from pgc3d.config import Config, load_config, preset, read_yaml
 from pgc3d.diffusion.latent import Layout
-from pgc3d.diffusion.models import ALIASES
+from pgc3d.diffusion.models import ALIASES, POSES
 from pgc3d.errors import ConfigError
 
 GuidanceName = Literal["auto", "mini", "sdxl", "sd", "zero123"]
@@ -109,16 +109,17 @@ def _choose(family: Family, device: str) -> tuple[GuidanceName, str]:
 
 def _layout(model: str, family: Family) -> Layout | None:
     """The layout of a model; None where it has no alias and is not on this disk."""
+    layout: Layout | None
     if model in ALIASES:
-        layout: Layout | None = next(
-            kind for kind in ("zero123", "sdxl", "sd") if kind in model or kind == "sd"
-        )
+        text: Layout = "sdxl" if model.startswith("sdxl") else "sd"
+        layout = "zero123" if ALIASES[model] in POSES else text
     else:
         folder = local_model(model)
         layout = folder.layout if folder else None
     if layout is not None and layout not in family.layouts:
         raise ConfigError(
-            f"the model must be in the layout {' or '.join(family.layouts)} here, {model} is in that of {layout}"
+            f"the model must be in the layout of {' or '.join(family.layouts)} here, {model} is in that of "
+            f"{layout}"
         )
     return layout
 
