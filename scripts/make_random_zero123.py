@@ -1,7 +1,7 @@
 """Write a Zero123-layout checkpoint with random weights.
 
 As `make_random_sdxl.py`, for the image-conditioned model: `python scripts/make_random_zero123.py FOLDER`
-writes the full size (about 2.4 GB in float16), with `--tiny` a miniature for 64 px that the tests also use.
+writes the full size (2.4 GB in float16), with `--tiny` a miniature for 64 px that the tests also use.
 """
 
 import argparse

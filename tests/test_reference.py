@@ -118,10 +118,11 @@ def test_shape_and_colour_come_to_fit_the_picture():
         seen = goal.render(cameras, 48, torch.zeros(1, 3))
     photo = torch.cat([seen.color, seen.alpha], dim=-1)[0]
     shape = make_dmtet()
+    groups = [dict(group) for group in shape.parameter_groups()]
     problem = Problem(
         representation=shape,
         objectives={"reference": objective(ReferenceView(photo=photo))},
-        optimizer=torch.optim.Adam([dict(group) for group in shape.parameter_groups()], fused=True),
+        optimizer=torch.optim.Adam(groups, betas=(0.9, 0.99), fused=True),
         generator=torch.Generator().manual_seed(0),
     )
     for step in range(60):
