@@ -74,7 +74,7 @@ def test_reference_camera_is_where_the_configuration_says():
     assert outline == pytest.approx(0.9, rel=1e-5)
 
 
-def make_dmtet(resolution=16, radii=(0.5, 0.5, 0.5), color=(0.5, 0.5, 0.5)):
+def make_dmtet(resolution=16, radii=(0.6, 0.6, 0.6), color=(0.5, 0.5, 0.5)):
     return build_dmtet(
         DMTetConfig(resolution=resolution, radii=radii, color=color, eps_sdf=1e-3),
         rasterizer=build_rasterizer("auto", torch.device("cpu")),
