@@ -8,20 +8,33 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
+from torch import Tensor
 
 from pgc3d import pgc
-from pgc3d.cameras import sample_orbit
-from pgc3d.config import COLORS, Config, GuidanceConfig, ModelConfig, ObjectiveConfig, Precision
+from pgc3d.cameras import OrbitConfig, ReferenceCameraConfig, reference_view, sample_orbit
+from pgc3d.config import (
+    COLORS,
+    Config,
+    GuidanceConfig,
+    ImageModelConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    Precision,
+)
 from pgc3d.diffusion.controlnet import Control, load_control_network, resolve_control
 from pgc3d.diffusion.files import ModelFolder, open_folder
 from pgc3d.diffusion.latent import LatentDiffusion, select
 from pgc3d.diffusion.lora import Lora, read_lora
 from pgc3d.diffusion.models import ALIASES, PINNED, is_hub_id, load_latent_diffusion, resolve_model
 from pgc3d.diffusion.text import encode_prompts
+from pgc3d.diffusion.zero123 import Zero123, load_zero123, require_zero123
 from pgc3d.errors import BackendUnavailableError, ConfigError, InputError, WeightsNotFoundError
+from pgc3d.guidance.reference import ReferenceConfig, ReferenceView
 from pgc3d.guidance.sds import ScoreDistillation, SdsConfig
+from pgc3d.guidance.zero123 import NovelViewDistillation, Zero123Config
 from pgc3d.interfaces import Guidance, Rasterizer, Representation
-from pgc3d.optimize import Color, Objective, ParameterClipper, Problem
+from pgc3d.optimize import CameraSampler, Color, Objective, ParameterClipper, Problem
+from pgc3d.photo import load_photo, prepare_photo
 from pgc3d.prompts import ViewPromptConfig, unknown_words, view_prompts
 from pgc3d.render import build_rasterizer
 from pgc3d.representation.dmtet import build_dmtet
@@ -54,6 +67,7 @@ class Models:
     """The checkpoints that a run asks for, found and checked but not loaded."""
 
     text: ModelFolder | None = None
+    image: ModelFolder | None = None
     controls: Mapping[str, ModelFolder] = field(default_factory=dict)  # by what was asked for
     loras: tuple[Lora, ...] = ()  # of the text-to-image model
 
@@ -67,6 +81,16 @@ class _TextTeacher:
     views: ViewPromptConfig
     positive: TextEmbedding  # one entry for each of `view_prompts(prompt, views)`
     negatives: Mapping[str, TextEmbedding]  # by their text
+
+
+@dataclass(frozen=True)
+class _Teachers:
+    """What the guidances learn from; None where no objective asks for it."""
+
+    text: _TextTeacher | None
+    photo: Tensor | None  # [S, S, 4], see `load_photo`
+    image: Zero123 | None
+    reference: Cameras  # took the photo
 
 
 def resolve_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
@@ -92,14 +116,17 @@ def locate_models(config: Config, device: torch.device) -> Models:
         WeightsNotFoundError: they are missing or broken.
         ConfigError: they do not fit together.
     """
+    kinds = {objective.guidance.kind for objective in config.objectives.values()}
+    image = _locate_image_model(config.image_model, device) if "zero123" in kinds else None
     guidances = text_objectives(config).values()
     if not guidances:
-        return Models()
+        return Models(image=image)
     half = _dtype(config.model.dtype, device) != torch.float32
     text = _locate_text_model(config.model, half=half)
     names = dict.fromkeys(control.model for guidance in guidances for control in guidance.controls.values())
     return Models(
         text=text,
+        image=image,
         controls={name: resolve_control(name, text, half=half) for name in names},
         loras=tuple(read_lora(file, text.layout) for file in config.model.loras),
     )
@@ -116,7 +143,42 @@ def _locate_text_model(config: ModelConfig, *, half: bool) -> ModelFolder:
         from pgc3d.mini import text_model
 
         return resolve_model(text_model())
-    return resolve_model(config.name, half=half)
+    folder = resolve_model(config.name, half=half)
+    if folder.layout == "zero123":
+        raise ConfigError(f"the text model must be in SD or SDXL layout, {config.name} is a Zero123")
+    return folder
+
+
+def _locate_image_model(config: ImageModelConfig, device: torch.device) -> ModelFolder:
+    if config.name == "mini":
+        from pgc3d.mini import image_model
+
+        path, vae = image_model()
+        folder = open_folder("mini", path, vae=vae)
+    else:
+        folder = resolve_model(config.name, half=_dtype(config.dtype, device) != torch.float32)
+    return require_zero123(folder, None if config.pose == "auto" else config.pose)
+
+
+def prepare_task_photo(config: Config, task: Task) -> bytes | None:
+    """The task's picture as the run will keep it, a PNG file; None where no objective looks at one.
+
+    Raises:
+        InputError: there is no picture, or it is unusable.
+    """
+    if not _needs_photo(config):
+        return None
+    if task.image is None:
+        raise InputError("the configuration needs a picture; use pgc3d image FILE")
+    photo = config.photo
+    return prepare_photo(task.image, border=photo.border, matting=photo.matting, size=photo.size)
+
+
+def _needs_photo(config: Config) -> bool:
+    return any(
+        isinstance(objective.guidance, Zero123Config | ReferenceConfig)
+        for objective in config.objectives.values()
+    )
 
 
 def local_model(name: str) -> ModelFolder | None:
@@ -159,13 +221,14 @@ def build(config: Config, task: Task, models: Models, device: torch.device) -> B
     generators = {"cameras": _generator(config.run.seed, "cameras")}
     rasterizer = build_rasterizer("auto", device)
     representation = build_representation(config, rasterizer, device)
-    text = _teach_text(config, task.prompt, models.text, models, device) if models.text else None
-    colors = {**COLORS, **(text.views.backgrounds if text else {})}
+    teachers = _load_teachers(config, task, models, device)
+    colors = {**COLORS, **(teachers.text.views.backgrounds if teachers.text else {})}
     objectives: dict[str, Objective] = {}
     for name, objective in config.objectives.items():
         generators[f"guidance.{name}"] = generator = _generator(config.run.seed, name)
-        guidance = _build_guidance(objective.guidance, text, generator)
-        objectives[name] = _build_objective(objective, guidance, colors, device)
+        guidance = _build_guidance(objective.guidance, teachers, generator)
+        cameras = _camera_sampler(config, objective, device)
+        objectives[name] = _build_objective(objective, guidance, cameras, colors)
     problem = Problem(
         representation=representation,
         objectives=objectives,
@@ -206,6 +269,23 @@ def _dtype(name: Precision, device: torch.device) -> torch.dtype:
     return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[name]
 
 
+def _load_teachers(config: Config, task: Task, models: Models, device: torch.device) -> _Teachers:
+    photo = load_photo(task.image).to(device) if task.image is not None and _needs_photo(config) else None
+    text = _teach_text(config, task.prompt, models.text, models, device) if models.text else None
+    image = None
+    if models.image is not None and photo is not None:
+        wanted = config.image_model
+        image = load_zero123(
+            models.image,
+            photo,
+            device=device,
+            dtype=_dtype(wanted.dtype, device),
+            vae=wanted.vae,
+            vae_dtype=None if wanted.vae_dtype == "auto" else _dtype(wanted.vae_dtype, device),
+        )
+    return _Teachers(text=text, photo=photo, image=image, reference=reference_view(config.view).to(device))
+
+
 def _teach_text(
     config: Config, prompt: str, folder: ModelFolder, models: Models, device: torch.device
 ) -> _TextTeacher:
@@ -229,12 +309,23 @@ def _teach_text(
     )
 
 
-def _build_guidance(
-    config: GuidanceConfig, text: _TextTeacher | None, generator: torch.Generator
-) -> Guidance:
-    if text is None:
-        raise ValueError(f"the guidance {config.kind!r} needs a text-to-image model")
-    return _build_sds(config, text, generator)
+def _build_guidance(config: GuidanceConfig, teachers: _Teachers, generator: torch.Generator) -> Guidance:
+    match config:
+        case SdsConfig() if teachers.text is not None:
+            return _build_sds(config, teachers.text, generator)
+        case Zero123Config() if teachers.image is not None:
+            return NovelViewDistillation(
+                model=teachers.image,
+                reference=teachers.reference,
+                generator=generator,
+                guidance_scale=config.guidance_scale,
+                t_min=PiecewiseLinear(config.t_min),
+                t_max=PiecewiseLinear(config.t_max),
+                weighting=config.weighting,
+            )
+        case ReferenceConfig() if teachers.photo is not None:
+            return ReferenceView(photo=teachers.photo, color=config.color, mask=config.mask)
+    raise ValueError(f"the guidance {config.kind!r} lacks its model or picture")
 
 
 def _build_sds(config: SdsConfig, text: _TextTeacher, generator: torch.Generator) -> ScoreDistillation:
@@ -264,14 +355,20 @@ def _build_sds(config: SdsConfig, text: _TextTeacher, generator: torch.Generator
     )
 
 
-def _build_objective(
-    config: ObjectiveConfig, guidance: Guidance, colors: Mapping[str, Color], device: torch.device
-) -> Objective:
-    def sample_cameras(_: float, generator: torch.Generator) -> Cameras:
-        return sample_orbit(config.batch, config.cameras, generator, device)
+def _camera_sampler(config: Config, objective: ObjectiveConfig, device: torch.device) -> CameraSampler:
+    match objective.cameras:
+        case OrbitConfig() as orbit:
+            return lambda _, generator: sample_orbit(objective.batch, orbit, generator, device)
+        case ReferenceCameraConfig():
+            cameras = reference_view(config.view, objective.batch).to(device)
+            return lambda *_: cameras
 
+
+def _build_objective(
+    config: ObjectiveConfig, guidance: Guidance, cameras: CameraSampler, colors: Mapping[str, Color]
+) -> Objective:
     return Objective(
-        sample_cameras=sample_cameras,
+        sample_cameras=cameras,
         guidance=guidance,
         clip=config.clip.build(),
         backgrounds=tuple(colors[name] for name in config.backgrounds),

@@ -7,6 +7,7 @@ its -z with x to the right of the image, and det(R) = +1: nothing is mirrored.
 
 import math
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -71,6 +72,7 @@ def orbit(
 class OrbitConfig:
     """Random cameras on a sphere; ranges are [low, high]."""
 
+    kind: Literal["orbit"] = "orbit"
     elevation_degrees: tuple[float, float] = (-10.0, 45.0)
     azimuth_degrees: tuple[float, float] = (-180.0, 180.0)
     fovy_degrees: tuple[float, float] = (40.0, 40.0)
@@ -88,6 +90,33 @@ class OrbitConfig:
             raise ValueError(f"fovy_degrees must lie in (0, 150), got {self.fovy_degrees}")
         if not self.fill[0] > 0.0:
             raise ValueError(f"fill must be positive, got {self.fill}")
+
+
+@dataclass(frozen=True)
+class ViewConfig:
+    """The camera that took the input picture, as far as anyone knows; its azimuth is 0."""
+
+    elevation_degrees: float = 0.0
+    fovy_degrees: float = 40.0
+    fill: float = 1.0  # as in `OrbitConfig`
+
+    def __post_init__(self) -> None:
+        if not -89.0 <= self.elevation_degrees <= 89.0:
+            raise ValueError(f"elevation_degrees must lie in [-89, 89], got {self.elevation_degrees}")
+        if not 0.0 < self.fovy_degrees < 150.0:
+            raise ValueError(f"fovy_degrees must lie in (0, 150), got {self.fovy_degrees}")
+        if not self.fill > 0.0:
+            raise ValueError(f"fill must be positive, got {self.fill}")
+
+
+@dataclass(frozen=True)
+class ReferenceCameraConfig:
+    """The camera of the input picture, which the configuration describes as `view`."""
+
+    kind: Literal["reference"] = "reference"
+
+
+CamerasConfig: TypeAlias = OrbitConfig | ReferenceCameraConfig
 
 
 def fill_distance(fovy: Float[Tensor, " B"], fill: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
@@ -116,6 +145,14 @@ def sample_orbit(
     fovy = uniform(*config.fovy_degrees).deg2rad()
     distance = fill_distance(fovy, uniform(*config.fill))
     return orbit(low + (high - low) * azimuth, elevation, distance, fovy).to(device)
+
+
+def reference_view(config: ViewConfig, batch: int = 1) -> Cameras:
+    """The camera of the input picture, several times."""
+    elevation = torch.full((batch,), config.elevation_degrees).deg2rad()
+    fovy = torch.full((batch,), config.fovy_degrees).deg2rad()
+    distance = fill_distance(fovy, torch.full((batch,), config.fill))
+    return orbit(torch.zeros(batch), elevation, distance, fovy)
 
 
 def turntable(

@@ -37,6 +37,14 @@ class GuidanceName(StrEnum):
     SD = "sd"
 
 
+class ImageGuidanceName(StrEnum):
+    """Who judges the views of an asset made from a picture."""
+
+    AUTO = "auto"
+    MINI = "mini"
+    ZERO123 = "zero123"
+
+
 class Format(StrEnum):
     """Mesh file formats."""
 
@@ -89,9 +97,46 @@ def text(
     from pgc3d import pipeline
     from pgc3d.task import Task
 
-    resolved = _configured(guidance, options)
+    resolved = _configured(guidance.value, options)
     folder = out or pipeline.default_folder(Path("runs"), prompt, resolved.run.seed)
     return _run(lambda **calls: pipeline.generate(Task(prompt), out=folder, config=resolved, **calls))
+
+
+@app.command()
+@with_run_options
+def image(
+    picture: Annotated[Path, typer.Argument(metavar="INPUT", help="Picture of one object.")],
+    guidance: Annotated[
+        ImageGuidanceName,
+        typer.Option(help="auto is zero123 with a CUDA device and local weights, else the bundled mini."),
+    ] = ImageGuidanceName.AUTO,
+    prompt: Annotated[str, typer.Option(help="Also ask a text-to-image model, for what is not seen.")] = "",
+    elevation: Annotated[
+        float | None, typer.Option(help="Degrees that the camera was above the object.")
+    ] = None,
+    no_matting: Annotated[
+        bool, typer.Option("--no-matting", help="Cut out by the plain background's colour.")
+    ] = False,
+    border: Annotated[
+        float | None, typer.Option(help="Share of the prepared picture beside the object.")
+    ] = None,
+    out: OutOption = None,
+    *,
+    options: RunOptions,
+) -> int:
+    """Make a textured asset from a picture of it."""
+    from pgc3d import pipeline
+    from pgc3d.configure import IMAGE
+    from pgc3d.task import Task
+
+    own = {
+        "photo": {"matting": False if no_matting else None, "border": border},
+        "view": {"elevation_degrees": elevation},
+    }
+    resolved = _configured(guidance.value, options, IMAGE, own, prompted=bool(prompt))
+    folder = out or pipeline.default_folder(Path("runs"), picture.stem, resolved.run.seed)
+    task = Task(prompt, image=picture)
+    return _run(lambda **calls: pipeline.generate(task, out=folder, config=resolved, **calls))
 
 
 @app.command()
@@ -189,7 +234,7 @@ def show(guidance: GuidanceOption = GuidanceName.AUTO, *, options: RunOptions) -
     """Print the configuration that `pgc3d text` would use with the same options."""
     from pgc3d.config import dump_config
 
-    print(dump_config(_configured(guidance, options)), end="")
+    print(dump_config(_configured(guidance.value, options)), end="")
     return 0
 
 
@@ -205,16 +250,25 @@ def validate(
     return 0
 
 
-def _configured(guidance: GuidanceName, options: RunOptions) -> Any:
+def _configured(
+    guidance: Any,
+    options: RunOptions,
+    family: Any = None,
+    own: dict[str, Any] | None = None,
+    *,
+    prompted: bool = False,
+) -> Any:
     """The configuration that the options ask for; says what was chosen for the user."""
-    from pgc3d.configure import configure
+    from pgc3d.configure import TEXT, configure
 
     config, note = configure(
-        guidance=guidance.value,
+        family or TEXT,
+        guidance=guidance,
+        prompted=prompted,
         model=options.model,
         quality=options.quality.value,
         files=options.config or [],
-        options=options.settings(),
+        options=options.settings() | (own or {}),
         resolution=options.resolution,
         overrides=options.set_ or [],
     )

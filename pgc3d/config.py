@@ -18,10 +18,13 @@ from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from pgc3d.cameras import OrbitConfig
+from pgc3d.cameras import CamerasConfig, OrbitConfig, ViewConfig
 from pgc3d.errors import ConfigError
+from pgc3d.guidance.reference import ReferenceConfig
 from pgc3d.guidance.sds import SdsConfig
+from pgc3d.guidance.zero123 import Zero123Config
 from pgc3d.pgc import ClipConfig, PixelClip
+from pgc3d.photo import PhotoConfig
 from pgc3d.prompts import ViewPromptConfig
 from pgc3d.representation.dmtet import DMTetConfig
 from pgc3d.schedules import PiecewiseLinear
@@ -37,13 +40,13 @@ COLORS: Mapping[str, tuple[float, float, float]] = {
 }
 
 Precision = Literal["auto", "float32", "float16", "bfloat16"]
-GuidanceConfig: TypeAlias = SdsConfig
+GuidanceConfig: TypeAlias = SdsConfig | Zero123Config | ReferenceConfig
 RepresentationConfig: TypeAlias = DMTetConfig
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The text-to-image model behind the guidance; all objectives share it."""
+    """The text-to-image model behind the guidance; all objectives of kind `sds` share it."""
 
     name: str = "mini"  # "mini", an alias as "sdxl", a hub id, or a folder in diffusers' layout
     loras: tuple[str, ...] = ()  # FILE or FILE:SCALE, safetensors
@@ -54,12 +57,23 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
+class ImageModelConfig:
+    """The novel-view model behind the guidance; all objectives of kind `zero123` share it."""
+
+    name: str = "mini"  # "mini", an alias as "zero123", a hub id, or a folder in diffusers' layout
+    dtype: Precision = "auto"  # of the UNet and the image encoder
+    vae: str | None = None  # another VAE's folder or hub id
+    vae_dtype: Precision = "auto"
+    pose: Literal["auto", "radius", "polar"] = "auto"  # the 4th entry of its pose; auto asks the checkpoint
+
+
+@dataclass(frozen=True)
 class ObjectiveConfig:
     """One guidance, the cameras it looks through, and what is done to its gradient."""
 
     guidance: GuidanceConfig = field(default_factory=SdsConfig)
     clip: ClipConfig = field(default_factory=PixelClip)
-    cameras: OrbitConfig = field(default_factory=OrbitConfig)
+    cameras: CamerasConfig = field(default_factory=OrbitConfig)
     backgrounds: tuple[str, ...] = ("white",)  # names in COLORS; every view draws one
     batch: int = 4  # views per step
     weight: float = 1.0
@@ -70,6 +84,14 @@ class ObjectiveConfig:
             raise ValueError(f"batch must be at least 1, got {self.batch}")
         if not self.weight > 0:
             raise ValueError(f"weight must be positive, got {self.weight}")
+        if isinstance(self.guidance, ReferenceConfig) and (self.cameras.kind, self.target) != (
+            "reference",
+            "color",
+        ):
+            raise ValueError(
+                "the guidance 'reference' must have cameras of kind 'reference' and the target 'color', got "
+                f"{self.cameras.kind!r} and {self.target!r}"
+            )
         if not self.backgrounds:
             raise ValueError(f"backgrounds must name at least one of {', '.join(COLORS)}")
         for name in self.backgrounds:
@@ -166,10 +188,13 @@ class LoggingConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that a run depends on, except its prompt."""
+    """Everything that a run depends on, except its task."""
 
     run: RunConfig = field(default_factory=RunConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    image_model: ImageModelConfig = field(default_factory=ImageModelConfig)
+    photo: PhotoConfig = field(default_factory=PhotoConfig)
+    view: ViewConfig = field(default_factory=ViewConfig)
     representation: RepresentationConfig = field(default_factory=DMTetConfig)
     objectives: dict[str, ObjectiveConfig] = field(default_factory=lambda: {"color": ObjectiveConfig()})
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

@@ -1,24 +1,40 @@
 """From what a user asks for on the command line to a configuration."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from pgc3d.build import local_model, resolve_device
 from pgc3d.config import Config, load_config, preset, read_yaml
 from pgc3d.diffusion.latent import Layout
-from pgc3d.diffusion.models import ALIASES
+from pgc3d.diffusion.models import ALIASES, POSES
 from pgc3d.errors import ConfigError
 
-GuidanceName = Literal["auto", "mini", "sdxl", "sd"]
+GuidanceName = Literal["auto", "mini", "sdxl", "sd", "zero123"]
 Quality = Literal["draft", "standard", "high"]
 
 
-def configure(
+@dataclass(frozen=True)
+class Family:
+    """What the commands of one kind of input choose between."""
+
+    presets: str  # their prefix
+    section: str  # of the configuration, where the model is named
+    layouts: tuple[Layout, ...]  # the guidances beside `mini`, the first one for `auto` on a CUDA device
+
+
+TEXT = Family(presets="", section="model", layouts=("sdxl", "sd"))
+IMAGE = Family(presets="image-", section="image_model", layouts=("zero123",))
+
+
+def configure(  # noqa: PLR0913 - one for each layer
+    family: Family = TEXT,
     *,
     guidance: GuidanceName = "auto",
     model: str | None = None,
     quality: Quality = "standard",
+    prompted: bool = False,
     files: Sequence[Path] = (),
     options: Mapping[str, Any] | None = None,
     resolution: int | None = None,
@@ -27,10 +43,12 @@ def configure(
     """Choose the guidance and its presets, and put the layers of the configuration together.
 
     Args:
-        guidance: `auto` is what a named model's layout asks for, else sdxl where there are a CUDA device and
-            local weights, else mini.
+        family: what the asset is made from.
+        guidance: `auto` is what a named model's layout asks for, else the family's first one where there are
+            a CUDA device and local weights, else mini.
         model: a folder or hub id instead of the guidance's own model.
         quality: which preset of the guidance.
+        prompted: whether a prompt stands beside a picture, for which there is a preset over the others.
         files: YAML files over the presets.
         options: a nested mapping over the files.
         resolution: of the last stage; the earlier ones keep their proportion to it.
@@ -44,15 +62,16 @@ def configure(
     """
     if guidance == "mini" and model is not None:
         raise ConfigError(
-            "--model must go with --guidance sdxl or sd, got --guidance mini, which brings its own model"
+            f"--model must go with --guidance {' or '.join(family.layouts)}, got --guidance mini, which "
+            "brings its own model"
         )
-    named = model or _named_model(files)
-    layout = None if named in {None, "mini"} else _layout(str(named))
+    named = model or _named_model(files, family.section)
+    layout = None if named in {None, "mini"} else _layout(str(named), family)
     note = ""
     if guidance == "auto" and named is not None:
-        guidance = "mini" if named == "mini" else layout or "sdxl"
+        guidance = "mini" if named == "mini" else layout or family.layouts[0]
     elif guidance == "auto":
-        guidance, note = _choose(str((options or {}).get("run", {}).get("device") or "auto"))
+        guidance, note = _choose(family, str((options or {}).get("run", {}).get("device") or "auto"))
     elif named is None or (guidance == "mini") != (named == "mini"):
         named = guidance
     elif layout not in {guidance, None}:
@@ -60,42 +79,53 @@ def configure(
             f"the model must have the layout of --guidance {guidance}, {named} has that of {layout}; use "
             f"--guidance {layout}"
         )
-    layers = [preset(guidance)]
-    if quality != "standard":
-        layers.append(preset(f"{guidance}-{quality}"))
+    names = [guidance, *([f"{guidance}-{quality}"] if quality != "standard" else [])]
+    names += [f"{guidance}-prompt"] if prompted else []
+    layers = [preset(f"{family.presets}{name}") for name in names]
     asked: dict[str, Any] = {key: dict(value) for key, value in (options or {}).items()}
-    asked.setdefault("model", {})["name"] = named or guidance
+    asked.setdefault(family.section, {})["name"] = named or guidance
     if resolution is not None:
         stages = load_config([*layers, *files]).run.scaled_to(resolution)
         asked.setdefault("run", {})["resolution"] = list(stages)
     return load_config([*layers, *files], options=asked, overrides=overrides), note
 
 
-def _choose(device: str) -> tuple[GuidanceName, str]:
+def _choose(family: Family, device: str) -> tuple[GuidanceName, str]:
     """What `auto` means here, and why."""
+    large = family.layouts[0]
     if device == "cpu" or resolve_device("auto").type == "cpu":
         return (
             "mini",
-            "guidance: the bundled mini, as there is no CUDA device in use (--guidance sdxl to insist)",
+            f"guidance: the bundled mini, as there is no CUDA device in use (--guidance {large} to insist)",
         )
-    if local_model("sdxl") is None:
+    if local_model(large) is None:
         return (
             "mini",
-            "guidance: the bundled mini, as no SDXL weights are on this disk (--guidance sdxl gets them)",
+            f"guidance: the bundled mini, as no weights of {large} are on this disk (--guidance {large} gets "
+            "them)",
         )
-    return "sdxl", "guidance: sdxl, as there are a CUDA device and its weights"
+    return large, f"guidance: {large}, as there are a CUDA device and its weights"
 
 
-def _layout(model: str) -> Layout | None:
+def _layout(model: str, family: Family) -> Layout | None:
     """The layout of a model; None where it has no alias and is not on this disk."""
+    layout: Layout | None
     if model in ALIASES:
-        return "sdxl" if model.startswith("sdxl") else "sd"
-    folder = local_model(model)
-    return folder.layout if folder else None
+        text: Layout = "sdxl" if model.startswith("sdxl") else "sd"
+        layout = "zero123" if ALIASES[model] in POSES else text
+    else:
+        folder = local_model(model)
+        layout = folder.layout if folder else None
+    if layout is not None and layout not in family.layouts:
+        raise ConfigError(
+            f"the model must be in the layout of {' or '.join(family.layouts)} here, {model} is in that of "
+            f"{layout}"
+        )
+    return layout
 
 
-def _named_model(files: Sequence[Path]) -> str | None:
+def _named_model(files: Sequence[Path], section: str) -> str | None:
     """The model that the files ask for; the last one wins."""
-    models = [read_yaml(path).get("model") for path in files]
+    models = [read_yaml(path).get(section) for path in files]
     names = [model.get("name") for model in models if isinstance(model, dict)]
     return next((str(name) for name in reversed(names) if name is not None), None)

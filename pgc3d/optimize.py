@@ -17,7 +17,7 @@ from torch import Tensor
 from pgc3d import pgc
 from pgc3d.errors import DivergedError
 from pgc3d.interfaces import Clipper, Guidance, Representation, parameters
-from pgc3d.types import Cameras, Rendering
+from pgc3d.types import Cameras, Layer, Rendering
 
 Color = tuple[float, float, float]
 CameraSampler = Callable[[float, torch.Generator], Cameras]
@@ -111,13 +111,13 @@ def draw_backgrounds(
 
 
 def _backpropagate(
-    image: Float[Tensor, "B H W 3"],
-    gradient: Float[Tensor, "B H W 3"],
-    losses: Mapping[str, Tensor],
+    rendering: Rendering,
+    gradients: Sequence[tuple[Layer, Float[Tensor, "B H W _"]]],
     share: float,
 ) -> None:
-    """Send an image gradient and a share of the regularisers through the renderer in one pass."""
-    roots = [(image, gradient), *((loss, torch.full_like(loss, share)) for loss in losses.values())]
+    """Send gradients on layers and a share of the regularisers through the renderer in one pass."""
+    roots = [(getattr(rendering, layer), gradient) for layer, gradient in gradients]
+    roots += [(loss, torch.full_like(loss, share)) for loss in rendering.losses.values()]
     roots = [(root, seed) for root, seed in roots if root.requires_grad]
     if not roots:
         raise DivergedError(
@@ -147,12 +147,14 @@ def accumulate(
         background = draw_backgrounds(objective.backgrounds, len(cameras), generator, cameras.azimuth.device)
     with stopwatch.part("render"):
         rendering = representation.render(cameras, resolution, background, progress=progress)
-    image = _target(rendering, objective.target)
+    image: Tensor = getattr(rendering, objective.target)
     with stopwatch.part("guidance"):
         output = objective.guidance(image.detach(), rendering, cameras, progress)
     with stopwatch.part("backward"):
         clipped = objective.clip(output.gradient)
-        _backpropagate(image, objective.weight * clipped, rendering.losses, regulariser_share)
+        gradients = [(objective.target, clipped), *output.layers.items()]
+        weighted = [(layer, objective.weight * gradient) for layer, gradient in gradients]
+        _backpropagate(rendering, weighted, regulariser_share)
     losses = {f"loss_{name}": loss.detach() for name, loss in rendering.losses.items()}
     with stopwatch.part("metrics"):
         measured = pgc.statistics(output.gradient, clipped, percentiles=percentiles)
@@ -160,10 +162,6 @@ def accumulate(
     if rendering.complete is not None:
         measured["complete"] = rendering.complete.float()
     return {**output.metrics, **losses, **measured}
-
-
-def _target(rendering: Rendering, target: Literal["color", "normal"]) -> Float[Tensor, "B H W 3"]:
-    return rendering.color if target == "color" else rendering.normal
 
 
 def all_finite(tensors: Sequence[Tensor]) -> Bool[Tensor, ""]:

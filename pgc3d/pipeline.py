@@ -6,7 +6,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from pgc3d.session import Event, Reporter, Session, StopFlag, explain_memory
 from pgc3d.task import Task
 from pgc3d.types import Cameras, Rendering
 
+PHOTO = "input.png"  # the prepared picture, in the run's folder
 FREE_SPACE = 500_000_000  # bytes: two checkpoints, the asset with its textures, previews
 
 
@@ -72,7 +73,7 @@ def generate(
     """Make an asset.
 
     Args:
-        task: what to make.
+        task: what to make; a picture is prepared and kept in the run.
         out: the run directory; must not exist or be empty.
         config: `load_config()` when None.
         report: called at every step edge and for every file made.
@@ -89,11 +90,17 @@ def generate(
         for word, close in build.unknown_prompt_words(task.prompt, models.text):
             hint = f"; close known words: {', '.join(close)}" if close else ""
             report(Event("build", message=f"{config.model.name} does not know the word {word!r}{hint}"))
+    photo = build.prepare_task_photo(config, task)
     require_free_space(out, FREE_SPACE)
     with RunDirectory.create(out) as run:
         replace_file(run.config, dump_config(config).encode())
+        if photo is not None:
+            task = replace(task, image=run.path / PHOTO)
+            replace_file(run.path / PHOTO, photo)
         record = task.record(run.path) | {"seed": config.run.seed} | _describe(models)
         session = Session(run, config, device, report, stop or StopFlag(), record)
+        if photo is not None:
+            session.made("build", [run.path / PHOTO])
         return _execute(session, models, None)
 
 
@@ -119,7 +126,8 @@ def resume(path: Path, *, report: Reporter = ignore, stop: StopFlag | None = Non
 
 def _describe(models: Models) -> dict[str, Any]:
     """Which weights a manifest names."""
-    found = {"text": models.text} | {f"control {name}": folder for name, folder in models.controls.items()}
+    found = {"text": models.text, "image": models.image}
+    found |= {f"control {name}": folder for name, folder in models.controls.items()}
     return {
         "models": {
             use: {"name": folder.name, "commit": folder.commit} for use, folder in found.items() if folder

@@ -91,6 +91,21 @@ def epsilon_from_velocity(
     return signal.sqrt() * velocity + (1.0 - signal).sqrt() * noisy
 
 
+def ddim_step(
+    noisy: Float[Tensor, "B C H W"],
+    noise: Float[Tensor, "B C H W"],
+    signal: Float[Tensor, " B"],
+    next_signal: Float[Tensor, " B"],
+) -> Float[Tensor, "B C H W"]:
+    """From one noise level to a lower one without new noise (DDIM, arXiv 2010.02502, eq. 12, sigma = 0).
+
+    `noise` is the predicted noise; the signals are abar of both levels, 1 for the picture itself.
+    """
+    signal = signal[:, None, None, None]
+    clean = (noisy - (1.0 - signal).sqrt() * noise) / signal.sqrt()
+    return add_noise(clean, noise, next_signal)
+
+
 def check_timestep_range(low: PiecewiseLinear, high: PiecewiseLinear) -> None:
     """Raise ValueError unless 0 <= low <= high <= 1 all the time, as fractions of the training steps."""
     if not (min(low.values) >= 0.0 and max(high.values) <= 1.0):

@@ -7,6 +7,7 @@ The world is right handed, y up, the object's front is +z (glTF axes); a camera 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -82,6 +83,9 @@ class Fragments:
         return self.data[..., 3].long() - 1
 
 
+Layer = Literal["color", "normal", "depth", "alpha"]
+
+
 @dataclass(frozen=True)
 class Rendering:
     """B pictures of a representation, differentiable, composited over `background`."""
@@ -108,8 +112,10 @@ class GuidanceOutput:
     """A guidance's wish for the image.
 
     `gradient` is d loss / d image in float32, summed over the image, not divided by the batch, with no loss
-    scale in it, so that a clipping threshold is absolute. `metrics` are scalars that stay on the device.
+    scale in it, so that a clipping threshold is absolute. `layers` are such gradients on other layers of the
+    rendering, which no rule clips. `metrics` are scalars that stay on the device.
     """
 
     gradient: Float[Tensor, "B H W 3"]
+    layers: Mapping[Layer, Float[Tensor, "B H W _"]] = field(default_factory=dict)
     metrics: Mapping[str, Float[Tensor, ""]] = field(default_factory=dict)

@@ -7,12 +7,21 @@ with `--tiny` a miniature for 64 px that the tests also use.
 
 import argparse
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 START, END = "<|startoftext|>", "<|endoftext|>"
+SCHEDULER = {
+    "_class_name": "EulerDiscreteScheduler",
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "prediction_type": "epsilon",
+}
 
 
 def write_random_sdxl(
@@ -26,26 +35,10 @@ def write_random_sdxl(
         device: where the random numbers are drawn; a GPU is much faster at full size.
         seed: of the weights.
     """
-    generator = torch.Generator(device).manual_seed(seed)
-    dtype = torch.float16 if full_size else torch.float32
-    for part, module in _parts(full_size=full_size):
-        torch.nn.Module.to(module, dtype=dtype)  # the libraries' own `to` warns
-        module.to_empty(device=device)
-        randomize(module, generator)
-        variant = {"variant": "fp16"} if full_size else {}
-        module.save_pretrained(folder / part, max_shard_size="50GB", safe_serialization=True, **variant)
-        module.to("meta")  # frees it
+    write_modules(folder, _parts(full_size=full_size), half=full_size, device=device, seed=seed)
     for suffix in ("", "_2"):
         write_tokenizer(folder / f"tokenizer{suffix}")
-    scheduler = {
-        "_class_name": "EulerDiscreteScheduler",
-        "num_train_timesteps": 1000,
-        "beta_start": 0.00085,
-        "beta_end": 0.012,
-        "beta_schedule": "scaled_linear",
-        "prediction_type": "epsilon",
-    }
-    _write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
+    write_json(folder / "scheduler" / "scheduler_config.json", SCHEDULER)
     index = {
         "_class_name": "StableDiffusionXLPipeline",
         "scheduler": ["diffusers", "EulerDiscreteScheduler"],
@@ -56,7 +49,27 @@ def write_random_sdxl(
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
     }
-    _write_json(folder / "model_index.json", index)
+    write_json(folder / "model_index.json", index)
+
+
+def write_modules(
+    folder: Path,
+    modules: Iterable[tuple[str, Any]],
+    *,
+    half: bool,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+) -> None:
+    """Give modules on the meta device random weights and save them under their names, one after the other."""
+    generator = torch.Generator(device).manual_seed(seed)
+    for part, module in modules:
+        # the libraries' own `to` warns
+        torch.nn.Module.to(module, dtype=torch.float16 if half else torch.float32)
+        module.to_empty(device=device)
+        randomize(module, generator)
+        variant = {"variant": "fp16"} if half else {}
+        module.save_pretrained(folder / part, max_shard_size="50GB", safe_serialization=True, **variant)
+        module.to("meta")  # frees it
 
 
 def randomize(module: torch.nn.Module, generator: torch.Generator) -> None:
@@ -73,12 +86,12 @@ def write_tokenizer(folder: Path) -> None:
     """CLIP's byte-level tokenizer with no merges: one token per byte, 77 tokens long."""
     symbols = _byte_symbols()
     words = [*symbols, *(f"{symbol}</w>" for symbol in symbols), START, END]
-    _write_json(folder / "vocab.json", {word: index for index, word in enumerate(words)})
+    write_json(folder / "vocab.json", {word: index for index, word in enumerate(words)})
     (folder / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
     special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
     config = {**special, "model_max_length": 77, "tokenizer_class": "CLIPTokenizer"}
-    _write_json(folder / "tokenizer_config.json", config)
-    _write_json(folder / "special_tokens_map.json", special)
+    write_json(folder / "tokenizer_config.json", config)
+    write_json(folder / "special_tokens_map.json", special)
 
 
 def _byte_symbols() -> list[str]:
@@ -181,7 +194,8 @@ def text_config(*, full_size: bool, second: bool) -> dict[str, Any]:
     return {**ids, **base, "vocab_size": 49408, "num_hidden_layers": 12, "projection_dim": 768}
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON file and the folders that it lies in."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=2), encoding="utf-8")
 

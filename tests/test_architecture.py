@@ -28,7 +28,7 @@ LAYERS = (
     ("guidance", "representation"),
     ("render",),
     ("diffusion", "geometry", "kernels", "mini"),
-    ("cameras", "prompts", "schedules", "pgc"),
+    ("cameras", "photo", "prompts", "schedules", "pgc"),
     ("interfaces",),
     ("types", "task", "errors", "__init__"),
 )

@@ -149,7 +149,7 @@ def test_weights_of_another_shape_are_named(folder):
 @pytest.mark.parametrize("change", [{"addition_embed_type": "image"}, {"addition_embed_type": "text_image"}])
 def test_other_kind_of_model_is_refused(folder, change):
     edit_json(folder / "unet" / "config.json", **change)
-    with pytest.raises(ConfigError, match="text-to-image checkpoint in SD or SDXL layout"):
+    with pytest.raises(ConfigError, match="checkpoint in SD, SDXL or Zero123 layout"):
         resolve_model(folder)
 
 

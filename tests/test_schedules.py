@@ -8,6 +8,7 @@ from pgc3d.schedules import (
     PiecewiseLinear,
     add_noise,
     check_timestep_range,
+    ddim_step,
     epsilon_from_velocity,
     noise_levels,
     sample_timesteps,
@@ -114,3 +115,20 @@ def test_velocity_of_known_noise_gives_that_noise():
     a, s = signal.sqrt()[:, None, None, None], (1 - signal).sqrt()[:, None, None, None]
     noisy, velocity = a * clean + s * noise, a * noise - s * clean
     torch.testing.assert_close(epsilon_from_velocity(velocity, noisy, signal), noise)
+
+
+def test_ddim_step_is_that_of_diffusers():
+    from diffusers import DDIMScheduler
+
+    scheduler = DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
+        set_alpha_to_one=True,
+    )  # fmt: skip
+    scheduler.set_timesteps(10)
+    generator = torch.Generator().manual_seed(0)
+    noisy, noise = torch.randn((2, 1, 4, 8, 8), generator=generator)
+    for level in (900, 100, 0):
+        expected = scheduler.step(noise, level, noisy).prev_sample
+        signal = scheduler.alphas_cumprod[level]
+        lower = scheduler.alphas_cumprod[level - 100] if level else torch.tensor(1.0)
+        torch.testing.assert_close(ddim_step(noisy, noise, signal[None], lower[None]), expected)

@@ -5,7 +5,8 @@ import torch
 from tiny import tiny_score_distillation, write_tiny_sd, write_tiny_sdxl
 
 from pgc3d.cameras import turntable
-from pgc3d.guidance.sds import ScoreDistillation, SdsConfig, resize
+from pgc3d.diffusion.latent import resize
+from pgc3d.guidance.sds import ScoreDistillation, SdsConfig
 from pgc3d.interfaces import Guidance
 from pgc3d.schedules import PiecewiseLinear
 from pgc3d.types import Rendering, TextEmbedding

@@ -1,8 +1,9 @@
 """Tiny random checkpoints with diffusers' and transformers' own classes; 64 px, a few MB."""
 
-import importlib.util
+import importlib
 import json
 import shutil
+import sys
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -19,20 +20,16 @@ from pgc3d.types import TextEmbedding
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def _script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location(
-        "make_random_sdxl", ROOT / "scripts" / "make_random_sdxl.py"
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def _script(name: str) -> ModuleType:
+    """A script as a module; scripts of one folder import each other by name."""
+    if (scripts := str(ROOT / "scripts")) not in sys.path:
+        sys.path.append(scripts)
+    return importlib.import_module(name)
 
 
 def write_tiny_sdxl(folder: Path, *, seed: int = 0) -> Path:
     """An SDXL-layout checkpoint; 1.2 M parameters."""
-    _script().write_random_sdxl(folder, full_size=False, seed=seed)
+    _script("make_random_sdxl").write_random_sdxl(folder, full_size=False, seed=seed)
     return folder
 
 
@@ -40,7 +37,7 @@ def write_tiny_sd(folder: Path, *, prediction_type: str = "epsilon", seed: int =
     """An SD-layout checkpoint: one text encoder, no pooled embedding."""
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
-    script = _script()
+    script = _script("make_random_sdxl")
     write_tiny_sdxl(folder, seed=seed)
     for part in ("text_encoder_2", "tokenizer_2", "unet"):
         shutil.rmtree(folder / part)
@@ -63,11 +60,21 @@ def write_tiny_controlnet(folder: Path, model: Path, *, seed: int = 0) -> Path:
 
     unet = UNet2DConditionModel.from_pretrained(model / "unet", low_cpu_mem_usage=False)
     network = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(8, 8, 8, 8))
-    _script().randomize(network, torch.Generator().manual_seed(seed))
+    _script("make_random_sdxl").randomize(network, torch.Generator().manual_seed(seed))
     with torch.no_grad():
         for parameter in network.controlnet_cond_embedding.parameters():
             parameter.mul_(4.0)  # so that the condition is not drowned by the random rest
     network.save_pretrained(folder)
+    return folder
+
+
+def write_tiny_zero123(folder: Path, *, pose: str | None = "radius", seed: int = 0) -> Path:
+    """A Zero123-layout checkpoint; `pose` goes into its zero123.json, None leaves that out."""
+    _script("make_random_zero123").write_random_zero123(folder, full_size=False, seed=seed)
+    if pose is None:
+        (folder / "zero123.json").unlink()
+    else:
+        edit_json(folder / "zero123.json", pose=pose)
     return folder
 
 

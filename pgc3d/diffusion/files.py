@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from pgc3d.diffusion.latent import Layout
 from pgc3d.errors import ConfigError, Pgc3dError, WeightsNotFoundError
@@ -14,7 +14,19 @@ from pgc3d.prompts import ViewPromptConfig
 
 logger = logging.getLogger(__name__)
 
-WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+WEIGHTS = {
+    "unet": "diffusion_pytorch_model",
+    "vae": "diffusion_pytorch_model",
+    "text_encoder": "model",
+    "image_encoder": "model",
+    "clip_camera_projection": "diffusion_pytorch_model",
+    "cc_projection": "diffusion_pytorch_model",
+}
+PROJECTIONS = ("clip_camera_projection", "cc_projection")  # the same thing from two converters of Zero123
+
+# The fourth number of a Zero123 pose: the difference of the cameras' distances from the object (Zero123,
+# Zero123-XL), or the polar angle of the condition's camera (Stable Zero123).
+Pose = Literal["radius", "polar"]
 
 
 @dataclass(frozen=True)
@@ -25,16 +37,27 @@ class ModelFolder:
     path: Path
     layout: Layout
     commit: str | None = None  # of the hub, None for a local folder
+    vae: Path | None = None  # the folder of a VAE that it shares with another checkpoint, None for its own
     view_prompts: ViewPromptConfig | None = None  # how this model was taught to read the camera
     vocabulary: tuple[str, ...] = ()  # the words that a small model knows; empty where it knows most
+    pose: Pose | None = None  # of a Zero123 checkpoint, None where nothing says it
 
 
-def open_folder(name: str, path: Path, *, commit: str | None = None) -> ModelFolder:
+def open_folder(
+    name: str, path: Path, *, commit: str | None = None, vae: Path | None = None, pose: Pose | None = None
+) -> ModelFolder:
     """Check a checkpoint folder and describe it.
+
+    Args:
+        name: what the user asked for.
+        path: the folder.
+        commit: of the hub.
+        vae: the folder of a VAE that the checkpoint shares with another one.
+        pose: of a Zero123 checkpoint, where its `zero123.json` does not say it.
 
     Raises:
         WeightsNotFoundError: a file is missing or damaged; the message names it.
-        ConfigError: it is not a text-to-image checkpoint in SD or SDXL layout.
+        ConfigError: it is not a checkpoint in SD, SDXL or Zero123 layout.
     """
     if not path.is_dir():
         raise WeightsNotFoundError(
@@ -46,12 +69,12 @@ def open_folder(name: str, path: Path, *, commit: str | None = None) -> ModelFol
             "give the folder that holds unet/ and vae/"
         )
     layout = _layout(path)
-    parts = ["unet", "vae", "text_encoder"] + (["text_encoder_2"] if layout == "sdxl" else [])
-    for part in parts:
-        read_json(path / part / "config.json")
-        for file in weight_files(path / part, WEIGHTS[part.removesuffix("_2")], prefer_half=False):
+    modules, others = _contents(path, layout)
+    for folder in (vae or path / "vae", *(path / module for module in modules)):
+        read_json(folder / "config.json")
+        for file in weight_files(folder, WEIGHTS[folder.name.removesuffix("_2")], prefer_half=False):
             tensor_names(file)
-    for part in ("scheduler/scheduler_config.json", *(f"tokenizer{s}" for s in ("", "_2")[: len(parts) - 2])):
+    for part in others:
         if not (path / part).exists():
             raise WeightsNotFoundError(f"the checkpoint must hold {part}, not found in {path}")
     return ModelFolder(
@@ -59,9 +82,23 @@ def open_folder(name: str, path: Path, *, commit: str | None = None) -> ModelFol
         path=path,
         layout=layout,
         commit=commit,
+        vae=vae,
         view_prompts=_view_prompts(path / "view_prompts.json"),
         vocabulary=_vocabulary(path / "vocabulary.json"),
+        pose=_pose(path / "zero123.json") or pose,
     )
+
+
+def projection_folder(path: Path) -> Path:
+    """Where a Zero123 checkpoint holds what joins the picture's embedding with the pose.
+
+    Raises:
+        WeightsNotFoundError: nowhere.
+    """
+    for name in PROJECTIONS:
+        if (path / name).is_dir():
+            return path / name
+    raise WeightsNotFoundError(f"the checkpoint must hold {' or '.join(PROJECTIONS)}, not found in {path}")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -144,10 +181,21 @@ def _layout(path: Path) -> Layout:
         return "sdxl"
     if added is None and "text_encoder" in index and index.get("image_encoder", [None])[0] is None:
         return "sd"
+    if added is None and "image_encoder" in index and any(name in index for name in PROJECTIONS):
+        return "zero123"
     raise ConfigError(
-        f"the model must be a text-to-image checkpoint in SD or SDXL layout, "
-        f"{path} is {index.get('_class_name')}"
+        f"the model must be a checkpoint in SD, SDXL or Zero123 layout, {path} is {index.get('_class_name')}"
     )
+
+
+def _contents(path: Path, layout: Layout) -> tuple[list[str], list[str]]:
+    """The parts with weights beside the VAE, and what else a checkpoint must hold."""
+    if layout == "zero123":
+        modules = ["unet", "image_encoder", projection_folder(path).name]
+        return modules, ["scheduler/scheduler_config.json", "feature_extractor/preprocessor_config.json"]
+    suffixes = ("", "_2") if layout == "sdxl" else ("",)
+    modules = ["unet", *(f"text_encoder{suffix}" for suffix in suffixes)]
+    return modules, ["scheduler/scheduler_config.json", *(f"tokenizer{suffix}" for suffix in suffixes)]
 
 
 def _view_prompts(path: Path) -> ViewPromptConfig | None:
@@ -165,6 +213,16 @@ def _view_prompts(path: Path) -> ViewPromptConfig | None:
 
 def _vocabulary(path: Path) -> tuple[str, ...]:
     return tuple(map(str, read_json(path).get("words", ()))) if path.is_file() else ()
+
+
+def _pose(path: Path) -> Pose | None:
+    """What `zero123.json` beside a checkpoint says; its other entries are notes on the training."""
+    if not path.is_file():
+        return None
+    pose = read_json(path).get("pose")
+    if pose not in get_args(Pose):
+        raise ConfigError(f"{path}: pose must be one of {', '.join(get_args(Pose))}, got {pose!r}")
+    return pose
 
 
 def _frozen(value: Any) -> Any:

@@ -11,7 +11,7 @@ from torch import Tensor
 from pgc3d.schedules import epsilon_from_velocity
 from pgc3d.types import TextEmbedding
 
-Layout = Literal["sdxl", "sd"]
+Layout = Literal["sdxl", "sd", "zero123"]
 Prediction = Literal["epsilon", "v_prediction"]
 Image = Float[Tensor, "B H W 3"]
 Latents = Float[Tensor, "B C h w"]
@@ -105,8 +105,9 @@ class LatentDiffusion:
         unconditional: TextEmbedding,
         time_ids: Float[Tensor, "1 6"] | None = None,
         residuals: Residuals | None = None,
+        beside: Latents | None = None,
     ) -> tuple[Latents, Latents]:
-        """Predict the noise without and with the prompt, in one batch of 2 B.
+        """Predict the noise without and with the condition, in one batch of 2 B.
 
         Args:
             noisy: z_t.
@@ -115,12 +116,17 @@ class LatentDiffusion:
             unconditional: one negative prompt per picture.
             time_ids: from `time_ids`; only the SDXL layout takes and needs them.
             residuals: what ControlNets add, from the batch that the UNet gets.
+            beside: latents of the condition that the UNet sees beside z_t, zeros without the condition; only
+                the Zero123 layout takes and needs them.
 
         Returns:
             (eps_uncond, eps_cond), also where the model predicts v.
         """
         tokens = torch.cat([unconditional.tokens, conditional.tokens]).to(_dtype(self.unet))
-        doubled, levels = torch.cat([noisy, noisy]).to(_dtype(self.unet)), torch.cat([timesteps, timesteps])
+        doubled, levels = torch.cat([noisy, noisy]), torch.cat([timesteps, timesteps])
+        if beside is not None:
+            doubled = torch.cat([doubled, torch.cat([torch.zeros_like(beside), beside])], dim=1)
+        doubled = doubled.to(_dtype(self.unet))
         added = self._added_conditions(unconditional, conditional, time_ids)
         output = self.unet(
             doubled,
@@ -139,7 +145,7 @@ class LatentDiffusion:
     def time_ids(
         self, original: int, target: int, crop: tuple[int, int] = (0, 0)
     ) -> Float[Tensor, "1 6"] | None:
-        """SDXL's size conditions for square pictures, None in the SD layout; sides in pixels."""
+        """SDXL's size conditions for square pictures, None in the other layouts; sides in pixels."""
         if self.layout != "sdxl":
             return None
         return torch.tensor(
@@ -149,7 +155,7 @@ class LatentDiffusion:
     def _added_conditions(
         self, unconditional: TextEmbedding, conditional: TextEmbedding, time_ids: Tensor | None
     ) -> dict[str, Tensor]:
-        if self.layout == "sd":
+        if self.layout != "sdxl":
             return {}
         if unconditional.pooled is None or conditional.pooled is None or time_ids is None:
             raise ValueError("the SDXL layout needs pooled embeddings and time_ids")
@@ -163,6 +169,17 @@ class LatentDiffusion:
 
 def _dtype(module: torch.nn.Module) -> torch.dtype:
     return next(module.parameters()).dtype
+
+
+def resize(image: Float[Tensor, "B H W C"], resolution: int) -> Float[Tensor, "B r r C"]:
+    """Bilinear, with the filter widened when shrinking, so that every pixel keeps a gradient."""
+    if image.shape[1] == image.shape[2] == resolution:
+        return image
+    shrinks = max(image.shape[1:3]) > resolution
+    resized = torch.nn.functional.interpolate(
+        image.permute(0, 3, 1, 2), size=(resolution, resolution), mode="bilinear", antialias=shrinks
+    )
+    return resized.permute(0, 2, 3, 1)
 
 
 def select(embedding: TextEmbedding, index: Int[Tensor, " B"]) -> TextEmbedding:

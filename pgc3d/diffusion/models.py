@@ -9,15 +9,17 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
 
 from pgc3d.diffusion.files import (
+    PROJECTIONS,
     WEIGHTS,
     ModelFolder,
+    Pose,
     loading,
     open_folder,
     read_json,
@@ -43,6 +45,8 @@ ALIASES = CONTROL_ALIASES | {
     "sd": "stable-diffusion-v1-5/stable-diffusion-v1-5",
     "sd-turbo": "stabilityai/sd-turbo",
     "sdxl-vae-fp16-fix": "madebyollin/sdxl-vae-fp16-fix",
+    "zero123": "ashawkey/zero123-xl-diffusers",
+    "stable-zero123": "ashawkey/stable-zero123-diffusers",
 }
 # A hub id that is not listed is recorded at its first download and held to that commit from then on.
 PINNED = {
@@ -52,18 +56,26 @@ PINNED = {
     "diffusers/controlnet-depth-sdxl-1.0-small": "b890ef929eb80694d1218cee36ef5bcd7df32c7a",
     "lllyasviel/control_v11f1p_sd15_depth": "7c693a1fe066e89184a9e04489e0d3a3519a1aa3",
     "lllyasviel/control_v11p_sd15_normalbae": "cb7296e6587a219068e9d65864e38729cd862aa8",
+    "ashawkey/zero123-xl-diffusers": "10e9e8e75adaa3bf77f5ac9c381419016fed68c7",
+    "ashawkey/stable-zero123-diffusers": "a6c09344fbd45843d35f2095c203c4a8e55b4dbb",
 }
-PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
+POSES: Mapping[str, Pose] = {
+    "ashawkey/zero123-xl-diffusers": "radius",
+    "bennyguo/zero123-xl-diffusers": "radius",
+    "kxic/zero123-xl": "radius",
+    "ashawkey/stable-zero123-diffusers": "polar",
+}
+PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "image_encoder", *PROJECTIONS)
 PART_NAMES = {"vae": "VAE", "controlnet": "ControlNet"}
 SMALL_FILES = re.compile(
-    r"(model_index|view_prompts|vocabulary|config)\.json"
-    r"|(scheduler|tokenizer|tokenizer_2)/[^/]+\.(json|txt)"
-    r"|(unet|vae|text_encoder|text_encoder_2)/config\.json"
+    r"(model_index|view_prompts|vocabulary|zero123|config)\.json"
+    r"|(scheduler|tokenizer|tokenizer_2|feature_extractor)/[^/]+\.(json|txt)"
+    rf"|({'|'.join(PARTS)})/config\.json"
 )
 
 
 def resolve_model(model: str | Path, *, half: bool = False, cache: Path | None = None) -> ModelFolder:
-    """Find a checkpoint: a local folder, a hub id `owner/name`, or an alias ("sdxl", "sd", "sdxl-turbo").
+    """Find a checkpoint: a local folder, a hub id `owner/name`, or an alias from `ALIASES`.
 
     Args:
         model: what the user asked for. A folder that exists wins over a hub id of the same spelling.
@@ -86,7 +98,7 @@ def resolve_model(model: str | Path, *, half: bool = False, cache: Path | None =
             f"no folder {name}"
         )
     path = _from_hub(repository, half=half, cache=cache, check=lambda found: open_folder(name, found))
-    return open_folder(name, path, commit=path.name)
+    return open_folder(name, path, commit=path.name, pose=POSES.get(repository))
 
 
 def load_latent_diffusion(
@@ -98,7 +110,7 @@ def load_latent_diffusion(
     vae_dtype: torch.dtype | None = None,
     loras: Sequence[Lora] = (),
 ) -> LatentDiffusion:
-    """Load the UNet and the VAE, frozen, in evaluation mode.
+    """Load the UNet and the VAE of any layout, frozen, in evaluation mode.
 
     Args:
         model: a resolved checkpoint, or what `resolve_model` takes.
@@ -117,7 +129,7 @@ def load_latent_diffusion(
     dtype = dtype or (torch.float32 if device.type == "cpu" else torch.float16)
     _set_environment()
     folder = model if isinstance(model, ModelFolder) else resolve_model(model, half=dtype != torch.float32)
-    vae_folder = folder.path / "vae" if vae is None else find_part(vae, "vae")
+    vae_folder = (folder.vae or folder.path / "vae") if vae is None else find_part(vae, "vae")
     vae_dtype = _vae_dtype(vae_folder, vae_dtype, device, layout=folder.layout)
     scheduler = read_json(folder.path / "scheduler" / "scheduler_config.json")
     prediction = scheduler.get("prediction_type", "epsilon")
@@ -151,7 +163,13 @@ def record_file() -> Path:
 
 
 def load_module(kind: Any, folder: Path, *, device: torch.device, dtype: torch.dtype) -> Any:
-    """Build on the meta device and take the tensors from the files: nothing is initialised in vain."""
+    """One of diffusers' modules, frozen, in evaluation mode; `kind` is its class.
+
+    It is built on the meta device and takes the tensors from the files: nothing is initialised in vain.
+
+    Raises:
+        WeightsNotFoundError: weights are missing or damaged.
+    """
     from safetensors.torch import load_file
 
     config = read_json(folder / "config.json")

@@ -74,11 +74,20 @@ def _load_tokenizer(folder: Path) -> Any:
 
 def _load_encoder(folder: Path, *, projected: bool, dtype: torch.dtype) -> Any:
     from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPTextModelWithProjection
+
+    return load_clip(CLIPTextModelWithProjection if projected else CLIPTextModel, folder, dtype=dtype)
+
+
+def load_clip(kind: Any, folder: Path, *, dtype: torch.dtype) -> Any:
+    """One of transformers' CLIP encoders, frozen, on the CPU; `kind` is its class.
+
+    Raises:
+        WeightsNotFoundError: weights are missing or of another shape.
+    """
     from transformers.utils import logging as transformers_logging
 
     files = weight_files(folder, "model", prefer_half=dtype != torch.float32)
     variant = "fp16" if ".fp16." in files[0].name else None
-    kind = CLIPTextModelWithProjection if projected else CLIPTextModel
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

@@ -10,13 +10,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from pgc3d.diffusion.controlnet import Control, ControlConfig, condition_image, control_residuals
-from pgc3d.diffusion.latent import LatentDiffusion, select
+from pgc3d.diffusion.latent import LatentDiffusion, Latents, resize, select
 from pgc3d.guidance import score
+from pgc3d.guidance.distillation import Draws, Formula, distill, draw
 from pgc3d.prompts import ViewPromptConfig, view_index, view_prompts
-from pgc3d.schedules import PiecewiseLinear, add_noise, check_timestep_range, sample_timesteps
+from pgc3d.schedules import PiecewiseLinear, check_timestep_range
 from pgc3d.types import Cameras, GuidanceOutput, Rendering, TextEmbedding
-
-Formula = Literal["sds", "csd"]
 
 
 @dataclass(frozen=True)
@@ -117,29 +116,16 @@ class ScoreDistillation:
         self, image: Float[Tensor, "B H W 3"], rendering: Rendering, cameras: Cameras, progress: float
     ) -> GuidanceOutput:
         """Draw a noise level and noise for each picture and return the gradient on the pictures."""
-        timesteps = sample_timesteps(
-            len(image),
-            self.t_min(progress),
-            self.t_max(progress),
-            train_steps=self.model.train_steps,
-            generator=self.generator,
-        )
-        shape = self.model.latent_shape(len(image), self._side(image))
-        noise, posterior = torch.randn((2, *shape), generator=self.generator)
+        levels = self.t_min(progress), self.t_max(progress)
+        draws = draw(self.model, len(image), self._side(image), levels, self.generator)
         texts = view_index(
             cameras.azimuth.to(self.model.device),
             cameras.elevation.to(self.model.device),
             rendering.background,
             self.view_prompts_config,
         )
-        return self.gradient(
-            image,
-            timesteps=_send(timesteps, self.model.device),
-            noise=_send(noise, self.model.device),
-            posterior_noise=_send(posterior, self.model.device),
-            texts=texts,
-            conditions=[condition_image(control, rendering, cameras) for control in self.controls],
-        )
+        conditions = [condition_image(control, rendering, cameras) for control in self.controls]
+        return self.gradient(image, **vars(draws), texts=texts, conditions=conditions)
 
     def _side(self, image: Float[Tensor, "B H W 3"]) -> int:
         """Pixels at which the model looks at these pictures."""
@@ -159,52 +145,27 @@ class ScoreDistillation:
         texts: Int[Tensor, " B"],
         conditions: Sequence[Float[Tensor, "B H W 3"]] = (),
     ) -> GuidanceOutput:
-        """The gradient for given noise and one condition per control; pictures do not influence each other.
-
-        d loss / d image = J^T w(t) (eps_hat - eps) with the Jacobian J of resizing and encoding; the UNet's
-        own Jacobian is left out (arXiv 2209.14988, eq. 3).
-        """
-        image, side = image.detach().requires_grad_(), self._side(image)
-        with torch.enable_grad():
-            latents = self.model.encode(resize(image, side), posterior_noise)
-        signal = self.model.alphas_cumprod[timesteps]
+        """The gradient for given noise, texts and one condition per control; see `distill`."""
+        side, draws = self._side(image), Draws(timesteps, noise, posterior_noise)
         controls = [(c, resize(shown, side)) for c, shown in zip(self.controls, conditions, strict=True)]
-        unconditional, conditional = self.model.predict(
-            add_noise(latents.detach(), noise, signal),
-            timesteps,
-            conditional=select(self.positive, texts),
-            unconditional=select(self.negative, torch.zeros_like(texts)),
-            time_ids=self._time_ids[side],
-            residuals=partial(control_residuals, controls) if controls else None,
+
+        def predict(noisy: Latents, timesteps: Tensor) -> tuple[Latents, Latents]:
+            return self.model.predict(
+                noisy,
+                timesteps,
+                conditional=select(self.positive, texts),
+                unconditional=select(self.negative, torch.zeros_like(texts)),
+                time_ids=self._time_ids[side],
+                residuals=partial(control_residuals, controls) if controls else None,
+            )
+
+        return distill(
+            self.model,
+            image,
+            side,
+            draws,
+            predict,
+            guidance_scale=self.guidance_scale,
+            formula=self.formula,
+            weighting=self.weighting,
         )
-        weights = score.weight(signal, self.weighting)
-        if self.formula == "csd":
-            latent_gradient = score.csd_gradient(unconditional, conditional, weights)
-        else:
-            guided = score.classifier_free_guidance(unconditional, conditional, self.guidance_scale)
-            latent_gradient = score.sds_gradient(guided, noise, weights)
-        return GuidanceOutput(
-            gradient=self.model.encoder_gradient(image, latents, latent_gradient),
-            metrics={
-                "timestep": timesteps.float().mean(),
-                "latent_gradient": latent_gradient.flatten(1).norm(dim=1).mean(),
-            },
-        )
-
-
-def resize(image: Float[Tensor, "B H W 3"], resolution: int) -> Float[Tensor, "B r r 3"]:
-    """Bilinear, with the filter widened when shrinking, so that every pixel keeps a gradient."""
-    if image.shape[1] == image.shape[2] == resolution:
-        return image
-    shrinks = max(image.shape[1:3]) > resolution
-    resized = torch.nn.functional.interpolate(
-        image.permute(0, 3, 1, 2), size=(resolution, resolution), mode="bilinear", antialias=shrinks
-    )
-    return resized.permute(0, 2, 3, 1)
-
-
-def _send(values: Tensor, device: torch.device) -> Tensor:
-    """To the device without waiting for it."""
-    if device.type != "cuda":
-        return values.to(device)
-    return values.pin_memory().to(device, non_blocking=True)

@@ -1,7 +1,7 @@
-"""The bundled prior: a miniature of SDXL's layout, trained on renders of freely licensed models.
+"""The bundled priors: miniatures of SDXL's and Zero123's layouts, trained on renders of free models.
 
-`text/` is an ordinary checkpoint folder, loaded by the same code as any other; MODEL_CARD.md says what it was
-trained on, what it knows and what it cannot do.
+`text/` and `image/` are ordinary checkpoint folders, loaded by the same code as any other; `image/` shares
+the VAE of `text/`. MODEL_CARD.md says what they were trained on, what they know and what they cannot do.
 """
 
 from pathlib import Path
@@ -19,3 +19,18 @@ def text_model() -> Path:
     if not (folder / "model_index.json").is_file():
         raise WeightsNotFoundError(f"the bundled prior must lie in {folder}, found nothing; reinstall pgc3d")
     return folder
+
+
+def image_model() -> tuple[Path, Path]:
+    """Folder of the novel-view prior in Zero123's layout, and that of its VAE.
+
+    Raises:
+        WeightsNotFoundError: the installation lacks the weights.
+    """
+    folder = Path(__file__).parent / "image"
+    if not (folder / "model_index.json").is_file():
+        raise WeightsNotFoundError(
+            f"the bundled image prior must lie in {folder}, but this version comes without it; use "
+            "--guidance zero123, with --model for a folder in diffusers' layout"
+        )
+    return folder, text_model() / "vae"

@@ -1,0 +1,219 @@
+"""A frozen Zero123: what an object in a picture looks like from another camera (arXiv 2303.11328).
+
+Its UNet sees the picture twice: as a CLIP embedding joined with the relative pose, the only token of the
+cross attention, and as latents beside the noisy ones. Without the condition both are zeros.
+"""
+
+import gc
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from pgc3d.diffusion.files import (
+    WEIGHTS,
+    ModelFolder,
+    Pose,
+    loading,
+    projection_folder,
+    read_json,
+    weight_files,
+)
+from pgc3d.diffusion.latent import Image, LatentDiffusion, Latents, resize
+from pgc3d.diffusion.models import load_latent_diffusion
+from pgc3d.diffusion.text import load_clip
+from pgc3d.errors import ConfigError, WeightsNotFoundError
+from pgc3d.schedules import ddim_step
+from pgc3d.types import Cameras, TextEmbedding
+
+RADIUS_UNIT = 0.5  # its training objects fit a cube of side 1, ours the unit sphere
+
+
+@dataclass(frozen=True)
+class Zero123:
+    """The model with what it was told about one object; nothing in it is ever trained."""
+
+    diffusion: LatentDiffusion
+    projection: torch.nn.Linear  # the picture's embedding and the pose to a token of the cross attention
+    pose: Pose
+    embedding: Float[Tensor, "1 D"]  # of the picture on white, by CLIP
+    latents: Float[Tensor, "1 C h w"]  # of the picture on white: the posterior's mode, not scaled
+
+    @torch.no_grad()
+    def predict(
+        self, noisy: Latents, timesteps: Int[Tensor, " B"], pose: Float[Tensor, "B 4"]
+    ) -> tuple[Latents, Latents]:
+        """Predict the noise without and with the condition, for one pose (see `relative_pose`) a picture."""
+        batch = len(noisy)
+        joined = torch.cat([self.embedding.expand(batch, -1), pose.to(self.embedding)], dim=1)
+        token = self.projection(joined)[:, None]
+        return self.diffusion.predict(
+            noisy,
+            timesteps,
+            conditional=TextEmbedding(tokens=token, pooled=None),
+            unconditional=TextEmbedding(tokens=torch.zeros_like(token), pooled=None),
+            beside=self.latents.expand(batch, -1, -1, -1),
+        )
+
+    def sample(
+        self,
+        cameras: Cameras,
+        reference: Cameras,
+        *,
+        generator: torch.Generator,
+        guidance_scale: float = 3.0,
+        steps: int = 50,
+    ) -> Image:
+        """Pictures of the object from other cameras, on white, by DDIM without noise (arXiv 2010.02502).
+
+        Args:
+            cameras: B views.
+            reference: the camera that took the picture, one view.
+            generator: on the CPU; draws the first noise.
+            guidance_scale: s in uncond + s (cond - uncond).
+            steps: noise levels, evenly spaced from the highest one down.
+        """
+        model, batch = self.diffusion, len(cameras)
+        pose = relative_pose(cameras, reference, self.pose).to(model.device)
+        shape = model.latent_shape(batch, model.resolution)
+        latents = torch.randn(shape, generator=generator).to(model.device)
+        levels = torch.linspace(model.train_steps - 1, 0, steps + 1).round().long().tolist()[:-1]
+        signals = [*(model.alphas_cumprod[level] for level in levels), torch.ones((), device=model.device)]
+        for step, level in enumerate(levels):
+            timesteps = torch.full((batch,), level, device=model.device)
+            unconditional, conditional = self.predict(latents, timesteps, pose)
+            noise = unconditional + guidance_scale * (conditional - unconditional)
+            latents = ddim_step(latents, noise, signals[step].expand(batch), signals[step + 1].expand(batch))
+        return model.decode(latents)
+
+
+def relative_pose(cameras: Cameras, reference: Cameras, pose: Pose) -> Float[Tensor, "B 4"]:
+    """[d polar, sin d azimuth, cos d azimuth, 4th entry], radians, target minus condition.
+
+    Azimuths grow as ours do. The polar angle is measured from above, so that its difference is the
+    condition's elevation minus the target's.
+    """
+    azimuth = cameras.azimuth - reference.azimuth
+    polar = reference.elevation - cameras.elevation
+    if pose == "radius":
+        last = RADIUS_UNIT * (cameras.distance - reference.distance)
+    else:
+        last = (math.pi / 2 - reference.elevation).expand_as(polar)
+    return torch.stack([polar, torch.sin(azimuth), torch.cos(azimuth), last], dim=-1)
+
+
+def require_zero123(folder: ModelFolder, pose: Pose | None = None) -> ModelFolder:
+    """A checkpoint that can be loaded as a Zero123; `pose`, where given, overrules what it says of itself.
+
+    Raises:
+        ConfigError: it has another layout, or nothing says its pose convention.
+    """
+    if folder.layout != "zero123":
+        raise ConfigError(f"the image model must be in Zero123 layout, {folder.name} is in {folder.layout}'s")
+    if (pose or folder.pose) is None:
+        raise ConfigError(
+            f"the pose convention of {folder.name} must be known; use --set image_model.pose=radius for a "
+            "model as Zero123-XL, or =polar for one as Stable Zero123"
+        )
+    return replace(folder, pose=pose or folder.pose)
+
+
+def load_zero123(
+    folder: ModelFolder,
+    photo: Float[Tensor, "S S 4"],
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    vae: str | Path | None = None,
+    vae_dtype: torch.dtype | None = None,
+) -> Zero123:
+    """Load a checkpoint in Zero123 layout and show it the picture; its image encoder is gone afterwards.
+
+    Args:
+        folder: from `require_zero123`.
+        photo: the object alone, RGBA in [0, 1], colours premultiplied.
+        device: where the modules go.
+        dtype: of the UNet, as in `load_latent_diffusion`.
+        vae: another VAE.
+        vae_dtype: as in `load_latent_diffusion`.
+
+    Raises:
+        WeightsNotFoundError: weights are missing or damaged.
+    """
+    if folder.pose is None:
+        raise ValueError("the folder must come from require_zero123")
+    device = torch.device(device)
+    dtype = dtype or (torch.float32 if device.type == "cpu" else torch.float16)
+    diffusion = load_latent_diffusion(folder, device=device, dtype=dtype, vae=vae, vae_dtype=vae_dtype)
+    picture = resize(photo[None].to(device), diffusion.resolution)
+    picture = picture[..., :3] + (1.0 - picture[..., 3:])  # on white
+    embedding = _embed(folder.path, picture, dtype)
+    projection = _load_projection(projection_folder(folder.path), device, dtype)
+    found, expected = projection.in_features, embedding.shape[1] + 4
+    if found != expected:
+        raise WeightsNotFoundError(
+            f"{projection_folder(folder.path)} must take {expected} numbers, an embedding of "
+            f"{expected - 4} and a pose, got {found}"
+        )
+    noise = torch.zeros(diffusion.latent_shape(1, diffusion.resolution), device=device)
+    with torch.no_grad():
+        latents = diffusion.encode(picture, noise) / float(diffusion.vae.config.scaling_factor)
+    return Zero123(
+        diffusion=diffusion, projection=projection, pose=folder.pose, embedding=embedding, latents=latents
+    )
+
+
+@torch.no_grad()
+def _embed(folder: Path, picture: Image, dtype: torch.dtype) -> Float[Tensor, "1 D"]:
+    from transformers.models.clip.modeling_clip import CLIPVisionModelWithProjection
+
+    processor = read_json(folder / "feature_extractor" / "preprocessor_config.json")
+    with loading(folder / "image_encoder"):
+        encoder = load_clip(CLIPVisionModelWithProjection, folder / "image_encoder", dtype=dtype)
+    encoder.to(picture.device)
+    with loading(folder / "feature_extractor"):
+        pixels = clip_pixels(picture, processor)
+        embedding: Tensor = encoder(pixels.to(dtype)).image_embeds
+    del encoder
+    gc.collect()
+    if picture.device.type == "cuda":
+        torch.cuda.empty_cache()
+    return embedding
+
+
+def clip_pixels(image: Image, processor: dict[str, Any]) -> Float[Tensor, "B 3 s s"]:
+    """What CLIP's image processor makes of square pictures, from its `preprocessor_config.json`."""
+    side = _side(processor["size"])
+    crop = _side(processor.get("crop_size", side)) if processor.get("do_center_crop", True) else side
+    resized = torch.nn.functional.interpolate(
+        image.permute(0, 3, 1, 2), size=(side, side), mode="bicubic", antialias=True
+    ).clamp(0.0, 1.0)
+    first = (side - crop) // 2
+    cropped = resized[..., first : first + crop, first : first + crop]
+    mean, deviation = (cropped.new_tensor(processor[key]) for key in ("image_mean", "image_std"))
+    return (cropped - mean[:, None, None]) / deviation[:, None, None]
+
+
+def _side(size: Any) -> int:
+    """A side in pixels, which the versions of the format write in three ways."""
+    if isinstance(size, dict):
+        size = size.get("shortest_edge") or size["height"]
+    return int(size)
+
+
+def _load_projection(folder: Path, device: torch.device, dtype: torch.dtype) -> torch.nn.Linear:
+    """A single layer; its converters disagree about its name and about what its config says."""
+    from safetensors.torch import load_file
+
+    (file,) = weight_files(folder, WEIGHTS[folder.name], prefer_half=dtype != torch.float32)
+    with loading(folder):
+        tensors = load_file(file, device=str(device))
+        (weight,) = (tensor for name, tensor in tensors.items() if name.endswith(".weight"))
+        (bias,) = (tensor for name, tensor in tensors.items() if name.endswith(".bias"))
+        layer = torch.nn.Linear(weight.shape[1], weight.shape[0], device="meta")
+        layer.load_state_dict({"weight": weight.to(dtype), "bias": bias.to(dtype)}, assign=True)
+    return layer.requires_grad_(False)  # noqa: FBT003 - torch's own signature

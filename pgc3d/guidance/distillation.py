@@ -1,0 +1,86 @@
+"""What all score distillation shares: draw noise, ask the model, and pull the answer back to the picture."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from pgc3d.diffusion.latent import LatentDiffusion, Latents, resize
+from pgc3d.guidance import score
+from pgc3d.schedules import add_noise, sample_timesteps
+from pgc3d.types import GuidanceOutput
+
+Formula = Literal["sds", "csd"]
+Predict = Callable[[Latents, Tensor], tuple[Latents, Latents]]  # (z_t, t) -> (eps_uncond, eps_cond)
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What a step draws for its B pictures, on the model's device."""
+
+    timesteps: Int[Tensor, " B"]
+    noise: Float[Tensor, "B C h w"]
+    posterior_noise: Float[Tensor, "B C h w"]
+
+
+def draw(
+    model: LatentDiffusion, batch: int, side: int, levels: tuple[float, float], generator: torch.Generator
+) -> Draws:
+    """A noise level between the two fractions `levels`, and noise, for every picture of `side` pixels.
+
+    The numbers come from a CPU generator, so that every device sees the same ones.
+    """
+    timesteps = sample_timesteps(batch, *levels, train_steps=model.train_steps, generator=generator)
+    noise, posterior = torch.randn((2, *model.latent_shape(batch, side)), generator=generator)
+    return Draws(
+        timesteps=_send(timesteps, model.device),
+        noise=_send(noise, model.device),
+        posterior_noise=_send(posterior, model.device),
+    )
+
+
+def distill(
+    model: LatentDiffusion,
+    image: Float[Tensor, "B H W 3"],
+    side: int,
+    draws: Draws,
+    predict: Predict,
+    *,
+    guidance_scale: float,
+    formula: Formula = "sds",
+    weighting: score.Weighting = "sigma2",
+) -> GuidanceOutput:
+    """The gradient on the pictures for given noise; pictures do not influence each other.
+
+    d loss / d image = J^T w(t) (eps_hat - eps) with the Jacobian J of resizing to `side` pixels and encoding;
+    the UNet's own Jacobian is left out (arXiv 2209.14988, eq. 3).
+    """
+    image = image.detach().requires_grad_()
+    with torch.enable_grad():
+        latents = model.encode(resize(image, side), draws.posterior_noise)
+    signal = model.alphas_cumprod[draws.timesteps]
+    noisy = add_noise(latents.detach(), draws.noise, signal)
+    unconditional, conditional = predict(noisy, draws.timesteps)
+    weights = score.weight(signal, weighting)
+    if formula == "csd":
+        latent_gradient = score.csd_gradient(unconditional, conditional, weights)
+    else:
+        guided = score.classifier_free_guidance(unconditional, conditional, guidance_scale)
+        latent_gradient = score.sds_gradient(guided, draws.noise, weights)
+    return GuidanceOutput(
+        gradient=model.encoder_gradient(image, latents, latent_gradient),
+        metrics={
+            "timestep": draws.timesteps.float().mean(),
+            "latent_gradient": latent_gradient.flatten(1).norm(dim=1).mean(),
+        },
+    )
+
+
+def _send(values: Tensor, device: torch.device) -> Tensor:
+    """To the device without waiting for it."""
+    if device.type != "cuda":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)

@@ -1,0 +1,98 @@
+"""Score distillation from a novel-view model, which has seen the object in a picture."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from pgc3d.diffusion.latent import Latents
+from pgc3d.diffusion.zero123 import Zero123, relative_pose
+from pgc3d.guidance import score
+from pgc3d.guidance.distillation import Draws, distill, draw
+from pgc3d.schedules import PiecewiseLinear, check_timestep_range
+from pgc3d.types import Cameras, GuidanceOutput, Rendering
+
+
+@dataclass(frozen=True)
+class Zero123Config:
+    """Novel-view score distillation at the model's own resolution; `t_min` and `t_max` as in `SdsConfig`."""
+
+    kind: Literal["zero123"] = "zero123"
+    guidance_scale: float = 3.0  # uncond + s (cond - uncond)
+    t_min: tuple[float, ...] = (0.0, 0.4, 0.33, 0.2)
+    t_max: tuple[float, ...] = (0.0, 0.85, 0.33, 0.5)
+    weighting: score.Weighting = "sigma2"
+
+    def __post_init__(self) -> None:
+        if not self.guidance_scale >= 0.0:
+            raise ValueError(f"guidance_scale must not be negative, got {self.guidance_scale}")
+        check_timestep_range(PiecewiseLinear(self.t_min), PiecewiseLinear(self.t_max))
+
+
+class NovelViewDistillation:
+    """Asks a frozen Zero123 how other views should change; satisfies `interfaces.Guidance`."""
+
+    def __init__(
+        self,
+        *,
+        model: Zero123,
+        reference: Cameras,
+        generator: torch.Generator,
+        guidance_scale: float = 3.0,
+        t_min: PiecewiseLinear = PiecewiseLinear((0.02,)),  # noqa: B008 - immutable
+        t_max: PiecewiseLinear = PiecewiseLinear((0.98,)),  # noqa: B008
+        weighting: score.Weighting = "sigma2",
+    ) -> None:
+        """Hold what every step needs on the device.
+
+        Args:
+            model: the teacher, which has seen the picture.
+            reference: the camera that took the picture, one view, on the model's device.
+            generator: on the CPU, so that every device sees the same noise; nothing else changes here.
+            guidance_scale: s in uncond + s (cond - uncond).
+            t_min: lowest noise level over progress, a fraction of all levels.
+            t_max: highest noise level.
+            weighting: w(t).
+        """
+        if len(reference) != 1:
+            raise ValueError(f"reference must be one camera, got {len(reference)}")
+        check_timestep_range(t_min, t_max)
+        self.model, self.reference, self.generator = model, reference, generator
+        self.guidance_scale, self.weighting = guidance_scale, weighting
+        self.t_min, self.t_max = t_min, t_max
+
+    def __call__(
+        self, image: Float[Tensor, "B H W 3"], rendering: Rendering, cameras: Cameras, progress: float
+    ) -> GuidanceOutput:
+        """Draw a noise level and noise for each picture and return the gradient on the pictures."""
+        model = self.model.diffusion
+        levels = self.t_min(progress), self.t_max(progress)
+        draws = draw(model, len(image), model.resolution, levels, self.generator)
+        return self.gradient(image, cameras, **vars(draws))
+
+    def gradient(
+        self,
+        image: Float[Tensor, "B H W 3"],
+        cameras: Cameras,
+        *,
+        timesteps: Int[Tensor, " B"],
+        noise: Float[Tensor, "B C h w"],
+        posterior_noise: Float[Tensor, "B C h w"],
+    ) -> GuidanceOutput:
+        """The gradient for given noise; see `distill`."""
+        pose = relative_pose(cameras, self.reference, self.model.pose)
+
+        def predict(noisy: Latents, timesteps: Tensor) -> tuple[Latents, Latents]:
+            return self.model.predict(noisy, timesteps, pose)
+
+        return distill(
+            self.model.diffusion,
+            image,
+            self.model.diffusion.resolution,
+            Draws(timesteps, noise, posterior_noise),
+            predict,
+            guidance_scale=self.guidance_scale,
+            weighting=self.weighting,
+        )

@@ -1,0 +1,219 @@
+"""An input picture: read with distrust, freed of its background, and recentred in a square.
+
+Everything becomes 8 bit RGBA with straight alpha on the way; colours are taken as sRGB, whatever profile the
+file carries, and all other metadata is dropped.
+"""
+
+import importlib.util
+import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from PIL import Image, ImageFilter, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from pgc3d.errors import InputError, WeightsNotFoundError
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
+MAX_BYTES = 64 << 20
+MAX_PIXELS = 64_000_000
+WORKING_SIDE = 2048  # larger pictures are shrunk before anything looks at their pixels
+SMALLEST_OBJECT = 32  # pixels, its longer side
+OPAQUE = 250  # an alpha channel that is nowhere below says nothing about the object
+BACKGROUND_TOLERANCE = 12  # of 255, what JPEG does to a plain colour
+MATTING_MODEL = "isnet-general-use"
+
+
+@dataclass(frozen=True)
+class PhotoConfig:
+    """How an input picture is prepared."""
+
+    border: float = 0.2  # share of the square beside the object's longer side, both ends together
+    matting: bool = True  # pictures without alpha: by rembg; False: their background must be one plain colour
+    size: int = 512  # pixels of the prepared square
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.border <= 0.8:
+            raise ValueError(f"border must lie in [0, 0.8], got {self.border}")
+        if not 64 <= self.size <= 2048:
+            raise ValueError(f"size must lie in [64, 2048], got {self.size}")
+
+
+def prepare_photo(path: Path, *, border: float = 0.2, matting: bool = True, size: int = 512) -> bytes:
+    """Make the square picture of the object alone that a run works with, as a PNG file with alpha.
+
+    Args:
+        path: a picture; its alpha says what the object is, where it has one.
+        border: share of the square that is left free beside the object's longer side.
+        matting: find the object with rembg where there is no alpha; else the background must be plain.
+        size: side of the result in pixels.
+
+    Raises:
+        InputError: the file is no picture, too large or damaged, or shows no object before a background.
+        WeightsNotFoundError: rembg's model is not on this disk and cannot be fetched.
+    """
+    picture = _read(path)
+    picture.thumbnail((WORKING_SIDE, WORKING_SIDE))
+    if picture.mode == "RGB":
+        picture = _matte(picture) if matting else _cut_plain_background(picture, path)
+    stream = io.BytesIO()
+    _recenter(picture, path, border, size).save(stream, format="PNG")
+    return stream.getvalue()
+
+
+def load_photo(path: Path) -> Float[Tensor, "S S 4"]:
+    """A prepared picture as RGBA in [0, 1], colours premultiplied: resizing and compositing are linear in it.
+
+    Raises:
+        InputError: the file is missing, or not what `prepare_photo` makes.
+    """
+    picture = _read(path)
+    if picture.mode != "RGBA" or picture.width != picture.height:
+        raise InputError(
+            f"{path} must be a prepared square picture with alpha, got {picture.mode} of {picture.size}"
+        )
+    values = torch.from_numpy(np.array(picture)).float() / 255.0
+    return torch.cat([values[..., :3] * values[..., 3:], values[..., 3:]], dim=-1)
+
+
+def _read(path: Path) -> Image.Image:
+    """Decode to RGB or RGBA, upright; RGB also where the alpha channel says nothing."""
+    if not path.is_file():
+        raise InputError(f"the picture must be a file, found none at {path}")
+    if (found := path.stat().st_size) > MAX_BYTES:
+        raise InputError(f"a picture must have at most {MAX_BYTES >> 20} MiB, {path} has {found >> 20}")
+    with _decoding(path), Image.open(path, formats=FORMATS) as image:
+        if image.width * image.height > MAX_PIXELS:
+            raise InputError(
+                f"a picture must have at most {MAX_PIXELS / 1e6:.0f} million pixels, {path} has "
+                f"{image.width} x {image.height}"
+            )
+        frames = getattr(image, "n_frames", 1)
+        if frames > 1 and image.format != "MPO":  # the first one of a telephone's MPO is the photo
+            raise InputError(f"a picture must be a single one, {path} holds {frames}")
+        picture = _to_8_bit(ImageOps.exif_transpose(image))
+    if picture.mode == "RGBA" and np.asarray(picture.getchannel("A")).min() >= OPAQUE:
+        return picture.convert("RGB")
+    return picture
+
+
+@contextmanager
+def _decoding(path: Path) -> Iterator[None]:
+    """Turn whatever a decoder raises over a file into one line."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about metadata that is dropped anyway
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            yield
+    except (InputError, MemoryError):
+        raise
+    except UnidentifiedImageError as error:
+        raise InputError(f"a picture must be one of {', '.join(FORMATS)}, {path} is not") from error
+    except Exception as error:  # decoders of damaged files raise anything
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{path} must be a whole picture, got: {reason}") from error
+
+
+def _to_8_bit(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray(np.rint(np.asarray(image) / 257.0).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError("it has 32 bits a channel, where 8 and 16 are understood")
+    return image.convert("RGBA" if image.has_transparency_data else "RGB")
+
+
+def _matte(picture: Image.Image) -> Image.Image:
+    """Let rembg's network say what the object is."""
+    if any(importlib.util.find_spec(name) is None for name in ("rembg", "onnxruntime")):
+        raise InputError(
+            "a picture without alpha needs its background removed: pip install 'pgc3d[matting]', or "
+            "give one with a plain background and --no-matting, or one with alpha"
+        )
+    from rembg import new_session, remove
+
+    try:
+        session = new_session(MATTING_MODEL)
+    except Exception as error:  # its download raises whatever its HTTP library and its checks raise
+        raise WeightsNotFoundError(
+            f"rembg's model {MATTING_MODEL} must be on this disk or fetched at first use, but that failed "
+            f"({type(error).__name__}); go online once, put {MATTING_MODEL}.onnx from rembg's releases where "
+            "rembg looks for it, or use a plain background and --no-matting"
+        ) from error
+    mask: Any = remove(picture, session=session, only_mask=True)
+    picture.putalpha(mask.convert("L"))
+    return picture
+
+
+def _cut_plain_background(picture: Image.Image, path: Path) -> Image.Image:
+    """Remove what has the border's colour and is connected to the border.
+
+    The same colour inside the object stays. One pixel around the object goes with the background, because
+    it holds a mixture of both.
+    """
+    pixels = np.asarray(picture).astype(np.int16)
+    frame = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    color = np.median(frame, axis=0)
+    plain = (np.abs(pixels - color) <= BACKGROUND_TOLERANCE).all(axis=-1)
+    share = (np.abs(frame - color) <= BACKGROUND_TOLERANCE).all(axis=-1).mean()
+    if share < 0.98:
+        raise InputError(
+            f"--no-matting needs a background of one plain colour, but {1 - share:.0%} of the border of "
+            f"{path} differ from it; leave --no-matting away, or give a picture with alpha"
+        )
+    alpha = Image.fromarray(np.where(_connected_to_border(plain), 0, 255).astype(np.uint8))
+    picture.putalpha(alpha.filter(ImageFilter.MinFilter(3)))
+    return picture
+
+
+def _connected_to_border(region: Bool[np.ndarray, "H W"]) -> Bool[np.ndarray, "H W"]:
+    """The part of a region that hangs together with the border of the picture, along rows and columns."""
+    reached = region.copy()
+    reached[1:-1, 1:-1] = False
+    before = -1
+    while (count := int(reached.sum())) > before:
+        before = count
+        reached = _fill_runs(_fill_runs(reached, region).T, region.T).T
+    return reached
+
+
+def _fill_runs(reached: Bool[np.ndarray, "H W"], region: Bool[np.ndarray, "H W"]) -> Bool[np.ndarray, "H W"]:
+    """Extend to every pixel that a row connects through the region."""
+    # Each pixel outside the region starts a new run; so does each row.
+    starts = ~region
+    starts[:, 0] = True
+    runs = np.cumsum(starts).reshape(region.shape)
+    hit = np.zeros(runs.size + 1, dtype=np.bool_)
+    hit[runs[reached]] = True
+    filled: Bool[np.ndarray, "H W"] = hit[runs] & region
+    return filled
+
+
+def _recenter(picture: Image.Image, path: Path, border: float, size: int) -> Image.Image:
+    """Put the object, alpha above one half, into the middle of an empty square."""
+    mask = np.asarray(picture.getchannel("A")) > 127
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    height, width = (int(axis[-1] - axis[0] + 1) if len(axis) else 0 for axis in (rows, columns))
+    if max(height, width) < SMALLEST_OBJECT:
+        raise InputError(
+            f"the object must be at least {SMALLEST_OBJECT} pixels large, found {width} x {height} in "
+            f"{path}; is it cut out rightly?"
+        )
+    if mask.mean() > 0.99:
+        raise InputError(
+            f"an object must stand before a background, but it fills all of {path}; cut it out with some "
+            "room around it"
+        )
+    box = (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
+    scale = size * (1.0 - border) / max(height, width)
+    shape = (max(1, round(width * scale)), max(1, round(height * scale)))
+    object_ = picture.crop(box).resize(shape, Image.Resampling.LANCZOS)  # premultiplies by itself
+    square = Image.new("RGBA", (size, size), (0, 0, 0, 0))
+    square.paste(object_, ((size - shape[0]) // 2, (size - shape[1]) // 2))
+    return square
