@@ -12,6 +12,7 @@ import torch
 from pgc3d import pgc
 from pgc3d.cameras import sample_orbit
 from pgc3d.config import COLORS, Config, GuidanceConfig, ModelConfig, ObjectiveConfig, Precision
+from pgc3d.diffusion.accelerate import accelerate, release_decoder, spare_memory
 from pgc3d.diffusion.controlnet import Control, load_control_network, resolve_control
 from pgc3d.diffusion.files import ModelFolder, open_folder
 from pgc3d.diffusion.latent import LatentDiffusion, select
@@ -20,7 +21,7 @@ from pgc3d.diffusion.models import ALIASES, PINNED, is_hub_id, load_latent_diffu
 from pgc3d.diffusion.text import encode_prompts
 from pgc3d.errors import BackendUnavailableError, ConfigError, InputError, WeightsNotFoundError
 from pgc3d.guidance.sds import ScoreDistillation, SdsConfig
-from pgc3d.interfaces import Guidance, Rasterizer, Representation
+from pgc3d.interfaces import Divisible, Guidance, Rasterizer, Representation
 from pgc3d.optimize import Color, Objective, ParameterClipper, Problem
 from pgc3d.prompts import ViewPromptConfig, unknown_words, view_prompts
 from pgc3d.render import build_rasterizer
@@ -165,6 +166,8 @@ def build(config: Config, task: Task, models: Models, device: torch.device) -> B
     for name, objective in config.objectives.items():
         generators[f"guidance.{name}"] = generator = _generator(config.run.seed, name)
         guidance = _build_guidance(objective.guidance, text, generator)
+        if isinstance(guidance, Divisible):
+            guidance.micro_batch = 1 if config.run.low_memory else config.run.micro_batch
         objectives[name] = _build_objective(objective, guidance, colors, device)
     problem = Problem(
         representation=representation,
@@ -190,7 +193,9 @@ def build_representation(config: Config, rasterizer: Rasterizer, device: torch.d
     if config.representation.init == "mesh":
         raise ConfigError("representation.init must be 'ellipsoid' for a prompt alone, got 'mesh'")
     generator = _generator(config.run.seed, "representation")
-    return build_dmtet(config.representation, rasterizer=rasterizer, generator=generator, device=device)
+    asset = build_dmtet(config.representation, rasterizer=rasterizer, generator=generator, device=device)
+    asset.color.recompute = config.run.low_memory
+    return asset
 
 
 def _generator(seed: int, name: str) -> torch.Generator:
@@ -220,13 +225,22 @@ def _teach_text(
     model = load_latent_diffusion(
         folder, device=device, dtype=dtype, vae=config.model.vae, vae_dtype=vae_dtype, loras=models.loras
     )
+    networks = {name: load_control_network(found, model) for name, found in models.controls.items()}
     return _TextTeacher(
-        model=model,
-        networks={name: load_control_network(found, model) for name, found in models.controls.items()},
+        model=_economical(model, config),
+        networks=networks,
         views=views,
         positive=select(encoded, torch.arange(len(texts), device=device)),
         negatives={text: select(encoded, row) for text, row in rows.items()},
     )
+
+
+def _economical(model: LatentDiffusion, config: Config) -> LatentDiffusion:
+    """The model as it runs: fast where that was asked for and there is a CUDA device, without what is idle."""
+    release_decoder(model)
+    if config.model.fast == "auto" and model.device.type == "cuda":
+        return accelerate(model, low_memory=config.run.low_memory)
+    return spare_memory(model) if config.run.low_memory else model
 
 
 def _build_guidance(

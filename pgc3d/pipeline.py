@@ -18,6 +18,7 @@ from pgc3d.checkpoint import unpack_representation
 from pgc3d.config import Config, dump_config, load_config
 from pgc3d.errors import DivergedError, RunDirectoryError
 from pgc3d.interfaces import Rasterizer, Representation
+from pgc3d.plan import plan_run
 from pgc3d.render import build_rasterizer
 from pgc3d.run import Checkpoint, RunDirectory, replace_file, require_free_space
 from pgc3d.session import Event, Reporter, Session, StopFlag, explain_memory
@@ -187,9 +188,14 @@ def _finished(
 
 def _execute(session: Session, models: Models, checkpoint: Checkpoint | None) -> RunResult:
     """Build, optimise, export; stops between steps when asked to."""
-    run, config = session.run, session.config
+    run = session.run
     with session.recorded():
         session.report(Event("build"))
+        session.config, expected = plan_run(session.config, models, session.device)
+        if expected:
+            session.report(Event("build", message=expected))
+            session.record["expected"] = expected
+        config = session.config
         with session.timed("build"):
             task = Task.from_record(session.record, run.path)
             built = build.build(config, task, models, session.device)

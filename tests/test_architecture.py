@@ -21,7 +21,7 @@ LAYERS = (
     ("evaluation",),
     ("pipeline", "configure"),
     ("session",),
-    ("checkpoint",),
+    ("checkpoint", "plan"),
     ("build",),
     ("optimize", "config", "run"),
     ("export",),

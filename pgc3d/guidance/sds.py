@@ -12,6 +12,7 @@ from torch import Tensor
 from pgc3d.diffusion.controlnet import Control, ControlConfig, condition_image, control_residuals
 from pgc3d.diffusion.latent import LatentDiffusion, select
 from pgc3d.guidance import score
+from pgc3d.guidance.pieces import in_pieces
 from pgc3d.prompts import ViewPromptConfig, view_index, view_prompts
 from pgc3d.schedules import PiecewiseLinear, add_noise, check_timestep_range, sample_timesteps
 from pgc3d.types import Cameras, GuidanceOutput, Rendering, TextEmbedding
@@ -110,6 +111,7 @@ class ScoreDistillation:
         self.guidance_scale, self.formula, self.weighting = guidance_scale, formula, weighting
         self.t_min, self.t_max = t_min, t_max
         self.controls = tuple(controls)
+        self.micro_batch = 0  # see `interfaces.Divisible`
         self._sizes = (original_size, target_size)
         self._time_ids: dict[int, Tensor | None] = {}  # by resolution; making them waits for the device
 
@@ -132,8 +134,10 @@ class ScoreDistillation:
             rendering.background,
             self.view_prompts_config,
         )
-        return self.gradient(
-            image,
+        return in_pieces(
+            self.gradient,
+            self.micro_batch,
+            image=image,
             timesteps=_send(timesteps, self.model.device),
             noise=_send(noise, self.model.device),
             posterior_noise=_send(posterior, self.model.device),
