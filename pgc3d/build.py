@@ -236,7 +236,7 @@ def _teach_text(
 
 
 def _economical(model: LatentDiffusion, config: Config) -> LatentDiffusion:
-    """The model as it runs: fast where that was asked for and there is a CUDA device, without what is idle."""
+    """The model as it runs: without what is idle, and fast on CUDA unless that is switched off."""
     release_decoder(model)
     if config.model.fast == "auto" and model.device.type == "cuda":
         return accelerate(model, low_memory=config.run.low_memory)

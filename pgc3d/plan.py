@@ -32,7 +32,9 @@ class Costs:
     encoder_work: float  # forward and backward arithmetic, in forward passes
     share: float  # of the matmul rate that the step reaches
     unet_tensors: float = 50.0  # alive in the UNet, in sizes of its first layer's output
-    unet_work: float = 0.142  # operations for each parameter and latent pixel; most layers work at lower sizes
+    unet_work: float = (
+        0.142  # operations for each parameter and latent pixel; most layers work at lower sizes
+    )
     render_bytes: int = 1100  # kept of the renderer, for each pixel
 
 
@@ -71,7 +73,9 @@ def read_teacher(folder: ModelFolder) -> Teacher:
     unet, vae = (read_json(folder.path / part / "config.json") for part in ("unet", "vae"))
     channels = tuple(vae["block_out_channels"])
     return Teacher(
-        unet_parameters=count_parameters(weight_files(folder.path / "unet", WEIGHTS["unet"], prefer_half=True)),
+        unet_parameters=count_parameters(
+            weight_files(folder.path / "unet", WEIGHTS["unet"], prefer_half=True)
+        ),
         unet_channels=int(unet["block_out_channels"][0]),
         vae_channels=channels,
         vae_layers=int(vae.get("layers_per_block", 1)),
@@ -142,7 +146,9 @@ def estimate_run(config: Config, teacher: Teacher, *, fast: bool) -> Estimate:
                 item=item,
             )
         )
-    return Estimate(bytes=max(step.bytes for step in steps), operations=sum(step.operations for step in steps))
+    return Estimate(
+        bytes=max(step.bytes for step in steps), operations=sum(step.operations for step in steps)
+    )
 
 
 def _side(objective: ObjectiveConfig, teacher: Teacher, render_side: int) -> int:
@@ -151,7 +157,7 @@ def _side(objective: ObjectiveConfig, teacher: Teacher, render_side: int) -> int
 
 
 def lowered(config: Config) -> list[Config]:
-    """The configuration, and what to try instead, each needing less memory: fewer views at once, then low memory."""
+    """The configuration, and what to try instead, each needing less memory than the one before."""
     largest = max(objective.batch for objective in config.objectives.values())
     now = min(config.run.micro_batch or largest, largest)
     tries = [config]
@@ -180,9 +186,9 @@ def fit(config: Config, teacher: Teacher, free: int, *, fast: bool) -> tuple[Con
         if expected.bytes <= free * (1 - RESERVE):
             return candidate, expected
     raise OutOfMemoryError(
-        f"the run must fit the GPU, where {free / 1e9:.1f} GB are free, but about {expected.bytes / 1e9:.1f} GB "
-        f"are needed even with --low-memory; lower --resolution (now {max(config.run.resolution)}) or stop "
-        "what else uses the GPU"
+        f"the run must fit the GPU, where {free / 1e9:.1f} GB are free, but about "
+        f"{expected.bytes / 1e9:.1f} GB are needed even with --low-memory; lower --resolution "
+        f"(now {max(config.run.resolution)}) or stop what else uses the GPU"
     )
 
 
@@ -204,9 +210,7 @@ def plan_run(config: Config, models: Models, device: torch.device) -> tuple[Conf
     return fitting, describe(config, fitting, expected, seconds, free, torch.cuda.get_device_name(device))
 
 
-def describe(
-    asked: Config, fitting: Config, expected: Estimate, seconds: float, free: int, name: str
-) -> str:
+def describe(asked: Config, fitting: Config, expected: Estimate, seconds: float, free: int, name: str) -> str:
     """The plan in one line."""
     changed = ""
     if fitting.run.low_memory and not asked.run.low_memory:

@@ -23,8 +23,8 @@ def accelerate(
 ) -> LatentDiffusion:
     """Change how the modules run; the results stay the same up to rounding.
 
-    Weights are put into channels-last order in place, and nothing is copied. Each shape of pictures that comes
-    along compiles the UNet once; the compiled code is kept in the user's cache for later runs.
+    Weights are put into channels-last order in place, and nothing is copied. Each new shape of pictures
+    compiles the UNet once; the compiled code is kept in the user's cache for later runs.
 
     Args:
         model: its modules are changed.

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.grad import conv2d_input
 
 from pgc3d.kernels import group_norm as gn
 from pgc3d.kernels.attention import SCORE_BYTES, attention
@@ -39,20 +40,18 @@ class FastEncoder:
             for resnet in block.resnets:
                 x, offset = self._resnet(resnet, x, offset)
             for sampler in block.downsamplers or ():
-                x, offset = _Downsample.apply(x, sampler.conv.weight, offset), _wide(sampler.conv.bias)
+                x, offset = _downsample(sampler.conv, x, offset), _wide(sampler.conv.bias)
         first, *others = encoder.mid_block.resnets
         x, offset = self._resnet(first, x, offset)
         for block, resnet in zip(encoder.mid_block.attentions, others, strict=True):
             if block is not None:
                 x = self._attend(block, x, offset)
             x, offset = self._resnet(resnet, x, offset)
-        x = gn.group_norm(
-            x, _norm(encoder.conv_norm_out), shift=offset, implementation=self.implementation
-        )
+        x = gn.group_norm(x, _norm(encoder.conv_norm_out), shift=offset, implementation=self.implementation)
         return _convolve(x, encoder.conv_out) + encoder.conv_out.bias[:, None, None]
 
     def _resnet(self, block: Any, x: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
-        result: Tensor = _Resnet.apply(x, block, offset, self.recompute, self.implementation)
+        result: Tensor = _Resnet.apply(x, block, offset, self)  # type: ignore[no-untyped-call]
         if block.conv_shortcut is not None:
             shortcut = block.conv_shortcut
             offset = _wide(shortcut.weight)[:, :, 0, 0] @ offset + _wide(shortcut.bias)
@@ -107,10 +106,8 @@ class _Resnet(torch.autograd.Function):
     """shortcut(x) + conv2(act(norm2(conv1(act(norm1(x + offset)))))) without the last biases."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, block: Any, offset: Tensor, recompute: bool, implementation: gn.Implementation
-    ) -> Tensor:
-        pixels = gn.to_pixels(x)
+    def forward(ctx: Any, x: Tensor, block: Any, offset: Tensor, options: FastEncoder) -> Tensor:
+        pixels, implementation = gn.to_pixels(x), options.implementation
         active, first = gn.forward(pixels, _norm(block.norm1), offset, implementation)
         hidden = _hidden(active, block, x.shape[2])
         active, second = gn.forward(hidden, _norm(block.norm2), block.conv1.bias, implementation)
@@ -118,12 +115,12 @@ class _Resnet(torch.autograd.Function):
         shortcut = x
         if block.conv_shortcut is not None:
             shortcut = functional.conv2d(x, block.conv_shortcut.weight)
-        ctx.save_for_backward(pixels, None if recompute else hidden, *first, *second)
+        ctx.save_for_backward(pixels, None if options.recompute else hidden, *first, *second)
         ctx.block, ctx.implementation, ctx.height = block, implementation, x.shape[2]
         return result.add_(shortcut)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         pixels, hidden, *statistics = ctx.saved_tensors
         first, second = (statistics[0], statistics[1]), (statistics[2], statistics[3])
         block, implementation, height = ctx.block, ctx.implementation, ctx.height
@@ -144,7 +141,7 @@ class _Resnet(torch.autograd.Function):
             gn.to_pixels(pull), pixels, _norm(block.norm1), first,
             residual=gn.to_pixels(residual), implementation=implementation,
         )  # fmt: skip
-        return gn.to_picture(result, height), None, None, None, None
+        return gn.to_picture(result, height), None, None, None
 
 
 def _hidden(active: Tensor, block: Any, height: int) -> Tensor:
@@ -152,7 +149,12 @@ def _hidden(active: Tensor, block: Any, height: int) -> Tensor:
 
 
 def _convolve(x: Tensor, convolution: Any) -> Tensor:
-    result: Tensor = _Convolution.apply(x, convolution.weight, convolution.padding[0])
+    result: Tensor = _Convolution.apply(x, convolution.weight, convolution.padding[0])  # type: ignore[no-untyped-call]
+    return result
+
+
+def _downsample(convolution: Any, x: Tensor, offset: Tensor) -> Tensor:
+    result: Tensor = _Downsample.apply(x, convolution.weight, offset)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -160,7 +162,9 @@ def _input_gradient(
     gradient: Tensor, weight: Tensor, size: torch.Size, padding: int, stride: int = 1
 ) -> Tensor:
     gradient = gradient.contiguous(memory_format=torch.channels_last)
-    result: Tensor = torch.nn.grad.conv2d_input(size, weight, gradient, stride=stride, padding=padding)
+    result: Tensor = conv2d_input(  # type: ignore[no-untyped-call]
+        size, weight, gradient, stride=stride, padding=padding
+    )
     return result
 
 

@@ -12,8 +12,7 @@ def in_pieces(gradient: Callable[..., GuidanceOutput], size: int, **inputs: Tens
     """Call `gradient` with at most `size` pictures at a time and put the answers together.
 
     Args:
-        gradient: its answer for a picture must not depend on the other pictures, and its metrics must be means
-            over pictures.
+        gradient: its answer for a picture must not depend on the others, and its metrics must be means.
         size: pictures of a call, 0 for all of them.
         inputs: each has one row per picture, or is None.
     """
@@ -26,8 +25,9 @@ def in_pieces(gradient: Callable[..., GuidanceOutput], size: int, **inputs: Tens
         part = {name: None if value is None else value[rows] for name, value in inputs.items()}
         outputs.append(gradient(**part))
         shares.append(min(size, batch - start) / batch)
+    pairs = list(zip(shares, outputs, strict=True))
     metrics = {
-        name: sum(share * output.metrics[name] for share, output in zip(shares, outputs, strict=True))
+        name: torch.stack([share * output.metrics[name] for share, output in pairs]).sum()
         for name in outputs[0].metrics
     }
     return GuidanceOutput(gradient=torch.cat([output.gradient for output in outputs]), metrics=metrics)

@@ -35,7 +35,7 @@ def attention(
     item = query.element_size() * (2 if query.dtype == torch.bfloat16 else 1)
     rows = max(1, score_bytes // (query.shape[0] * key.shape[1] * item))
     rows = rows // 128 * 128 or rows  # whole tiles of a matrix product
-    result: Tensor = _Attention.apply(query, key, value, rows)
+    result: Tensor = _Attention.apply(query, key, value, rows)  # type: ignore[no-untyped-call]
     return result
 
 

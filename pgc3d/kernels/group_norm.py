@@ -50,7 +50,7 @@ def group_norm(
         shift: a constant for each channel, such as the bias that a convolution before left out; no gradient.
         implementation: `auto` is Triton on CUDA, plain torch elsewhere.
     """
-    result: Tensor = _GroupNorm.apply(x, norm, shift, implementation)
+    result: Tensor = _GroupNorm.apply(x, norm, shift, implementation)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -61,7 +61,8 @@ def to_pixels(x: Float[Tensor, "B C H W"]) -> Pixels:
 
 def to_picture(pixels: Pixels, height: int) -> Float[Tensor, "B C H W"]:
     """The inverse of `to_pixels`, channels-last."""
-    return pixels.unflatten(1, (height, -1)).permute(0, 3, 1, 2)
+    views, count, channels = pixels.shape
+    return pixels.reshape(views, height, count // height, channels).permute(0, 3, 1, 2)
 
 
 def forward(
@@ -74,7 +75,7 @@ def forward(
         return forward_triton(pixels, norm, shift)
     wide = pixels.to(_accumulator(pixels))
     offset = torch.zeros_like(wide[0, 0]) if shift is None else shift.to(wide.dtype)
-    grouped = (wide + offset).unflatten(-1, (norm.groups, -1))  # [B, P, G, C / G]
+    grouped = _grouped(wide + offset, norm)
     mean = grouped.mean(dim=(1, 3))
     variance = (grouped - mean[:, None, :, None]).square().mean(dim=(1, 3))
     repeats = pixels.shape[-1] // norm.groups
@@ -155,8 +156,12 @@ def _activate(wide: Pixels, norm: Norm, statistics: Statistics) -> Pixels:
 
 
 def _group_mean(values: Pixels, norm: Norm) -> Float[Tensor, "B 1 C"]:
-    means = values.unflatten(-1, (norm.groups, -1)).mean(dim=(1, 3))
+    means = _grouped(values, norm).mean(dim=(1, 3))
     return means.repeat_interleave(values.shape[-1] // norm.groups, dim=1)[:, None]
+
+
+def _grouped(values: Pixels, norm: Norm) -> Float[Tensor, "B P G D"]:
+    return values.reshape(*values.shape[:2], norm.groups, values.shape[-1] // norm.groups)
 
 
 def _accumulator(x: Tensor) -> torch.dtype:

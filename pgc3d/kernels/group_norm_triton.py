@@ -114,7 +114,7 @@ def _empty(like: Tensor, *shape: int) -> Tensor:
 @triton.jit
 @no_type_check
 def _moments(pixels, partial, count, channels, TILES: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr):
-    """Sums of x - k and (x - k)^2 for each channel, k being the picture's first pixel against cancellation."""
+    """Sums of x - k and (x - k)^2 for each channel; k, the first pixel, is there against cancellation."""
     part, view = tl.program_id(0), tl.program_id(1)
     channel = tl.arange(0, WIDTH)
     inside = channel < channels

@@ -161,8 +161,8 @@ class ColorField(nn.Module):
     def forward(self, points: Float[Tensor, "P 3"]) -> Material:
         """Material at points in [-1, 1]^3; base colour is the sigmoid of the MLP's output, sRGB."""
         if self.recompute and torch.is_grad_enabled():
-            options = {"use_reentrant": False, "preserve_rng_state": False}
-            color = cast("Tensor", checkpoint(self._color, points, **options))
+            kept = checkpoint(self._color, points, use_reentrant=False, preserve_rng_state=False)
+            color = cast("Tensor", kept)
         else:
             color = self._color(points)
         return Material(
