@@ -49,7 +49,7 @@ def run(function, pixels):
     """The output and a gradient to the pixels, the same for every function of the same shape."""
     pixels = pixels.detach().clone().requires_grad_()
     output = function(pixels)
-    weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(2)).to(output.dtype)
+    weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(2)).to(output)
     return output.detach(), torch.autograd.grad(output, pixels, weights)[0]
 
 
@@ -64,6 +64,13 @@ def test_it_is_diffusers_encoder_to_rounding(encoder, recompute):
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
     torch.testing.assert_close(found_pull, pull, rtol=1e-4, atol=1e-4 * pull.abs().max().item())
     assert cosine(found_pull, pull) > 0.9999999
+
+
+@pytest.mark.parametrize(("height", "width"), [(33, 46), (35, 41), (8, 8)])
+def test_sizes_that_do_not_halve_evenly(height, width):
+    encoder, pixels = make_encoder(*CONFIGS["tiny"]).double(), draw(1, height, width).double()
+    for found, expected in zip(run(FastEncoder(encoder), pixels), run(encoder, pixels), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-11)
 
 
 def test_in_float64_only_the_order_of_sums_differs():

@@ -13,7 +13,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
-from torch.nn.grad import conv2d_input
 
 from pgc3d.kernels import group_norm as gn
 from pgc3d.kernels.attention import SCORE_BYTES, attention
@@ -71,15 +70,14 @@ class _Convolution(torch.autograd.Function):
     """A convolution without bias that keeps nothing but its frozen weight."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, padding: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(weight)
-        ctx.size, ctx.padding = x.shape, padding
-        return functional.conv2d(x, weight, padding=padding)
+        return functional.conv2d(x, weight, padding=1)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (weight,) = ctx.saved_tensors
-        return _input_gradient(gradient, weight, ctx.size, ctx.padding), None, None
+        return _convolve_back(gradient, weight), None
 
 
 class _Downsample(torch.autograd.Function):
@@ -93,13 +91,15 @@ class _Downsample(torch.autograd.Function):
         torch.add(x, offset[:, None, None].to(x.dtype), out=padded[:, :, :height, :width])
         padded[:, :, height].zero_()
         padded[:, :, :, width].zero_()
-        ctx.size = padded.shape
+        ctx.odd = height % 2, width % 2
         return functional.conv2d(padded, weight, stride=2)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (weight,) = ctx.saved_tensors
-        return _input_gradient(gradient, weight, ctx.size, 0, stride=2)[:, :, :-1, :-1], None, None
+        gradient = gradient.contiguous(memory_format=torch.channels_last)
+        padded = functional.conv_transpose2d(gradient, weight, stride=2, output_padding=ctx.odd)
+        return padded[:, :, :-1, :-1], None, None
 
 
 class _Resnet(torch.autograd.Function):
@@ -107,17 +107,17 @@ class _Resnet(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, block: Any, offset: Tensor, options: FastEncoder) -> Tensor:
-        pixels, implementation = gn.to_pixels(x), options.implementation
+        pixels, implementation, height = gn.to_pixels(x), options.implementation, x.shape[2]
         active, first = gn.forward(pixels, _norm(block.norm1), offset, implementation)
-        hidden = _hidden(active, block, x.shape[2])
+        hidden = _convolve_pixels(active, block.conv1, height)
         active, second = gn.forward(hidden, _norm(block.norm2), block.conv1.bias, implementation)
-        result = functional.conv2d(gn.to_picture(active, x.shape[2]), block.conv2.weight, padding=1)
-        shortcut = x
+        result = _convolve_pixels(active, block.conv2, height)
+        shortcut = pixels
         if block.conv_shortcut is not None:
-            shortcut = functional.conv2d(x, block.conv_shortcut.weight)
+            shortcut = functional.linear(pixels, block.conv_shortcut.weight[:, :, 0, 0])
         ctx.save_for_backward(pixels, None if options.recompute else hidden, *first, *second)
-        ctx.block, ctx.implementation, ctx.height = block, implementation, x.shape[2]
-        return result.add_(shortcut)
+        ctx.block, ctx.implementation, ctx.height = block, implementation, height
+        return gn.to_picture(result.add_(shortcut), height)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
@@ -126,45 +126,42 @@ class _Resnet(torch.autograd.Function):
         block, implementation, height = ctx.block, ctx.implementation, ctx.height
         if hidden is None:
             active = gn.reapply(pixels, _norm(block.norm1), first, implementation)
-            hidden = _hidden(active, block, height)
+            hidden = _convolve_pixels(active, block.conv1, height)
             del active
-        size = gn.to_picture(hidden, height).shape
-        pull = gn.to_pixels(_input_gradient(gradient, block.conv2.weight, size, 1))
+        pull = gn.to_pixels(_convolve_back(gradient, block.conv2.weight))
         pull = gn.backward(pull, hidden, _norm(block.norm2), second, implementation=implementation)
         del hidden
-        size = gn.to_picture(pixels, height).shape
-        pull = _input_gradient(gn.to_picture(pull, height), block.conv1.weight, size, 1)
-        residual = gradient
+        pull = gn.to_pixels(_convolve_back(gn.to_picture(pull, height), block.conv1.weight))
+        residual = gn.to_pixels(gradient)
         if block.conv_shortcut is not None:
-            residual = _input_gradient(gradient, block.conv_shortcut.weight, size, 0)
+            residual = residual @ block.conv_shortcut.weight[:, :, 0, 0]
         result = gn.backward(
-            gn.to_pixels(pull), pixels, _norm(block.norm1), first,
-            residual=gn.to_pixels(residual), implementation=implementation,
-        )  # fmt: skip
+            pull, pixels, _norm(block.norm1), first, residual=residual, implementation=implementation
+        )
         return gn.to_picture(result, height), None, None, None
 
 
-def _hidden(active: Tensor, block: Any, height: int) -> Tensor:
-    return gn.to_pixels(functional.conv2d(gn.to_picture(active, height), block.conv1.weight, padding=1))
-
-
 def _convolve(x: Tensor, convolution: Any) -> Tensor:
-    result: Tensor = _Convolution.apply(x, convolution.weight, convolution.padding[0])  # type: ignore[no-untyped-call]
+    result: Tensor = _Convolution.apply(x, convolution.weight)  # type: ignore[no-untyped-call]
     return result
+
+
+def _convolve_pixels(pixels: Tensor, convolution: Any, height: int) -> Tensor:
+    return gn.to_pixels(functional.conv2d(gn.to_picture(pixels, height), convolution.weight, padding=1))
+
+
+def _convolve_back(gradient: Tensor, weight: Tensor) -> Tensor:
+    """The input gradient of a 3 x 3 convolution of stride 1.
+
+    Asked for as a transposed convolution, which needs no stand-in for the input that was not kept: torch's
+    own backward function takes the memory order from the input, and would leave channels-last.
+    """
+    gradient = gradient.contiguous(memory_format=torch.channels_last)
+    return functional.conv_transpose2d(gradient, weight, padding=1)
 
 
 def _downsample(convolution: Any, x: Tensor, offset: Tensor) -> Tensor:
     result: Tensor = _Downsample.apply(x, convolution.weight, offset)  # type: ignore[no-untyped-call]
-    return result
-
-
-def _input_gradient(
-    gradient: Tensor, weight: Tensor, size: torch.Size, padding: int, stride: int = 1
-) -> Tensor:
-    gradient = gradient.contiguous(memory_format=torch.channels_last)
-    result: Tensor = conv2d_input(  # type: ignore[no-untyped-call]
-        size, weight, gradient, stride=stride, padding=padding
-    )
     return result
 
 
