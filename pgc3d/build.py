@@ -1,7 +1,7 @@
 """The composition root: a configuration and a task become the objects that the loop works on."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,7 @@ import torch
 from pgc3d import pgc
 from pgc3d.cameras import sample_orbit
 from pgc3d.config import COLORS, Config, GuidanceConfig, ModelConfig, ObjectiveConfig, Precision
-from pgc3d.diffusion.accelerate import accelerate, release_decoder, spare_memory
+from pgc3d.diffusion.accelerate import accelerate, accelerate_network, release_decoder, spare_memory
 from pgc3d.diffusion.controlnet import Control, load_control_network, resolve_control
 from pgc3d.diffusion.files import ModelFolder, open_folder
 from pgc3d.diffusion.latent import LatentDiffusion, select
@@ -227,7 +227,7 @@ def _teach_text(
     )
     networks = {name: load_control_network(found, model) for name, found in models.controls.items()}
     return _TextTeacher(
-        model=_economical(model, config),
+        model=_economical(model, networks.values(), config),
         networks=networks,
         views=views,
         positive=select(encoded, torch.arange(len(texts), device=device)),
@@ -235,10 +235,12 @@ def _teach_text(
     )
 
 
-def _economical(model: LatentDiffusion, config: Config) -> LatentDiffusion:
+def _economical(model: LatentDiffusion, networks: Iterable[Any], config: Config) -> LatentDiffusion:
     """The model as it runs: without what is idle, and fast on CUDA unless that is switched off."""
     release_decoder(model)
     if config.model.fast == "auto" and model.device.type == "cuda":
+        for network in networks:
+            accelerate_network(network)
         return accelerate(model, low_memory=config.run.low_memory)
     return spare_memory(model) if config.run.low_memory else model
 

@@ -31,11 +31,8 @@ def accelerate(
         low_memory: keep less between the encoder's forward and backward pass, at the price of time.
         compile_mode: of the UNet, None to leave it uncompiled.
     """
-    unet, vae = model.unet, model.vae
-    unet.to(memory_format=torch.channels_last)
-    if compile_mode is not None:
-        keep_compiled_code()
-        unet.compile(dynamic=False, mode=compile_mode)
+    vae = model.vae
+    accelerate_network(model.unet, compile_mode)
     if reason := why_unsupported(vae.encoder):
         logger.warning("the VAE's encoder runs as diffusers wrote it, not in the fast way: %s", reason)
         return spare_memory(model) if low_memory else model
@@ -43,6 +40,14 @@ def accelerate(
     score_bytes = SMALL_SCORE_BYTES if low_memory else SCORE_BYTES
     encoder: Any = FastEncoder(vae.encoder, recompute=low_memory, score_bytes=score_bytes)
     return replace(model, encoder=encoder)
+
+
+def accelerate_network(network: Any, compile_mode: CompileMode | None = "default") -> None:
+    """Put a UNet or ControlNet into channels-last order and compile it, in place; see `accelerate`."""
+    network.to(memory_format=torch.channels_last)
+    if compile_mode is not None:
+        keep_compiled_code()
+        network.compile(dynamic=False, mode=compile_mode)
 
 
 def spare_memory(model: LatentDiffusion) -> LatentDiffusion:
