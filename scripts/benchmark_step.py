@@ -10,10 +10,10 @@ import argparse
 import copy
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from functools import partial
+from itertools import pairwise, product
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -24,7 +24,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from pgc3d import plan
-from pgc3d.diffusion.accelerate import CompileMode, accelerate, release_decoder
+from pgc3d.diffusion.accelerate import CompileMode, accelerate, accelerate_network, release_decoder
+from pgc3d.diffusion.controlnet import Control, control_residuals
 from pgc3d.diffusion.fast_encoder import FastEncoder
 from pgc3d.diffusion.latent import LatentDiffusion, Layout
 from pgc3d.kernels.attention import SMALL_SCORE_BYTES
@@ -33,7 +34,7 @@ from pgc3d.types import TextEmbedding
 
 PARTS = ("encode", "unet", "gradient")
 COLUMNS = {  # with their widths
-    "model": 5,
+    "model": 14,
     "batch": 5,
     "code": 17,
     **dict.fromkeys(PARTS, 8),
@@ -59,6 +60,32 @@ class Inputs:
     conditional: TextEmbedding
     unconditional: TextEmbedding
     time_ids: Tensor | None
+
+
+@dataclass(frozen=True)
+class Code:
+    """A way to run the modules, and what the planner expects of it."""
+
+    model: LatentDiffusion
+    costs: plan.Costs
+    controls: tuple[Control, ...] = ()
+
+    @property
+    def modules(self) -> list[Any]:
+        """All that has weights."""
+        return [self.model.unet, self.model.vae, *(control.network for control in self.controls)]
+
+    def copied(self, dtype: torch.dtype) -> "Code":
+        """The same with weights of its own, in another precision."""
+        unet, vae, *networks = (
+            torch.nn.Module.to(copy.deepcopy(module), dtype=dtype) for module in self.modules
+        )
+        pairs = zip(self.controls, networks, strict=True)
+        return replace(
+            self,
+            model=replace(self.model, unet=unet, vae=vae),
+            controls=tuple(replace(control, network=network) for control, network in pairs),
+        )
 
 
 @dataclass
@@ -151,13 +178,15 @@ def make_inputs(model: LatentDiffusion, batch: int) -> Inputs:
     )
 
 
-def run_step(model: LatentDiffusion, inputs: Inputs, clock: Clock | None = None) -> tuple[Tensor, Tensor]:
+def run_step(code: Code, inputs: Inputs, clock: Clock | None = None) -> tuple[Tensor, Tensor]:
     """One step as `guidance.sds` does it; the image's gradient and the noise that was predicted.
 
     The gradient that is pulled back is given, so that a comparison of image gradients says how exact the
     encoder is; the prediction is compared by itself.
     """
     mark: Callable[..., None] = clock.mark if clock else lambda **_: None
+    model, shown = code.model, inputs.image[..., :1].expand_as(inputs.image)
+    controls = [(control, shown) for control in code.controls]
     image = inputs.image.detach().requires_grad_()
     mark(new=True)
     with torch.enable_grad():
@@ -170,6 +199,7 @@ def run_step(model: LatentDiffusion, inputs: Inputs, clock: Clock | None = None)
         conditional=inputs.conditional,
         unconditional=inputs.unconditional,
         time_ids=inputs.time_ids,
+        residuals=partial(control_residuals, controls) if controls else None,
     )
     mark()
     gradient = model.encoder_gradient(image, latents, inputs.pull)
@@ -177,46 +207,36 @@ def run_step(model: LatentDiffusion, inputs: Inputs, clock: Clock | None = None)
     return gradient, predicted.clone()
 
 
-def own_bytes(model: LatentDiffusion) -> int:
+def own_bytes(code: Code) -> int:
     """What the weights take."""
-    parameters = [*model.unet.parameters(), *model.vae.parameters()]
+    parameters = [parameter for module in code.modules for parameter in module.parameters()]
     return sum(p.numel() * p.element_size() for p in parameters if not p.is_meta)
 
 
-def peak_bytes(model: LatentDiffusion, inputs: Inputs) -> int | None:
-    """The most that one step holds, with this model's own weights and without other models'; CUDA only."""
-    if model.device.type != "cuda":
+def peak_bytes(code: Code, inputs: Inputs) -> int | None:
+    """The most that one step holds, with its own weights and without other codes'; CUDA only."""
+    if code.model.device.type != "cuda":
         return None
-    synchronize(model.device)
+    torch.cuda.synchronize()
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    run_step(model, inputs)
-    synchronize(model.device)
-    return torch.cuda.max_memory_allocated() - before + own_bytes(model)
+    run_step(code, inputs)
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before + own_bytes(code)
 
 
-def count_operations(model: LatentDiffusion, inputs: Inputs) -> int:
+def count_operations(code: Code, inputs: Inputs) -> int:
     """Arithmetic of a step of diffusers' code, in matrix products and convolutions."""
     with FlopCounterMode(display=False) as counter:
-        run_step(model, inputs)
+        run_step(code, inputs)
     return int(counter.get_total_flops())
 
 
-@contextmanager
-def exact_products() -> Iterator[None]:
-    """Float32 that is float32, also on tensor cores."""
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        yield
-
-
-def reference(model: LatentDiffusion, inputs: Inputs) -> tuple[Tensor, Tensor]:
+def reference(code: Code, inputs: Inputs) -> tuple[Tensor, Tensor]:
     """The same step in float32, by diffusers' code."""
-    unet, vae = (
-        torch.nn.Module.to(copy.deepcopy(module), dtype=torch.float32) for module in (model.unet, model.vae)
-    )
-    with exact_products():
-        return run_step(replace(model, unet=unet, vae=vae), inputs)
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        return run_step(code.copied(torch.float32), inputs)
 
 
 def agreement(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -> dict[str, float]:
@@ -228,24 +248,34 @@ def agreement(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -> 
     return dict(zip(("cosine_gradient", "cosine_prediction"), cosines, strict=True))
 
 
+def make_control(model: LatentDiffusion) -> Control:
+    """A depth ControlNet with random weights beside the model's UNet."""
+    from diffusers.models.controlnets.controlnet import ControlNetModel
+
+    widths = (16, 32, 96, 256)  # of the layers that see the picture; each but the first halves its sides
+    network = ControlNetModel.from_unet(model.unet, conditioning_embedding_out_channels=widths)
+    torch.nn.Module.to(network, device=model.device, dtype=next(model.unet.parameters()).dtype)
+    randomize(network, torch.Generator(model.device).manual_seed(2))
+    return Control(network=network.eval().requires_grad_(requires_grad=False), condition="depth")
+
+
 def make_codes(
-    model: LatentDiffusion, compile_mode: CompileMode | None
-) -> dict[str, tuple[LatentDiffusion, plan.Costs]]:
-    """What is compared, and what the planner expects of each; ours has its own copy of the weights."""
-    ours = accelerate(
-        replace(model, unet=copy.deepcopy(model.unet), vae=copy.deepcopy(model.vae)),
-        compile_mode=compile_mode,
-    )
-    lean = FastEncoder(ours.vae.encoder, recompute=True, score_bytes=SMALL_SCORE_BYTES)
-    return {
-        "diffusers": (model, plan.PLAIN),
-        "pgc3d": (ours, plan.FAST),
-        "pgc3d, low memory": (replace(ours, encoder=lean), plan.FAST_LOW),
-    }
+    model: LatentDiffusion, controls: tuple[Control, ...], compile_mode: CompileMode | None
+) -> dict[str, Code]:
+    """What is compared; ours has its own copy of the weights."""
+    theirs = Code(model, plan.PLAIN, controls)
+    ours = theirs.copied(next(model.unet.parameters()).dtype)
+    ours = replace(ours, model=accelerate(ours.model, compile_mode=compile_mode), costs=plan.FAST)
+    for control in ours.controls:
+        accelerate_network(control.network, compile_mode)
+    lean = FastEncoder(ours.model.vae.encoder, recompute=True, score_bytes=SMALL_SCORE_BYTES)
+    low = replace(ours, model=replace(ours.model, encoder=lean), costs=plan.FAST_LOW)
+    return {"diffusers": theirs, "pgc3d": ours, "pgc3d, low memory": low}
 
 
-def expectation(model: LatentDiffusion, costs: plan.Costs, batch: int, rate: float) -> dict[str, float]:
-    """What the planner says about a step."""
+def expectation(code: Code, batch: int, rate: float) -> dict[str, float]:
+    """What the planner says about a step without controls, all views at once."""
+    model, costs = code.model, code.costs
     vae, unet = model.vae.config, model.unet
     teacher = plan.Teacher(
         unet_parameters=sum(p.numel() for p in unet.parameters()),
@@ -255,36 +285,29 @@ def expectation(model: LatentDiffusion, costs: plan.Costs, batch: int, rate: flo
         resolution=model.resolution,
     )
     item = next(unet.parameters()).element_size()
-    side, micro = model.resolution, 1 if costs is plan.FAST_LOW else batch
-    found = plan.estimate(teacher, costs, side=side, render_side=0, batch=batch, micro_batch=micro, item=item)
+    side = model.resolution
+    found = plan.estimate(teacher, costs, side=side, render_side=0, batch=batch, micro_batch=batch, item=item)
     return {"planned_bytes": found.bytes, "planned_ms": 1e3 * found.operations / (rate * costs.share)}
 
 
-def measure(
-    layout: Layout,
-    codes: dict[str, tuple[LatentDiffusion, plan.Costs]],
-    batch: int,
-    *,
-    repeats: int,
-    rate: float,
-) -> list[dict[str, Any]]:
+def measure(codes: dict[str, Code], batch: int, *, repeats: int, rate: float) -> list[dict[str, Any]]:
     """A row for each code."""
-    model, _ = codes["diffusers"]
-    inputs, device = make_inputs(model, batch), model.device
-    exact = reference(model, inputs)
-    operations = count_operations(model, inputs)
+    theirs = codes["diffusers"]
+    inputs, device = make_inputs(theirs.model, batch), theirs.model.device
+    exact = reference(theirs, inputs)
+    operations = count_operations(theirs, inputs)
     rows: list[dict[str, Any]] = []
-    for name, (code, costs) in codes.items():
+    for name, code in codes.items():
         start = time.perf_counter()
         found = run_step(code, inputs)
         synchronize(device)
-        row: dict[str, Any] = {"model": layout, "batch": batch, "code": name, "operations": operations}
-        row |= {"first_run_s": time.perf_counter() - start, **agreement(found, exact)}
-        row |= {"bytes": peak_bytes(code, inputs), **expectation(code, costs, batch, rate)}
-        rows.append(row)
+        row: dict[str, Any] = {"model": theirs.model.layout, "control": bool(code.controls), "batch": batch}
+        row |= {"code": name, "operations": operations, "first_run_s": time.perf_counter() - start}
+        row |= {"bytes": peak_bytes(code, inputs), **agreement(found, exact)}
+        rows.append(row | expectation(code, batch, rate))
     clocks = {name: Clock(device) for name in codes}
     for _ in range(repeats):
-        for name, (code, _) in codes.items():
+        for name, code in codes.items():
             run_step(code, inputs, clocks[name])
     for row in rows:
         row["ms"] = clocks[row["code"]].medians()
@@ -297,7 +320,7 @@ def format_row(row: dict[str, Any]) -> tuple[str, ...]:
     """A line of the table."""
     size = "-" if row["bytes"] is None else f"{row['bytes'] / 2**30:.1f}"
     return (
-        row["model"],
+        row["model"] + (" + control" if row["control"] else ""),
         str(row["batch"]),
         row["code"],
         *(f"{row['ms'][name]:.1f}" for name in (*PARTS, "step")),
@@ -322,6 +345,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--models", nargs="+", choices=("sdxl", "sd"), default=["sdxl", "sd"])
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 2], help="the most important first")
+    parser.add_argument("--control", action="store_true", help="each model also with a depth ControlNet")
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--compile-mode", default=None, help="of the UNet; 'default' on CUDA, none on a CPU")
     parser.add_argument("--budget-seconds", type=float, default=540.0, help="no new row starts after this")
@@ -353,13 +377,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     print_line(COLUMNS)
     print_line("-" * width for width in COLUMNS.values())
-    for layout in options.models:
-        codes = make_codes(make_model(layout, tiny=options.tiny, device=device, dtype=dtype), mode)
+    for layout, control in product(options.models, (False, True) if options.control else (False,)):
+        if time.perf_counter() - start > options.budget_seconds:
+            print(f"out of time before {layout}{' + control' * control}")
+            continue
+        model = make_model(layout, tiny=options.tiny, device=device, dtype=dtype)
+        codes = make_codes(model, (make_control(model),) if control else (), mode)
         for batch in options.batches:
             if time.perf_counter() - start > options.budget_seconds:
-                print(f"out of time before {layout}, batch {batch}")
-                continue
-            rows = measure(layout, codes, batch, repeats=options.repeats, rate=rate)
+                print(f"out of time before batch {batch}")
+                break
+            rows = measure(codes, batch, repeats=options.repeats, rate=rate)
             report["rows"] += rows
             for row in rows:
                 print_line(format_row(row))
