@@ -50,7 +50,7 @@ class ModelConfig:
     dtype: Precision = "auto"  # of the UNet and the text encoders
     vae: str | None = None  # another VAE's folder, hub id or alias, as "sdxl-vae-fp16-fix"
     vae_dtype: Precision = "auto"
-    fast: Literal["auto", "off"] = "auto"  # auto: own encoder, compiled UNet on CUDA; off: diffusers' code
+    fast: Literal["auto", "never"] = "auto"  # auto: own encoder and compiled UNet on CUDA; else diffusers'
     view_prompts: ViewPromptConfig | None = None  # None: the model's own, else the usual four sectors
 
 

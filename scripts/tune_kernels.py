@@ -1,7 +1,8 @@
 """Time the VAE encoder's kernels for several ways to cut up the work, at the sizes of SDXL's encoder.
 
 Prints milliseconds and bandwidth of group normalisation with SiLU for `Tiling`s (bandwidth with each tensor
-read and written as often as it has to be), and milliseconds of the middle attention for bounds of its scores. The fastest lines are what the defaults in `kernels/` should be. Needs CUDA.
+read and written as often as it has to be), and milliseconds of the middle attention for bounds of its scores.
+The fastest lines are what the defaults in `kernels/` should be. Needs CUDA.
 """
 
 import argparse
