@@ -2,45 +2,25 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
 
 from pgc3d import pgc
 from pgc3d.cameras import OrbitConfig, ReferenceCameraConfig, reference_view, sample_orbit
-from pgc3d.config import (
-    COLORS,
-    Config,
-    GuidanceConfig,
-    ImageModelConfig,
-    ModelConfig,
-    ObjectiveConfig,
-    Precision,
-)
-from pgc3d.diffusion.controlnet import Control, load_control_network, resolve_control
-from pgc3d.diffusion.files import ModelFolder, open_folder
-from pgc3d.diffusion.latent import LatentDiffusion, select
-from pgc3d.diffusion.lora import Lora, read_lora
-from pgc3d.diffusion.models import ALIASES, PINNED, is_hub_id, load_latent_diffusion, resolve_model
-from pgc3d.diffusion.text import encode_prompts
-from pgc3d.diffusion.zero123 import Zero123, load_zero123, require_zero123
-from pgc3d.errors import BackendUnavailableError, ConfigError, InputError, WeightsNotFoundError
-from pgc3d.guidance.reference import ReferenceConfig, ReferenceView
-from pgc3d.guidance.sds import ScoreDistillation, SdsConfig
-from pgc3d.guidance.zero123 import NovelViewDistillation, Zero123Config
+from pgc3d.config import COLORS, Config, ObjectiveConfig
+from pgc3d.diffusion.accelerate import release_decoder
+from pgc3d.errors import BackendUnavailableError, ConfigError, InputError
 from pgc3d.interfaces import Guidance, Rasterizer, Representation
 from pgc3d.optimize import CameraSampler, Color, Objective, ParameterClipper, Problem
-from pgc3d.photo import load_photo, prepare_photo
-from pgc3d.prompts import ViewPromptConfig, unknown_words, view_prompts
+from pgc3d.photo import prepare_photo
 from pgc3d.render import build_rasterizer
 from pgc3d.representation.dmtet import build_dmtet
 from pgc3d.schedules import PiecewiseLinear
 from pgc3d.task import Task
-from pgc3d.types import Cameras, TextEmbedding
+from pgc3d.teachers import Models, Teachers, build_guidance, load_teachers, needs_photo
 
 
 @runtime_checkable
@@ -62,37 +42,6 @@ class Built:
     states: Mapping[str, Stateful]  # adaptive clips
 
 
-@dataclass(frozen=True)
-class Models:
-    """The checkpoints that a run asks for, found and checked but not loaded."""
-
-    text: ModelFolder | None = None
-    image: ModelFolder | None = None
-    controls: Mapping[str, ModelFolder] = field(default_factory=dict)  # by what was asked for
-    loras: tuple[Lora, ...] = ()  # of the text-to-image model
-
-
-@dataclass(frozen=True)
-class _TextTeacher:
-    """A text-to-image model and what it was asked for."""
-
-    model: LatentDiffusion
-    networks: Mapping[str, Any]  # ControlNets, by what was asked for
-    views: ViewPromptConfig
-    positive: TextEmbedding  # one entry for each of `view_prompts(prompt, views)`
-    negatives: Mapping[str, TextEmbedding]  # by their text
-
-
-@dataclass(frozen=True)
-class _Teachers:
-    """What the guidances learn from; None where no objective asks for it."""
-
-    text: _TextTeacher | None
-    photo: Tensor | None  # [S, S, 4], see `load_photo`
-    image: Zero123 | None
-    reference: Cameras  # took the photo
-
-
 def resolve_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
     """The device to run on; `auto` is CUDA where there is one.
 
@@ -109,95 +58,6 @@ def resolve_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
     return torch.device("cuda" if available and name != "cpu" else "cpu")
 
 
-def locate_models(config: Config, device: torch.device) -> Models:
-    """Find and check the weights that the objectives need, without loading them.
-
-    Raises:
-        WeightsNotFoundError: they are missing or broken.
-        ConfigError: they do not fit together.
-    """
-    kinds = {objective.guidance.kind for objective in config.objectives.values()}
-    image = _locate_image_model(config.image_model, device) if "zero123" in kinds else None
-    guidances = text_objectives(config).values()
-    if not guidances:
-        return Models(image=image)
-    half = _dtype(config.model.dtype, device) != torch.float32
-    text = _locate_text_model(config.model, half=half)
-    names = dict.fromkeys(control.model for guidance in guidances for control in guidance.controls.values())
-    return Models(
-        text=text,
-        image=image,
-        controls={name: resolve_control(name, text, half=half) for name in names},
-        loras=tuple(read_lora(file, text.layout) for file in config.model.loras),
-    )
-
-
-def text_objectives(config: Config) -> dict[str, SdsConfig]:
-    """The guidances that a prompt steers, by the name of their objective."""
-    guidances = {name: objective.guidance for name, objective in config.objectives.items()}
-    return {name: guidance for name, guidance in guidances.items() if isinstance(guidance, SdsConfig)}
-
-
-def _locate_text_model(config: ModelConfig, *, half: bool) -> ModelFolder:
-    if config.name == "mini":
-        from pgc3d.mini import text_model
-
-        return resolve_model(text_model())
-    folder = resolve_model(config.name, half=half)
-    if folder.layout == "zero123":
-        raise ConfigError(f"the text model must be in SD or SDXL layout, {config.name} is a Zero123")
-    return folder
-
-
-def _locate_image_model(config: ImageModelConfig, device: torch.device) -> ModelFolder:
-    if config.name == "mini":
-        from pgc3d.mini import image_model
-
-        path, vae = image_model()
-        folder = open_folder("mini", path, vae=vae)
-    else:
-        folder = resolve_model(config.name, half=_dtype(config.dtype, device) != torch.float32)
-    return require_zero123(folder, None if config.pose == "auto" else config.pose)
-
-
-def prepare_task_photo(config: Config, task: Task) -> bytes | None:
-    """The task's picture as the run will keep it, a PNG file; None where no objective looks at one.
-
-    Raises:
-        InputError: there is no picture, or it is unusable.
-    """
-    if not _needs_photo(config):
-        return None
-    if task.image is None:
-        raise InputError("the configuration needs a picture; use pgc3d image FILE")
-    photo = config.photo
-    return prepare_photo(task.image, border=photo.border, matting=photo.matting, size=photo.size)
-
-
-def _needs_photo(config: Config) -> bool:
-    return any(
-        isinstance(objective.guidance, Zero123Config | ReferenceConfig)
-        for objective in config.objectives.values()
-    )
-
-
-def local_model(name: str) -> ModelFolder | None:
-    """A model that is on this disk whole, else None; never uses the network."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    folder, repository = Path(name).expanduser(), ALIASES.get(name, name)
-    if not folder.is_dir() and not is_hub_id(repository):
-        return None
-    try:
-        if folder.is_dir():
-            return open_folder(name, folder)
-        path = snapshot_download(repository, revision=PINNED.get(repository), local_files_only=True)
-        return open_folder(name, Path(path))
-    except (LocalEntryNotFoundError, WeightsNotFoundError):
-        return None
-
-
 def require_prompt(prompt: str) -> None:
     """Refuse an empty prompt.
 
@@ -208,9 +68,18 @@ def require_prompt(prompt: str) -> None:
         raise InputError('the prompt must not be empty; say what to make, as in pgc3d text "a red chair"')
 
 
-def unknown_prompt_words(prompt: str, folder: ModelFolder) -> list[tuple[str, list[str]]]:
-    """The prompt's words that a small model does not know, each with close ones that it does."""
-    return unknown_words(prompt, folder.vocabulary) if folder.vocabulary else []
+def prepare_task_photo(config: Config, task: Task) -> bytes | None:
+    """The task's picture as the run will keep it, a PNG file; None where no objective looks at one.
+
+    Raises:
+        InputError: there is no picture, or it is unusable.
+    """
+    if not needs_photo(config):
+        return None
+    if task.image is None:
+        raise InputError("the configuration needs a picture; use pgc3d image FILE")
+    photo = config.photo
+    return prepare_photo(task.image, border=photo.border, matting=photo.matting, size=photo.size)
 
 
 def build(config: Config, task: Task, models: Models, device: torch.device) -> Built:
@@ -218,17 +87,13 @@ def build(config: Config, task: Task, models: Models, device: torch.device) -> B
 
     Every source of randomness gets its own CPU generator, seeded from the run's seed and its name.
     """
-    generators = {"cameras": _generator(config.run.seed, "cameras")}
     rasterizer = build_rasterizer("auto", device)
     representation = build_representation(config, rasterizer, device)
-    teachers = _load_teachers(config, task, models, device)
-    colors = {**COLORS, **(teachers.text.views.backgrounds if teachers.text else {})}
-    objectives: dict[str, Objective] = {}
-    for name, objective in config.objectives.items():
-        generators[f"guidance.{name}"] = generator = _generator(config.run.seed, name)
-        guidance = _build_guidance(objective.guidance, teachers, generator)
-        cameras = _camera_sampler(config, objective, device)
-        objectives[name] = _build_objective(objective, guidance, cameras, colors)
+    teachers = load_teachers(config, task, models, device)
+    for model in teachers.diffusion:
+        release_decoder(model)
+    objectives, generators = build_objectives(config, teachers, device)
+    generators["cameras"] = _generator(config.run.seed, "cameras")
     problem = Problem(
         representation=representation,
         objectives=objectives,
@@ -248,111 +113,35 @@ def build(config: Config, task: Task, models: Models, device: torch.device) -> B
     return Built(problem=problem, rasterizer=rasterizer, generators=generators, states=clips)
 
 
+def build_objectives(
+    config: Config, teachers: Teachers, device: torch.device
+) -> tuple[dict[str, Objective], dict[str, torch.Generator]]:
+    """Make what judges the pictures; the generators are those of the guidances."""
+    colors = {**COLORS, **(teachers.text.views.backgrounds if teachers.text else {})}
+    objectives: dict[str, Objective] = {}
+    generators: dict[str, torch.Generator] = {}
+    for name, objective in config.objectives.items():
+        generators[f"guidance.{name}"] = generator = _generator(config.run.seed, name)
+        guidance = build_guidance(config, objective.guidance, teachers, generator)
+        cameras = _camera_sampler(config, objective, device)
+        objectives[name] = _build_objective(objective, guidance, cameras, colors)
+    return objectives, generators
+
+
 def build_representation(config: Config, rasterizer: Rasterizer, device: torch.device) -> Representation:
     """The asset at its start; also what a checkpoint is loaded into for export."""
     if config.representation.init == "mesh":
         raise ConfigError("representation.init must be 'ellipsoid' for a prompt alone, got 'mesh'")
     generator = _generator(config.run.seed, "representation")
-    return build_dmtet(config.representation, rasterizer=rasterizer, generator=generator, device=device)
+    asset = build_dmtet(config.representation, rasterizer=rasterizer, generator=generator, device=device)
+    asset.color.recompute = config.run.low_memory
+    return asset
 
 
 def _generator(seed: int, name: str) -> torch.Generator:
     """A stream of its own for every use, so that another objective leaves the cameras of this one alone."""
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
-
-
-def _dtype(name: Precision, device: torch.device) -> torch.dtype:
-    """The precision of the UNet; `auto` is what the CPU is fast in, or half precision."""
-    if name == "auto":
-        return torch.float32 if device.type == "cpu" else torch.float16
-    return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[name]
-
-
-def _load_teachers(config: Config, task: Task, models: Models, device: torch.device) -> _Teachers:
-    photo = load_photo(task.image).to(device) if task.image is not None and _needs_photo(config) else None
-    text = _teach_text(config, task.prompt, models.text, models, device) if models.text else None
-    image = None
-    if models.image is not None and photo is not None:
-        wanted = config.image_model
-        image = load_zero123(
-            models.image,
-            photo,
-            device=device,
-            dtype=_dtype(wanted.dtype, device),
-            vae=wanted.vae,
-            vae_dtype=None if wanted.vae_dtype == "auto" else _dtype(wanted.vae_dtype, device),
-        )
-    return _Teachers(text=text, photo=photo, image=image, reference=reference_view(config.view).to(device))
-
-
-def _teach_text(
-    config: Config, prompt: str, folder: ModelFolder, models: Models, device: torch.device
-) -> _TextTeacher:
-    """Load the text-to-image model; its text encoders run once, for all views, and are gone."""
-    dtype = _dtype(config.model.dtype, device)
-    views = config.model.view_prompts or folder.view_prompts or ViewPromptConfig()
-    texts = view_prompts(prompt, views)
-    negatives = list(dict.fromkeys(item.negative_prompt for item in text_objectives(config).values()))
-    encoded = encode_prompts(folder, [*texts, *negatives], device=device, dtype=dtype, loras=models.loras)
-    rows = {text: torch.tensor([len(texts) + i], device=device) for i, text in enumerate(negatives)}
-    vae_dtype = None if config.model.vae_dtype == "auto" else _dtype(config.model.vae_dtype, device)
-    model = load_latent_diffusion(
-        folder, device=device, dtype=dtype, vae=config.model.vae, vae_dtype=vae_dtype, loras=models.loras
-    )
-    return _TextTeacher(
-        model=model,
-        networks={name: load_control_network(found, model) for name, found in models.controls.items()},
-        views=views,
-        positive=select(encoded, torch.arange(len(texts), device=device)),
-        negatives={text: select(encoded, row) for text, row in rows.items()},
-    )
-
-
-def _build_guidance(config: GuidanceConfig, teachers: _Teachers, generator: torch.Generator) -> Guidance:
-    match config:
-        case SdsConfig() if teachers.text is not None:
-            return _build_sds(config, teachers.text, generator)
-        case Zero123Config() if teachers.image is not None:
-            return NovelViewDistillation(
-                model=teachers.image,
-                reference=teachers.reference,
-                generator=generator,
-                guidance_scale=config.guidance_scale,
-                t_min=PiecewiseLinear(config.t_min),
-                t_max=PiecewiseLinear(config.t_max),
-                weighting=config.weighting,
-            )
-        case ReferenceConfig() if teachers.photo is not None:
-            return ReferenceView(photo=teachers.photo, color=config.color, mask=config.mask)
-    raise ValueError(f"the guidance {config.kind!r} lacks its model or picture")
-
-
-def _build_sds(config: SdsConfig, text: _TextTeacher, generator: torch.Generator) -> ScoreDistillation:
-    return ScoreDistillation(
-        model=text.model,
-        positive=text.positive,
-        negative=text.negatives[config.negative_prompt],
-        view_prompts_config=text.views,
-        generator=generator,
-        guidance_scale=config.guidance_scale,
-        t_min=PiecewiseLinear(config.t_min),
-        t_max=PiecewiseLinear(config.t_max),
-        formula=config.formula,
-        weighting=config.weighting,
-        resolution=config.resolution,
-        original_size=config.original_size,
-        target_size=config.target_size,
-        controls=[
-            Control(
-                network=text.networks[control.model],
-                condition=control.condition,
-                scale=control.scale,
-                polarity=control.polarity,
-            )
-            for control in config.controls.values()
-        ],
-    )
 
 
 def _camera_sampler(config: Config, objective: ObjectiveConfig, device: torch.device) -> CameraSampler:

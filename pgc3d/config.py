@@ -53,6 +53,7 @@ class ModelConfig:
     dtype: Precision = "auto"  # of the UNet and the text encoders
     vae: str | None = None  # another VAE's folder, hub id or alias, as "sdxl-vae-fp16-fix"
     vae_dtype: Precision = "auto"
+    fast: Literal["auto", "never"] = "auto"  # auto: own encoder and compiled UNet on CUDA; else diffusers'
     view_prompts: ViewPromptConfig | None = None  # None: the model's own, else the usual four sectors
 
 
@@ -110,6 +111,8 @@ class RunConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     resolution: tuple[int, ...] = (128, 256)  # pixels, one per stage
     resolution_until: tuple[float, ...] = (0.6,)  # progress at which each stage but the last one ends
+    micro_batch: int = 0  # views that a guidance looks at at once, 0 for all; the same result in less memory
+    low_memory: bool = False  # one view at once, and recompute what would have to be kept
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -118,6 +121,8 @@ class RunConfig:
             raise ValueError(f"seed must lie in [0, 2^63), got {self.seed}")
         if not self.resolution or any(not 16 <= side <= 4096 for side in self.resolution):
             raise ValueError(f"resolution must lie in [16, 4096], got {list(self.resolution)}")
+        if self.micro_batch < 0:
+            raise ValueError(f"micro_batch must not be negative, got {self.micro_batch}")
         ends = (0.0, *self.resolution_until, 1.0)
         if len(self.resolution_until) != len(self.resolution) - 1 or sorted(ends) != list(ends):
             raise ValueError(

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pgc3d.build import local_model, resolve_device
+from pgc3d.build import resolve_device
 from pgc3d.config import Config, load_config, preset, read_yaml
 from pgc3d.diffusion.latent import Layout
 from pgc3d.diffusion.models import ALIASES, POSES
 from pgc3d.errors import ConfigError
+from pgc3d.teachers import local_model
 
 GuidanceName = Literal["auto", "mini", "sdxl", "sd", "zero123"]
 Quality = Literal["draft", "standard", "high"]

@@ -83,6 +83,13 @@ class Guidance(Protocol):
 
 
 @runtime_checkable
+class Divisible(Protocol):
+    """A guidance that can look at fewer pictures at a time, with the same answer in less memory."""
+
+    micro_batch: int  # 0: all at once; may be changed between calls
+
+
+@runtime_checkable
 class Clipper(Protocol):
     """Bounds a pixel gradient."""
 

@@ -56,6 +56,9 @@ class RunOptions:
     )
     texture_size: TextureOption = None
     faces: FacesOption = None
+    low_memory: Annotated[
+        bool | None, typer.Option("--low-memory", help="Less memory, more time; the same result.")
+    ] = None
     config: Annotated[list[Path] | None, typer.Option("--config", help="YAML file; may be repeated.")] = None
     set_: SetOption = None
 
@@ -64,7 +67,12 @@ class RunOptions:
         device = self.device.value if self.device else None
         return {
             "model": {"loras": self.lora},
-            "run": {"seed": self.seed, "device": device, "steps": self.steps},
+            "run": {
+                "seed": self.seed,
+                "device": device,
+                "steps": self.steps,
+                "low_memory": self.low_memory,
+            },
             "export": {"texture_size": self.texture_size, "faces": self.faces},
         }
 

@@ -13,15 +13,16 @@ from typing import Any
 import torch
 
 from pgc3d import __version__, build
-from pgc3d.build import Models
 from pgc3d.checkpoint import unpack_representation
 from pgc3d.config import Config, dump_config, load_config
 from pgc3d.errors import DivergedError, RunDirectoryError
 from pgc3d.interfaces import Rasterizer, Representation
+from pgc3d.plan import plan_run
 from pgc3d.render import build_rasterizer
 from pgc3d.run import Checkpoint, RunDirectory, replace_file, require_free_space
 from pgc3d.session import Event, Reporter, Session, StopFlag, explain_memory
 from pgc3d.task import Task
+from pgc3d.teachers import Models, locate_models, unknown_prompt_words
 from pgc3d.types import Cameras, Rendering
 
 PHOTO = "input.png"  # the prepared picture, in the run's folder
@@ -84,10 +85,10 @@ def generate(
     """
     config = config or load_config()
     device = build.resolve_device(config.run.device)
-    models = build.locate_models(config, device)
+    models = locate_models(config, device)
     if models.text:
         build.require_prompt(task.prompt)
-        for word, close in build.unknown_prompt_words(task.prompt, models.text):
+        for word, close in unknown_prompt_words(task.prompt, models.text):
             hint = f"; close known words: {', '.join(close)}" if close else ""
             report(Event("build", message=f"{config.model.name} does not know the word {word!r}{hint}"))
     photo = build.prepare_task_photo(config, task)
@@ -118,7 +119,7 @@ def resume(path: Path, *, report: Reporter = ignore, stop: StopFlag | None = Non
             report(Event("export", message=f"nothing to do: {path} is done; use `pgc3d export {path}`"))
             return RunResult(path, ())
         device = build.resolve_device(config.run.device)
-        models = build.locate_models(config, device)
+        models = locate_models(config, device)
         _require_same_loras(record, models)
         session = Session(run, config, device, report, stop or StopFlag(), record)
         return _execute(session, models, checkpoint)
@@ -195,9 +196,14 @@ def _finished(
 
 def _execute(session: Session, models: Models, checkpoint: Checkpoint | None) -> RunResult:
     """Build, optimise, export; stops between steps when asked to."""
-    run, config = session.run, session.config
+    run = session.run
     with session.recorded():
         session.report(Event("build"))
+        session.config, expected = plan_run(session.config, models, session.device)
+        if expected:
+            session.report(Event("build", message=expected))
+            session.record["expected"] = expected
+        config = session.config
         with session.timed("build"):
             task = Task.from_record(session.record, run.path)
             built = build.build(config, task, models, session.device)

@@ -1,5 +1,6 @@
 """One process's work on a run directory: it steps, writes what is due, and keeps the manifest."""
 
+import gc
 import importlib.metadata
 import logging
 import platform
@@ -19,6 +20,7 @@ from pgc3d.build import Built
 from pgc3d.checkpoint import pack, unpack
 from pgc3d.config import Config
 from pgc3d.errors import DivergedError, OutOfMemoryError, Pgc3dError
+from pgc3d.interfaces import Divisible
 from pgc3d.optimize import StepReport, optimize
 from pgc3d.run import Checkpoint, RunDirectory
 
@@ -115,17 +117,9 @@ class Session:
         if checkpoint is not None:
             unpack(checkpoint, built)
             step = checkpoint.step
-        reports = optimize(
-            built.problem,
-            start=step,
-            steps=config.run.steps,
-            resolution_at=config.run.resolution_at,
-            log_every=config.logging.log_every,
-            max_skipped=config.optimizer.max_skipped,
-        )
         saved, logged = step, step
         try:
-            for report in reports:
+            for report in self._steps(built, step):
                 step = report.step
                 logged = self._log(report, logged)
                 if self.stop.signal is not None:
@@ -143,6 +137,57 @@ class Session:
             self._save(built, step)
         return step >= config.run.steps and self.stop.signal is None
 
+    def _steps(self, built: Built, step: int) -> Iterator[StepReport]:
+        """The steps after `step`; one that runs out of memory is tried again with fewer views at a time."""
+        config = self.config
+        for earlier in self.record.get("out_of_memory", ()):
+            _divide(built, earlier["micro_batch"])
+        while step < config.run.steps:
+            reports = optimize(
+                built.problem,
+                start=step,
+                steps=config.run.steps,
+                resolution_at=config.run.resolution_at,
+                log_every=config.logging.log_every,
+                max_skipped=config.optimizer.max_skipped,
+            )
+            try:
+                # the same cameras and the same noise, should the step have to be done again
+                states = {name: source.get_state() for name, source in built.generators.items()}
+                for report in reports:
+                    step = report.step
+                    yield report
+                    states = {name: source.get_state() for name, source in built.generators.items()}
+            except (MemoryError, RuntimeError) as error:
+                micro_batch = self._smaller(built) if ran_out_of_memory(error) else 0
+                if not micro_batch:
+                    raise
+            else:
+                return
+            for name, source in built.generators.items():
+                source.set_state(states[name])
+            self._retry(built, step, micro_batch)
+
+    def _smaller(self, built: Built) -> int:
+        """Half the views that a guidance looks at at once now, 0 where that cannot be."""
+        now = [
+            objective.guidance.micro_batch or self.config.objectives[name].batch
+            for name, objective in built.problem.objectives.items()
+            if isinstance(objective.guidance, Divisible)
+        ]
+        return max(now, default=0) // 2
+
+    def _retry(self, built: Built, step: int, micro_batch: int) -> None:
+        built.problem.optimizer.zero_grad(set_to_none=True)
+        _divide(built, micro_batch)
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.record.setdefault("out_of_memory", []).append({"step": step + 1, "micro_batch": micro_batch})
+        self._save(built, step)
+        message = f"out of memory in step {step + 1}: saved, and going on with {micro_batch} views at a time"
+        self.report(Event("optimize", message=message))
+
     def _save(self, built: Built, step: int) -> None:
         with self.timed("checkpoint"):
             self.run.save_checkpoint(pack(built, step))
@@ -159,6 +204,12 @@ class Session:
             if name.startswith("seconds/"):
                 self.add_seconds(name.removeprefix("seconds/"), seconds * (report.step - logged))
         return report.step
+
+
+def _divide(built: Built, micro_batch: int) -> None:
+    for objective in built.problem.objectives.values():
+        if isinstance(objective.guidance, Divisible):
+            objective.guidance.micro_batch = micro_batch
 
 
 def describe_environment(device: torch.device) -> dict[str, Any]:
@@ -196,18 +247,23 @@ def explain_memory(config: Config, device: torch.device) -> Iterator[None]:
     """Turn every kind of running out of memory into one line that says what to lower."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise _out_of_memory(config, device) from error
-    except RuntimeError as error:
-        if "allocate memory" not in str(error) and "out of memory" not in str(error).lower():
+    except (MemoryError, RuntimeError) as error:
+        if not ran_out_of_memory(error):
             raise
         raise _out_of_memory(config, device) from error
+
+
+def ran_out_of_memory(error: Exception) -> bool:
+    """Whether that is what the error says, in any of the ways that libraries say it."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return "allocate memory" in str(error) or "out of memory" in str(error).lower()
 
 
 def _out_of_memory(config: Config, device: torch.device) -> OutOfMemoryError:
     batches = ", ".join(f"objectives.{name}.batch={item.batch}" for name, item in config.objectives.items())
     return OutOfMemoryError(
-        f"the job must fit the memory of {device.type}, but it ran out; lower --resolution "
+        f"the job must fit the memory of {device.type}, but it ran out; use --low-memory, lower --resolution "
         f"(now {max(config.run.resolution)}), --texture-size (now {config.export.texture_size}), or the "
         f"views a step with --set (now {batches})"
     )

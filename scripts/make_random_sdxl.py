@@ -155,6 +155,26 @@ def unet_config(*, full_size: bool) -> dict[str, Any]:
     }
 
 
+def sd_unet_config(*, full_size: bool) -> dict[str, Any]:
+    """Arguments of UNet2DConditionModel in the layout of Stable Diffusion 1.5."""
+    if full_size:
+        return {
+            "sample_size": 64,
+            "block_out_channels": (320, 640, 1280, 1280),
+            "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+            "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+            "layers_per_block": 2,
+            "attention_head_dim": 8,
+            "cross_attention_dim": 768,
+        }
+    return unet_config(full_size=False) | {
+        "addition_embed_type": None,
+        "addition_time_embed_dim": None,
+        "projection_class_embeddings_input_dim": None,
+        "cross_attention_dim": 32,
+    }
+
+
 def vae_config(*, full_size: bool) -> dict[str, Any]:
     """Arguments of AutoencoderKL; factor 8, and safe in float16 as the published replacement VAE."""
     channels = (128, 256, 512, 512) if full_size else (16, 16, 16, 16)

@@ -141,3 +141,11 @@ def test_stages_follow_each_other():
 def test_scaling_keeps_the_proportion_of_the_stages():
     assert RunConfig(resolution=(128, 256)).scaled_to(512) == (256, 512)
     assert RunConfig(resolution=(128, 256)).scaled_to(16) == (16, 16)
+
+
+def test_what_saves_memory_is_off_unless_asked_for():
+    config = load_config()
+    assert (config.run.low_memory, config.run.micro_batch, config.model.fast) == (False, 0, "auto")
+    assert load_config(overrides=["model.fast=never"]).model.fast == "never"
+    with pytest.raises(ConfigError, match=r"run: micro_batch must not be negative, got -1"):
+        load_config(overrides=["run.micro_batch=-1"])

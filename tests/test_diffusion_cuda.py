@@ -1,12 +1,15 @@
 import pytest
 import torch
+from test_fast_encoder import make_encoder, run
 from tiny import write_tiny_sdxl
 
 from pgc3d.cameras import turntable
-from pgc3d.diffusion.latent import accelerate
+from pgc3d.diffusion.accelerate import accelerate
+from pgc3d.diffusion.fast_encoder import FastEncoder
 from pgc3d.diffusion.models import load_latent_diffusion, resolve_model
 from pgc3d.diffusion.text import encode_prompts
 from pgc3d.guidance.sds import ScoreDistillation
+from pgc3d.kernels.attention import attention, attention_plain
 from pgc3d.prompts import ViewPromptConfig, view_prompts
 from pgc3d.types import Rendering
 
@@ -18,11 +21,11 @@ def folder(tmp_path_factory):
     return write_tiny_sdxl(tmp_path_factory.mktemp("cuda"))
 
 
-def build(folder, device, *, dtype=torch.float32, vae_dtype=torch.float32, **options):
+def build(folder, device, *, dtype=torch.float32, vae_dtype=torch.float32, fast=None):
     source, views = resolve_model(folder), ViewPromptConfig()
     model = load_latent_diffusion(source, device=device, dtype=dtype, vae_dtype=vae_dtype)
     return ScoreDistillation(
-        model=accelerate(model, **options),
+        model=model if fast is None else accelerate(model, **fast),
         positive=encode_prompts(source, view_prompts("a cat", views), device=device, dtype=dtype),
         negative=encode_prompts(source, [""], device=device, dtype=dtype),
         view_prompts_config=views,
@@ -45,9 +48,14 @@ def cosine(a, b):
     return torch.cosine_similarity(a.double().cpu().flatten(), b.double().cpu().flatten(), dim=0).item()
 
 
-def test_a_step_does_not_wait_for_the_device(folder):
-    guidance = build(folder, "cuda", dtype=torch.float16, vae_dtype=torch.float16)
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+@pytest.mark.parametrize("fast", [None, {}], ids=["plain", "fast"])
+@pytest.mark.parametrize("micro_batch", [0, 1])
+def test_a_step_does_not_wait_for_the_device(folder, fast, micro_batch):
+    guidance = build(folder, "cuda", dtype=torch.float16, vae_dtype=torch.float16, fast=fast)
+    guidance.micro_batch = micro_batch
     inputs = step(guidance)
+    guidance(*inputs, 0.5)
     guidance(*inputs, 0.5)
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
@@ -77,11 +85,44 @@ def test_both_devices_give_the_same_gradient(folder, dtype, vae_dtype, least):
 
 
 @pytest.mark.filterwarnings("ignore")  # the compiler warns about the card's precision settings
-def test_compiled_modules_give_the_same_gradient(folder):
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+@pytest.mark.parametrize("low_memory", [False, True])
+def test_the_fast_path_gives_the_same_gradient(folder, low_memory, mode):
     plain = build(folder, "cuda")
-    fast = build(folder, "cuda", channels_last=True, plain_attention=True, compile=True)
-    found, expected = (guidance(*step(guidance), 0.5).gradient for guidance in (fast, plain))
-    assert cosine(found, expected) > 0.999
+    expected = plain(*step(plain), 0.5).gradient
+    fast = build(folder, "cuda", fast={"low_memory": low_memory, "compile_mode": mode})
+    assert cosine(fast(*step(fast), 0.5).gradient, expected) > 0.9999
+    half = {"dtype": torch.float16, "vae_dtype": torch.float16}
+    fast = build(folder, "cuda", fast={"low_memory": low_memory, "compile_mode": mode}, **half)
+    assert cosine(fast(*step(fast), 0.5).gradient, expected) > 0.99
+
+
+@pytest.mark.parametrize(("dtype", "least"), [(torch.float16, 0.999), (torch.bfloat16, 0.99)], ids=str)
+@pytest.mark.parametrize("side", [256, 264])
+def test_a_wide_encoder_in_half_precision_agrees_with_float32(dtype, least, side):
+    encoder = make_encoder((128, 256, 512, 512), 2, 32, attention=True, latents=4).cuda()
+    pixels = torch.rand(2, 3, side, side, device="cuda") * 2 - 1
+    expected, pull = run(encoder, pixels)
+    encoder.to(dtype).to(memory_format=torch.channels_last)
+    for recompute in (False, True):
+        found, found_pull = run(FastEncoder(encoder, recompute=recompute), pixels.to(dtype))
+        assert cosine(found, expected) > least
+        assert cosine(found_pull, pull) > least
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("tokens", [1024, 1000])
+def test_wide_attention_in_half_precision_agrees_with_float32(dtype, tokens):
+    inputs = [torch.randn(2, tokens, 512, device="cuda", requires_grad=True) for _ in range(3)]
+    gradient = torch.randn(2, tokens, 512, device="cuda")
+    exact = attention_plain(*inputs)
+    pulls = torch.autograd.grad(exact, inputs, gradient)
+    for score_bytes in (1 << 20, 1 << 28):
+        half = [value.detach().to(dtype).requires_grad_() for value in inputs]
+        found = attention(*half, score_bytes=score_bytes)
+        found_pulls = torch.autograd.grad(found, half, gradient.to(dtype))
+        for value, expected in zip((found, *found_pulls), (exact, *pulls), strict=True):
+            assert cosine(value, expected) > 0.998
 
 
 def test_text_encoders_leave_no_memory_behind(folder):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from tiny import edit_json, write_tiny_sd, write_tiny_sdxl
 
-from pgc3d.diffusion.latent import accelerate, select
+from pgc3d.diffusion.latent import select
 from pgc3d.diffusion.models import load_latent_diffusion, resolve_model
 from pgc3d.diffusion.text import encode_prompts
 from pgc3d.errors import ConfigError
@@ -176,12 +176,3 @@ def test_turbo_layout_differs_in_its_sampler_only(tmp_path, model):
     assert torch.equal(turbo.alphas_cumprod, model.alphas_cumprod)
     assert (turbo.prediction, turbo.train_steps, turbo.layout) == ("epsilon", 1000, "sdxl")
     assert turbo.alphas_cumprod[-1] > 0  # the signal does not end at zero, as the score needs it
-
-
-def test_acceleration_keeps_the_result(folder, embedding, model):
-    fast = accelerate(load_latent_diffusion(folder), channels_last=True, plain_attention=True)
-    image, noise = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(0)), draw(1, 4, 8, 8)
-    torch.testing.assert_close(fast.encode(image, noise), model.encode(image, noise), rtol=1e-4, atol=1e-6)
-    noisy, timesteps = draw(1, 4, 8, 8), torch.tensor([500])
-    found, expected = (predict(one, embedding, noisy, timesteps)[1] for one in (fast, model))
-    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)

@@ -9,7 +9,6 @@ import torch
 from safetensors import safe_open
 
 import pgc3d.mini
-from pgc3d.build import unknown_prompt_words
 from pgc3d.cameras import turntable
 from pgc3d.diffusion.latent import select
 from pgc3d.diffusion.models import load_latent_diffusion, resolve_model
@@ -19,6 +18,7 @@ from pgc3d.guidance.sds import ScoreDistillation
 from pgc3d.prompts import ViewPromptConfig, view_prompts
 from pgc3d.render.cpu import CpuRasterizer
 from pgc3d.render.mesh_renderer import render_mesh
+from pgc3d.teachers import unknown_prompt_words
 from pgc3d.types import Material, Mesh
 
 PACKAGE = Path(pgc3d.mini.__file__).parent

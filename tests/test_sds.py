@@ -7,7 +7,7 @@ from tiny import tiny_score_distillation, write_tiny_sd, write_tiny_sdxl
 from pgc3d.cameras import turntable
 from pgc3d.diffusion.latent import resize
 from pgc3d.guidance.sds import ScoreDistillation, SdsConfig
-from pgc3d.interfaces import Guidance
+from pgc3d.interfaces import Divisible, Guidance
 from pgc3d.schedules import PiecewiseLinear
 from pgc3d.types import Rendering, TextEmbedding
 
@@ -242,3 +242,31 @@ def test_wrong_number_of_prompts_is_refused(guidance):
 def test_wrong_config_is_refused(change):
     with pytest.raises(ValueError, match="got"):
         SdsConfig(**change)
+
+
+@pytest.mark.parametrize("micro_batch", [1, 2, 3])
+def test_a_few_pictures_at_a_time_give_the_same_gradient(guidance, micro_batch):
+    inputs = (image := draw_image()), rendering_of(image), turntable(BATCH), 0.5
+    whole = guidance(*inputs)
+    state = guidance.generator.get_state()
+    guidance.generator.manual_seed(0)
+    guidance.micro_batch = micro_batch
+    try:
+        pieces = guidance(*inputs)
+    finally:
+        guidance.micro_batch = 0
+    assert torch.equal(guidance.generator.get_state(), state)
+    torch.testing.assert_close(pieces.gradient, whole.gradient, rtol=1e-3, atol=1e-5)
+    assert pieces.metrics.keys() == whole.metrics.keys()
+    for name, value in whole.metrics.items():
+        torch.testing.assert_close(pieces.metrics[name], value, rtol=1e-4, atol=0)
+
+
+def test_the_whole_batch_at_once_is_one_call(guidance, monkeypatch):
+    calls = []
+    gradient = guidance.gradient
+    monkeypatch.setattr(guidance, "gradient", lambda **inputs: calls.append(1) or gradient(**inputs))
+    monkeypatch.setattr(guidance, "micro_batch", BATCH + 1)
+    guidance((image := draw_image()), rendering_of(image), turntable(BATCH), 0.5)
+    assert len(calls) == 1
+    assert isinstance(guidance, Divisible)

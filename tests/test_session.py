@@ -8,7 +8,7 @@ from fakes import FlatColor, PullTowardColor
 from pgc3d.build import Built
 from pgc3d.cameras import OrbitConfig, sample_orbit
 from pgc3d.checkpoint import pack, unpack
-from pgc3d.config import Config, LoggingConfig, OptimizerConfig, RunConfig
+from pgc3d.config import Config, LoggingConfig, ObjectiveConfig, OptimizerConfig, RunConfig
 from pgc3d.errors import DivergedError, OutOfMemoryError, RunDirectoryError
 from pgc3d.optimize import Objective, Problem
 from pgc3d.pgc import AdaptiveClip
@@ -31,12 +31,12 @@ class NoRasterizer:
         raise NotImplementedError
 
 
-def built(seed=0, **guidance):
+def built(seed=0, batch=2, **guidance):
     """The real parts around a fake asset: an adaptive clip, noise in the guidance, Adam."""
     asset, clip = FlatColor(), AdaptiveClip(quantile=0.5).build()
     cameras, noise = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed + 1)
     objective = Objective(
-        sample_cameras=lambda progress, generator: sample_orbit(2, OrbitConfig(), generator),
+        sample_cameras=lambda progress, generator: sample_orbit(batch, OrbitConfig(), generator),
         guidance=PullTowardColor(noise=0.3, generator=noise, **guidance),
         clip=clip,
         backgrounds=((1.0, 1.0, 1.0), (0.0, 0.0, 0.0)),
@@ -161,6 +161,71 @@ def test_checkpoint_of_another_configuration_is_refused(session):
 def test_running_out_of_memory_says_what_to_lower(error):
     with pytest.raises(OutOfMemoryError, match=r"lower --resolution \(now 16\)"), explain_memory(CONFIG, CPU):
         raise error
+
+
+class Hungry(PullTowardColor):
+    """Runs out of memory in some calls, unless it may look at `fits` views at most."""
+
+    def __init__(self, *, at, fits, error=torch.OutOfMemoryError, **options):
+        super().__init__(**options)
+        self.at, self.fits, self.error, self.micro_batch, self.asked = at, fits, error, 0, 0
+
+    def __call__(self, image, rendering, cameras, progress):
+        self.asked += 1
+        if self.asked >= self.at and (self.micro_batch or len(image)) > self.fits:
+            torch.rand(1, generator=self.generator)  # what a try had drawn already
+            raise self.error("CUDA out of memory")
+        return super().__call__(image, rendering, cameras, progress)
+
+
+def hungry(batch=2, **options):
+    parts = built(batch=batch)
+    objective = parts.problem.objectives["color"]
+    guidance = Hungry(noise=0.3, generator=objective.guidance.generator, **options)
+    problem = dataclasses.replace(
+        parts.problem, objectives={"color": dataclasses.replace(objective, guidance=guidance)}
+    )
+    return dataclasses.replace(parts, problem=problem), guidance
+
+
+@pytest.mark.parametrize("at", [1, 6, 12])
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, MemoryError], ids=["cuda", "python"])
+def test_a_step_that_runs_out_of_memory_is_done_again_with_fewer_views_at_a_time(
+    session, tmp_path, at, error
+):
+    whole = built()
+    with RunDirectory.create(tmp_path / "whole") as run:
+        Session(run, CONFIG, CPU, lambda event: None, StopFlag()).optimize(whole, None, no_preview)
+    events = []
+    session.report = events.append
+    session.config = dataclasses.replace(CONFIG, objectives={"color": ObjectiveConfig(batch=2)})
+    parts, guidance = hungry(at=at, fits=1, error=error)
+    with session.recorded():
+        assert session.optimize(parts, None, no_preview)
+    assert guidance.micro_batch == 1
+    torch.testing.assert_close(color(parts), color(whole), rtol=0, atol=0)
+    assert session.run.read_manifest()["out_of_memory"] == [{"step": at, "micro_batch": 1}]
+    messages = [event.message for event in events if event.message]
+    assert messages == [f"out of memory in step {at}: saved, and going on with 1 views at a time"]
+
+
+def test_views_are_halved_until_they_fit_and_a_resumed_run_remembers(session):
+    session.config = dataclasses.replace(CONFIG, objectives={"color": ObjectiveConfig(batch=9)})
+    parts, guidance = hungry(batch=9, at=4, fits=2)
+    assert session.optimize(parts, None, no_preview)
+    assert guidance.micro_batch == 2
+    assert [entry["micro_batch"] for entry in session.record["out_of_memory"]] == [4, 2]
+    again, guidance = hungry(batch=9, at=1, fits=2)
+    session.optimize(again, session.run.load_checkpoint(), no_preview)
+    assert guidance.micro_batch == 2
+
+
+def test_what_cannot_be_divided_ends_with_the_last_good_state_saved(session):
+    session.config = dataclasses.replace(CONFIG, objectives={"color": ObjectiveConfig(batch=2)})
+    parts, _ = hungry(at=7, fits=0)
+    with pytest.raises(OutOfMemoryError, match="use --low-memory"), session.recorded():
+        session.optimize(parts, None, no_preview)
+    assert session.run.load_checkpoint().step == 6
 
 
 def test_other_runtime_errors_pass():

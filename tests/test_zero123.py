@@ -293,7 +293,7 @@ def test_gradient_draws_the_view_that_our_camera_renders(fitted, timestep):
     noise = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(1)).expand(4, -1, -1, -1)
     output = guidance.gradient(
         (own + other) / 2,
-        cameras,
+        pose=relative_pose(cameras, views([0.0], [10.0]), fitted.pose),
         timesteps=torch.full((4,), timestep),
         noise=noise,
         posterior_noise=torch.zeros(4, 4, 8, 8),

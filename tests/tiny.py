@@ -41,9 +41,7 @@ def write_tiny_sd(folder: Path, *, prediction_type: str = "epsilon", seed: int =
     write_tiny_sdxl(folder, seed=seed)
     for part in ("text_encoder_2", "tokenizer_2", "unet"):
         shutil.rmtree(folder / part)
-    config = script.unet_config(full_size=False) | {"addition_embed_type": None, "cross_attention_dim": 32}
-    config |= {"addition_time_embed_dim": None, "projection_class_embeddings_input_dim": None}
-    unet = UNet2DConditionModel(**config)
+    unet = UNet2DConditionModel(**script.sd_unet_config(full_size=False))
     script.randomize(unet, torch.Generator().manual_seed(seed))
     unet.save_pretrained(folder / "unet")
     edit_json(folder / "scheduler" / "scheduler_config.json", prediction_type=prediction_type)

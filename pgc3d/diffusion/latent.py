@@ -1,7 +1,7 @@
 """A frozen latent diffusion model in diffusers' layout: encode, predict the noise, decode."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -32,6 +32,7 @@ class LatentDiffusion:
     alphas_cumprod: Float[Tensor, " T"]  # float32, on the device
     prediction: Prediction
     layout: Layout
+    encoder: Callable[[Tensor], Tensor] | None = None  # what runs the VAE's encoder when it is not itself
 
     @property
     def device(self) -> torch.device:
@@ -65,7 +66,7 @@ class LatentDiffusion:
             noise: standard normal, in the shape of the latents; zeros give the posterior's mean.
         """
         pixels = (2.0 * image - 1.0).permute(0, 3, 1, 2)
-        hidden = self.vae.encoder(pixels.to(_dtype(self.vae)))
+        hidden = (self.encoder or self.vae.encoder)(pixels.to(_dtype(self.vae)))
         if self.vae.quant_conv is not None:
             hidden = self.vae.quant_conv(hidden)
         mean, log_variance = hidden.float().chunk(2, dim=1)
@@ -87,7 +88,7 @@ class LatentDiffusion:
 
     @torch.no_grad()
     def decode(self, latents: Latents) -> Image:
-        """Pictures of latents, sRGB in [0, 1]; no gradient."""
+        """Pictures of latents, sRGB in [0, 1]; no gradient; not after `release_decoder`."""
         dtype = _dtype(self.vae)
         hidden = (latents / float(self.vae.config.scaling_factor) + self._shift).to(dtype)
         if self.vae.post_quant_conv is not None:
@@ -186,33 +187,3 @@ def select(embedding: TextEmbedding, index: Int[Tensor, " B"]) -> TextEmbedding:
     """One prompt per picture."""
     pooled = None if embedding.pooled is None else embedding.pooled[index]
     return TextEmbedding(tokens=embedding.tokens[index], pooled=pooled)
-
-
-def accelerate(
-    model: LatentDiffusion,
-    *,
-    channels_last: bool = False,
-    plain_attention: bool = False,
-    compile: bool = False,
-) -> LatentDiffusion:
-    """Change how the modules run, in place; the results stay the same up to rounding.
-
-    Args:
-        model: its modules are changed.
-        channels_last: memory format of the UNet, where convolutions like it on tensor cores.
-        plain_attention: attention of the VAE's middle block as matrix products, because its single head of
-            512 channels has no fast fused backward pass.
-        compile: compile the UNet and the VAE's encoder for the shapes of the first call.
-    """
-    unet, vae = model.unet, model.vae
-    if channels_last:
-        unet.to(memory_format=torch.channels_last)
-    if plain_attention:
-        from diffusers.models.attention_processor import AttnProcessor
-
-        for attention in vae.encoder.mid_block.attentions:
-            attention.set_processor(AttnProcessor())
-    if compile:
-        unet.compile(dynamic=False)
-        vae.encoder.compile(dynamic=False)
-    return replace(model, unet=unet, vae=vae)

@@ -13,6 +13,7 @@ from pgc3d.diffusion.controlnet import Control, ControlConfig, condition_image, 
 from pgc3d.diffusion.latent import LatentDiffusion, Latents, resize, select
 from pgc3d.guidance import score
 from pgc3d.guidance.distillation import Draws, Formula, distill, draw
+from pgc3d.guidance.pieces import in_pieces
 from pgc3d.prompts import ViewPromptConfig, view_index, view_prompts
 from pgc3d.schedules import PiecewiseLinear, check_timestep_range
 from pgc3d.types import Cameras, GuidanceOutput, Rendering, TextEmbedding
@@ -109,6 +110,7 @@ class ScoreDistillation:
         self.guidance_scale, self.formula, self.weighting = guidance_scale, formula, weighting
         self.t_min, self.t_max = t_min, t_max
         self.controls = tuple(controls)
+        self.micro_batch = 0  # see `interfaces.Divisible`
         self._sizes = (original_size, target_size)
         self._time_ids: dict[int, Tensor | None] = {}  # by resolution; making them waits for the device
 
@@ -125,7 +127,8 @@ class ScoreDistillation:
             self.view_prompts_config,
         )
         conditions = [condition_image(control, rendering, cameras) for control in self.controls]
-        return self.gradient(image, **vars(draws), texts=texts, conditions=conditions)
+        inputs = {**vars(draws), "texts": texts, "conditions": conditions}
+        return in_pieces(self.gradient, self.micro_batch, image=image, **inputs)
 
     def _side(self, image: Float[Tensor, "B H W 3"]) -> int:
         """Pixels at which the model looks at these pictures."""

@@ -11,6 +11,7 @@ from pgc3d.diffusion.latent import Latents
 from pgc3d.diffusion.zero123 import Zero123, relative_pose
 from pgc3d.guidance import score
 from pgc3d.guidance.distillation import Draws, distill, draw
+from pgc3d.guidance.pieces import in_pieces
 from pgc3d.schedules import PiecewiseLinear, check_timestep_range
 from pgc3d.types import Cameras, GuidanceOutput, Rendering
 
@@ -62,6 +63,7 @@ class NovelViewDistillation:
         self.model, self.reference, self.generator = model, reference, generator
         self.guidance_scale, self.weighting = guidance_scale, weighting
         self.t_min, self.t_max = t_min, t_max
+        self.micro_batch = 0  # see `interfaces.Divisible`
 
     def __call__(
         self, image: Float[Tensor, "B H W 3"], rendering: Rendering, cameras: Cameras, progress: float
@@ -70,19 +72,19 @@ class NovelViewDistillation:
         model = self.model.diffusion
         levels = self.t_min(progress), self.t_max(progress)
         draws = draw(model, len(image), model.resolution, levels, self.generator)
-        return self.gradient(image, cameras, **vars(draws))
+        pose = relative_pose(cameras, self.reference, self.model.pose)
+        return in_pieces(self.gradient, self.micro_batch, image=image, pose=pose, **vars(draws))
 
     def gradient(
         self,
         image: Float[Tensor, "B H W 3"],
-        cameras: Cameras,
         *,
+        pose: Float[Tensor, "B 4"],
         timesteps: Int[Tensor, " B"],
         noise: Float[Tensor, "B C h w"],
         posterior_noise: Float[Tensor, "B C h w"],
     ) -> GuidanceOutput:
-        """The gradient for given noise; see `distill`."""
-        pose = relative_pose(cameras, self.reference, self.model.pose)
+        """The gradient for given noise and poses (see `relative_pose`); see `distill`."""
 
         def predict(noisy: Latents, timesteps: Tensor) -> tuple[Latents, Latents]:
             return self.model.predict(noisy, timesteps, pose)

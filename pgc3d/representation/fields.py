@@ -6,6 +6,7 @@ from typing import Any, cast
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from pgc3d.errors import BackendUnavailableError
 from pgc3d.kernels import hash_grid
@@ -154,13 +155,21 @@ class ColorField(nn.Module):
         self.mlp = mlp
         self.roughness = roughness
         self.metallic = metallic
+        self.recompute = False  # evaluate once more in the backward pass instead of keeping what that needs
         self.register_buffer("offset", torch.tensor(color).logit(), persistent=False)
 
     def forward(self, points: Float[Tensor, "P 3"]) -> Material:
         """Material at points in [-1, 1]^3; base colour is the sigmoid of the MLP's output, sRGB."""
-        color = torch.sigmoid(self.mlp(self.grid(points)) + self.offset)
+        if self.recompute and torch.is_grad_enabled():
+            kept = checkpoint(self._color, points, use_reentrant=False, preserve_rng_state=False)
+            color = cast("Tensor", kept)
+        else:
+            color = self._color(points)
         return Material(
             base_color=color,
             roughness=torch.full_like(color[:, :1], self.roughness).detach(),
             metallic=torch.full_like(color[:, :1], self.metallic).detach(),
         )
+
+    def _color(self, points: Float[Tensor, "P 3"]) -> Float[Tensor, "P 3"]:
+        return torch.sigmoid(self.mlp(self.grid(points)) + self.offset)

@@ -1,0 +1,74 @@
+"""How the modules of a `LatentDiffusion` run on a CUDA device: lean encoder, compiled UNet, channels-last."""
+
+import logging
+import os
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+
+from pgc3d.diffusion.fast_encoder import FastEncoder, why_unsupported
+from pgc3d.diffusion.latent import LatentDiffusion
+from pgc3d.diffusion.models import record_file
+from pgc3d.kernels.attention import SCORE_BYTES, SMALL_SCORE_BYTES
+
+logger = logging.getLogger(__name__)
+
+# "reduce-overhead" replays CUDA graphs: for small batches, where launching is what takes the time
+CompileMode = Literal["default", "reduce-overhead", "max-autotune-no-cudagraphs"]
+
+
+def accelerate(
+    model: LatentDiffusion, *, low_memory: bool = False, compile_mode: CompileMode | None = "default"
+) -> LatentDiffusion:
+    """Change how the modules run; the results stay the same up to rounding.
+
+    Weights are put into channels-last order in place, and nothing is copied. Each new shape of pictures
+    compiles the UNet once; the compiled code is kept in the user's cache for later runs.
+
+    Args:
+        model: its modules are changed.
+        low_memory: keep less between the encoder's forward and backward pass, at the price of time.
+        compile_mode: of the UNet, None to leave it uncompiled.
+    """
+    vae = model.vae
+    accelerate_network(model.unet, compile_mode)
+    if reason := why_unsupported(vae.encoder):
+        logger.warning("the VAE's encoder runs as diffusers wrote it, not in the fast way: %s", reason)
+        return spare_memory(model) if low_memory else model
+    vae.encoder.to(memory_format=torch.channels_last)
+    score_bytes = SMALL_SCORE_BYTES if low_memory else SCORE_BYTES
+    encoder: Any = FastEncoder(vae.encoder, recompute=low_memory, score_bytes=score_bytes)
+    return replace(model, encoder=encoder)
+
+
+def accelerate_network(network: Any, compile_mode: CompileMode | None = "default") -> None:
+    """Put a UNet or ControlNet into channels-last order and compile it, in place; see `accelerate`."""
+    network.to(memory_format=torch.channels_last)
+    if compile_mode is not None:
+        keep_compiled_code()
+        network.compile(dynamic=False, mode=compile_mode)
+
+
+def spare_memory(model: LatentDiffusion) -> LatentDiffusion:
+    """Recompute diffusers' own encoder block by block in its backward pass; same numbers, more time."""
+    model.vae.enable_gradient_checkpointing()
+    return model
+
+
+def release_decoder(model: LatentDiffusion) -> None:
+    """Give back the memory of what score distillation never uses; `decode` cannot be called any more."""
+    for module in (model.vae.decoder, model.vae.post_quant_conv):
+        if module is not None:
+            module.to("meta")
+
+
+def keep_compiled_code() -> None:
+    """Let torch's compiler and Triton keep what they make in pgc3d's cache folder, unless told otherwise.
+
+    Both read these variables whenever they look for a cached result; their keys hold the versions and the
+    device.
+    """
+    folder = record_file().parent
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder / "inductor"))
+    os.environ.setdefault("TRITON_CACHE_DIR", str(folder / "triton"))

@@ -1,0 +1,107 @@
+"""Attention of one wide head by matrix products, a block of query rows at a time, with its own backward pass.
+
+Fused attention kernels stop at a head size of 256, and what is left for the 512 channels of a VAE's middle
+block has a backward pass many times slower than the products it is made of. Here the probabilities of a
+block of rows are computed, used, and computed again in the backward pass: memory is bounded by the block.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+SCORE_BYTES = 256 << 20  # of a block's scores: large products, few launches
+SMALL_SCORE_BYTES = 32 << 20
+
+
+def attention(
+    query: Float[Tensor, "B N D"],
+    key: Float[Tensor, "B M D"],
+    value: Float[Tensor, "B M E"],
+    *,
+    score_bytes: int = SCORE_BYTES,
+) -> Float[Tensor, "B N E"]:
+    """softmax(q k^T / sqrt(D)) v, differentiable once in all three.
+
+    Scores are float32 where the inputs are bfloat16, whose 8 bits are too few for an exponent.
+
+    Args:
+        query: B independent pictures, N tokens.
+        key: M tokens.
+        value: M tokens.
+        score_bytes: bound of the scores that are held at once; at least one row of every picture is.
+    """
+    item = query.element_size() * (2 if query.dtype == torch.bfloat16 else 1)
+    rows = max(1, score_bytes // (query.shape[0] * key.shape[1] * item))
+    rows = rows // 128 * 128 or rows  # whole tiles of a matrix product
+    result: Tensor = _Attention.apply(query, key, value, rows)  # type: ignore[no-untyped-call]
+    return result
+
+
+def attention_plain(
+    query: Float[Tensor, "B N D"], key: Float[Tensor, "B M D"], value: Float[Tensor, "B M E"]
+) -> Float[Tensor, "B N E"]:
+    """The same as one expression, differentiated by autograd: the twin of `attention`."""
+    scores = query @ key.transpose(1, 2) * query.shape[-1] ** -0.5
+    return torch.softmax(scores, dim=-1) @ value
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, rows: int) -> Tensor:
+        ctx.save_for_backward(query, key, value)
+        ctx.rows = rows
+        result = query.new_empty(*query.shape[:2], value.shape[-1])
+        for start in range(0, query.shape[1], rows):
+            block = slice(start, start + rows)
+            result[:, block] = _probabilities(query[:, block], key) @ value
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        query, key, value = ctx.saved_tensors
+        gradient, peak = _lift(gradient)
+        scale = query.shape[-1] ** -0.5
+        wide = torch.promote_types(query.dtype, torch.float32)
+        grad_query = torch.empty_like(query)
+        grad_key, grad_value = torch.zeros_like(key, dtype=wide), torch.zeros_like(value, dtype=wide)
+        for start in range(0, query.shape[1], ctx.rows):
+            block = slice(start, start + ctx.rows)
+            rows, pull = query[:, block], gradient[:, block]
+            probabilities = _probabilities(rows, key)
+            grad_value += probabilities.transpose(1, 2) @ pull
+            # p (dp - sum(p dp)) in one kernel
+            pull_scores = torch._softmax_backward_data(
+                pull @ value.transpose(1, 2), probabilities, -1, probabilities.dtype
+            )
+            grad_query[:, block] = _product(pull_scores, key, scale)
+            grad_key += _product(pull_scores.transpose(1, 2), rows, scale)
+        grads = (grad_query, grad_key, grad_value)
+        query_pull, key_pull, value_pull = ((grad * peak).to(query.dtype) for grad in grads)
+        return query_pull, key_pull, value_pull, None
+
+
+def _probabilities(query: Tensor, key: Tensor) -> Tensor:
+    scale = query.shape[-1] ** -0.5
+    if query.dtype != torch.bfloat16:
+        return torch.softmax(_product(query, key.transpose(1, 2), scale), dim=-1)
+    if query.device.type == "cuda":
+        scores = torch.bmm(query, key.transpose(1, 2), out_dtype=torch.float32)
+    else:
+        scores = query.float() @ key.float().transpose(1, 2)
+    return torch.softmax(scores.mul_(scale), dim=-1).to(query.dtype)
+
+
+def _product(a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """The product times `scale`, which is applied before the result is rounded."""
+    return torch.baddbmm(a.new_empty(1, 1, 1), a, b, beta=0, alpha=scale)
+
+
+def _lift(gradient: Tensor) -> tuple[Tensor, Tensor]:
+    """A float16 gradient with a peak near 1, against underflow in the scores' gradient, and the peak."""
+    if gradient.dtype != torch.float16:
+        return gradient, gradient.new_ones(())
+    peak = gradient.abs().amax(dim=(1, 2), keepdim=True).float()
+    peak = torch.exp2(peak.clamp(min=2.0**-24).log2().floor())
+    return (gradient / peak).to(gradient.dtype), peak

@@ -1,0 +1,267 @@
+"""The models behind the guidances: found, loaded, and made into what judges pictures."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pgc3d.cameras import reference_view
+from pgc3d.config import Config, GuidanceConfig, ImageModelConfig, ModelConfig, Precision
+from pgc3d.diffusion.accelerate import accelerate, accelerate_network, spare_memory
+from pgc3d.diffusion.controlnet import Control, load_control_network, resolve_control
+from pgc3d.diffusion.files import ModelFolder, open_folder
+from pgc3d.diffusion.latent import LatentDiffusion, select
+from pgc3d.diffusion.lora import Lora, read_lora
+from pgc3d.diffusion.models import ALIASES, PINNED, is_hub_id, load_latent_diffusion, resolve_model
+from pgc3d.diffusion.text import encode_prompts
+from pgc3d.diffusion.zero123 import Zero123, load_zero123, require_zero123
+from pgc3d.errors import ConfigError, WeightsNotFoundError
+from pgc3d.guidance.reference import ReferenceConfig, ReferenceView
+from pgc3d.guidance.sds import ScoreDistillation, SdsConfig
+from pgc3d.guidance.zero123 import NovelViewDistillation, Zero123Config
+from pgc3d.interfaces import Divisible, Guidance
+from pgc3d.photo import load_photo
+from pgc3d.prompts import ViewPromptConfig, unknown_words, view_prompts
+from pgc3d.schedules import PiecewiseLinear
+from pgc3d.task import Task
+from pgc3d.types import Cameras, TextEmbedding
+
+
+@dataclass(frozen=True)
+class Models:
+    """The checkpoints that a run asks for, found and checked but not loaded."""
+
+    text: ModelFolder | None = None
+    image: ModelFolder | None = None
+    controls: Mapping[str, ModelFolder] = field(default_factory=dict)  # by what was asked for
+    loras: tuple[Lora, ...] = ()  # of the text-to-image model
+
+
+@dataclass(frozen=True)
+class TextTeacher:
+    """A text-to-image model and what it was asked for."""
+
+    model: LatentDiffusion
+    networks: Mapping[str, Any]  # ControlNets, by what was asked for
+    views: ViewPromptConfig
+    positive: TextEmbedding  # one entry for each of `view_prompts(prompt, views)`
+    negatives: Mapping[str, TextEmbedding]  # by their text
+
+
+@dataclass(frozen=True)
+class Teachers:
+    """What the guidances learn from; None where no objective asks for it."""
+
+    text: TextTeacher | None
+    photo: Tensor | None  # [S, S, 4], see `load_photo`
+    image: Zero123 | None
+    reference: Cameras  # took the photo
+
+    @property
+    def diffusion(self) -> list[LatentDiffusion]:
+        """The models that were loaded."""
+        text = [self.text.model] if self.text else []
+        return text + ([self.image.diffusion] if self.image else [])
+
+
+def locate_models(config: Config, device: torch.device) -> Models:
+    """Find and check the weights that the objectives need, without loading them.
+
+    Raises:
+        WeightsNotFoundError: they are missing or broken.
+        ConfigError: they do not fit together.
+    """
+    kinds = {objective.guidance.kind for objective in config.objectives.values()}
+    image = _locate_image_model(config.image_model, device) if "zero123" in kinds else None
+    guidances = text_objectives(config).values()
+    if not guidances:
+        return Models(image=image)
+    half = _dtype(config.model.dtype, device) != torch.float32
+    text = _locate_text_model(config.model, half=half)
+    names = dict.fromkeys(control.model for guidance in guidances for control in guidance.controls.values())
+    return Models(
+        text=text,
+        image=image,
+        controls={name: resolve_control(name, text, half=half) for name in names},
+        loras=tuple(read_lora(file, text.layout) for file in config.model.loras),
+    )
+
+
+def text_objectives(config: Config) -> dict[str, SdsConfig]:
+    """The guidances that a prompt steers, by the name of their objective."""
+    guidances = {name: objective.guidance for name, objective in config.objectives.items()}
+    return {name: guidance for name, guidance in guidances.items() if isinstance(guidance, SdsConfig)}
+
+
+def _locate_text_model(config: ModelConfig, *, half: bool) -> ModelFolder:
+    if config.name == "mini":
+        from pgc3d.mini import text_model
+
+        return resolve_model(text_model())
+    folder = resolve_model(config.name, half=half)
+    if folder.layout == "zero123":
+        raise ConfigError(f"the text model must be in SD or SDXL layout, {config.name} is a Zero123")
+    return folder
+
+
+def _locate_image_model(config: ImageModelConfig, device: torch.device) -> ModelFolder:
+    if config.name == "mini":
+        from pgc3d.mini import image_model
+
+        path, vae = image_model()
+        folder = open_folder("mini", path, vae=vae)
+    else:
+        folder = resolve_model(config.name, half=_dtype(config.dtype, device) != torch.float32)
+    return require_zero123(folder, None if config.pose == "auto" else config.pose)
+
+
+def needs_photo(config: Config) -> bool:
+    """Whether an objective looks at the task's picture."""
+    return any(
+        isinstance(objective.guidance, Zero123Config | ReferenceConfig)
+        for objective in config.objectives.values()
+    )
+
+
+def local_model(name: str) -> ModelFolder | None:
+    """A model that is on this disk whole, else None; never uses the network."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    folder, repository = Path(name).expanduser(), ALIASES.get(name, name)
+    if not folder.is_dir() and not is_hub_id(repository):
+        return None
+    try:
+        if folder.is_dir():
+            return open_folder(name, folder)
+        path = snapshot_download(repository, revision=PINNED.get(repository), local_files_only=True)
+        return open_folder(name, Path(path))
+    except (LocalEntryNotFoundError, WeightsNotFoundError):
+        return None
+
+
+def unknown_prompt_words(prompt: str, folder: ModelFolder) -> list[tuple[str, list[str]]]:
+    """The prompt's words that a small model does not know, each with close ones that it does."""
+    return unknown_words(prompt, folder.vocabulary) if folder.vocabulary else []
+
+
+def _dtype(name: Precision, device: torch.device) -> torch.dtype:
+    """The precision of the UNet; `auto` is what the CPU is fast in, or half precision."""
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else torch.float16
+    return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[name]
+
+
+def load_teachers(config: Config, task: Task, models: Models, device: torch.device) -> Teachers:
+    """Load what the guidances ask, once for all of them."""
+    photo = load_photo(task.image).to(device) if task.image is not None and needs_photo(config) else None
+    text = _teach_text(config, task.prompt, models.text, models, device) if models.text else None
+    image = None
+    if models.image is not None and photo is not None:
+        wanted = config.image_model
+        image = load_zero123(
+            models.image,
+            photo,
+            device=device,
+            dtype=_dtype(wanted.dtype, device),
+            vae=wanted.vae,
+            vae_dtype=None if wanted.vae_dtype == "auto" else _dtype(wanted.vae_dtype, device),
+        )
+        image = replace(image, diffusion=_economical(image.diffusion, (), config))
+    return Teachers(text=text, photo=photo, image=image, reference=reference_view(config.view).to(device))
+
+
+def _teach_text(
+    config: Config, prompt: str, folder: ModelFolder, models: Models, device: torch.device
+) -> TextTeacher:
+    """Load the text-to-image model; its text encoders run once, for all views, and are gone."""
+    dtype = _dtype(config.model.dtype, device)
+    views = config.model.view_prompts or folder.view_prompts or ViewPromptConfig()
+    texts = view_prompts(prompt, views)
+    negatives = list(dict.fromkeys(item.negative_prompt for item in text_objectives(config).values()))
+    encoded = encode_prompts(folder, [*texts, *negatives], device=device, dtype=dtype, loras=models.loras)
+    rows = {text: torch.tensor([len(texts) + i], device=device) for i, text in enumerate(negatives)}
+    vae_dtype = None if config.model.vae_dtype == "auto" else _dtype(config.model.vae_dtype, device)
+    model = load_latent_diffusion(
+        folder, device=device, dtype=dtype, vae=config.model.vae, vae_dtype=vae_dtype, loras=models.loras
+    )
+    networks = {name: load_control_network(found, model) for name, found in models.controls.items()}
+    return TextTeacher(
+        model=_economical(model, networks.values(), config),
+        networks=networks,
+        views=views,
+        positive=select(encoded, torch.arange(len(texts), device=device)),
+        negatives={text: select(encoded, row) for text, row in rows.items()},
+    )
+
+
+def _economical(model: LatentDiffusion, networks: Iterable[Any], config: Config) -> LatentDiffusion:
+    """The model as it runs: fast on CUDA unless that is switched off, or in little memory."""
+    if config.model.fast == "auto" and model.device.type == "cuda":
+        for network in networks:
+            accelerate_network(network)
+        return accelerate(model, low_memory=config.run.low_memory)
+    return spare_memory(model) if config.run.low_memory else model
+
+
+def build_guidance(
+    config: Config, guidance: GuidanceConfig, teachers: Teachers, generator: torch.Generator
+) -> Guidance:
+    """Make the guidance that a configuration describes.
+
+    Raises:
+        ValueError: its model or picture was not loaded.
+    """
+    built = _build(guidance, teachers, generator)
+    if isinstance(built, Divisible):
+        built.micro_batch = 1 if config.run.low_memory else config.run.micro_batch
+    return built
+
+
+def _build(config: GuidanceConfig, teachers: Teachers, generator: torch.Generator) -> Guidance:
+    match config:
+        case SdsConfig() if teachers.text is not None:
+            return _build_sds(config, teachers.text, generator)
+        case Zero123Config() if teachers.image is not None:
+            return NovelViewDistillation(
+                model=teachers.image,
+                reference=teachers.reference,
+                generator=generator,
+                guidance_scale=config.guidance_scale,
+                t_min=PiecewiseLinear(config.t_min),
+                t_max=PiecewiseLinear(config.t_max),
+                weighting=config.weighting,
+            )
+        case ReferenceConfig() if teachers.photo is not None:
+            return ReferenceView(photo=teachers.photo, color=config.color, mask=config.mask)
+    raise ValueError(f"the guidance {config.kind!r} lacks its model or picture")
+
+
+def _build_sds(config: SdsConfig, text: TextTeacher, generator: torch.Generator) -> ScoreDistillation:
+    return ScoreDistillation(
+        model=text.model,
+        positive=text.positive,
+        negative=text.negatives[config.negative_prompt],
+        view_prompts_config=text.views,
+        generator=generator,
+        guidance_scale=config.guidance_scale,
+        t_min=PiecewiseLinear(config.t_min),
+        t_max=PiecewiseLinear(config.t_max),
+        formula=config.formula,
+        weighting=config.weighting,
+        resolution=config.resolution,
+        original_size=config.original_size,
+        target_size=config.target_size,
+        controls=[
+            Control(
+                network=text.networks[control.model],
+                condition=control.condition,
+                scale=control.scale,
+                polarity=control.polarity,
+            )
+            for control in config.controls.values()
+        ],
+    )

@@ -1,0 +1,399 @@
+"""Time one guidance step: diffusers' own code against ours, in one process, alternating.
+
+Full-size modules with random weights, on which time and memory do not depend. `diffusers` is what the
+original code runs: half precision, scaled-dot-product attention, no compiler. A step is encoding, the UNet
+with classifier-free guidance, and the encoder's gradient; nothing waits for the device in between. Prints a
+table and, with --json, writes all numbers. `--tiny --device cpu` runs the same code in seconds.
+"""
+
+import argparse
+import copy
+import json
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import pairwise, product
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from make_random_sdxl import randomize, sd_unet_config, unet_config, vae_config
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from pgc3d import plan
+from pgc3d.diffusion.accelerate import CompileMode, accelerate, accelerate_network, release_decoder
+from pgc3d.diffusion.controlnet import Control, control_residuals
+from pgc3d.diffusion.fast_encoder import FastEncoder
+from pgc3d.diffusion.latent import LatentDiffusion, Layout
+from pgc3d.kernels.attention import SMALL_SCORE_BYTES
+from pgc3d.schedules import noise_levels
+from pgc3d.types import TextEmbedding
+
+PARTS = ("encode", "unet", "gradient")
+COLUMNS = {  # with their widths
+    "model": 14,
+    "batch": 5,
+    "code": 17,
+    **dict.fromkeys(PARTS, 8),
+    "step": 8,
+    "an image": 8,
+    "faster": 6,
+    "share": 5,
+    "GiB": 5,
+    "cosine": 8,
+    "first run": 9,
+}
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What both codes get; prompts are random embeddings of the right size."""
+
+    image: Tensor
+    noise: Tensor
+    posterior_noise: Tensor
+    pull: Tensor
+    timesteps: Tensor
+    conditional: TextEmbedding
+    unconditional: TextEmbedding
+    time_ids: Tensor | None
+
+
+@dataclass(frozen=True)
+class Code:
+    """A way to run the modules, and what the planner expects of it."""
+
+    model: LatentDiffusion
+    costs: plan.Costs
+    controls: tuple[Control, ...] = ()
+
+    @property
+    def modules(self) -> list[Any]:
+        """All that has weights."""
+        return [self.model.unet, self.model.vae, *(control.network for control in self.controls)]
+
+    def copied(self, dtype: torch.dtype) -> "Code":
+        """The same with weights of its own, in another precision."""
+        unet, vae, *networks = (
+            torch.nn.Module.to(copy.deepcopy(module), dtype=dtype) for module in self.modules
+        )
+        pairs = zip(self.controls, networks, strict=True)
+        return replace(
+            self,
+            model=replace(self.model, unet=unet, vae=vae),
+            controls=tuple(replace(control, network=network) for control, network in pairs),
+        )
+
+
+@dataclass
+class Clock:
+    """Marks between the parts of steps; read after all of them, so that no step waits."""
+
+    device: torch.device
+    steps: list[list[Any]] = field(default_factory=list)
+
+    def mark(self, *, new: bool = False) -> None:
+        """A point in time; the first one of a step is `new`."""
+        if new:
+            self.steps.append([])
+        if self.device.type != "cuda":
+            self.steps[-1].append(time.perf_counter())
+            return
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record()
+        self.steps[-1].append(event)
+
+    def medians(self) -> dict[str, float]:
+        """Milliseconds of each part and of the whole step."""
+        synchronize(self.device)
+        spans = [[_span(a, b) for a, b in pairwise(marks)] for marks in self.steps]
+        parts = {name: median(step[i] for step in spans) for i, name in enumerate(PARTS)}
+        return parts | {"step": median(sum(step) for step in spans)}
+
+
+def _span(start: Any, end: Any) -> float:
+    return float(1e3 * (end - start)) if isinstance(start, float) else float(start.elapsed_time(end))
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for the device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def make_model(layout: Layout, *, tiny: bool, device: torch.device, dtype: torch.dtype) -> LatentDiffusion:
+    """A frozen model with random weights, without the decoder."""
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+    config = unet_config if layout == "sdxl" else sd_unet_config
+    generator = torch.Generator(device).manual_seed(0)
+    modules = []
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**config(full_size=not tiny))
+        vae = AutoencoderKL(**vae_config(full_size=not tiny))
+    for module in (unet, vae):
+        torch.nn.Module.to(module, dtype=dtype)  # the library's own `to` warns
+        module.to_empty(device=device)
+        randomize(module, generator)
+        modules.append(module.eval().requires_grad_(requires_grad=False))
+    levels = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    model = LatentDiffusion(
+        unet=modules[0],
+        vae=modules[1],
+        alphas_cumprod=noise_levels(levels).to(device),
+        prediction="epsilon",
+        layout=layout,
+    )
+    release_decoder(model)
+    return model
+
+
+def make_inputs(model: LatentDiffusion, batch: int) -> Inputs:
+    """Random pictures at the model's own resolution."""
+    generator = torch.Generator().manual_seed(1)
+    config, side = model.unet.config, model.resolution
+    shape = model.latent_shape(batch, side)
+
+    def normal(*size: int) -> Tensor:
+        return torch.randn(size, generator=generator).to(model.device)
+
+    pooled = None
+    if model.layout == "sdxl":
+        width = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+        pooled = normal(batch, width)
+    tokens = [normal(batch, 77, config.cross_attention_dim) for _ in range(2)]
+    return Inputs(
+        image=torch.rand((batch, side, side, 3), generator=generator).to(model.device),
+        noise=normal(*shape),
+        posterior_noise=normal(*shape),
+        pull=normal(*shape),
+        timesteps=torch.randint(20, 980, (batch,), generator=generator).to(model.device),
+        conditional=TextEmbedding(tokens=tokens[0], pooled=pooled),
+        unconditional=TextEmbedding(tokens=tokens[1], pooled=pooled),
+        time_ids=model.time_ids(side, side),
+    )
+
+
+def run_step(code: Code, inputs: Inputs, clock: Clock | None = None) -> tuple[Tensor, Tensor]:
+    """One step as `guidance.sds` does it; the image's gradient and the noise that was predicted.
+
+    The gradient that is pulled back is given, so that a comparison of image gradients says how exact the
+    encoder is; the prediction is compared by itself.
+    """
+    mark: Callable[..., None] = clock.mark if clock else lambda **_: None
+    model, shown = code.model, inputs.image[..., :1].expand_as(inputs.image)
+    controls = [(control, shown) for control in code.controls]
+    image = inputs.image.detach().requires_grad_()
+    mark(new=True)
+    with torch.enable_grad():
+        latents = model.encode(image, inputs.posterior_noise)
+    mark()
+    signal = model.alphas_cumprod[inputs.timesteps][:, None, None, None]
+    _, predicted = model.predict(
+        signal.sqrt() * latents.detach() + (1 - signal).sqrt() * inputs.noise,
+        inputs.timesteps,
+        conditional=inputs.conditional,
+        unconditional=inputs.unconditional,
+        time_ids=inputs.time_ids,
+        residuals=partial(control_residuals, controls) if controls else None,
+    )
+    mark()
+    gradient = model.encoder_gradient(image, latents, inputs.pull)
+    mark()
+    return gradient, predicted.clone()
+
+
+def own_bytes(code: Code) -> int:
+    """What the weights take."""
+    parameters = [parameter for module in code.modules for parameter in module.parameters()]
+    return sum(p.numel() * p.element_size() for p in parameters if not p.is_meta)
+
+
+def peak_bytes(code: Code, inputs: Inputs) -> int | None:
+    """The most that one step holds, with its own weights and without other codes'; CUDA only."""
+    if code.model.device.type != "cuda":
+        return None
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    run_step(code, inputs)
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before + own_bytes(code)
+
+
+def count_operations(code: Code, inputs: Inputs) -> int:
+    """Arithmetic of a step of diffusers' code, in matrix products and convolutions."""
+    with FlopCounterMode(display=False) as counter:
+        run_step(code, inputs)
+    return int(counter.get_total_flops())
+
+
+def reference(code: Code, inputs: Inputs) -> tuple[Tensor, Tensor]:
+    """The same step in float32, by diffusers' code."""
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        return run_step(code.copied(torch.float32), inputs)
+
+
+def agreement(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -> dict[str, float]:
+    """Cosines with the reference: of the image's gradient, and of the prediction."""
+    cosines = [
+        torch.cosine_similarity(a.double().flatten(), b.double().flatten(), dim=0).item()
+        for a, b in zip(found, expected, strict=True)
+    ]
+    return dict(zip(("cosine_gradient", "cosine_prediction"), cosines, strict=True))
+
+
+def make_control(model: LatentDiffusion) -> Control:
+    """A depth ControlNet with random weights beside the model's UNet."""
+    from diffusers.models.controlnets.controlnet import ControlNetModel
+
+    widths = (16, 32, 96, 256)  # of the layers that see the picture; each but the first halves its sides
+    network = ControlNetModel.from_unet(model.unet, conditioning_embedding_out_channels=widths)
+    torch.nn.Module.to(network, device=model.device, dtype=next(model.unet.parameters()).dtype)
+    randomize(network, torch.Generator(model.device).manual_seed(2))
+    return Control(network=network.eval().requires_grad_(requires_grad=False), condition="depth")
+
+
+def make_codes(
+    model: LatentDiffusion, controls: tuple[Control, ...], compile_mode: CompileMode | None
+) -> dict[str, Code]:
+    """What is compared; ours has its own copy of the weights."""
+    theirs = Code(model, plan.PLAIN, controls)
+    ours = theirs.copied(next(model.unet.parameters()).dtype)
+    ours = replace(ours, model=accelerate(ours.model, compile_mode=compile_mode), costs=plan.FAST)
+    for control in ours.controls:
+        accelerate_network(control.network, compile_mode)
+    lean = FastEncoder(ours.model.vae.encoder, recompute=True, score_bytes=SMALL_SCORE_BYTES)
+    low = replace(ours, model=replace(ours.model, encoder=lean), costs=plan.FAST_LOW)
+    return {"diffusers": theirs, "pgc3d": ours, "pgc3d, low memory": low}
+
+
+def expectation(code: Code, batch: int, rate: float) -> dict[str, float]:
+    """What the planner says about a step without controls, all views at once."""
+    model, costs = code.model, code.costs
+    vae, unet = model.vae.config, model.unet
+    teacher = plan.Teacher(
+        unet_parameters=sum(p.numel() for p in unet.parameters()),
+        unet_channels=unet.config.block_out_channels[0],
+        vae_channels=tuple(vae.block_out_channels),
+        vae_layers=vae.layers_per_block,
+        resolution=model.resolution,
+    )
+    item = next(unet.parameters()).element_size()
+    side = model.resolution
+    found = plan.estimate(teacher, costs, side=side, render_side=0, batch=batch, micro_batch=batch, item=item)
+    return {"planned_bytes": found.bytes, "planned_ms": 1e3 * found.operations / (rate * costs.share)}
+
+
+def measure(codes: dict[str, Code], batch: int, *, repeats: int, rate: float) -> list[dict[str, Any]]:
+    """A row for each code."""
+    theirs = codes["diffusers"]
+    inputs, device = make_inputs(theirs.model, batch), theirs.model.device
+    exact = reference(theirs, inputs)
+    operations = count_operations(theirs, inputs)
+    rows: list[dict[str, Any]] = []
+    for name, code in codes.items():
+        start = time.perf_counter()
+        found = run_step(code, inputs)
+        synchronize(device)
+        row: dict[str, Any] = {"model": theirs.model.layout, "control": bool(code.controls), "batch": batch}
+        row |= {"code": name, "operations": operations, "first_run_s": time.perf_counter() - start}
+        row |= {"bytes": peak_bytes(code, inputs), **agreement(found, exact)}
+        rows.append(row | expectation(code, batch, rate))
+    clocks = {name: Clock(device) for name in codes}
+    for _ in range(repeats):
+        for name, code in codes.items():
+            run_step(code, inputs, clocks[name])
+    for row in rows:
+        row["ms"] = clocks[row["code"]].medians()
+        row["share"] = operations / (row["ms"]["step"] / 1e3) / rate
+        row["faster"] = clocks["diffusers"].medians()["step"] / row["ms"]["step"]
+    return rows
+
+
+def format_row(row: dict[str, Any]) -> tuple[str, ...]:
+    """A line of the table."""
+    size = "-" if row["bytes"] is None else f"{row['bytes'] / 2**30:.1f}"
+    return (
+        row["model"] + (" + control" if row["control"] else ""),
+        str(row["batch"]),
+        row["code"],
+        *(f"{row['ms'][name]:.1f}" for name in (*PARTS, "step")),
+        f"{row['ms']['step'] / row['batch']:.1f}",
+        f"{row['faster']:.2f}x",
+        f"{100 * row['share']:.0f} %",
+        size,
+        f"{row['cosine_gradient']:.5f}",
+        f"{row['first_run_s']:.1f} s",
+    )
+
+
+def print_line(cells: Iterable[str]) -> None:
+    """A line of a Markdown table."""
+    padded = (cell.ljust(width) for cell, width in zip(cells, COLUMNS.values(), strict=True))
+    print("| " + " | ".join(padded) + " |", flush=True)
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--models", nargs="+", choices=("sdxl", "sd"), default=["sdxl", "sd"])
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 2], help="the most important first")
+    parser.add_argument("--control", action="store_true", help="each model also with a depth ControlNet")
+    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--compile-mode", default=None, help="of the UNet; 'default' on CUDA, none on a CPU")
+    parser.add_argument("--budget-seconds", type=float, default=540.0, help="no new row starts after this")
+    parser.add_argument("--tiny", action="store_true", help="miniature modules, to try the script itself")
+    parser.add_argument("--json", type=Path, default=None)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line."""
+    start, options = time.perf_counter(), parse(arguments)
+    device = torch.device(options.device)
+    cuda = device.type == "cuda"
+    dtype = torch.float16 if cuda else torch.float32
+    mode: CompileMode | None = options.compile_mode or ("default" if cuda else None)
+    rate = plan.matmul_rate(device, dtype, size=512 if options.tiny else 8192)
+    name = torch.cuda.get_device_name(device) if cuda else "CPU"
+    report: dict[str, Any] = {
+        "device": name,
+        "torch": torch.__version__,
+        "matmul_rate": rate,
+        "compile_mode": mode,
+        "repeats": options.repeats,
+        "rows": [],
+    }
+    print(f"{name}, torch {torch.__version__}, {dtype}, matrix products at {rate / 1e12:.1f} TFLOP/s")
+    print(
+        f"milliseconds, medians of {options.repeats}; cosine of the image's gradient with float32", flush=True
+    )
+    print_line(COLUMNS)
+    print_line("-" * width for width in COLUMNS.values())
+    for layout, control in product(options.models, (False, True) if options.control else (False,)):
+        if time.perf_counter() - start > options.budget_seconds:
+            print(f"out of time before {layout}{' + control' * control}")
+            continue
+        model = make_model(layout, tiny=options.tiny, device=device, dtype=dtype)
+        codes = make_codes(model, (make_control(model),) if control else (), mode)
+        for batch in options.batches:
+            if time.perf_counter() - start > options.budget_seconds:
+                print(f"out of time before batch {batch}")
+                break
+            rows = measure(codes, batch, repeats=options.repeats, rate=rate)
+            report["rows"] += rows
+            for row in rows:
+                print_line(format_row(row))
+            if options.json:
+                options.json.write_text(json.dumps(report, indent=2), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
