@@ -15,6 +15,7 @@ from pgc3d.config import COLORS, Config, GuidanceConfig, ModelConfig, ObjectiveC
 from pgc3d.diffusion.controlnet import Control, load_control_network, resolve_control
 from pgc3d.diffusion.files import ModelFolder, open_folder
 from pgc3d.diffusion.latent import LatentDiffusion, select
+from pgc3d.diffusion.linear_encoder import read_linear_encoder
 from pgc3d.diffusion.lora import Lora, read_lora
 from pgc3d.diffusion.models import ALIASES, PINNED, is_hub_id, load_latent_diffusion, resolve_model
 from pgc3d.diffusion.text import encode_prompts
@@ -156,16 +157,10 @@ def build(config: Config, task: Task, models: Models, device: torch.device) -> B
 
     Every source of randomness gets its own CPU generator, seeded from the run's seed and its name.
     """
-    generators = {"cameras": _generator(config.run.seed, "cameras")}
     rasterizer = build_rasterizer("auto", device)
     representation = build_representation(config, rasterizer, device)
-    text = _teach_text(config, task.prompt, models.text, models, device) if models.text else None
-    colors = {**COLORS, **(text.views.backgrounds if text else {})}
-    objectives: dict[str, Objective] = {}
-    for name, objective in config.objectives.items():
-        generators[f"guidance.{name}"] = generator = _generator(config.run.seed, name)
-        guidance = _build_guidance(objective.guidance, text, generator)
-        objectives[name] = _build_objective(objective, guidance, colors, device)
+    objectives, generators = build_objectives(config, task, models, device)
+    generators["cameras"] = _generator(config.run.seed, "cameras")
     problem = Problem(
         representation=representation,
         objectives=objectives,
@@ -183,6 +178,21 @@ def build(config: Config, task: Task, models: Models, device: torch.device) -> B
         f"clip.{name}": item.clip for name, item in objectives.items() if isinstance(item.clip, Stateful)
     }
     return Built(problem=problem, rasterizer=rasterizer, generators=generators, states=clips)
+
+
+def build_objectives(
+    config: Config, task: Task, models: Models, device: torch.device
+) -> tuple[dict[str, Objective], dict[str, torch.Generator]]:
+    """Load the models and make what judges the pictures; the generators are those of the guidances."""
+    text = _teach_text(config, task.prompt, models.text, models, device) if models.text else None
+    colors = {**COLORS, **(text.views.backgrounds if text else {})}
+    objectives: dict[str, Objective] = {}
+    generators: dict[str, torch.Generator] = {}
+    for name, objective in config.objectives.items():
+        generators[f"guidance.{name}"] = generator = _generator(config.run.seed, name)
+        guidance = _build_guidance(objective.guidance, text, generator)
+        objectives[name] = _build_objective(objective, guidance, colors, device)
+    return objectives, generators
 
 
 def build_representation(config: Config, rasterizer: Rasterizer, device: torch.device) -> Representation:
@@ -261,6 +271,9 @@ def _build_sds(config: SdsConfig, text: _TextTeacher, generator: torch.Generator
             )
             for control in config.controls.values()
         ],
+        linear_encoder=read_linear_encoder(Path(config.linear_encoder), text.model)
+        if config.linear_encoder
+        else None,
     )
 
 

@@ -18,7 +18,7 @@ LAYERS = (
     ("__main__",),
     ("cli",),
     ("console", "options"),
-    ("pipeline", "configure"),
+    ("pipeline", "configure", "ablate"),
     ("session",),
     ("checkpoint",),
     ("build",),
@@ -27,7 +27,7 @@ LAYERS = (
     ("guidance", "representation"),
     ("render",),
     ("diffusion", "geometry", "kernels", "mini"),
-    ("cameras", "prompts", "schedules", "pgc"),
+    ("cameras", "prompts", "schedules", "pgc", "image_statistics"),
     ("interfaces",),
     ("types", "task", "errors", "__init__"),
 )

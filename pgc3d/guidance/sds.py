@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pgc3d.diffusion.controlnet import Control, ControlConfig, condition_image, control_residuals
 from pgc3d.diffusion.latent import LatentDiffusion, select
+from pgc3d.diffusion.linear_encoder import LinearEncoder
 from pgc3d.guidance import score
 from pgc3d.prompts import ViewPromptConfig, view_index, view_prompts
 from pgc3d.schedules import PiecewiseLinear, add_noise, check_timestep_range, sample_timesteps
@@ -25,7 +26,8 @@ class SdsConfig:
 
     `t_min` and `t_max` are schedules (see `PiecewiseLinear`) of fractions of the noise levels. Sizes are in
     pixels; `resolution` 0 means the model's own and -1 the picture's, for models trained at several sizes.
-    `original_size` and `target_size` are SDXL's size conditions, 0 for the resolution.
+    `original_size` and `target_size` are SDXL's size conditions, 0 for the resolution. `linear_encoder` is a
+    file of `scripts/fit_linear_encoder.py`, through which gradients then go instead of the encoder.
     """
 
     kind: Literal["sds"] = "sds"
@@ -39,6 +41,7 @@ class SdsConfig:
     original_size: int = 0
     target_size: int = 0
     controls: dict[str, ControlConfig] = field(default_factory=dict)  # by a name of your choice
+    linear_encoder: str | None = None
 
     def __post_init__(self) -> None:
         if not self.guidance_scale >= 0.0:
@@ -78,6 +81,7 @@ class ScoreDistillation:
         original_size: int = 0,
         target_size: int = 0,
         controls: Sequence[Control] = (),
+        linear_encoder: LinearEncoder | None = None,
     ) -> None:  # fmt: skip
         """Hold what every step needs on the device.
 
@@ -96,6 +100,7 @@ class ScoreDistillation:
             original_size: SDXL size condition, 0 for the resolution.
             target_size: SDXL size condition, 0 for the resolution.
             controls: ControlNets of the teacher's layout, which see the render's depth or normals.
+            linear_encoder: pulls gradients back to the picture in place of the encoder.
         """
         expected = len(view_prompts("x", view_prompts_config))
         if len(positive.tokens) != expected or len(negative.tokens) != 1:
@@ -110,6 +115,7 @@ class ScoreDistillation:
         self.guidance_scale, self.formula, self.weighting = guidance_scale, formula, weighting
         self.t_min, self.t_max = t_min, t_max
         self.controls = tuple(controls)
+        self.linear_encoder = linear_encoder
         self._sizes = (original_size, target_size)
         self._time_ids: dict[int, Tensor | None] = {}  # by resolution; making them waits for the device
 
@@ -117,14 +123,28 @@ class ScoreDistillation:
         self, image: Float[Tensor, "B H W 3"], rendering: Rendering, cameras: Cameras, progress: float
     ) -> GuidanceOutput:
         """Draw a noise level and noise for each picture and return the gradient on the pictures."""
+        shape = self.model.latent_shape(len(image), self._side(image))
+        return self.gradient(image, **self._draw(shape, rendering, cameras, progress))
+
+    def latent_gradient(
+        self, latents: Float[Tensor, "B C h w"], rendering: Rendering, cameras: Cameras, progress: float
+    ) -> Float[Tensor, "B C h w"]:
+        """The gradient on latents that are optimised themselves, with the draws that pictures would get."""
+        draw = self._draw(latents.shape, rendering, cameras, progress)
+        del draw["posterior_noise"]  # of the encoder, which has no part in this
+        return self.score_gradient(latents, **draw, side=self._side(rendering.color))
+
+    def _draw(
+        self, shape: Sequence[int], rendering: Rendering, cameras: Cameras, progress: float
+    ) -> dict[str, Any]:
+        """Noise levels, noise and texts for latents of a shape, as `gradient` takes them."""
         timesteps = sample_timesteps(
-            len(image),
+            shape[0],
             self.t_min(progress),
             self.t_max(progress),
             train_steps=self.model.train_steps,
             generator=self.generator,
         )
-        shape = self.model.latent_shape(len(image), self._side(image))
         noise, posterior = torch.randn((2, *shape), generator=self.generator)
         texts = view_index(
             cameras.azimuth.to(self.model.device),
@@ -132,14 +152,13 @@ class ScoreDistillation:
             rendering.background,
             self.view_prompts_config,
         )
-        return self.gradient(
-            image,
-            timesteps=_send(timesteps, self.model.device),
-            noise=_send(noise, self.model.device),
-            posterior_noise=_send(posterior, self.model.device),
-            texts=texts,
-            conditions=[condition_image(control, rendering, cameras) for control in self.controls],
-        )
+        return {
+            "timesteps": _send(timesteps, self.model.device),
+            "noise": _send(noise, self.model.device),
+            "posterior_noise": _send(posterior, self.model.device),
+            "texts": texts,
+            "conditions": [condition_image(control, rendering, cameras) for control in self.controls],
+        }
 
     def _side(self, image: Float[Tensor, "B H W 3"]) -> int:
         """Pixels at which the model looks at these pictures."""
@@ -165,12 +184,38 @@ class ScoreDistillation:
         own Jacobian is left out (arXiv 2209.14988, eq. 3).
         """
         image, side = image.detach().requires_grad_(), self._side(image)
-        with torch.enable_grad():
+        with torch.set_grad_enabled(self.linear_encoder is None):
             latents = self.model.encode(resize(image, side), posterior_noise)
+        latent_gradient = self.score_gradient(
+            latents.detach(), timesteps=timesteps, noise=noise, texts=texts, conditions=conditions, side=side
+        )
+        if self.linear_encoder is None:
+            gradient = self.model.encoder_gradient(image, latents, latent_gradient)
+        else:
+            gradient = self.linear_encoder.pull_back(latent_gradient, image.shape[1:3])
+        return GuidanceOutput(
+            gradient=gradient,
+            metrics={
+                "timestep": timesteps.float().mean(),
+                "latent_gradient": latent_gradient.flatten(1).norm(dim=1).mean(),
+            },
+        )
+
+    def score_gradient(
+        self,
+        latents: Float[Tensor, "B C h w"],
+        *,
+        timesteps: Int[Tensor, " B"],
+        noise: Float[Tensor, "B C h w"],
+        texts: Int[Tensor, " B"],
+        side: int,
+        conditions: Sequence[Float[Tensor, "B H W 3"]] = (),
+    ) -> Float[Tensor, "B C h w"]:
+        """What the latents should change by: w(t) (eps_hat - eps), or its variant of `formula`."""
         signal = self.model.alphas_cumprod[timesteps]
         controls = [(c, resize(shown, side)) for c, shown in zip(self.controls, conditions, strict=True)]
         unconditional, conditional = self.model.predict(
-            add_noise(latents.detach(), noise, signal),
+            add_noise(latents, noise, signal),
             timesteps,
             conditional=select(self.positive, texts),
             unconditional=select(self.negative, torch.zeros_like(texts)),
@@ -179,17 +224,9 @@ class ScoreDistillation:
         )
         weights = score.weight(signal, self.weighting)
         if self.formula == "csd":
-            latent_gradient = score.csd_gradient(unconditional, conditional, weights)
-        else:
-            guided = score.classifier_free_guidance(unconditional, conditional, self.guidance_scale)
-            latent_gradient = score.sds_gradient(guided, noise, weights)
-        return GuidanceOutput(
-            gradient=self.model.encoder_gradient(image, latents, latent_gradient),
-            metrics={
-                "timestep": timesteps.float().mean(),
-                "latent_gradient": latent_gradient.flatten(1).norm(dim=1).mean(),
-            },
-        )
+            return score.csd_gradient(unconditional, conditional, weights)
+        guided = score.classifier_free_guidance(unconditional, conditional, self.guidance_scale)
+        return score.sds_gradient(guided, noise, weights)
 
 
 def resize(image: Float[Tensor, "B H W 3"], resolution: int) -> Float[Tensor, "B r r 3"]:
