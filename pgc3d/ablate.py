@@ -174,7 +174,7 @@ def ablate(
 def make_canvas(
     guidance: Guidance, space: Space, resolution: int, background: Color, device: torch.device
 ) -> Canvas:
-    """A gray canvas in front of the object, as pixels or as the guidance's latents.
+    """An empty canvas of the background's colour, as pixels or as the guidance's latents.
 
     Raises:
         ConfigError: latents of a guidance that has none.
@@ -187,29 +187,29 @@ def make_canvas(
         half = torch.full_like(image, 0.5)
         return Rendering(color=image, normal=half, depth=ones, alpha=ones, background=color)
 
-    gray = torch.full((1, resolution, resolution, 3), 0.5, device=device)
+    empty = color.expand(1, resolution, resolution, 3).clone()
     if space == "pixels":
         return Canvas(
-            start=gray,
+            start=empty,
             gradient=lambda image, progress: guidance(image, around(image), cameras, progress).gradient,
             show=lambda image: image,
             limits=(0.0, 1.0),
         )
     if not isinstance(guidance, ScoreDistillation):
         raise ConfigError("--space latents must go with a text-to-image guidance; use --space pixels")
-    return _latent_canvas(guidance, gray, cameras, around)
+    return _latent_canvas(guidance, empty, cameras, around)
 
 
 def _latent_canvas(
-    guidance: ScoreDistillation, gray: Tensor, cameras: Cameras, around: Callable[[Tensor], Rendering]
+    guidance: ScoreDistillation, empty: Tensor, cameras: Cameras, around: Callable[[Tensor], Rendering]
 ) -> Canvas:
     model = guidance.model
-    shape = model.latent_shape(1, gray.shape[1])
+    shape = model.latent_shape(1, empty.shape[1])
     with torch.no_grad():
-        start = model.encode(gray, torch.zeros(shape, device=gray.device))
+        start = model.encode(empty, torch.zeros(shape, device=empty.device))
 
     def gradient(latents: Tensor, progress: float) -> Tensor:
-        wish = guidance.latent_gradient(latents.permute(0, 3, 1, 2), around(gray), cameras, progress)
+        wish = guidance.latent_gradient(latents.permute(0, 3, 1, 2), around(empty), cameras, progress)
         return wish.permute(0, 2, 3, 1)
 
     return Canvas(

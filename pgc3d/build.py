@@ -97,7 +97,7 @@ def locate_models(config: Config, device: torch.device) -> Models:
     if not guidances:
         return Models()
     half = _dtype(config.model.dtype, device) != torch.float32
-    text = _locate_text_model(config.model, half=half)
+    text = locate_text_model(config.model, half=half)
     names = dict.fromkeys(control.model for guidance in guidances for control in guidance.controls.values())
     return Models(
         text=text,
@@ -112,7 +112,12 @@ def text_objectives(config: Config) -> dict[str, SdsConfig]:
     return {name: guidance for name, guidance in guidances.items() if isinstance(guidance, SdsConfig)}
 
 
-def _locate_text_model(config: ModelConfig, *, half: bool) -> ModelFolder:
+def locate_text_model(config: ModelConfig, *, half: bool) -> ModelFolder:
+    """Find and check a text-to-image model without loading it.
+
+    Raises:
+        WeightsNotFoundError: it is missing or broken.
+    """
     if config.name == "mini":
         from pgc3d.mini import text_model
 
