@@ -25,7 +25,7 @@ from torch import Tensor
 
 from pgc3d import build, pgc
 from pgc3d.cameras import turntable
-from pgc3d.config import Config, dump_config
+from pgc3d.config import COLORS, Config, dump_config
 from pgc3d.errors import ConfigError
 from pgc3d.export.atomic import write_files
 from pgc3d.export.gltf import encode_png
@@ -33,7 +33,7 @@ from pgc3d.export.turntable import tile, to_bytes
 from pgc3d.guidance.sds import ScoreDistillation
 from pgc3d.image_statistics import statistics
 from pgc3d.interfaces import Guidance
-from pgc3d.optimize import Color, StepReport, gradient_metrics
+from pgc3d.optimize import StepReport, gradient_metrics
 from pgc3d.pipeline import check_prompt, ignore
 from pgc3d.run import CONFIG, MANIFEST, new_folder, writing
 from pgc3d.schedules import PiecewiseLinear
@@ -113,7 +113,8 @@ def ablate(
     config: Config,
     rules: Sequence[str] = RULES,
     space: Space = "pixels",
-    learning_rate: float = 0.02,
+    learning_rate: float = 0.03,
+    start: str = "gray",
     report: Reporter = ignore,
 ) -> Path:
     """Paint one picture for each rule and write what is listed at the top of this file.
@@ -129,6 +130,7 @@ def ablate(
         space: "latents" optimises the model's latents and decodes them for the eye only, so that no gradient
             goes through the encoder; text-to-image guidances can do that.
         learning_rate: of Adam, in units of the canvas, scaled by `config.optimizer.lr_scale` as in a run.
+        start: the colour of the empty canvas; from the background's colour there is less to clean up.
         report: called at every step and for every file made.
 
     Returns:
@@ -138,6 +140,8 @@ def ablate(
         Pgc3dError: one line that says what to do.
     """
     clips = {rule: parse_rule(rule) for rule in rules}
+    if start not in COLORS:
+        raise ConfigError(f"--start must be one of {', '.join(COLORS)}, got {start!r}")
     device = build.resolve_device(config.run.device)
     models = build.locate_models(config, device)
     check_prompt(task, config, models, report)
@@ -146,8 +150,12 @@ def ablate(
         report(Event("build"))
         objectives, generators = build.build_objectives(config, task, models, device)
         name, objective = next(iter(objectives.items()))
+        empty = torch.tensor([COLORS[start]], device=device)
         canvas = make_canvas(
-            objective.guidance, space, config.run.resolution[0], objective.backgrounds[0], device
+            objective.guidance,
+            space,
+            start=empty.expand(1, config.run.resolution[0], config.run.resolution[0], 3).clone(),
+            background=torch.tensor([objective.backgrounds[0]], device=device),
         )
         generator, steps = generators[f"guidance.{name}"], config.run.steps
         state = generator.get_state()
@@ -160,7 +168,7 @@ def ablate(
             )
     record = {
         **task.record(out), "rules": {rule: asdict(clip) for rule, clip in clips.items()}, "space": space,
-        "learning_rate": learning_rate, **describe_environment(device),
+        "start": start, "learning_rate": learning_rate, **describe_environment(device),
     }  # fmt: skip
     metrics = {rule: dict(painting.metrics) for rule, painting in paintings.items()}
     texts = {CONFIG: dump_config(config), MANIFEST: _json(record), METRICS: _json(metrics)}
@@ -172,48 +180,55 @@ def ablate(
 
 
 def make_canvas(
-    guidance: Guidance, space: Space, resolution: int, background: Color, device: torch.device
+    guidance: Guidance,
+    space: Space,
+    *,
+    start: Float[Tensor, "1 H W 3"],
+    background: Float[Tensor, "1 3"],
 ) -> Canvas:
-    """An empty canvas of the background's colour, as pixels or as the guidance's latents.
+    """A canvas that the guidance sees from in front of the object, as pixels or as the guidance's latents.
+
+    Args:
+        guidance: who judges.
+        space: what is optimised.
+        start: sRGB in [0, 1].
+        background: what the guidance is told to lie behind the object.
 
     Raises:
         ConfigError: latents of a guidance that has none.
     """
-    cameras = turntable(1).to(device)
-    color = torch.tensor([background], device=device)
+    cameras = turntable(1).to(start.device)
 
     def around(image: Tensor) -> Rendering:
-        ones = torch.ones_like(image[..., :1])
-        half = torch.full_like(image, 0.5)
-        return Rendering(color=image, normal=half, depth=ones, alpha=ones, background=color)
+        ones, half = torch.ones_like(image[..., :1]), torch.full_like(image, 0.5)
+        return Rendering(color=image, normal=half, depth=ones, alpha=ones, background=background)
 
-    empty = color.expand(1, resolution, resolution, 3).clone()
     if space == "pixels":
         return Canvas(
-            start=empty,
+            start=start,
             gradient=lambda image, progress: guidance(image, around(image), cameras, progress).gradient,
             show=lambda image: image,
             limits=(0.0, 1.0),
         )
     if not isinstance(guidance, ScoreDistillation):
         raise ConfigError("--space latents must go with a text-to-image guidance; use --space pixels")
-    return _latent_canvas(guidance, empty, cameras, around)
+    return _latent_canvas(guidance, start, around(start), cameras)
 
 
 def _latent_canvas(
-    guidance: ScoreDistillation, empty: Tensor, cameras: Cameras, around: Callable[[Tensor], Rendering]
+    guidance: ScoreDistillation, start: Tensor, rendering: Rendering, cameras: Cameras
 ) -> Canvas:
     model = guidance.model
-    shape = model.latent_shape(1, empty.shape[1])
-    with torch.no_grad():
-        start = model.encode(empty, torch.zeros(shape, device=empty.device))
+    noise = torch.zeros(model.latent_shape(1, start.shape[1]), device=start.device)
 
     def gradient(latents: Tensor, progress: float) -> Tensor:
-        wish = guidance.latent_gradient(latents.permute(0, 3, 1, 2), around(empty), cameras, progress)
+        wish = guidance.latent_gradient(latents.permute(0, 3, 1, 2), rendering, cameras, progress)
         return wish.permute(0, 2, 3, 1)
 
+    with torch.no_grad():
+        encoded = model.encode(start, noise)
     return Canvas(
-        start=start.permute(0, 2, 3, 1).contiguous(),
+        start=encoded.permute(0, 2, 3, 1).contiguous(),
         gradient=gradient,
         show=lambda latents: model.decode(latents.permute(0, 3, 1, 2)),
         limits=(-torch.inf, torch.inf),
@@ -274,11 +289,11 @@ class _Tally:
 
     def add(self, gradient: Tensor, clipped: Tensor) -> dict[str, Tensor]:
         """Take a step in; returns its measurements."""
-        gradient = pgc.replace_nonfinite(gradient)
-        before, after = (values[0].abs().amax(-1) for values in (gradient, clipped))
+        finite = pgc.replace_nonfinite(gradient)
+        before, after = (values[0].abs().amax(-1) for values in (finite, clipped))
         self.last = before, after
         measured = gradient_metrics(gradient, clipped, percentiles=True)
-        maps = {"before": before, "after": after, "bound": (gradient != clipped)[0].any(-1).float()}
+        maps = {"before": before, "after": after, "bound": (finite != clipped)[0].any(-1).float()}
         for name, value in (measured | maps).items():
             self.sums[name] = self.sums[name] + value if name in self.sums else value
         self.count += 1

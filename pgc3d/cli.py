@@ -147,12 +147,13 @@ def ablate(  # noqa: PLR0917 - one option each
         str, typer.Option(help="none, pixel, l2, channel, pngd, global, parameter, adaptive; pngd=0.3; 0.3.")
     ] = "none,channel,pngd,pixel",
     space: Annotated[Space, typer.Option(help="What is optimised.")] = Space.PIXELS,
-    learning_rate: Annotated[float, typer.Option(min=1e-6, help="Of Adam.")] = 0.02,
+    learning_rate: Annotated[float, typer.Option(min=1e-6, help="Of Adam.")] = 0.03,
+    start: Annotated[str, typer.Option(help="Colour of the empty canvas.")] = "gray",
     out: OutOption = None,
     model: ModelOption = None,
     seed: SeedOption = None,
     device: DeviceOption = None,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of each rule.")] = 120,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of each rule.")] = 100,
     resolution: Annotated[
         int | None, typer.Option(help="Pixels; when not given, of a run's first stage.")
     ] = None,
@@ -175,7 +176,7 @@ def ablate(  # noqa: PLR0917 - one option each
     bar = Bar()
     paint(
         Task(prompt), out=folder, config=resolved, rules=names, space=space.value,
-        learning_rate=learning_rate, report=bar,
+        learning_rate=learning_rate, start=start, report=bar,
     )  # fmt: skip
     bar.close()
     return 0

@@ -112,7 +112,7 @@ def draw_backgrounds(
 
 
 def gradient_metrics(
-    gradient: Float[Tensor, "B H W 3"], clipped: Float[Tensor, "B H W 3"], *, percentiles: bool
+    gradient: Float[Tensor, "B H W C"], clipped: Float[Tensor, "B H W C"], *, percentiles: bool
 ) -> dict[str, Float[Tensor, ""]]:
     """How large the image gradient is and how much of it was clipped.
 

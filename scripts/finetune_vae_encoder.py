@@ -65,7 +65,11 @@ def finetune(
         generator: on the CPU.
         go_on: asked before each step with the number of those done.
     """
+    from diffusers.models.attention_processor import AttnProcessor
+
     frozen = copy.deepcopy(vae)
+    for attention in filter(None, vae.encoder.mid_block.attentions):
+        attention.set_processor(AttnProcessor())  # fused kernels have no second derivative
     parts = [part for part in (vae.encoder, vae.quant_conv) if part is not None]
     parameters = [parameter.requires_grad_() for part in parts for parameter in part.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=learning_rate)
@@ -151,7 +155,7 @@ def main() -> None:
     teacher = load_teacher(arguments.model, resolve_device(arguments.device), vae=arguments.vae)
     pictures = gather_pictures(teacher, arguments.pictures, count=arguments.count, size=arguments.size)
     generator = torch.Generator().manual_seed(arguments.seed)
-    vae = _twice_differentiable(teacher.model.vae.float())
+    vae = teacher.model.vae.float()
     original, held_out = copy.deepcopy(vae), torch.arange(len(pictures)) % 8 == 7
     end = time.monotonic() + 60 * arguments.minutes
     steps = finetune(
@@ -163,16 +167,6 @@ def main() -> None:
     vae.save_pretrained(arguments.out)
     replace_file(arguments.out / "finetuning.json", (json.dumps(report, indent=1) + "\n").encode())
     print(json.dumps(report, indent=1))
-
-
-def _twice_differentiable(vae: Any) -> Any:
-    """Attention as matrix products, because fused kernels have no second derivative."""
-    from diffusers.models.attention_processor import AttnProcessor
-
-    for attention in vae.encoder.mid_block.attentions:
-        if attention is not None:
-            attention.set_processor(AttnProcessor())
-    return vae
 
 
 if __name__ == "__main__":

@@ -97,14 +97,19 @@ def gradients(
     return lengths
 
 
+def backgrounds(images: Images) -> Images:
+    """The colour of a picture's corners, all over."""
+    corners = images[:, [0, 0, -1, -1], [0, -1, 0, -1]].median(1).values
+    return corners[:, None, None].expand_as(images)
+
+
 def regions(images: Images) -> dict[str, Bool[Tensor, "B H W"]]:
-    """Where in a picture on a plain background a pixel lies; the corners say what the background is."""
+    """Where in a picture on a plain background a pixel lies."""
     channels = images.permute(0, 3, 1, 2)
     pool = torch.nn.functional.max_pool2d
     contrast = (pool(channels, 3, 1, 1) + pool(-channels, 3, 1, 1)).amax(1)
     edge = contrast > 0.15
-    corners = images[:, [0, 0, -1, -1], [0, -1, 0, -1]].median(1).values
-    background = (images - corners[:, None, None]).abs().amax(-1) < 0.08
+    background = (images - backgrounds(images)).abs().amax(-1) < 0.08
     return {"edges": edge, "object": ~edge & ~background, "background": ~edge & background}
 
 
@@ -184,7 +189,7 @@ def plot(
         "share of levels beyond 0.1": shares,
     }
     for axis, (title, values) in zip(axes[1], shown.items(), strict=True):
-        drawn = axis.imshow(values, cmap="inferno")
+        drawn = axis.imshow(values.numpy(), cmap="inferno")
         axis.set(title=title, xticks=[], yticks=[])
         if values.ndim == 2:
             figure.colorbar(drawn, ax=axis, fraction=0.046)
@@ -213,7 +218,7 @@ def main() -> None:
         teacher, positive, negative, size=arguments.size, steps=arguments.steps, seed=arguments.seed
     )
     places = regions(finished)
-    starts = {"finished": finished, "empty": torch.ones_like(finished)}
+    starts = {"finished": finished, "empty": backgrounds(finished)}
     scale = arguments.guidance_scale
     lengths = {
         name: gradients(teacher, positive, negative, images, guidance_scale=scale, seed=arguments.seed)

@@ -166,6 +166,7 @@ def work_off(
     jobs: Iterable[Job], results: Path, work: Callable[[Job], dict[str, Any]], *, processes: int
 ) -> None:
     """Do the jobs that have no line yet and append a line for each, as they end."""
+    _end_last_line(results)
     done = {(line["kind"], line["task"], line["rule"], line["seed"]) for line in read_results(results)}
     left = [job for job in jobs if (job.kind, job.task, job.rule, job.seed) not in done]
     print(f"{len(left)} runs to do, {len(done)} lines are there already", flush=True)
@@ -184,6 +185,13 @@ def work_off(
     with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
         for future in as_completed([pool.submit(work, job) for job in left]):
             keep(future.result())
+
+
+def _end_last_line(path: Path) -> None:
+    """Keep what a crash left of a line apart from the next one."""
+    if path.exists() and path.read_bytes()[-1:] not in {b"", b"\n"}:
+        with path.open("a", encoding="utf-8") as stream:
+            stream.write("\n")
 
 
 def prepare(rules: Iterable[str], settings: Settings, *, small: bool) -> None:
