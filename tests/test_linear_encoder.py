@@ -110,11 +110,8 @@ def test_guidance_sends_the_same_latent_gradient_through_the_matrix(folder, writ
     # The same seed once more: the draws behind the gradient.
     again = guidance_of(folder, options)
     draws = again._draw((1, 4, 8, 8), rendering, turntable(1), 0.0)
-    latents = again.model.encode(image, draws["posterior_noise"])
-    side = again._side(image)
-    wish = again.score_gradient(
-        latents, draws["timesteps"], draws["noise"], draws["texts"], again._time_ids[side]
-    )
+    latents = again.model.encode(image, draws.pop("posterior_noise"))
+    wish = again.score_gradient(latents, **draws, side=again._side(image))
     pulled = guidance.linear_encoder.pull_back(wish, (64, 64))
     torch.testing.assert_close(output.gradient, pulled)
 
