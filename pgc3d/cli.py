@@ -13,7 +13,17 @@ import typer
 
 from pgc3d.console import Bar, say
 from pgc3d.errors import Pgc3dError
-from pgc3d.options import FacesOption, RunOptions, SetOption, TextureOption, with_run_options
+from pgc3d.options import (
+    ConfigOption,
+    DeviceOption,
+    FacesOption,
+    ModelOption,
+    RunOptions,
+    SeedOption,
+    SetOption,
+    TextureOption,
+    with_run_options,
+)
 
 UsageError: Any = typer.BadParameter.__base__  # wherever typer keeps click's
 
@@ -43,6 +53,13 @@ class ImageGuidanceName(StrEnum):
     AUTO = "auto"
     MINI = "mini"
     ZERO123 = "zero123"
+
+
+class Space(StrEnum):
+    """What a two-dimensional experiment optimises."""
+
+    PIXELS = "pixels"
+    LATENTS = "latents"
 
 
 class Format(StrEnum):
@@ -225,6 +242,49 @@ def evaluate(
         say=say,
     )
     print(table(records))
+    return 0
+
+
+@app.command()
+def ablate(  # noqa: PLR0917 - one option each
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to paint.")],
+    guidance: GuidanceOption = GuidanceName.AUTO,
+    rules: Annotated[
+        str, typer.Option(help="none, pixel, l2, channel, pngd, global, parameter, adaptive; pngd=0.3; 0.3.")
+    ] = "none,channel,pngd,pixel",
+    space: Annotated[Space, typer.Option(help="What is optimised.")] = Space.PIXELS,
+    learning_rate: Annotated[float, typer.Option(min=1e-6, help="Of Adam.")] = 0.03,
+    start: Annotated[str, typer.Option(help="Colour of the empty canvas.")] = "gray",
+    out: OutOption = None,
+    model: ModelOption = None,
+    seed: SeedOption = None,
+    device: DeviceOption = None,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of each rule.")] = 100,
+    resolution: Annotated[
+        int | None, typer.Option(help="Pixels; when not given, of a run's first stage.")
+    ] = None,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+) -> int:
+    """Optimise one picture under several clipping rules: the cheapest way to see what they do."""
+    from pgc3d import pipeline
+    from pgc3d.ablate import ablate as paint
+    from pgc3d.task import Task
+
+    sets = [
+        *([f"run.resolution=[{resolution}]", "run.resolution_until=[]"] if resolution else []),
+        *(set_ or []),
+    ]
+    options = RunOptions(model=model, seed=seed, device=device, steps=steps, config=config, set_=sets)
+    resolved = _configured(guidance, options)
+    folder = out or pipeline.default_folder(Path("runs"), f"ablate {prompt}", resolved.run.seed)
+    names = [rule.strip() for rule in rules.split(",") if rule.strip()]
+    bar = Bar()
+    paint(
+        Task(prompt), out=folder, config=resolved, rules=names, space=space.value,
+        learning_rate=learning_rate, start=start, report=bar,
+    )  # fmt: skip
+    bar.close()
     return 0
 
 

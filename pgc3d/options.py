@@ -29,6 +29,12 @@ class Device(StrEnum):
 
 TextureOption = Annotated[int | None, typer.Option(help="Side of the texture in pixels.")]
 FacesOption = Annotated[int | None, typer.Option(help="Decimate to this many triangles, 0 keeps all.")]
+ModelOption = Annotated[
+    str | None, typer.Option(help="Folder in diffusers' layout, hub id, or alias, as sdxl-turbo.")
+]
+SeedOption = Annotated[int | None, typer.Option(help="Same seed, same result (on a CPU).")]
+DeviceOption = Annotated[Device | None, typer.Option(help="auto is CUDA where there is one.")]
+ConfigOption = Annotated[list[Path] | None, typer.Option("--config", help="YAML file; may be repeated.")]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting; may be repeated.")
 ]
@@ -38,15 +44,13 @@ SetOption = Annotated[
 class RunOptions:
     """What the user said about a run; None is left to the presets."""
 
-    model: Annotated[
-        str | None, typer.Option(help="Folder in diffusers' layout, hub id, or alias, as sdxl-turbo.")
-    ] = None
+    model: ModelOption = None
     lora: Annotated[
         list[str] | None,
         typer.Option(metavar="FILE[:SCALE]", help="Safetensors added to the model; may be repeated."),
     ] = None
-    seed: Annotated[int | None, typer.Option(help="Same seed, same asset (on a CPU).")] = None
-    device: Annotated[Device | None, typer.Option(help="auto is CUDA where there is one.")] = None
+    seed: SeedOption = None
+    device: DeviceOption = None
     steps: Annotated[int | None, typer.Option(help="Optimisation steps.")] = None
     resolution: Annotated[
         int | None, typer.Option(help="Pixels of the last stage; earlier stages keep their proportion.")
@@ -59,7 +63,7 @@ class RunOptions:
     low_memory: Annotated[
         bool | None, typer.Option("--low-memory", help="Less memory, more time; the same result.")
     ] = None
-    config: Annotated[list[Path] | None, typer.Option("--config", help="YAML file; may be repeated.")] = None
+    config: ConfigOption = None
     set_: SetOption = None
 
     def settings(self) -> dict[str, Any]:

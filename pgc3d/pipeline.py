@@ -86,11 +86,7 @@ def generate(
     config = config or load_config()
     device = build.resolve_device(config.run.device)
     models = locate_models(config, device)
-    if models.text:
-        build.require_prompt(task.prompt)
-        for word, close in unknown_prompt_words(task.prompt, models.text):
-            hint = f"; close known words: {', '.join(close)}" if close else ""
-            report(Event("build", message=f"{config.model.name} does not know the word {word!r}{hint}"))
+    check_prompt(task, config, models, report)
     photo = build.prepare_task_photo(config, task)
     require_free_space(out, FREE_SPACE)
     with RunDirectory.create(out) as run:
@@ -103,6 +99,20 @@ def generate(
         if photo is not None:
             session.made("build", [run.path / PHOTO])
         return _execute(session, models, None)
+
+
+def check_prompt(task: Task, config: Config, models: Models, report: Reporter) -> None:
+    """Refuse an empty prompt, and report words that the model does not know.
+
+    Raises:
+        InputError: a text-to-image model is asked and the prompt is empty.
+    """
+    if not models.text:
+        return
+    build.require_prompt(task.prompt)
+    for word, close in unknown_prompt_words(task.prompt, models.text):
+        hint = f"; close known words: {', '.join(close)}" if close else ""
+        report(Event("build", message=f"{config.model.name} does not know the word {word!r}{hint}"))
 
 
 def resume(path: Path, *, report: Reporter = ignore, stop: StopFlag | None = None) -> RunResult:

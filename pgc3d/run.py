@@ -83,6 +83,21 @@ def require_free_space(folder: Path, size: int) -> None:
         )
 
 
+def new_folder(path: Path, *, alternative: str = "") -> None:
+    """Make a folder; one that exists must be empty, and an error names the alternative.
+
+    Raises:
+        RunDirectoryError: the folder holds something, or cannot be made.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise RunDirectoryError(
+            f"the output folder must not exist or be empty, but {path} is not; "
+            f"choose another --out{alternative}"
+        )
+    with writing(path):
+        path.mkdir(parents=True, exist_ok=True)
+
+
 class RunDirectory:
     """A run's folder; as a context manager it is locked against other processes."""
 
@@ -97,14 +112,10 @@ class RunDirectory:
         Raises:
             RunDirectoryError: the folder holds something, or cannot be made.
         """
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise RunDirectoryError(
-                f"the output folder must not exist or be empty, but {path} is not; choose another --out, "
-                f"or continue it with `pgc3d resume {path}`"
-            )
+        new_folder(path, alternative=f", or continue it with `pgc3d resume {path}`")
         with writing(path):
-            for folder in (path, path / "previews", path / "checkpoints"):
-                folder.mkdir(parents=True, exist_ok=True)
+            for folder in (path / "previews", path / "checkpoints"):
+                folder.mkdir(exist_ok=True)
         return cls(path)
 
     @classmethod

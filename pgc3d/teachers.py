@@ -14,6 +14,7 @@ from pgc3d.diffusion.accelerate import accelerate, accelerate_network, spare_mem
 from pgc3d.diffusion.controlnet import Control, load_control_network, resolve_control
 from pgc3d.diffusion.files import ModelFolder, open_folder
 from pgc3d.diffusion.latent import LatentDiffusion, select
+from pgc3d.diffusion.linear_encoder import read_linear_encoder
 from pgc3d.diffusion.lora import Lora, read_lora
 from pgc3d.diffusion.models import ALIASES, PINNED, is_hub_id, load_latent_diffusion, resolve_model
 from pgc3d.diffusion.text import encode_prompts
@@ -80,7 +81,7 @@ def locate_models(config: Config, device: torch.device) -> Models:
     if not guidances:
         return Models(image=image)
     half = _dtype(config.model.dtype, device) != torch.float32
-    text = _locate_text_model(config.model, half=half)
+    text = locate_text_model(config.model, half=half)
     names = dict.fromkeys(control.model for guidance in guidances for control in guidance.controls.values())
     return Models(
         text=text,
@@ -96,7 +97,13 @@ def text_objectives(config: Config) -> dict[str, SdsConfig]:
     return {name: guidance for name, guidance in guidances.items() if isinstance(guidance, SdsConfig)}
 
 
-def _locate_text_model(config: ModelConfig, *, half: bool) -> ModelFolder:
+def locate_text_model(config: ModelConfig, *, half: bool) -> ModelFolder:
+    """Find and check a text-to-image model without loading it.
+
+    Raises:
+        WeightsNotFoundError: it is missing or broken.
+        ConfigError: it is another kind of model.
+    """
     if config.name == "mini":
         from pgc3d.mini import text_model
 
@@ -264,4 +271,7 @@ def _build_sds(config: SdsConfig, text: TextTeacher, generator: torch.Generator)
             )
             for control in config.controls.values()
         ],
+        linear_encoder=read_linear_encoder(Path(config.linear_encoder), text.model)
+        if config.linear_encoder
+        else None,
     )

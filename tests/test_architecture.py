@@ -19,7 +19,7 @@ LAYERS = (
     ("cli",),
     ("console", "options"),
     ("evaluation",),
-    ("pipeline", "configure"),
+    ("pipeline", "configure", "ablate"),
     ("session",),
     ("checkpoint", "plan"),
     ("build",),
@@ -29,7 +29,7 @@ LAYERS = (
     ("guidance", "representation"),
     ("render",),
     ("diffusion", "geometry", "kernels", "mini"),
-    ("cameras", "photo", "prompts", "schedules", "pgc"),
+    ("cameras", "photo", "prompts", "schedules", "pgc", "image_statistics"),
     ("interfaces",),
     ("types", "task", "errors", "__init__"),
 )

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from pgc3d.diffusion.latent import LatentDiffusion, Latents, resize
+from pgc3d.diffusion.linear_encoder import LinearEncoder
 from pgc3d.guidance import score
 from pgc3d.schedules import add_noise, sample_timesteps
 from pgc3d.types import GuidanceOutput
@@ -42,36 +43,50 @@ def draw(
     )
 
 
-def distill(
+def score_latents(
     model: LatentDiffusion,
-    image: Float[Tensor, "B H W 3"],
-    side: int,
+    latents: Latents,
     draws: Draws,
     predict: Predict,
     *,
     guidance_scale: float,
     formula: Formula = "sds",
     weighting: score.Weighting = "sigma2",
+) -> Latents:
+    """What the latents should change by: w(t) (eps_hat - eps), or its variant of `formula`."""
+    signal = model.alphas_cumprod[draws.timesteps]
+    unconditional, conditional = predict(add_noise(latents, draws.noise, signal), draws.timesteps)
+    weights = score.weight(signal, weighting)
+    if formula == "csd":
+        return score.csd_gradient(unconditional, conditional, weights)
+    guided = score.classifier_free_guidance(unconditional, conditional, guidance_scale)
+    return score.sds_gradient(guided, draws.noise, weights)
+
+
+def distill(
+    model: LatentDiffusion,
+    image: Float[Tensor, "B H W 3"],
+    side: int,
+    draws: Draws,
+    wish: Callable[[Latents], Latents],
+    *,
+    linear_encoder: LinearEncoder | None = None,
 ) -> GuidanceOutput:
     """The gradient on the pictures for given noise; pictures do not influence each other.
 
-    d loss / d image = J^T w(t) (eps_hat - eps) with the Jacobian J of resizing to `side` pixels and encoding;
-    the UNet's own Jacobian is left out (arXiv 2209.14988, eq. 3).
+    d loss / d image = J^T wish(z) with the Jacobian J of resizing to `side` pixels and encoding; the UNet's
+    own Jacobian is left out (arXiv 2209.14988, eq. 3). `linear_encoder` takes the encoder's place in J.
     """
     image = image.detach().requires_grad_()
-    with torch.enable_grad():
+    with torch.set_grad_enabled(linear_encoder is None):
         latents = model.encode(resize(image, side), draws.posterior_noise)
-    signal = model.alphas_cumprod[draws.timesteps]
-    noisy = add_noise(latents.detach(), draws.noise, signal)
-    unconditional, conditional = predict(noisy, draws.timesteps)
-    weights = score.weight(signal, weighting)
-    if formula == "csd":
-        latent_gradient = score.csd_gradient(unconditional, conditional, weights)
+    latent_gradient = wish(latents.detach())
+    if linear_encoder is None:
+        gradient = model.encoder_gradient(image, latents, latent_gradient)
     else:
-        guided = score.classifier_free_guidance(unconditional, conditional, guidance_scale)
-        latent_gradient = score.sds_gradient(guided, draws.noise, weights)
+        gradient = linear_encoder.pull_back(latent_gradient, image.shape[1:3])
     return GuidanceOutput(
-        gradient=model.encoder_gradient(image, latents, latent_gradient),
+        gradient=gradient,
         metrics={
             "timestep": draws.timesteps.float().mean(),
             "latent_gradient": latent_gradient.flatten(1).norm(dim=1).mean(),

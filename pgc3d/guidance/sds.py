@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -11,8 +11,9 @@ from torch import Tensor
 
 from pgc3d.diffusion.controlnet import Control, ControlConfig, condition_image, control_residuals
 from pgc3d.diffusion.latent import LatentDiffusion, Latents, resize, select
+from pgc3d.diffusion.linear_encoder import LinearEncoder
 from pgc3d.guidance import score
-from pgc3d.guidance.distillation import Draws, Formula, distill, draw
+from pgc3d.guidance.distillation import Draws, Formula, distill, draw, score_latents
 from pgc3d.guidance.pieces import in_pieces
 from pgc3d.prompts import ViewPromptConfig, view_index, view_prompts
 from pgc3d.schedules import PiecewiseLinear, check_timestep_range
@@ -25,7 +26,8 @@ class SdsConfig:
 
     `t_min` and `t_max` are schedules (see `PiecewiseLinear`) of fractions of the noise levels. Sizes are in
     pixels; `resolution` 0 means the model's own and -1 the picture's, for models trained at several sizes.
-    `original_size` and `target_size` are SDXL's size conditions, 0 for the resolution.
+    `original_size` and `target_size` are SDXL's size conditions, 0 for the resolution. `linear_encoder` is a
+    file of `scripts/fit_linear_encoder.py`, through which gradients then go instead of the encoder.
     """
 
     kind: Literal["sds"] = "sds"
@@ -39,6 +41,7 @@ class SdsConfig:
     original_size: int = 0
     target_size: int = 0
     controls: dict[str, ControlConfig] = field(default_factory=dict)  # by a name of your choice
+    linear_encoder: str | None = None
 
     def __post_init__(self) -> None:
         if not self.guidance_scale >= 0.0:
@@ -78,6 +81,7 @@ class ScoreDistillation:
         original_size: int = 0,
         target_size: int = 0,
         controls: Sequence[Control] = (),
+        linear_encoder: LinearEncoder | None = None,
     ) -> None:  # fmt: skip
         """Hold what every step needs on the device.
 
@@ -96,6 +100,7 @@ class ScoreDistillation:
             original_size: SDXL size condition, 0 for the resolution.
             target_size: SDXL size condition, 0 for the resolution.
             controls: ControlNets of the teacher's layout, which see the render's depth or normals.
+            linear_encoder: pulls gradients back to the picture in place of the encoder.
         """
         expected = len(view_prompts("x", view_prompts_config))
         if len(positive.tokens) != expected or len(negative.tokens) != 1:
@@ -110,6 +115,7 @@ class ScoreDistillation:
         self.guidance_scale, self.formula, self.weighting = guidance_scale, formula, weighting
         self.t_min, self.t_max = t_min, t_max
         self.controls = tuple(controls)
+        self.linear_encoder = linear_encoder
         self.micro_batch = 0  # see `interfaces.Divisible`
         self._sizes = (original_size, target_size)
         self._time_ids: dict[int, Tensor | None] = {}  # by resolution; making them waits for the device
@@ -118,8 +124,27 @@ class ScoreDistillation:
         self, image: Float[Tensor, "B H W 3"], rendering: Rendering, cameras: Cameras, progress: float
     ) -> GuidanceOutput:
         """Draw a noise level and noise for each picture and return the gradient on the pictures."""
+        inputs = self._draw(len(image), self._side(image), rendering, cameras, progress)
+        return in_pieces(self.gradient, self.micro_batch, image=image, **inputs)
+
+    def latent_gradient(
+        self, latents: Float[Tensor, "B C h w"], rendering: Rendering, cameras: Cameras, progress: float
+    ) -> Float[Tensor, "B C h w"]:
+        """The gradient on latents that are optimised themselves, with the draws that pictures would get.
+
+        They stand for the pictures in `rendering`, whose size they must have.
+        """
+        side = self._side(rendering.color)
+        inputs = self._draw(len(latents), side, rendering, cameras, progress)
+        texts, conditions = inputs.pop("texts"), inputs.pop("conditions")
+        return self._wish(latents, Draws(**inputs), texts, conditions, side)
+
+    def _draw(
+        self, batch: int, side: int, rendering: Rendering, cameras: Cameras, progress: float
+    ) -> dict[str, Any]:
+        """Noise levels, noise, texts and conditions, as `gradient` takes them."""
         levels = self.t_min(progress), self.t_max(progress)
-        draws = draw(self.model, len(image), self._side(image), levels, self.generator)
+        draws = draw(self.model, batch, side, levels, self.generator)
         texts = view_index(
             cameras.azimuth.to(self.model.device),
             cameras.elevation.to(self.model.device),
@@ -127,8 +152,7 @@ class ScoreDistillation:
             self.view_prompts_config,
         )
         conditions = [condition_image(control, rendering, cameras) for control in self.controls]
-        inputs = {**vars(draws), "texts": texts, "conditions": conditions}
-        return in_pieces(self.gradient, self.micro_batch, image=image, **inputs)
+        return {**vars(draws), "texts": texts, "conditions": conditions}
 
     def _side(self, image: Float[Tensor, "B H W 3"]) -> int:
         """Pixels at which the model looks at these pictures."""
@@ -150,6 +174,15 @@ class ScoreDistillation:
     ) -> GuidanceOutput:
         """The gradient for given noise, texts and one condition per control; see `distill`."""
         side, draws = self._side(image), Draws(timesteps, noise, posterior_noise)
+
+        def wish(latents: Latents) -> Latents:
+            return self._wish(latents, draws, texts, conditions, side)
+
+        return distill(self.model, image, side, draws, wish, linear_encoder=self.linear_encoder)
+
+    def _wish(
+        self, latents: Latents, draws: Draws, texts: Tensor, conditions: Sequence[Tensor], side: int
+    ) -> Latents:
         controls = [(c, resize(shown, side)) for c, shown in zip(self.controls, conditions, strict=True)]
 
         def predict(noisy: Latents, timesteps: Tensor) -> tuple[Latents, Latents]:
@@ -162,10 +195,9 @@ class ScoreDistillation:
                 residuals=partial(control_residuals, controls) if controls else None,
             )
 
-        return distill(
+        return score_latents(
             self.model,
-            image,
-            side,
+            latents,
             draws,
             predict,
             guidance_scale=self.guidance_scale,

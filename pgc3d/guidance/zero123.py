@@ -10,7 +10,7 @@ from torch import Tensor
 from pgc3d.diffusion.latent import Latents
 from pgc3d.diffusion.zero123 import Zero123, relative_pose
 from pgc3d.guidance import score
-from pgc3d.guidance.distillation import Draws, distill, draw
+from pgc3d.guidance.distillation import Draws, distill, draw, score_latents
 from pgc3d.guidance.pieces import in_pieces
 from pgc3d.schedules import PiecewiseLinear, check_timestep_range
 from pgc3d.types import Cameras, GuidanceOutput, Rendering
@@ -85,16 +85,19 @@ class NovelViewDistillation:
         posterior_noise: Float[Tensor, "B C h w"],
     ) -> GuidanceOutput:
         """The gradient for given noise and poses (see `relative_pose`); see `distill`."""
+        draws = Draws(timesteps, noise, posterior_noise)
 
         def predict(noisy: Latents, timesteps: Tensor) -> tuple[Latents, Latents]:
             return self.model.predict(noisy, timesteps, pose)
 
-        return distill(
-            self.model.diffusion,
-            image,
-            self.model.diffusion.resolution,
-            Draws(timesteps, noise, posterior_noise),
-            predict,
-            guidance_scale=self.guidance_scale,
-            weighting=self.weighting,
-        )
+        def wish(latents: Latents) -> Latents:
+            return score_latents(
+                self.model.diffusion,
+                latents,
+                draws,
+                predict,
+                guidance_scale=self.guidance_scale,
+                weighting=self.weighting,
+            )
+
+        return distill(self.model.diffusion, image, self.model.diffusion.resolution, draws, wish)

@@ -1,0 +1,387 @@
+"""The two-dimensional experiment: optimise one picture directly, once for each clipping rule.
+
+It is the cheapest way to see what clipping does, after section 1 of Pan et al. (arXiv 2310.12474): the same
+guidance, noise and start for every rule, with no 3D behind the picture.
+
+    OUT/strip.png       rows are rules, columns are steps
+    OUT/gradients.png   rows are rules; length of each pixel's gradient, before and after, and who was clipped
+    OUT/final/RULE.png  the last picture of a rule
+    OUT/metrics.json    what was clipped, percentiles of the gradient, speckle, total variation, saturation
+    OUT/config.yaml     the configuration, valid as input;  OUT/manifest.json   prompt, rules, versions
+"""
+
+import json
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from pgc3d import build, pgc
+from pgc3d.cameras import turntable
+from pgc3d.config import COLORS, Config, dump_config
+from pgc3d.errors import ConfigError
+from pgc3d.export.atomic import write_files
+from pgc3d.export.gltf import encode_png
+from pgc3d.export.turntable import tile, to_bytes
+from pgc3d.guidance.sds import ScoreDistillation
+from pgc3d.image_statistics import statistics
+from pgc3d.interfaces import Guidance
+from pgc3d.optimize import StepReport
+from pgc3d.pipeline import check_prompt, ignore
+from pgc3d.run import CONFIG, MANIFEST, new_folder, writing
+from pgc3d.schedules import PiecewiseLinear
+from pgc3d.session import Event, Reporter, describe_environment, explain_memory, used_memory
+from pgc3d.task import Task
+from pgc3d.teachers import load_teachers, locate_models
+from pgc3d.types import Cameras, Rendering
+
+Space = Literal["pixels", "latents"]
+RULES = ("none", "channel", "pngd", "pixel")
+METRICS = "metrics.json"
+COLUMNS = 6  # pictures of each rule in the strip
+CELL = 192  # pixels, the least side of a picture on a sheet
+LOG_EVERY = 10
+HEAT = ((0, 0, 4), (81, 18, 124), (183, 55, 121), (252, 137, 97), (252, 253, 191))  # dark to light, sRGB
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """What is optimised and how it is judged and shown; everything is channel last."""
+
+    start: Float[Tensor, "1 H W C"]
+    gradient: Callable[[Tensor, float], Float[Tensor, "1 H W C"]]  # (canvas, progress) -> d loss / d canvas
+    show: Callable[[Tensor], Float[Tensor, "1 h w 3"]]
+    limits: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Heat:
+    """Lengths (largest channel) of the gradient at every place of a canvas."""
+
+    last: Float[Tensor, "H W"]  # at the last step, before clipping
+    last_clipped: Float[Tensor, "H W"]
+    mean: Float[Tensor, "H W"]  # over the steps, before clipping
+    mean_clipped: Float[Tensor, "H W"]
+    bound: Float[Tensor, "H W"]  # share of the steps in which clipping changed it
+
+
+@dataclass(frozen=True)
+class Painting:
+    """What one rule made."""
+
+    pictures: list[Float[Tensor, "1 H W 3"]]  # at the steps asked for; the last one is the result
+    heat: Heat
+    metrics: Mapping[str, float]
+
+
+def parse_rule(text: str) -> pgc.ClipConfig:
+    """A clipping rule in short: a kind, a kind and its number as in "pngd=0.3", or the threshold of `pixel`.
+
+    Raises:
+        ConfigError: there is no such rule, or its number is out of range.
+    """
+    kind, equals, number = ("pixel", "=", text) if re.match(r"[.\d]", text) else text.partition("=")
+    rules: dict[str, Callable[..., pgc.ClipConfig]] = {
+        "none": pgc.NoClip,
+        "pixel": pgc.PixelClip,
+        "l2": partial(pgc.PixelClip, norm="l2"),
+        "channel": pgc.ChannelClip,
+        "pngd": pgc.PngdClip,
+        "global": pgc.GlobalScale,
+        "parameter": pgc.ParameterClip,
+        "adaptive": pgc.AdaptiveClip,
+    }
+    if kind not in rules or (kind == "none" and equals):
+        raise ConfigError(f"a rule must be one of {', '.join(rules)}, or a threshold, got {text!r}")
+    name = {"parameter": "max_norm", "adaptive": "quantile"}.get(kind, "threshold")
+    try:
+        return rules[kind](**({name: float(number)} if equals else {}))
+    except ValueError as error:
+        raise ConfigError(f"the rule {text!r} must have a number that fits, got: {error}") from error
+
+
+def ablate(
+    task: Task,
+    *,
+    out: Path,
+    config: Config,
+    rules: Sequence[str] = RULES,
+    space: Space = "pixels",
+    learning_rate: float = 0.03,
+    start: str = "gray",
+    report: Reporter = ignore,
+) -> Path:
+    """Paint one picture for each rule and write what is listed at the top of this file.
+
+    The first objective of the configuration judges, from in front; its own clip is not used. The picture has
+    the resolution of the run's first stage; `config.run` also gives the steps, the seed and the device.
+
+    Args:
+        task: what to paint.
+        out: a new folder.
+        config: as for a run.
+        rules: see `parse_rule`; each is a row.
+        space: "latents" optimises the model's latents and decodes them for the eye only, so that no gradient
+            goes through the encoder; text-to-image guidances can do that.
+        learning_rate: of Adam, in units of the canvas, scaled by `config.optimizer.lr_scale` as in a run.
+        start: the colour of the empty canvas; from the background's colour there is less to clean up.
+        report: called at every step and for every file made.
+
+    Returns:
+        The folder.
+
+    Raises:
+        Pgc3dError: one line that says what to do.
+    """
+    clips = {rule: parse_rule(rule) for rule in rules}
+    if start not in COLORS:
+        raise ConfigError(f"--start must be one of {', '.join(COLORS)}, got {start!r}")
+    device = build.resolve_device(config.run.device)
+    models = locate_models(config, device)
+    check_prompt(task, config, models, report)
+    new_folder(out)
+    with explain_memory(config, device):
+        report(Event("build"))
+        objectives, generators = build.build_objectives(
+            config, load_teachers(config, task, models, device), device
+        )
+        name, objective = next(iter(objectives.items()))
+        empty = torch.tensor([COLORS[start]], device=device)
+        canvas = make_canvas(
+            objective.guidance,
+            space,
+            start=empty.expand(1, config.run.resolution[0], config.run.resolution[0], 3).clone(),
+            background=torch.tensor([objective.backgrounds[0]], device=device),
+        )
+        generator, steps = generators[f"guidance.{name}"], config.run.steps
+        state = generator.get_state()
+        paintings: dict[str, Painting] = {}
+        for number, (rule, clip) in enumerate(clips.items()):
+            generator.set_state(state)  # every rule sees the same noise
+            observed = _Observed(report, number * steps, len(clips) * steps, device)
+            paintings[rule] = paint(
+                canvas, clip, config=config, learning_rate=learning_rate, observe=observed
+            )
+    record = {
+        **task.record(out), "rules": {rule: asdict(clip) for rule, clip in clips.items()}, "space": space,
+        "start": start, "learning_rate": learning_rate, **describe_environment(device),
+    }  # fmt: skip
+    metrics = {rule: dict(painting.metrics) for rule, painting in paintings.items()}
+    texts = {CONFIG: dump_config(config), MANIFEST: _json(record), METRICS: _json(metrics)}
+    files = {out / name: text.encode() for name, text in texts.items()} | _pictures(out, paintings, steps)
+    write_files(files)
+    for path in files:
+        report(Event("render", file=path))
+    return out
+
+
+def make_canvas(
+    guidance: Guidance,
+    space: Space,
+    *,
+    start: Float[Tensor, "1 H W 3"],
+    background: Float[Tensor, "1 3"],
+) -> Canvas:
+    """A canvas that the guidance sees from in front of the object, as pixels or as the guidance's latents.
+
+    Args:
+        guidance: who judges.
+        space: what is optimised.
+        start: sRGB in [0, 1].
+        background: what the guidance is told to lie behind the object.
+
+    Raises:
+        ConfigError: latents of a guidance that has none.
+    """
+    cameras = turntable(1).to(start.device)
+
+    def around(image: Tensor) -> Rendering:
+        ones, half = torch.ones_like(image[..., :1]), torch.full_like(image, 0.5)
+        return Rendering(color=image, normal=half, depth=ones, alpha=ones, background=background)
+
+    if space == "pixels":
+        return Canvas(
+            start=start,
+            gradient=lambda image, progress: guidance(image, around(image), cameras, progress).gradient,
+            show=lambda image: image,
+            limits=(0.0, 1.0),
+        )
+    if not isinstance(guidance, ScoreDistillation):
+        raise ConfigError("--space latents must go with a text-to-image guidance; use --space pixels")
+    return _latent_canvas(guidance, start, around(start), cameras)
+
+
+def _latent_canvas(
+    guidance: ScoreDistillation, start: Tensor, rendering: Rendering, cameras: Cameras
+) -> Canvas:
+    model = guidance.model
+    noise = torch.zeros(model.latent_shape(1, start.shape[1]), device=start.device)
+
+    def gradient(latents: Tensor, progress: float) -> Tensor:
+        wish = guidance.latent_gradient(latents.permute(0, 3, 1, 2), rendering, cameras, progress)
+        return wish.permute(0, 2, 3, 1)
+
+    with torch.no_grad():
+        encoded = model.encode(start, noise)
+    return Canvas(
+        start=encoded.permute(0, 2, 3, 1).contiguous(),
+        gradient=gradient,
+        show=lambda latents: model.decode(latents.permute(0, 3, 1, 2)),
+        limits=(-torch.inf, torch.inf),
+    )
+
+
+def paint(
+    canvas: Canvas,
+    clip: pgc.ClipConfig,
+    *,
+    config: Config,
+    learning_rate: float,
+    observe: Callable[[int, Mapping[str, Tensor]], None] = lambda *_: None,
+) -> Painting:
+    """Optimise a canvas under one rule; pixels are kept in their range by projection after each step.
+
+    Args:
+        canvas: where to start and who judges.
+        clip: the rule.
+        config: steps, betas and the schedule of the learning rate.
+        learning_rate: of Adam.
+        observe: called with every step and its measurements, which stay on the device.
+    """
+    steps, schedule = config.run.steps, PiecewiseLinear(config.optimizer.lr_scale)
+    rule, picture = clip.build(), canvas.start.clone().requires_grad_()
+    optimizer = torch.optim.Adam([picture], betas=config.optimizer.betas, eps=config.optimizer.eps)
+    shown, tally, pictures, start = set(columns(steps)), _Tally(), [], time.perf_counter()
+    for step in range(steps):
+        progress = step / max(steps - 1, 1)
+        gradient = canvas.gradient(picture.detach(), progress)
+        picture.grad = clipped = rule(gradient)
+        if isinstance(clip, pgc.ParameterClip):
+            picture.grad = clipped = clipped.clone()
+            pgc.clip_parameters([picture], clip.max_norm)
+        optimizer.param_groups[0]["lr"] = learning_rate * schedule(progress)
+        optimizer.step()
+        with torch.no_grad():
+            picture.clamp_(*canvas.limits)
+        observe(step + 1, tally.add(gradient, clipped))
+        if step + 1 in shown:
+            pictures.append(canvas.show(picture.detach().clone()))
+    metrics = tally.means() | statistics(pictures[-1]) | {"seconds": time.perf_counter() - start}
+    return Painting(pictures=pictures, heat=tally.heat(), metrics=metrics)
+
+
+def columns(steps: int) -> list[int]:
+    """The steps that a strip shows, evenly spread, the last one included."""
+    return sorted({max(1, round(steps * (k + 1) / COLUMNS)) for k in range(COLUMNS)})
+
+
+class _Tally:
+    """Sums over the steps of a painting, on the device."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.count = 0
+        self.last: tuple[Tensor, Tensor] | None = None
+
+    def add(self, gradient: Tensor, clipped: Tensor) -> dict[str, Tensor]:
+        """Take a step in; returns its measurements."""
+        finite = pgc.replace_nonfinite(gradient)
+        before, after = (values[0].abs().amax(-1) for values in (finite, clipped))
+        self.last = before, after
+        measured = pgc.statistics(gradient, clipped, percentiles=True)
+        maps = {"before": before, "after": after, "bound": (finite != clipped)[0].any(-1).float()}
+        for name, value in (measured | maps).items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.count += 1
+        return measured
+
+    def means(self) -> dict[str, float]:
+        return {name: (total / self.count).item() for name, total in self.sums.items() if total.ndim == 0}
+
+    def heat(self) -> Heat:
+        assert self.last is not None
+        before, after, bound = (self.sums[name] / self.count for name in ("before", "after", "bound"))
+        return Heat(self.last[0], self.last[1], before, after, bound)
+
+
+@dataclass
+class _Observed:
+    """Turns the steps of one painting into events of the whole experiment."""
+
+    report: Reporter
+    done: int
+    steps: int
+    device: torch.device
+
+    def __call__(self, step: int, measured: Mapping[str, Tensor]) -> None:
+        step += self.done
+        log = step % LOG_EVERY == 0 or step == self.steps
+        numbers = {f"picture/{name}": value.item() for name, value in measured.items()} if log else None
+        memory = used_memory(self.device) if log else 0
+        self.report(Event("optimize", report=StepReport(step, self.steps, numbers), memory=memory))
+
+
+def _json(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, indent=2) + "\n"
+
+
+def _pictures(out: Path, paintings: Mapping[str, Painting], steps: int) -> dict[Path, bytes]:
+    """The sheets and the results as PNG; makes the folder of the results."""
+    final = out / "final"
+    with writing(final):
+        final.mkdir()
+    files = {out / "strip.png": _strip(paintings, steps), out / "gradients.png": _heat_sheet(paintings)}
+    files |= {
+        final / f"{_slug(rule)}.png": to_bytes(item.pictures[-1][0]) for rule, item in paintings.items()
+    }
+    return {path: encode_png(image) for path, image in files.items()}
+
+
+def _slug(rule: str) -> str:
+    return re.sub(r"[^a-z0-9.]+", "-", rule)
+
+
+def _strip(paintings: Mapping[str, Painting], steps: int) -> UInt8[Tensor, "H W 3"]:
+    shown = columns(steps)
+    cells = [_enlarge(to_bytes(picture[0])) for item in paintings.values() for picture in item.pictures]
+    return tile(cells, len(shown), [f"{rule}, step {step}" for rule in paintings for step in shown])
+
+
+def _heat_sheet(paintings: Mapping[str, Painting]) -> UInt8[Tensor, "H W 3"]:
+    """All lengths on one scale, so that cells compare: white is the 99.5th percentile of the means."""
+    means = torch.cat([item.heat.mean.flatten() for item in paintings.values()])
+    ceiling = max(means[:: -(-len(means) // (1 << 20))].quantile(0.995).item(), 1e-12)
+    cells, labels = [], []
+    for rule, item in paintings.items():
+        heat = item.heat
+        maps = {
+            "last step": heat.last / ceiling,
+            "last step, clipped": heat.last_clipped / ceiling,
+            f"mean, white = {ceiling:.2g}": heat.mean / ceiling,
+            "mean, clipped": heat.mean_clipped / ceiling,
+            "share of steps clipped": heat.bound,
+        }
+        cells += [_enlarge(to_bytes(heat_colors(values))) for values in maps.values()]
+        labels += [f"{rule}: {name}" for name in maps]
+    return tile(cells, len(labels) // len(paintings), labels)
+
+
+def heat_colors(values: Float[Tensor, "H W"]) -> Float[Tensor, "H W 3"]:
+    """0 is black, then violet, red and yellow, 1 nearly white; values beyond are cut off."""
+    stops = torch.tensor(HEAT, device=values.device) / 255
+    position = values.clamp(0, 1) * (len(HEAT) - 1)
+    index = position.floor().long().clamp(max=len(HEAT) - 2)
+    return torch.lerp(stops[index], stops[index + 1], (position - index)[..., None])
+
+
+def _enlarge(image: UInt8[Tensor, "H W 3"]) -> UInt8[Tensor, "H2 W2 3"]:
+    """Repeat pixels until a side has at least `CELL`; nothing is smoothed."""
+    factor = max(1, -(-CELL // image.shape[0]))
+    return image.repeat_interleave(factor, 0).repeat_interleave(factor, 1)

@@ -1,0 +1,157 @@
+"""Pictures to fit and measure on: those of a folder, or samples that a text-to-image model draws itself."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from pgc3d.config import ModelConfig
+from pgc3d.diffusion.files import ModelFolder, read_json
+from pgc3d.diffusion.latent import LatentDiffusion, select
+from pgc3d.diffusion.models import load_latent_diffusion
+from pgc3d.diffusion.text import encode_prompts
+from pgc3d.prompts import ViewPromptConfig, view_prompts
+from pgc3d.teachers import locate_text_model
+from pgc3d.types import TextEmbedding
+
+# Objects that the bundled prior knows; all that is drawn or studied takes from here.
+PROMPTS = (
+    "a red chair", "a blue armchair", "a horse", "a yellow car", "a bicycle", "a hamburger", "a teapot",
+    "a black grand piano", "a green sofa", "a barrel", "a red fire hydrant", "a potted plant", "a city bus",
+    "a toilet", "a wooden table", "a white lamp", "a motorcycle", "a purple bed", "a brown backpack",
+    "a guitar", "a helmet", "a gray laptop", "an orange mug", "a mailbox",
+)  # fmt: skip
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A loaded model and where it came from."""
+
+    folder: ModelFolder
+    model: LatentDiffusion
+
+    @property
+    def views(self) -> ViewPromptConfig:
+        return self.folder.view_prompts or ViewPromptConfig()
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A step of a sampling trajectory."""
+
+    timestep: int
+    noisy: Float[Tensor, "B C h w"]  # z_t
+    clean: Float[Tensor, "B C h w"]  # what the model believes to be behind it
+
+
+def load_teacher(name: str, device: torch.device, *, vae: str | None = None) -> Teacher:
+    """A model by the name that `--model` takes, in float32 where gradients are studied on a CPU."""
+    folder = locate_text_model(ModelConfig(name=name), half=device.type != "cpu")
+    return Teacher(folder, load_latent_diffusion(folder, device=device, vae=vae))
+
+
+def encode_views(
+    teacher: Teacher, prompts: Sequence[str], generator: torch.Generator
+) -> tuple[list[str], TextEmbedding, TextEmbedding]:
+    """Each prompt from a random view: the texts, their embeddings, and the empty negative prompt's."""
+    texts = []
+    for prompt in prompts:
+        known = view_prompts(prompt, teacher.views)
+        texts.append(known[int(torch.randint(len(known), (), generator=generator))])
+    encoded = encode_prompts(teacher.folder, [*texts, ""], device=teacher.model.device)
+    rows = torch.arange(len(texts) + 1, device=teacher.model.device)
+    return texts, select(encoded, rows[:-1]), select(encoded, rows[-1:])
+
+
+@torch.no_grad()
+def sample(
+    teacher: Teacher,
+    positive: TextEmbedding,
+    negative: TextEmbedding,
+    *,
+    size: int,
+    steps: int,
+    guidance_scale: float,
+    generator: torch.Generator,
+) -> Iterator[Estimate]:
+    """DDIM without noise (arXiv 2010.02502), one picture for each positive prompt; the last is the result."""
+    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+
+    model = teacher.model
+    config = read_json(teacher.folder.path / "scheduler" / "scheduler_config.json")
+    # `predict` always returns the noise.
+    scheduler = DDIMScheduler.from_config(config, prediction_type="epsilon", clip_sample=False)
+    scheduler.set_timesteps(steps)
+    count = len(positive.tokens)
+    latents = torch.randn(model.latent_shape(count, size), generator=generator).to(model.device)
+    zeros = torch.zeros(count, dtype=torch.long, device=model.device)
+    for timestep in scheduler.timesteps.tolist():
+        unconditional, conditional = model.predict(
+            latents,
+            torch.full((count,), timestep, device=model.device),
+            conditional=positive,
+            unconditional=select(negative, zeros),
+            time_ids=model.time_ids(size, size),
+        )
+        noise = unconditional + guidance_scale * (conditional - unconditional)
+        output = scheduler.step(noise, timestep, latents)
+        yield Estimate(timestep, latents, output.pred_original_sample)
+        latents = output.prev_sample
+
+
+def chunks(rows: Tensor, size: int) -> Iterator[Tensor]:
+    """Consecutive parts of at most so many rows."""
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]
+
+
+def draw_pictures(
+    teacher: Teacher, count: int, *, size: int, seed: int = 0, steps: int = 20, batch: int = 8
+) -> Float[Tensor, "N H W 3"]:
+    """Samples of the model's own world: the prompts in turn, from random views."""
+    generator = torch.Generator().manual_seed(seed)
+    prompts = [PROMPTS[number % len(PROMPTS)] for number in range(count)]
+    _, positive, negative = encode_views(teacher, prompts, generator)
+    pictures = []
+    for rows in chunks(torch.arange(count, device=teacher.model.device), batch):
+        trajectory = sample(
+            teacher, select(positive, rows), negative,
+            size=size, steps=steps, guidance_scale=5.0, generator=generator,
+        )  # fmt: skip
+        *_, last = trajectory
+        pictures.append(teacher.model.decode(last.clean))
+    return torch.cat(pictures)
+
+
+def read_pictures(folder: Path, *, size: int, limit: int | None = None) -> Float[Tensor, "N H W 3"]:
+    """The pictures of a folder, in the order of their names, cut square and resized; alpha on white."""
+    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)[:limit]
+    if not files:
+        raise SystemExit(f"{folder} must hold pictures ({', '.join(sorted(SUFFIXES))}), found none")
+    pictures = []
+    for file in files:
+        with Image.open(file) as image:
+            white = Image.new("RGBA", image.size, "white")
+            flat = Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+        side = min(flat.size)
+        left, top = ((length - side) // 2 for length in flat.size)
+        square = flat.crop((left, top, left + side, top + side)).resize(
+            (size, size), Image.Resampling.LANCZOS
+        )
+        pictures.append(torch.from_numpy(np.array(square)).float() / 255)
+    return torch.stack(pictures)
+
+
+def gather_pictures(
+    teacher: Teacher, folder: Path | None, *, count: int, size: int, seed: int = 0
+) -> Float[Tensor, "N H W 3"]:
+    """Of the folder where there is one, else drawn; on the model's device."""
+    if folder is None:
+        return draw_pictures(teacher, count, size=size, seed=seed)
+    return read_pictures(folder, size=size, limit=count).to(teacher.model.device)

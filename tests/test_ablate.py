@@ -1,0 +1,222 @@
+import json
+
+import pytest
+import torch
+from fakes import PullTowardColor
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from tiny import write_tiny_sdxl
+
+from pgc3d import pgc
+from pgc3d.ablate import Canvas, ablate, columns, heat_colors, make_canvas, paint, parse_rule
+from pgc3d.cli import main
+from pgc3d.config import load_config
+from pgc3d.errors import ConfigError, RunDirectoryError
+from pgc3d.task import Task
+
+SETTINGS = ["run.steps=7", "run.resolution=[64]", "run.resolution_until=[]", "run.device=cpu"]
+
+FOUR_STEPS = load_config(overrides=["run.steps=4"])
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    folder = write_tiny_sdxl(tmp_path_factory.mktemp("models") / "tiny")
+    return load_config(options={"model": {"name": str(folder)}}, overrides=SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def finished(config, tmp_path_factory):
+    out = tmp_path_factory.mktemp("ablate") / "out"
+    return ablate(Task("a red chair"), out=out, config=config, rules=["none", "0.001", "pngd=0.001"])
+
+
+def canvas_toward(target):
+    """A quadratic loss: half the squared distance to the target, summed."""
+    return Canvas(
+        start=torch.full_like(target, 0.5),
+        gradient=lambda image, _: image - target,
+        show=lambda image: image,
+        limits=(0.0, 1.0),
+    )
+
+
+def draw_target(seed=0):
+    return torch.rand((1, 12, 12, 3), generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("none", pgc.NoClip()),
+        ("pixel", pgc.PixelClip()),
+        ("pixel=0.3", pgc.PixelClip(threshold=0.3)),
+        ("0.03", pgc.PixelClip(threshold=0.03)),
+        (".5", pgc.PixelClip(threshold=0.5)),
+        ("l2=1", pgc.PixelClip(threshold=1.0, norm="l2")),
+        ("channel=0.2", pgc.ChannelClip(threshold=0.2)),
+        ("pngd", pgc.PngdClip()),
+        ("global=2", pgc.GlobalScale(threshold=2.0)),
+        ("parameter=5", pgc.ParameterClip(max_norm=5.0)),
+        ("adaptive=0.5", pgc.AdaptiveClip(quantile=0.5)),
+    ],
+)
+def test_rules_in_short(text, expected):
+    assert parse_rule(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "pixels", "pixel=", "pixel=x", "-1", "0", "none=1", "adaptive=2", "1e"])
+def test_a_wrong_rule_is_one_line(text):
+    with pytest.raises(ConfigError) as caught:
+        parse_rule(text)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("rule", ["none", "pixel=0.05", "pngd=0.05", "channel=0.05", "parameter=1"])
+def test_a_quadratic_wish_is_reached(rule):
+    """Bounded steps change the way, not the place where the gradient is zero."""
+    target = draw_target()
+    config = load_config(overrides=["run.steps=80", "optimizer.lr_scale=[0,1,1,0]"])
+    painting = paint(canvas_toward(target), parse_rule(rule), config=config, learning_rate=0.05)
+    assert (painting.pictures[-1] - target).abs().max() < 0.02
+
+
+@settings(max_examples=20)
+@given(st.floats(0.01, 1.0), st.integers(0, 1000))
+def test_heat_after_clipping_is_bounded_by_the_threshold(threshold, seed):
+    clip = pgc.PixelClip(threshold=threshold)
+    heat = paint(canvas_toward(draw_target(seed)), clip, config=FOUR_STEPS, learning_rate=0.05).heat
+    for before, after in ((heat.last, heat.last_clipped), (heat.mean, heat.mean_clipped)):
+        assert after.max() <= threshold * (1 + 1e-5)
+        assert (after <= before * (1 + 1e-5)).all()
+    # Where the bound never bound, nothing changed.
+    free = heat.bound == 0
+    assert torch.equal(heat.mean[free], heat.mean_clipped[free])
+
+
+def test_pixels_that_are_not_finite_stay_as_they_are():
+    target = draw_target()
+    canvas = canvas_toward(target)
+    broken = torch.zeros_like(target, dtype=torch.bool)
+    broken[:, 3, 4, 1] = True
+    poisoned = Canvas(
+        start=canvas.start,
+        gradient=lambda image, progress: canvas.gradient(image, progress).masked_fill(broken, torch.nan),
+        show=canvas.show,
+        limits=canvas.limits,
+    )
+    config = load_config(overrides=["run.steps=5"])
+    painting = paint(poisoned, pgc.NoClip(), config=config, learning_rate=0.05)
+    assert (painting.pictures[-1][:, 3, 4] == 0.5).all()
+    assert painting.pictures[-1].isfinite().all()
+    assert painting.metrics["nonfinite_fraction"] == pytest.approx(1 / 144)
+
+
+def test_a_strip_shows_the_way(config):
+    target = draw_target()
+    painting = paint(canvas_toward(target), pgc.NoClip(), config=config, learning_rate=0.02)
+    distances = [(picture - target).abs().mean().item() for picture in painting.pictures]
+    assert len(distances) == len(columns(7))
+    assert distances == sorted(distances, reverse=True)
+    assert len(set(distances)) == len(distances)
+
+
+@given(st.integers(1, 3000))
+def test_columns_end_with_the_last_step(steps):
+    shown = columns(steps)
+    assert shown[-1] == steps
+    assert shown == sorted(set(shown))
+    assert shown[0] >= 1
+
+
+def test_heat_colors_grow_brighter_and_end_where_they_should():
+    luma = heat_colors(torch.linspace(0, 1, 50)[None]) @ torch.tensor([0.299, 0.587, 0.114])
+    assert (luma.diff() > 0).all()
+    ends = heat_colors(torch.tensor([[-1.0, 0.0, 1.0, 7.0]]))[0]
+    assert torch.equal(ends[0], ends[1])
+    assert torch.equal(ends[2], ends[3])
+
+
+def test_everything_is_written(finished, config):
+    metrics = json.loads((finished / "metrics.json").read_text())
+    assert list(metrics) == ["none", "0.001", "pngd=0.001"]
+    assert metrics["none"]["clipped_fraction"] == 0
+    assert 0 < metrics["0.001"]["clipped_fraction"] <= metrics["pngd=0.001"]["clipped_fraction"] <= 1
+    assert load_config([finished / "config.yaml"]) == config
+    with Image.open(finished / "strip.png") as strip, Image.open(finished / "gradients.png") as gradients:
+        assert strip.size[0] == 6 * 192
+        assert gradients.size == (5 * 192, strip.size[1])
+    assert {path.name for path in (finished / "final").iterdir()} == {
+        "none.png",
+        "0.001.png",
+        "pngd-0.001.png",
+    }
+
+
+def test_the_same_seed_gives_the_same_strip(finished, config, tmp_path):
+    """Also for a rule that comes in other company: every rule sees the same noise."""
+    again = ablate(Task("a red chair"), out=tmp_path / "out", config=config, rules=["0.001", "none"])
+    for name in ("none.png", "0.001.png"):
+        assert (again / "final" / name).read_bytes() == (finished / "final" / name).read_bytes()
+    whole = ablate(
+        Task("a red chair"), out=tmp_path / "whole", config=config, rules=["none", "0.001", "pngd=0.001"]
+    )
+    assert (whole / "strip.png").read_bytes() == (finished / "strip.png").read_bytes()
+
+
+def test_latents_are_painted_without_the_encoder(config, tmp_path):
+    out = ablate(Task("a red chair"), out=tmp_path / "out", config=config, rules=["none"], space="latents")
+    with Image.open(out / "final" / "none.png") as picture:
+        assert picture.size == (64, 64)
+
+
+def test_latents_need_a_guidance_that_has_them():
+    start = torch.full((1, 16, 16, 3), 0.5)
+    with pytest.raises(ConfigError, match="use --space pixels"):
+        make_canvas(PullTowardColor(), "latents", start=start, background=torch.ones(1, 3))
+
+
+def test_any_guidance_can_paint():
+    start = torch.full((1, 16, 16, 3), 0.5)
+    canvas = make_canvas(
+        PullTowardColor((0.0, 1.0, 0.25)), "pixels", start=start, background=torch.ones(1, 3)
+    )
+    config = load_config(overrides=["run.steps=80", "optimizer.lr_scale=[0,1,1,0]"])
+    painting = paint(canvas, pgc.PixelClip(), config=config, learning_rate=0.05)
+    expected = torch.tensor([0.0, 1.0, 0.25]).expand(1, 16, 16, 3)
+    torch.testing.assert_close(painting.pictures[-1], expected, atol=0.02, rtol=0)
+
+
+def test_a_folder_that_holds_something_is_left_alone(finished, config):
+    with pytest.raises(RunDirectoryError, match="choose another --out"):
+        ablate(Task("a red chair"), out=finished, config=config)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--rules", "none,pixle"], "a rule must be one of none, pixel"),
+        (["--start", "pink"], "--start must be one of white"),
+        (["--steps", "0"], "Invalid value for '--steps'"),
+        (["--space", "voxels"], "Invalid value for '--space'"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_line(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main(["ablate", "a red chair", "--guidance", "mini", *arguments])
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_line_paints(config, capsys, tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(SystemExit) as ended:
+        main(
+            ["ablate", "a red chair", "--model", config.model.name, "--steps", "2", "--resolution", "64",
+             "--device", "cpu", "--rules", "none, 0.1", "--out", str(out)]
+        )  # fmt: skip
+    assert ended.value.code == 0
+    assert str(out / "strip.png") in capsys.readouterr().out
