@@ -185,7 +185,6 @@ class Canvas:
     placement: Placement
     joined: Int[Tensor, "F 3"]  # the faces, with one vertex for all at the same place
     uv_method: str  # "own", or how the texture coordinates were made
-    suffix: str  # of the file, as in ".glb"
 
     def in_world(self) -> UvMesh:
         """The mesh in the world's axes, inside the unit sphere."""

@@ -1,6 +1,5 @@
 """Make a given mesh ready for painting, and keep it in a file of the run."""
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import fields
@@ -59,7 +58,6 @@ def prepare_canvas(
         placement=placement,
         joined=_representatives(given.faces, joined),
         uv_method=method,
-        suffix=path.suffix.lower(),
     )
 
 
@@ -97,10 +95,9 @@ def save_canvas(path: Path, canvas: Canvas) -> None:
         "centre": canvas.placement.centre,
         "scale": torch.tensor(canvas.placement.scale, dtype=torch.float64),
     }
-    described = {"uv_method": canvas.uv_method, "suffix": canvas.suffix}
     content = save(
         {name: tensor.contiguous().clone() for name, tensor in tensors.items()},
-        metadata={"pgc3d": json.dumps(described)},
+        metadata={"uv_method": canvas.uv_method},
     )
     write_files({path: content})
 
@@ -116,10 +113,10 @@ def load_canvas(path: Path) -> Canvas:
     try:
         with safe_open(path, framework="pt") as stream:
             tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
-            described = json.loads(stream.metadata()["pgc3d"])
+            method = stream.metadata()["uv_method"]
         mesh = UvMesh(**{item.name: tensors[item.name] for item in fields(UvMesh)})
         placement = Placement(tensors["rotation"], tensors["centre"], float(tensors["scale"]))
-        return Canvas(mesh, placement, tensors["joined"], described["uv_method"], described["suffix"])
+        return Canvas(mesh, placement, tensors["joined"], method)
     except (OSError, KeyError, ValueError, TypeError, SafetensorError) as error:
         raise RunDirectoryError(
             f"{path} must be the mesh that the run paints, but is missing or damaged "

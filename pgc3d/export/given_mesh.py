@@ -171,6 +171,9 @@ def _load_gltf(document: dict[str, Any], binary: bytes | None, path: Path) -> Gi
     files = _gltf_files(document, path)
     for key in ("images", "textures", "samplers", "materials", "animations", "skins"):
         document.pop(key, None)
+    for accessor in document.get("accessors", []):
+        for bound in ("min", "max"):  # NaN there would hide the vertex that is to blame
+            accessor.pop(bound, None)
     for mesh in document.get("meshes", []):
         for primitive in mesh.get("primitives", []):
             primitive["material"] = 0

@@ -31,8 +31,8 @@ def sample_chain(
 ) -> Float[Tensor, "P C"]:
     """Trilinear lookup in the chain of an image of `size` texels a side.
 
-    v points up while row 0 is on top; the border is clamped. `level` 0 and below is the bilinear lookup in the
-    image itself, log2(size) and above the mean.
+    v points up while row 0 is on top; the border is clamped. `level` 0 and below is the bilinear lookup in
+    the image itself, log2(size) and above the mean.
     """
     last = size.bit_length() - 1
     level = level.clamp(0, last)

@@ -197,7 +197,7 @@ class PaintedMesh(nn.Module):
 
         `texture_size` is the side of the image that is made of them; a smaller one than the own is filtered.
         """
-        texture, parts = self.texture, torch.arange(len(points), device=points.device).split(CHUNK)
+        texture, parts = self.texture, torch.split(torch.arange(len(points), device=points.device), CHUNK)
         if isinstance(texture, ColorField):
             return torch.cat([texture(points[part]).base_color for part in parts])
         chain, size = texture.chain(), len(texture.image)
