@@ -3,7 +3,8 @@
     python scripts/make_texture_sheet.py RUNS assets/texturing.png --quality draft
 
 The meshes are made here, in files as others would hand them over: a closed barrel with its own texture
-coordinates (GLB), a vase that is open on top and has none (PLY), and a chair that stands along the z axis (STL).
+coordinates (GLB), a vase that is open on top and has none (PLY), and a chair that stands along the z axis
+(STL).
 Runs that are finished already are not repeated.
 """
 
@@ -101,7 +102,9 @@ def views(out: Path, name: str) -> torch.Tensor:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("runs", type=Path)
     parser.add_argument("sheet", type=Path)
     parser.add_argument("--quality", default="standard")
