@@ -12,11 +12,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import max_pool2d
 
-from pgc3d.geometry.edges import edge_topology
 from pgc3d.geometry.normals import face_normals
 from pgc3d.geometry.own_uv import uv_coverage
 from pgc3d.geometry.placement import orientation
 from pgc3d.interfaces import ParameterGroup, Rasterizer
+from pgc3d.render.antialias import edge_topology
 from pgc3d.render.mesh_renderer import Hits, render_corners
 from pgc3d.render.mipmap import footprint_level, mip_chain, sample_chain, uv_gradients
 from pgc3d.representation.fields import ColorField, HashGrid, Mlp
