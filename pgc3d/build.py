@@ -1,7 +1,6 @@
 """The composition root: a configuration and a task become the objects that the loop works on."""
 
-import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -11,8 +10,7 @@ import torch
 from torch import Tensor
 
 from pgc3d import pgc
-from pgc3d.cameras import OrbitConfig, ReferenceCameraConfig, reference_view, sample_orbit
-from pgc3d.closeups import CloseUpConfig, sample_close_ups
+from pgc3d.cameras import reference_view
 from pgc3d.config import (
     COLORS,
     Config,
@@ -30,23 +28,18 @@ from pgc3d.diffusion.models import ALIASES, PINNED, is_hub_id, load_latent_diffu
 from pgc3d.diffusion.text import encode_prompts
 from pgc3d.diffusion.zero123 import Zero123, load_zero123, require_zero123
 from pgc3d.errors import BackendUnavailableError, ConfigError, InputError, WeightsNotFoundError
-from pgc3d.export.canvas import load_canvas, prepare_canvas
-from pgc3d.export.painting import require_colors
-from pgc3d.geometry.surface import sample_surface
 from pgc3d.guidance.reference import ReferenceConfig, ReferenceView
 from pgc3d.guidance.sds import ScoreDistillation, SdsConfig
 from pgc3d.guidance.zero123 import NovelViewDistillation, Zero123Config
-from pgc3d.interfaces import Guidance, Rasterizer, Representation
-from pgc3d.memory import require_texture_memory
+from pgc3d.interfaces import Guidance, Rasterizer
 from pgc3d.optimize import CameraSampler, Color, Objective, ParameterClipper, Problem
 from pgc3d.photo import load_photo, prepare_photo
 from pgc3d.prompts import ViewPromptConfig, unknown_words, view_prompts
 from pgc3d.render import build_rasterizer
-from pgc3d.representation.dmtet import build_dmtet
-from pgc3d.representation.textured_mesh import PaintedMesh, TexturedMeshConfig, build_painted_mesh
 from pgc3d.schedules import PiecewiseLinear
+from pgc3d.stage import build_representation, camera_sampler, seeded
 from pgc3d.task import Task
-from pgc3d.types import Cameras, Canvas, TextEmbedding
+from pgc3d.types import Cameras, TextEmbedding
 
 
 @runtime_checkable
@@ -224,7 +217,7 @@ def build(config: Config, task: Task, models: Models, device: torch.device) -> B
 
     Every source of randomness gets its own CPU generator, seeded from the run's seed and its name.
     """
-    generators = {"cameras": _generator(config.run.seed, "cameras")}
+    generators = {"cameras": seeded(config.run.seed, "cameras")}
     rasterizer = build_rasterizer("auto", device)
     representation = build_representation(config, task, rasterizer, device)
     teachers = _load_teachers(config, task, models, device)
@@ -232,9 +225,9 @@ def build(config: Config, task: Task, models: Models, device: torch.device) -> B
     colors: dict[str, Color | None] = {**COLORS, **named, "random": None}
     objectives: dict[str, Objective] = {}
     for name, objective in config.objectives.items():
-        generators[f"guidance.{name}"] = generator = _generator(config.run.seed, name)
+        generators[f"guidance.{name}"] = generator = seeded(config.run.seed, name)
         guidance = _build_guidance(objective.guidance, teachers, generator)
-        cameras = _camera_sampler(config, objective, representation, device)
+        cameras = camera_sampler(config, objective, representation, device)
         objectives[name] = _build_objective(objective, guidance, cameras, colors)
     problem = Problem(
         representation=representation,
@@ -253,60 +246,6 @@ def build(config: Config, task: Task, models: Models, device: torch.device) -> B
         f"clip.{name}": item.clip for name, item in objectives.items() if isinstance(item.clip, Stateful)
     }
     return Built(problem=problem, rasterizer=rasterizer, generators=generators, states=clips)
-
-
-def build_representation(
-    config: Config, task: Task, rasterizer: Rasterizer, device: torch.device
-) -> Representation:
-    """The asset at its start; also what a checkpoint is loaded into for export."""
-    chosen = config.representation
-    generator = _generator(config.run.seed, "representation")
-    if isinstance(chosen, TexturedMeshConfig):
-        if task.mesh is None:
-            raise ConfigError(
-                "representation.kind textured_mesh needs a mesh; use `pgc3d texture MESH PROMPT`"
-            )
-        canvas = load_canvas(task.mesh)
-        return build_painted_mesh(chosen, canvas, rasterizer=rasterizer, generator=generator, device=device)
-    if task.mesh is not None:
-        raise ConfigError(f"a mesh needs representation.kind textured_mesh, got {chosen.kind}")
-    if chosen.init == "mesh":
-        raise ConfigError("representation.init must be 'ellipsoid' for a prompt alone, got 'mesh'")
-    return build_dmtet(chosen, rasterizer=rasterizer, generator=generator, device=device)
-
-
-def adopt_mesh(
-    config: Config, path: Path, device: torch.device, say: Callable[[str], None] = lambda _: None
-) -> Canvas:
-    """Read a user's mesh and make it ready for painting; `say` is told what had to be made for it.
-
-    Raises:
-        ConfigError: the configuration does not paint a mesh.
-        InputError: the file cannot be used.
-        OutOfMemoryError: a texture of this size does not fit.
-    """
-    chosen = config.representation
-    if not isinstance(chosen, TexturedMeshConfig):
-        raise ConfigError(f"a mesh needs representation.kind textured_mesh, got {chosen.kind}")
-    require_colors(config.export.format)
-    explicit = chosen.image_size if chosen.texture == "image" else 0
-    require_texture_memory(config.export.texture_size, explicit, device)
-    return prepare_canvas(
-        path,
-        up=chosen.up,
-        front=chosen.front,
-        crease_degrees=chosen.crease_degrees,
-        texture_size=max(explicit, config.export.texture_size),
-        rasterizer=build_rasterizer("auto", device),
-        device=device,
-        say=say,
-    )
-
-
-def _generator(seed: int, name: str) -> torch.Generator:
-    """A stream of its own for every use, so that another objective leaves the cameras of this one alone."""
-    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
 
 
 def _dtype(name: Precision, device: torch.device) -> torch.dtype:
@@ -400,25 +339,6 @@ def _build_sds(config: SdsConfig, text: _TextTeacher, generator: torch.Generator
             for control in config.controls.values()
         ],
     )
-
-
-def _camera_sampler(
-    config: Config, objective: ObjectiveConfig, representation: Representation, device: torch.device
-) -> CameraSampler:
-    batch = objective.batch
-    match objective.cameras:
-        case OrbitConfig() as orbit:
-            return lambda _, generator: sample_orbit(batch, orbit, generator, device)
-        case ReferenceCameraConfig():
-            cameras = reference_view(config.view, batch).to(device)
-            return lambda *_: cameras
-        case CloseUpConfig() as close:
-            if not isinstance(representation, PaintedMesh):
-                raise ConfigError("cameras.kind close_up needs representation.kind textured_mesh")
-            surface = partial(sample_surface, representation.canvas.in_world())
-            return lambda progress, generator: sample_close_ups(
-                batch, close, surface, progress, generator, device
-            )
 
 
 def _build_objective(

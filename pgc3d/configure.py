@@ -92,7 +92,7 @@ def configure(  # noqa: PLR0913 - one for each layer
         asked.setdefault("run", {})["resolution"] = list(stages)
     if every_objective:
         objectives = load_config([*layers, *files]).objectives
-        asked["objectives"] = dict.fromkeys(names, every_objective)
+        asked["objectives"] = dict.fromkeys(objectives, every_objective)
     return load_config([*layers, *files], options=asked, overrides=overrides), note
 
 

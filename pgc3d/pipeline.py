@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import torch
 
-from pgc3d import __version__, build
+from pgc3d import __version__, build, stage
 from pgc3d.build import Models
 from pgc3d.checkpoint import unpack_representation
 from pgc3d.config import Config, dump_config, load_config
@@ -120,7 +120,7 @@ def _take_mesh(
     """The user's mesh ready for painting, and what the manifest says about its file."""
     if task.mesh is None:
         return None, {}
-    canvas = build.adopt_mesh(
+    canvas = stage.adopt_mesh(
         config, task.mesh, device, lambda message: report(Event("build", message=message))
     )
     return canvas, {"inputs": {"mesh": {"name": task.mesh.name, "sha256": sha256(task.mesh)}}}
@@ -212,7 +212,7 @@ def _finished(
         with explain_memory(config, device):
             rasterizer = build_rasterizer("auto", device)
             task = Task.from_record(manifest, run.path)
-            representation = build.build_representation(config, task, rasterizer, device)
+            representation = stage.build_representation(config, task, rasterizer, device)
             unpack_representation(checkpoint, representation)
             yield session, representation, rasterizer
         run.write_manifest(session.record)

@@ -23,6 +23,7 @@ LAYERS = (
     ("session",),
     ("checkpoint",),
     ("build",),
+    ("stage",),
     ("optimize", "config", "run", "memory"),
     ("export",),
     ("guidance", "representation"),
