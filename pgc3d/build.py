@@ -1,6 +1,5 @@
 """The composition root: a configuration and a task become the objects that the loop works on."""
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -9,7 +8,6 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 
 from pgc3d import pgc
-from pgc3d.cameras import OrbitConfig, ReferenceCameraConfig, reference_view, sample_orbit
 from pgc3d.config import COLORS, Config, ObjectiveConfig
 from pgc3d.diffusion.accelerate import release_decoder
 from pgc3d.errors import BackendUnavailableError, ConfigError, InputError
@@ -17,8 +15,8 @@ from pgc3d.interfaces import Guidance, Rasterizer, Representation
 from pgc3d.optimize import CameraSampler, Color, Objective, ParameterClipper, Problem
 from pgc3d.photo import prepare_photo
 from pgc3d.render import build_rasterizer
-from pgc3d.representation.dmtet import build_dmtet
 from pgc3d.schedules import PiecewiseLinear
+from pgc3d.stage import build_representation, camera_sampler, seeded
 from pgc3d.task import Task
 from pgc3d.teachers import Models, Teachers, build_guidance, load_teachers, needs_photo
 
@@ -88,12 +86,12 @@ def build(config: Config, task: Task, models: Models, device: torch.device) -> B
     Every source of randomness gets its own CPU generator, seeded from the run's seed and its name.
     """
     rasterizer = build_rasterizer("auto", device)
-    representation = build_representation(config, rasterizer, device)
+    representation = build_representation(config, task, rasterizer, device)
     teachers = load_teachers(config, task, models, device)
     for model in teachers.diffusion:
         release_decoder(model)
-    objectives, generators = build_objectives(config, teachers, device)
-    generators["cameras"] = _generator(config.run.seed, "cameras")
+    objectives, generators = build_objectives(config, teachers, device, representation)
+    generators["cameras"] = seeded(config.run.seed, "cameras")
     problem = Problem(
         representation=representation,
         objectives=objectives,
@@ -114,47 +112,29 @@ def build(config: Config, task: Task, models: Models, device: torch.device) -> B
 
 
 def build_objectives(
-    config: Config, teachers: Teachers, device: torch.device
+    config: Config, teachers: Teachers, device: torch.device, representation: Representation | None = None
 ) -> tuple[dict[str, Objective], dict[str, torch.Generator]]:
-    """Make what judges the pictures; the generators are those of the guidances."""
-    colors = {**COLORS, **(teachers.text.views.backgrounds if teachers.text else {})}
+    """Make what judges the pictures; the generators are those of the guidances.
+
+    `representation` is what the cameras look at, where they need to know.
+    """
+    named = teachers.text.views.backgrounds if teachers.text else {}
+    colors: dict[str, Color | None] = {**COLORS, **named, "random": None}
     objectives: dict[str, Objective] = {}
     generators: dict[str, torch.Generator] = {}
     for name, objective in config.objectives.items():
-        generators[f"guidance.{name}"] = generator = _generator(config.run.seed, name)
+        generators[f"guidance.{name}"] = generator = seeded(config.run.seed, name)
         guidance = build_guidance(config, objective.guidance, teachers, generator)
-        cameras = _camera_sampler(config, objective, device)
+        cameras = camera_sampler(config, objective, representation, device)
         objectives[name] = _build_objective(objective, guidance, cameras, colors)
     return objectives, generators
 
 
-def build_representation(config: Config, rasterizer: Rasterizer, device: torch.device) -> Representation:
-    """The asset at its start; also what a checkpoint is loaded into for export."""
-    if config.representation.init == "mesh":
-        raise ConfigError("representation.init must be 'ellipsoid' for a prompt alone, got 'mesh'")
-    generator = _generator(config.run.seed, "representation")
-    asset = build_dmtet(config.representation, rasterizer=rasterizer, generator=generator, device=device)
-    asset.color.recompute = config.run.low_memory
-    return asset
-
-
-def _generator(seed: int, name: str) -> torch.Generator:
-    """A stream of its own for every use, so that another objective leaves the cameras of this one alone."""
-    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
-
-
-def _camera_sampler(config: Config, objective: ObjectiveConfig, device: torch.device) -> CameraSampler:
-    match objective.cameras:
-        case OrbitConfig() as orbit:
-            return lambda _, generator: sample_orbit(objective.batch, orbit, generator, device)
-        case ReferenceCameraConfig():
-            cameras = reference_view(config.view, objective.batch).to(device)
-            return lambda *_: cameras
-
-
 def _build_objective(
-    config: ObjectiveConfig, guidance: Guidance, cameras: CameraSampler, colors: Mapping[str, Color]
+    config: ObjectiveConfig,
+    guidance: Guidance,
+    cameras: CameraSampler,
+    colors: Mapping[str, Color | None],
 ) -> Objective:
     return Objective(
         sample_cameras=cameras,

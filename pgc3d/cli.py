@@ -5,7 +5,6 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,13 +13,22 @@ import typer
 from pgc3d.console import Bar, say
 from pgc3d.errors import Pgc3dError
 from pgc3d.options import (
+    BaselineName,
     ConfigOption,
     DeviceOption,
     FacesOption,
+    Format,
+    GuidanceName,
+    GuidanceOption,
+    ImageGuidanceName,
     ModelOption,
+    OutOption,
+    RunArgument,
     RunOptions,
     SeedOption,
     SetOption,
+    Space,
+    Texture,
     TextureOption,
     with_run_options,
 )
@@ -36,54 +44,6 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Look at configurations.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(config_app, name="config")
-
-
-class GuidanceName(StrEnum):
-    """Who judges the pictures."""
-
-    AUTO = "auto"
-    MINI = "mini"
-    SDXL = "sdxl"
-    SD = "sd"
-
-
-class ImageGuidanceName(StrEnum):
-    """Who judges the views of an asset made from a picture."""
-
-    AUTO = "auto"
-    MINI = "mini"
-    ZERO123 = "zero123"
-
-
-class Space(StrEnum):
-    """What a two-dimensional experiment optimises."""
-
-    PIXELS = "pixels"
-    LATENTS = "latents"
-
-
-class Format(StrEnum):
-    """Mesh file formats."""
-
-    GLB = "glb"
-    OBJ = "obj"
-    PLY = "ply"
-    STL = "stl"
-
-
-class BaselineName(StrEnum):
-    """What to compare an image's result with."""
-
-    HULL = "hull"
-    BILLBOARD = "billboard"
-
-
-GuidanceOption = Annotated[
-    GuidanceName,
-    typer.Option(help="auto is sdxl with a CUDA device and local weights, else the bundled mini."),
-]
-OutOption = Annotated[Path | None, typer.Option(help="New folder; runs/NAME-SEED when not given.")]
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Folder that a run wrote.")]
 
 
 def _version(show: bool | None) -> None:
@@ -153,6 +113,46 @@ def image(
     resolved = _configured(guidance.value, options, IMAGE, own, prompted=bool(prompt))
     folder = out or pipeline.default_folder(Path("runs"), picture.stem, resolved.run.seed)
     task = Task(prompt, image=picture)
+    return _run(lambda **calls: pipeline.generate(task, out=folder, config=resolved, **calls))
+
+
+@app.command()
+@with_run_options
+def texture(
+    mesh: Annotated[Path, typer.Argument(metavar="MESH", help="A glb, gltf, obj, ply or stl file.")],
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help='What it is, as in "a wooden chair".')],
+    *,
+    guidance: GuidanceOption = GuidanceName.AUTO,
+    up: Annotated[
+        str | None, typer.Option(metavar="AXIS", help="The file's axis that points up: +y, or +z, -x ...")
+    ] = None,
+    front: Annotated[
+        str | None, typer.Option(metavar="AXIS", help="Where the object looks: +z, or -y where z is up.")
+    ] = None,
+    texture: Annotated[
+        Texture | None, typer.Option(help="Learn a field, which is baked at the end, or the image itself.")
+    ] = None,
+    negative: Annotated[str | None, typer.Option(help="What the pictures should not show.")] = None,
+    background: Annotated[
+        list[str] | None, typer.Option(help="Colour behind the object, or random; may be repeated.")
+    ] = None,
+    out: OutOption = None,
+    options: RunOptions,
+) -> int:
+    """Paint a given mesh from a prompt; its geometry stays as it is."""
+    from pgc3d import pipeline
+    from pgc3d.configure import TEXTURE
+    from pgc3d.errors import InputError
+    from pgc3d.task import Task
+
+    if options.faces:
+        raise InputError(f"--faces must not be given for a mesh that stays as it is, got {options.faces}")
+    image_size = options.texture_size if texture is Texture.IMAGE else None
+    own = {"up": up, "front": front, "texture": texture.value if texture else None, "image_size": image_size}
+    every = {"backgrounds": background, "guidance": {"negative_prompt": negative}}
+    resolved = _configured(guidance.value, options, TEXTURE, {"representation": own}, every_objective=every)
+    folder = out or pipeline.default_folder(Path("runs"), f"{mesh.stem} {prompt}", resolved.run.seed)
+    task = Task(prompt, mesh=mesh)
     return _run(lambda **calls: pipeline.generate(task, out=folder, config=resolved, **calls))
 
 
@@ -317,6 +317,7 @@ def _configured(
     own: dict[str, Any] | None = None,
     *,
     prompted: bool = False,
+    every_objective: dict[str, Any] | None = None,
 ) -> Any:
     """The configuration that the options ask for; says what was chosen for the user."""
     from pgc3d.configure import TEXT, configure
@@ -330,6 +331,7 @@ def _configured(
         files=options.config or [],
         options=options.settings() | (own or {}),
         resolution=options.resolution,
+        every_objective=every_objective,
         overrides=options.set_ or [],
     )
     say(note)

@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from pgc3d.cameras import CamerasConfig, OrbitConfig, ViewConfig
+from pgc3d.closeups import CloseUpConfig
 from pgc3d.errors import ConfigError
 from pgc3d.guidance.reference import ReferenceConfig
 from pgc3d.guidance.sds import SdsConfig
@@ -27,6 +28,7 @@ from pgc3d.pgc import ClipConfig, PixelClip
 from pgc3d.photo import PhotoConfig
 from pgc3d.prompts import ViewPromptConfig
 from pgc3d.representation.dmtet import DMTetConfig
+from pgc3d.representation.textured_mesh import TexturedMeshConfig
 from pgc3d.schedules import PiecewiseLinear
 
 PRESETS = Path(__file__).parent / "configs"
@@ -38,10 +40,12 @@ COLORS: Mapping[str, tuple[float, float, float]] = {
     "green": (0.0, 0.5, 0.0),
     "blue": (0.0, 0.0, 1.0),
 }
+BACKGROUNDS = (*COLORS, "random")
 
 Precision = Literal["auto", "float32", "float16", "bfloat16"]
 GuidanceConfig: TypeAlias = SdsConfig | Zero123Config | ReferenceConfig
-RepresentationConfig: TypeAlias = DMTetConfig
+RepresentationConfig: TypeAlias = DMTetConfig | TexturedMeshConfig
+CameraConfig: TypeAlias = CamerasConfig | CloseUpConfig
 
 
 @dataclass(frozen=True)
@@ -74,8 +78,8 @@ class ObjectiveConfig:
 
     guidance: GuidanceConfig = field(default_factory=SdsConfig)
     clip: ClipConfig = field(default_factory=PixelClip)
-    cameras: CamerasConfig = field(default_factory=OrbitConfig)
-    backgrounds: tuple[str, ...] = ("white",)  # names in COLORS; every view draws one
+    cameras: CameraConfig = field(default_factory=OrbitConfig)
+    backgrounds: tuple[str, ...] = ("white",)  # names in COLORS or "random"; every view draws one
     batch: int = 4  # views per step
     weight: float = 1.0
     target: Literal["color", "normal"] = "color"
@@ -94,11 +98,12 @@ class ObjectiveConfig:
                 f"{self.cameras.kind!r} and {self.target!r}"
             )
         if not self.backgrounds:
-            raise ValueError(f"backgrounds must name at least one of {', '.join(COLORS)}")
+            raise ValueError(f"backgrounds must name at least one of {', '.join(BACKGROUNDS)}")
         for name in self.backgrounds:
-            if name not in COLORS:
+            if name not in BACKGROUNDS:
                 raise ValueError(
-                    f"backgrounds must be of {', '.join(COLORS)}, got {name!r}{_nearest(name, COLORS)}"
+                    f"backgrounds must be of {', '.join(BACKGROUNDS)}, got {name!r}"
+                    f"{_nearest(name, BACKGROUNDS)}"
                 )
 
 

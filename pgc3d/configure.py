@@ -27,6 +27,7 @@ class Family:
 
 TEXT = Family(presets="", section="model", layouts=("sdxl", "sd"))
 IMAGE = Family(presets="image-", section="image_model", layouts=("zero123",))
+TEXTURE = Family(presets="texture-", section="model", layouts=("sdxl", "sd"))
 
 
 def configure(  # noqa: PLR0913 - one for each layer
@@ -39,6 +40,7 @@ def configure(  # noqa: PLR0913 - one for each layer
     files: Sequence[Path] = (),
     options: Mapping[str, Any] | None = None,
     resolution: int | None = None,
+    every_objective: Mapping[str, Any] | None = None,
     overrides: Sequence[str] = (),
 ) -> tuple[Config, str]:
     """Choose the guidance and its presets, and put the layers of the configuration together.
@@ -53,6 +55,7 @@ def configure(  # noqa: PLR0913 - one for each layer
         files: YAML files over the presets.
         options: a nested mapping over the files.
         resolution: of the last stage; the earlier ones keep their proportion to it.
+        every_objective: a nested mapping for each of the objectives, over the files.
         overrides: `key=value` over everything.
 
     Returns:
@@ -88,6 +91,9 @@ def configure(  # noqa: PLR0913 - one for each layer
     if resolution is not None:
         stages = load_config([*layers, *files]).run.scaled_to(resolution)
         asked.setdefault("run", {})["resolution"] = list(stages)
+    if every_objective:
+        objectives = load_config([*layers, *files]).objectives
+        asked["objectives"] = dict.fromkeys(objectives, every_objective)
     return load_config([*layers, *files], options=asked, overrides=overrides), note
 
 

@@ -37,7 +37,7 @@ class Rasterizer(Protocol):
 
 @runtime_checkable
 class Representation(Protocol):
-    """A 3D asset that can be rendered, optimised and turned into a mesh."""
+    """A 3D asset that can be rendered and optimised."""
 
     def render(
         self,
@@ -56,6 +56,15 @@ class Representation(Protocol):
 
     def parameter_groups(self) -> list[ParameterGroup]: ...
 
+    def state_dict(self) -> Mapping[str, Any]: ...
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any: ...
+
+
+@runtime_checkable
+class Shape(Representation, Protocol):
+    """A representation whose surface is made by the run, too, and can be turned into a mesh."""
+
     def to_mesh(self) -> Mesh:
         """The surface now, detached."""
         ...
@@ -63,10 +72,6 @@ class Representation(Protocol):
     def material(self, points: Float[Tensor, "P 3"]) -> Material:
         """Surface properties at world points."""
         ...
-
-    def state_dict(self) -> Mapping[str, Any]: ...
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any: ...
 
 
 @runtime_checkable

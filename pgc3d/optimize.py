@@ -31,7 +31,7 @@ class Objective:
     sample_cameras: CameraSampler  # (progress, generator) -> cameras
     guidance: Guidance
     clip: Clipper
-    backgrounds: tuple[Color, ...]  # sRGB; every view draws one
+    backgrounds: tuple[Color | None, ...]  # sRGB, None for a random colour; every view draws one
     weight: float = 1.0
     target: Literal["color", "normal"] = "color"
 
@@ -103,11 +103,14 @@ class StepReport:
 
 
 def draw_backgrounds(
-    colors: Sequence[Color], batch: int, generator: torch.Generator, device: torch.device
+    colors: Sequence[Color | None], batch: int, generator: torch.Generator, device: torch.device
 ) -> Float[Tensor, "B 3"]:
-    """One of the colours for every view."""
+    """One of the colours for every view; None stands for a new one each time."""
     chosen = torch.randint(len(colors), (batch,), generator=generator)
-    return torch.tensor(colors, dtype=torch.float32)[chosen].to(device, non_blocking=True)
+    named = torch.tensor([color or (-1.0, -1.0, -1.0) for color in colors])[chosen]
+    if None in colors:
+        named = torch.where(named < 0, torch.rand(batch, 3, generator=generator), named)
+    return named.to(device, non_blocking=True)
 
 
 def _backpropagate(

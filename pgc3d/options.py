@@ -1,4 +1,4 @@
-"""The options that every command which starts a run has in common."""
+"""The options of the commands: their choices, and those that every command which starts a run shares."""
 
 import functools
 import inspect
@@ -9,6 +9,53 @@ from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
+
+
+class GuidanceName(StrEnum):
+    """Who judges the pictures."""
+
+    AUTO = "auto"
+    MINI = "mini"
+    SDXL = "sdxl"
+    SD = "sd"
+
+
+class ImageGuidanceName(StrEnum):
+    """Who judges the views of an asset made from a picture."""
+
+    AUTO = "auto"
+    MINI = "mini"
+    ZERO123 = "zero123"
+
+
+class Space(StrEnum):
+    """What a two-dimensional experiment optimises."""
+
+    PIXELS = "pixels"
+    LATENTS = "latents"
+
+
+class Texture(StrEnum):
+    """What holds the colours while they are learnt."""
+
+    FIELD = "field"
+    IMAGE = "image"
+
+
+class Format(StrEnum):
+    """Mesh file formats."""
+
+    GLB = "glb"
+    OBJ = "obj"
+    PLY = "ply"
+    STL = "stl"
+
+
+class BaselineName(StrEnum):
+    """What to compare an image's result with."""
+
+    HULL = "hull"
+    BILLBOARD = "billboard"
 
 
 class Quality(StrEnum):
@@ -27,6 +74,12 @@ class Device(StrEnum):
     CUDA = "cuda"
 
 
+GuidanceOption = Annotated[
+    GuidanceName,
+    typer.Option(help="auto is sdxl with a CUDA device and local weights, else the bundled mini."),
+]
+OutOption = Annotated[Path | None, typer.Option(help="New folder; runs/NAME-SEED when not given.")]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Folder that a run wrote.")]
 TextureOption = Annotated[int | None, typer.Option(help="Side of the texture in pixels.")]
 FacesOption = Annotated[int | None, typer.Option(help="Decimate to this many triangles, 0 keeps all.")]
 ModelOption = Annotated[

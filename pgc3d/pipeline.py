@@ -8,24 +8,29 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
-from pgc3d import __version__, build
+from pgc3d import __version__, build, stage
 from pgc3d.checkpoint import unpack_representation
 from pgc3d.config import Config, dump_config, load_config
-from pgc3d.errors import DivergedError, RunDirectoryError
-from pgc3d.interfaces import Rasterizer, Representation
+from pgc3d.errors import DivergedError, InputError, RunDirectoryError
+from pgc3d.export.canvas import save_canvas
+from pgc3d.export.export import ExportReport, export_asset
+from pgc3d.export.painting import export_painting
+from pgc3d.interfaces import Rasterizer, Representation, Shape
 from pgc3d.plan import plan_run
 from pgc3d.render import build_rasterizer
-from pgc3d.run import Checkpoint, RunDirectory, replace_file, require_free_space
+from pgc3d.representation.textured_mesh import PaintedMesh
+from pgc3d.run import Checkpoint, RunDirectory, replace_file, require_free_space, sha256
 from pgc3d.session import Event, Reporter, Session, StopFlag, explain_memory
 from pgc3d.task import Task
 from pgc3d.teachers import Models, locate_models, unknown_prompt_words
-from pgc3d.types import Cameras, Rendering
+from pgc3d.types import Cameras, Canvas, Rendering
 
 PHOTO = "input.png"  # the prepared picture, in the run's folder
+MESH = "mesh.safetensors"  # in a run's folder: the given mesh, ready for painting
 FREE_SPACE = 500_000_000  # bytes: two checkpoints, the asset with its textures, previews
 
 
@@ -85,6 +90,7 @@ def generate(
     """
     config = config or load_config()
     device = build.resolve_device(config.run.device)
+    canvas, inputs = _take_mesh(task, config, device, report)
     models = locate_models(config, device)
     check_prompt(task, config, models, report)
     photo = build.prepare_task_photo(config, task)
@@ -94,7 +100,11 @@ def generate(
         if photo is not None:
             task = replace(task, image=run.path / PHOTO)
             replace_file(run.path / PHOTO, photo)
-        record = task.record(run.path) | {"seed": config.run.seed} | _describe(models)
+        if canvas is not None:
+            task = replace(task, mesh=run.path / MESH)
+            save_canvas(run.path / MESH, canvas)
+            inputs |= {"files": run.hash_files([run.path / MESH])}
+        record = task.record(run.path) | {"seed": config.run.seed} | _describe(models) | inputs
         session = Session(run, config, device, report, stop or StopFlag(), record)
         if photo is not None:
             session.made("build", [run.path / PHOTO])
@@ -113,6 +123,18 @@ def check_prompt(task: Task, config: Config, models: Models, report: Reporter) -
     for word, close in unknown_prompt_words(task.prompt, models.text):
         hint = f"; close known words: {', '.join(close)}" if close else ""
         report(Event("build", message=f"{config.model.name} does not know the word {word!r}{hint}"))
+
+
+def _take_mesh(
+    task: Task, config: Config, device: torch.device, report: Reporter
+) -> tuple[Canvas | None, dict[str, Any]]:
+    """The user's mesh ready for painting, and what the manifest says about its file."""
+    if task.mesh is None:
+        return None, {}
+    canvas = stage.adopt_mesh(
+        config, task.mesh, device, lambda message: report(Event("build", message=message))
+    )
+    return canvas, {"inputs": {"mesh": {"name": task.mesh.name, "sha256": sha256(task.mesh)}}}
 
 
 def resume(path: Path, *, report: Reporter = ignore, stop: StopFlag | None = None) -> RunResult:
@@ -165,6 +187,8 @@ def export(
     report: Reporter = ignore,
 ) -> RunResult:
     """Write the asset of a run's newest checkpoint, beside what was exported before."""
+    if faces is not None and "mesh" in RunDirectory.open(path).read_manifest():
+        raise InputError(f"--faces must not be given for a painted mesh, which stays as it is, got {faces}")
     changes = {"export": {"format": file_format, "texture_size": texture_size, "faces": faces}}
     with _finished(path, changes, report) as (session, representation, rasterizer):
         return RunResult(path, tuple(_export(session, representation, rasterizer)))
@@ -198,7 +222,8 @@ def _finished(
         session = Session(run, config, device, report, StopFlag(), manifest)
         with explain_memory(config, device):
             rasterizer = build_rasterizer("auto", device)
-            representation = build.build_representation(config, rasterizer, device)
+            task = Task.from_record(manifest, run.path)
+            representation = stage.build_representation(config, task, rasterizer, device)
             unpack_representation(checkpoint, representation)
             yield session, representation, rasterizer
         run.write_manifest(session.record)
@@ -242,36 +267,53 @@ def _write_sheet(path: Path, paint: Callable[[Cameras], Rendering]) -> None:
     write_sheet(path, paint)
 
 
-def _export(session: Session, representation: Representation, rasterizer: Rasterizer) -> list[Path]:
-    from pgc3d.export.export import export_asset
-
+def _write_asset(session: Session, representation: Representation, rasterizer: Rasterizer) -> ExportReport:
     settings = session.config.export
-    session.report(Event("export"))
-    with session.timed("export"):
-        report = export_asset(
+    path = free_name(session.run.path / f"asset.{settings.format}")
+    metadata = {"prompt": session.record["prompt"], "seed": session.config.run.seed, "pgc3d": __version__}
+    if isinstance(representation, PaintedMesh):
+        return export_painting(
             representation,
-            free_name(session.run.path / f"asset.{settings.format}"),
+            path,
             format=settings.format,
             texture_size=settings.texture_size,
-            faces=settings.faces or None,
-            metadata={
-                "prompt": session.record["prompt"],
-                "seed": session.config.run.seed,
-                "pgc3d": __version__,
-            },
+            metadata=metadata,
             rasterizer=rasterizer,
         )
+    return export_asset(
+        cast("Shape", representation),
+        path,
+        format=settings.format,
+        texture_size=settings.texture_size,
+        faces=settings.faces or None,
+        metadata=metadata,
+        rasterizer=rasterizer,
+    )
+
+
+def _export(session: Session, representation: Representation, rasterizer: Rasterizer) -> list[Path]:
+    session.report(Event("export"))
+    with session.timed("export"):
+        report = _write_asset(session, representation, rasterizer)
     files = [file.path for file in report.files]
     session.made("export", files)
     session.record["export"] = {"psnr": report.psnr, "faces": report.faces, "seconds": dict(report.seconds)}
     found = f"{report.psnr:.1f} dB between {files[0].name} read back and the run's own render"
     if not report.faithful:
         raise DivergedError(
-            f"an export must show what the run showed, got {found}; raise --texture-size or --faces"
+            f"an export must show what the run showed, got {found}; {_remedy(session, representation)}"
         )
     dropped = f", loose pieces dropped ({report.dropped:.1%} of the surface)" if report.dropped > 1e-3 else ""
     session.report(Event("export", message=f"{report.faces} faces{dropped}, PSNR {found}"))
     return files
+
+
+def _remedy(session: Session, representation: Representation) -> str:
+    if not isinstance(representation, PaintedMesh):
+        return "raise --texture-size or --faces"
+    if session.config.export.format == "ply":
+        return "its vertices are too few to carry the colours, use --format glb or obj"
+    return "raise --texture-size"
 
 
 def default_folder(parent: Path, prompt: str, seed: int) -> Path:

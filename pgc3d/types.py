@@ -6,7 +6,7 @@ The world is right handed, y up, the object's front is +z (glTF axes); a camera 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -119,3 +119,74 @@ class GuidanceOutput:
     gradient: Float[Tensor, "B H W 3"]
     layers: Mapping[Layer, Float[Tensor, "B H W _"]] = field(default_factory=dict)
     metrics: Mapping[str, Float[Tensor, ""]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class GivenMesh:
+    """A mesh as its maker left it; see `UvMesh`, but it may lack normals and texture coordinates."""
+
+    vertices: Float[Tensor, "V 3"]
+    faces: Int[Tensor, "F 3"]
+    normals: Float[Tensor, "N 3"] | None = None  # unit, outward
+    normal_faces: Int[Tensor, "F 3"] | None = None
+    uv: Float[Tensor, "U 2"] | None = None
+    uv_faces: Int[Tensor, "F 3"] | None = None
+
+
+@dataclass(frozen=True)
+class UvMesh:
+    """A mesh whose faces index positions, normals and texture coordinates each on their own.
+
+    So nothing has to be duplicated or joined. (0, 0) is the lower left of the image, whose row 0 is on top.
+    """
+
+    vertices: Float[Tensor, "V 3"]
+    faces: Int[Tensor, "F 3"]
+    normals: Float[Tensor, "N 3"]  # unit, outward
+    normal_faces: Int[Tensor, "F 3"]
+    uv: Float[Tensor, "U 2"]
+    uv_faces: Int[Tensor, "F 3"]
+
+    def to(self, device: torch.device | str) -> "UvMesh":
+        """The same mesh on another device."""
+        return UvMesh(
+            vertices=self.vertices.to(device),
+            faces=self.faces.to(device),
+            normals=self.normals.to(device),
+            normal_faces=self.normal_faces.to(device),
+            uv=self.uv.to(device),
+            uv_faces=self.uv_faces.to(device),
+        )
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a given mesh stands in the world: world = scale * rotation (point - centre)."""
+
+    rotation: Float[Tensor, "3 3"]  # world from file, det +1
+    centre: Float[Tensor, " 3"]  # in the file's coordinates
+    scale: float
+
+    def to_world(self, points: Float[Tensor, "P 3"]) -> Float[Tensor, "P 3"]:
+        """Points of the file in the world."""
+        rotation, centre = self.rotation.to(points.device), self.centre.to(points.device)
+        return (self.scale * (points.double() - centre) @ rotation.T).to(points.dtype)
+
+    def turn(self, directions: Float[Tensor, "P 3"]) -> Float[Tensor, "P 3"]:
+        """Directions of the file in the world."""
+        return directions @ self.rotation.to(directions).T
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """A given mesh made ready for painting, on the CPU."""
+
+    mesh: UvMesh  # in the axes and the scale of its file
+    placement: Placement
+    joined: Int[Tensor, "F 3"]  # the faces, with one vertex for all at the same place
+    uv_method: str  # "own", or how the texture coordinates were made
+
+    def in_world(self) -> UvMesh:
+        """The mesh in the world's axes, inside the unit sphere."""
+        vertices = self.placement.to_world(self.mesh.vertices)
+        return replace(self.mesh, vertices=vertices, normals=self.placement.turn(self.mesh.normals))

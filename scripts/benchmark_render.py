@@ -17,7 +17,7 @@ from torch import Tensor
 from pgc3d import pgc
 from pgc3d.cameras import OrbitConfig, sample_orbit, turntable
 from pgc3d.geometry.edges import EdgeTopology
-from pgc3d.interfaces import Rasterizer
+from pgc3d.interfaces import Rasterizer, Shape
 from pgc3d.optimize import Objective, Problem, Stopwatch, optimization_step
 from pgc3d.render import build_rasterizer
 from pgc3d.render.antialias import antialias, edge_topology
@@ -197,6 +197,7 @@ def benchmark_step(options: argparse.Namespace, device: torch.device) -> None:
         problem = build_step(rasterizer, options.cells, views, resolution, device)
         times = time_step(problem, resolution, options.repeats, device)
         asset = problem.representation
+        assert isinstance(asset, Shape)
         faces = len(asset.to_mesh().faces)
         scene = f"{options.cells} cells, {faces} triangles, {views} views, {resolution} px"
         print(f"{device}, {scene}, milliseconds a step")

@@ -9,9 +9,10 @@ import torch
 from pgc3d.errors import InputError
 from pgc3d.evaluation.alignment import align, candidate_rotations, normalize_mesh, rigid
 from pgc3d.evaluation.procedural import shapes
-from pgc3d.evaluation.shape_metrics import chamfer_distance, nearest_distances, sample_surface
+from pgc3d.evaluation.shape_metrics import chamfer_distance, nearest_distances
 from pgc3d.export.asset import TexturedMesh
 from pgc3d.geometry.normals import vertex_normals
+from pgc3d.geometry.surface import sample_surface
 
 
 def mesh(name):
@@ -33,7 +34,7 @@ def turn_about_y(angle):
 
 def distance(first, second):
     clouds = [
-        sample_surface(each.vertices, each.faces, 4096, torch.Generator().manual_seed(seed))
+        sample_surface(each.vertices, each.faces, 4096, torch.Generator().manual_seed(seed))[0]
         for seed, each in enumerate((first, second))
     ]
     return chamfer_distance(*nearest_distances(*clouds))

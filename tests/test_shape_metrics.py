@@ -11,12 +11,12 @@ from pgc3d.evaluation.shape_metrics import (
     chamfer_distance,
     f_score,
     nearest_distances,
-    sample_surface,
     surface_cameras,
     visible_points,
     volume_iou,
 )
 from pgc3d.geometry.sdf import winding_number
+from pgc3d.geometry.surface import sample_surface
 from pgc3d.kernels.voxels_numba import solid_voxels
 from pgc3d.render.cpu import CpuRasterizer
 
@@ -40,7 +40,7 @@ def generator(seed=0):
 def test_samples_spread_by_area():
     """Sides of a box get points by their area; within 5 deviations of the binomial."""
     size, count = (1.0, 2.0, 3.0), 20_000
-    points = sample_surface(*box((0, 0, 0), size), count, generator())
+    points = sample_surface(*box((0, 0, 0), size), count, generator())[0]
     for axis in range(3):
         share = (size[(axis + 1) % 3] * size[(axis + 2) % 3]) / (1 * 2 + 2 * 3 + 3 * 1) / 2
         for side in (0.0, size[axis]):
@@ -53,15 +53,15 @@ def test_samples_do_not_prefer_a_tessellation():
     corners = torch.tensor([[0.0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0]])
     center = torch.tensor([[0.9, 0.5, 0.0]])
     faces = torch.tensor([[0, 1, 4], [1, 2, 4], [2, 3, 4], [3, 0, 4]])
-    points = sample_surface(torch.cat([corners, center]), faces, 20_000, generator())
+    points = sample_surface(torch.cat([corners, center]), faces, 20_000, generator())[0]
     torch.testing.assert_close(points.mean(0), torch.tensor([0.5, 0.5, 0.0]), atol=0.012, rtol=0)
 
 
 def test_samples_are_on_the_surface_and_repeat():
     vertices, faces = sphere(subdivisions=5)
-    points = sample_surface(vertices, faces, 1000, generator(3))
+    points = sample_surface(vertices, faces, 1000, generator(3))[0]
     torch.testing.assert_close(points.norm(dim=1), torch.ones(1000), atol=2e-3, rtol=0)
-    assert torch.equal(points, sample_surface(vertices, faces, 1000, generator(3)))
+    assert torch.equal(points, sample_surface(vertices, faces, 1000, generator(3))[0])
 
 
 def test_nothing_to_sample_is_refused():
@@ -87,7 +87,7 @@ def test_chamfer_of_two_planes_is_their_distance():
 
 def test_chamfer_of_spheres_is_the_difference_of_radii_both_ways():
     clouds = [
-        sample_surface(*sphere(radius), 16_384, generator(seed)) for seed, radius in ((0, 1.0), (1, 0.8))
+        sample_surface(*sphere(radius), 16_384, generator(seed))[0] for seed, radius in ((0, 1.0), (1, 0.8))
     ]
     forward, backward = nearest_distances(*clouds)
     found = chamfer_distance(forward, backward)
@@ -135,7 +135,7 @@ def test_voxels_agree_with_the_winding_number():
     inside = winding_number(centers, vertices, faces) > 0.5
     assert bool((solid.reshape(-1) | ~inside).all())  # what is inside is never missed
     extra = centers[solid.reshape(-1) & ~inside]
-    distance, _ = nearest_distances(extra, sample_surface(vertices, faces, 20_000, generator()))
+    distance, _ = nearest_distances(extra, sample_surface(vertices, faces, 20_000, generator())[0])
     assert len(extra) > 0
     assert distance.max() < cell / 2 + 0.02  # only the half voxel around the surface
 

@@ -8,8 +8,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pgc3d.errors import InputError
-from pgc3d.evaluation.shape_metrics import chamfer_distance, nearest_distances, sample_surface
+from pgc3d.evaluation.shape_metrics import chamfer_distance, nearest_distances
 from pgc3d.export.asset import TexturedMesh
+from pgc3d.geometry.surface import sample_surface
 
 YAWS = 6  # steps within the quarter turn that the axis rotations leave
 COARSE_POINTS, FINE_POINTS = 512, 1024
@@ -58,7 +59,9 @@ def align(
     mirrored object stays mirrored. The result is never farther than the unturned mesh, on the points used.
     """
     source, target = (
-        sample_surface(mesh.vertices, mesh.faces, FINE_POINTS, torch.Generator().manual_seed(seed)).double()
+        sample_surface(mesh.vertices, mesh.faces, FINE_POINTS, torch.Generator().manual_seed(seed))[
+            0
+        ].double()
         for mesh in (asset, truth)
     )
     starts = candidate_rotations().to(source)

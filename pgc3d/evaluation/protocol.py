@@ -19,11 +19,11 @@ from pgc3d.evaluation.shape_metrics import (
     chamfer_distance,
     f_score,
     nearest_distances,
-    sample_surface,
     visible_points,
     volume_iou,
 )
 from pgc3d.export.asset import TexturedMesh
+from pgc3d.geometry.surface import sample_surface
 from pgc3d.interfaces import Rasterizer
 from pgc3d.types import Cameras, Rendering
 
@@ -175,6 +175,6 @@ def _surface_metrics(
 
 def _whole_surface(vertices: Tensor, faces: Tensor, count: int, generator: torch.Generator) -> Tensor:
     try:
-        return sample_surface(vertices, faces, count, generator)
+        return sample_surface(vertices, faces, count, generator)[0]
     except ValueError as error:
         raise InputError(f"a mesh cannot be compared: {error}") from error

@@ -8,7 +8,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from pgc3d.cameras import fill_distance, orbit
-from pgc3d.geometry.normals import face_vectors
 from pgc3d.interfaces import Rasterizer
 from pgc3d.types import Cameras
 
@@ -17,28 +16,6 @@ VISIBLE_RESOLUTION = 256
 VISIBLE_CELL = 0.02  # one point a cell, so that views that overlap do not weigh more
 
 Points = Float[Tensor, "P 3"]
-
-
-def sample_surface(
-    vertices: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"], count: int, generator: torch.Generator
-) -> Float[Tensor, "N 3"]:
-    """Points spread evenly over the area; the numbers come from a CPU generator.
-
-    Raises:
-        ValueError: the surface has no area.
-    """
-    area = face_vectors(vertices, faces).norm(dim=-1).double().cpu()
-    if not area.sum() > 0:
-        raise ValueError("a surface must have an area to be sampled")
-    # by inversion, because multinomial takes at most 2^24 faces and rounds small ones away
-    ends = area.cumsum(0)
-    drawn = torch.rand(count, generator=generator, dtype=torch.float64) * ends[-1]
-    face = torch.searchsorted(ends, drawn, right=True).clamp(max=len(area) - 1).to(vertices.device)
-    u, v = torch.rand(2, count, 1, generator=generator).to(vertices.device)
-    root = u.sqrt()
-    a, b, c = vertices[faces[face]].unbind(1)
-    points: Tensor = (1 - root) * a + root * (1 - v) * b + root * v * c
-    return points
 
 
 def surface_cameras(views: int) -> Cameras:

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate, max_pool2d, pad
 
+from pgc3d.geometry.own_uv import draw_atlas
 from pgc3d.geometry.uv import UvAtlas
 from pgc3d.interfaces import Rasterizer
 from pgc3d.types import Material
@@ -42,6 +43,11 @@ def bake(
     points, covered = texel_positions(vertices, atlas, texture_size=texture_size, rasterizer=rasterizer)
     values = torch.zeros(texture_size, texture_size, 5, device=vertices.device)
     values[covered] = query(material, points[covered])
+    return finish(values, covered, padding=padding)
+
+
+def finish(values: Float[Tensor, "S S 5"], covered: Bool[Tensor, "S S"], *, padding: int = 4) -> Textures:
+    """Images of base colour, roughness and metallic that are known where a chart covers them."""
     image = fill(values, covered, padding=padding)
     image = (image * 255).round().clamp(0, 255).to(torch.uint8).cpu()
     occlusion = torch.full_like(image[..., :1], 255)  # unused by the material, white in viewers that read it
@@ -58,9 +64,7 @@ def texel_positions(
     """World position of each texel centre and whether a face covers it."""
     device = vertices.device
     uv, faces = atlas.uv.to(device), atlas.uv_faces.to(device)
-    rest = torch.tensor([[0.0, 1.0]], device=device).expand(len(uv), 2)
-    clip = torch.cat([2 * uv - 1, rest], dim=1)[None]
-    fragments = rasterizer.rasterize(clip, faces, (texture_size, texture_size))
+    fragments = draw_atlas(uv, faces, texture_size, rasterizer)
     corners = vertices[atlas.vertex.to(device)][None]
     return rasterizer.interpolate(corners, fragments, faces)[0], fragments.triangle[0] >= 0
 

@@ -17,7 +17,7 @@ from pgc3d.export.roundtrip import MIN_PSNR, comparison_views, round_trip_psnr
 from pgc3d.geometry.cleanup import clean
 from pgc3d.geometry.normals import face_vectors
 from pgc3d.geometry.uv import UvAtlas, unwrap
-from pgc3d.interfaces import Rasterizer, Representation
+from pgc3d.interfaces import Rasterizer, Shape
 from pgc3d.render.mesh_renderer import render_mesh
 from pgc3d.types import Mesh
 
@@ -54,11 +54,14 @@ class ExportReport:
 
 
 @dataclass(frozen=True)
-class _Stopwatch:
+class Stopwatch:
+    """Seconds by the part of an export."""
+
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
+        """Time the block."""
         start = time.perf_counter()
         yield
         self.seconds[name] = time.perf_counter() - start
@@ -67,7 +70,7 @@ class _Stopwatch:
 
 @torch.no_grad()
 def export_asset(
-    representation: Representation,
+    representation: Shape,
     path: Path,
     *,
     format: Format,
@@ -96,7 +99,7 @@ def export_asset(
         DivergedError: there is no surface to export.
         InputError: the folder cannot be written or the disk is full.
     """
-    watch = _Stopwatch()
+    watch = Stopwatch()
     with watch.part("surface"):
         dense = representation.to_mesh()
     with watch.part("cleanup"):
@@ -127,7 +130,7 @@ def export_asset(
         )  # fmt: skip
         found = round_trip_psnr(path, reference, cameras, rasterizer=rasterizer)
     return ExportReport(
-        files=tuple(_describe(file) for file in written),
+        files=tuple(describe_file(file) for file in written),
         vertices=len(mesh.vertices),
         faces=len(mesh.faces),
         uv_method=method,
@@ -140,7 +143,7 @@ def export_asset(
 def _with_textures(
     asset: TexturedMesh,
     atlas: UvAtlas,
-    representation: Representation,
+    representation: Shape,
     *,
     texture_size: int,
     device: torch.device,
@@ -166,7 +169,8 @@ def _area(mesh: Mesh) -> float:
     return float(face_vectors(mesh.vertices, mesh.faces).norm(dim=-1).nansum()) / 2
 
 
-def _describe(path: Path) -> ExportedFile:
+def describe_file(path: Path) -> ExportedFile:
+    """Size and hash of a file that was written."""
     with path.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     return ExportedFile(path=path, size=path.stat().st_size, sha256=digest)

@@ -34,22 +34,31 @@ def encode_png(image: Tensor) -> bytes:
 
 def corner_vertices(
     asset: TexturedMesh,
-) -> tuple[Int[Tensor, " N"], Int[Tensor, " N"], Int[Tensor, "F 3"]]:
-    """Vertices with one texture coordinate each, as glTF wants them: mesh vertex, texture vertex, faces."""
+) -> tuple[Int[Tensor, " N"], Int[Tensor, " N"], Int[Tensor, " N"], Int[Tensor, "F 3"]]:
+    """Vertices as glTF wants them, with one normal and one texture coordinate each.
+
+    Returns:
+        Mesh vertex, normal and texture coordinate of each, and the faces. They come in the mesh's order, and
+        are the mesh's own where no vertex has to be split.
+    """
     if asset.uv_faces is None:
         raise ValueError("the asset must have texture coordinates")
-    pairs = torch.stack([asset.faces.reshape(-1), asset.uv_faces.reshape(-1)], dim=1)
-    unique, index = torch.unique(pairs, dim=0, return_inverse=True)
-    return unique[:, 0], unique[:, 1], index.reshape(-1, 3)
+    normal_faces = asset.faces if asset.normal_faces is None else asset.normal_faces
+    if torch.equal(asset.faces, asset.uv_faces) and torch.equal(asset.faces, normal_faces):
+        own = torch.arange(len(asset.vertices))
+        return own, own, own, asset.faces
+    corners = [index.reshape(-1) for index in (asset.faces, normal_faces, asset.uv_faces)]
+    unique, index = torch.unique(torch.stack(corners, dim=1), dim=0, return_inverse=True)
+    return unique[:, 0], unique[:, 1], unique[:, 2], index.reshape(-1, 3)
 
 
 def encode_glb(asset: TexturedMesh, *, generator: str, name: str) -> bytes:
     """Bytes of a GLB file; metadata goes to `asset.extras`, `generator` is the writing program."""
     if asset.uv is None or asset.base_color is None:
         raise ValueError("a GLB needs texture coordinates and a base colour image")
-    vertex, uv_vertex, faces = corner_vertices(asset)
+    vertex, normal, uv_vertex, faces = corner_vertices(asset)
     uv = asset.uv[uv_vertex]
-    normals = asset.normals[vertex] if asset.corner_normals is None else asset.corner_normals[uv_vertex]
+    normals = asset.normals[normal] if asset.corner_normals is None else asset.corner_normals[uv_vertex]
     buffer = _Buffer()
     attributes = {
         "POSITION": buffer.add_vectors(asset.vertices[vertex], "VEC3", bounds=True),
@@ -85,7 +94,7 @@ def encode_glb(asset: TexturedMesh, *, generator: str, name: str) -> bytes:
     }
     if not asset.metadata:
         del document["asset"]["extras"]  # type: ignore[attr-defined]
-    return _container(document, bytes(buffer.data))
+    return pack_glb(document, bytes(buffer.data))
 
 
 def _material(*, textured: bool) -> Mapping[str, Any]:
@@ -139,7 +148,8 @@ class _Buffer:
         return len(self.accessors) - 1
 
 
-def _container(document: Mapping[str, Any], binary: bytes) -> bytes:
+def pack_glb(document: Mapping[str, Any], binary: bytes) -> bytes:
+    """A GLB container around a glTF document and its binary chunk."""
     text = json.dumps(document, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
     text += b" " * (-len(text) % 4)
     length = 12 + 8 + len(text) + 8 + len(binary)
@@ -154,8 +164,29 @@ def _container(document: Mapping[str, Any], binary: bytes) -> bytes:
     )
 
 
+def unpack_glb(data: bytes) -> tuple[dict[str, Any], bytes]:
+    """The glTF document of a GLB and its binary chunk.
+
+    Raises:
+        ValueError: it is no GLB of version 2, or is cut off.
+    """
+    if len(data) < 20 or struct.unpack_from("<II", data) != (MAGIC, 2):
+        raise ValueError("it is no GLB of version 2")
+    length, kind = struct.unpack_from("<II", data, 12)
+    if kind != JSON_CHUNK or 20 + length > len(data):
+        raise ValueError("its JSON chunk is damaged")
+    document = json.loads(data[20 : 20 + length])
+    if not isinstance(document, dict):
+        raise ValueError("its JSON chunk is no object")
+    start = 20 + length + 8
+    if start > len(data):
+        return document, b""
+    size = struct.unpack_from("<I", data, start - 8)[0]
+    if start + size > len(data):
+        raise ValueError("its binary chunk is cut off")
+    return document, data[start : start + size]
+
+
 def read_metadata(data: bytes) -> dict[str, Any]:
     """What `encode_glb` stored as metadata, empty when there is none."""
-    length = struct.unpack_from("<I", data, 12)[0]
-    document = json.loads(data[20 : 20 + length])
-    return dict(document["asset"].get("extras", {}))
+    return dict(unpack_glb(data)[0]["asset"].get("extras", {}))

@@ -1,6 +1,6 @@
 """Write a finished surface as GLB, OBJ, PLY or STL, and read it back.
 
-All formats keep the world's axes: y up, front +z. Files appear whole or not at all.
+No format changes the axes: y up, front +z, or those of a given mesh. Files appear whole or not at all.
 """
 
 import json
@@ -61,7 +61,8 @@ def _encode_obj(path: Path, asset: TexturedMesh) -> dict[Path, bytes]:
         images["map_Pm"] = (f"{stem}_metallic.png", asset.metallic_roughness[..., 2])
     material = [f"# {GENERATOR}", "newmtl surface", "Kd 1 1 1", "Ks 0 0 0", "d 1", "illum 1"]
     material += [f"{key} {name}" for key, (name, _) in images.items()]
-    corners = torch.stack([asset.faces, asset.uv_faces, asset.faces], dim=-1).reshape(-1, 9) + 1
+    normal_faces = asset.faces if asset.normal_faces is None else asset.normal_faces
+    corners = torch.stack([asset.faces, asset.uv_faces, normal_faces], dim=-1).reshape(-1, 9) + 1
     text = [
         f"# {GENERATOR}",
         f"# {_metadata_line(asset)}",
@@ -91,8 +92,8 @@ def _metadata_line(asset: TexturedMesh) -> str:
 
 
 def _encode_ply(path: Path, asset: TexturedMesh) -> dict[Path, bytes]:
-    if asset.vertex_color is None:
-        raise ValueError("a PLY needs vertex colours")
+    if asset.vertex_color is None or asset.normal_faces is not None:
+        raise ValueError("a PLY needs vertex colours, and one normal for each vertex")
     vertices = np.empty(
         len(asset.vertices), dtype=[("position", "<f4", 3), ("normal", "<f4", 3), ("color", "u1", 3)]
     )

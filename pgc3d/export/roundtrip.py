@@ -1,6 +1,7 @@
 """Read an exported file back, render it, and say how close it is to what the run shows."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from pgc3d.export.mesh_file import read_mesh
 from pgc3d.geometry.uv import triangle_atlas
 from pgc3d.interfaces import Rasterizer
 from pgc3d.render.mesh_renderer import render_textured
-from pgc3d.types import Cameras, Rendering
+from pgc3d.types import Cameras, Placement, Rendering
 
 MIN_PSNR = 28.0  # dB, below which a file does not show what the run showed
 VIEWS = 6
@@ -26,17 +27,34 @@ def comparison_views(device: torch.device | str = "cpu") -> tuple[Cameras, Float
 
 
 @torch.no_grad()
-def round_trip_psnr(path: Path, reference: Rendering, cameras: Cameras, *, rasterizer: Rasterizer) -> float:
+def round_trip_psnr(
+    path: Path,
+    reference: Rendering,
+    cameras: Cameras,
+    *,
+    rasterizer: Rasterizer,
+    placement: Placement | None = None,
+    shading: bool = True,
+) -> float:
     """PSNR in dB, over the pixels that either picture covers, of a file against the run's own render.
 
-    Colours are compared; an STL has none, so its normals are. `reference` is on the rasteriser's device.
+    Colours are compared; an STL has none, so its normals are. `reference` is on the rasteriser's device, lit
+    if `shading`. `placement` brings a file in other axes into the world.
 
     Raises:
         InputError: the file cannot be read.
     """
     asset = read_mesh(path)
-    resolution = reference.color.shape[1]
-    found = render_asset(asset, cameras, resolution, background=reference.background, rasterizer=rasterizer)
+    if placement is not None:
+        asset = replace(asset, vertices=placement.to_world(asset.vertices))
+    found = render_asset(
+        asset,
+        cameras,
+        reference.color.shape[1],
+        background=reference.background,
+        rasterizer=rasterizer,
+        shading=shading,
+    )
     covered = (reference.alpha > 0) | (found.alpha > 0)
     bare = asset.base_color is None and asset.vertex_color is None
     if bare:
@@ -59,8 +77,9 @@ def render_asset(
     *,
     background: Float[Tensor, "B 3"],
     rasterizer: Rasterizer,
+    shading: bool = True,
 ) -> Rendering:
-    """Render what a file holds under the run's own light, on the device of `background`."""
+    """Render what a file holds, lit as the run does it, on the device of `background`."""
     device = background.device
     uv, uv_faces, texture = _texture(asset, rasterizer, device)
     return render_textured(
@@ -73,6 +92,7 @@ def render_asset(
         resolution,
         background,
         rasterizer=rasterizer,
+        shading=shading,
     )
 
 

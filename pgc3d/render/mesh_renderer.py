@@ -13,7 +13,7 @@ from pgc3d.geometry.normals import vertex_normals
 from pgc3d.interfaces import Rasterizer
 from pgc3d.render.antialias import antialias
 from pgc3d.render.shading import key_direction, shade
-from pgc3d.types import Cameras, Fragments, Material, Mesh, Rendering
+from pgc3d.types import Cameras, Fragments, Material, Mesh, Rendering, UvMesh
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def render_mesh(  # noqa: PLR0913
     fragments = rasterizer.rasterize(clip, mesh.faces, (resolution, resolution))
     everywhere = clip.is_cuda if everywhere is None else everywhere
     find = _everywhere if everywhere else _visible
-    surface, pixel = find(mesh, fragments, cameras, rasterizer)
+    surface, pixel = find(_places(mesh, fragments, rasterizer), fragments, cameras)
     color = material(surface.points).base_color
     if shading:
         color = shade(color, surface.normal, surface.key)
@@ -104,13 +104,67 @@ def render_textured(  # noqa: PLR0913
     clip = project(vertices, cameras)
     fragments = rasterizer.rasterize(clip, faces, (resolution, resolution))
     mesh = Mesh(vertices, faces, vertex_normals(vertices, faces))
-    surface, pixel = _visible(mesh, fragments, cameras, rasterizer)
+    surface, pixel = _visible(_places(mesh, fragments, rasterizer), fragments, cameras)
     coordinates = rasterizer.interpolate(uv[None], fragments, uv_faces).flatten(0, 2)
     color = sample_texture(texture, coordinates.index_select(0, pixel))
     if shading:
         color = shade(color, surface.normal, surface.key)
     picture = _compose(color, surface, pixel, fragments, background)
     return _rendering(antialias(picture, fragments, clip, faces), surface.depth, background)
+
+
+@dataclass(frozen=True)
+class Hits:
+    """What P pixels show of a `UvMesh`: the covered ones, or all in order with anything where nothing is."""
+
+    points: Float[Tensor, "P 3"]  # world
+    uv: Float[Tensor, "P 2"]
+    triangle: Int[Tensor, " P"]
+    view: Int[Tensor, " P"]
+
+
+def render_corners(
+    mesh: UvMesh,
+    cameras: Cameras,
+    resolution: int,
+    background: Float[Tensor, "B 3"],
+    *,
+    rasterizer: Rasterizer,
+    color: Callable[[Hits], Float[Tensor, "P 3"]],
+    topology: EdgeTopology,
+    shading: bool = True,
+) -> Rendering:
+    """Render a mesh with its own normals; see `render_mesh`.
+
+    Args:
+        mesh: In the world, on the rasteriser's device.
+        cameras: B views.
+        resolution: Height and width.
+        background: sRGB.
+        rasterizer: The backend of the device that holds the mesh.
+        color: sRGB base colour of what the pixels show.
+        topology: Of faces that share vertices along the seams of texture and normals.
+        shading: Light the base colour; otherwise the picture shows it as it is.
+    """
+    clip = project(mesh.vertices, cameras)
+    fragments = rasterizer.rasterize(clip, mesh.faces, (resolution, resolution))
+    parts = [(mesh.vertices, mesh.faces), (mesh.normals, mesh.normal_faces), (mesh.uv, mesh.uv_faces)]
+    values = [rasterizer.interpolate(part[None], fragments, faces) for part, faces in parts]
+    find = _everywhere if clip.is_cuda else _visible
+    surface, pixel = find(torch.cat(values[:2], dim=-1), fragments, cameras)
+    place = torch.arange(fragments.data[..., 0].numel(), device=clip.device) if pixel is None else pixel
+    found = color(
+        Hits(
+            points=surface.points,
+            uv=values[2].flatten(0, 2).index_select(0, place),
+            triangle=fragments.triangle.flatten().index_select(0, place).clamp(min=0),
+            view=place // resolution**2,
+        )
+    )
+    if shading:
+        found = shade(found, surface.normal, surface.key)
+    picture = _compose(found, surface, pixel, fragments, background)
+    return _rendering(antialias(picture, fragments, clip, mesh.faces, topology), surface.depth, background)
 
 
 def sample_texture(texture: Float[Tensor, "H W C"], uv: Float[Tensor, "P 2"]) -> Float[Tensor, "P C"]:
@@ -122,15 +176,19 @@ def sample_texture(texture: Float[Tensor, "H W C"], uv: Float[Tensor, "P 2"]) ->
     return values[0, :, 0].T
 
 
+def _places(mesh: Mesh, fragments: Fragments, rasterizer: Rasterizer) -> Float[Tensor, "B H W 6"]:
+    """World point and normal of every pixel."""
+    attributes = torch.cat([mesh.vertices, mesh.normals], dim=1)[None]
+    return rasterizer.interpolate(attributes, fragments, mesh.faces)
+
+
 def _visible(
-    mesh: Mesh, fragments: Fragments, cameras: Cameras, rasterizer: Rasterizer
+    places: Float[Tensor, "B H W 6"], fragments: Fragments, cameras: Cameras
 ) -> tuple[_Surface, Int[Tensor, " P"]]:
     """The covered pixels and their flat indices over all views; a CUDA device is waited for."""
-    attributes = torch.cat([mesh.vertices, mesh.normals], dim=1)[None]
-    values = rasterizer.interpolate(attributes, fragments, mesh.faces).flatten(0, 2)
     pixel = (fragments.data.detach()[..., 3].flatten() > 0).nonzero()[:, 0]
     # index_select, because the backward of indexing sorts
-    points, normal = values.index_select(0, pixel).chunk(2, dim=1)
+    points, normal = places.flatten(0, 2).index_select(0, pixel).chunk(2, dim=1)
     views, height, width = fragments.data.shape[:3]
     view = pixel // (height * width)
     towards_camera = cameras.camera_from_world[view, 2]
@@ -146,14 +204,12 @@ def _visible(
 
 
 def _everywhere(
-    mesh: Mesh, fragments: Fragments, cameras: Cameras, rasterizer: Rasterizer
+    places: Float[Tensor, "B H W 6"], fragments: Fragments, cameras: Cameras
 ) -> tuple[_Surface, None]:
     """Every pixel; interpolation leaves zeros where nothing is."""
-    attributes = torch.cat([mesh.vertices, mesh.normals], dim=1)[None]
-    values = rasterizer.interpolate(attributes, fragments, mesh.faces)
-    points, normal = values.flatten(0, 2).chunk(2, dim=1)
+    points, normal = places.flatten(0, 2).chunk(2, dim=1)
     towards_camera = cameras.camera_from_world[:, None, None, 2]  # [B, 1, 1, 4]
-    distance = -(towards_camera[..., :3] * values[..., :3]).sum(-1, keepdim=True) - towards_camera[..., 3:]
+    distance = -(towards_camera[..., :3] * places[..., :3]).sum(-1, keepdim=True) - towards_camera[..., 3:]
     views, height, width = fragments.data.shape[:3]
     surface = _Surface(
         points=points,

@@ -1,0 +1,75 @@
+"""Cameras that come closer while a run goes on: first the whole object, later parts of its surface."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from pgc3d.cameras import OrbitConfig, fill_distance, orbit, sample_orbit
+from pgc3d.schedules import PiecewiseLinear
+from pgc3d.types import Cameras
+
+SurfaceSampler = Callable[[int, torch.Generator], tuple[Float[Tensor, "N 3"], Float[Tensor, "N 3"]]]
+
+
+@dataclass(frozen=True)
+class CloseUpConfig:
+    """An orbit whose views become close-ups; `share` and `zoom` are schedules (see `PiecewiseLinear`).
+
+    A close-up looks at a random point of the surface, from the side that the surface faces, within the
+    orbit's elevations. At zoom z the picture shows 1 / z of the width that the whole object would fill there.
+    """
+
+    kind: Literal["close_up"] = "close_up"
+    orbit: OrbitConfig = field(default_factory=OrbitConfig)
+    share: tuple[float, ...] = (0.3, 0.0, 0.6, 0.5)  # of the views that are close-ups
+    zoom: tuple[float, ...] = (0.3, 1.0, 1.0, 2.5)
+    spread_degrees: float = 25.0  # standard deviation of the view from the surface's normal
+
+    def __post_init__(self) -> None:
+        share, zoom = PiecewiseLinear(self.share).values, PiecewiseLinear(self.zoom).values
+        if not 0.0 <= min(share) <= max(share) <= 1.0:
+            raise ValueError(f"share must lie in [0, 1], got {list(self.share)}")
+        if not 1.0 <= min(zoom) <= max(zoom) <= 10.0:
+            raise ValueError(f"zoom must lie in [1, 10], got {list(self.zoom)}")
+        if not 0.0 <= self.spread_degrees <= 90.0:
+            raise ValueError(f"spread_degrees must lie in [0, 90], got {self.spread_degrees}")
+
+
+def sample_close_ups(
+    batch: int,
+    config: CloseUpConfig,
+    surface: SurfaceSampler,
+    progress: float,
+    generator: torch.Generator,
+    device: torch.device | str = "cpu",
+) -> Cameras:
+    """Draw cameras for a share of the run; `surface` draws points with unit normals, all on the CPU."""
+    whole = sample_orbit(batch, config.orbit, generator)
+    close = torch.rand(batch, generator=generator) < PiecewiseLinear(config.share)(progress)
+    points, normals = surface(batch, generator)
+    spread = math.radians(config.spread_degrees)
+    direction = normalize(normals, dim=1)
+    azimuth = torch.atan2(direction[:, 0], direction[:, 2]) + spread * torch.randn(batch, generator=generator)
+    elevation = torch.asin(direction[:, 1].clamp(-1, 1)) + spread * torch.randn(batch, generator=generator)
+    low, high = (math.radians(angle) for angle in config.orbit.elevation_degrees)
+    fovy = 2 * torch.atan(1 / whole.clip_from_camera[:, 1, 1])
+    fill = torch.full((batch,), sum(config.orbit.fill) / 2)
+    # A narrower view from the same place: the camera never enters the object.
+    narrow = 2 * torch.atan(torch.tan(fovy / 2) / PiecewiseLinear(config.zoom)(progress))
+    near = orbit(azimuth, elevation.clamp(low, high), fill_distance(fovy, fill), narrow, points)
+    return _choose(close, near, whole).to(device)
+
+
+def _choose(condition: Tensor, first: Cameras, second: Cameras) -> Cameras:
+    def pick(name: str) -> Tensor:
+        ours, others = getattr(first, name), getattr(second, name)
+        return torch.where(condition.reshape(-1, *[1] * (ours.dim() - 1)), ours, others)
+
+    names = ("camera_from_world", "clip_from_camera", "azimuth", "elevation", "distance")
+    return Cameras(**{name: pick(name) for name in names})

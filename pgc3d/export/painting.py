@@ -1,0 +1,149 @@
+"""From a painted mesh to checked files: the given geometry as it was, with a new material."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from pgc3d.errors import InputError
+from pgc3d.export.asset import TexturedMesh
+from pgc3d.export.bake import fill
+from pgc3d.export.export import CHECK_RESOLUTION, ExportReport, Stopwatch, describe_file
+from pgc3d.export.mesh_file import Format, write_mesh
+from pgc3d.export.roundtrip import comparison_views, round_trip_psnr
+from pgc3d.geometry.own_uv import draw_atlas
+from pgc3d.interfaces import Rasterizer
+from pgc3d.representation.textured_mesh import PaintedMesh
+from pgc3d.types import UvMesh
+
+FINEST = 1 << 16  # an image size beyond all others: nothing is filtered
+
+
+def require_colors(format: Format) -> None:
+    """Refuse a format that holds no colours.
+
+    Raises:
+        InputError: it is STL.
+    """
+    if format == "stl":
+        raise InputError("a painted mesh must be written as glb, obj or ply, got stl, which has no colours")
+
+
+@torch.no_grad()
+def export_painting(
+    painted: PaintedMesh,
+    path: Path,
+    *,
+    format: Format,
+    rasterizer: Rasterizer,
+    texture_size: int = 1024,
+    metadata: Mapping[str, str | int | float] | None = None,
+) -> ExportReport:
+    """Bake into the mesh's texture coordinates, write, read back and compare the unlit colours.
+
+    Vertices and faces are those of the file that was given, in its axes, its scale and its order.
+
+    Args:
+        painted: on the rasteriser's device.
+        path: the mesh file; others go beside it.
+        format: glb and obj carry a texture, ply vertex colours.
+        rasterizer: the backend for baking and for the comparison.
+        texture_size: side of the texture in texels.
+        metadata: for example prompt and seed; goes into the file where the format has a place.
+
+    Returns:
+        The report; a file whose `faithful` is false is there nevertheless, for the user to look at.
+
+    Raises:
+        InputError: the folder cannot be written or the disk is full, or the format has no colours.
+    """
+    require_colors(format)
+    watch, given = Stopwatch(), painted.canvas.mesh
+    asset = TexturedMesh(
+        given.vertices,
+        given.faces,
+        given.normals,
+        normal_faces=given.normal_faces,
+        metadata=dict(metadata or {}),
+    )
+    with watch.part("bake"):
+        if format == "ply":
+            asset = _with_vertex_colors(asset, painted)
+        else:
+            image = bake_painting(painted, texture_size=texture_size, rasterizer=rasterizer)
+            color = (image * 255).round().clamp(0, 255).to(torch.uint8).cpu()
+            surface = [255, round(255 * painted.roughness), round(255 * painted.metallic)]
+            asset = replace(
+                asset,
+                uv=given.uv,
+                uv_faces=given.uv_faces,
+                base_color=color,
+                metallic_roughness=torch.tensor(surface, dtype=torch.uint8).reshape(1, 1, 3),
+            )
+    with watch.part("write"):
+        written = write_mesh(path, asset, format)
+    with watch.part("compare"):
+        cameras, background = comparison_views(painted.mesh.vertices.device)
+        psnr = round_trip_psnr(
+            path,
+            painted.picture(cameras, CHECK_RESOLUTION, background, shading=False),
+            cameras,
+            rasterizer=rasterizer,
+            placement=painted.canvas.placement,
+            shading=False,
+        )
+    return ExportReport(
+        files=tuple(describe_file(file) for file in written),
+        vertices=len(given.vertices),
+        faces=len(given.faces),
+        uv_method=None if format == "ply" else painted.canvas.uv_method,
+        dropped=0.0,
+        psnr=psnr,
+        seconds=watch.seconds,
+    )
+
+
+@torch.no_grad()
+def bake_painting(
+    painted: PaintedMesh, *, texture_size: int, rasterizer: Rasterizer, padding: int = 4
+) -> Float[Tensor, "S S 3"]:
+    """Base colour of every texel, continued beyond the charts; see `bake`."""
+    mesh = painted.mesh
+    fragments = draw_atlas(mesh.uv, mesh.uv_faces, texture_size, rasterizer)
+    covered = fragments.triangle[0] >= 0
+    points = rasterizer.interpolate(mesh.vertices[None], fragments, mesh.faces)[0][covered]
+    image = torch.zeros(texture_size, texture_size, 3, device=points.device)
+    image[covered] = painted.texels(points, _centres(covered), texture_size=texture_size)
+    return fill(image, covered, padding=padding)
+
+
+def _centres(covered: Bool[Tensor, "S S"]) -> Float[Tensor, "P 2"]:
+    """Texture coordinates of the centres of texels; v points up."""
+    row, column = covered.nonzero().unbind(1)
+    return torch.stack([column + 0.5, len(covered) - row - 0.5], dim=1) / len(covered)
+
+
+def _with_vertex_colors(asset: TexturedMesh, painted: PaintedMesh) -> TexturedMesh:
+    """The asset with colours and normals of the vertices, for a format that has nothing finer."""
+    mesh = painted.mesh
+    uv = mesh.uv.new_zeros(len(mesh.vertices), 2)
+    uv[mesh.faces.reshape(-1)] = mesh.uv[mesh.uv_faces.reshape(-1)]
+    colors = painted.texels(mesh.vertices, uv, texture_size=FINEST)
+    return replace(
+        asset,
+        normals=_vertex_normals(painted.canvas.mesh),
+        normal_faces=None,
+        vertex_color=(colors * 255).round().clamp(0, 255).to(torch.uint8).cpu(),
+    )
+
+
+def _vertex_normals(mesh: UvMesh) -> Float[Tensor, "V 3"]:
+    """Mean of the normals that a vertex has in its faces; +z where it has none."""
+    total = torch.zeros_like(mesh.vertices)
+    total.index_add_(0, mesh.faces.reshape(-1), mesh.normals[mesh.normal_faces.reshape(-1)])
+    unit = normalize(total, dim=1)
+    return torch.where(unit.norm(dim=1, keepdim=True) > 0.5, unit, torch.tensor([0.0, 0.0, 1.0]))

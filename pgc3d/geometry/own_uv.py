@@ -1,0 +1,70 @@
+"""Can a mesh's own texture coordinates hold a painting, in which every place has a texel of its own?"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from pgc3d.geometry.normals import face_vectors
+from pgc3d.interfaces import Rasterizer
+from pgc3d.types import Fragments, UvMesh
+
+RESOLUTION = 2048  # at which the overlap is measured
+MAX_OVERLAP = 0.02  # share of the charts' area that lies below other charts
+MAX_DEGENERATE = 0.01  # share of the surface whose faces have no area in the image
+MIN_AREA = 0.01  # share of the image that the charts cover at least
+TOLERANCE = 1e-3  # how far coordinates may leave the unit square
+
+
+def unit_square(uv: Float[Tensor, "U 2"]) -> Float[Tensor, "U 2"]:
+    """The coordinates, moved by whole numbers where all of them lie in another tile than the first."""
+    low = (uv.amin(dim=0) + TOLERANCE).floor()
+    return uv - low if bool(torch.isfinite(low).all()) and bool((low != 0).any()) else uv
+
+
+def uv_fault(
+    uv: Float[Tensor, "U 2"],
+    uv_faces: Int[Tensor, "F 3"],
+    vertices: Float[Tensor, "V 3"],
+    faces: Int[Tensor, "F 3"],
+    *,
+    rasterizer: Rasterizer,
+    device: torch.device | str = "cpu",
+) -> str | None:
+    """Why the coordinates cannot be used, None where they can.
+
+    The overlap is the share of the charts' summed area that a drawing of them all does not cover.
+    """
+    if not bool(torch.isfinite(uv).all()):
+        return "are not finite"
+    if not 0 <= int(uv_faces.min()) <= int(uv_faces.max()) < len(uv):
+        return "do not belong to the faces"
+    if bool(((uv < -TOLERANCE) | (uv > 1 + TOLERANCE)).any()):
+        return "leave the unit square"
+    a, b, c = (uv.double()[corner] for corner in uv_faces.T)
+    area = torch.linalg.det(torch.stack([b - a, c - a], dim=1)).abs() / 2
+    surface = face_vectors(vertices.double(), faces).norm(dim=1)
+    flat = float(surface[area < 1e-12].sum() / surface.sum().clamp_min(1e-300))
+    if flat > MAX_DEGENERATE:
+        return f"give no area to {flat:.0%} of the surface"
+    total = float(area.sum())
+    if total < MIN_AREA:
+        return f"use {total:.2%} of the image only"
+    drawn = draw_atlas(uv.to(device), uv_faces.to(device), RESOLUTION, rasterizer)
+    overlap = 1 - float(drawn.mask.mean()) / total
+    if overlap > MAX_OVERLAP:
+        return f"overlap on {overlap:.0%} of their area"
+    return None
+
+
+def draw_atlas(
+    uv: Float[Tensor, "U 2"], uv_faces: Int[Tensor, "F 3"], size: int, rasterizer: Rasterizer
+) -> Fragments:
+    """Which face lies on each texel's centre, row 0 at v = 1."""
+    rest = torch.tensor([[0.0, 1.0]], device=uv.device).expand(len(uv), 2)
+    clip = torch.cat([2 * uv - 1, rest], dim=1)[None]
+    return rasterizer.rasterize(clip, uv_faces, (size, size))
+
+
+def uv_coverage(mesh: UvMesh, size: int, rasterizer: Rasterizer) -> Float[Tensor, "S S"]:
+    """1 where a face covers a texel's centre, else 0."""
+    return draw_atlas(mesh.uv, mesh.uv_faces, size, rasterizer).mask[0, ..., 0]

@@ -1,0 +1,108 @@
+"""Texture images looked up with the filter that a pixel's footprint asks for, differentiable in the image."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import avg_pool2d
+
+from pgc3d.types import Cameras, UvMesh
+
+
+def mip_chain(
+    image: Float[Tensor, "S S C"], weight: Float[Tensor, "S S"] | None = None
+) -> Float[Tensor, "N C"]:
+    """The texels of the image and of its halvings down to a single one; S is a power of two.
+
+    `weight` says how much a texel counts in the means, so that what lies between the charts does not bleed
+    into them; positive everywhere, all the same when None.
+    """
+    level = image.permute(2, 0, 1)[None]
+    share = torch.ones_like(level[:, :1]) if weight is None else weight[None, None]
+    chain = [image.reshape(-1, image.shape[-1])]
+    while level.shape[-1] > 1:
+        coarse = avg_pool2d(share, 2)
+        level, share = avg_pool2d(level * share, 2) / coarse, coarse
+        chain.append(level[0].flatten(1).T)
+    return torch.cat(chain)
+
+
+def sample_chain(
+    chain: Float[Tensor, "N C"], size: int, uv: Float[Tensor, "P 2"], level: Float[Tensor, " P"]
+) -> Float[Tensor, "P C"]:
+    """Trilinear lookup in the chain of an image of `size` texels a side.
+
+    v points up while row 0 is on top; the border is clamped. `level` 0 and below is the bilinear lookup in
+    the image itself, log2(size) and above the mean.
+    """
+    last = size.bit_length() - 1
+    level = level.clamp(0, last)
+    fine = level.floor().long()
+    lower = _bilinear(chain, size, uv, fine)
+    upper = _bilinear(chain, size, uv, (fine + 1).clamp(max=last))
+    return lower + (level - fine)[:, None] * (upper - lower)
+
+
+def _bilinear(
+    chain: Float[Tensor, "N C"], size: int, uv: Float[Tensor, "P 2"], level: Int[Tensor, " P"]
+) -> Float[Tensor, "P C"]:
+    side = size >> level  # [P]
+    start = 4 * (size * size - side * side) // 3  # texels of the finer levels
+    place = torch.stack([uv[:, 0], 1 - uv[:, 1]], dim=1) * side[:, None] - 0.5
+    place = torch.minimum(place.clamp(min=0), (side - 1)[:, None])
+    corner = place.floor()
+    x, y = (place - corner)[:, :1], (place - corner)[:, 1:]
+    column, row = corner.long().unbind(1)
+    right, below = torch.minimum(column + 1, side - 1), torch.minimum(row + 1, side - 1)
+
+    def texel(rows: Tensor, columns: Tensor) -> Tensor:
+        return chain.index_select(0, start + rows * side + columns)
+
+    top = texel(row, column) * (1 - x) + texel(row, right) * x
+    bottom = texel(below, column) * (1 - x) + texel(below, right) * x
+    return top * (1 - y) + bottom * y
+
+
+def uv_gradients(mesh: UvMesh) -> Float[Tensor, "F 2 3"]:
+    """How u and v of each face change along the world's axes, within the face's plane; 0 without area."""
+    a, b, c = (mesh.vertices[corner].double() for corner in mesh.faces.T)
+    edges = torch.stack([b - a, c - a], dim=1)  # [F, 2, 3]
+    a, b, c = (mesh.uv[corner].double() for corner in mesh.uv_faces.T)
+    change = torch.stack([b - a, c - a], dim=1)  # [F, 2 edges, 2]
+    metric = edges @ edges.transpose(1, 2)
+    first, mixed, second = metric[:, 0, 0], metric[:, 0, 1], metric[:, 1, 1]
+    determinant = first * second - mixed * mixed
+    inverse = torch.stack([second, -mixed, -mixed, first], dim=1).reshape(-1, 2, 2)
+    flat = determinant <= 1e-12 * first * second
+    inverse = inverse / torch.where(flat, torch.inf, determinant)[:, None, None]
+    return (change.transpose(1, 2) @ inverse @ edges).float()
+
+
+def footprint_level(
+    gradients: Float[Tensor, "P 2 3"],
+    points: Float[Tensor, "P 3"],
+    face_normal: Float[Tensor, "P 3"],
+    view: Int[Tensor, " P"],
+    cameras: Cameras,
+    *,
+    resolution: int,
+    texture_size: int,
+) -> Float[Tensor, " P"]:
+    """Mip level of the pixels that show `points`: log2 of the longer side of a pixel's footprint in texels.
+
+    The footprint is that of the ray through the pixel on the face's plane: a neighbouring pixel's ray, turned
+    by d, meets the plane at t (d - D (n d) / (n D)) from here, t D being the ray up to the point.
+    """
+    rotation = cameras.camera_from_world[view, :3, :3]
+    ray = points - cameras.position[view]  # t D
+    depth = -(rotation[:, 2] * ray).sum(-1, keepdim=True)
+    pixel = 2.0 / (resolution * cameras.clip_from_camera[view, 1, 1])[:, None]
+    turns = depth * pixel  # t d has this length along the image's axes
+    facing = (face_normal * ray).sum(-1, keepdim=True)
+    facing = torch.where(facing.abs() < 1e-6, 1e-6, facing)
+    longest = torch.zeros_like(depth[:, 0])
+    for axis in (0, 1):
+        step = turns * rotation[:, axis]
+        step = step - ray * (face_normal * step).sum(-1, keepdim=True) / facing
+        change = (gradients @ step[..., None])[..., 0]
+        longest = torch.maximum(longest, change.norm(dim=1))
+    return torch.log2((longest * texture_size).clamp_min(1e-6))

@@ -1,0 +1,246 @@
+"""Paint on a mesh that somebody else made: its shape stays as it is, its colours are learnt.
+
+The colours are a hash-grid field over the surface, baked at the end, or the texels of an image.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import max_pool2d
+
+from pgc3d.geometry.normals import face_normals
+from pgc3d.geometry.own_uv import uv_coverage
+from pgc3d.geometry.placement import orientation
+from pgc3d.interfaces import ParameterGroup, Rasterizer
+from pgc3d.render.antialias import edge_topology
+from pgc3d.render.mesh_renderer import Hits, render_corners
+from pgc3d.render.mipmap import footprint_level, mip_chain, sample_chain, uv_gradients
+from pgc3d.representation.fields import ColorField, HashGrid, Mlp
+from pgc3d.types import Cameras, Canvas, Rendering
+
+CHUNK = 1 << 17  # points per query: bounds the memory of a field's hidden layers
+GUTTER_WEIGHT = 1e-4  # of texels that no face covers, in the means of the mip levels
+
+
+@dataclass(frozen=True)
+class TexturedMeshConfig:
+    """A given mesh with learnt colours; the defaults suit two CPU cores."""
+
+    kind: Literal["textured_mesh"] = "textured_mesh"
+    up: str = "+y"  # the file's axis that points up, one of +x -x +y -y +z -z
+    front: str = "auto"  # the file's axis that the object looks along; auto is +z, or -y where z is up
+    crease_degrees: float = 40.0  # between faces: above it an edge is sharp; for files without normals
+    shading: bool = True  # light the colours; else the pictures show them as they are
+    texture: Literal["field", "image"] = "field"
+    image_size: int = 1024  # of the texture `image`, a power of two
+    lr_image: float = 0.01
+    lr_color_grid: float = 0.01
+    lr_color_mlp: float = 0.002
+    color_levels: int = 8
+    color_features: int = 2
+    color_log2_rows: int = 15
+    color_base: int = 8
+    color_finest: int = 256
+    color_hidden: int = 32
+    color: tuple[float, float, float] = (0.5, 0.5, 0.5)  # sRGB at the start
+    roughness: float = 0.8
+    metallic: float = 0.0
+
+    def __post_init__(self) -> None:
+        orientation(self.up, self.front)
+        if not 0.0 <= self.crease_degrees <= 180.0:
+            raise ValueError(f"crease_degrees must lie in [0, 180], got {self.crease_degrees}")
+        if not 64 <= self.image_size <= 4096 or self.image_size & (self.image_size - 1):
+            raise ValueError(f"image_size must be a power of two in [64, 4096], got {self.image_size}")
+        for name in ("lr_image", "lr_color_grid", "lr_color_mlp"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if not all(0.0 < channel < 1.0 for channel in self.color):
+            raise ValueError(f"color must lie in (0, 1), got {list(self.color)}")
+        if not (0.0 <= self.roughness <= 1.0 and 0.0 <= self.metallic <= 1.0):
+            raise ValueError("roughness and metallic must lie in [0, 1]")
+
+
+class ImageTexture(nn.Module):
+    """Colours as the texels of a square image, kept in [0, 1]."""
+
+    weight: Tensor
+
+    def __init__(
+        self, covered: Float[Tensor, "S S"], *, color: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    ) -> None:
+        """Start from one sRGB colour; `covered` is 1 for texels that lie on a face, S a power of two."""
+        super().__init__()
+        # A lookup at a chart's edge mixes in the texel beside it.
+        reached = max_pool2d(covered[None, None], 3, stride=1, padding=1)[0, 0]
+        self.register_buffer("weight", reached.clamp_min(GUTTER_WEIGHT), persistent=False)
+        start = torch.tensor(color, device=covered.device)
+        self.image = nn.Parameter(start.expand(*covered.shape, 3).clone())
+
+    def chain(self) -> Float[Tensor, "N 3"]:
+        """The texels of all mip levels."""
+        return mip_chain(self.image, self.weight)
+
+    @torch.no_grad()
+    def project(self) -> None:
+        """Bring texels that a step took out of [0, 1] back to its border."""
+        self.image.clamp_(0.0, 1.0)
+
+
+class PaintedMesh(nn.Module):
+    """A `Representation` whose geometry never changes."""
+
+    def __init__(
+        self,
+        *,
+        rasterizer: Rasterizer,
+        canvas: Canvas,
+        texture: ColorField | ImageTexture,
+        learning_rates: dict[str, float],
+        shading: bool = True,
+        roughness: float = 0.8,
+        metallic: float = 0.0,
+    ) -> None:
+        """Hold the mesh on the rasteriser's device, in the world.
+
+        Args:
+            rasterizer: the backend.
+            canvas: on any device; its mesh has normals and texture coordinates.
+            texture: the colours.
+            learning_rates: of "texture.grid" and "texture.mlp", or of "texture.image".
+            shading: light the colours.
+            roughness: of the whole surface.
+            metallic: of the whole surface.
+        """
+        super().__init__()
+        self.rasterizer = rasterizer
+        self.canvas = canvas
+        self.texture = texture
+        self.learning_rates = learning_rates
+        self.shading = shading
+        self.roughness, self.metallic = roughness, metallic
+        device = next(texture.parameters()).device
+        self.mesh = mesh = canvas.in_world().to(device)
+        self._topology = edge_topology(canvas.joined.to(device), len(mesh.vertices))
+        self._face_normals = face_normals(mesh.vertices, mesh.faces)
+        self._gradients = uv_gradients(mesh)
+
+    def render(
+        self,
+        cameras: Cameras,
+        resolution: int,
+        background: Float[Tensor, "B 3"],
+        *,
+        progress: float = 1.0,
+    ) -> Rendering:
+        """See `Representation.render`."""
+        return self.picture(cameras, resolution, background, shading=self.shading)
+
+    def picture(
+        self, cameras: Cameras, resolution: int, background: Float[Tensor, "B 3"], *, shading: bool
+    ) -> Rendering:
+        """Render with or without light."""
+        texture = self.texture
+        if isinstance(texture, ImageTexture):
+            if torch.is_grad_enabled():
+                texture.project()
+            chain = texture.chain()
+
+        def color(hits: Hits) -> Tensor:
+            if isinstance(texture, ColorField):
+                return cast("Tensor", texture(hits.points).base_color)
+            level = footprint_level(
+                self._gradients.index_select(0, hits.triangle),
+                hits.points,
+                self._face_normals.index_select(0, hits.triangle),
+                hits.view,
+                cameras,
+                resolution=resolution,
+                texture_size=len(texture.image),
+            )
+            return sample_chain(chain, len(texture.image), hits.uv, level)
+
+        return render_corners(
+            self.mesh,
+            cameras,
+            resolution,
+            background,
+            rasterizer=self.rasterizer,
+            color=color,
+            topology=self._topology,
+            shading=shading,
+        )
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        groups: dict[str, list[Tensor]]
+        if isinstance(self.texture, ImageTexture):
+            groups = {"texture.image": [self.texture.image]}
+        else:
+            groups = {
+                "texture.grid": list(self.texture.grid.parameters()),
+                "texture.mlp": list(self.texture.mlp.parameters()),
+            }
+        return [
+            ParameterGroup(name=name, params=params, lr=self.learning_rates[name])
+            for name, params in groups.items()
+        ]
+
+    @torch.no_grad()
+    def texels(
+        self, points: Float[Tensor, "P 3"], uv: Float[Tensor, "P 2"], *, texture_size: int
+    ) -> Float[Tensor, "P 3"]:
+        """Base colour at world points and the texture coordinates that belong to them.
+
+        `texture_size` is the side of the image that is made of them; a smaller one than the own is filtered.
+        """
+        texture, parts = self.texture, torch.split(torch.arange(len(points), device=points.device), CHUNK)
+        if isinstance(texture, ColorField):
+            return torch.cat([texture(points[part]).base_color for part in parts])
+        chain, size = texture.chain(), len(texture.image)
+        level = torch.full_like(uv[:, 0], math.log2(max(size / texture_size, 1.0)))
+        return torch.cat([sample_chain(chain, size, uv[part], level[part]) for part in parts])
+
+
+def build_painted_mesh(
+    config: TexturedMeshConfig,
+    canvas: Canvas,
+    *,
+    rasterizer: Rasterizer,
+    generator: torch.Generator,
+    device: torch.device | str = "cpu",
+) -> PaintedMesh:
+    """Make the representation that a configuration describes; `generator`, on the CPU, draws weights."""
+    texture: ColorField | ImageTexture
+    if config.texture == "image":
+        mesh = canvas.mesh.to(device)
+        texture = ImageTexture(uv_coverage(mesh, config.image_size, rasterizer), color=config.color)
+    else:
+        grid = HashGrid(
+            levels=config.color_levels,
+            features=config.color_features,
+            log2_rows=config.color_log2_rows,
+            base=config.color_base,
+            finest=config.color_finest,
+            generator=generator,
+        )
+        mlp = Mlp(grid.width, 3, hidden=config.color_hidden, generator=generator)
+        texture = ColorField(
+            grid, mlp, color=config.color, roughness=config.roughness, metallic=config.metallic
+        )
+    return PaintedMesh(
+        rasterizer=rasterizer,
+        canvas=canvas,
+        texture=texture.to(device),
+        learning_rates={
+            "texture.image": config.lr_image,
+            "texture.grid": config.lr_color_grid,
+            "texture.mlp": config.lr_color_mlp,
+        },
+        shading=config.shading,
+        roughness=config.roughness,
+        metallic=config.metallic,
+    )

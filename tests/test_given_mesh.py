@@ -1,0 +1,221 @@
+import json
+import struct
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+from meshes import cube_arrays, lumpy, write, write_cube
+
+from pgc3d.errors import InputError
+from pgc3d.export import given_mesh
+from pgc3d.export.given_mesh import inside, read_given
+from pgc3d.export.gltf import pack_glb, unpack_glb
+from pgc3d.export.obj_reader import parse_obj
+
+
+@pytest.mark.parametrize("kind", ["glb", "gltf", "ply", "stl", "obj"])
+def test_vertices_and_faces_keep_coordinates_and_order(tmp_path, kind):
+    mesh = lumpy()
+    folder = tmp_path / kind
+    folder.mkdir()
+    given = read_given(write(mesh, folder / f"mesh.{kind}"))
+    corners = torch.from_numpy(mesh.vertices[mesh.faces]).float()
+    torch.testing.assert_close(given.vertices[given.faces], corners, rtol=1e-6, atol=1e-5)
+    if kind != "stl":
+        torch.testing.assert_close(
+            given.vertices, torch.from_numpy(mesh.vertices).float(), rtol=1e-6, atol=1e-5
+        )
+        assert torch.equal(given.faces, torch.from_numpy(mesh.faces).long())
+
+
+@pytest.mark.parametrize("kind", ["glb", "gltf", "obj"])
+def test_texture_coordinates_come_with_the_corners(tmp_path, kind):
+    _, faces, uv = cube_arrays()
+    given = read_given(write_cube(tmp_path / f"cube.{kind}"))
+    torch.testing.assert_close(
+        given.uv[given.uv_faces], torch.from_numpy(uv[faces]).float(), atol=1e-6, rtol=0
+    )
+
+
+def test_texture_coordinates_need_no_material(tmp_path):
+    document, binary = unpack_glb(write_cube(tmp_path / "cube.glb").read_bytes())
+    for key in ("materials", "textures", "images"):
+        document.pop(key, None)
+    del document["meshes"][0]["primitives"][0]["material"]
+    (tmp_path / "bare.glb").write_bytes(pack_glb(document, binary))
+    assert torch.equal(read_given(tmp_path / "bare.glb").uv, read_given(tmp_path / "cube.glb").uv)
+
+
+def test_scene_is_flattened_with_its_transforms(tmp_path):
+    box = trimesh.creation.box()
+    mirror = np.diag([-2.0, 1.0, 1.0, 1.0])
+    mirror[:3, 3] = (5, 6, 7)
+    scene = trimesh.Scene()
+    scene.add_geometry(box, transform=mirror)
+    scene.add_geometry(lumpy())
+    scene.export(tmp_path / "scene.glb")
+    given = read_given(tmp_path / "scene.glb")
+    expected = trimesh.load_scene(tmp_path / "scene.glb").to_mesh()
+    assert len(given.faces) == len(expected.faces)
+    found = trimesh.Trimesh(given.vertices.numpy(), given.faces.numpy())
+    np.testing.assert_allclose(found.bounds, expected.bounds, rtol=1e-6)
+    np.testing.assert_allclose(found.volume, 2 + lumpy().volume, rtol=1e-5)  # the mirrored box faces outwards
+
+
+def test_obj_indices_count_from_both_ends_and_polygons_become_fans():
+    given = parse_obj(
+        "v 0 0 0\nv 1 0 0 # corner\nv 1 1 0\nv 0 1 0\nvt 0 0\nvt 1 1\nvn 0 0 2\n"
+        "f -4/1/1 2/1/-1 3/2/1 4/-1/1\n"
+    )
+    assert given.faces.tolist() == [[0, 1, 2], [0, 2, 3]]
+    assert given.uv_faces.tolist() == [[0, 0, 1], [0, 1, 1]]
+    assert given.normals.tolist() == [[0, 0, 1]]
+
+
+def test_obj_keeps_vertices_that_no_face_uses():
+    assert len(parse_obj("v 9 9 9\nv 0 0 0\nv 1 0 0\nv 0 1 0\nf 2 3 4").vertices) == 4
+
+
+def edit_gltf(path, change):
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document))
+    return path
+
+
+def gltf(tmp_path):
+    folder = tmp_path / "gltf"
+    folder.mkdir()
+    return write_cube(folder / "cube.gltf")
+
+
+@pytest.mark.parametrize(
+    "uri", ["../cube.bin", "/etc/passwd", "http://example.org/x", "file:///x", "a/%2e%2e/../x"]
+)
+@pytest.mark.parametrize("key", ["buffers", "images"])
+def test_gltf_reference_outside_is_one_line(tmp_path, uri, key):
+    path = edit_gltf(gltf(tmp_path), lambda document: document[key][0].update(uri=uri))
+    assert_line(path, "may refer to files in its own folder only")
+
+
+@pytest.mark.parametrize("name", ["../a.mtl", "/a.mtl", "https://a/b.mtl", "C:\\a.mtl"])
+def test_obj_library_outside_is_one_line(tmp_path, name):
+    path = tmp_path / "a.obj"
+    path.write_text(f"mtllib {name}\nv 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n")
+    assert_line(path, "may refer to files in its own folder only")
+
+
+def test_picture_of_a_library_outside_is_one_line(tmp_path):
+    (tmp_path / "a.mtl").write_text("newmtl a\nmap_Kd -s 1 1 1 ../secret.png\n")
+    path = tmp_path / "a.obj"
+    path.write_text("mtllib a.mtl\nv 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n")
+    assert_line(path, "a.mtl names '../secret.png'")
+
+
+def test_ply_texture_outside_is_one_line(tmp_path):
+    path = tmp_path / "a.ply"
+    data = trimesh.creation.box().export(file_type="ply")
+    path.write_bytes(data.replace(b"ply\n", b"ply\ncomment TextureFile ../a.png\n", 1))
+    assert_line(path, "may refer to files in its own folder only")
+
+
+def test_symbolic_link_out_of_the_folder_is_refused(tmp_path):
+    (tmp_path / "secret").write_text("x")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "inner").write_text("x")
+    (folder / "out").symlink_to(tmp_path / "secret")
+    (folder / "in").symlink_to(folder / "inner")
+    assert inside(folder, "in", folder / "a.obj") == folder / "in"
+    with pytest.raises(InputError, match="own folder only"):
+        inside(folder, "out", folder / "a.obj")
+
+
+def assert_line(path, match):
+    before = path.read_bytes() if path.is_file() and path.stat().st_size < 1 << 20 else None
+    with pytest.raises(InputError, match=match) as caught:
+        read_given(path)
+    assert "\n" not in str(caught.value)
+    assert before is None or path.read_bytes() == before
+
+
+BROKEN = {
+    "empty.glb": b"",
+    "text.glb": b"this is no mesh at all, only text",
+    "cut.stl": b"\0" * 84 + b"\1",
+    "bad.obj": b"v 0 0 zero\nf 1 1 1\n",
+    "short.obj": b"v 0 0\nf 1 1 1\n",
+    "index.obj": b"v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 4\n",
+    "word.obj": b"v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 x\n",
+    "list.gltf": b"[1, 2]",
+    "half.gltf": b'{"asset": ',
+    "bad.ply": b"ply\nformat ascii 1.0\nelement vertex 3\nend_header\n0 0",
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_file_is_one_line(tmp_path, name):
+    (tmp_path / name).write_bytes(BROKEN[name])
+    assert_line(tmp_path / name, "must")
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_vertices_that_are_not_finite_are_counted(tmp_path, value):
+    path = tmp_path / "a.obj"
+    path.write_text(f"v 0 0 0\nv 1 {value} 0\nv 0 1 0\nf 1 2 3\n")
+    assert_line(path, "got 1 with NaN or infinity")
+
+
+@pytest.mark.parametrize("kind", ["glb", "ply"])
+def test_nan_in_a_binary_file_is_found(tmp_path, kind):
+    mesh = lumpy()
+    vertices = mesh.vertices.copy()
+    vertices[5, 1] = np.nan
+    trimesh.Trimesh(vertices, mesh.faces, process=False, validate=False).export(tmp_path / f"a.{kind}")
+    assert_line(tmp_path / f"a.{kind}", "NaN or infinity")
+
+
+@pytest.mark.parametrize("name", ["a.ply", "a.obj", "a.glb"])
+def test_points_without_faces_are_refused(tmp_path, name):
+    if name == "a.obj":
+        (tmp_path / name).write_text("v 0 0 0\nv 1 0 0\nv 0 1 0\n")
+    else:
+        trimesh.Scene(trimesh.PointCloud(np.eye(3))).export(tmp_path / name)
+    assert_line(tmp_path / name, "must have faces, got none")
+
+
+def test_five_million_faces_are_refused_before_they_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(given_mesh, "_load", lambda *_: pytest.fail("must not be read"))
+    count, size = 5_000_000, 84 + 50 * 5_000_000
+    with (tmp_path / "a.stl").open("wb") as stream:
+        stream.write(b"\0" * 80 + struct.pack("<I", count))
+        stream.truncate(size)
+    header = f"ply\nformat binary_little_endian 1.0\nelement vertex 9\nelement face {count}\nend_header\n"
+    (tmp_path / "a.ply").write_text(header)
+    (tmp_path / "a.obj").write_text("v 0 0 0\n" + "f 1 1 1\n" * count)
+    document, binary = unpack_glb(write_cube(tmp_path / "cube.glb").read_bytes())
+    document["accessors"][document["meshes"][0]["primitives"][0]["indices"]]["count"] = 3 * count
+    (tmp_path / "a.glb").write_bytes(pack_glb(document, binary))
+    for kind in ("stl", "ply", "obj", "glb"):
+        assert_line(tmp_path / f"a.{kind}", "at most 2 M faces .* with 5000000 faces")
+
+
+def test_a_small_mesh_shown_often_counts_as_often(tmp_path):
+    path = gltf(tmp_path)
+    edit_gltf(path, lambda document: document.update(nodes=[{"mesh": 0}] * 200_000))
+    assert_line(path, "with 2400000 faces")
+
+
+def test_large_file_is_refused_unread(tmp_path):
+    with (tmp_path / "a.stl").open("wb") as stream:
+        stream.truncate(given_mesh.MAX_BYTES + 1)
+    assert_line(tmp_path / "a.stl", "at most 1074 MB")
+
+
+def test_unknown_format_missing_file_and_compression_are_one_line(tmp_path):
+    assert_line(tmp_path / "a.fbx", "must be one of glb, gltf, obj, ply, stl, got a.fbx")
+    assert_line(tmp_path / "a.glb", "must exist")
+    required = {"extensionsRequired": ["KHR_draco_mesh_compression", "KHR_materials_unlit"]}
+    path = edit_gltf(gltf(tmp_path), lambda document: document.update(required))
+    assert_line(path, "requires KHR_draco_mesh_compression; export it without")
