@@ -54,7 +54,7 @@ def run(capsys, tmp_path, monkeypatch):
 ERRORS = {
     "unknown option": (["text", "x", "--guidnce", "mini"], 2, "No such option: --guidnce"),
     "nearest option": (["text", "x", "--guidnce", "mini"], 2, "--guidance"),
-    "unknown command": (["txt", "x"], 2, "No such command 'txt'. Did you mean 'text'?"),
+    "unknown command": (["txt", "x"], 2, "No such command 'txt'. Did you mean 'text'"),
     "no prompt": (["text"], 2, "Missing argument 'PROMPT'."),
     "not a number": (["text", "x", "--steps", "many"], 2, "Invalid value for '--steps'"),
     "unknown guidance": (["text", "x", "--guidance", "midi"], 2, "Invalid value for '--guidance'"),

@@ -167,7 +167,7 @@ def test_first_names_cover_sdxl_at_full_size_and_agree_with_the_library():
     from pgc3d.diffusion.lora import _current_name
 
     with torch.device("meta"):
-        unet = UNet2DConditionModel(**_script().unet_config(full_size=True))
+        unet = UNet2DConditionModel(**_script("make_random_sdxl").unet_config(full_size=True))
     layers = {
         name.replace(".", "_")
         for name, layer in unet.named_modules()
