@@ -74,7 +74,7 @@ def mirrored(asset):
     return replace(
         asset,
         vertices=asset.vertices * flip, normals=asset.normals * flip, faces=asset.faces.flip(1),
-        uv_faces=asset.uv_faces.flip(1), corner_normals=asset.corner_normals * flip,
+        uv_faces=asset.uv_faces.flip(1), normal_faces=asset.normal_faces.flip(1),
     )  # fmt: skip
 
 
@@ -122,8 +122,8 @@ def test_creases_survive_the_file(tmp_path):
     (path,) = write_mesh(tmp_path / "box.glb", box, "glb")
     found = read_mesh(path)
     assert len(found.vertices) == 8
-    flat = box.corner_normals[box.uv_faces]
-    torch.testing.assert_close(found.corner_normals[found.uv_faces], flat, atol=1e-6, rtol=0)
+    flat = box.normals[box.normals_of_corners]
+    torch.testing.assert_close(found.normals[found.normals_of_corners], flat, atol=1e-6, rtol=0)
     front = render_views(normalize_mesh(found), SMALL.input_camera(0.0), 32, rasterizer=CpuRasterizer())
     inside = front.alpha[0, ..., 0] > 0.999
     expected = torch.tensor([0.5, 0.5, 1.0]).expand(int(inside.sum()), 3)
@@ -132,7 +132,7 @@ def test_creases_survive_the_file(tmp_path):
 
 def test_both_sides_of_a_face_are_lit(chair):
     camera = SMALL.novel_cameras()
-    inside_out = replace(chair, normals=-chair.normals, corner_normals=-chair.corner_normals)
+    inside_out = replace(chair, normals=-chair.normals)
     first, second = (render_views(m, camera, 32, rasterizer=CpuRasterizer()) for m in (chair, inside_out))
     torch.testing.assert_close(first.color, second.color, atol=1e-6, rtol=0)
 

@@ -95,7 +95,7 @@ def test_colours_stay_on_their_side(made):
     """Baked texture: what is right of the model's middle is red, the rest blue."""
     _, items = made
     asset = read_mesh(items[0].truth)
-    assert asset.corner_normals is not None
+    assert asset.normal_faces is not None
     rasterizer = CpuRasterizer()
     from pgc3d.evaluation.render import render_views
 

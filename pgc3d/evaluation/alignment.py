@@ -40,12 +40,10 @@ def rigid(
     asset: TexturedMesh, rotation: Float[Tensor, "3 3"], translation: Float[Tensor, " 3"]
 ) -> TexturedMesh:
     """Rotate, then move; normals turn along."""
-    corner = None if asset.corner_normals is None else asset.corner_normals @ rotation.T
     return replace(
         asset,
         vertices=asset.vertices @ rotation.T + translation,
         normals=asset.normals @ rotation.T,
-        corner_normals=corner,
     )
 
 

@@ -102,11 +102,11 @@ def paint(
     return TexturedMesh(
         vertices=vertices,
         faces=faces,
-        normals=vertex_normals(vertices, faces),
+        normals=normals.reshape(-1, 3).contiguous(),
         uv=atlas.uv,
         uv_faces=atlas.uv_faces,
         base_color=to_bytes(fill(image, covered, padding=4)),
-        corner_normals=normals.reshape(-1, 3).contiguous(),
+        normal_faces=atlas.uv_faces,
     )
 
 

@@ -67,9 +67,10 @@ def _samples(
 ) -> Float[Tensor, "B H W 8"]:
     """Colour over white, encoded normal, alpha and depth, one sample each."""
     fragments = rasterizer.rasterize(project(mesh.vertices, cameras), mesh.faces, (resolution, resolution))
+    normals = rasterizer.interpolate(mesh.normals[None], fragments, mesh.normals_of_corners)
     hit = fragments.triangle >= 0
     position = rasterizer.interpolate(mesh.vertices[None], fragments, mesh.faces)[hit]
-    normal = normalize(_normals(mesh, fragments, rasterizer)[hit], dim=-1)
+    normal = normalize(normals[hit], dim=-1)
     view = hit.nonzero()[:, 0]
     away = ((cameras.position[view] - position) * normal).sum(-1, keepdim=True) < 0
     normal = torch.where(away, -normal, normal)
@@ -80,12 +81,6 @@ def _samples(
     samples = empty.expand(*hit.shape, 8).clone()
     samples[hit] = torch.cat([color, 0.5 * normal + 0.5, torch.ones_like(depth), depth], dim=1)
     return samples
-
-
-def _normals(mesh: TexturedMesh, fragments: Fragments, rasterizer: Rasterizer) -> Tensor:
-    if mesh.corner_normals is not None and mesh.uv_faces is not None:
-        return rasterizer.interpolate(mesh.corner_normals[None], fragments, mesh.uv_faces)
-    return rasterizer.interpolate(mesh.normals[None], fragments, mesh.faces)
 
 
 def _colors(

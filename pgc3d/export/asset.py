@@ -13,8 +13,7 @@ class TexturedMesh:
 
     The normals belong to the vertices, or to the corners of the faces through `normal_faces`.
     `uv`, `uv_faces` and `base_color` are there together or not at all. (0, 0) is the lower left of the image,
-    whose row 0 is on top. A PLY file carries `vertex_color` instead, an STL file neither; `corner_normals`
-    are written to a GLB alone.
+    whose row 0 is on top. A PLY file carries `vertex_color` instead, an STL file neither.
     """
 
     vertices: Float[Tensor, "V 3"]
@@ -25,9 +24,13 @@ class TexturedMesh:
     base_color: UInt8[Tensor, "H W 3"] | None = None  # sRGB
     metallic_roughness: UInt8[Tensor, "R S 3"] | None = None  # linear: 255, roughness, metallic, as in glTF
     vertex_color: UInt8[Tensor, "V 3"] | None = None  # sRGB
-    corner_normals: Float[Tensor, "U 3"] | None = None  # by uv_faces, where creases need several at a vertex
     normal_faces: Int[Tensor, "F 3"] | None = None
     metadata: Mapping[str, str | int | float] = field(default_factory=dict)
+
+    @property
+    def normals_of_corners(self) -> Int[Tensor, "F 3"]:
+        """The faces' corners in `normals`."""
+        return self.faces if self.normal_faces is None else self.normal_faces
 
     def __post_init__(self) -> None:
         if self.normal_faces is None and len(self.normals) != len(self.vertices):
@@ -37,5 +40,3 @@ class TexturedMesh:
             raise ValueError("uv, uv_faces and base_color must be given together")
         if self.metallic_roughness is not None and self.base_color is None:
             raise ValueError("metallic_roughness needs uv, uv_faces and base_color")
-        if self.corner_normals is not None and self.uv is None:
-            raise ValueError("corner_normals needs uv, uv_faces and base_color")

@@ -43,7 +43,7 @@ def corner_vertices(
     """
     if asset.uv_faces is None:
         raise ValueError("the asset must have texture coordinates")
-    normal_faces = asset.faces if asset.normal_faces is None else asset.normal_faces
+    normal_faces = asset.normals_of_corners
     if torch.equal(asset.faces, asset.uv_faces) and torch.equal(asset.faces, normal_faces):
         own = torch.arange(len(asset.vertices))
         return own, own, own, asset.faces
@@ -58,11 +58,10 @@ def encode_glb(asset: TexturedMesh, *, generator: str, name: str) -> bytes:
         raise ValueError("a GLB needs texture coordinates and a base colour image")
     vertex, normal, uv_vertex, faces = corner_vertices(asset)
     uv = asset.uv[uv_vertex]
-    normals = asset.normals[normal] if asset.corner_normals is None else asset.corner_normals[uv_vertex]
     buffer = _Buffer()
     attributes = {
         "POSITION": buffer.add_vectors(asset.vertices[vertex], "VEC3", bounds=True),
-        "NORMAL": buffer.add_vectors(normals, "VEC3"),
+        "NORMAL": buffer.add_vectors(asset.normals[normal], "VEC3"),
         # glTF counts v downwards from the image's first row.
         "TEXCOORD_0": buffer.add_vectors(torch.stack([uv[:, 0], 1 - uv[:, 1]], dim=1), "VEC2"),
     }

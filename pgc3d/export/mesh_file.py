@@ -61,8 +61,7 @@ def _encode_obj(path: Path, asset: TexturedMesh) -> dict[Path, bytes]:
         images["map_Pm"] = (f"{stem}_metallic.png", asset.metallic_roughness[..., 2])
     material = [f"# {GENERATOR}", "newmtl surface", "Kd 1 1 1", "Ks 0 0 0", "d 1", "illum 1"]
     material += [f"{key} {name}" for key, (name, _) in images.items()]
-    normal_faces = asset.faces if asset.normal_faces is None else asset.normal_faces
-    corners = torch.stack([asset.faces, asset.uv_faces, normal_faces], dim=-1).reshape(-1, 9) + 1
+    corners = torch.stack([asset.faces, asset.uv_faces, asset.normals_of_corners], dim=-1).reshape(-1, 9) + 1
     text = [
         f"# {GENERATOR}",
         f"# {_metadata_line(asset)}",
@@ -167,12 +166,12 @@ def _from_trimesh(geometry: Any, metadata: Mapping[str, Any]) -> TexturedMesh:
         return TexturedMesh(
             vertices=vertices,
             faces=faces,
-            normals=unit,
+            normals=unit if normals is None else _unit(torch.from_numpy(normals)),
             uv=torch.from_numpy(np.array(geometry.visual.uv, dtype=np.float32)),
             uv_faces=corner_faces,
             base_color=color,
             metallic_roughness=surface,
-            corner_normals=None if normals is None else _unit(torch.from_numpy(normals)),
+            normal_faces=None if normals is None else corner_faces,
             metadata=metadata,
         )
     colors = (
