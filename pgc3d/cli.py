@@ -229,7 +229,7 @@ def evaluate(
     )
     if run:
         make = functools.partial(
-            benchmark.make_from_text, config=_configured(guidance, options), report=Bar()
+            benchmark.make_from_text, config=_configured(guidance.value, options), report=Bar()
         )
         benchmark.make_missing(listed, folders, make, seeds=range(seeds), say=say)
     records = benchmark.evaluate(
@@ -276,7 +276,7 @@ def ablate(  # noqa: PLR0917 - one option each
         *(set_ or []),
     ]
     options = RunOptions(model=model, seed=seed, device=device, steps=steps, config=config, set_=sets)
-    resolved = _configured(guidance, options)
+    resolved = _configured(guidance.value, options)
     folder = out or pipeline.default_folder(Path("runs"), f"ablate {prompt}", resolved.run.seed)
     names = [rule.strip() for rule in rules.split(",") if rule.strip()]
     bar = Bar()

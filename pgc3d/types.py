@@ -38,6 +38,10 @@ class Cameras:
     def __len__(self) -> int:
         return self.azimuth.shape[0]
 
+    def __getitem__(self, views: slice) -> "Cameras":
+        """Some of the cameras."""
+        return Cameras(**{name: value[views] for name, value in vars(self).items()})
+
     def to(self, device: torch.device | str) -> "Cameras":
         """The same cameras on another device; copies to it from the host are not waited for."""
         moved = {name: value.to(device, non_blocking=not value.is_cuda) for name, value in vars(self).items()}

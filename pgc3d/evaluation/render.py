@@ -40,14 +40,7 @@ def render_views(
     mesh = _to(asset, device)
     parts = []
     for start in range(0, len(cameras), VIEWS_AT_ONCE):
-        part = slice(start, start + VIEWS_AT_ONCE)
-        views = Cameras(
-            camera_from_world=cameras.camera_from_world[part],
-            clip_from_camera=cameras.clip_from_camera[part],
-            azimuth=cameras.azimuth[part],
-            elevation=cameras.elevation[part],
-            distance=cameras.distance[part],
-        )
+        views = cameras[start : start + VIEWS_AT_ONCE]
         samples = _samples(mesh, views, SUPERSAMPLING * resolution, rasterizer)
         parts.append(avg_pool2d(samples.permute(0, 3, 1, 2), SUPERSAMPLING).permute(0, 2, 3, 1))
     color, normal, alpha, depth = torch.split(torch.cat(parts), [3, 3, 1, 1], dim=-1)

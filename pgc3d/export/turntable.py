@@ -25,15 +25,7 @@ def render_views(
 ) -> Iterator[UInt8[Tensor, "H W 3"]]:
     """Colours of all cameras, one picture at a time, on the CPU."""
     for start in range(0, len(cameras), VIEWS_AT_ONCE):
-        part = slice(start, start + VIEWS_AT_ONCE)
-        views = Cameras(
-            camera_from_world=cameras.camera_from_world[part],
-            clip_from_camera=cameras.clip_from_camera[part],
-            azimuth=cameras.azimuth[part],
-            elevation=cameras.elevation[part],
-            distance=cameras.distance[part],
-        )
-        yield from to_bytes(render(views).color)
+        yield from to_bytes(render(cameras[start : start + VIEWS_AT_ONCE]).color)
 
 
 def to_bytes(images: Float[Tensor, "*N H W C"]) -> UInt8[Tensor, "*N H W C"]:
