@@ -13,6 +13,7 @@ import typer
 from pgc3d.console import Bar, say
 from pgc3d.errors import Pgc3dError
 from pgc3d.options import (
+    AnyGuidanceName,
     BaselineName,
     ConfigOption,
     DeviceOption,
@@ -209,14 +210,15 @@ def evaluate(
     align: Annotated[bool, typer.Option("--align", help="Turn results, which may face any way.")] = False,
     retriever: Annotated[Path | None, typer.Option(help="Contrastive model, for r_precision.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Processes that measure at once.")] = 1,
-    run: Annotated[bool, typer.Option("--run", help="First make what FOLDER lacks, from prompts.")] = False,
+    run: Annotated[bool, typer.Option("--run", help="First make what FOLDER lacks.")] = False,
     seeds: Annotated[int, typer.Option(min=1, help="With --run, how many for each item.")] = 1,
-    guidance: GuidanceOption = GuidanceName.AUTO,
+    guidance: Annotated[AnyGuidanceName, typer.Option(help="With --run.")] = AnyGuidanceName.AUTO,
 ) -> int:
     """Compare results with ground truth; the options from --model on belong to --run."""
     from pgc3d.build import resolve_device
+    from pgc3d.configure import IMAGE, TEXT
     from pgc3d.evaluation import benchmark
-    from pgc3d.evaluation.items import read_items
+    from pgc3d.evaluation.items import Item, read_items
     from pgc3d.evaluation.measure import Measure
     from pgc3d.evaluation.protocol import Protocol
     from pgc3d.evaluation.results import table
@@ -227,10 +229,13 @@ def evaluate(
         device=resolve_device(options.device.value if options.device else "auto").type,
         retriever=retriever,
     )
+
+    def configured(item: Item) -> Any:
+        own = {"view": {"elevation_degrees": item.elevation_degrees}} if item.image else {}
+        return _configured(guidance.value, options, IMAGE if item.image else TEXT, own)
+
     if run:
-        make = functools.partial(
-            benchmark.make_from_text, config=_configured(guidance.value, options), report=Bar()
-        )
+        make = functools.partial(benchmark.make_item, configured=configured, report=Bar())
         benchmark.make_missing(listed, folders, make, seeds=range(seeds), say=say)
     records = benchmark.evaluate(
         listed,

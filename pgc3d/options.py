@@ -28,6 +28,16 @@ class ImageGuidanceName(StrEnum):
     ZERO123 = "zero123"
 
 
+class AnyGuidanceName(StrEnum):
+    """Who judges, where prompts and pictures may be mixed."""
+
+    AUTO = "auto"
+    MINI = "mini"
+    SDXL = "sdxl"
+    SD = "sd"
+    ZERO123 = "zero123"
+
+
 class Space(StrEnum):
     """What a two-dimensional experiment optimises."""
 

@@ -11,6 +11,10 @@ from tiny import write_tiny_zero123
 
 from pgc3d.config import load_config, preset
 from pgc3d.errors import ConfigError
+from pgc3d.evaluation.items import Item, write_items
+from pgc3d.evaluation.procedural import procedural_asset
+from pgc3d.export.mesh_file import write_mesh
+from pgc3d.render.cpu import CpuRasterizer
 
 TINY = [
     "--set", "representation.resolution=16", "--set", "representation.redistance_every=3",
@@ -122,3 +126,20 @@ def test_stable_zero123_is_a_file_over_the_preset():
 def test_text_configurations_need_no_picture():
     with pytest.raises(ConfigError, match="kind must be one of orbit, reference"):
         load_config(overrides=["objectives.color.cameras.kind=refernce"])
+
+
+def test_a_benchmark_makes_its_image_items(run, checkpoint, picture, tmp_path):  # noqa: F811
+    """Made in the frame of the truth: seen from the elevation that the list says."""
+    truth = tmp_path / "truth.glb"
+    write_mesh(truth, procedural_asset("box", rasterizer=CpuRasterizer()), "glb")
+    item = Item("thing", image=picture, truth=truth, elevation_degrees=25.0)
+    write_items(tmp_path / "items.jsonl", [item])
+    arguments = ["--run", "--model", checkpoint, "--set", "export.format=stl", "--out", tmp_path / "numbers"]
+    code, out, err = run("eval", tmp_path / "items.jsonl", tmp_path / "ours", *arguments, *TINY)
+    folder = tmp_path / "ours" / "thing-0"
+    assert "elevation_degrees: 25.0" in (folder / "config.yaml").read_text()
+    assert json.loads((folder / "manifest.json").read_text())["steps_done"] == 4
+    if code == 0:  # random weights make noise, which may be too fine to be exported faithfully
+        assert "| chamfer" in out, err
+    else:
+        assert code == 5, err

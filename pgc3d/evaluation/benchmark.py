@@ -139,24 +139,21 @@ def make_missing(
                 make(item, seed, folder / f"{item.name}-{seed}")
 
 
-def make_from_text(item: Item, seed: int, folder: Path, *, config: Config, report: Reporter) -> None:
-    """Make an item from its prompt; a run that was stopped goes on.
+def make_item(
+    item: Item, seed: int, folder: Path, *, configured: Callable[[Item], Config], report: Reporter
+) -> None:
+    """Make an item from its prompt or its picture; a run that was stopped goes on.
 
     Raises:
-        InputError: it is no text item.
         KeyboardInterrupt: a signal stopped it, after it saved.
     """
-    if item.prompt is None:
-        raise InputError(
-            f"only items with a prompt can be made here, {item.name} has an image; put its result into "
-            f"{folder} with `pgc3d image`"
-        )
-    seeded = replace(config, run=replace(config.run, seed=seed))
     with pipeline.stop_on_signals() as stop:
         if (folder / MANIFEST).is_file():
             result = pipeline.resume(folder, report=report, stop=stop)
         else:
-            task = Task(item.prompt)
+            config = configured(item)
+            seeded = replace(config, run=replace(config.run, seed=seed))
+            task = Task(item.prompt or "", image=item.image)
             result = pipeline.generate(task, out=folder, config=seeded, report=report, stop=stop)
     if result.stopped_by is not None:
         raise KeyboardInterrupt
