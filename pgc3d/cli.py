@@ -37,7 +37,7 @@ from pgc3d.options import (
 UsageError: Any = typer.BadParameter.__base__  # wherever typer keeps click's
 
 app = typer.Typer(
-    help="Textured 3D assets from a prompt, by score distillation with pixel-wise gradient clipping.",
+    help="Textured 3D assets from prompts, pictures and meshes, by clipped score distillation.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
