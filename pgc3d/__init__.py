@@ -1,4 +1,4 @@
-"""pgc3d: textured 3D assets from a prompt, by score distillation with pixel-wise gradient clipping.
+"""pgc3d: textured 3D assets from prompts, pictures and meshes, by score distillation with clipped gradients.
 
 Importing the package is cheap: `from pgc3d import pgc` loads the clipping rules and torch, nothing else.
 The library's entry points are `pgc3d.pipeline.generate`, `resume`, `export` and `render`.
