@@ -1,0 +1,118 @@
+"""From a given mesh to the same mesh painted, on the command line, with a tiny random SDXL."""
+
+import hashlib
+import json
+import signal
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+from meshes import cube_arrays, write_cube
+from test_cli import checkpoint, run  # noqa: F401 - fixtures
+
+from pgc3d import pipeline
+from pgc3d.cli import main
+from pgc3d.export.mesh_file import read_mesh
+from pgc3d.run import RunDirectory
+
+TINY = [
+    "--set", "representation.color_levels=4", "--set", "representation.color_log2_rows=10",
+    "--set", "objectives.color.batch=1", "--set", "logging.log_every=2",
+    "--set", "logging.preview_every=0", "--set", "logging.preview_resolution=32",
+    "--steps", "4", "--resolution", "32", "--texture-size", "64",
+]  # fmt: skip
+
+
+def digest(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_mesh_is_painted_and_more(run, checkpoint, tmp_path):  # noqa: F811
+    """Its vertices stay where the file has them, the file stays as it is, and the run needs it no longer."""
+    moved = np.diag([2.0, 2.0, 2.0, 1.0])
+    moved[:3, 3] = (5.0, -3.0, 1.0)
+    mesh = write_cube(tmp_path / "cube.glb", matrix=moved)
+    before = digest(mesh)
+    code, _, err = run("texture", mesh, "a red chair", "--model", checkpoint, *TINY)
+    assert code in (0, 5), err  # random weights make noise, which may be too fine for a tiny texture
+    assert digest(mesh) == before
+    folder = tmp_path / "runs" / "cube-a-red-chair-0"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["inputs"]["mesh"] == {"name": "cube.glb", "sha256": before}
+    mesh.unlink()
+    vertices, faces, _ = cube_arrays()
+    found = read_mesh(folder / "asset.glb")
+    expected = torch.from_numpy(vertices[faces] @ moved[:3, :3].T + moved[:3, 3]).float()
+    torch.testing.assert_close(found.vertices[found.faces], expected)
+    assert run("export", folder, "--format", "obj")[0] in (0, 5)
+    assert (folder / "asset.obj").is_file()
+    code, _, err = run("export", folder, "--faces", "4")
+    assert (code, "stays as it is" in err) == (2, True)
+    assert run("render", folder)[0] == 0
+
+
+def test_a_stopped_run_ends_with_the_same_texture(run, checkpoint, tmp_path, monkeypatch):  # noqa: F811
+    mesh = write_cube(tmp_path / "cube.glb")
+    arguments = ["texture", mesh, "a red chair", "--model", checkpoint, *TINY]
+    run(*arguments, "--out", tmp_path / "whole")
+
+    generate = pipeline.generate
+
+    def stopped(*given, report, stop, **named):
+        def watch(event):
+            report(event)
+            if event.report is not None and event.report.step == 2:
+                stop.signal = signal.SIGINT
+
+        return generate(*given, report=watch, stop=stop, **named)
+
+    monkeypatch.setattr(pipeline, "generate", stopped)
+    with pytest.raises(SystemExit) as ended:
+        main([str(argument) for argument in [*arguments, "--out", tmp_path / "stopped"]])
+    assert ended.value.code == 130
+    mesh.unlink()
+    assert run("resume", tmp_path / "stopped")[0] in (0, 5)
+    first, second = (
+        RunDirectory.open(tmp_path / name).load_checkpoint().tensors for name in ("whole", "stopped")
+    )
+    for name, tensor in first.items():
+        if name.startswith("representation") and tensor.is_floating_point():
+            torch.testing.assert_close(tensor, second[name], atol=2e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        (None, "the mesh file must exist"),
+        ("points", "the mesh must have faces"),
+        ("nan", "vertices must be finite"),
+        ("remote", "in its own folder only"),
+    ],
+)
+def test_a_mesh_that_cannot_be_used_is_one_line(run, checkpoint, tmp_path, content, line):  # noqa: F811
+    path = tmp_path / "thing.obj"
+    triangle = "v 0 0 0\nv 1 0 0\nv 0 1 {}\n"
+    files = {
+        "points": triangle.format(0),
+        "nan": triangle.format("nan") + "f 1 2 3\n",
+        "remote": "mtllib ../outside.mtl\n" + triangle.format(0) + "f 1 2 3\n",
+    }
+    if content is not None:
+        path.write_text(files[content])
+    code, out, err = run("texture", path, "a chair", "--model", checkpoint, *TINY)
+    assert (code, out) == (2, "")
+    assert line in err.splitlines()[-1]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_box_of_another_program_keeps_its_faces(run, checkpoint, tmp_path):  # noqa: F811
+    """An STL file has neither texture coordinates nor shared corners, and stands along z."""
+    box = trimesh.creation.box((1.0, 2.0, 3.0))
+    box.export(tmp_path / "box.stl")
+    code, _, err = run("texture", tmp_path / "box.stl", "a bed", "--up", "+z", "--model", checkpoint, *TINY)
+    assert code in (0, 5), err
+    found = read_mesh(tmp_path / "runs" / "box-a-bed-0" / "asset.glb")
+    assert len(found.faces) == len(box.faces)
+    size = (found.vertices.amax(0) - found.vertices.amin(0)).sort().values
+    torch.testing.assert_close(size, torch.tensor([1.0, 2.0, 3.0]))
