@@ -122,9 +122,10 @@ def statistics(
         (`gradient_p50`, `gradient_p90`, `gradient_p99`, from at most 65536 evenly spread pixels, and
         `gradient_max`); a pixel that was not finite counts as length 0.
     """
+    changed = (gradient != clipped).any(dim)
     metrics = {
-        "clipped_fraction": (gradient != clipped).any(dim).float().mean(),
-        "nonfinite_fraction": (~torch.isfinite(gradient).all(dim)).float().mean(),
+        "clipped_fraction": changed.float().mean(),
+        "nonfinite_fraction": count_nonfinite(gradient, dim=dim) / changed.numel(),
     }
     if percentiles:
         _, length = _polar(_clean(gradient, dim), norm, dim)

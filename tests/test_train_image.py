@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import train_image
-from framing import BORDER_RATIO, FILL, FOVY_DEGREES, LARGEST, frame, relative_pose, view_groups
+from framing import BORDER_RATIO, FILL, FOVY_DEGREES, LARGEST, frame, view_groups
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from image_prior import (
@@ -30,6 +30,7 @@ from torch.testing import assert_close
 
 import pgc3d.mini
 from pgc3d.cameras import fill_distance, orbit
+from pgc3d.diffusion.zero123 import polar_pose
 from pgc3d.render.cpu import CpuRasterizer
 from pgc3d.schedules import add_noise, noise_levels
 
@@ -73,7 +74,7 @@ def test_pose_is_what_the_cameras_show(azimuth, elevation, target_azimuth, targe
     x, y, z = (cameras.position / 2).double().unbind(-1)
     polar, turn = torch.acos(y), torch.atan2(x, z).diff()
     expected = torch.stack([polar.diff(), torch.sin(turn), torch.cos(turn), polar[:1]], -1).float()
-    pose = relative_pose((angles[:1, 0], angles[:1, 1]), (angles[1:, 0], angles[1:, 1]))
+    pose = polar_pose(angles[1:, 0] - angles[:1, 0], angles[1:, 1], angles[:1, 1])
     assert_close(pose, expected, atol=1e-4, rtol=0)
 
 
@@ -82,7 +83,7 @@ def test_a_view_from_the_right_and_above_has_a_positive_sine_and_a_smaller_polar
     camera = orbit(right, front + 0.5, front + 2, front + 0.7)
     assert camera.position[0, 0] > 1
     assert camera.position[0, 1] > 0
-    pose = relative_pose((front, front), (right, front + 0.5))
+    pose = polar_pose(right, front + 0.5, front)
     assert_close(pose, torch.tensor([[-0.5, 1.0, 0.0, math.pi / 2]]))
 
 

@@ -97,13 +97,26 @@ def relative_pose(cameras: Cameras, reference: Cameras, pose: Pose) -> Float[Ten
     Azimuths grow as ours do. The polar angle is measured from above, so that its difference is the
     condition's elevation minus the target's.
     """
-    azimuth = cameras.azimuth - reference.azimuth
-    polar = reference.elevation - cameras.elevation
-    if pose == "radius":
-        last = RADIUS_UNIT * (cameras.distance - reference.distance)
-    else:
-        last = (math.pi / 2 - reference.elevation).expand_as(polar)
-    return torch.stack([polar, torch.sin(azimuth), torch.cos(azimuth), last], dim=-1)
+    turn = cameras.azimuth - reference.azimuth
+    polar = polar_pose(turn, cameras.elevation, reference.elevation.expand_as(turn))
+    if pose == "polar":
+        return polar
+    last = RADIUS_UNIT * (cameras.distance - reference.distance)
+    return torch.cat([polar[:, :3], last[:, None]], dim=1)
+
+
+def polar_pose(
+    turn: Float[Tensor, " B"], elevation: Float[Tensor, " B"], condition: Float[Tensor, " B"]
+) -> Float[Tensor, "B 4"]:
+    """The pose of Stable Zero123, whose 4th entry is the condition's polar angle, radians.
+
+    Args:
+        turn: azimuth of the target minus that of the condition.
+        elevation: of the target.
+        condition: elevation of the condition.
+    """
+    entries = [condition - elevation, torch.sin(turn), torch.cos(turn), math.pi / 2 - condition]
+    return torch.stack(entries, dim=-1)
 
 
 def require_zero123(folder: ModelFolder, pose: Pose | None = None) -> ModelFolder:

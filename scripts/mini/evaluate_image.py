@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from framing import relative_pose, view_groups
+from framing import view_groups
 from image_prior import condition_token, read_folder
 from jaxtyping import Float
 from loop import start
@@ -23,6 +23,7 @@ from store import composite, posterior, render_split
 from torch import Tensor, nn
 
 import pgc3d.mini
+from pgc3d.diffusion.zero123 import polar_pose
 from pgc3d.guidance.score import classifier_free_guidance
 from pgc3d.render import build_rasterizer
 
@@ -110,7 +111,7 @@ def evaluate(
     views = held_out_views(dataset, 8 * unet.config.sample_size, device, limit)
     turn = torch.tensor(TURNS_DEGREES, device=device).deg2rad()
     elevation = torch.full_like(turn, math.radians(CONDITION_DEGREES[1]))
-    pose = relative_pose((torch.zeros_like(turn), elevation), (turn, elevation))
+    pose = polar_pose(turn, elevation, elevation)
     truth = views[:, 1:]
     drawn = torch.cat([
         draw(models, vae, scheduler, part[:, :1].expand_as(part[:, 1:]).flatten(0, 1),

@@ -85,22 +85,3 @@ def random_directions(
 
     elevation = [uniform(CONDITION_ELEVATION_DEGREES, 1), uniform(TARGET_ELEVATION_DEGREES, targets)]
     return azimuth, torch.cat(elevation, 1)
-
-
-def relative_pose(
-    condition: tuple[Float[Tensor, " B"], Float[Tensor, " B"]],
-    target: tuple[Float[Tensor, " B"], Float[Tensor, " B"]],
-) -> Float[Tensor, "B 4"]:
-    """Pose of Stable Zero123: [d polar, sin d azimuth, cos d azimuth, polar angle of the input view].
-
-    Differences are target minus input; a polar angle is measured from straight above. Zero123 (arXiv
-    2303.11328) has the difference of distances in the last place, which would always be zero here.
-
-    Args:
-        condition: azimuth and elevation of the input view.
-        target: azimuth and elevation of the view to be drawn.
-    """
-    turn = target[0] - condition[0]
-    return torch.stack(
-        [condition[1] - target[1], torch.sin(turn), torch.cos(turn), math.pi / 2 - condition[1]], -1
-    )

@@ -21,9 +21,9 @@ import torch
 import torch.nn.functional as F
 from captions import captions, train_tokenizer
 from jaxtyping import Float, Int
-from loop import Budget, MovingAverage
+from loop import Budget, MovingAverage, load_state, save_state, update
 from store import ViewStore, build_store, composite, named_backgrounds
-from torch import Tensor, nn
+from torch import Tensor
 
 from pgc3d.evaluation.retrieval import DEVIATION, MEAN, Retriever, load_retriever
 from pgc3d.render import build_rasterizer
@@ -86,10 +86,9 @@ class Trainer:
         self.texts, self.draw = make_texts(store, tokenizer, device), store.weights()
         torch.manual_seed(0)
         self.model = make_model(len(tokenizer)).to(device)
-        self.parameters: list[nn.Parameter] = list(self.model.parameters())
-        self.average = MovingAverage(self.parameters, 0.999)
+        self.average = MovingAverage(self.model.parameters(), 0.999)
         self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=1e-3, betas=(0.9, 0.98), weight_decay=0.1, fused=True
+            self.average.source, lr=1e-3, betas=(0.9, 0.98), weight_decay=0.1, fused=True
         )
         self.named = named_backgrounds(device)
         self.mean, self.deviation = (
@@ -111,37 +110,14 @@ class Trainer:
 
     def step(self, count: int, lr: float) -> Tensor:
         """One update."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
         pixels, chosen = self.batch(count)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             out = self.model(input_ids=self.texts.rows[chosen], pixel_values=pixels)
         same = chosen[:, None] == chosen[None]
         scale = self.model.logit_scale.clamp(max=math.log(100.0))
         loss = contrastive_loss(out.image_embeds.float(), out.text_embeds.float(), scale, same)
-        torch.autograd.backward(loss)
-        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.average.update()
+        update(loss, self.optimizer, self.average, lr)
         return loss.detach()
-
-    def save(self, path: Path, budget: Budget) -> None:
-        """Write everything that a later call needs."""
-        state = {"model": self.model.state_dict(), "average": self.average.average,
-                 "updates": self.average.updates, "optimizer": self.optimizer.state_dict(),
-                 "used": budget.used, "step": budget.step}  # fmt: skip
-        torch.save(state, path.with_suffix(".tmp"))
-        path.with_suffix(".tmp").replace(path)
-
-    def load(self, path: Path, budget: Budget) -> None:
-        """Go on from what an earlier call wrote."""
-        state = torch.load(path, map_location=self.device, weights_only=True)
-        self.model.load_state_dict(state["model"])
-        torch._foreach_copy_(self.average.average, state["average"])
-        self.average.updates = state["updates"]
-        self.optimizer.load_state_dict(state["optimizer"])
-        budget.used, budget.step = state["used"], state["step"]
 
 
 def save_checkpoint(trainer: Trainer, tokenizer: Any, out: Path) -> None:
@@ -196,13 +172,12 @@ def main() -> None:
     tokenizer = CLIPTokenizer.from_pretrained(arguments.out / "bpe")
     trainer, budget = Trainer(store, tokenizer, device), Budget(arguments.minutes, device)
     saved = arguments.out / "state.pt"
-    if saved.exists():
-        trainer.load(saved, budget)
+    load_state(saved, trainer.model, trainer.optimizer, trainer.average, budget)
     for step in budget.steps(arguments.call_seconds):
         loss = trainer.step(arguments.batch, budget.learning_rate(arguments.lr))
         if step % 25 == 0:
             print(f"contrastive {step} {budget.progress:.3f} loss {loss:.4f}", flush=True)
-    trainer.save(saved, budget)
+    save_state(saved, trainer.model, trainer.optimizer, trainer.average, budget)
     save_checkpoint(trainer, tokenizer, arguments.out)
     held = build_store(arguments.dataset, "test", views=8, paints=0, seed=71, **shared)
     retriever = load_retriever(arguments.out, device)

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from evaluate_image import evaluate
-from framing import relative_pose
 from image_prior import DIFFUSION, condition_token, load_text_prior, make_models, save_folder, warm_start
 from jaxtyping import Float
 from loop import Budget, MovingAverage, load_state, save_state, start, update
@@ -23,6 +22,7 @@ from pairs import PairSettings, PairStore, keep_pairs
 from torch import Tensor, nn
 
 import pgc3d.mini
+from pgc3d.diffusion.zero123 import polar_pose
 from pgc3d.render import build_rasterizer
 from pgc3d.schedules import add_noise, noise_levels
 
@@ -71,10 +71,8 @@ class Trainer:
         mean = pairs.mean[row, view].float()
         posterior_noise, noise = (torch.randn(mean.shape, device=device, generator=g) for _ in range(2))
         noisy = add_noise(mean + pairs.std[row, view].float() * posterior_noise, noise, self.alphas[t])
-        pose = relative_pose(
-            (pairs.azimuth[row, 0], pairs.elevation[row, 0]),
-            (pairs.azimuth[row, view], pairs.elevation[row, view]),
-        )
+        turn = pairs.azimuth[row, view] - pairs.azimuth[row, 0]
+        pose = polar_pose(turn, pairs.elevation[row, view], pairs.elevation[row, 0])
         output = self.predict(
             noisy, t, pairs.mean[row, 0].float(), pairs.picture[row].float() / 255, pose, keep
         )
