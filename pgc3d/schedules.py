@@ -83,6 +83,14 @@ def add_noise(
     return signal.sqrt() * latents + (1.0 - signal).sqrt() * noise
 
 
+def velocity(
+    latents: Float[Tensor, "B C H W"], noise: Float[Tensor, "B C H W"], signal: Float[Tensor, " B"]
+) -> Float[Tensor, "B C H W"]:
+    """What a v prediction aims at: sqrt(abar) eps - sqrt(1 - abar) z (arXiv 2202.00512, section 4)."""
+    signal = signal[:, None, None, None]
+    return signal.sqrt() * noise - (1.0 - signal).sqrt() * latents
+
+
 def epsilon_from_velocity(
     velocity: Float[Tensor, "B C H W"], noisy: Float[Tensor, "B C H W"], signal: Float[Tensor, " B"]
 ) -> Float[Tensor, "B C H W"]:

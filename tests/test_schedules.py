@@ -12,6 +12,7 @@ from pgc3d.schedules import (
     epsilon_from_velocity,
     noise_levels,
     sample_timesteps,
+    velocity,
 )
 
 SDXL = {
@@ -113,8 +114,8 @@ def test_velocity_of_known_noise_gives_that_noise():
     )
     signal = torch.tensor([0.1, 0.5, 0.99], dtype=torch.float64)
     a, s = signal.sqrt()[:, None, None, None], (1 - signal).sqrt()[:, None, None, None]
-    noisy, velocity = a * clean + s * noise, a * noise - s * clean
-    torch.testing.assert_close(epsilon_from_velocity(velocity, noisy, signal), noise)
+    noisy = a * clean + s * noise
+    torch.testing.assert_close(epsilon_from_velocity(velocity(clean, noise, signal), noisy, signal), noise)
 
 
 def test_ddim_step_is_that_of_diffusers():

@@ -32,7 +32,6 @@ import pgc3d.mini
 from pgc3d.cameras import fill_distance, orbit
 from pgc3d.diffusion.zero123 import polar_pose
 from pgc3d.render.cpu import CpuRasterizer
-from pgc3d.schedules import add_noise, noise_levels
 
 SIZE, LATENT = 64, 8
 azimuths = st.floats(-math.pi, math.pi)
@@ -169,23 +168,6 @@ def test_a_dropped_condition_is_zeros(text):
     assert (output[0] - other[0]).abs().max() > 1e-3
 
 
-def test_weighted_error_of_the_noise_is_that_of_v():
-    signal = noise_levels(train_image.DIFFUSION)
-    weights = train_image.level_weights(signal)
-    assert_close(weights.mean(), torch.ones(()))
-    latents, noise, error = torch.randn(3, 5, 4, 2, 2, dtype=torch.float64).unbind(0)
-    abar = signal[[0, 200, 400, 600, 700]].double()
-    noisy, wide = add_noise(latents, noise, abar), abar[:, None, None, None]
-    guessed = (noisy - (1 - wide).sqrt() * (noise + error)) / wide.sqrt()  # latents, if noise + error is it
-
-    def velocity(eps, z):
-        return wide.sqrt() * eps - (1 - wide).sqrt() * z
-
-    of_v = (velocity(noise + error, guessed) - velocity(noise, latents)) ** 2
-    constant = of_v.sum((1, 2, 3)) / (error**2).sum((1, 2, 3)) / weights[[0, 200, 400, 600, 700]]
-    assert_close(constant, constant[:1].expand(5), rtol=1e-5, atol=0)
-
-
 def test_the_whole_prior_takes_at_most_40_megabytes():
     config = json.loads((pgc3d.mini.text_model() / "unet" / "config.json").read_text())
     with torch.device("meta"):
@@ -311,7 +293,7 @@ def test_the_folder_loads_with_the_real_classes(folder, text):
     assert (unet.config.in_channels, unet.config.cross_attention_dim) == (8, WIDTH)
     encoder = CLIPVisionModelWithProjection.from_pretrained(folder / "image_encoder")
     assert encoder.config.projection_dim == WIDTH
-    assert DDIMScheduler.from_pretrained(folder / "scheduler").config.prediction_type == "epsilon"
+    assert DDIMScheduler.from_pretrained(folder / "scheduler").config.prediction_type == "v_prediction"
     projection = read_folder(folder)["clip_camera_projection"]
     assert projection.weight.shape == (WIDTH, WIDTH + POSE)
     picture = torch.randint(256, (SIZE, SIZE, 3), dtype=torch.uint8)

@@ -14,7 +14,7 @@ WIDTH = 128  # of the picture's embedding, which is also that of the cross-atten
 POSE = 4
 IMAGE_MEAN, IMAGE_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's
 DIFFUSION = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
-             "num_train_timesteps": 1000, "prediction_type": "epsilon", "clip_sample": False,
+             "num_train_timesteps": 1000, "prediction_type": "v_prediction", "clip_sample": False,
              "set_alpha_to_one": False, "steps_offset": 1, "timestep_spacing": "trailing"}  # fmt: skip
 
 

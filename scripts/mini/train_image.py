@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from evaluate_image import evaluate
 from image_prior import DIFFUSION, condition_token, load_text_prior, make_models, save_folder, warm_start
 from jaxtyping import Float
@@ -24,21 +25,10 @@ from torch import Tensor, nn
 import pgc3d.mini
 from pgc3d.diffusion.zero123 import polar_pose
 from pgc3d.render import build_rasterizer
-from pgc3d.schedules import add_noise, noise_levels
+from pgc3d.schedules import add_noise, noise_levels, velocity
 
 DROPOUT = 0.1  # share of pictures without picture and pose, for guidance
-LARGEST_WEIGHT = 20.0
 SAVE_EVERY = 1000  # steps
-
-
-def level_weights(signal: Float[Tensor, " T"]) -> Float[Tensor, " T"]:
-    """Weights of the squared error of eps at each noise level abar; mean 1.
-
-    1 / abar makes it the squared error of v (Salimans and Ho 2022), whose gradient at high noise, where the
-    outline is decided, does not vanish. It is bounded, since at the last levels it is near 200.
-    """
-    weight = (1 / signal).clamp(max=LARGEST_WEIGHT)
-    return weight / weight.mean()
 
 
 class Trainer:
@@ -52,14 +42,13 @@ class Trainer:
             self.average.source, lr=1e-3, betas=(0.9, 0.99), weight_decay=0.01, fused=True
         )
         self.alphas = noise_levels(DIFFUSION).to(self.device)
-        self.weights = level_weights(self.alphas)
         self.generator = torch.Generator(self.device)
         unet: Any = models["unet"]
         unet.to(memory_format=torch.channels_last)
         self.unet = torch.compile(unet, dynamic=False) if self.device.type == "cuda" else unet
 
     def loss(self, count: int) -> Tensor:
-        """Weighted squared error of the noise in `count` random pairs."""
+        """Mean squared error of v in `count` random pairs."""
         pairs, g, device = self.pairs, self.generator, self.device
         row = torch.multinomial(pairs.weight, count, replacement=True, generator=g)
         view = torch.randint(pairs.mean.shape[1], (count,), device=device, generator=g)
@@ -70,13 +59,14 @@ class Trainer:
         )  # an even share of levels
         mean = pairs.mean[row, view].float()
         posterior_noise, noise = (torch.randn(mean.shape, device=device, generator=g) for _ in range(2))
-        noisy = add_noise(mean + pairs.std[row, view].float() * posterior_noise, noise, self.alphas[t])
+        latents = mean + pairs.std[row, view].float() * posterior_noise
+        noisy = add_noise(latents, noise, self.alphas[t])
         turn = pairs.azimuth[row, view] - pairs.azimuth[row, 0]
         pose = polar_pose(turn, pairs.elevation[row, view], pairs.elevation[row, 0])
         output = self.predict(
             noisy, t, pairs.mean[row, 0].float(), pairs.picture[row].float() / 255, pose, keep
         )
-        return (self.weights[t] * ((output - noise) ** 2).mean((1, 2, 3))).mean()
+        return F.mse_loss(output, velocity(latents, noise, self.alphas[t]))
 
     def predict(
         self,
@@ -87,7 +77,7 @@ class Trainer:
         pose: Float[Tensor, "B 4"],
         keep: Float[Tensor, " B"],
     ) -> Float[Tensor, "B 4 h w"]:
-        """The noise; where `keep` is 0, latents and token of the condition are zeros."""
+        """v; where `keep` is 0, latents and token of the condition are zeros."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             token = condition_token(self.models, picture, pose) * keep[:, None, None]
             inputs = torch.cat([noisy, condition * keep[:, None, None, None]], 1)

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from pgc3d.prompts import view_index, view_prompts
 from pgc3d.render import build_rasterizer
-from pgc3d.schedules import noise_levels
+from pgc3d.schedules import add_noise, noise_levels, velocity
 
 TOKENS = 32
 SIZES = (128, 256)
@@ -201,16 +201,14 @@ class Trainer:
         z = mean + latents.std[view].float() * torch.randn_like(mean)
         noise = torch.randn_like(z)
         t = torch.randint(1000, (count,), device=device)
-        abar = self.alphas[t].float()[:, None, None, None]
-        noisy = abar.sqrt() * z + (1 - abar).sqrt() * noise
-        target = abar.sqrt() * noise - (1 - abar).sqrt() * z
+        noisy = add_noise(z, noise, self.alphas[t])
         ids = torch.tensor([[size, size, 0, 0, size, size]], device=device, dtype=torch.float32)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             tokens, pooled = encode_text(self.models, rows)
             conditions = {"text_embeds": pooled, "time_ids": ids.expand(count, -1)}
             out = self.unet(noisy.contiguous(memory_format=torch.channels_last), t, tokens,
                             added_cond_kwargs=conditions, return_dict=False)[0]  # fmt: skip
-        return F.mse_loss(out.float(), target)
+        return F.mse_loss(out.float(), velocity(z, noise, self.alphas[t]))
 
     def step(self, size: int, count: int, lr: float) -> Tensor:
         """One update."""
