@@ -5,7 +5,13 @@ import pytest
 import torch
 from tiny import write_tiny_sdxl
 
-from pgc3d.diffusion.accelerate import accelerate, keep_compiled_code, release_decoder, spare_memory
+from pgc3d.diffusion.accelerate import (
+    accelerate,
+    accelerate_network,
+    keep_compiled_code,
+    release_decoder,
+    spare_memory,
+)
 from pgc3d.diffusion.fast_encoder import FastEncoder
 from pgc3d.diffusion.latent import select
 from pgc3d.diffusion.models import load_latent_diffusion, resolve_model
@@ -94,3 +100,15 @@ def test_compiled_code_is_kept_in_the_users_cache_unless_told_otherwise(tmp_path
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "pgc3d" / "inductor")
     assert os.environ["TRITON_CACHE_DIR"] == "/elsewhere"
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+
+
+def test_only_networks_that_are_worth_it_are_compiled(tmp_path, monkeypatch):
+    for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
+        monkeypatch.setenv(name, str(tmp_path))
+    small, large = (torch.nn.Linear(10_000, rows, device="meta") for rows in (9_000, 11_000))
+    for network in (small, large):
+        accelerate_network(network)
+    assert small._compiled_call_impl is None
+    assert large._compiled_call_impl is not None
+    accelerate_network(small, "default")
+    assert small._compiled_call_impl is not None

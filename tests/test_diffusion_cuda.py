@@ -49,7 +49,7 @@ def cosine(a, b):
 
 
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
-@pytest.mark.parametrize("fast", [None, {}], ids=["plain", "fast"])
+@pytest.mark.parametrize("fast", [None, {"compile_mode": "default"}], ids=["plain", "fast"])
 @pytest.mark.parametrize("micro_batch", [0, 1])
 def test_a_step_does_not_wait_for_the_device(folder, fast, micro_batch):
     guidance = build(folder, "cuda", dtype=torch.float16, vae_dtype=torch.float16, fast=fast)
@@ -85,8 +85,7 @@ def test_both_devices_give_the_same_gradient(folder, dtype, vae_dtype, least):
 
 
 @pytest.mark.filterwarnings("ignore")  # the compiler warns about the card's precision settings
-@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
-@pytest.mark.parametrize("low_memory", [False, True])
+@pytest.mark.parametrize(("low_memory", "mode"), [(False, "default"), (True, "reduce-overhead")])
 def test_the_fast_path_gives_the_same_gradient(folder, low_memory, mode):
     plain = build(folder, "cuda")
     expected = plain(*step(plain), 0.5).gradient
