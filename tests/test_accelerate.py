@@ -102,6 +102,7 @@ def test_compiled_code_is_kept_in_the_users_cache_unless_told_otherwise(tmp_path
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # the compiler's own
 def test_only_networks_that_are_worth_it_are_compiled(tmp_path, monkeypatch):
     for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
         monkeypatch.setenv(name, str(tmp_path))
