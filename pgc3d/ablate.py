@@ -24,6 +24,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from pgc3d import build, pgc
+from pgc3d.backgrounds import draw_backgrounds
 from pgc3d.cameras import turntable
 from pgc3d.config import COLORS, Config, dump_config
 from pgc3d.errors import ConfigError
@@ -143,6 +144,8 @@ def ablate(
     clips = {rule: parse_rule(rule) for rule in rules}
     if start not in COLORS:
         raise ConfigError(f"--start must be one of {', '.join(COLORS)}, got {start!r}")
+    if build.needs_backdrop(config):
+        raise ConfigError("backgrounds must be colours where a picture itself is optimised, got 'image'")
     device = build.resolve_device(config.run.device)
     models = locate_models(config, device)
     check_prompt(task, config, models, report)
@@ -153,12 +156,14 @@ def ablate(
             config, load_teachers(config, task, models, device), device
         )
         name, objective = next(iter(objectives.items()))
+        drawing = torch.Generator().manual_seed(config.run.seed)
+        background, _ = draw_backgrounds(objective.backgrounds[:1], 1, drawing, device)
         empty = torch.tensor([COLORS[start]], device=device)
         canvas = make_canvas(
             objective.guidance,
             space,
             start=empty.expand(1, config.run.resolution[0], config.run.resolution[0], 3).clone(),
-            background=torch.tensor([objective.backgrounds[0]], device=device),
+            background=background,
         )
         generator, steps = generators[f"guidance.{name}"], config.run.steps
         state = generator.get_state()

@@ -3,16 +3,18 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 
 from pgc3d import pgc
+from pgc3d.backgrounds import Backdrop, Background, load_backdrop, prepare_backdrop
 from pgc3d.config import COLORS, Config, ObjectiveConfig
 from pgc3d.diffusion.accelerate import release_decoder
 from pgc3d.errors import BackendUnavailableError, ConfigError, InputError
 from pgc3d.interfaces import Guidance, Rasterizer, Representation
-from pgc3d.optimize import CameraSampler, Color, Objective, ParameterClipper, Problem
+from pgc3d.optimize import CameraSampler, Objective, ParameterClipper, Problem
 from pgc3d.photo import prepare_photo
 from pgc3d.render import build_rasterizer
 from pgc3d.schedules import PiecewiseLinear
@@ -70,14 +72,43 @@ def prepare_task_photo(config: Config, task: Task) -> bytes | None:
     """The task's picture as the run will keep it, a PNG file; None where no objective looks at one.
 
     Raises:
-        InputError: there is no picture, or it is unusable.
+        InputError: there is no picture, or it is unusable, or there is one that nothing looks at.
     """
     if not needs_photo(config):
+        if task.image is not None:
+            raise InputError(f"the picture {task.image} must be looked at, but no objective does that")
         return None
     if task.image is None:
         raise InputError("the configuration needs a picture; use pgc3d image FILE")
     photo = config.photo
     return prepare_photo(task.image, border=photo.border, matting=photo.matting, size=photo.size)
+
+
+def needs_backdrop(config: Config) -> bool:
+    """Whether the task's background picture is behind the object in some views."""
+    return any("image" in objective.backgrounds for objective in config.objectives.values())
+
+
+def _background_file(config: Config, task: Task) -> Path | None:
+    if needs_backdrop(config) and task.background is None:
+        raise InputError(
+            "backgrounds name 'image', so a picture must be given; use pgc3d texture ... --background FILE"
+        )
+    if task.background is not None and not needs_backdrop(config):
+        raise InputError(
+            f"the background {task.background} must be used, but no backgrounds name 'image'; leave it away"
+        )
+    return task.background
+
+
+def prepare_task_backdrop(config: Config, task: Task) -> bytes | None:
+    """The task's background as the run will keep it, a PNG file; None where there is none.
+
+    Raises:
+        InputError: a picture is named and not given or the other way round, or it is unusable.
+    """
+    file = _background_file(config, task)
+    return None if file is None else prepare_backdrop(file, max(config.run.resolution))
 
 
 def build(config: Config, task: Task, models: Models, device: torch.device) -> Built:
@@ -90,7 +121,9 @@ def build(config: Config, task: Task, models: Models, device: torch.device) -> B
     teachers = load_teachers(config, task, models, device)
     for model in teachers.diffusion:
         release_decoder(model)
-    objectives, generators = build_objectives(config, teachers, device, representation)
+    file = _background_file(config, task)
+    backdrop = None if file is None else load_backdrop(file, device)
+    objectives, generators = build_objectives(config, teachers, device, representation, backdrop)
     generators["cameras"] = seeded(config.run.seed, "cameras")
     problem = Problem(
         representation=representation,
@@ -112,21 +145,28 @@ def build(config: Config, task: Task, models: Models, device: torch.device) -> B
 
 
 def build_objectives(
-    config: Config, teachers: Teachers, device: torch.device, representation: Representation | None = None
+    config: Config,
+    teachers: Teachers,
+    device: torch.device,
+    representation: Representation | None = None,
+    backdrop: Backdrop | None = None,
 ) -> tuple[dict[str, Objective], dict[str, torch.Generator]]:
     """Make what judges the pictures; the generators are those of the guidances.
 
-    `representation` is what the cameras look at, where they need to know.
+    `representation` is what the cameras look at, where they need to know; `backdrop` is the background
+    "image".
     """
     named = teachers.text.views.backgrounds if teachers.text else {}
-    colors: dict[str, Color | None] = {**COLORS, **named, "random": None}
+    backgrounds: dict[str, Background] = {**COLORS, **named, "random": None}
+    if backdrop is not None:
+        backgrounds["image"] = backdrop
     objectives: dict[str, Objective] = {}
     generators: dict[str, torch.Generator] = {}
     for name, objective in config.objectives.items():
         generators[f"guidance.{name}"] = generator = seeded(config.run.seed, name)
         guidance = build_guidance(config, objective.guidance, teachers, generator)
         cameras = camera_sampler(config, objective, representation, device)
-        objectives[name] = _build_objective(objective, guidance, cameras, colors)
+        objectives[name] = _build_objective(objective, guidance, cameras, backgrounds)
     return objectives, generators
 
 
@@ -134,13 +174,13 @@ def _build_objective(
     config: ObjectiveConfig,
     guidance: Guidance,
     cameras: CameraSampler,
-    colors: Mapping[str, Color | None],
+    backgrounds: Mapping[str, Background],
 ) -> Objective:
     return Objective(
         sample_cameras=cameras,
         guidance=guidance,
         clip=config.clip.build(),
-        backgrounds=tuple(colors[name] for name in config.backgrounds),
+        backgrounds=tuple(backgrounds[name] for name in config.backgrounds),
         weight=config.weight,
         target=config.target,
     )

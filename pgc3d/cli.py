@@ -135,14 +135,15 @@ def texture(
     ] = None,
     negative: Annotated[str | None, typer.Option(help="What the pictures should not show.")] = None,
     background: Annotated[
-        list[str] | None, typer.Option(help="Colour behind the object, or random; may be repeated.")
+        list[str] | None,
+        typer.Option(help="Colour behind the object, random, or a picture's file; may be repeated."),
     ] = None,
     out: OutOption = None,
     options: RunOptions,
 ) -> int:
     """Paint a given mesh from a prompt; its geometry stays as it is."""
     from pgc3d import pipeline
-    from pgc3d.configure import TEXTURE
+    from pgc3d.configure import TEXTURE, split_backgrounds
     from pgc3d.errors import InputError
     from pgc3d.task import Task
 
@@ -150,10 +151,11 @@ def texture(
         raise InputError(f"--faces must not be given for a mesh that stays as it is, got {options.faces}")
     image_size = options.texture_size if texture is Texture.IMAGE else None
     own = {"up": up, "front": front, "texture": texture.value if texture else None, "image_size": image_size}
-    every = {"backgrounds": background, "guidance": {"negative_prompt": negative}}
+    backgrounds, picture = split_backgrounds(background or [])
+    every = {"backgrounds": backgrounds or None, "guidance": {"negative_prompt": negative}}
     resolved = _configured(guidance.value, options, TEXTURE, {"representation": own}, every_objective=every)
     folder = out or pipeline.default_folder(Path("runs"), f"{mesh.stem} {prompt}", resolved.run.seed)
-    task = Task(prompt, mesh=mesh)
+    task = Task(prompt, mesh=mesh, background=picture)
     return _run(lambda **calls: pipeline.generate(task, out=folder, config=resolved, **calls))
 
 

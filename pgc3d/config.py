@@ -40,7 +40,7 @@ COLORS: Mapping[str, tuple[float, float, float]] = {
     "green": (0.0, 0.5, 0.0),
     "blue": (0.0, 0.0, 1.0),
 }
-BACKGROUNDS = (*COLORS, "random")
+BACKGROUNDS = (*COLORS, "random", "image")
 
 Precision = Literal["auto", "float32", "float16", "bfloat16"]
 GuidanceConfig: TypeAlias = SdsConfig | Zero123Config | ReferenceConfig
@@ -79,7 +79,7 @@ class ObjectiveConfig:
     guidance: GuidanceConfig = field(default_factory=SdsConfig)
     clip: ClipConfig = field(default_factory=PixelClip)
     cameras: CameraConfig = field(default_factory=OrbitConfig)
-    backgrounds: tuple[str, ...] = ("white",)  # names in COLORS or "random"; every view draws one
+    backgrounds: tuple[str, ...] = ("white",)  # of BACKGROUNDS, "image" is the task's; every view draws one
     batch: int = 4  # views per step
     weight: float = 1.0
     target: Literal["color", "normal"] = "color"
@@ -97,6 +97,8 @@ class ObjectiveConfig:
                 "the guidance 'reference' must have cameras of kind 'reference' and the target 'color', got "
                 f"{self.cameras.kind!r} and {self.target!r}"
             )
+        if isinstance(self.guidance, ReferenceConfig) and "image" in self.backgrounds:
+            raise ValueError("the guidance 'reference' must have backgrounds of one colour, got 'image'")
         if not self.backgrounds:
             raise ValueError(f"backgrounds must name at least one of {', '.join(BACKGROUNDS)}")
         for name in self.backgrounds:

@@ -9,7 +9,7 @@ from pgc3d.build import resolve_device
 from pgc3d.config import Config, load_config, preset, read_yaml
 from pgc3d.diffusion.latent import Layout
 from pgc3d.diffusion.models import ALIASES, POSES
-from pgc3d.errors import ConfigError
+from pgc3d.errors import ConfigError, InputError
 from pgc3d.teachers import local_model
 
 GuidanceName = Literal["auto", "mini", "sdxl", "sd", "zero123"]
@@ -95,6 +95,21 @@ def configure(  # noqa: PLR0913 - one for each layer
         objectives = load_config([*layers, *files]).objectives
         asked["objectives"] = dict.fromkeys(objectives, every_objective)
     return load_config([*layers, *files], options=asked, overrides=overrides), note
+
+
+def split_backgrounds(values: Sequence[str]) -> tuple[list[str], Path | None]:
+    """What `--background` was given, as names of the configuration and the picture behind the name "image".
+
+    A value with a dot or a slash in it is a file.
+
+    Raises:
+        InputError: there are several files.
+    """
+    files = list(dict.fromkeys(value for value in values if "." in value or "/" in value))
+    if len(files) > 1:
+        raise InputError(f"--background must name at most one picture, got {', '.join(files)}")
+    names = ["image" if value in files else value for value in values]
+    return names, Path(files[0]) if files else None
 
 
 def _choose(family: Family, device: str) -> tuple[GuidanceName, str]:

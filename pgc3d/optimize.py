@@ -15,11 +15,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from pgc3d import pgc
+from pgc3d.backgrounds import Background, draw_backgrounds, put_behind
 from pgc3d.errors import DivergedError
 from pgc3d.interfaces import Clipper, Guidance, Representation, parameters
 from pgc3d.types import Cameras, Layer, Rendering
 
-Color = tuple[float, float, float]
 CameraSampler = Callable[[float, torch.Generator], Cameras]
 ParameterClipper = Callable[[Sequence[Tensor]], Any]
 
@@ -31,7 +31,7 @@ class Objective:
     sample_cameras: CameraSampler  # (progress, generator) -> cameras
     guidance: Guidance
     clip: Clipper
-    backgrounds: tuple[Color | None, ...]  # sRGB, None for a random colour; every view draws one
+    backgrounds: tuple[Background, ...]  # every view draws one
     weight: float = 1.0
     target: Literal["color", "normal"] = "color"
 
@@ -102,17 +102,6 @@ class StepReport:
     metrics: Mapping[str, float] | None = None
 
 
-def draw_backgrounds(
-    colors: Sequence[Color | None], batch: int, generator: torch.Generator, device: torch.device
-) -> Float[Tensor, "B 3"]:
-    """One of the colours for every view; None stands for a new one each time."""
-    chosen = torch.randint(len(colors), (batch,), generator=generator)
-    named = torch.tensor([color or (-1.0, -1.0, -1.0) for color in colors])[chosen]
-    if None in colors:
-        named = torch.where(named < 0, torch.rand(batch, 3, generator=generator), named)
-    return named.to(device, non_blocking=True)
-
-
 def _backpropagate(
     rendering: Rendering,
     gradients: Sequence[tuple[Layer, Float[Tensor, "B H W _"]]],
@@ -147,9 +136,12 @@ def accumulate(
     """
     with stopwatch.part("cameras"):
         cameras = objective.sample_cameras(progress, generator)
-        background = draw_backgrounds(objective.backgrounds, len(cameras), generator, cameras.azimuth.device)
+        background, backdrops = draw_backgrounds(
+            objective.backgrounds, len(cameras), generator, cameras.azimuth.device
+        )
     with stopwatch.part("render"):
         rendering = representation.render(cameras, resolution, background, progress=progress)
+        rendering = put_behind(rendering, backdrops)
     image: Tensor = getattr(rendering, objective.target)
     with stopwatch.part("guidance"):
         output = objective.guidance(image.detach(), rendering, cameras, progress)

@@ -59,7 +59,7 @@ def prepare_photo(path: Path, *, border: float = 0.2, matting: bool = True, size
         InputError: the file is no picture, too large or damaged, or shows no object before a background.
         WeightsNotFoundError: rembg's model is not on this disk and cannot be fetched.
     """
-    picture = _read(path)
+    picture = read_picture(path)
     picture.thumbnail((WORKING_SIDE, WORKING_SIDE))
     if picture.mode == "RGB":
         picture = _matte(picture) if matting else _cut_plain_background(picture, path)
@@ -74,7 +74,7 @@ def load_photo(path: Path) -> Float[Tensor, "S S 4"]:
     Raises:
         InputError: the file is missing, or not what `prepare_photo` makes.
     """
-    picture = _read(path)
+    picture = read_picture(path)
     if picture.mode != "RGBA" or picture.width != picture.height:
         raise InputError(
             f"{path} must be a prepared square picture with alpha, got {picture.mode} of {picture.size}"
@@ -83,7 +83,7 @@ def load_photo(path: Path) -> Float[Tensor, "S S 4"]:
     return torch.cat([values[..., :3] * values[..., 3:], values[..., 3:]], dim=-1)
 
 
-def _read(path: Path) -> Image.Image:
+def read_picture(path: Path) -> Image.Image:
     """Decode to RGB or RGBA, upright; RGB also where the alpha channel says nothing."""
     if not path.is_file():
         raise InputError(f"the picture must be a file, found none at {path}")

@@ -31,6 +31,7 @@ from pgc3d.types import Cameras, Canvas, Rendering
 
 PHOTO = "input.png"  # the prepared picture, in the run's folder
 MESH = "mesh.safetensors"  # in a run's folder: the given mesh, ready for painting
+BACKDROP = "background.png"  # the prepared background, likewise
 FREE_SPACE = 500_000_000  # bytes: two checkpoints, the asset with its textures, previews
 
 
@@ -79,7 +80,7 @@ def generate(
     """Make an asset.
 
     Args:
-        task: what to make; a picture is prepared and kept in the run.
+        task: what to make; its files are prepared and kept in the run.
         out: the run directory; must not exist or be empty.
         config: `load_config()` when None.
         report: called at every step edge and for every file made.
@@ -90,24 +91,22 @@ def generate(
     """
     config = config or load_config()
     device = build.resolve_device(config.run.device)
-    canvas, inputs = _take_mesh(task, config, device, report)
+    backdrop = build.prepare_task_backdrop(config, task)
+    canvas = _take_mesh(task, config, device, report)
     models = locate_models(config, device)
     check_prompt(task, config, models, report)
     photo = build.prepare_task_photo(config, task)
+    inputs = {name: {"name": path.name, "sha256": sha256(path)} for name, path in task.files.items()}
     require_free_space(out, FREE_SPACE)
     with RunDirectory.create(out) as run:
         replace_file(run.config, dump_config(config).encode())
-        if photo is not None:
-            task = replace(task, image=run.path / PHOTO)
-            replace_file(run.path / PHOTO, photo)
-        if canvas is not None:
-            task = replace(task, mesh=run.path / MESH)
-            save_canvas(run.path / MESH, canvas)
-            inputs |= {"files": run.hash_files([run.path / MESH])}
-        record = task.record(run.path) | {"seed": config.run.seed} | _describe(models) | inputs
+        kept = _keep_inputs(run, task, canvas, photo=photo, backdrop=backdrop)
+        record = kept.record(run.path) | {"seed": config.run.seed} | _describe(models)
+        record |= {"inputs": inputs, "files": run.hash_files(list(kept.files.values()))}
         session = Session(run, config, device, report, stop or StopFlag(), record)
-        if photo is not None:
-            session.made("build", [run.path / PHOTO])
+        for picture in (kept.image, kept.background):
+            if picture is not None:
+                report(Event("build", file=picture))
         return _execute(session, models, None)
 
 
@@ -125,16 +124,29 @@ def check_prompt(task: Task, config: Config, models: Models, report: Reporter) -
         report(Event("build", message=f"{config.model.name} does not know the word {word!r}{hint}"))
 
 
-def _take_mesh(
-    task: Task, config: Config, device: torch.device, report: Reporter
-) -> tuple[Canvas | None, dict[str, Any]]:
-    """The user's mesh ready for painting, and what the manifest says about its file."""
+def _take_mesh(task: Task, config: Config, device: torch.device, report: Reporter) -> Canvas | None:
+    """The user's mesh ready for painting."""
     if task.mesh is None:
-        return None, {}
-    canvas = stage.adopt_mesh(
+        return None
+    return stage.adopt_mesh(
         config, task.mesh, device, lambda message: report(Event("build", message=message))
     )
-    return canvas, {"inputs": {"mesh": {"name": task.mesh.name, "sha256": sha256(task.mesh)}}}
+
+
+def _keep_inputs(
+    run: RunDirectory, task: Task, canvas: Canvas | None, *, photo: bytes | None, backdrop: bytes | None
+) -> Task:
+    """Write what was made of the user's files into the run; the task with these in their place."""
+    if canvas is not None:
+        task = replace(task, mesh=run.path / MESH)
+        save_canvas(run.path / MESH, canvas)
+    if photo is not None:
+        task = replace(task, image=run.path / PHOTO)
+        replace_file(run.path / PHOTO, photo)
+    if backdrop is not None:
+        task = replace(task, background=run.path / BACKDROP)
+        replace_file(run.path / BACKDROP, backdrop)
+    return task
 
 
 def resume(path: Path, *, report: Reporter = ignore, stop: StopFlag | None = None) -> RunResult:

@@ -4,15 +4,19 @@ Memory is what is there at the moment when the UNet runs and the encoder's graph
 
     weights + pixels (kept of the encoder) + pixels (kept of the renderer) + latent pixels (the UNet's own)
 
+ControlNets add weights, arithmetic, and what waits for the UNet of their answers; they run before it, in less
+than it takes itself. LoRAs are added to the weights and cost nothing.
+
 Time is arithmetic over a share of the rate at which this GPU multiplies large matrices. `Costs` holds the
 constants: those of diffusers' own code were fitted to runs of SDXL at 1024 x 1024 on an H100 and an H200,
-the others follow from what the code keeps and computes and are not measured yet.
+the others, those of ControlNets too, follow from what the code keeps and computes: they are estimates, not
+measured yet.
 `scripts/benchmark_step.py` prints what they predict beside what it measures.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -37,6 +41,9 @@ class Costs:
     unet_work: float = (
         0.142  # operations for each parameter and latent pixel; most layers work at lower sizes
     )
+    # Kept of all ControlNets' answers and conditions, in the same sizes: an estimate, counted from the shapes
+    # in SDXL's layout (5.8) and SD's (7.2).
+    control_tensors: float = 7.2
     render_bytes: int = 1100  # kept of the renderer, for each pixel
 
 
@@ -55,6 +62,7 @@ class Teacher:
     vae_channels: tuple[int, ...]  # of its levels
     vae_layers: int
     resolution: int  # pixels that it was made for
+    controls: Mapping[str, int] = field(default_factory=dict)  # parameters of the ControlNets beside it
 
     @property
     def downscale(self) -> int:
@@ -70,19 +78,23 @@ class Estimate:
     operations: float
 
 
-def read_teacher(folder: ModelFolder) -> Teacher:
-    """The sizes of a checkpoint, from its configs and the headers of its weights."""
+def read_teacher(folder: ModelFolder, controls: Mapping[str, ModelFolder]) -> Teacher:
+    """The sizes of a checkpoint and its ControlNets, from their configs and the headers of their weights."""
     unet, vae = (read_json(folder.path / part / "config.json") for part in ("unet", "vae"))
     channels = tuple(vae["block_out_channels"])
     return Teacher(
-        unet_parameters=count_parameters(
-            weight_files(folder.path / "unet", WEIGHTS["unet"], prefer_half=True)
-        ),
+        unet_parameters=_parameters_of(folder.path / "unet"),
         unet_channels=int(unet["block_out_channels"][0]),
         vae_channels=channels,
         vae_layers=int(vae.get("layers_per_block", 1)),
         resolution=int(unet["sample_size"]) * 2 ** (len(channels) - 1),
+        controls={name: _parameters_of(found.path) for name, found in controls.items()},
     )
+
+
+def _parameters_of(network: Path) -> int:
+    """Of a UNet or a ControlNet, whose weights have the same file names."""
+    return count_parameters(weight_files(network, WEIGHTS["unet"], prefer_half=True))
 
 
 def count_parameters(files: Sequence[Path]) -> int:
@@ -97,9 +109,17 @@ def count_parameters(files: Sequence[Path]) -> int:
 
 
 def estimate(
-    teacher: Teacher, costs: Costs, *, side: int, render_side: int, batch: int, micro_batch: int, item: int
+    teacher: Teacher,
+    costs: Costs,
+    *,
+    side: int,
+    render_side: int,
+    batch: int,
+    micro_batch: int,
+    item: int,
+    controls: Collection[str] = (),
 ) -> Estimate:
-    """What one objective's share of a step takes.
+    """What one objective's share of a step takes, with the weights of everything that is loaded.
 
     Args:
         teacher: the model.
@@ -109,6 +129,7 @@ def estimate(
         batch: views of a step.
         micro_batch: views that the model looks at at once.
         item: bytes of a number.
+        controls: names of the teacher's ControlNets that this objective asks, once for each time.
     """
     pixels = [side**2 / 4**level for level in range(len(teacher.vae_channels))]
     levels = list(zip(pixels, teacher.vae_channels, strict=True))
@@ -116,14 +137,17 @@ def estimate(
     kept = sum(2 * count * channels for count, channels in levels) * costs.encoder_tensors / 2
     working = 4 * pixels[0] * teacher.vae_channels[0]
     latent = (side / teacher.downscale) ** 2
-    unet = 2 * latent * teacher.unet_channels * costs.unet_tensors
+    tensors = costs.unet_tensors + (costs.control_tensors if controls else 0.0)
+    unet = 2 * latent * teacher.unet_channels * tensors
     views = micro_batch * item * (teacher.vae_layers * kept + max(working, unet))
     convolutions = sum(2 * teacher.vae_layers * 18 * count * channels**2 for count, channels in levels)
     attention = 4 * latent**2 * teacher.vae_channels[-1]
     encoder = (convolutions + attention) * costs.encoder_work
-    predict = 2 * latent * teacher.unet_parameters * costs.unet_work
+    asked = teacher.unet_parameters + sum(teacher.controls[name] for name in controls)
+    predict = 2 * latent * asked * costs.unet_work
+    weights = (teacher.unet_parameters + sum(teacher.controls.values())) * item
     return Estimate(
-        bytes=teacher.unet_parameters * item + views + batch * render_side**2 * costs.render_bytes,
+        bytes=weights + views + batch * render_side**2 * costs.render_bytes,
         operations=batch * (encoder + predict),
     )
 
@@ -146,6 +170,7 @@ def estimate_run(config: Config, teacher: Teacher, *, fast: bool) -> Estimate:
                 batch=objective.batch,
                 micro_batch=1 if low else min(config.run.micro_batch or objective.batch, objective.batch),
                 item=item,
+                controls=[control.model for control in guidance.controls.values()],
             )
         )
     return Estimate(
@@ -187,10 +212,11 @@ def fit(config: Config, teacher: Teacher, free: int, *, fast: bool) -> tuple[Con
         expected = estimate_run(candidate, teacher, fast=fast)
         if expected.bytes <= free * (1 - RESERVE):
             return candidate, expected
+    fewer = "use fewer ControlNets, " if teacher.controls else ""
     raise OutOfMemoryError(
         f"the run must fit the GPU, where {free / 1e9:.1f} GB are free, but about "
-        f"{expected.bytes / 1e9:.1f} GB are needed even with --low-memory; lower --resolution "
-        f"(now {max(config.run.resolution)}) or stop what else uses the GPU"
+        f"{expected.bytes / 1e9:.1f} GB are needed even with --low-memory; {fewer}lower "
+        f"--resolution (now {max(config.run.resolution)}) or stop what else uses the GPU"
     )
 
 
@@ -206,7 +232,7 @@ def plan_run(config: Config, models: Models, device: torch.device) -> tuple[Conf
         return config, ""
     free, _ = torch.cuda.mem_get_info(device)
     fast = config.model.fast == "auto"
-    fitting, expected = fit(config, read_teacher(models.text), free, fast=fast)
+    fitting, expected = fit(config, read_teacher(models.text, models.controls), free, fast=fast)
     rate = matmul_rate(device, torch.float16)
     seconds = expected.operations / (rate * (FAST if fast else PLAIN).share)
     return fitting, describe(config, fitting, expected, seconds, free, torch.cuda.get_device_name(device))

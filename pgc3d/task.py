@@ -1,11 +1,11 @@
-"""What a user asks for, apart from the settings: a prompt, a picture, a mesh."""
+"""What a user asks for, apart from the settings: a prompt, a picture, a mesh, a background."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-FILES = ("image", "mesh")
+FILES = ("image", "mesh", "background")
 
 
 @dataclass(frozen=True)
@@ -15,11 +15,17 @@ class Task:
     prompt: str = ""
     image: Path | None = None
     mesh: Path | None = None
+    background: Path | None = None  # a picture, where the settings name "image"
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """The files that there are, by their name here."""
+        return {name: path for name in FILES if (path := getattr(self, name)) is not None}
 
     def record(self, folder: Path) -> dict[str, str]:
         """What a manifest keeps; the files must lie below `folder`."""
-        files = {name: path for name in FILES if (path := getattr(self, name)) is not None}
-        return {"prompt": self.prompt} | {name: str(path.relative_to(folder)) for name, path in files.items()}
+        files = {name: str(path.relative_to(folder)) for name, path in self.files.items()}
+        return {"prompt": self.prompt} | files
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any], folder: Path) -> "Task":

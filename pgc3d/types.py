@@ -98,7 +98,7 @@ class Rendering:
     normal: Float[Tensor, "B H W 3"]  # world space, outward, (n + 1) / 2; background 0.5
     depth: Float[Tensor, "B H W 1"]  # distance along the camera's -z, 0 where nothing was hit
     alpha: Float[Tensor, "B H W 1"]  # antialiased coverage
-    background: Float[Tensor, "B 3"]  # sRGB
+    background: Float[Tensor, "B 3"]  # sRGB; of a picture, its mean
     losses: Mapping[str, Float[Tensor, ""]] = field(default_factory=dict)  # weighted regularisers
     complete: Bool[Tensor, ""] | None = None  # False, on the device: not the whole surface, take no step
 

@@ -274,7 +274,7 @@ def make_codes(
 
 
 def expectation(code: Code, batch: int, rate: float) -> dict[str, float]:
-    """What the planner says about a step without controls, all views at once."""
+    """What the planner says about a step, all views at once."""
     model, costs = code.model, code.costs
     vae, unet = model.vae.config, model.unet
     teacher = plan.Teacher(
@@ -283,10 +283,23 @@ def expectation(code: Code, batch: int, rate: float) -> dict[str, float]:
         vae_channels=tuple(vae.block_out_channels),
         vae_layers=vae.layers_per_block,
         resolution=model.resolution,
+        controls={
+            control.condition: sum(p.numel() for p in control.network.parameters())
+            for control in code.controls
+        },
     )
     item = next(unet.parameters()).element_size()
     side = model.resolution
-    found = plan.estimate(teacher, costs, side=side, render_side=0, batch=batch, micro_batch=batch, item=item)
+    found = plan.estimate(
+        teacher,
+        costs,
+        side=side,
+        render_side=0,
+        batch=batch,
+        micro_batch=batch,
+        item=item,
+        controls=teacher.controls,
+    )
     return {"planned_bytes": found.bytes, "planned_ms": 1e3 * found.operations / (rate * costs.share)}
 
 

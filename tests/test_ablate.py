@@ -200,6 +200,7 @@ def test_a_folder_that_holds_something_is_left_alone(finished, config):
         (["--start", "pink"], "--start must be one of white"),
         (["--steps", "0"], "Invalid value for '--steps'"),
         (["--space", "voxels"], "Invalid value for '--space'"),
+        (["--set", "objectives.color.backgrounds=[image]"], "backgrounds must be colours where a picture"),
     ],
 )
 def test_a_mistake_on_the_command_line_is_one_line(arguments, message, capsys, tmp_path, monkeypatch):
@@ -216,7 +217,8 @@ def test_the_command_line_paints(config, capsys, tmp_path):
     with pytest.raises(SystemExit) as ended:
         main(
             ["ablate", "a red chair", "--model", config.model.name, "--steps", "2", "--resolution", "64",
-             "--device", "cpu", "--rules", "none, 0.1", "--out", str(out)]
+             "--device", "cpu", "--rules", "none, 0.1", "--out", str(out),
+             "--set", "objectives.color.backgrounds=[random]"]
         )  # fmt: skip
     assert ended.value.code == 0
     assert str(out / "strip.png") in capsys.readouterr().out

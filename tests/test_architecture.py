@@ -24,7 +24,7 @@ LAYERS = (
     ("checkpoint", "plan"),
     ("build",),
     ("teachers", "stage"),
-    ("optimize", "config", "run", "memory"),
+    ("optimize", "backgrounds", "config", "run", "memory"),
     ("export",),
     ("guidance", "representation"),
     ("render",),

@@ -96,8 +96,8 @@ ERRORS = {
         "--set: objectives.color.clip.treshold: Key 'treshold' not in 'PixelClip'. Did you mean: 'threshold'?"
     ),
     "objectives.color.backgrounds=[whte]": (
-        "objectives.color: backgrounds must be of white, gray, black, red, green, blue, random, got 'whte'; "
-        "did you mean 'white'?"
+        "objectives.color: backgrounds must be of white, gray, black, red, green, blue, random, image, got "
+        "'whte'; did you mean 'white'?"
     ),
     "export.texture_size=1": "export: texture_size must lie in [64, 8192], got 1",
 }

@@ -82,6 +82,11 @@ ERRORS = {
     "no model": (["none.png", "--model", "./none"], 3, "no folder ./none"),
     "model with mini": (["none.png", "--guidance", "mini", "--model", "m"], 2, "--model must go with"),
     "text model": (["none.png", "--model", "sdxl"], 2, "must be in the layout of zero123 here"),
+    "nobody looks": (
+        ["none.png", "--model", "MODEL", "--prompt", "a chair", "--config", "text.yaml"],
+        2,
+        "the picture none.png must be looked at, but no objective does that",
+    ),
     "wrong border": (["none.png", "--border", "2"], 2, "border must lie in [0, 0.8], got 2.0"),
     "wrong elevation": (["none.png", "--elevation", "90"], 2, "elevation_degrees must lie in [-89, 89]"),
 }
@@ -89,6 +94,7 @@ ERRORS = {
 
 @pytest.mark.parametrize(("arguments", "code", "line"), ERRORS.values(), ids=ERRORS)
 def test_mistake_is_one_line_and_leaves_no_folder(run, checkpoint, tmp_path, arguments, code, line):  # noqa: F811
+    (tmp_path / "text.yaml").write_text("objectives: {color: {guidance: {kind: sds}}}\nmodel: {name: mini}")
     arguments = [str(checkpoint) if argument == "MODEL" else argument for argument in arguments]
     found, out, err = run("image", *arguments)
     lines = [text for text in err.splitlines() if not text.startswith("guidance:")]

@@ -61,7 +61,7 @@ def test_estimate_agrees_with_what_was_measured_for_diffusers_own_code():
 def test_sizes_are_read_from_a_checkpoint(tmp_path):
     folder = resolve_model(write_tiny_sdxl(tmp_path / "tiny"))
     model = load_latent_diffusion(folder)
-    teacher = plan.read_teacher(folder)
+    teacher = plan.read_teacher(folder, {})
     assert teacher.unet_parameters == sum(parameter.numel() for parameter in model.unet.parameters())
     assert teacher.vae_channels == tuple(model.vae.config.block_out_channels)
     assert (teacher.resolution, teacher.downscale) == (model.resolution, model.downscale)

@@ -11,7 +11,7 @@ from pgc3d.task import Task
     [
         Task("a red chair"),
         Task(image=Path("first/input.png")),
-        Task("a knight", mesh=Path("first/mesh/input.glb")),
+        Task("a knight", mesh=Path("first/mesh/input.glb"), background=Path("first/background.png")),
         Task(),
     ],
     ids=["text", "image", "texture", "nothing"],

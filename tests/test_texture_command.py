@@ -9,6 +9,7 @@ import pytest
 import torch
 import trimesh
 from meshes import cube_arrays, write_cube
+from PIL import Image
 from test_cli import checkpoint, run  # noqa: F401 - fixtures
 
 from pgc3d import pipeline
@@ -52,10 +53,18 @@ def test_mesh_is_painted_and_more(run, checkpoint, tmp_path):  # noqa: F811
     assert run("render", folder)[0] == 0
 
 
+def wall(path, shape=(40, 64, 3)):
+    """A picture of noise."""
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)).save(path)
+    return path
+
+
 def test_a_stopped_run_ends_with_the_same_texture(run, checkpoint, tmp_path, monkeypatch):  # noqa: F811
-    mesh = write_cube(tmp_path / "cube.glb")
-    arguments = ["texture", mesh, "a red chair", "--model", checkpoint, *TINY]
+    """Before a picture, too, and though the user's files are gone."""
+    mesh, picture = write_cube(tmp_path / "cube.glb"), wall(tmp_path / "wall.png")
+    arguments = ["texture", mesh, "a red chair", "--background", picture, "--model", checkpoint, *TINY]
     run(*arguments, "--out", tmp_path / "whole")
+    given = digest(picture)
 
     generate = pipeline.generate
 
@@ -72,7 +81,14 @@ def test_a_stopped_run_ends_with_the_same_texture(run, checkpoint, tmp_path, mon
         main([str(argument) for argument in [*arguments, "--out", tmp_path / "stopped"]])
     assert ended.value.code == 130
     mesh.unlink()
+    picture.unlink()
     assert run("resume", tmp_path / "stopped")[0] in (0, 5)
+    for name in ("whole", "stopped"):
+        manifest = json.loads((tmp_path / name / "manifest.json").read_text())
+        assert manifest["inputs"]["background"] == {"name": "wall.png", "sha256": given}
+        assert manifest["files"]["background.png"] == digest(tmp_path / name / "background.png")
+        assert manifest["background"] == "background.png"
+    assert digest(tmp_path / "whole" / "background.png") == digest(tmp_path / "stopped" / "background.png")
     first, second = (
         RunDirectory.open(tmp_path / name).load_checkpoint().tensors for name in ("whole", "stopped")
     )
@@ -116,3 +132,61 @@ def test_a_box_of_another_program_keeps_its_faces(run, checkpoint, tmp_path):  #
     assert len(found.faces) == len(box.faces)
     size = (found.vertices.amax(0) - found.vertices.amin(0)).sort().values
     torch.testing.assert_close(size, torch.tensor([1.0, 2.0, 3.0]))
+
+
+def test_a_background_picture_changes_what_is_painted_and_nothing_else(run, checkpoint, tmp_path):  # noqa: F811
+    """Another picture, another texture; the previews and renders of the result stay on white."""
+    mesh, found = write_cube(tmp_path / "cube.glb"), {}
+    for name, shape in (("first.png", (32, 32, 3)), ("second.png", (32, 32))):
+        out = tmp_path / name.removesuffix(".png")
+        picture = wall(tmp_path / name, shape)
+        arguments = ["--background", picture, "--model", checkpoint, *TINY, "--out", out]
+        code, printed, err = run("texture", mesh, "a red chair", *arguments)
+        assert code in (0, 5), err
+        assert str(out / "background.png") in printed
+        found[name] = RunDirectory.open(out).load_checkpoint().tensors
+        assert run("render", out)[0] == 0
+        assert np.asarray(Image.open(out / "views.png"))[0, 0].tolist() == [255, 255, 255]
+    first, second = found.values()
+    names = [name for name in first if name.startswith("representation.texture")]
+    assert any(not torch.equal(first[name], second[name]) for name in names)
+
+
+BACKGROUND_ERRORS = {
+    "missing": (["none.png"], "the picture must be a file, found none at none.png"),
+    "no picture": (["text.png"], "a picture must be one of PNG, JPEG"),
+    "see-through": (["glass.png"], "a background must be opaque, glass.png is not"),
+    "two": (["wall.png", "./other.png"], "must name at most one picture, got wall.png, ./other.png"),
+    "misspelt": (["whte"], "got 'whte'; did you mean 'white'?"),
+    "no file": (["image"], "so a picture must be given; use pgc3d texture ... --background FILE"),
+    "unused": (
+        ["wall.png", "--set", "objectives.color.backgrounds=[white]"],
+        "the background wall.png must be used, but no backgrounds name 'image'",
+    ),
+}
+
+
+@pytest.mark.parametrize(("values", "line"), BACKGROUND_ERRORS.values(), ids=BACKGROUND_ERRORS)
+def test_a_background_that_cannot_be_used_is_one_line(run, checkpoint, tmp_path, values, line):  # noqa: F811
+    mesh = write_cube(tmp_path / "cube.glb")
+    wall(tmp_path / "wall.png")
+    wall(tmp_path / "glass.png", (8, 8, 4))
+    (tmp_path / "text.png").write_text("no picture")
+    files = [value for value in values if "=" not in value and value != "--set"]
+    arguments = [word for value in files for word in ("--background", value)] + values[len(files) :]
+    code, out, err = run("texture", mesh, "a chair", "--model", checkpoint, *TINY, *arguments)
+    assert (code, out) == (2, "")
+    assert line in err.splitlines()[-1]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_whose_background_was_lost_says_so(run, checkpoint, tmp_path):  # noqa: F811
+    mesh, out = write_cube(tmp_path / "cube.glb"), tmp_path / "run"
+    arguments = ["--background", wall(tmp_path / "wall.png"), "--model", checkpoint, *TINY, "--out", out]
+    assert run("texture", mesh, "a red chair", *arguments)[0] in (0, 5)
+    config = (out / "config.yaml").read_text()
+    (out / "config.yaml").write_text(config.replace("steps: 4", "steps: 6"))
+    (out / "background.png").unlink()
+    code, _, err = run("resume", out)
+    assert code == 2
+    assert "found none at" in err.splitlines()[-1]

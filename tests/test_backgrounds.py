@@ -1,0 +1,256 @@
+import numpy as np
+import pytest
+import torch
+from fakes import FlatColor, PullTowardColor
+from hypothesis import given
+from hypothesis import strategies as st
+from meshes import write_cube
+from PIL import Image
+
+from pgc3d import photo
+from pgc3d.backgrounds import (
+    Backdrop,
+    draw_backgrounds,
+    load_backdrop,
+    prepare_backdrop,
+    put_behind,
+)
+from pgc3d.cameras import turntable
+from pgc3d.config import ObjectiveConfig
+from pgc3d.diffusion.latent import resize
+from pgc3d.errors import InputError
+from pgc3d.export.canvas import prepare_canvas
+from pgc3d.guidance.reference import ReferenceConfig
+from pgc3d.interfaces import parameters
+from pgc3d.optimize import Objective, Stopwatch, accumulate
+from pgc3d.photo import prepare_photo
+from pgc3d.render.cpu import CpuRasterizer
+from pgc3d.representation.dmtet import DMTetConfig, build_dmtet
+from pgc3d.representation.textured_mesh import TexturedMeshConfig, build_painted_mesh
+from pgc3d.types import GuidanceOutput
+
+CPU = torch.device("cpu")
+SIDE = 32
+RED, BLUE, GREY = (0.9, 0.1, 0.2), (0.05, 0.3, 0.8), (0.5, 0.5, 0.5)
+
+
+def noise(*shape, seed=0):
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def backdrop(picture):
+    return Backdrop(picture, tuple(picture.mean(dim=(0, 1)).tolist()))
+
+
+def halves(side=SIDE):
+    """Red on the left, blue on the right."""
+    left = torch.tensor(RED).expand(side, side // 2, 3)
+    return torch.cat([left, torch.tensor(BLUE).expand(side, side // 2, 3)], dim=1)
+
+
+@pytest.fixture(scope="module", params=["dmtet", "painted"])
+def asset(request, tmp_path_factory):
+    generator, rasterizer = torch.Generator().manual_seed(0), CpuRasterizer()
+    if request.param == "dmtet":
+        config = DMTetConfig(resolution=16, color_levels=2)
+        return build_dmtet(config, rasterizer=rasterizer, generator=generator)
+    path = write_cube(tmp_path_factory.mktemp("meshes") / "cube.glb")
+    canvas = prepare_canvas(
+        path, up="+y", front="auto", crease_degrees=40.0, texture_size=64, rasterizer=rasterizer
+    )
+    config = TexturedMeshConfig(texture="image", image_size=64)
+    return build_painted_mesh(config, canvas, rasterizer=rasterizer, generator=generator)
+
+
+def render(asset, color, picture=None):
+    rendering = asset.render(turntable(2), SIDE, torch.tensor([color] * 2))
+    return put_behind(rendering, [backdrop(picture)] * 2) if picture is not None else rendering
+
+
+def gradients(asset, rendering, weights):
+    torch.autograd.backward((weights * rendering.color).sum())
+    tensors = parameters(asset.parameter_groups())
+    found = [torch.zeros_like(t) if t.grad is None else t.grad.clone() for t in tensors]
+    for tensor in tensors:
+        tensor.grad = None
+    return found
+
+
+def test_before_a_picture_an_asset_looks_as_before_the_colours_in_it(asset):
+    """Values and gradients, outlines too: each half is what a render over that half's colour shows."""
+    weights = noise(2, SIDE, SIDE, 3) - 0.5
+    left = torch.zeros(2, SIDE, SIDE, 3)
+    left[:, :, : SIDE // 2] = 1
+    composed, red, blue = render(asset, GREY, halves()), render(asset, RED), render(asset, BLUE)
+    torch.testing.assert_close(composed.color, torch.where(left > 0, red.color, blue.color))
+    found = gradients(asset, composed, weights)
+    both = zip(
+        gradients(asset, red, weights * left), gradients(asset, blue, weights * (1 - left)), strict=True
+    )
+    expected = [first + second for first, second in both]
+    assert any(tensor.abs().max() > 1e-3 for tensor in expected)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_the_object_hides_the_picture_and_nothing_else_does(asset):
+    picture = noise(SIDE, SIDE, 3)
+    plain, composed = render(asset, GREY), render(asset, GREY, picture)
+    free, covered = (plain.alpha == value for value in (0, 1))
+    assert free.any()
+    assert covered.any()
+    shown = picture.expand(2, -1, -1, -1)
+    torch.testing.assert_close(composed.color[free[..., 0]], shown[free[..., 0]])
+    assert torch.equal(composed.color[covered[..., 0]], plain.color[covered[..., 0]])
+    for layer in ("normal", "depth", "alpha", "background"):
+        assert torch.equal(getattr(composed, layer), getattr(plain, layer))
+
+
+class WishesForTheBackground:
+    """Asks for changes where nothing is in front of the background."""
+
+    def __call__(self, image, rendering, cameras, progress):
+        self.image, self.rendering = image, rendering
+        return GuidanceOutput(gradient=(rendering.alpha == 0) * noise(*image.shape))
+
+
+def test_a_wish_about_the_background_reaches_no_parameter(asset):
+    guidance, picture = WishesForTheBackground(), noise(48, 48, 3)
+    objective = Objective(
+        sample_cameras=lambda *_: turntable(2),
+        guidance=guidance,
+        clip=lambda gradient: gradient,
+        backgrounds=(backdrop(picture),),
+    )
+    accumulate(
+        asset,
+        objective,
+        resolution=SIDE,
+        progress=0.0,
+        generator=torch.Generator().manual_seed(0),
+        stopwatch=Stopwatch(CPU),
+        regulariser_share=0.0,
+    )
+    for tensor in parameters(asset.parameter_groups()):
+        assert tensor.grad is None or not tensor.grad.any()
+        tensor.grad = None
+    free = guidance.rendering.alpha[..., 0] == 0
+    expected = resize(picture[None], SIDE).expand(2, -1, -1, -1)
+    torch.testing.assert_close(guidance.image[free], expected[free])
+    assert torch.equal(guidance.image, guidance.rendering.color)
+    torch.testing.assert_close(guidance.rendering.background, picture.mean(dim=(0, 1)).expand(2, 3))
+
+
+def test_views_before_a_colour_stay_as_they_are():
+    rendering = FlatColor().render(turntable(3), 8, noise(3, 3))
+    assert put_behind(rendering, [None] * 3) is rendering
+    mixed = put_behind(rendering, [None, backdrop(noise(8, 8, 3)), None])
+    assert torch.equal(mixed.color[::2], rendering.color[::2])
+
+
+@given(st.integers(1, 40), st.integers(0, 2**20))
+def test_a_picture_leaves_the_other_draws_alone(batch, seed):
+    """The same views have the same colours as if the picture's place were held by a colour."""
+    drop = backdrop(noise(4, 4, 3))
+    (colors, drops), (plain, none) = (
+        draw_backgrounds((RED, second, None), batch, torch.Generator().manual_seed(seed), CPU)
+        for second in (drop, drop.color)
+    )
+    assert torch.equal(colors, plain)
+    assert none == [None] * batch
+    mean = (colors == torch.tensor(drop.color)).all(dim=1).tolist()
+    assert [found is drop for found in drops] == mean
+
+
+def test_every_background_is_drawn():
+    drop = backdrop(noise(4, 4, 3))
+    colors, drops = draw_backgrounds((RED, drop, None), 300, torch.Generator().manual_seed(0), CPU)
+    red = int((colors == torch.tensor(RED)).all(dim=1).sum())
+    pictures = sum(found is drop for found in drops)
+    assert min(red, pictures, 300 - red - pictures) > 60
+
+
+def store(path, pixels, **options):
+    Image.fromarray(pixels).save(path, **options)
+    return path
+
+
+def loaded(path, tmp_path, size=SIDE):
+    (tmp_path / "prepared.png").write_bytes(prepare_backdrop(path, size))
+    return load_backdrop(tmp_path / "prepared.png", CPU)
+
+
+@pytest.mark.parametrize("size", [16, SIDE, 100])
+@pytest.mark.parametrize("shape", [(60, 90), (90, 60), (75, 75)], ids=["wide", "high", "square"])
+def test_the_middle_square_covers_a_view(tmp_path, shape, size):
+    pixels = np.full((*shape, 3), 255, np.uint8)
+    top, left = ((length - min(shape)) // 2 for length in shape)
+    square = pixels[top : top + min(shape), left : left + min(shape)]
+    square[: min(shape) // 2], square[min(shape) // 2 :] = (200, 0, 0), (0, 0, 100)
+    found = loaded(store(tmp_path / "in.png", pixels), tmp_path, size)
+    assert found.picture.shape == (size, size, 3)
+    middle = size // 2
+    for rows, color in ((slice(0, middle - 3), (200, 0, 0)), (slice(middle + 3, size), (0, 0, 100))):
+        expected = torch.tensor(color) / 255
+        torch.testing.assert_close(found.picture[rows], expected.expand_as(found.picture[rows]))
+    torch.testing.assert_close(torch.tensor(found.color), found.picture.mean(dim=(0, 1)))
+
+
+def test_a_picture_of_the_runs_size_is_kept_exactly(tmp_path):
+    pixels = (255 * noise(SIDE, SIDE, 3)).byte()
+    found = loaded(store(tmp_path / "in.png", pixels.numpy()), tmp_path)
+    assert torch.equal(found.picture, pixels / 255)
+
+
+def test_files_are_read_as_photos_are(tmp_path, monkeypatch):
+    """Upright, from 16 bits, from a palette; and refused in the same words."""
+    pixels = np.zeros((40, 40), np.uint8)
+    pixels[:20], pixels[20:, :20] = 200, 90
+    expected = loaded(store(tmp_path / "plain.png", pixels), tmp_path).picture
+    exif = Image.Exif()
+    exif[274] = 3  # stored upside down
+    turned = store(tmp_path / "turned.png", np.ascontiguousarray(np.rot90(pixels, 2)), exif=exif)
+    deep = store(tmp_path / "deep.png", pixels.astype(np.uint16) * 257)
+    Image.fromarray(pixels).quantize(4).save(tmp_path / "palette.png")
+    for path in (turned, deep, tmp_path / "palette.png"):
+        assert torch.equal(loaded(path, tmp_path).picture, expected)
+    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "half.png").write_bytes(deep.read_bytes()[:90])
+    monkeypatch.setattr(photo, "MAX_PIXELS", 1000)
+    for name in ("missing.png", "text.png", "half.png", "plain.png"):
+        lines = []
+        for prepare in (lambda path: prepare_backdrop(path, SIDE), prepare_photo):
+            with pytest.raises(InputError) as error:
+                prepare(tmp_path / name)
+            lines.append(str(error.value))
+        assert lines[0] == lines[1]
+        assert "\n" not in lines[0]
+
+
+def test_what_can_be_seen_through_is_refused(tmp_path):
+    path = store(tmp_path / "glass.png", np.full((8, 8, 4), 100, np.uint8))
+    with pytest.raises(InputError, match="must be opaque"):
+        prepare_backdrop(path, SIDE)
+    with pytest.raises(InputError, match="must be a prepared square picture"):
+        load_backdrop(path, CPU)
+
+
+def test_the_reference_view_has_colours_behind_it_alone():
+    with pytest.raises(ValueError, match="must have backgrounds of one colour, got 'image'"):
+        ObjectiveConfig(guidance=ReferenceConfig(), backgrounds=("white", "image"))
+
+
+def test_the_guidance_is_told_the_pictures_mean():
+    """So that a prompt with a slot for the background names the nearest colour."""
+    guidance, drop = PullTowardColor(), backdrop(noise(8, 8, 3))
+    objective = Objective(
+        sample_cameras=lambda *_: turntable(1), guidance=guidance, clip=lambda g: g, backgrounds=(drop,)
+    )
+    accumulate(
+        FlatColor(),
+        objective,
+        resolution=8,
+        progress=0.0,
+        generator=torch.Generator(),
+        stopwatch=Stopwatch(CPU),
+    )
+    torch.testing.assert_close(guidance.seen[0]["background"], torch.tensor([drop.color]))
