@@ -4,8 +4,8 @@ Memory is what is there at the moment when the UNet runs and the encoder's graph
 
     weights + pixels (kept of the encoder) + pixels (kept of the renderer) + latent pixels (the UNet's own)
 
-ControlNets add weights, arithmetic, and what waits for the UNet of their answers; they run before it, in less
-than it takes itself. LoRAs are added to the weights and cost nothing.
+ControlNets add weights, arithmetic, and answers that are kept while the UNet runs; they run before it, when
+less is there at once. LoRAs are part of the weights and cost nothing.
 
 Time is arithmetic over a share of the rate at which this GPU multiplies large matrices. `Costs` holds the
 constants: those of diffusers' own code were fitted to runs of SDXL at 1024 x 1024 on an H100 and an H200,

@@ -41,6 +41,8 @@ def test_controls_are_measured_where_asked_for(script, tmp_path):
     plain, controlled = ([row for row in rows if row["control"] == control] for control in (False, True))
     assert len(plain) == len(controlled) == 3
     assert controlled[0]["operations"] > plain[0]["operations"]
+    for first, second in zip(plain, controlled, strict=True):
+        assert second["planned_bytes"] > first["planned_bytes"]
     assert all(row["cosine_prediction"] > 0.9999 for row in controlled)
 
 

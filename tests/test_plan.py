@@ -1,15 +1,20 @@
+import importlib
 from dataclasses import replace
 
 import pytest
 import torch
+from diffusers.models.controlnets.controlnet import ControlNetModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import write_tiny_sdxl
+from tiny import ROOT, write_tiny_controlnet, write_tiny_sdxl
 
 from pgc3d import plan
 from pgc3d.config import Config, ModelConfig, ObjectiveConfig, RunConfig
+from pgc3d.diffusion.controlnet import ControlConfig, load_control_network, resolve_control
 from pgc3d.diffusion.models import load_latent_diffusion, resolve_model
 from pgc3d.errors import OutOfMemoryError
+from pgc3d.guidance.sds import SdsConfig
 from pgc3d.teachers import Models
 
 SDXL = plan.Teacher(
@@ -19,6 +24,7 @@ SDXL = plan.Teacher(
     vae_layers=2,
     resolution=1024,
 )
+CONTROLLED = replace(SDXL, controls={"sdxl-depth": 1_251_014_160, "small": 125_690_640})
 GIB = 2**30
 COSTS = [plan.PLAIN, plan.PLAIN_LOW, plan.FAST, plan.FAST_LOW]
 
@@ -29,11 +35,12 @@ def estimate(costs=plan.FAST, *, side=1024, batch=1, micro_batch=1):
     )
 
 
-def config(batch=4, **run):
+def config(batch=4, controls=(), **run):
+    asked = {str(number): ControlConfig(model=name) for number, name in enumerate(controls)}
     return Config(
         run=RunConfig(resolution=(1024,), resolution_until=(), **run),
         model=ModelConfig(name="sdxl"),
-        objectives={"color": ObjectiveConfig(batch=batch)},
+        objectives={"color": ObjectiveConfig(batch=batch, guidance=SdsConfig(controls=asked))},
     )
 
 
@@ -68,11 +75,11 @@ def test_sizes_are_read_from_a_checkpoint(tmp_path):
     assert teacher.unet_channels == model.unet.conv_in.out_channels
 
 
-def test_every_alternative_needs_less_memory():
+@pytest.mark.parametrize("controls", [(), ("small",)], ids=["alone", "controlled"])
+def test_every_alternative_needs_less_memory(controls):
+    candidates = plan.lowered(config(batch=8, controls=controls))
     for fast in (True, False):
-        sizes = [
-            plan.estimate_run(candidate, SDXL, fast=fast).bytes for candidate in plan.lowered(config(batch=8))
-        ]
+        sizes = [plan.estimate_run(candidate, CONTROLLED, fast=fast).bytes for candidate in candidates]
         assert len(sizes) == 5
         assert sizes == sorted(sizes, reverse=True)
         assert len(set(sizes)) == len(sizes)
@@ -117,3 +124,102 @@ def test_nothing_is_planned_on_a_cpu():
 def test_matmul_rate_is_a_rate():
     device = torch.device("cpu")
     assert 1e7 < plan.matmul_rate(device, torch.float32, size=128, repeats=3) < 1e15
+
+
+@given(st.sampled_from(COSTS), st.integers(8, 256), st.integers(1, 8), st.integers(1, 8))
+def test_a_control_costs_its_weights_and_more_and_another_one_too(costs, side, batch, micro_batch):
+    sizes = {
+        "side": 8 * side,
+        "render_side": 8 * side,
+        "batch": batch,
+        "micro_batch": min(batch, micro_batch),
+    }
+    small = replace(SDXL, controls={"small": 125_690_640})
+    found = [
+        plan.estimate(teacher, costs, **sizes, item=2, controls=controls)
+        for teacher, controls in (
+            (SDXL, ()),
+            (small, ("small",)),
+            (CONTROLLED, ("small",)),
+            (CONTROLLED, ("small", "sdxl-depth")),
+        )
+    ]
+    alone, one, idle, two = found
+    assert one.bytes > alone.bytes + 2 * 125_690_000
+    assert idle.bytes == pytest.approx(one.bytes + 2 * 1_251_014_160, rel=1e-9)
+    assert two.bytes >= idle.bytes
+    assert two.operations > idle.operations == one.operations > alone.operations
+
+
+def choice(asked, teacher, free):
+    """How far a run is lowered; beyond the last step where it is refused."""
+    candidates = plan.lowered(asked)
+    try:
+        return candidates.index(plan.fit(asked, teacher, free, fast=True)[0])
+    except OutOfMemoryError:
+        return len(candidates)
+
+
+@given(st.integers(0, 100 * GIB), st.integers(1, 8))
+def test_a_plan_never_rises_when_a_control_is_added(free, batch):
+    choices = [
+        choice(config(batch, controls), CONTROLLED if controls else SDXL, free)
+        for controls in ((), ("small",), ("small", "sdxl-depth"))
+    ]
+    assert choices == sorted(choices)
+
+
+def test_a_control_that_fits_no_longer_lowers_the_run_or_refuses_it():
+    whole, least = (
+        plan.estimate_run(plan.lowered(config())[index], SDXL, fast=True).bytes / (1 - plan.RESERVE) + 1e6
+        for index in (0, -1)
+    )
+    controlled = config(controls=("sdxl-depth",))
+    assert choice(config(), SDXL, int(whole)) == 0
+    assert choice(controlled, CONTROLLED, int(whole)) > 0
+    assert choice(config(), SDXL, int(least)) == len(plan.lowered(config())) - 1
+    with pytest.raises(OutOfMemoryError, match="use fewer ControlNets, lower --resolution"):
+        plan.fit(controlled, CONTROLLED, int(least), fast=True)
+
+
+@pytest.mark.parametrize("name", ["unet_config", "sd_unet_config"])
+def test_what_controls_keep_is_as_large_as_their_answers(name, monkeypatch):
+    """The constant covers the answers of a full-size ControlNet and its float32 condition, and not twice."""
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    settings = getattr(importlib.import_module("make_random_sdxl"), name)(full_size=True)
+    side = settings["sample_size"]
+    with torch.device("meta"), torch.no_grad():
+        network = ControlNetModel.from_unet(UNet2DConditionModel(**settings), load_weights_from_unet=False)
+        down, middle = network(
+            torch.empty(2, 4, side, side),  # one picture, in both halves of guidance
+            torch.empty(2),
+            encoder_hidden_states=torch.empty(2, 77, settings["cross_attention_dim"]),
+            controlnet_cond=torch.empty(2, 3, 8 * side, 8 * side),
+            added_cond_kwargs={"text_embeds": torch.empty(2, 1280), "time_ids": torch.empty(2, 6)},
+            return_dict=False,
+        )
+    kept = sum(tensor.numel() for tensor in (*down, middle)) + 2 * 3 * (8 * side) ** 2  # in half precision
+    share = kept / (2 * settings["block_out_channels"][0] * side**2) / plan.FAST.control_tensors
+    assert 0.6 < share < 1
+
+
+def test_the_controls_of_a_run_are_in_its_plan(tmp_path, monkeypatch):
+    folder = write_tiny_sdxl(tmp_path / "tiny")
+    source = resolve_model(folder)
+    name = str(write_tiny_controlnet(tmp_path / "net", folder))
+    control = resolve_control(name, source)
+    network = load_control_network(control, load_latent_diffusion(source))
+    teacher = plan.read_teacher(source, {name: control})
+    assert teacher.controls == {name: sum(parameter.numel() for parameter in network.parameters())}
+
+    asked = config(controls=(name,))
+    alone = plan.estimate_run(config(), plan.read_teacher(source, {}), fast=True).bytes
+    free = int(alone / (1 - plan.RESERVE)) + 1
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, free))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "some GPU")
+    monkeypatch.setattr(plan, "matmul_rate", lambda device, dtype: 1e14)
+    cuda = torch.device("cuda")
+    assert plan.plan_run(config(), Models(text=source), cuda)[0] == config()
+    fitting, line = plan.plan_run(asked, Models(text=source, controls={name: control}), cuda)
+    assert fitting in plan.lowered(asked)[1:]
+    assert "more would not fit" in line
