@@ -11,10 +11,14 @@ from triton.compiler import ASTSource
 
 from pgc3d.kernels import hash_grid_triton as grid
 from pgc3d.kernels import silhouette_triton as silhouette
+from pgc3d.kernels import zbuffer_triton as zbuffer
 
 F32, I32, I64 = "*fp32", "*i32", "*i64"
 GRID = {"LEVELS": 8, "WIDTH": 2, "BLOCK": 128}
 PICTURE = dict.fromkeys(("vertex_count", "height", "width", "pixel_count"), "i32")
+MESH = {"clip": F32, "faces": I64}
+MIX = {"attributes": F32, "data": F32, "faces": I64}
+CHANNELS = {"CHANNELS": 8, "BLOCK": 128}
 EDGES = {"clip": F32, "edges": I64, "best": I64, "image": F32}
 KERNELS: list[tuple[Any, Mapping[str, str], Mapping[str, int]]] = [
     (grid._forward, {"points": F32, "table": F32, "parameters": I32, "features": F32}, GRID),
@@ -34,6 +38,16 @@ KERNELS: list[tuple[Any, Mapping[str, str], Mapping[str, int]]] = [
         silhouette._blend_backward,
         {**EDGES, "gradient": F32, "grad_image": F32, "grad_clip": F32, **PICTURE},
         {"BLOCK": 512},
+    ),
+    (zbuffer._bound, {**MESH, "boxes": I32, "counts": I32}, {"PIXELS": 16, "BLOCK": 128}),
+    (zbuffer._fill, {**MESH, "boxes": I32, "ends": I64, "keys": I64}, {"PIXELS": 16, "BLOCK": 128}),
+    (zbuffer._resolve, {**MESH, "keys": I64, "data": F32}, {"BLOCK": 128}),
+    (zbuffer._resolve_backward, {**MESH, "gradient": F32, "data": F32, "grad_clip": F32}, {"BLOCK": 128}),
+    (zbuffer._interpolate, {**MIX, "output": F32}, CHANNELS),
+    (
+        zbuffer._interpolate_backward,
+        {**MIX, "gradient": F32, "grad_attributes": F32, "grad_data": F32},
+        {**CHANNELS, "NEEDED": True},
     ),
 ]
 

@@ -1,9 +1,6 @@
-"""Numba kernels of the CPU rasteriser: z-buffer visibility, interpolation, and both backward passes.
+"""Z-buffer visibility, interpolation, and both backward passes on the CPU; `zbuffer` states the rules.
 
-Triangles are tested with homogeneous edge functions (Olano and Greer 1997, "Triangle scan conversion using 2D
-homogeneous coordinates"), so triangles that cross the camera plane need no clipping. Edge coefficients are
-float64 cross products: those of a shared edge are exactly opposite, which is why no pixel falls between two
-neighbours. `no_type_check` keeps run-time type checkers from wrapping what numba compiles.
+`no_type_check` keeps run-time type checkers from wrapping what numba compiles.
 """
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call"
@@ -13,9 +10,72 @@ from typing import no_type_check
 
 import numba
 import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 
-BAND_HEIGHT = 16  # rows per parallel job
-_BOUNDS_MARGIN = 1e-4  # pixels; covers the rounding of x / w, which the exact edge test never sees
+from pgc3d.kernels.zbuffer import BOUNDS_MARGIN, DEPTH_STEPS
+
+_BAND_HEIGHT = 16  # rows per parallel job
+_JOBS = 4  # fixed, not the number of threads, so that sums do not depend on the machine's cores
+
+
+def find_visible(
+    clip: Float[Tensor, "B V 4"], faces: Int[Tensor, "F 3"], height: int, width: int
+) -> Float[Tensor, "B H W 4"]:
+    """The nearest triangle of every pixel, as `Fragments.data`."""
+    data = clip.new_empty(clip.shape[0], height, width, 4)
+    positions, triangles = clip.detach().numpy(), faces.numpy()
+    bounds = _triangle_bounds(positions, triangles, height, width)
+    starts, binned = _bin_triangles(bounds, height)
+    _fill(positions, triangles, bounds, starts, binned, data.numpy())
+    return data
+
+
+def find_visible_backward(
+    gradient: Float[Tensor, "B H W 4"],
+    clip: Float[Tensor, "B V 4"],
+    data: Float[Tensor, "B H W 4"],
+    faces: Int[Tensor, "F 3"],
+) -> Float[Tensor, "B V 4"]:
+    """Gradient of u and v to x, y and w of the clip positions; z/w and the index have none."""
+    partial = clip.new_zeros(clip.shape[0], _chunks(clip.shape[0]), *clip.shape[1:])
+    _find_visible_backward(gradient.numpy(), clip.numpy(), data.numpy(), faces.numpy(), partial.numpy())
+    return partial.sum(1)
+
+
+def interpolate(
+    attributes: Float[Tensor, "A V C"], data: Float[Tensor, "B H W 4"], faces: Int[Tensor, "F 3"]
+) -> Float[Tensor, "B H W C"]:
+    """Barycentric mix of vertex attributes, 0 where nothing was hit."""
+    output = attributes.new_empty(*data.shape[:3], attributes.shape[2])
+    _interpolate(attributes.detach().numpy(), data.detach().numpy(), faces.numpy(), output.numpy())
+    return output
+
+
+def interpolate_backward(
+    gradient: Float[Tensor, "B H W C"],
+    attributes: Float[Tensor, "A V C"],
+    data: Float[Tensor, "B H W 4"],
+    faces: Int[Tensor, "F 3"],
+    *,
+    need_attributes: bool,
+) -> tuple[Float[Tensor, "A V C"] | None, Float[Tensor, "B H W 4"]]:
+    """Gradients of `interpolate` to the attributes, where wanted, and to u and v."""
+    views, grad_data = data.shape[0], torch.empty_like(data)
+    shape = attributes.shape[1:] if need_attributes else (0, 0)
+    partial = attributes.new_zeros(views, _chunks(views), *shape)
+    _interpolate_backward(
+        gradient.numpy(), attributes.numpy(), data.numpy(), faces.numpy(), grad_data.numpy(), partial.numpy(),
+        need_attributes,
+    )  # fmt: skip
+    if not need_attributes:
+        return None, grad_data
+    return (partial.sum((0, 1)).unsqueeze(0) if attributes.shape[0] == 1 else partial.sum(1)), grad_data
+
+
+def _chunks(views: int) -> int:
+    return max(1, _JOBS // max(views, 1))
 
 
 @numba.njit(cache=True)
@@ -45,7 +105,7 @@ def _first_and_last_band(bounds, view, face):
     """Inclusive range of bands that a triangle touches; empty where it covers no pixel centre."""
     if bounds[view, face, 1] < bounds[view, face, 0] or bounds[view, face, 3] < bounds[view, face, 2]:
         return 0, -1
-    return bounds[view, face, 2] // BAND_HEIGHT, bounds[view, face, 3] // BAND_HEIGHT
+    return bounds[view, face, 2] // _BAND_HEIGHT, bounds[view, face, 3] // _BAND_HEIGHT
 
 
 @numba.njit(cache=True)
@@ -57,7 +117,7 @@ def _limit(value, low, high):
 
 @numba.njit(parallel=True, cache=True)
 @no_type_check
-def triangle_bounds(clip, faces, height, width):
+def _triangle_bounds(clip, faces, height, width):
     """Inclusive pixel bounds (x0, x1, y0, y1) of every triangle and view; x1 < x0 where it is not drawn."""
     views, count = clip.shape[0], faces.shape[0]
     bounds = np.empty((views, count, 4), np.int32)
@@ -79,19 +139,19 @@ def triangle_bounds(clip, faces, height, width):
             continue
         if in_front < 3:  # crosses the camera plane: its picture is unbounded
             x0, x1, y0, y1 = 0.0, width - 1.0, 0.0, height - 1.0
-        bounds[view, face, 0] = np.ceil(_limit(x0 - _BOUNDS_MARGIN, 0, width))
-        bounds[view, face, 1] = np.floor(_limit(x1 + _BOUNDS_MARGIN, -1, width - 1))
-        bounds[view, face, 2] = np.ceil(_limit(y0 - _BOUNDS_MARGIN, 0, height))
-        bounds[view, face, 3] = np.floor(_limit(y1 + _BOUNDS_MARGIN, -1, height - 1))
+        bounds[view, face, 0] = np.ceil(_limit(x0 - BOUNDS_MARGIN, 0, width))
+        bounds[view, face, 1] = np.floor(_limit(x1 + BOUNDS_MARGIN, -1, width - 1))
+        bounds[view, face, 2] = np.ceil(_limit(y0 - BOUNDS_MARGIN, 0, height))
+        bounds[view, face, 3] = np.floor(_limit(y1 + BOUNDS_MARGIN, -1, height - 1))
     return bounds
 
 
 @numba.njit(parallel=True, cache=True)
 @no_type_check
-def bin_triangles(bounds, height):
+def _bin_triangles(bounds, height):
     """Sort the triangles of every view into bands of rows: (starts [B * bands + 1], triangle indices)."""
     views, count = bounds.shape[0], bounds.shape[1]
-    bands = (height + BAND_HEIGHT - 1) // BAND_HEIGHT
+    bands = (height + _BAND_HEIGHT - 1) // _BAND_HEIGHT
     counts = np.zeros((views, bands), np.int64)
     for view in numba.prange(views):
         for face in range(count):
@@ -127,6 +187,7 @@ def _fill_triangle(clip, faces, view, face, bounds, first_row, last_row, depth, 
     if not (np.isfinite(determinant) and determinant != 0.0):
         return
     sign = 1.0 if determinant > 0.0 else -1.0
+    inverse = 1.0 / (sign * determinant)
     z0, z1, z2 = np.float64(clip[view, i0, 2]), np.float64(clip[view, i1, 2]), np.float64(clip[view, i2, 2])
     for row in range(max(first_row, bounds[2]), min(last_row, bounds[3]) + 1):
         r0, r1, r2 = e0y * row + e0w, e1y * row + e1w, e2y * row + e2w
@@ -135,9 +196,12 @@ def _fill_triangle(clip, faces, view, face, bounds, first_row, last_row, depth, 
             if w0 < 0.0 or w1 < 0.0 or w2 < 0.0:
                 continue
             total = w0 + w1 + w2  # = |determinant| / w, so a hit lies in front of the camera plane
-            z = (w0 * z0 + w1 * z1 + w2 * z2) / (sign * determinant)
-            if total > 0.0 and -1.0 <= z <= 1.0 and z < depth[row - first_row, column]:
-                depth[row - first_row, column] = z
+            z = (w0 * z0 + w1 * z1 + w2 * z2) * inverse
+            if not (total > 0.0 and -1.0 <= z <= 1.0):
+                continue
+            steps = np.int64((z + 1.0) * DEPTH_STEPS)
+            if steps < depth[row - first_row, column]:
+                depth[row - first_row, column] = steps
                 data[view, row, column, 0] = w0 / total
                 data[view, row, column, 1] = w1 / total
                 data[view, row, column, 2] = z
@@ -146,14 +210,14 @@ def _fill_triangle(clip, faces, view, face, bounds, first_row, last_row, depth, 
 
 @numba.njit(parallel=True, cache=True)
 @no_type_check
-def fill(clip, faces, bounds, starts, triangles, data):
+def _fill(clip, faces, bounds, starts, triangles, data):
     """Write the nearest triangle of every pixel to `data` [B, H, W, 4]; the lowest index wins a tie."""
     views, height, width = data.shape[0], data.shape[1], data.shape[2]
-    bands = (height + BAND_HEIGHT - 1) // BAND_HEIGHT
+    bands = (height + _BAND_HEIGHT - 1) // _BAND_HEIGHT
     for job in numba.prange(views * bands):
-        view, first_row = job // bands, (job % bands) * BAND_HEIGHT
-        last_row = min(first_row + BAND_HEIGHT, height) - 1
-        depth = np.full((BAND_HEIGHT, width), np.inf)
+        view, first_row = job // bands, (job % bands) * _BAND_HEIGHT
+        last_row = min(first_row + _BAND_HEIGHT, height) - 1
+        depth = np.full((_BAND_HEIGHT, width), np.iinfo(np.int64).max)
         data[view, first_row : last_row + 1] = 0
         for slot in range(starts[job], starts[job + 1]):
             face = triangles[slot]
@@ -162,7 +226,7 @@ def fill(clip, faces, bounds, starts, triangles, data):
 
 @numba.njit(parallel=True, cache=True)
 @no_type_check
-def interpolate(attributes, data, faces, output):
+def _interpolate(attributes, data, faces, output):
     """Barycentric mix of vertex attributes [A, V, C] into output [B, H, W, C], 0 where nothing was hit."""
     views, height, width, channels = output.shape
     for job in numba.prange(views * height):
@@ -185,7 +249,7 @@ def interpolate(attributes, data, faces, output):
 
 @numba.njit(parallel=True, cache=True)
 @no_type_check
-def interpolate_backward(gradient, attributes, data, faces, grad_data, partial, need_attributes):
+def _interpolate_backward(gradient, attributes, data, faces, grad_data, partial, need_attributes):
     """Gradients of `interpolate`: to u, v in `grad_data` and to attributes in `partial` [B, chunks, V, C].
 
     The chunks are parts of the rows with a sum of their own, so that threads never add to the same place and
@@ -217,7 +281,7 @@ def interpolate_backward(gradient, attributes, data, faces, grad_data, partial, 
 
 @numba.njit(parallel=True, cache=True)
 @no_type_check
-def rasterize_backward(gradient, clip, data, faces, partial):
+def _find_visible_backward(gradient, clip, data, faces, partial):
     """Gradient of u and v to clip positions, into `partial` [B, chunks, V, 4].
 
     With M the rows (x, y, w) of the vertices and p the pixel in normalised device coordinates, the weights b

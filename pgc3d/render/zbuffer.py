@@ -1,0 +1,87 @@
+"""Differentiable rasterisation and interpolation around z-buffer kernels, which a backend brings along."""
+
+from typing import Any, Protocol, runtime_checkable
+
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.autograd import Function
+
+from pgc3d.types import Fragments
+
+
+@runtime_checkable
+class Kernels(Protocol):
+    """What a kernel module offers; tensors are contiguous, and `zbuffer_numba` states the rules."""
+
+    def find_visible(self, clip: Tensor, faces: Tensor, height: int, width: int) -> Tensor: ...
+
+    def find_visible_backward(
+        self, gradient: Tensor, clip: Tensor, data: Tensor, faces: Tensor
+    ) -> Tensor: ...
+
+    def interpolate(self, attributes: Tensor, data: Tensor, faces: Tensor) -> Tensor: ...
+
+    def interpolate_backward(
+        self, gradient: Tensor, attributes: Tensor, data: Tensor, faces: Tensor, *, need_attributes: bool
+    ) -> tuple[Tensor | None, Tensor]: ...
+
+
+def rasterize(
+    kernels: Kernels,
+    clip: Float[Tensor, "B V 4"],
+    faces: Int[Tensor, "F 3"],
+    resolution: tuple[int, int],
+) -> Fragments:
+    """Find the nearest triangle of every pixel; u and v are differentiable to x, y and w of `clip`."""
+    data: Tensor = _Rasterize.apply(clip, faces.long().contiguous(), *resolution, kernels)  # type: ignore[no-untyped-call]
+    return Fragments(data=data)
+
+
+def interpolate(
+    kernels: Kernels,
+    attributes: Float[Tensor, "A V C"],
+    fragments: Fragments,
+    faces: Int[Tensor, "F 3"],
+) -> Float[Tensor, "B H W C"]:
+    """Spread vertex attributes (A = 1 or B) over the pixels; differentiable to them and to u and v."""
+    output: Tensor = _Interpolate.apply(attributes, fragments.data, faces.long().contiguous(), kernels)  # type: ignore[no-untyped-call]
+    return output
+
+
+class _Rasterize(Function):
+    @staticmethod
+    def forward(ctx: Any, clip: Tensor, faces: Tensor, height: int, width: int, kernels: Kernels) -> Tensor:
+        clip = clip.contiguous()
+        data = kernels.find_visible(clip, faces, height, width)
+        ctx.kernels = kernels
+        ctx.save_for_backward(clip, faces, data)
+        return data
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
+        clip, faces, data = ctx.saved_tensors
+        grad_clip = ctx.kernels.find_visible_backward(
+            gradient.contiguous(), clip.detach(), data.detach(), faces
+        )
+        return grad_clip, None, None, None, None
+
+
+class _Interpolate(Function):
+    @staticmethod
+    def forward(ctx: Any, attributes: Tensor, data: Tensor, faces: Tensor, kernels: Kernels) -> Tensor:
+        attributes, data = attributes.contiguous(), data.contiguous()
+        ctx.kernels = kernels
+        ctx.save_for_backward(attributes, data, faces)
+        return kernels.interpolate(attributes, data, faces)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, None, None]:
+        attributes, data, faces = ctx.saved_tensors
+        grad_attributes, grad_data = ctx.kernels.interpolate_backward(
+            gradient.contiguous(),
+            attributes.detach(),
+            data.detach(),
+            faces,
+            need_attributes=bool(ctx.needs_input_grad[0]),
+        )
+        return grad_attributes, grad_data, None, None
