@@ -10,6 +10,7 @@ import argparse
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from pgc3d.cameras import OrbitConfig, sample_orbit, turntable
 from pgc3d.geometry.edges import EdgeTopology
 from pgc3d.interfaces import Rasterizer, Shape
 from pgc3d.optimize import Objective, Problem, Stopwatch, optimization_step
-from pgc3d.render import build_rasterizer
+from pgc3d.render import Backend, build_rasterizer
 from pgc3d.render.antialias import antialias, edge_topology
 from pgc3d.render.mesh_renderer import project
 from pgc3d.representation.dmtet import DMTet, DMTetConfig, build_dmtet
@@ -189,18 +190,18 @@ def profile_step(problem: Problem, resolution: int, steps: int = 5, rows: int = 
     print(f"{launches / steps:.0f} launches a step; waits in {steps} steps and once at the end: {waits}")
 
 
-def benchmark_step(options: argparse.Namespace, device: torch.device) -> None:
+def benchmark_step(options: argparse.Namespace, device: torch.device, backend: Backend) -> None:
     """Print the parts of a step for every resolution."""
     views = options.views or 2
     for resolution in options.resolutions:
-        rasterizer = build_rasterizer("auto", device)
+        rasterizer = build_rasterizer(backend, device)
         problem = build_step(rasterizer, options.cells, views, resolution, device)
         times = time_step(problem, resolution, options.repeats, device)
         asset = problem.representation
         assert isinstance(asset, Shape)
         faces = len(asset.to_mesh().faces)
         scene = f"{options.cells} cells, {faces} triangles, {views} views, {resolution} px"
-        print(f"{device}, {scene}, milliseconds a step")
+        print(f"{device}, {backend} rasterizer, {scene}, milliseconds a step")
         print("  " + ", ".join(f"{name} {value:.2f}" for name, value in times.items()))
         if isinstance(asset, DMTet) and asset.recoveries:
             print(f"  the surface was recovered {asset.recoveries} times")
@@ -208,9 +209,26 @@ def benchmark_step(options: argparse.Namespace, device: torch.device) -> None:
             profile_step(problem, resolution)
 
 
+def benchmark_parts(options: argparse.Namespace, device: torch.device, backend: Backend) -> None:
+    """Print a line for every mesh and resolution."""
+    rasterizer = build_rasterizer(backend, device)
+    cameras = turntable(options.views or (4 if device.type == "cuda" else 1)).to(device)
+    title = f"{device}, {backend} rasterizer, {len(cameras)} views"
+    print(f"{title}, milliseconds, fastest of {options.repeats}")
+    print(f"{'triangles':>9} {'pixels':>6} " + " ".join(f"{name:>15}" for name in (*PARTS, "sum")))
+    for triangles in options.triangles:
+        vertices, faces = bumpy_sphere(triangles, device)
+        for resolution in options.resolutions:
+            times = time_parts(rasterizer, cameras, vertices, faces, resolution, options.repeats)
+            row = [times[name] for name in PARTS]
+            cells = " ".join(f"{value:15.2f}" for value in (*row, sum(row)))
+            print(f"{len(faces):>9} {resolution:>6} {cells}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--backends", nargs="+", choices=get_args(Backend), default=["auto"])
     parser.add_argument("--triangles", type=int, nargs="+", default=[5_000, 50_000, 150_000])
     parser.add_argument("--resolutions", type=int, nargs="+", default=[128, 256, 512, 1024])
     parser.add_argument("--views", type=int, default=None, help="4 on CUDA, else 1")
@@ -220,20 +238,11 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true", help="with --step on CUDA: kernels and waits")
     options = parser.parse_args()
     device = torch.device(options.device)
-    if options.step:
-        benchmark_step(options, device)
-        return
-    rasterizer = build_rasterizer("auto", device)
-    cameras = turntable(options.views or (4 if device.type == "cuda" else 1)).to(device)
-    print(f"{device}, {len(cameras)} views, milliseconds, fastest of {options.repeats}")
-    print(f"{'triangles':>9} {'pixels':>6} " + " ".join(f"{name:>15}" for name in (*PARTS, "sum")))
-    for triangles in options.triangles:
-        vertices, faces = bumpy_sphere(triangles, device)
-        for resolution in options.resolutions:
-            times = time_parts(rasterizer, cameras, vertices, faces, resolution, options.repeats)
-            row = [times[name] for name in PARTS]
-            cells = " ".join(f"{value:15.2f}" for value in (*row, sum(row)))
-            print(f"{len(faces):>9} {resolution:>6} {cells}")
+    for backend in options.backends:
+        if options.step:
+            benchmark_step(options, device, backend)
+        else:
+            benchmark_parts(options, device, backend)
 
 
 if __name__ == "__main__":

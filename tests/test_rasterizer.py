@@ -1,3 +1,4 @@
+import importlib.util
 import math
 
 import pytest
@@ -10,6 +11,22 @@ from pgc3d.errors import BackendUnavailableError
 from pgc3d.interfaces import Rasterizer
 from pgc3d.render import build_rasterizer
 from pgc3d.render.cpu import CpuRasterizer
+
+# numpy, which interprets the Triton kernels here, warns of what CUDA computes silently
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+needs_triton = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None or torch.cuda.is_available(),
+    reason="triton is not installed, or compiles its kernels for CUDA",
+)
+
+
+@pytest.fixture(params=["cpu", pytest.param("triton", marks=needs_triton)])
+def rasterizer(request):
+    if request.param == "cpu":
+        return CpuRasterizer()
+    from pgc3d.render.triton import TritonRasterizer
+
+    return TritonRasterizer()
 
 
 def one_triangle(points, w=(1.0, 1.0, 1.0)):
@@ -35,23 +52,24 @@ def test_auto_gives_the_cpu_backend_on_the_cpu():
     assert isinstance(rasterizer, Rasterizer)
 
 
-def test_cpu_backend_refuses_another_device():
-    with pytest.raises(BackendUnavailableError, match="cuda"):
-        build_rasterizer("cpu", torch.device("cuda"))
+@pytest.mark.parametrize(("backend", "device"), [("cpu", "cuda"), ("triton", "cpu")])
+def test_backend_refuses_another_device(backend, device):
+    with pytest.raises(BackendUnavailableError, match=f"got {device}.*use "):
+        build_rasterizer(backend, torch.device(device))
 
 
-def test_row_0_is_on_top_and_x_grows_to_the_right():
+def test_row_0_is_on_top_and_x_grows_to_the_right(rasterizer):
     clip, faces = one_triangle([(0.1, 0.1, 0.0), (0.9, 0.1, 0.0), (0.9, 0.9, 0.0)])
-    mask = CpuRasterizer().rasterize(clip, faces, (8, 16)).mask[0, ..., 0]
+    mask = rasterizer.rasterize(clip, faces, (8, 16)).mask[0, ..., 0]
     assert mask[:4, 8:].sum() > 0
     assert mask[4:].sum() == 0
     assert mask[:, :8].sum() == 0
     assert mask[0].sum() < mask[3].sum()
 
 
-def test_layout_is_u_v_depth_and_index_plus_one():
+def test_layout_is_u_v_depth_and_index_plus_one(rasterizer):
     clip, faces = one_triangle([(-3.0, -1.0, -0.5), (3.0, -1.0, 0.5), (0.0, 5.0, 0.25)], w=(1.0, 2.0, 3.0))
-    data = CpuRasterizer().rasterize(clip, faces, (9, 9)).data[0]
+    data = rasterizer.rasterize(clip, faces, (9, 9)).data[0]
     assert (data[..., 3] == 1).all()
     weights = torch.stack([data[..., 0], data[..., 1], 1 - data[..., 0] - data[..., 1]], dim=-1)
     position = weights @ clip[0]  # perspective-correct weights mix homogeneous positions
@@ -63,7 +81,7 @@ def test_layout_is_u_v_depth_and_index_plus_one():
     torch.testing.assert_close(position[..., 2] / position[..., 3], data[..., 2], atol=1e-5, rtol=0)
 
 
-def test_nearer_triangle_wins_whatever_the_order_and_winding():
+def test_nearer_triangle_wins_whatever_the_order_and_winding(rasterizer):
     near = [[-1, -1, -0.5, 1], [1, -1, -0.5, 1], [0, 1, -0.5, 1]]
     far = [[-1, -1, 0.5, 1], [1, -1, 0.5, 1], [0, 1, 0.5, 1]]
     clip = torch.tensor([near + far], dtype=torch.float32)
@@ -72,7 +90,7 @@ def test_nearer_triangle_wins_whatever_the_order_and_winding():
         ([[3, 4, 5], [0, 2, 1]], 2),
         ([[5, 4, 3], [0, 1, 2]], 2),
     ):
-        data = CpuRasterizer().rasterize(clip, torch.tensor(faces), (16, 16)).data
+        data = rasterizer.rasterize(clip, torch.tensor(faces), (16, 16)).data
         assert set(data[..., 3].unique().tolist()) == {0.0, float(expected)}
 
 
@@ -91,11 +109,11 @@ def test_no_pixel_falls_between_neighbouring_triangles(seed):
     assert CpuRasterizer().rasterize(clip, faces, (64, 64)).mask.all()
 
 
-def test_triangle_across_the_camera_plane_is_drawn_in_front_only():
+def test_triangle_across_the_camera_plane_is_drawn_in_front_only(rasterizer):
     # A floor at y = -1 from behind the camera to the horizon: the lower half of the picture.
     world = torch.tensor([[-50.0, -1.0, 5.0], [50.0, -1.0, 5.0], [0.0, -1.0, -1000.0]])
     clip = torch.stack([world[:, 0], world[:, 1], 0 * world[:, 2], -world[:, 2]], dim=1)[None]
-    mask = CpuRasterizer().rasterize(clip, torch.tensor([[0, 1, 2]]), (16, 16)).mask[0, ..., 0]
+    mask = rasterizer.rasterize(clip, torch.tensor([[0, 1, 2]]), (16, 16)).mask[0, ..., 0]
     assert mask[:8].sum() == 0
     assert mask[9:].all()
 
@@ -111,23 +129,21 @@ def test_triangle_across_the_camera_plane_is_drawn_in_front_only():
     ],
     ids=["nan", "infinite", "behind", "degenerate", "all zero"],
 )
-def test_bad_triangles_are_not_drawn(spoil):
+def test_bad_triangles_are_not_drawn(rasterizer, spoil):
     clip, faces = one_triangle([(-1.0, -1.0, 0.0), (1.0, -1.0, 0.0), (0.0, 1.0, 0.0)])
     spoil(clip)
     clip.requires_grad_()
-    data = CpuRasterizer().rasterize(clip, faces, (8, 8)).data
+    data = rasterizer.rasterize(clip, faces, (8, 8)).data
     assert (data == 0).all()
     data.sum().backward()
     assert (clip.grad == 0).all()
 
 
-def test_empty_mesh_gives_an_empty_picture():
-    fragments = CpuRasterizer().rasterize(torch.zeros(2, 0, 4), torch.zeros(0, 3, dtype=torch.int64), (5, 7))
+def test_empty_mesh_gives_an_empty_picture(rasterizer):
+    fragments = rasterizer.rasterize(torch.zeros(2, 0, 4), torch.zeros(0, 3, dtype=torch.int64), (5, 7))
     assert fragments.data.shape == (2, 5, 7, 4)
     assert (fragments.data == 0).all()
-    output = CpuRasterizer().interpolate(
-        torch.zeros(1, 0, 3), fragments, torch.zeros(0, 3, dtype=torch.int64)
-    )
+    output = rasterizer.interpolate(torch.zeros(1, 0, 3), fragments, torch.zeros(0, 3, dtype=torch.int64))
     assert (output == 0).all()
 
 
@@ -170,8 +186,7 @@ def test_interpolation_gradients_match_finite_differences(sets):
     assert torch.autograd.gradcheck(evaluate, (attributes, data[..., :2].clone().requires_grad_()))
 
 
-def test_interpolating_one_gives_the_mask():
+def test_interpolating_one_gives_the_mask(rasterizer):
     clip, faces = scene(torch.float32)
-    rasterizer = CpuRasterizer()
     fragments = rasterizer.rasterize(clip, faces, (16, 16))
     torch.testing.assert_close(rasterizer.interpolate(torch.ones(1, 4, 1), fragments, faces), fragments.mask)

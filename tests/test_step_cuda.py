@@ -1,5 +1,7 @@
 """Optimisation steps on CUDA: nothing waits for the device, and they are those of the CPU."""
 
+import importlib.util
+
 import pytest
 import torch
 from test_dmtet import make
@@ -7,15 +9,19 @@ from test_dmtet import make
 from pgc3d.cameras import OrbitConfig, sample_orbit, turntable
 from pgc3d.kernels import hash_grid
 from pgc3d.optimize import Objective, Problem, optimization_step
-from pgc3d.render import build_rasterizer
+from pgc3d.render import Backend, build_rasterizer
 from pgc3d.representation.dmtet import DMTet
 from pgc3d.types import GuidanceOutput
 
 pytestmark = pytest.mark.gpu
+needs_nvdiffrast = pytest.mark.skipif(
+    importlib.util.find_spec("nvdiffrast") is None, reason="nvdiffrast is not installed"
+)
+backends = pytest.mark.parametrize("backend", ["triton", pytest.param("nvdiffrast", marks=needs_nvdiffrast)])
 
 
-def build(device: str, **options: object) -> DMTet:
-    asset = make(build_rasterizer("auto", torch.device(device)), resolution=32, **options)
+def build(device: str, backend: Backend = "auto", **options: object) -> DMTet:
+    asset = make(build_rasterizer(backend, torch.device(device)), resolution=32, **options)
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for parameter in asset.parameters():
@@ -44,10 +50,11 @@ def problem(asset: DMTet, device: str) -> Problem:
     )
 
 
-def test_steps_do_not_wait_for_the_device() -> None:
+@backends
+def test_steps_do_not_wait_for_the_device(backend: Backend) -> None:
     """Through a redistancing and more room, and with every regulariser."""
     weights = dict.fromkeys(("laplacian", "sign_changes", "eikonal", "area"), 0.1)
-    asset = build("cuda", redistance_every=5, **weights)
+    asset = build("cuda", backend, redistance_every=5, **weights)
     task = problem(asset, "cuda")
     for _ in range(6):
         optimization_step(task, resolution=128, progress=0.0)
@@ -61,6 +68,23 @@ def test_steps_do_not_wait_for_the_device() -> None:
     assert asset.recoveries == 0
 
 
+def test_libraries_do_not_wait_for_the_device_either() -> None:
+    """Torch's own check does not see what extensions do."""
+    from torch.profiler import ProfilerActivity, profile
+
+    task = problem(build("cuda", "triton", redistance_every=0), "cuda")
+    for _ in range(6):
+        optimization_step(task, resolution=128, progress=0.0)
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as found:
+        for _ in range(3):
+            optimization_step(task, resolution=128, progress=0.1)
+    calls = {event.key for event in found.key_averages()}
+    if not any("LaunchKernel" in name for name in calls):
+        pytest.skip("the profiler sees no CUDA calls here")
+    assert not {"cudaStreamSynchronize", "cudaEventSynchronize", "cuStreamSynchronize"} & calls
+
+
 def test_lost_surface_is_recovered_without_a_step() -> None:
     asset = build("cuda", redistance_every=0)
     task = problem(asset, "cuda")
@@ -72,10 +96,11 @@ def test_lost_surface_is_recovered_without_a_step() -> None:
     assert asset.recoveries == 1
 
 
-def test_gradients_are_those_of_the_cpu() -> None:
+@backends
+def test_gradients_are_those_of_the_cpu(backend: Backend) -> None:
     gradients = []
-    for device in ("cpu", "cuda"):
-        asset = build(device, normal_consistency=1.0)
+    for device, rasterizer in (("cpu", "cpu"), ("cuda", backend)):
+        asset = build(device, rasterizer, normal_consistency=1.0)
         for _ in range(2):  # the second one is padded
             asset.zero_grad()
             rendering = asset.render(turntable(2).to(device), 128, torch.ones(2, 3, device=device))

@@ -7,20 +7,27 @@ import torch
 from pgc3d.errors import BackendUnavailableError
 from pgc3d.interfaces import Rasterizer
 
+Backend = Literal["auto", "nvdiffrast", "triton", "cpu"]
+AUTO_ON_CUDA: Literal["nvdiffrast", "triton"] = "nvdiffrast"
 
-def build_rasterizer(backend: Literal["auto", "nvdiffrast", "cpu"], device: torch.device) -> Rasterizer:
-    """Make the rasteriser that works on tensors of `device`; `auto` is nvdiffrast on CUDA, else the CPU one.
+
+def build_rasterizer(backend: Backend, device: torch.device) -> Rasterizer:
+    """Make the rasteriser that works on tensors of `device`; `auto` is `AUTO_ON_CUDA`, else the CPU one.
 
     Raises:
         BackendUnavailableError: the backend's library is missing, or it cannot work on `device`.
     """
-    if backend == "nvdiffrast" or (backend == "auto" and device.type == "cuda"):
+    if backend == "auto":
+        backend = AUTO_ON_CUDA if device.type == "cuda" else "cpu"
+    if backend == "nvdiffrast":
         from pgc3d.render.nvdiffrast import NvdiffrastRasterizer
 
         return NvdiffrastRasterizer(device)
+    if backend == "triton":
+        return _triton_rasterizer(device)
     if device.type != "cpu":
         raise BackendUnavailableError(
-            f"the cpu rasterizer needs tensors on the CPU, got {device}; use the cpu device or nvdiffrast"
+            f"the cpu rasterizer needs tensors on the CPU, got {device}; use the cpu device, or auto"
         )
     try:
         from pgc3d.render.cpu import CpuRasterizer
@@ -29,3 +36,19 @@ def build_rasterizer(backend: Literal["auto", "nvdiffrast", "cpu"], device: torc
             f"the cpu rasterizer needs numba, which cannot be imported ({error}); pip install numba"
         ) from error
     return CpuRasterizer()
+
+
+def _triton_rasterizer(device: torch.device) -> Rasterizer:
+    if device.type != "cuda" or not torch.cuda.is_available():
+        raise BackendUnavailableError(
+            f"the triton rasterizer needs a CUDA device, got {device} "
+            f"(CUDA available: {torch.cuda.is_available()}); use --device cpu, or a CUDA build of torch"
+        )
+    try:
+        from pgc3d.render.triton import TritonRasterizer
+    except ImportError as error:
+        raise BackendUnavailableError(
+            f"the triton rasterizer needs triton, which cannot be imported ({error}); pip install triton, "
+            "or use nvdiffrast"
+        ) from error
+    return TritonRasterizer()
