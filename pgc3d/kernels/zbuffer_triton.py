@@ -189,7 +189,7 @@ def _span(a, aw, b, bw, c, cw, size):
     in_front = (aw > 0) & (bw > 0) & (cw > 0)
     aw, bw, cw = tl.where(in_front, aw, 1.0), tl.where(in_front, bw, 1.0), tl.where(in_front, cw, 1.0)
     a, b, c = a / aw, b / bw, c / cw
-    end = size.to(tl.float64)
+    end = size * 1.0  # not .to(): Triton passes a 1 as a Python number
     low = tl.where(in_front, tl.minimum(tl.minimum(a, b), c) - _MARGIN, 0.0)
     high = tl.where(in_front, tl.maximum(tl.maximum(a, b), c) + _MARGIN, end)
     first = tl.ceil(tl.minimum(tl.maximum(low, 0.0), end)).to(tl.int32)
