@@ -105,24 +105,33 @@ def time_parts(
 
 
 class FixedGradient:
-    """Stands where a guidance does and costs nothing: the same small gradient in every step."""
+    """Stands where a guidance does: the same small gradient in every step, after matrix products.
 
-    def __init__(self, views: int, resolution: int, device: torch.device) -> None:
+    Behind a guidance's work the host has time to launch the rest of the step; without any products, launching
+    is what takes the time on a fast GPU.
+    """
+
+    def __init__(self, views: int, resolution: int, device: torch.device, products: int) -> None:
+        self.factor = torch.randn(8192 if products else 0, 8192, device=device, dtype=torch.bfloat16)
+        self.products = products
         noise = torch.randn(views, resolution, resolution, 3, generator=torch.Generator().manual_seed(0))
         self.gradient = 0.05 * noise.to(device)
 
     def __call__(
         self, image: Tensor, rendering: Rendering, cameras: Cameras, progress: float
     ) -> GuidanceOutput:
+        for _ in range(self.products):
+            torch.mm(self.factor, self.factor)
         return GuidanceOutput(gradient=self.gradient)
 
 
 def build_step(
-    rasterizer: Rasterizer, cells: int, views: int, resolution: int, device: torch.device
+    rasterizer: Rasterizer, options: argparse.Namespace, resolution: int, device: torch.device
 ) -> Problem:
     """A lumpy DMTet with the regulariser and the clipping of a run."""
     generator = torch.Generator().manual_seed(0)
-    config = DMTetConfig(resolution=cells, radii=(0.6, 0.5, 0.45), sdf_smoothing=(1.0, 1.0))
+    views = options.views or 2
+    config = DMTetConfig(resolution=options.cells, radii=(0.6, 0.5, 0.45), sdf_smoothing=(1.0, 1.0))
     asset = build_dmtet(config, rasterizer=rasterizer, generator=generator, device=device)
 
     def sample(_: float, generator: torch.Generator) -> Cameras:
@@ -130,7 +139,7 @@ def build_step(
 
     objective = Objective(
         sample_cameras=sample,
-        guidance=FixedGradient(views, resolution, device),
+        guidance=FixedGradient(views, resolution, device, options.products),
         clip=pgc.PixelClip().build(),
         backgrounds=((1.0, 1.0, 1.0), (0.0, 0.0, 0.0)),
     )
@@ -195,7 +204,7 @@ def benchmark_step(options: argparse.Namespace, device: torch.device, backend: B
     views = options.views or 2
     for resolution in options.resolutions:
         rasterizer = build_rasterizer(backend, device)
-        problem = build_step(rasterizer, options.cells, views, resolution, device)
+        problem = build_step(rasterizer, options, resolution, device)
         times = time_step(problem, resolution, options.repeats, device)
         asset = problem.representation
         assert isinstance(asset, Shape)
@@ -235,6 +244,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--step", action="store_true", help="whole optimisation steps, 2 views")
     parser.add_argument("--cells", type=int, default=128, help="of the DMTet, with --step")
+    parser.add_argument("--products", type=int, default=0, help="8192 x 8192, in the place of a guidance")
     parser.add_argument("--profile", action="store_true", help="with --step on CUDA: kernels and waits")
     options = parser.parse_args()
     device = torch.device(options.device)
