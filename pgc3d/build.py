@@ -13,9 +13,11 @@ from pgc3d.backgrounds import Backdrop, Background, load_backdrop, prepare_backd
 from pgc3d.config import COLORS, Config, ObjectiveConfig
 from pgc3d.diffusion.accelerate import release_decoder
 from pgc3d.errors import BackendUnavailableError, ConfigError, InputError
+from pgc3d.guidance.reference import ReferenceConfig
 from pgc3d.interfaces import Guidance, Rasterizer, Representation
+from pgc3d.maps import CHANNELS, MapName, prepare_map
 from pgc3d.optimize import CameraSampler, Objective, ParameterClipper, Problem
-from pgc3d.photo import prepare_photo
+from pgc3d.photo import frame_photo
 from pgc3d.render import build_rasterizer
 from pgc3d.schedules import PiecewiseLinear
 from pgc3d.stage import build_representation, camera_sampler, seeded
@@ -68,20 +70,39 @@ def require_prompt(prompt: str) -> None:
         raise InputError('the prompt must not be empty; say what to make, as in pgc3d text "a red chair"')
 
 
-def prepare_task_photo(config: Config, task: Task) -> bytes | None:
-    """The task's picture as the run will keep it, a PNG file; None where no objective looks at one.
+def prepare_task_photo(config: Config, task: Task) -> Mapping[str, bytes]:
+    """The task's picture and its maps as the run will keep them, PNG files by their name in the task.
+
+    Nothing where no objective looks at a picture.
 
     Raises:
-        InputError: there is no picture, or it is unusable, or there is one that nothing looks at.
+        InputError: there is no picture, one of the files is unusable, or nothing looks at one.
     """
+    maps: dict[MapName, Path] = {name: path for name in CHANNELS if (path := getattr(task, name)) is not None}
+    for name in maps:
+        if not _compares(config, name):
+            raise InputError(
+                f"a {name} map must belong to an objective of kind 'reference' with a weight for it, the "
+                "configuration has none; leave the map away"
+            )
     if not needs_photo(config):
         if task.image is not None:
             raise InputError(f"the picture {task.image} must be looked at, but no objective does that")
-        return None
+        return {}
     if task.image is None:
         raise InputError("the configuration needs a picture; use pgc3d image FILE")
     photo = config.photo
-    return prepare_photo(task.image, border=photo.border, matting=photo.matting, size=photo.size)
+    framed = frame_photo(task.image, border=photo.border, matting=photo.matting, size=photo.size)
+    prepared = {"image": framed.png()}
+    for name, path in maps.items():
+        prepared[name] = prepare_map(name, path, framed)
+    return prepared
+
+
+def _compares(config: Config, name: MapName) -> bool:
+    """Whether an objective looks at such a map."""
+    guidances = [objective.guidance for objective in config.objectives.values()]
+    return any(isinstance(item, ReferenceConfig) and getattr(item, name) > 0 for item in guidances)
 
 
 def needs_backdrop(config: Config) -> bool:

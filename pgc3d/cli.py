@@ -16,6 +16,7 @@ from pgc3d.options import (
     AnyGuidanceName,
     BaselineName,
     ConfigOption,
+    DepthOption,
     DeviceOption,
     FacesOption,
     Format,
@@ -23,6 +24,7 @@ from pgc3d.options import (
     GuidanceOption,
     ImageGuidanceName,
     ModelOption,
+    NormalOption,
     OutOption,
     RunArgument,
     RunOptions,
@@ -84,6 +86,7 @@ def text(
 @with_run_options
 def image(
     picture: Annotated[Path, typer.Argument(metavar="INPUT", help="Picture of one object.")],
+    *,
     guidance: Annotated[
         ImageGuidanceName,
         typer.Option(help="auto is zero123 with a CUDA device and local weights, else the bundled mini."),
@@ -98,8 +101,9 @@ def image(
     border: Annotated[
         float | None, typer.Option(help="Share of the prepared picture beside the object.")
     ] = None,
+    depth: DepthOption = None,
+    normal: NormalOption = None,
     out: OutOption = None,
-    *,
     options: RunOptions,
 ) -> int:
     """Make a textured asset from a picture of it."""
@@ -113,7 +117,7 @@ def image(
     }
     resolved = _configured(guidance.value, options, IMAGE, own, prompted=bool(prompt))
     folder = out or pipeline.default_folder(Path("runs"), picture.stem, resolved.run.seed)
-    task = Task(prompt, image=picture)
+    task = Task(prompt, image=picture, depth=depth, normal=normal)
     return _run(lambda **calls: pipeline.generate(task, out=folder, config=resolved, **calls))
 
 

@@ -90,6 +90,14 @@ GuidanceOption = Annotated[
 ]
 OutOption = Annotated[Path | None, typer.Option(help="New folder; runs/NAME-SEED when not given.")]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Folder that a run wrote.")]
+DepthOption = Annotated[
+    Path | None,
+    typer.Option(metavar="MAP", help="The picture's relative depth, near is bright: grey PNG or .npy."),
+]
+NormalOption = Annotated[
+    Path | None,
+    typer.Option(metavar="MAP", help="Its normals: x right, y up, z to the viewer; RGB or .npy in [0, 1]."),
+]
 TextureOption = Annotated[int | None, typer.Option(help="Side of the texture in pixels.")]
 FacesOption = Annotated[int | None, typer.Option(help="Decimate to this many triangles, 0 keeps all.")]
 ModelOption = Annotated[

@@ -46,25 +46,58 @@ class PhotoConfig:
             raise ValueError(f"size must lie in [64, 2048], got {self.size}")
 
 
-def prepare_photo(path: Path, *, border: float = 0.2, matting: bool = True, size: int = 512) -> bytes:
-    """Make the square picture of the object alone that a run works with, as a PNG file with alpha.
+@dataclass(frozen=True)
+class FramedPhoto:
+    """A picture with its object cut out, and where that goes in the prepared square."""
+
+    picture: Image.Image  # RGBA, straight alpha, not larger than WORKING_SIDE
+    original: tuple[int, int]  # width and height in the file, upright
+    box: tuple[int, int, int, int]  # around the object in `picture`: left, upper, right, lower
+    shape: tuple[int, int]  # width and height of the box in the square
+    size: int  # pixels of the square
+
+    def place(self, image: Image.Image, resample: Image.Resampling) -> Image.Image:
+        """What `image`, of the picture's size, shows of the object, in the middle of a square of zeros."""
+        square = Image.new(image.mode, (self.size, self.size))
+        corner = ((self.size - self.shape[0]) // 2, (self.size - self.shape[1]) // 2)
+        square.paste(image.crop(self.box).resize(self.shape, resample), corner)
+        return square
+
+    def png(self) -> bytes:
+        """The prepared picture of the object alone, a PNG file with alpha."""
+        # LANCZOS premultiplies by itself
+        return encode_png(self.place(self.picture, Image.Resampling.LANCZOS))
+
+
+def frame_photo(path: Path, *, border: float = 0.2, matting: bool = True, size: int = 512) -> FramedPhoto:
+    """Find the object of a picture and its place in the square picture that a run works with.
 
     Args:
         path: a picture; its alpha says what the object is, where it has one.
         border: share of the square that is left free beside the object's longer side.
         matting: find the object with rembg where there is no alpha; else the background must be plain.
-        size: side of the result in pixels.
+        size: side of the square in pixels.
 
     Raises:
         InputError: the file is no picture, too large or damaged, or shows no object before a background.
         WeightsNotFoundError: rembg's model is not on this disk and cannot be fetched.
     """
     picture = read_picture(path)
+    original = picture.size
     picture.thumbnail((WORKING_SIDE, WORKING_SIDE))
     if picture.mode == "RGB":
         picture = _matte(picture) if matting else _cut_plain_background(picture, path)
+    box = _object_box(picture, path)
+    width, height = box[2] - box[0], box[3] - box[1]
+    scale = size * (1.0 - border) / max(height, width)
+    shape = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return FramedPhoto(picture=picture, original=original, box=box, shape=shape, size=size)
+
+
+def encode_png(image: Image.Image) -> bytes:
+    """A PNG file."""
     stream = io.BytesIO()
-    _recenter(picture, path, border, size).save(stream, format="PNG")
+    image.save(stream, format="PNG")
     return stream.getvalue()
 
 
@@ -72,7 +105,7 @@ def load_photo(path: Path) -> Float[Tensor, "S S 4"]:
     """A prepared picture as RGBA in [0, 1], colours premultiplied: resizing and compositing are linear in it.
 
     Raises:
-        InputError: the file is missing, or not what `prepare_photo` makes.
+        InputError: the file is missing, or not what `FramedPhoto.png` makes.
     """
     picture = read_picture(path)
     if picture.mode != "RGBA" or picture.width != picture.height:
@@ -84,11 +117,26 @@ def load_photo(path: Path) -> Float[Tensor, "S S 4"]:
 
 
 def read_picture(path: Path) -> Image.Image:
-    """Decode to RGB or RGBA, upright; RGB also where the alpha channel says nothing."""
-    if not path.is_file():
-        raise InputError(f"the picture must be a file, found none at {path}")
-    if (found := path.stat().st_size) > MAX_BYTES:
-        raise InputError(f"a picture must have at most {MAX_BYTES >> 20} MiB, {path} has {found >> 20}")
+    """Decode to RGB or RGBA, upright; RGB also where the alpha channel says nothing.
+
+    Raises:
+        InputError: the file is no picture, too large or damaged.
+    """
+    with open_picture(path) as image:
+        picture = _to_8_bit(ImageOps.exif_transpose(image))
+    if picture.mode == "RGBA" and np.asarray(picture.getchannel("A")).min() >= OPAQUE:
+        return picture.convert("RGB")
+    return picture
+
+
+@contextmanager
+def open_picture(path: Path) -> Iterator[Image.Image]:
+    """A single picture of a bearable size, not decoded yet; what its decoder raises becomes one line.
+
+    Raises:
+        InputError: it is something else, or damaged.
+    """
+    require_small_file(path)
     with _decoding(path), Image.open(path, formats=FORMATS) as image:
         if image.width * image.height > MAX_PIXELS:
             raise InputError(
@@ -98,10 +146,19 @@ def read_picture(path: Path) -> Image.Image:
         frames = getattr(image, "n_frames", 1)
         if frames > 1 and image.format != "MPO":  # the first one of a telephone's MPO is the photo
             raise InputError(f"a picture must be a single one, {path} holds {frames}")
-        picture = _to_8_bit(ImageOps.exif_transpose(image))
-    if picture.mode == "RGBA" and np.asarray(picture.getchannel("A")).min() >= OPAQUE:
-        return picture.convert("RGB")
-    return picture
+        yield image
+
+
+def require_small_file(path: Path) -> None:
+    """Refuse what is no file or a huge one.
+
+    Raises:
+        InputError: it is.
+    """
+    if not path.is_file():
+        raise InputError(f"the picture must be a file, found none at {path}")
+    if (found := path.stat().st_size) > MAX_BYTES:
+        raise InputError(f"a picture must have at most {MAX_BYTES >> 20} MiB, {path} has {found >> 20}")
 
 
 @contextmanager
@@ -195,8 +252,8 @@ def _fill_runs(reached: Bool[np.ndarray, "H W"], region: Bool[np.ndarray, "H W"]
     return filled
 
 
-def _recenter(picture: Image.Image, path: Path, border: float, size: int) -> Image.Image:
-    """Put the object, alpha above one half, into the middle of an empty square."""
+def _object_box(picture: Image.Image, path: Path) -> tuple[int, int, int, int]:
+    """Left, upper, right and lower edge of where alpha is above one half."""
     mask = np.asarray(picture.getchannel("A")) > 127
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     height, width = (int(axis[-1] - axis[0] + 1) if len(axis) else 0 for axis in (rows, columns))
@@ -210,10 +267,4 @@ def _recenter(picture: Image.Image, path: Path, border: float, size: int) -> Ima
             f"an object must stand before a background, but it fills all of {path}; cut it out with some "
             "room around it"
         )
-    box = (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
-    scale = size * (1.0 - border) / max(height, width)
-    shape = (max(1, round(width * scale)), max(1, round(height * scale)))
-    object_ = picture.crop(box).resize(shape, Image.Resampling.LANCZOS)  # premultiplies by itself
-    square = Image.new("RGBA", (size, size), (0, 0, 0, 0))
-    square.paste(object_, ((size - shape[0]) // 2, (size - shape[1]) // 2))
-    return square
+    return (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)

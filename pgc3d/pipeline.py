@@ -29,9 +29,13 @@ from pgc3d.task import Task
 from pgc3d.teachers import Models, locate_models, unknown_prompt_words
 from pgc3d.types import Cameras, Canvas, Rendering
 
-PHOTO = "input.png"  # the prepared picture, in the run's folder
+PICTURES = {  # what is made of the task's, in the run's folder
+    "image": "input.png",
+    "depth": "depth.png",
+    "normal": "normal.png",
+    "background": "background.png",
+}
 MESH = "mesh.safetensors"  # in a run's folder: the given mesh, ready for painting
-BACKDROP = "background.png"  # the prepared background, likewise
 FREE_SPACE = 500_000_000  # bytes: two checkpoints, the asset with its textures, previews
 
 
@@ -95,18 +99,19 @@ def generate(
     canvas = _take_mesh(task, config, device, report)
     models = locate_models(config, device)
     check_prompt(task, config, models, report)
-    photo = build.prepare_task_photo(config, task)
+    pictures = dict(build.prepare_task_photo(config, task))
+    if backdrop is not None:
+        pictures["background"] = backdrop
     inputs = {name: {"name": path.name, "sha256": sha256(path)} for name, path in task.files.items()}
     require_free_space(out, FREE_SPACE)
     with RunDirectory.create(out) as run:
         replace_file(run.config, dump_config(config).encode())
-        kept = _keep_inputs(run, task, canvas, photo=photo, backdrop=backdrop)
+        kept = _keep_inputs(run, task, canvas, pictures)
         record = kept.record(run.path) | {"seed": config.run.seed} | _describe(models)
         record |= {"inputs": inputs, "files": run.hash_files(list(kept.files.values()))}
         session = Session(run, config, device, report, stop or StopFlag(), record)
-        for picture in (kept.image, kept.background):
-            if picture is not None:
-                report(Event("build", file=picture))
+        for name in pictures:
+            report(Event("build", file=kept.files[name]))
         return _execute(session, models, None)
 
 
@@ -134,19 +139,16 @@ def _take_mesh(task: Task, config: Config, device: torch.device, report: Reporte
 
 
 def _keep_inputs(
-    run: RunDirectory, task: Task, canvas: Canvas | None, *, photo: bytes | None, backdrop: bytes | None
+    run: RunDirectory, task: Task, canvas: Canvas | None, pictures: Mapping[str, bytes]
 ) -> Task:
     """Write what was made of the user's files into the run; the task with these in their place."""
+    kept: dict[str, Any] = {name: run.path / PICTURES[name] for name in pictures}
+    for name, content in pictures.items():
+        replace_file(kept[name], content)
     if canvas is not None:
-        task = replace(task, mesh=run.path / MESH)
+        kept["mesh"] = run.path / MESH
         save_canvas(run.path / MESH, canvas)
-    if photo is not None:
-        task = replace(task, image=run.path / PHOTO)
-        replace_file(run.path / PHOTO, photo)
-    if backdrop is not None:
-        task = replace(task, background=run.path / BACKDROP)
-        replace_file(run.path / BACKDROP, backdrop)
-    return task
+    return replace(task, **kept)
 
 
 def resume(path: Path, *, report: Reporter = ignore, stop: StopFlag | None = None) -> RunResult:

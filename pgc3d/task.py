@@ -1,11 +1,11 @@
-"""What a user asks for, apart from the settings: a prompt, a picture, a mesh, a background."""
+"""What a user asks for, apart from the settings: a prompt, a picture and its maps, a mesh, a background."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-FILES = ("image", "mesh", "background")
+FILES = ("image", "depth", "normal", "mesh", "background")
 
 
 @dataclass(frozen=True)
@@ -16,6 +16,8 @@ class Task:
     image: Path | None = None
     mesh: Path | None = None
     background: Path | None = None  # a picture, where the settings name "image"
+    depth: Path | None = None  # of the image, see `maps.prepare_map`
+    normal: Path | None = None  # likewise
 
     @property
     def files(self) -> dict[str, Path]:

@@ -24,6 +24,7 @@ from pgc3d.guidance.reference import ReferenceConfig, ReferenceView
 from pgc3d.guidance.sds import ScoreDistillation, SdsConfig
 from pgc3d.guidance.zero123 import NovelViewDistillation, Zero123Config
 from pgc3d.interfaces import Divisible, Guidance
+from pgc3d.maps import load_depth, load_normal
 from pgc3d.photo import load_photo
 from pgc3d.prompts import ViewPromptConfig, unknown_words, view_prompts
 from pgc3d.schedules import PiecewiseLinear
@@ -58,6 +59,8 @@ class Teachers:
 
     text: TextTeacher | None
     photo: Tensor | None  # [S, S, 4], see `load_photo`
+    depth: Tensor | None  # [S, S, 1], of the photo, see `load_depth`
+    normal: Tensor | None  # [S, S, 3], of the photo, see `load_normal`
     image: Zero123 | None
     reference: Cameras  # took the photo
 
@@ -178,7 +181,14 @@ def load_teachers(config: Config, task: Task, models: Models, device: torch.devi
             vae_dtype=None if wanted.vae_dtype == "auto" else _dtype(wanted.vae_dtype, device),
         )
         image = replace(image, diffusion=_economical(image.diffusion, (), config))
-    return Teachers(text=text, photo=photo, image=image, reference=reference_view(config.view).to(device))
+    return Teachers(
+        text=text,
+        photo=photo,
+        depth=None if task.depth is None else load_depth(task.depth).to(device),
+        normal=None if task.normal is None else load_normal(task.normal).to(device),
+        image=image,
+        reference=reference_view(config.view).to(device),
+    )
 
 
 def _teach_text(
@@ -243,7 +253,15 @@ def _build(config: GuidanceConfig, teachers: Teachers, generator: torch.Generato
                 weighting=config.weighting,
             )
         case ReferenceConfig() if teachers.photo is not None:
-            return ReferenceView(photo=teachers.photo, color=config.color, mask=config.mask)
+            return ReferenceView(
+                photo=teachers.photo,
+                depth_map=teachers.depth if config.depth else None,
+                normal_map=teachers.normal if config.normal else None,
+                color=config.color,
+                mask=config.mask,
+                depth=config.depth,
+                normal=config.normal,
+            )
     raise ValueError(f"the guidance {config.kind!r} lacks its model or picture")
 
 

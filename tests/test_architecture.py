@@ -29,7 +29,7 @@ LAYERS = (
     ("guidance", "representation"),
     ("render",),
     ("diffusion", "geometry", "kernels", "mini"),
-    ("cameras", "closeups", "photo", "prompts", "schedules", "pgc", "image_statistics"),
+    ("cameras", "closeups", "maps", "photo", "prompts", "schedules", "pgc", "image_statistics"),
     ("interfaces",),
     ("types", "task", "errors", "__init__"),
 )

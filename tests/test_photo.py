@@ -11,7 +11,7 @@ from PIL import Image
 
 from pgc3d import photo
 from pgc3d.errors import InputError
-from pgc3d.photo import PhotoConfig, load_photo, prepare_photo
+from pgc3d.photo import PhotoConfig, frame_photo, load_photo
 
 
 def drawing(height=150, width=120):
@@ -36,7 +36,7 @@ def write(path, pixels, **options):
 
 
 def prepared(path, tmp_path, **options):
-    (tmp_path / "prepared.png").write_bytes(prepare_photo(path, **options))
+    (tmp_path / "prepared.png").write_bytes(frame_photo(path, **options).png())
     return load_photo(tmp_path / "prepared.png").numpy()
 
 
@@ -136,7 +136,7 @@ def test_transparent_colours_leave_no_fringe(tmp_path):
 
 def refused(path, **options):
     with pytest.raises(InputError) as error:
-        prepare_photo(path, **options)
+        frame_photo(path, **options).png()
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -199,7 +199,7 @@ def test_damaged_files_raise_nothing_but_input_errors(tmp_path_factory, position
     path = Path(tmp_path_factory.getbasetemp()) / "damaged.png"
     path.write_bytes(data[: max(end, 1)])
     with suppress(InputError):
-        prepare_photo(path, matting=False)
+        frame_photo(path, matting=False)
 
 
 def flood(region):

@@ -1,42 +1,75 @@
 """The reference view: from the camera of the input picture, the asset should look as the picture does."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import cosine_similarity
 
 from pgc3d.diffusion.latent import resize
-from pgc3d.types import Cameras, GuidanceOutput, Rendering
+from pgc3d.types import Cameras, GuidanceOutput, Layer, Rendering
+
+LEAST_DEVIATION = 1e-3  # of inverse depths, in inverse world units: a plane that faces the camera has none
+LEAST_LENGTH = 1e-2  # of an antialiased normal
 
 
 @dataclass(frozen=True)
 class ReferenceConfig:
-    """Weights of squared differences, summed over the pixels."""
+    """Weights of differences, summed over the pixels; those of maps count where the maps are given."""
 
     kind: Literal["reference"] = "reference"
-    color: float = 0.5  # sRGB, on the object's pixels
-    mask: float = 0.2  # coverage
+    color: float = 0.5  # squared, sRGB, on the object's pixels
+    mask: float = 0.2  # squared, coverage
+    depth: float = 0.01  # 1 - correlation of inverse depths, times the object's pixels
+    normal: float = 0.01  # 1 - cosine, on the object's pixels
 
     def __post_init__(self) -> None:
-        for name in ("color", "mask"):
+        for name in ("color", "mask", "depth", "normal"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """The picture and its maps at one resolution."""
+
+    photo: Float[Tensor, "1 s s 4"]
+    share: Float[Tensor, "1 s s 1"]  # of a pixel that lies on the object
+    depth: Float[Tensor, "1 s s 1"] | None
+    normal: Float[Tensor, "1 s s 3"] | None
 
 
 class ReferenceView:
     """Compares a view with the input picture; satisfies `interfaces.Guidance`."""
 
-    def __init__(self, *, photo: Float[Tensor, "S S 4"], color: float = 0.5, mask: float = 0.2) -> None:
+    def __init__(
+        self,
+        *,
+        photo: Float[Tensor, "S S 4"],
+        depth_map: Float[Tensor, "S S 1"] | None = None,
+        normal_map: Float[Tensor, "S S 3"] | None = None,
+        color: float = 0.5,
+        mask: float = 0.2,
+        depth: float = 0.01,
+        normal: float = 0.01,
+    ) -> None:
         """Hold the picture on the device.
 
         Args:
             photo: the object alone, RGBA in [0, 1], colours premultiplied.
+            depth_map: its inverse depth, near is large; scale and shift are unknown.
+            normal_map: its normals in camera space, x right, y up, z to the viewer.
             color: weight of the squared difference of colours.
             mask: weight of the squared difference of alpha.
+            depth: weight of `depth_disagreement`.
+            normal: weight of `normal_disagreement`.
         """
-        self.photo, self.color, self.mask = photo, color, mask
-        self._sizes: dict[int, Tensor] = {}
+        self.photo, self.depth_map, self.normal_map = photo, depth_map, normal_map
+        self.color, self.mask, self.depth, self.normal = color, mask, depth, normal
+        self._sizes: dict[int, _Wanted] = {}
 
     def __call__(
         self, image: Float[Tensor, "B H W 3"], rendering: Rendering, cameras: Cameras, progress: float
@@ -44,24 +77,102 @@ class ReferenceView:
         """Compare views from the picture's camera with the picture over the same background.
 
         color * sum alpha |image - picture|^2 + mask * sum (coverage - alpha)^2 with the picture's alpha, over
-        all pixels; the second term's gradient reaches the coverage alone.
+        all pixels, and the weighted disagreements with the maps that there are, on pixels that both show the
+        object. The gradients of all terms but the first reach the layer that they compare alone.
         """
-        photo = self._at(image.shape[1])
-        alpha = photo[..., 3:]
+        wanted = self._at(image.shape[1])
+        alpha = wanted.photo[..., 3:]
         background = rendering.background[:, None, None]
-        difference = image - (photo[..., :3] + (1.0 - alpha) * background)
+        difference = image - (wanted.photo[..., :3] + (1.0 - alpha) * background)
         excess = rendering.alpha.detach() - alpha
         losses = {
             "loss_color": self.color * (alpha * difference.square()).sum(),
             "loss_mask": self.mask * excess.square().sum(),
         }
-        return GuidanceOutput(
-            gradient=2.0 * self.color * alpha * difference,
-            layers={"alpha": 2.0 * self.mask * excess},
-            metrics=losses,
-        )
+        layers: dict[Layer, Tensor] = {"alpha": 2.0 * self.mask * excess}
+        for name, disagreement in self._disagreements(wanted, rendering, cameras).items():
+            losses[f"loss_{name}"], layers[name] = _differentiate(disagreement, getattr(rendering, name))
+        return GuidanceOutput(gradient=2.0 * self.color * alpha * difference, layers=layers, metrics=losses)
 
-    def _at(self, side: int) -> Float[Tensor, "1 s s 4"]:
+    def _disagreements(
+        self, wanted: _Wanted, rendering: Rendering, cameras: Cameras
+    ) -> dict[Layer, Callable[[Tensor], Float[Tensor, ""]]]:
+        """The weighted terms of the maps, each a function of its layer."""
+        weight = wanted.share * rendering.alpha.detach()
+        terms: dict[Layer, Callable[[Tensor], Float[Tensor, ""]]] = {}
+        if (depth := wanted.depth) is not None:
+            terms["depth"] = lambda layer: self.depth * depth_disagreement(layer, depth, weight)
+        if wanted.normal is not None:
+            rotation = cameras.camera_from_world[:, None, :3, :3]
+            normal = wanted.normal @ rotation  # rows times camera_from_world: from the camera to the world
+            terms["normal"] = lambda layer: self.normal * normal_disagreement(layer, normal, weight)
+        return terms
+
+    def _at(self, side: int) -> _Wanted:
         if side not in self._sizes:
-            self._sizes[side] = resize(self.photo[None], side)
+            inside = (self.photo[None, ..., 3:] > 0.5).to(self.photo.dtype)
+            share = resize(inside, side)
+
+            def within(values: Tensor | None) -> Tensor | None:
+                """Means over the object's part of each pixel; a map says nothing outside."""
+                return None if values is None else resize(values[None] * inside, side) / share.clamp(min=1e-6)
+
+            self._sizes[side] = _Wanted(
+                photo=resize(self.photo[None], side),
+                share=share,
+                depth=within(self.depth_map),
+                normal=within(self.normal_map),
+            )
         return self._sizes[side]
+
+
+def depth_disagreement(
+    depth: Float[Tensor, "B H W 1"], inverse: Float[Tensor, "1 H W 1"], weight: Float[Tensor, "B H W 1"]
+) -> Float[Tensor, ""]:
+    """Sum over the views of n (1 - r) with Pearson's correlation r of inverse depths, n the sum of weights.
+
+    A map of unknown scale and shift fixes no more than r. A correlation of relative depths is the depth term
+    of Magic123 (arXiv 2306.17843, section 3.1).
+
+    Args:
+        depth: of a rendering, 0 where nothing was hit.
+        inverse: wanted inverse depth, up to scale and shift.
+        weight: of the pixels; those that were not hit count nothing.
+    """
+    hit = depth.detach() > 0
+    weight = weight * hit
+    total = weight.sum((1, 2, 3), keepdim=True)
+
+    def center(values: Tensor) -> Tensor:
+        return values - (weight * values).sum((1, 2, 3), keepdim=True) / total.clamp(min=1e-6)
+
+    def deviation(values: Tensor, least: float) -> Tensor:
+        variance = (weight * values.square()).sum((1, 2, 3), keepdim=True) / total.clamp(min=1e-6)
+        return variance.clamp(min=least**2).sqrt()
+
+    found, wanted = center(torch.where(hit, depth, 1.0).reciprocal()), center(inverse)
+    product = (weight * found * wanted).sum((1, 2, 3), keepdim=True)
+    return (total - product / deviation(found, LEAST_DEVIATION) / deviation(wanted, 1e-9)).sum()
+
+
+def normal_disagreement(
+    normal: Float[Tensor, "B H W 3"], wanted: Float[Tensor, "B H W 3"], weight: Float[Tensor, "B H W 1"]
+) -> Float[Tensor, ""]:
+    """Weighted sum of 1 - cosine between normals; where a map has none there is no pull.
+
+    Args:
+        normal: of a rendering, (n + 1) / 2; shorter along silhouettes, where its length says nothing.
+        wanted: directions in the same space, of any length.
+        weight: of the pixels.
+    """
+    cosine = cosine_similarity(2.0 * normal - 1.0, wanted, dim=-1, eps=LEAST_LENGTH)
+    return (weight[..., 0] * (1.0 - cosine)).sum()
+
+
+def _differentiate(
+    function: Callable[[Tensor], Float[Tensor, ""]], layer: Tensor
+) -> tuple[Float[Tensor, ""], Tensor]:
+    """The value and the gradient of a function at a layer, without the graph behind that."""
+    leaf = layer.detach().requires_grad_()
+    value = function(leaf)
+    return value.detach(), torch.autograd.grad(value, leaf)[0]
