@@ -219,12 +219,15 @@ class Config:
 
 
 def load_config(
-    files: Sequence[Path] = (), *, options: Mapping[str, Any] | None = None, overrides: Sequence[str] = ()
+    files: Sequence[Path | Mapping[str, Any]] = (),
+    *,
+    options: Mapping[str, Any] | None = None,
+    overrides: Sequence[str] = (),
 ) -> Config:
     """Put a configuration together.
 
     Args:
-        files: YAML files, later ones win.
+        files: YAML files, or what one could hold; later ones win.
         options: a nested mapping, wins over the files; entries that are None are left out.
         overrides: `key=value` with dots between the keys, win over everything.
 
@@ -232,13 +235,13 @@ def load_config(
         ConfigError: one line with the key, what is wrong with it, and the nearest valid key.
     """
     tree = OmegaConf.structured(Config)
-    for path in files:
-        layer = read_yaml(path)
+    for file in files:
+        layer = read_yaml(file) if isinstance(file, Path) else file
         if isinstance(layer.get("objectives"), dict) and layer["objectives"]:
             for name in set(tree.objectives) - set(layer["objectives"]):
                 with read_write(tree.objectives):
                     del tree.objectives[name]
-        tree = _merge(tree, layer, str(path))
+        tree = _merge(tree, layer, str(file) if isinstance(file, Path) else "")
     if options:
         tree = _merge(tree, _without_none(options), "")
     for override in overrides:

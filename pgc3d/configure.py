@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pgc3d.build import resolve_device
+from pgc3d.cameras import OrbitConfig
 from pgc3d.config import Config, load_config, preset, read_yaml
 from pgc3d.diffusion.latent import Layout
 from pgc3d.diffusion.models import ALIASES, POSES
 from pgc3d.errors import ConfigError, InputError
-from pgc3d.teachers import local_model
+from pgc3d.teachers import local_image_model, local_model
 
 GuidanceName = Literal["auto", "mini", "sdxl", "sd", "zero123"]
 Quality = Literal["draft", "standard", "high"]
@@ -85,7 +86,9 @@ def configure(  # noqa: PLR0913 - one for each layer
         )
     names = [guidance, *([f"{guidance}-{quality}"] if quality != "standard" else [])]
     names += [f"{guidance}-prompt"] if prompted else []
-    layers = [preset(f"{family.presets}{name}") for name in names]
+    layers: list[Path | Mapping[str, Any]] = [preset(f"{family.presets}{name}") for name in names]
+    if family == IMAGE:
+        layers.append(_training_cameras(load_config(layers), named or guidance))
     asked: dict[str, Any] = {key: dict(value) for key, value in (options or {}).items()}
     asked.setdefault(family.section, {})["name"] = named or guidance
     if resolution is not None:
@@ -110,6 +113,19 @@ def split_backgrounds(values: Sequence[str]) -> tuple[list[str], Path | None]:
         raise InputError(f"--background must name at most one picture, got {', '.join(files)}")
     names = ["image" if value in files else value for value in values]
     return names, Path(files[0]) if files else None
+
+
+def _training_cameras(config: Config, model: str) -> dict[str, Any]:
+    """A layer with the cameras that a novel-view model knows, as far as its folder says them."""
+    folder = local_image_model(model)
+    said = dict(folder.cameras) if folder else {}
+    photo = {"border": said.pop("border")} if "border" in said else {}
+    cameras = {key: [value, value] for key, value in said.items()}
+    objectives = {
+        name: {"cameras": cameras} if isinstance(objective.cameras, OrbitConfig) else {}
+        for name, objective in config.objectives.items()
+    }
+    return {"view": said, "photo": photo, "objectives": objectives}
 
 
 def _choose(family: Family, device: str) -> tuple[GuidanceName, str]:

@@ -1,5 +1,6 @@
 """The library's entry points: make an asset, continue a run, and export or render what a run made."""
 
+import math
 import os
 import re
 import signal
@@ -99,6 +100,7 @@ def generate(
     canvas = _take_mesh(task, config, device, report)
     models = locate_models(config, device)
     check_prompt(task, config, models, report)
+    check_cameras(config, models, report)
     pictures = dict(build.prepare_task_photo(config, task))
     if backdrop is not None:
         pictures["background"] = backdrop
@@ -127,6 +129,17 @@ def check_prompt(task: Task, config: Config, models: Models, report: Reporter) -
     for word, close in unknown_prompt_words(task.prompt, models.text):
         hint = f"; close known words: {', '.join(close)}" if close else ""
         report(Event("build", message=f"{config.model.name} does not know the word {word!r}{hint}"))
+
+
+def check_cameras(config: Config, models: Models, report: Reporter) -> None:
+    """Report where a novel-view model was trained with other cameras than the configuration has."""
+    if models.image is None:
+        return
+    used = {**vars(config.view), "border": config.photo.border}
+    for name, value in models.image.cameras.items():
+        if not math.isclose(used[name], value):
+            message = f"{models.image.name} was trained with {name} {value:g}, this run has {used[name]:g}"
+            report(Event("build", message=message))
 
 
 def _take_mesh(task: Task, config: Config, device: torch.device, report: Reporter) -> Canvas | None:

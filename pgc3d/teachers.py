@@ -119,13 +119,27 @@ def locate_text_model(config: ModelConfig, *, half: bool) -> ModelFolder:
 
 def _locate_image_model(config: ImageModelConfig, device: torch.device) -> ModelFolder:
     if config.name == "mini":
-        from pgc3d.mini import image_model
-
-        path, vae = image_model()
-        folder = open_folder("mini", path, vae=vae)
+        folder = _bundled_image_model()
     else:
         folder = resolve_model(config.name, half=_dtype(config.dtype, device) != torch.float32)
     return require_zero123(folder, None if config.pose == "auto" else config.pose)
+
+
+def _bundled_image_model() -> ModelFolder:
+    from pgc3d.mini import image_model
+
+    path, vae = image_model()
+    return open_folder("mini", path, vae=vae)
+
+
+def local_image_model(name: str) -> ModelFolder | None:
+    """A novel-view model that is on this disk whole, the bundled one too, else None."""
+    if name != "mini":
+        return local_model(name)
+    try:
+        return _bundled_image_model()
+    except WeightsNotFoundError:
+        return None
 
 
 def needs_photo(config: Config) -> bool:

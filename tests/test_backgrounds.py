@@ -25,7 +25,7 @@ from pgc3d.export.canvas import prepare_canvas
 from pgc3d.guidance.reference import ReferenceConfig
 from pgc3d.interfaces import parameters
 from pgc3d.optimize import Objective, Stopwatch, accumulate
-from pgc3d.photo import prepare_photo
+from pgc3d.photo import frame_photo
 from pgc3d.render.cpu import CpuRasterizer
 from pgc3d.representation.dmtet import DMTetConfig, build_dmtet
 from pgc3d.representation.textured_mesh import TexturedMeshConfig, build_painted_mesh
@@ -222,7 +222,7 @@ def test_files_are_read_as_photos_are(tmp_path, monkeypatch):
     monkeypatch.setattr(photo, "MAX_PIXELS", 1000)
     for name in ("missing.png", "text.png", "half.png", "plain.png"):
         lines = []
-        for prepare in (lambda path: prepare_backdrop(path, SIDE), prepare_photo):
+        for prepare in (lambda path: prepare_backdrop(path, SIDE), frame_photo):
             with pytest.raises(InputError) as error:
                 prepare(tmp_path / name)
             lines.append(str(error.value))

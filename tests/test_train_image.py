@@ -310,7 +310,9 @@ def test_the_folder_names_its_parts_and_no_path(folder, text, dataset):
         path.name for path in folder.iterdir() if path.is_dir()
     }
     settings = json.loads((folder / "zero123.json").read_text())
-    assert settings == {"pose": "polar", "fovy_degrees": FOVY_DEGREES, "fill": FILL}
+    assert settings == {
+        "pose": "polar", "fovy_degrees": FOVY_DEGREES, "fill": FILL, "border": BORDER_RATIO,
+    }  # fmt: skip
     for path in (path for path in folder.rglob("*") if path.is_file()):
         if path.suffix == ".json":
             assert not any(str(used.parent) in path.read_text() for used in (folder, text, dataset))

@@ -2,14 +2,16 @@
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from pgc3d.cameras import ViewConfig
 from pgc3d.diffusion.latent import Layout
 from pgc3d.errors import ConfigError, Pgc3dError, WeightsNotFoundError
+from pgc3d.photo import PhotoConfig
 from pgc3d.prompts import ViewPromptConfig
 
 logger = logging.getLogger(__name__)
@@ -41,6 +43,8 @@ class ModelFolder:
     view_prompts: ViewPromptConfig | None = None  # how this model was taught to read the camera
     vocabulary: tuple[str, ...] = ()  # the words that a small model knows; empty where it knows most
     pose: Pose | None = None  # of a Zero123 checkpoint, None where nothing says it
+    # of what it was trained with: fovy_degrees and fill as in `ViewConfig`, border as in `PhotoConfig`
+    cameras: Mapping[str, float] = field(default_factory=dict)
 
 
 def open_folder(
@@ -86,6 +90,7 @@ def open_folder(
         view_prompts=_view_prompts(path / "view_prompts.json"),
         vocabulary=_vocabulary(path / "vocabulary.json"),
         pose=_pose(path / "zero123.json") or pose,
+        cameras=_cameras(path / "zero123.json"),
     )
 
 
@@ -216,13 +221,26 @@ def _vocabulary(path: Path) -> tuple[str, ...]:
 
 
 def _pose(path: Path) -> Pose | None:
-    """What `zero123.json` beside a checkpoint says; its other entries are notes on the training."""
+    """The pose that `zero123.json` beside a checkpoint names."""
     if not path.is_file():
         return None
     pose = read_json(path).get("pose")
     if pose not in get_args(Pose):
         raise ConfigError(f"{path}: pose must be one of {', '.join(get_args(Pose))}, got {pose!r}")
     return pose
+
+
+def _cameras(path: Path) -> dict[str, float]:
+    """What `zero123.json` says of the training cameras; its other entries are notes."""
+    content = read_json(path) if path.is_file() else {}
+    view = {key: _frozen(content[key]) for key in ("fovy_degrees", "fill") if key in content}
+    photo = {key: _frozen(content[key]) for key in ("border",) if key in content}
+    try:
+        ViewConfig(**view)
+        PhotoConfig(**photo)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{path}: {_first_line(error)}") from error
+    return view | photo
 
 
 def _frozen(value: Any) -> Any:

@@ -23,8 +23,8 @@ class ReferenceConfig:
     kind: Literal["reference"] = "reference"
     color: float = 0.5  # squared, sRGB, on the object's pixels
     mask: float = 0.2  # squared, coverage
-    depth: float = 0.01  # 1 - correlation of inverse depths, times the object's pixels
-    normal: float = 0.01  # 1 - cosine, on the object's pixels
+    depth: float = 0.02  # 1 - correlation of inverse depths, times the object's pixels
+    normal: float = 0.02  # 1 - cosine, on the object's pixels
 
     def __post_init__(self) -> None:
         for name in ("color", "mask", "depth", "normal"):
@@ -53,8 +53,8 @@ class ReferenceView:
         normal_map: Float[Tensor, "S S 3"] | None = None,
         color: float = 0.5,
         mask: float = 0.2,
-        depth: float = 0.01,
-        normal: float = 0.01,
+        depth: float = 0.02,
+        normal: float = 0.02,
     ) -> None:
         """Hold the picture on the device.
 

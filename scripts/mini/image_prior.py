@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from framing import FILL, FOVY_DEGREES
+from framing import BORDER_RATIO, FILL, FOVY_DEGREES
 from jaxtyping import Float
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -132,7 +132,9 @@ def save_folder(models: nn.ModuleDict, out: Path) -> None:
         "do_rescale": True, "rescale_factor": 1 / 255,
         "do_normalize": True, "image_mean": IMAGE_MEAN, "image_std": IMAGE_STD,
     })  # fmt: skip
-    write_json(out / "zero123.json", {"pose": "polar", "fovy_degrees": FOVY_DEGREES, "fill": FILL})
+    write_json(out / "zero123.json", {
+        "pose": "polar", "fovy_degrees": FOVY_DEGREES, "fill": FILL, "border": BORDER_RATIO,
+    })  # fmt: skip
     write_json(out / "model_index.json", {
         "_class_name": "Zero123Pipeline", "_diffusers_version": diffusers.__version__,
         "unet": ["diffusers", "UNet2DConditionModel"], "scheduler": ["diffusers", "DDIMScheduler"],
