@@ -151,9 +151,7 @@ def _take_mesh(task: Task, config: Config, device: torch.device, report: Reporte
     )
 
 
-def _keep_inputs(
-    run: RunDirectory, task: Task, canvas: Canvas | None, pictures: Mapping[str, bytes]
-) -> Task:
+def _keep_inputs(run: RunDirectory, task: Task, canvas: Canvas | None, pictures: Mapping[str, bytes]) -> Task:
     """Write what was made of the user's files into the run; the task with these in their place."""
     kept: dict[str, Any] = {name: run.path / PICTURES[name] for name in pictures}
     for name, content in pictures.items():
