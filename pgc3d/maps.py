@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from pgc3d.errors import InputError
-from pgc3d.photo import FramedPhoto, encode_png, open_picture, require_small_file
+from pgc3d.photo import FramedPhoto, decoding, encode_png, open_picture, require_small_file
 
 MapName = Literal["depth", "normal"]
 CHANNELS: dict[MapName, int] = {"depth": 1, "normal": 3}
@@ -78,10 +78,8 @@ def _read(name: MapName, path: Path) -> Float[np.ndarray, "H W C"]:
 
 def _read_array(path: Path) -> Float[np.ndarray, "..."]:
     require_small_file(path)
-    try:
+    with decoding(path):
         found = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path} must be a whole .npy file of numbers, got: {error}") from error
     if not isinstance(found, np.ndarray) or found.dtype.kind not in "fiu":
         raise InputError(f"{path} must hold one array of numbers, got {getattr(found, 'dtype', 'several')}")
     with np.errstate(over="ignore"):  # what is not finite is refused, where it matters
@@ -122,7 +120,7 @@ def _depth_levels(
     depth: Float[np.ndarray, "S S"], inside: Bool[np.ndarray, "S S"], path: Path
 ) -> UInt16[np.ndarray, "S S"]:
     low, high = depth[inside].min(), depth[inside].max()
-    if not high > low:
+    if not high - low > 1e-5 * max(abs(low), abs(high)):  # less is rounding
         raise InputError(f"a depth map must vary over the object, {path} is {low:g} all over it")
     levels: UInt16[np.ndarray, "S S"]
     levels = np.rint(np.clip((depth - low) / (high - low), 0.0, 1.0) * 65535.0).astype(np.uint16)

@@ -137,7 +137,7 @@ def open_picture(path: Path) -> Iterator[Image.Image]:
         InputError: it is something else, or damaged.
     """
     require_small_file(path)
-    with _decoding(path), Image.open(path, formats=FORMATS) as image:
+    with decoding(path), Image.open(path, formats=FORMATS) as image:
         if image.width * image.height > MAX_PIXELS:
             raise InputError(
                 f"a picture must have at most {MAX_PIXELS / 1e6:.0f} million pixels, {path} has "
@@ -162,7 +162,7 @@ def require_small_file(path: Path) -> None:
 
 
 @contextmanager
-def _decoding(path: Path) -> Iterator[None]:
+def decoding(path: Path) -> Iterator[None]:
     """Turn whatever a decoder raises over a file into one line."""
     try:
         with warnings.catch_warnings():
@@ -175,7 +175,7 @@ def _decoding(path: Path) -> Iterator[None]:
         raise InputError(f"a picture must be one of {', '.join(FORMATS)}, {path} is not") from error
     except Exception as error:  # decoders of damaged files raise anything
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{path} must be a whole picture, got: {reason}") from error
+        raise InputError(f"{path} must be a whole file, got: {reason}") from error
 
 
 def _to_8_bit(image: Image.Image) -> Image.Image:

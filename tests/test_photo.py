@@ -155,7 +155,7 @@ def test_unusable_pictures_are_one_line(tmp_path, monkeypatch):
     assert "32 bits a channel" in refused(tmp_path / "float.tif")
     whole = write(tmp_path / "whole.png", drawing()).read_bytes()
     (tmp_path / "half.png").write_bytes(whole[: len(whole) // 2])
-    assert "must be a whole picture" in refused(tmp_path / "half.png")
+    assert "must be a whole file" in refused(tmp_path / "half.png")
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     assert "of one plain colour" in refused(write(tmp_path / "noise.png", noise), matting=False)
     monkeypatch.setattr(photo, "MAX_BYTES", 100)
