@@ -46,22 +46,19 @@ def prepare_map(name: MapName, path: Path, framed: FramedPhoto) -> bytes:
     return encode_png(Image.fromarray(_normal_levels(placed, covered > 0.5, path)))
 
 
-def load_depth(path: Path) -> Float[Tensor, "S S 1"]:
-    """A prepared depth map, in [0, 1].
+def load_map(name: MapName, path: Path, size: int) -> Float[Tensor, "S S C"]:
+    """A prepared map: depth in [0, 1], or normals of about unit length in camera space.
 
     Raises:
-        InputError: the file is missing, or not what `prepare_map` makes.
+        InputError: the file is missing, or not what `prepare_map` makes for a square of this size.
     """
-    return torch.from_numpy(_read("depth", path) / np.float32(65535.0))
-
-
-def load_normal(path: Path) -> Float[Tensor, "S S 3"]:
-    """A prepared normal map: camera space, about unit length.
-
-    Raises:
-        InputError: the file is missing, or not what `prepare_map` makes.
-    """
-    return torch.from_numpy(2.0 * _read("normal", path) - 1.0)
+    values = _read(name, path)
+    if values.shape[:2] != (size, size):
+        height, width, _ = values.shape
+        raise InputError(
+            f"{path} must be a prepared {name} map of {size} x {size} pixels, got {width} x {height}"
+        )
+    return torch.from_numpy(values / np.float32(65535.0) if name == "depth" else 2.0 * values - 1.0)
 
 
 def _read(name: MapName, path: Path) -> Float[np.ndarray, "H W C"]:

@@ -24,7 +24,7 @@ from pgc3d.guidance.reference import ReferenceConfig, ReferenceView
 from pgc3d.guidance.sds import ScoreDistillation, SdsConfig
 from pgc3d.guidance.zero123 import NovelViewDistillation, Zero123Config
 from pgc3d.interfaces import Divisible, Guidance
-from pgc3d.maps import load_depth, load_normal
+from pgc3d.maps import MapName, load_map
 from pgc3d.photo import load_photo
 from pgc3d.prompts import ViewPromptConfig, unknown_words, view_prompts
 from pgc3d.schedules import PiecewiseLinear
@@ -59,8 +59,8 @@ class Teachers:
 
     text: TextTeacher | None
     photo: Tensor | None  # [S, S, 4], see `load_photo`
-    depth: Tensor | None  # [S, S, 1], of the photo, see `load_depth`
-    normal: Tensor | None  # [S, S, 3], of the photo, see `load_normal`
+    depth: Tensor | None  # [S, S, 1], of the photo, see `load_map`
+    normal: Tensor | None  # [S, S, 3], of the photo, see `load_map`
     image: Zero123 | None
     reference: Cameras  # took the photo
 
@@ -195,11 +195,15 @@ def load_teachers(config: Config, task: Task, models: Models, device: torch.devi
             vae_dtype=None if wanted.vae_dtype == "auto" else _dtype(wanted.vae_dtype, device),
         )
         image = replace(image, diffusion=_economical(image.diffusion, (), config))
+
+    def loaded(name: MapName, path: Path | None) -> Tensor | None:
+        return None if path is None or photo is None else load_map(name, path, len(photo)).to(device)
+
     return Teachers(
         text=text,
         photo=photo,
-        depth=None if task.depth is None else load_depth(task.depth).to(device),
-        normal=None if task.normal is None else load_normal(task.normal).to(device),
+        depth=loaded("depth", task.depth),
+        normal=loaded("normal", task.normal),
         image=image,
         reference=reference_view(config.view).to(device),
     )

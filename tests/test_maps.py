@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pgc3d.errors import InputError
-from pgc3d.maps import load_depth, load_normal, prepare_map
+from pgc3d.maps import load_map, prepare_map
 from pgc3d.photo import frame_photo, load_photo
 
 HEIGHT, WIDTH = 150, 120
@@ -45,12 +45,12 @@ def photo(framed, tmp_path):
 
 def depth(framed, tmp_path, values, name="given.npy"):
     (tmp_path / "depth.png").write_bytes(prepare_map("depth", write(tmp_path / name, values), framed))
-    return load_depth(tmp_path / "depth.png").numpy()[..., 0]
+    return load_map("depth", tmp_path / "depth.png", framed.size).numpy()[..., 0]
 
 
 def normal(framed, tmp_path, values, name="given.npy"):
     (tmp_path / "normal.png").write_bytes(prepare_map("normal", write(tmp_path / name, values), framed))
-    return load_normal(tmp_path / "normal.png").numpy()
+    return load_map("normal", tmp_path / "normal.png", framed.size).numpy()
 
 
 def waves():
@@ -177,7 +177,7 @@ def test_unusable_maps_are_one_line(framed, tmp_path):
 
 def whole_array():
     stream = io.BytesIO()
-    np.save(stream, np.arange(12.0).reshape(3, 4))
+    np.save(stream, np.arange(9.0).reshape(3, 3))
     return stream.getvalue()
 
 
@@ -188,4 +188,4 @@ def test_damaged_arrays_raise_nothing_but_input_errors(tmp_path_factory, positio
     path = tmp_path_factory.getbasetemp() / "damaged.npy"
     path.write_bytes(data[: max(end, 1)])
     with suppress(InputError):
-        load_depth(path)
+        load_map("depth", path, 3)
