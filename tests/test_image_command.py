@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 from test_cli import run  # noqa: F401 - a fixture
-from tiny import write_tiny_zero123
+from tiny import edit_json, write_tiny_zero123
 
 from pgc3d.config import load_config, preset
+from pgc3d.configure import IMAGE, configure
 from pgc3d.errors import ConfigError
 from pgc3d.evaluation.items import Item, write_items
 from pgc3d.evaluation.procedural import procedural_asset
@@ -71,6 +72,139 @@ def test_a_prompt_beside_the_picture_asks_both_models(run, checkpoint, picture, 
     assert manifest["prompt"] == "a red chair"
     line = json.loads((tmp_path / "both" / "metrics.jsonl").read_text().splitlines()[-1])
     assert {name.split("/")[0] for name in line} >= {"novel", "reference", "prompt"}
+
+
+@pytest.fixture
+def maps(tmp_path):
+    """Depth and normals for `picture`: nearer and turned to the right, the further to the right."""
+    right = np.broadcast_to(np.linspace(0, 1, 60), (80, 60))
+    Image.fromarray(np.rint(right * 65535).astype(np.uint16)).save(tmp_path / "near.png")
+    np.save(
+        tmp_path / "normals.npy", np.stack([0.5 + 0.3 * right, 0.5 + 0 * right, 0.9 + 0 * right], axis=-1)
+    )
+    return ["--depth", tmp_path / "near.png", "--normal", tmp_path / "normals.npy"]
+
+
+def test_maps_beside_the_picture_are_kept_and_used(run, checkpoint, picture, maps, tmp_path):  # noqa: F811
+    code, out, err = run("image", picture, "--model", checkpoint, "--out", "mapped", *maps, *TINY)
+    assert code in (0, 5), err
+    folder = tmp_path / "mapped"
+    assert {"depth.png", "normal.png"} <= {line.split("/")[-1] for line in out.split()}
+    with Image.open(folder / "depth.png") as depth, Image.open(folder / "normal.png") as normal:
+        assert (depth.mode, depth.size) == ("I;16", (512, 512))
+        assert (normal.mode, normal.size) == ("RGB", (512, 512))
+        assert np.asarray(depth)[256, 330] > np.asarray(depth)[256, 180] + 10_000
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert (manifest["depth"], manifest["normal"]) == ("depth.png", "normal.png")
+    assert {"depth.png", "normal.png"} <= set(manifest["files"])
+    assert {"depth", "normal"} <= set(manifest["inputs"])
+    for path in (picture, tmp_path / "near.png", tmp_path / "normals.npy"):
+        path.unlink()  # the run has its own copies
+    text = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(text.replace("steps: 4", "steps: 6"))
+    assert run("resume", folder)[0] in (0, 5)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert {line["step"] for line in lines} == {2, 4, 6}
+    for name in ("loss_depth", "loss_normal"):
+        assert all(line[f"reference/{name}"] > 0 for line in lines)
+
+
+MAP_ERRORS = {
+    "of another size": ([], (60, 80), "a depth map must have the size of the picture, 60 x 80, but"),
+    "without a weight": (
+        ["--set", "objectives.reference.guidance.depth=0"],
+        (80, 60),
+        "a depth map must belong to an objective of kind 'reference' with a weight for it",
+    ),
+}
+
+
+@pytest.mark.parametrize(("options", "shape", "line"), MAP_ERRORS.values(), ids=MAP_ERRORS)
+def test_a_map_that_does_not_belong_to_the_picture_is_one_line(
+    run,
+    checkpoint,
+    picture,
+    tmp_path,
+    options,
+    shape,
+    line,  # noqa: F811
+):
+    np.save(tmp_path / "depth.npy", np.random.default_rng(0).random(shape))
+    arguments = ["--model", checkpoint, "--depth", tmp_path / "depth.npy", *TINY, *options]
+    code, out, err = run("image", picture, *arguments)
+    assert (code, out) == (2, "")
+    assert line in err.splitlines()[-1]
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.fixture
+def trained_otherwise(checkpoint, tmp_path):
+    """A checkpoint that says its training cameras."""
+    folder = shutil.copytree(checkpoint, tmp_path / "otherwise")
+    edit_json(folder / "zero123.json", fovy_degrees=33, fill=0.8, border=0.3)
+    return folder
+
+
+def configured(model, **layers):
+    return configure(IMAGE, guidance="zero123", model=str(model), **layers)[0]
+
+
+@pytest.mark.parametrize("prompted", [False, True])
+def test_cameras_are_those_that_the_model_folder_names(trained_otherwise, checkpoint, prompted):
+    config = configured(trained_otherwise, prompted=prompted)
+    assert (config.view.fovy_degrees, config.view.fill, config.photo.border) == (33.0, 0.8, 0.3)
+    for objective in config.objectives.values():
+        if objective.cameras.kind == "orbit":
+            assert objective.cameras.fovy_degrees == (33.0, 33.0)
+            assert objective.cameras.fill == (0.8, 0.8)
+    preset_only = configured(checkpoint, prompted=prompted)
+    assert preset_only == load_config(
+        [preset("image-zero123"), *([preset("image-zero123-prompt")] if prompted else [])],
+        options={"image_model": {"name": str(checkpoint)}},
+    )
+    edit_json(trained_otherwise / "zero123.json", fovy_degrees=preset_only.view.fovy_degrees)
+    partly = configured(trained_otherwise)
+    assert (partly.view.fovy_degrees, partly.view.fill) == (preset_only.view.fovy_degrees, 0.8)
+
+
+def test_what_the_user_says_of_the_cameras_wins_over_the_model_folder(trained_otherwise, tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("view: {fill: 0.9}\nobjectives: {novel: {cameras: {fill: [0.9, 0.9]}}, reference: {}}\n")
+    config = configured(
+        trained_otherwise,
+        files=[file],
+        options={"photo": {"border": 0.1}},
+        overrides=["view.fovy_degrees=50"],
+    )
+    assert (config.view.fovy_degrees, config.view.fill, config.photo.border) == (50.0, 0.9, 0.1)
+    assert config.objectives["novel"].cameras.fill == (0.9, 0.9)
+    assert config.objectives["novel"].cameras.fovy_degrees == (33.0, 33.0)
+
+
+def test_cameras_of_the_model_folder_stand_in_the_run(run, trained_otherwise, picture, tmp_path):  # noqa: F811
+    other = ["--border", "0.25", "--steps", "1"]
+    code, _, err = run("image", picture, "--model", trained_otherwise, "--out", "run", *TINY, *other)
+    assert code in (0, 5), err
+    kept = load_config([tmp_path / "run" / "config.yaml"])
+    assert (kept.view.fovy_degrees, kept.view.fill, kept.photo.border) == (33.0, 0.8, 0.25)
+    assert "was trained with border 0.3, this run has 0.25" in err
+    assert "fovy_degrees" not in err
+
+
+@pytest.mark.parametrize(
+    ("entry", "line"),
+    [
+        ({"fovy_degrees": 200}, "zero123.json: fovy_degrees must lie in (0, 150), got 200"),
+        ({"fill": "all"}, "zero123.json: "),
+        ({"border": -1}, "zero123.json: border must lie in [0, 0.8], got -1"),
+    ],
+)
+def test_impossible_cameras_of_a_model_folder_are_one_line(trained_otherwise, entry, line):
+    edit_json(trained_otherwise / "zero123.json", **entry)
+    with pytest.raises(ConfigError) as error:
+        configured(trained_otherwise)
+    assert line in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 ERRORS = {
