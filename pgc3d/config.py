@@ -1,8 +1,9 @@
 """The typed configuration of a run and how it is put together.
 
-Layers, later ones win: defaults, the presets of guidance and quality in `configs/`, `--config` files,
-command-line options, `--set key=value`. A layer that names another `kind` replaces that entry by the
-defaults of the new kind. A file that names objectives replaces the default set of objectives.
+Layers, later ones win: defaults, the presets of guidance and quality in `configs/`, the cameras that a
+novel-view model's folder names, `--config` files, command-line options, `--set key=value`. A layer that
+names another `kind` replaces that entry by the defaults of the new kind. A file that names objectives
+replaces the default set of objectives.
 """
 
 import difflib

@@ -79,9 +79,8 @@ def maps(tmp_path):
     """Depth and normals for `picture`: nearer and turned to the right, the further to the right."""
     right = np.broadcast_to(np.linspace(0, 1, 60), (80, 60))
     Image.fromarray(np.rint(right * 65535).astype(np.uint16)).save(tmp_path / "near.png")
-    np.save(
-        tmp_path / "normals.npy", np.stack([0.5 + 0.3 * right, 0.5 + 0 * right, 0.9 + 0 * right], axis=-1)
-    )
+    normals = np.stack([0.5 + 0.3 * right, np.full_like(right, 0.5), np.full_like(right, 0.9)], axis=-1)
+    np.save(tmp_path / "normals.npy", normals)
     return ["--depth", tmp_path / "near.png", "--normal", tmp_path / "normals.npy"]
 
 
@@ -121,13 +120,13 @@ MAP_ERRORS = {
 
 @pytest.mark.parametrize(("options", "shape", "line"), MAP_ERRORS.values(), ids=MAP_ERRORS)
 def test_a_map_that_does_not_belong_to_the_picture_is_one_line(
-    run,
+    run,  # noqa: F811
     checkpoint,
     picture,
     tmp_path,
     options,
     shape,
-    line,  # noqa: F811
+    line,
 ):
     np.save(tmp_path / "depth.npy", np.random.default_rng(0).random(shape))
     arguments = ["--model", checkpoint, "--depth", tmp_path / "depth.npy", *TINY, *options]

@@ -175,6 +175,12 @@ def test_unusable_maps_are_one_line(framed, tmp_path):
     assert "must be a whole file" in refused(framed, "depth", tmp_path / "half.png")
 
 
+def test_a_prepared_map_of_another_size_is_one_line(framed, tmp_path):
+    depth(framed, tmp_path, waves()[0])
+    with pytest.raises(InputError, match="must be a prepared depth map of 128 x 128 pixels, got 256 x 256"):
+        load_map("depth", tmp_path / "depth.png", 128)
+
+
 def whole_array():
     stream = io.BytesIO()
     np.save(stream, np.arange(9.0).reshape(3, 3))

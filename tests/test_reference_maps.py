@@ -44,9 +44,8 @@ def chair(turn):
     cosine, sine, zero = torch.cos(turn), torch.sin(turn), torch.zeros(())
     x, z = torch.stack([cosine, zero, sine]), torch.stack([-sine, zero, cosine])
     corners = 0.65 * (vertices - torch.tensor([0.0, 0.15, 0.0]))[faces].reshape(-1, 3)  # flat: none is shared
-    return corners @ torch.stack([x, torch.tensor([0.0, 1.0, 0.0]), z]).T, torch.arange(
-        3 * len(faces)
-    ).reshape(-1, 3)
+    rotation = torch.stack([x, torch.tensor([0.0, 1.0, 0.0]), z])
+    return corners @ rotation.T, torch.arange(3 * len(faces)).reshape(-1, 3)
 
 
 def maps_of(rendering, camera=CAMERA):
