@@ -132,7 +132,7 @@ def depth_disagreement(
     """Sum over the views of n (1 - r) with Pearson's correlation r of inverse depths, n the sum of weights.
 
     A map of unknown scale and shift fixes no more than r. A correlation of relative depths is the depth term
-    of Magic123 (arXiv 2306.17843, section 3.1).
+    of Magic123 (arXiv 2306.17843).
 
     Args:
         depth: of a rendering, 0 where nothing was hit.
