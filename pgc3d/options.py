@@ -68,6 +68,13 @@ class BaselineName(StrEnum):
     BILLBOARD = "billboard"
 
 
+class Frame(StrEnum):
+    """How a result and the truth are brought together."""
+
+    OWN = "own"
+    SHARED = "shared"
+
+
 class Quality(StrEnum):
     """How much time to spend."""
 

@@ -7,10 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from pgc3d.evaluation.results import bootstrap, interval
+from pgc3d.evaluation.results import bootstrap, interval, rises
 
 REFERENCES = ("none", "pixel=0.1")
-LOWER_IS_BETTER = ("speckle", "total_variation", "saturated_fraction", "seconds")
+FALLING = ("speckle", "total_variation", "saturated_fraction", "seconds", "chamfer", "vae_distance")
+PLOTTED = {
+    "text": ("speckle", "total_variation", "saturated_fraction", "clipped_fraction"),
+    "image": ("psnr", "chamfer", "speckle", "clipped_fraction"),
+}
+SHARED = "shared_"  # before metrics in the frame of the truth
 
 Line = Mapping[str, Any]
 Values = Mapping[tuple[str, int], float]  # by object and seed
@@ -58,9 +63,25 @@ def verdict(low: float, high: float, metric: str) -> str:
     """What an interval of differences says; metrics without a direction only differ."""
     if low <= 0 <= high:
         return "tie"
-    if metric not in LOWER_IS_BETTER:
+    if not better(metric):
         return "differs"
-    return "win" if high < 0 else "loss"
+    return "win" if (low > 0) == (better(metric) == "higher") else "loss"
+
+
+def better(metric: str) -> str:
+    """The direction of a metric: "higher", "lower", or nothing."""
+    if metric.removeprefix(SHARED) in FALLING:
+        return "lower"
+    return "higher" if rises(metric) else ""
+
+
+def report(lines: Sequence[Line]) -> str:
+    """What was found with prompts, then with pictures."""
+    parts = []
+    for kind in dict.fromkeys(line["kind"] for line in lines):
+        own = [line for line in lines if line["kind"] == kind]
+        parts.append(f"# Tasks of kind {kind}\n\n{summarize(own, references=REFERENCES)}")
+    return "\n".join(parts)
 
 
 def summarize(lines: Sequence[Line], *, references: Sequence[str]) -> str:
@@ -73,12 +94,17 @@ def summarize(lines: Sequence[Line], *, references: Sequence[str]) -> str:
         "objects and seeds]; differences are paired by object and seed. A tie is a difference whose interval "
         "holds zero.\n"
     ]
+    if any(metric.startswith(SHARED) for metric in metrics):
+        parts.append(
+            f"{SHARED}...: in the frame of the truth, in which place and size count; the same metrics "
+            "without it: each mesh centred and scaled on its own.\n"
+        )
     for metric in metrics:
-        better = " (lower is better)" if metric in LOWER_IS_BETTER else ""
+        direction = f" ({better(metric)} is better)" if better(metric) else ""
         head = ["rule", "mean", *(f"minus {reference}" for reference in references), "runs", "failed"]
         rows = [head, ["---"] * len(head)]
         rows += [_row(lines, rule, metric, references) for rule in rules]
-        parts.append(f"## {metric}{better}\n")
+        parts.append(f"## {metric}{direction}\n")
         parts.append("\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n")
     return "\n".join(parts)
 
@@ -101,24 +127,38 @@ def _row(lines: Sequence[Line], rule: str, metric: str, references: Sequence[str
 
 
 def plot_summary(path: Path, lines: Sequence[Line]) -> None:
-    """Means with their intervals, a panel for each metric that has a direction, and the clipped share."""
+    """Means with their intervals: a row of panels for each kind of task, rules from the top down."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    rules = list(dict.fromkeys(line["rule"] for line in lines))
-    shown = ("speckle", "total_variation", "saturated_fraction", "clipped_fraction")
-    figure, axes = plt.subplots(1, len(shown), figsize=(14, 1 + 0.3 * len(rules)), layout="constrained")
-    for axis, metric in zip(axes, shown, strict=True):
-        for row, rule in enumerate(rules):
-            values = values_of(lines, rule, metric)
-            if values:
-                mean, low, high = spread(values)
-                axis.plot([low, high], [row, row], color="C0")
-                axis.plot([mean], [row], "o", color="C0")
-        axis.set(title=metric.replace("_", " "), yticks=range(len(rules)), ylim=(len(rules) - 0.5, -0.5))
-        axis.set_yticklabels(rules if axis is axes[0] else [""] * len(rules))
-        axis.grid(axis="x", alpha=0.3)
+    groups = {kind: [line for line in lines if line["kind"] == kind] for kind in PLOTTED}
+    groups = {kind: own for kind, own in groups.items() if own}
+    counts = [len({line["rule"] for line in own}) for own in groups.values()]
+    size = (14, sum(1 + 0.3 * count for count in counts))
+    ratios = {"height_ratios": counts}
+    figure, axes = plt.subplots(
+        len(groups), 4, figsize=size, layout="constrained", squeeze=False, gridspec_kw=ratios
+    )
+    for row, (kind, own) in zip(axes, groups.items(), strict=True):
+        known = {name for line in own for name in line["metrics"]}
+        for axis, metric in zip(row, PLOTTED[kind], strict=True):
+            _draw(axis, own, SHARED + metric if SHARED + metric in known else metric)
+        for axis in row[1:]:
+            axis.set_yticklabels([])
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def _draw(axis: Any, lines: Sequence[Line], metric: str) -> None:
+    rules = list(dict.fromkeys(line["rule"] for line in lines))
+    for row, rule in enumerate(rules):
+        values = values_of(lines, rule, metric)
+        if values:
+            mean, low, high = spread(values)
+            axis.plot([low, high], [row, row], color="C0")
+            axis.plot([mean], [row], "o", color="C0")
+    axis.set(title=metric.replace("_", " "), yticks=range(len(rules)), ylim=(len(rules) - 0.5, -0.5))
+    axis.set_yticklabels(rules)
+    axis.grid(axis="x", alpha=0.3)
