@@ -188,7 +188,7 @@ def test_items_round_trip(folder):
         ('{"name": "x", "prompt": "x", "elevation_degrees": 95}', "must lie in"),
         (
             '{"name": "x", "prompt": "x", "frame": "input"}',
-            "frame must be own, or input where there is an im",
+            "frame must be own, or input where there is",
         ),
         ('{"name": "x", "prompt": "x"}\n{"name": "x", "prompt": "y"}', "found x twice"),
         ("", "found none"),
