@@ -11,7 +11,7 @@ from pgc3d.evaluation.results import bootstrap, interval, rises
 
 REFERENCES = ("none", "pixel=0.1")
 FALLING = ("speckle", "total_variation", "saturated_fraction", "seconds", "chamfer", "vae_distance")
-PLOTTED = {
+MAIN = {
     "text": ("speckle", "total_variation", "saturated_fraction", "clipped_fraction"),
     "image": ("psnr", "chamfer", "speckle", "clipped_fraction"),
 }
@@ -80,8 +80,27 @@ def report(lines: Sequence[Line]) -> str:
     parts = []
     for kind in dict.fromkeys(line["kind"] for line in lines):
         own = [line for line in lines if line["kind"] == kind]
-        parts.append(f"# Tasks of kind {kind}\n\n{summarize(own, references=REFERENCES)}")
+        parts += [f"# Tasks of kind {kind}\n", overview(own), summarize(own, references=REFERENCES)]
     return "\n".join(parts)
+
+
+def main_metrics(lines: Sequence[Line]) -> list[str]:
+    """What matters most of one kind of task, in the frame of the truth where it was measured."""
+    known = {name for line in lines for name in line["metrics"]}
+    wanted = MAIN[lines[0]["kind"]]
+    chosen = [SHARED + metric if SHARED + metric in known else metric for metric in wanted]
+    return [metric for metric in chosen if metric in known]
+
+
+def overview(lines: Sequence[Line]) -> str:
+    """One Markdown table of the main metrics of one kind of task: means, and differences to no clipping."""
+    reference, metrics = REFERENCES[0], main_metrics(lines)
+    head = ["rule", *(cell for metric in metrics for cell in (metric, f"minus {reference}"))]
+    rows = [head, ["---"] * len(head)]
+    for rule in dict.fromkeys(line["rule"] for line in lines):
+        cells = [_row(lines, rule, metric, [reference])[1:3] for metric in metrics]
+        rows.append([rule, *(cell for pair in cells for cell in pair)])
+    return _table(rows)
 
 
 def summarize(lines: Sequence[Line], *, references: Sequence[str]) -> str:
@@ -105,8 +124,12 @@ def summarize(lines: Sequence[Line], *, references: Sequence[str]) -> str:
         rows = [head, ["---"] * len(head)]
         rows += [_row(lines, rule, metric, references) for rule in rules]
         parts.append(f"## {metric}{direction}\n")
-        parts.append("\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n")
+        parts.append(_table(rows))
     return "\n".join(parts)
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
 
 
 def _row(lines: Sequence[Line], rule: str, metric: str, references: Sequence[str]) -> list[str]:
@@ -133,18 +156,17 @@ def plot_summary(path: Path, lines: Sequence[Line]) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    groups = {kind: [line for line in lines if line["kind"] == kind] for kind in PLOTTED}
-    groups = {kind: own for kind, own in groups.items() if own}
-    counts = [len({line["rule"] for line in own}) for own in groups.values()]
-    size = (14, sum(1 + 0.3 * count for count in counts))
-    ratios = {"height_ratios": counts}
+    kinds = dict.fromkeys(line["kind"] for line in lines)
+    groups = [[line for line in lines if line["kind"] == kind] for kind in kinds]
+    counts = [len({line["rule"] for line in own}) for own in groups]
+    columns = max(len(main_metrics(own)) for own in groups)
+    size = (3.5 * columns, sum(1 + 0.3 * count for count in counts))
     figure, axes = plt.subplots(
-        len(groups), 4, figsize=size, layout="constrained", squeeze=False, gridspec_kw=ratios
+        len(groups), columns, figsize=size, layout="constrained", squeeze=False, height_ratios=counts
     )
-    for row, (kind, own) in zip(axes, groups.items(), strict=True):
-        known = {name for line in own for name in line["metrics"]}
-        for axis, metric in zip(row, PLOTTED[kind], strict=True):
-            _draw(axis, own, SHARED + metric if SHARED + metric in known else metric)
+    for row, own in zip(axes, groups, strict=True):
+        for axis, metric in zip(row, main_metrics(own), strict=False):
+            _draw(axis, own, metric)
         for axis in row[1:]:
             axis.set_yticklabels([])
     figure.savefig(path, dpi=110)

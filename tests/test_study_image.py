@@ -115,7 +115,9 @@ def test_pictures_and_prompts_are_summed_up_apart(scripts, tmp_path, benchmark, 
         *[("text", "a horse")] * 4,
     ]
     image, text = (tmp_path / "summary.md").read_text().split("# Tasks of kind text")
-    assert "# Tasks of kind image\n\n2 objects, 2 seeds, 8 runs" in image
+    assert image.startswith("# Tasks of kind image\n\n| rule | psnr | minus none | speckle | minus none |\n")
+    assert "| pixel=0.1 | 29 [29, 29] | +5 [+5, +5] win | 1 [1, 1] | +0 [+0, +0] tie |" in image
+    assert "2 objects, 2 seeds, 8 runs" in image
     assert "| pixel=0.1 | 29 [29, 29] | +5 [+5, +5] win | - | 4 | 0 |" in image
     assert "1 objects, 2 seeds, 4 runs" in text
     assert (tmp_path / "summary.png").stat().st_size > 0
