@@ -40,10 +40,12 @@ from PIL import Image
 from study_jobs import Job, Kind, Settings, job_config, make_jobs, measure_views, run_job
 from study_summary import plot_summary, read_results, report
 
+from pgc3d.build import resolve_device
 from pgc3d.errors import Pgc3dError
 from pgc3d.evaluation.items import Item, read_items
 from pgc3d.export.turntable import tile
 from pgc3d.run import replace_file
+from pgc3d.teachers import locate_models
 
 RULES = (
     "none", "parameter", "channel=0.1", "pngd=0.1", "pixel=0.01", "pixel=0.03", "pixel=0.1", "pixel=0.3",
@@ -204,7 +206,7 @@ def start(arguments: argparse.Namespace) -> tuple[Settings, list[Job]]:
     tasks = [item.name for item in items] or arguments.prompt or (PROMPTS[:2] if small else PROMPTS)
     jobs = make_jobs(kind, tasks, rules, arguments.seeds)
     for job in make_jobs(kind, tasks[:1], rules, 1):
-        job_config(job, settings)
+        locate_models(job_config(job, settings), resolve_device(settings.device))
     return settings, jobs
 
 

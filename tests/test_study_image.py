@@ -131,8 +131,9 @@ def test_pictures_and_prompts_are_summed_up_apart(scripts, tmp_path, benchmark, 
         (["--rules", "none+linear"], r"for text \+linear"),
         (["--rules", "none+vae"], "needs a fine-tuned VAE of the novel-view model"),
         (["--guidance", "sdxl", "--model", ""], "error: "),
+        (["--model", "./none"], "error: .*no folder ./none"),
     ],
-    ids=["item", "rule", "vae", "guidance"],
+    ids=["item", "rule", "vae", "guidance", "model"],
 )
 def test_mistakes_are_found_before_anything_runs(
     scripts, tmp_path, benchmark, model, monkeypatch, arguments, message
