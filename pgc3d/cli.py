@@ -21,6 +21,7 @@ from pgc3d.options import (
     FacesOption,
     Format,
     Frame,
+    FrameOption,
     GuidanceName,
     GuidanceOption,
     ImageGuidanceName,
@@ -215,9 +216,7 @@ def evaluate(
         list[BaselineName] | None, typer.Option(help="Also measure this baseline; may be repeated.")
     ] = None,
     align: Annotated[bool, typer.Option("--align", help="Turn results, which may face any way.")] = False,
-    frame: Annotated[
-        Frame, typer.Option(help="own: each mesh centred and scaled on its own; shared: by the truth alone.")
-    ] = Frame.OWN,
+    frame: FrameOption = Frame.OWN,
     retriever: Annotated[Path | None, typer.Option(help="Contrastive model, for r_precision.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Processes that measure at once.")] = 1,
     run: Annotated[bool, typer.Option("--run", help="First make what FOLDER lacks.")] = False,

@@ -1,5 +1,6 @@
 """The frame that a result and the truth of a picture share: where an image run's camera sees both."""
 
+import io
 from dataclasses import replace
 
 import numpy as np
@@ -19,7 +20,7 @@ from pgc3d.evaluation.measure import Measure
 from pgc3d.evaluation.procedural import place_in_view, write_procedural_set
 from pgc3d.evaluation.render import render_views
 from pgc3d.export.mesh_file import read_mesh
-from pgc3d.photo import prepare_photo
+from pgc3d.photo import frame_photo
 from pgc3d.render.cpu import CpuRasterizer
 from pgc3d.render.mesh_renderer import project
 
@@ -68,18 +69,12 @@ def test_runs_take_the_inputs_as_they_are(items):
     """What a run makes of the input is what its camera sees of the truth."""
     for item in items:
         assert item.frame == "input"
-        picture = Image.open(_stream(prepare_photo(item.image)))
+        picture = Image.open(io.BytesIO(frame_photo(item.image).png()))
         found = torch.from_numpy(np.array(picture)).float()[..., 3] / 255
         camera = reference_view(ViewConfig(item.elevation_degrees))
         truth = render_views(read_mesh(item.truth), camera, picture.width, rasterizer=CpuRasterizer()).alpha
         both = torch.minimum(found, truth[0, ..., 0]).sum() / torch.maximum(found, truth[0, ..., 0]).sum()
         assert both > 0.985, item.name  # half a pixel around the torus and the chair's legs
-
-
-def _stream(content):
-    import io
-
-    return io.BytesIO(content)
 
 
 @settings(deadline=None)
