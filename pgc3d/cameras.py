@@ -16,6 +16,7 @@ from torch import Tensor
 from pgc3d.types import Cameras
 
 NEAR, FAR = 0.1, 100.0
+FRAMING_ROUNDS = 8
 
 
 def perspective(fovy: Float[Tensor, " B"]) -> Float[Tensor, "B 4 4"]:
@@ -126,6 +127,41 @@ def fill_distance(fovy: Float[Tensor, " B"], fill: Float[Tensor, " B"]) -> Float
     """
     half_angle = torch.atan(fill * torch.tan(fovy / 2))
     return 1.0 / torch.sin(half_angle)
+
+
+def frame_points(
+    points: Float[Tensor, "V 3"],
+    azimuth: Float[Tensor, " C"],
+    elevation: Float[Tensor, " C"],
+    fovy: Float[Tensor, " C"],
+    *,
+    border: float,
+    nearest: Float[Tensor, " C"],
+) -> tuple[Float[Tensor, "C 3"], Float[Tensor, " C"]]:
+    """Targets and distances of cameras that see the points' bounding square as `PhotoConfig` wants it.
+
+    It is in the middle of the picture and 1 - `border` of it wide, as nearly as `nearest` allows.
+
+    Args:
+        points: within the unit ball.
+        azimuth: directions that the cameras look from.
+        elevation: likewise.
+        fovy: vertical fields of view.
+        border: share of the picture that the square leaves free.
+        nearest: distances that no camera falls below.
+    """
+    distance = fill_distance(fovy, torch.ones_like(fovy))
+    target = points.new_zeros(len(azimuth), 3)
+    homogeneous = torch.nn.functional.pad(points, (0, 1), value=1.0)
+    for _ in range(FRAMING_ROUNDS):
+        cameras = orbit(azimuth, elevation, distance, fovy, target)
+        clip = homogeneous @ cameras.clip_from_world.transpose(1, 2)  # [C, V, 4]
+        screen = clip[..., :2] / clip[..., 3:]
+        low, high = screen.amin(1), screen.amax(1)
+        shift = (low + high) / 2 * (torch.tan(fovy / 2) * distance)[:, None]
+        target = target + (shift[:, :, None] * cameras.camera_from_world[:, :2, :3]).sum(1)
+        distance = torch.maximum(distance * (high - low).amax(-1) / 2 / (1 - border), nearest)
+    return target, distance
 
 
 def sample_orbit(

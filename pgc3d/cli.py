@@ -20,6 +20,8 @@ from pgc3d.options import (
     DeviceOption,
     FacesOption,
     Format,
+    Frame,
+    FrameOption,
     GuidanceName,
     GuidanceOption,
     ImageGuidanceName,
@@ -214,6 +216,7 @@ def evaluate(
         list[BaselineName] | None, typer.Option(help="Also measure this baseline; may be repeated.")
     ] = None,
     align: Annotated[bool, typer.Option("--align", help="Turn results, which may face any way.")] = False,
+    frame: FrameOption = Frame.OWN,
     retriever: Annotated[Path | None, typer.Option(help="Contrastive model, for r_precision.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Processes that measure at once.")] = 1,
     run: Annotated[bool, typer.Option("--run", help="First make what FOLDER lacks.")] = False,
@@ -223,15 +226,18 @@ def evaluate(
     """Compare results with ground truth; the options from --model on belong to --run."""
     from pgc3d.build import resolve_device
     from pgc3d.configure import IMAGE, TEXT
+    from pgc3d.errors import InputError
     from pgc3d.evaluation import benchmark
     from pgc3d.evaluation.items import Item, read_items
     from pgc3d.evaluation.measure import Measure
     from pgc3d.evaluation.protocol import Protocol
     from pgc3d.evaluation.results import table
 
+    if align and frame is Frame.SHARED:
+        raise InputError("--align must go with --frame own, got --frame shared, in which nothing is moved")
     folders, listed = results or [], read_items(items)
     measure = Measure(
-        protocol=Protocol(alignment="rotation" if align else "none"),
+        protocol=Protocol(alignment="rotation" if align else "none", frame=frame.value),
         device=resolve_device(options.device.value if options.device else "auto").type,
         retriever=retriever,
     )
@@ -252,7 +258,7 @@ def evaluate(
         jobs=jobs,
         say=say,
     )
-    print(table(records))
+    print(table(records, frame.value))
     return 0
 
 

@@ -68,6 +68,13 @@ class BaselineName(StrEnum):
     BILLBOARD = "billboard"
 
 
+class Frame(StrEnum):
+    """How a result and the truth are brought together."""
+
+    OWN = "own"
+    SHARED = "shared"
+
+
 class Quality(StrEnum):
     """How much time to spend."""
 
@@ -97,6 +104,9 @@ DepthOption = Annotated[
 NormalOption = Annotated[
     Path | None,
     typer.Option(metavar="MAP", help="Its normals: x right, y up, z to the viewer; RGB or .npy in [0, 1]."),
+]
+FrameOption = Annotated[
+    Frame, typer.Option(help="own: each mesh centred and scaled on its own; shared: by the truth alone.")
 ]
 TextureOption = Annotated[int | None, typer.Option(help="Side of the texture in pixels.")]
 FacesOption = Annotated[int | None, typer.Option(help="Decimate to this many triangles, 0 keeps all.")]

@@ -2,21 +2,24 @@
 
     python scripts/study_clipping.py OUT --jobs 8                       # the whole study, on a GPU
     python scripts/study_clipping.py OUT --small                        # minutes on a CPU
+    python scripts/study_clipping.py OUT --items BENCHMARK/items.jsonl  # pictures in place of prompts
     python scripts/study_clipping.py OUT --prompt "a red chair" --rules none,pixel=0.1 --seeds 1
     python scripts/study_clipping.py OUT --summary                      # tables and plots of what is there
 
 OUT/results.jsonl grows by a line with every run; runs that are in it are not repeated, so that a study can be
-stopped at any time and made in several sittings. The linear encoder and the fine-tuned VAE are made at the
-start where a rule asks for them. At the end, and with --summary:
+stopped at any time and made in several sittings, prompts and pictures one after the other. The linear encoder
+and the fine-tuned VAE are made at the start where a rule asks for them. At the end, and with --summary:
 
     OUT/summary.md      means with 95 % bootstrap intervals over objects and seeds, paired differences to
                         `none` and to `pixel=0.1`; a difference whose interval holds zero is a tie
+                        pictures are also measured against the truth, see `pgc3d eval --frame`
     OUT/summary.png     the same as a plot (needs matplotlib, in the extra `dev`)
-    OUT/sheets/*.png    six views of every rule's asset, by object, first seed
+    OUT/sheets/*.png    six views of every rule's asset, by object, first seed; a picture's truth is on top
     OUT/views/          the views, by run
 
-A rule is one of `pgc3d ablate`, with +linear behind it for gradients through the linear encoder, or +vae for
-the fine-tuned VAE.
+A rule is one of `pgc3d ablate`, with +linear behind it for gradients through the linear encoder (prompts
+only), or +vae for the fine-tuned VAE. It clips what the text-to-image or novel-view model asks for, never the
+comparison with the input picture.
 """
 
 import argparse
@@ -25,141 +28,31 @@ import multiprocessing
 import re
 import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pictures import PROMPTS
 from PIL import Image
-from study_summary import REFERENCES, plot_summary, read_results, summarize
+from study_jobs import Job, Kind, Settings, job_config, make_jobs, measure_views, run_job
+from study_summary import plot_summary, read_results, report
 
-from pgc3d import pipeline
-from pgc3d.ablate import parse_rule
-from pgc3d.config import Config
-from pgc3d.configure import GuidanceName, Quality, configure
+from pgc3d.build import resolve_device
 from pgc3d.errors import Pgc3dError
-from pgc3d.export.gltf import encode_png
-from pgc3d.export.mesh_file import read_mesh
-from pgc3d.export.roundtrip import comparison_views, render_asset
-from pgc3d.export.turntable import tile, to_bytes
-from pgc3d.image_statistics import statistics
-from pgc3d.render import build_rasterizer
+from pgc3d.evaluation.items import Item, read_items
+from pgc3d.export.turntable import tile
 from pgc3d.run import replace_file
-from pgc3d.task import Task
+from pgc3d.teachers import locate_models
 
 RULES = (
     "none", "parameter", "channel=0.1", "pngd=0.1", "pixel=0.01", "pixel=0.03", "pixel=0.1", "pixel=0.3",
     "pixel=1", "l2=0.1", "adaptive", "none+linear", "pixel=0.1+linear", "none+vae", "pixel=0.1+vae",
 )  # fmt: skip
+IMAGE_RULES = tuple(rule for rule in RULES if not rule.endswith("+linear"))
 SMALL_RULES = ("none", "pixel=0.1", "pngd=0.1")
-LOGGED = ("clipped_fraction", "gradient_p50", "gradient_p90", "gradient_p99", "gradient_max")
-VIEW_SIZE = 256
-
-
-@dataclass(frozen=True)
-class Job:
-    """One run of the study."""
-
-    kind: Literal["text"]
-    task: str  # the prompt
-    rule: str
-    seed: int
-
-    @property
-    def slug(self) -> str:
-        """A file name of its own."""
-        return re.sub(r"[^a-z0-9=.+]+", "-", f"{self.kind} {self.task} {self.rule} {self.seed}".lower())
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What all runs of a study share."""
-
-    out: Path
-    guidance: GuidanceName = "mini"
-    quality: Quality = "standard"
-    device: str = "auto"
-    steps: int | None = None
-    overrides: tuple[str, ...] = ()
-    threads: int = 1
-
-    @property
-    def linear_encoder(self) -> Path:
-        return self.out / "linear_encoder.json"
-
-    @property
-    def vae(self) -> Path:
-        return self.out / "vae"
-
-
-def text_jobs(prompts: Sequence[str], rules: Sequence[str], seeds: int) -> list[Job]:
-    """All objects and rules of the first seed, then of the next: one that is cut short is balanced."""
-    return [Job("text", prompt, rule, seed) for seed in range(seeds) for prompt in prompts for rule in rules]
-
-
-def rule_options(rule: str, settings: Settings) -> dict[str, Any]:
-    """A rule as a layer of the configuration."""
-    clip, _, variant = rule.partition("+")
-    objective: dict[str, Any] = {"clip": asdict(parse_rule(clip))}
-    options: dict[str, Any] = {"objectives": {"color": objective}}
-    if variant == "linear":
-        objective["guidance"] = {"linear_encoder": str(settings.linear_encoder)}
-    elif variant == "vae":
-        options["model"] = {"vae": str(settings.vae)}
-    elif variant:
-        raise SystemExit(f"behind a rule there may be +linear or +vae, got {rule!r}")
-    return options
-
-
-def job_config(job: Job, settings: Settings) -> Config:
-    """The configuration of a run."""
-    run = {"seed": job.seed, "device": settings.device, "steps": settings.steps}
-    config, _ = configure(
-        guidance=settings.guidance,
-        quality=settings.quality,
-        options={"run": run, **rule_options(job.rule, settings)},
-        overrides=settings.overrides,
-    )
-    return config
-
-
-def run_job(job: Job, settings: Settings) -> dict[str, Any]:
-    """Make an asset and measure it; the run directory goes, its six views and its numbers stay."""
-    torch.set_num_threads(settings.threads)
-    start = time.perf_counter()
-    line: dict[str, Any] = asdict(job) | {"metrics": {}, "error": ""}
-    with tempfile.TemporaryDirectory(dir=settings.out) as folder:
-        run = Path(folder) / "run"
-        try:
-            result = pipeline.generate(Task(job.task), out=run, config=job_config(job, settings))
-        except Pgc3dError as error:
-            return line | {"error": str(error)}
-        metrics = read_log(run / "metrics.jsonl")
-        metrics |= measure_asset(result.files[0], settings.out / "views" / f"{job.slug}.png")
-    return line | {"metrics": metrics | {"seconds": time.perf_counter() - start}}
-
-
-def read_log(path: Path) -> dict[str, float]:
-    """Means over the run of what was logged about the gradient."""
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    return {name: sum(line[f"color/{name}"] for line in lines) / len(lines) for name in LOGGED}
-
-
-def measure_asset(file: Path, picture: Path) -> dict[str, float]:
-    """Statistics of six views of an exported file, which are written too."""
-    device = torch.device("cpu")
-    cameras, background = comparison_views(device)
-    rendering = render_asset(
-        read_mesh(file), cameras, VIEW_SIZE, background=background, rasterizer=build_rasterizer("cpu", device)
-    )
-    replace_file(picture, encode_png(to_bytes(torch.cat(list(rendering.color), dim=1))))
-    return statistics(rendering.color, rendering.alpha)
 
 
 def work_off(
@@ -198,31 +91,42 @@ def prepare(rules: Iterable[str], settings: Settings, *, small: bool) -> None:
     """Fit the linear encoder and fine-tune the VAE where a rule asks for one that is not there."""
     scripts = Path(__file__).parent
     variants = {rule.partition("+")[2] for rule in rules}
-    shared = ["--model", settings.guidance, "--device", settings.device]
+    shared = ["--model", settings.model or settings.guidance, "--device", settings.device]
     if "linear" in variants and not settings.linear_encoder.exists():
         command = [scripts / "fit_linear_encoder.py", settings.linear_encoder, *shared]
         command += ["--count", "16"] if small else ["--count", "200"]
         subprocess.run([sys.executable, *map(str, command)], check=True)
     if "vae" in variants and not settings.vae.exists():
+        if settings.items and settings.guidance != "mini":
+            raise SystemExit(
+                f"+vae needs a fine-tuned VAE of the novel-view model in {settings.vae}, found none; make it "
+                "with finetune_vae_encoder.py from a text-to-image model with the same VAE"
+            )
         command = [scripts / "finetune_vae_encoder.py", settings.vae, *shared]
         command += ["--count", "16", "--minutes", "0.5"] if small else ["--count", "400", "--minutes", "3"]
         subprocess.run([sys.executable, *map(str, command)], check=True)
 
 
+def truth_views(out: Path, name: str) -> Path:
+    """Where the views of an item's truth are."""
+    return out / "views" / f"{Job('image', name, 'truth', 0).slug}.png"
+
+
 def write_sheets(out: Path, lines: Sequence[dict[str, Any]]) -> None:
-    """For every object the views of all rules, first seed."""
+    """For every object the views of all rules, first seed, below those of the truth where there is one."""
     (out / "sheets").mkdir(exist_ok=True)
-    for task in dict.fromkeys(line["task"] for line in lines):
-        rows, labels = [], []
-        for line in lines:
-            job = Job(line["kind"], line["task"], line["rule"], line["seed"])
-            picture = out / "views" / f"{job.slug}.png"
-            if job.task == task and job.seed == 0 and picture.exists():
-                rows.append(pixels(picture))
-                labels.append(job.rule)
-        if rows:
-            path = out / "sheets" / f"{re.sub(r'[^a-z0-9]+', '-', task.lower())}.png"
-            Image.fromarray(tile(rows, 1, labels).numpy()).quantize(256).save(path, optimize=True)
+    jobs = [Job(line["kind"], line["task"], line["rule"], line["seed"]) for line in lines]
+    for kind, task in dict.fromkeys((job.kind, job.task) for job in jobs):
+        own = [job for job in jobs if (job.kind, job.task, job.seed) == (kind, task, 0)]
+        pictures = {job.rule: out / "views" / f"{job.slug}.png" for job in own}
+        if kind == "image":
+            pictures = {"truth": truth_views(out, task)} | pictures
+        rows = {rule: pixels(picture) for rule, picture in pictures.items() if picture.exists()}
+        if rows.keys() - {"truth"}:
+            name = re.sub(r"[^a-z0-9]+", "-", task.lower())
+            path = out / "sheets" / f"{'image-' if kind == 'image' else ''}{name}.png"
+            sheet = Image.fromarray(tile(list(rows.values()), 1, list(rows)).numpy())
+            sheet.quantize(256).save(path, optimize=True)
 
 
 def pixels(path: Path) -> torch.Tensor:
@@ -240,47 +144,101 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--small", action="store_true", help="two objects, one seed, three rules, draft")
     parser.add_argument("--summary", action="store_true", help="run nothing")
     parser.add_argument("--prompt", action="append", help="instead of the built-in list; may be repeated")
+    parser.add_argument("--items", type=Path, help="list of a benchmark, whose pictures replace the prompts")
+    parser.add_argument("--item", action="append", help="one of its names instead of all; may be repeated")
     parser.add_argument("--rules", help="instead of the built-in list, separated by commas")
     parser.add_argument("--seeds", type=int)
     parser.add_argument("--jobs", type=int, default=1, help="processes at once, on one device")
-    parser.add_argument("--guidance", choices=("mini", "sdxl"), default="mini")
+    parser.add_argument("--guidance", choices=("mini", "sdxl", "sd", "zero123"), help="default: mini")
+    parser.add_argument("--model", help="folder or hub id instead of the guidance's own, e.g. a Zero123's")
     parser.add_argument("--quality", choices=("draft", "standard", "high"))
     parser.add_argument("--steps", type=int)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--set", action="append", dest="overrides", default=[], metavar="KEY=VALUE")
     arguments = parser.parse_args()
+    if arguments.items and arguments.prompt:
+        parser.error("--prompt must not stand beside --items: run the script once for each")
+    if arguments.item and not arguments.items:
+        parser.error("--item must stand beside --items")
+    arguments.guidance = arguments.guidance or ("auto" if arguments.model else "mini")
     arguments.quality = arguments.quality or ("draft" if arguments.small else "standard")
     arguments.seeds = arguments.seeds or (1 if arguments.small else 3)
     return arguments
 
 
-def main() -> None:
-    """Command line."""
-    arguments = parse_arguments()
+def choose_items(path: Path, names: Sequence[str] | None, *, small: bool) -> tuple[Item, ...]:
+    """The image items of a list, or those asked for.
+
+    Raises:
+        InputError: the list cannot be read.
+        SystemExit: a name is not in it, or it has no picture.
+    """
+    items = {item.name: item for item in read_items(path) if item.image is not None}
+    unknown = [name for name in names or () if name not in items]
+    if unknown or not items:
+        raise SystemExit(f"{path} must have items with an image, found no {', '.join(unknown) or 'item'}")
+    chosen = [items[name] for name in names or items]
+    return tuple(chosen[:2] if small and not names else chosen)
+
+
+def start(arguments: argparse.Namespace) -> tuple[Settings, list[Job]]:
+    """What is asked for, checked before anything runs.
+
+    Raises:
+        Pgc3dError: one line that says what to do.
+    """
     small: bool = arguments.small
-    rules = arguments.rules.split(",") if arguments.rules else (SMALL_RULES if small else RULES)
-    prompts = arguments.prompt or (PROMPTS[:2] if small else PROMPTS)
+    kind: Kind = "image" if arguments.items else "text"
+    items = choose_items(arguments.items, arguments.item, small=small) if arguments.items else ()
     settings = Settings(
         out=arguments.out.absolute(),
         guidance=arguments.guidance,
+        model=arguments.model,
         quality=arguments.quality,
         device=arguments.device,
         steps=arguments.steps,
         overrides=tuple(arguments.overrides),
         threads=max(1, torch.get_num_threads() // arguments.jobs),
+        items=items,
     )
+    all_rules = IMAGE_RULES if items else RULES
+    rules = arguments.rules.split(",") if arguments.rules else (SMALL_RULES if small else all_rules)
+    tasks = [item.name for item in items] or arguments.prompt or (PROMPTS[:2] if small else PROMPTS)
+    jobs = make_jobs(kind, tasks, rules, arguments.seeds)
+    for job in make_jobs(kind, tasks[:1], rules, 1):
+        locate_models(job_config(job, settings), resolve_device(settings.device))
+    return settings, jobs
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Do what has no line yet."""
+    settings, jobs = start(arguments)
+    (settings.out / "views").mkdir(parents=True, exist_ok=True)
+    prepare({job.rule for job in jobs}, settings, small=arguments.small)
+    for item in settings.items:
+        if item.truth is not None and not truth_views(settings.out, item.name).exists():
+            measure_views(item.truth, truth_views(settings.out, item.name))
     results = settings.out / "results.jsonl"
+    work_off(jobs, results, partial(run_job, settings=settings), processes=arguments.jobs)
+
+
+def main() -> None:
+    """Command line."""
+    arguments = parse_arguments()
     if not arguments.summary:
-        (settings.out / "views").mkdir(parents=True, exist_ok=True)
-        prepare(rules, settings, small=small)
-        jobs = text_jobs(prompts, rules, arguments.seeds)
-        work_off(jobs, results, partial(run_job, settings=settings), processes=arguments.jobs)
-    lines = read_results(results)
-    write_sheets(settings.out, lines)
-    table = summarize(lines, references=REFERENCES)
-    replace_file(settings.out / "summary.md", table.encode())
-    plot_summary(settings.out / "summary.png", lines)
-    print(table)
+        try:
+            run(arguments)
+        except Pgc3dError as error:
+            raise SystemExit(f"error: {error}") from error
+    out: Path = arguments.out
+    lines = read_results(out / "results.jsonl")
+    if not lines:
+        raise SystemExit(f"{out} must have results to sum up, found none")
+    write_sheets(out, lines)
+    text = report(lines)
+    replace_file(out / "summary.md", text.encode())
+    plot_summary(out / "summary.png", lines)
+    print(text)
 
 
 if __name__ == "__main__":

@@ -7,10 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from pgc3d.evaluation.results import bootstrap, interval
+from pgc3d.evaluation.results import bootstrap, interval, rises
 
 REFERENCES = ("none", "pixel=0.1")
-LOWER_IS_BETTER = ("speckle", "total_variation", "saturated_fraction", "seconds")
+FALLING = ("speckle", "total_variation", "saturated_fraction", "seconds", "chamfer", "vae_distance")
+MAIN = {
+    "text": ("speckle", "total_variation", "saturated_fraction", "clipped_fraction"),
+    "image": ("psnr", "chamfer", "speckle", "clipped_fraction"),
+}
+SHARED = "shared_"  # before metrics in the frame of the truth
 
 Line = Mapping[str, Any]
 Values = Mapping[tuple[str, int], float]  # by object and seed
@@ -58,9 +63,44 @@ def verdict(low: float, high: float, metric: str) -> str:
     """What an interval of differences says; metrics without a direction only differ."""
     if low <= 0 <= high:
         return "tie"
-    if metric not in LOWER_IS_BETTER:
+    if not better(metric):
         return "differs"
-    return "win" if high < 0 else "loss"
+    return "win" if (low > 0) == (better(metric) == "higher") else "loss"
+
+
+def better(metric: str) -> str:
+    """The direction of a metric: "higher", "lower", or nothing."""
+    if metric.removeprefix(SHARED) in FALLING:
+        return "lower"
+    return "higher" if rises(metric) else ""
+
+
+def report(lines: Sequence[Line]) -> str:
+    """What was found with prompts, then with pictures."""
+    parts = []
+    for kind in dict.fromkeys(line["kind"] for line in lines):
+        own = [line for line in lines if line["kind"] == kind]
+        parts += [f"# Tasks of kind {kind}\n", overview(own), summarize(own, references=REFERENCES)]
+    return "\n".join(parts)
+
+
+def main_metrics(lines: Sequence[Line]) -> list[str]:
+    """What matters most of one kind of task, in the frame of the truth where it was measured."""
+    known = {name for line in lines for name in line["metrics"]}
+    wanted = MAIN[lines[0]["kind"]]
+    chosen = [SHARED + metric if SHARED + metric in known else metric for metric in wanted]
+    return [metric for metric in chosen if metric in known]
+
+
+def overview(lines: Sequence[Line]) -> str:
+    """One Markdown table of the main metrics of one kind of task: means, and differences to no clipping."""
+    reference, metrics = REFERENCES[0], main_metrics(lines)
+    head = ["rule", *(cell for metric in metrics for cell in (metric, f"minus {reference}"))]
+    rows = [head, ["---"] * len(head)]
+    for rule in dict.fromkeys(line["rule"] for line in lines):
+        cells = [_row(lines, rule, metric, [reference])[1:3] for metric in metrics]
+        rows.append([rule, *(cell for pair in cells for cell in pair)])
+    return _table(rows)
 
 
 def summarize(lines: Sequence[Line], *, references: Sequence[str]) -> str:
@@ -73,14 +113,23 @@ def summarize(lines: Sequence[Line], *, references: Sequence[str]) -> str:
         "objects and seeds]; differences are paired by object and seed. A tie is a difference whose interval "
         "holds zero.\n"
     ]
+    if any(metric.startswith(SHARED) for metric in metrics):
+        parts.append(
+            f"{SHARED}...: in the frame of the truth, in which place and size count; the same metrics "
+            "without it: each mesh centred and scaled on its own.\n"
+        )
     for metric in metrics:
-        better = " (lower is better)" if metric in LOWER_IS_BETTER else ""
+        direction = f" ({better(metric)} is better)" if better(metric) else ""
         head = ["rule", "mean", *(f"minus {reference}" for reference in references), "runs", "failed"]
         rows = [head, ["---"] * len(head)]
         rows += [_row(lines, rule, metric, references) for rule in rules]
-        parts.append(f"## {metric}{better}\n")
-        parts.append("\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n")
+        parts.append(f"## {metric}{direction}\n")
+        parts.append(_table(rows))
     return "\n".join(parts)
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
 
 
 def _row(lines: Sequence[Line], rule: str, metric: str, references: Sequence[str]) -> list[str]:
@@ -101,24 +150,37 @@ def _row(lines: Sequence[Line], rule: str, metric: str, references: Sequence[str
 
 
 def plot_summary(path: Path, lines: Sequence[Line]) -> None:
-    """Means with their intervals, a panel for each metric that has a direction, and the clipped share."""
+    """Means with their intervals: a row of panels for each kind of task, rules from the top down."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    rules = list(dict.fromkeys(line["rule"] for line in lines))
-    shown = ("speckle", "total_variation", "saturated_fraction", "clipped_fraction")
-    figure, axes = plt.subplots(1, len(shown), figsize=(14, 1 + 0.3 * len(rules)), layout="constrained")
-    for axis, metric in zip(axes, shown, strict=True):
-        for row, rule in enumerate(rules):
-            values = values_of(lines, rule, metric)
-            if values:
-                mean, low, high = spread(values)
-                axis.plot([low, high], [row, row], color="C0")
-                axis.plot([mean], [row], "o", color="C0")
-        axis.set(title=metric.replace("_", " "), yticks=range(len(rules)), ylim=(len(rules) - 0.5, -0.5))
-        axis.set_yticklabels(rules if axis is axes[0] else [""] * len(rules))
-        axis.grid(axis="x", alpha=0.3)
+    kinds = dict.fromkeys(line["kind"] for line in lines)
+    groups = [[line for line in lines if line["kind"] == kind] for kind in kinds]
+    counts = [len({line["rule"] for line in own}) for own in groups]
+    columns = max(len(main_metrics(own)) for own in groups)
+    size = (3.5 * columns, sum(1 + 0.3 * count for count in counts))
+    figure, axes = plt.subplots(
+        len(groups), columns, figsize=size, layout="constrained", squeeze=False, height_ratios=counts
+    )
+    for row, own in zip(axes, groups, strict=True):
+        for axis, metric in zip(row, main_metrics(own), strict=False):
+            _draw(axis, own, metric)
+        for axis in row[1:]:
+            axis.set_yticklabels([])
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def _draw(axis: Any, lines: Sequence[Line], metric: str) -> None:
+    rules = list(dict.fromkeys(line["rule"] for line in lines))
+    for row, rule in enumerate(rules):
+        values = values_of(lines, rule, metric)
+        if values:
+            mean, low, high = spread(values)
+            axis.plot([low, high], [row, row], color="C0")
+            axis.plot([mean], [row], "o", color="C0")
+    axis.set(title=metric.replace("_", " "), yticks=range(len(rules)), ylim=(len(rules) - 0.5, -0.5))
+    axis.set_yticklabels(rules)
+    axis.grid(axis="x", alpha=0.3)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pgc3d.cameras import fill_distance, orbit
+from pgc3d.cameras import ViewConfig, fill_distance, orbit, reference_view
 from pgc3d.cli import main
 from pgc3d.errors import InputError, WeightsNotFoundError
 from pgc3d.evaluation import benchmark
@@ -18,7 +18,7 @@ from pgc3d.evaluation.image_metrics import mask_iou, psnr
 from pgc3d.evaluation.items import Item, read_items, write_items
 from pgc3d.evaluation.measure import Measure, score
 from pgc3d.evaluation.perceptual import load_encoder_distance
-from pgc3d.evaluation.procedural import procedural_asset, write_pair
+from pgc3d.evaluation.procedural import procedural_asset, write_item
 from pgc3d.evaluation.protocol import Protocol, compare
 from pgc3d.evaluation.render import render_views
 from pgc3d.evaluation.results import read_results
@@ -57,15 +57,8 @@ def judge():
 def folder(tmp_path_factory, chair):
     """A list of one image item and one text item with a truth."""
     folder = tmp_path_factory.mktemp("benchmark")
-    write_pair(folder / "chair", chair, SMALL.input_camera(20.0), rasterizer=CpuRasterizer())
-    truth = folder / "chair" / "truth.glb"
-    write_items(
-        folder / "items.jsonl",
-        [
-            Item("chair", image=folder / "chair" / "input.png", truth=truth, elevation_degrees=20.0),
-            Item("a-chair", prompt="a chair", truth=truth),
-        ],
-    )
+    item = write_item(folder / "chair", "", chair, rasterizer=CpuRasterizer(), elevation_degrees=20.0)
+    write_items(folder / "items.jsonl", [item, Item("a-chair", prompt="a chair", truth=item.truth)])
     return folder
 
 
@@ -139,8 +132,8 @@ def test_both_sides_of_a_face_are_lit(chair):
 
 def test_the_input_shows_the_truth_from_azimuth_0(folder):
     picture = read_picture(folder / "chair" / "input.png")
-    truth = normalize_mesh(read_mesh(folder / "chair" / "truth.glb"))
-    view = render_views(truth, SMALL.input_camera(20.0), len(picture), rasterizer=CpuRasterizer())
+    truth, camera = read_mesh(folder / "chair" / "truth.glb"), reference_view(ViewConfig(20.0))
+    view = render_views(truth, camera, len(picture), rasterizer=CpuRasterizer())
     torch.testing.assert_close(picture[None, ..., 3:], view.alpha, atol=0.51 / 255, rtol=0)
     white = picture[..., :3] * picture[..., 3:] + 1 - picture[..., 3:]
     assert psnr(white[None], view.color).item() > 45
@@ -193,6 +186,10 @@ def test_items_round_trip(folder):
         ('{"name": "x", "promt": "x"}', "an item must be an object"),
         ('{"name": "x", "prompt": 3}', "prompt must be a string"),
         ('{"name": "x", "prompt": "x", "elevation_degrees": 95}', "must lie in"),
+        (
+            '{"name": "x", "prompt": "x", "frame": "input"}',
+            "frame must be own, or input where there is",
+        ),
         ('{"name": "x", "prompt": "x"}\n{"name": "x", "prompt": "y"}', "found x twice"),
         ("", "found none"),
     ],

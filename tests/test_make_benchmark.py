@@ -66,6 +66,7 @@ def test_glass_leaves_and_training_models_are_left_out(made):
     _, items = made
     assert [item.name for item in items] == ["chair", "chair-b"]
     assert items[0].elevation_degrees == 20.0
+    assert items[0].frame == "input"
     assert items[0].caption == "a chair"
 
 

@@ -93,7 +93,7 @@ def test_differences_are_paired():
     found = records("a", [[value] for value in spread]) + records("b", [[v + 0.1] for v in spread])
     summary = summarize(found)
     assert summary["a"]["chamfer"]["high"] > summary["b"]["chamfer"]["low"]
-    assert "+0.1 [+0.1, +0.1] *" in table(found)
+    assert "+0.1 [+0.1, +0.1] *" in table(found, "own")
 
 
 def test_infinite_and_missing_values_are_told():
@@ -101,7 +101,7 @@ def test_infinite_and_missing_values_are_told():
     summary = summarize(found)["a"]
     assert summary["psnr"]["mean"] == "inf"
     assert (summary["psnr"]["objects"], summary["failed"]) == (2, 1)
-    text = table(found + records("b", [[20.0], [25.0]], "psnr"))
+    text = table(found + records("b", [[20.0], [25.0]], "psnr"), "own")
     assert "| psnr ↑ | inf [30, inf] | 22.5 [20, 25] | - |" in text
     assert "| 2 / 1 | 2 / 0 |" in text
 
@@ -109,5 +109,5 @@ def test_infinite_and_missing_values_are_told():
 def test_arrows_say_which_way_is_better():
     metrics = {"psnr": 1.0, "visible_f_score_0.1": 1.0, "volume_iou": 1.0, "r_precision": 1.0}
     metrics |= {"chamfer": 1.0, "vae_distance": 1.0, "normal_degrees": 1.0, "rotation_degrees": 1.0}
-    lines = table([Record("a", "x", 0, metrics)]).splitlines()[2:-1]
+    lines = table([Record("a", "x", 0, metrics)], "own").splitlines()[2:-1]
     assert [line.split(" |")[0][-1] for line in lines] == ["↑"] * 4 + ["↓"] * 3 + ["s"]

@@ -97,6 +97,9 @@ def test_only_pairs_are_compared_and_failures_are_counted(scripts):
         (0.0, 1.0, "speckle", "tie"),
         (-2.0, -1.0, "speckle", "win"),
         (1.0, 2.0, "speckle", "loss"),
+        (1.0, 2.0, "psnr", "win"),
+        (-2.0, -1.0, "shared_mask_iou", "loss"),
+        (-2.0, -1.0, "shared_chamfer", "win"),
         (1.0, 2.0, "clipped_fraction", "differs"),
     ],
 )
@@ -107,9 +110,9 @@ def test_verdicts(scripts, low, high, metric, expected):
 
 
 def test_a_study_goes_on_where_it_stopped(scripts, tmp_path):
-    from study_clipping import Job, read_results, text_jobs, work_off
+    from study_clipping import Job, make_jobs, read_results, work_off
 
-    jobs = text_jobs(["a horse", "a car"], ["none", "pixel=0.1"], 2)
+    jobs = make_jobs("text", ["a horse", "a car"], ["none", "pixel=0.1"], 2)
     assert len(set(jobs)) == 8
     assert len({job.slug for job in jobs}) == 8
     results, worked = tmp_path / "results.jsonl", []
@@ -136,16 +139,17 @@ def work_line(job):
 
 
 def test_processes_share_the_jobs(scripts, tmp_path, monkeypatch):
-    from study_clipping import read_results, text_jobs, work_off
+    from study_clipping import make_jobs, read_results, work_off
 
     monkeypatch.setenv("PYTHONPATH", f"{ROOT / 'scripts'}:{ROOT / 'tests'}:{ROOT}")
-    jobs = text_jobs(["a horse"], ["none", "0.1", "0.3"], 1)
+    jobs = make_jobs("text", ["a horse"], ["none", "0.1", "0.3"], 1)
     work_off(jobs, tmp_path / "results.jsonl", work_line, processes=2)
     assert {line["rule"] for line in read_results(tmp_path / "results.jsonl")} == {"none", "0.1", "0.3"}
 
 
 def test_rules_become_settings(scripts, tmp_path):
-    from study_clipping import RULES, Job, Settings, job_config
+    from study_clipping import RULES
+    from study_jobs import Job, Settings, job_config
 
     settings = Settings(out=tmp_path, device="cpu", steps=3)
     configs = {rule: job_config(Job("text", "a horse", rule, 5), settings) for rule in RULES}
@@ -160,7 +164,8 @@ def test_rules_become_settings(scripts, tmp_path):
 
 
 def test_a_run_of_the_study_is_measured(scripts, folder, tmp_path):
-    from study_clipping import Job, Settings, run_job, write_sheets
+    from study_clipping import write_sheets
+    from study_jobs import Job, Settings, run_job
 
     (tmp_path / "views").mkdir()
     overrides = (

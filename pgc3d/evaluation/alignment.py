@@ -1,4 +1,4 @@
-"""Bring a result into the frame of the truth: centre and scale always, orientation where it is free."""
+"""Bring a result into the frame of the truth: centre and scale, orientation where it is free."""
 
 from dataclasses import replace
 from itertools import permutations, product
@@ -18,14 +18,26 @@ REFINED = 4  # starts that ICP gets
 ITERATIONS = 30
 
 
-def normalize_mesh(asset: TexturedMesh) -> TexturedMesh:
+def normalize_mesh(asset: TexturedMesh, *, like: TexturedMesh | None = None) -> TexturedMesh:
     """Move the bounding box's centre to the origin and scale the farthest vertex to radius 1.
 
     Vertices that no face uses do not count, nor do they stay in the way of a reader: they move along.
 
+    Args:
+        asset: what is moved and scaled.
+        like: a mesh whose centre and radius count instead, so that both stand to each other as before.
+
     Raises:
-        InputError: the mesh has no finite extent.
+        InputError: a mesh has no finite extent.
     """
+    center, radius = _extent(asset)
+    if like is not None:
+        center, radius = _extent(like)
+    return replace(asset, vertices=(asset.vertices - center) / radius)
+
+
+def _extent(asset: TexturedMesh) -> tuple[Float[Tensor, " 3"], Float[Tensor, ""]]:
+    """Centre of the bounding box, and the farthest vertex's distance from it."""
     used = asset.vertices[torch.unique(asset.faces)]
     if not len(used) or not bool(torch.isfinite(used).all()):
         raise InputError("a mesh to be compared must have finite vertices and at least one face")
@@ -33,7 +45,7 @@ def normalize_mesh(asset: TexturedMesh) -> TexturedMesh:
     radius = (used - center).norm(dim=-1).max()
     if not radius > 0:
         raise InputError("a mesh to be compared must have an extent, all its vertices are at one place")
-    return replace(asset, vertices=(asset.vertices - center) / radius)
+    return center, radius
 
 
 def rigid(

@@ -45,9 +45,9 @@ def extrude(picture: Float[Tensor, "H W 4"], camera: Cameras, baseline: Baseline
     """Make the picture a solid that looks like it from its own camera, with the picture as its texture.
 
     The outline's cone is cut off before and behind the plane through the origin. `billboard` is a thin sheet;
-    `hull` is as deep as the outline's shorter side, within the unit ball: the visual hull of one view, cut
-    where nothing more is known. The picture's light is divided out, as on a surface that faces the camera,
-    since it will be lit again.
+    `hull` is as deep as the outline's shorter side, within the smallest ball around the origin that the
+    outline fits in: the visual hull of one view, cut where nothing more is known. The picture's light is
+    divided out, as on a surface that faces the camera, since it will be lit again.
     """
     inside = _outline(picture[..., 3])
     scale = float(camera.distance / camera.clip_from_camera[0, 1, 1])  # half the picture's side at the origin
@@ -58,8 +58,9 @@ def extrude(picture: Float[Tensor, "H W 4"], camera: Cameras, baseline: Baseline
     column, row = 2 * grid[:, 0] / CELLS - 1, 1 - 2 * grid[:, 1] / CELLS
     distance = camera.distance
     slope = scale * (column**2 + row**2).sqrt() / distance  # of the line of sight, against the axis
-    middle = slope**2 * distance / (1 + slope**2)  # of its chord in the unit ball, along the axis
-    chord = (1 - slope**2 * (distance**2 - 1)).clamp(min=0).sqrt() / (1 + slope**2)  # half of it
+    middle = slope**2 * distance / (1 + slope**2)  # of its chord in the ball, along the axis
+    ball = (slope * distance / (1 + slope**2).sqrt()).max()  # its radius
+    chord = (ball**2 - slope**2 * (distance**2 - ball**2)).clamp(min=0).sqrt() / (1 + slope**2)  # half of it
     along = torch.where(grid[:, 2] > 0, -deepest / 2, deepest / 2)  # towards the camera
     along = along.clamp(middle - chord, middle + chord)
     spread = scale * (1 - along / distance)

@@ -20,6 +20,7 @@ import torch
 
 import pgc3d
 from pgc3d import pipeline
+from pgc3d.cameras import ViewConfig, reference_view
 from pgc3d.config import Config
 from pgc3d.errors import InputError
 from pgc3d.evaluation.baselines import Baseline, extrude, read_picture
@@ -61,8 +62,10 @@ def evaluate(
         A record for every result.
 
     Raises:
-        InputError: there is nothing to measure, or two folders have one name.
+        InputError: there is nothing to measure, two folders have one name, or the frame is to be shared with
+            an item that has none.
     """
+    _require_frame(items, measure)
     methods = [folder.resolve().name for folder in folders] + list(baselines)
     if len(set(methods)) < len(methods):
         raise InputError(f"every method must have a name of its own, got {', '.join(methods)}")
@@ -82,8 +85,18 @@ def evaluate(
     records = list(_measured(results, measure, out / "records", jobs, say))
     facts = asdict(measure.protocol) | {"pgc3d": pgc3d.__version__, "items": len(items)}
     write_results(out / "results.json", records, facts)
-    write_files({out / "table.md": (table(records) + "\n").encode()})
+    write_files({out / "table.md": (table(records, measure.protocol.frame) + "\n").encode()})
     return records
+
+
+def _require_frame(items: Sequence[Item], measure: Measure) -> None:
+    outside = [item.name for item in items if item.frame != "input"]
+    if measure.protocol.frame == "shared" and outside:
+        raise InputError(
+            'for the shared frame every item must have "frame": "input", as lists of image items written by '
+            f"pgc3d's scripts have, but {len(outside)} of {len(items)} have not: {', '.join(outside[:3])}; "
+            "use --frame own"
+        )
 
 
 def find_results(folder: Path, items: Sequence[Item]) -> list[Result]:
@@ -173,7 +186,9 @@ def _write_baseline(items: Sequence[Item], name: Baseline, out: Path, measure: M
     for item in items:
         if item.image is not None:
             path = folder / f"{item.name}.glb"
-            camera = measure.protocol.input_camera(item.elevation_degrees)
+            view = ViewConfig(elevation_degrees=item.elevation_degrees)
+            framed = item.frame == "input"
+            camera = reference_view(view) if framed else measure.protocol.input_camera(view.elevation_degrees)
             write_mesh(path, extrude(read_picture(item.image), camera, name), "glb")
             yield Result(name, item, 0, path)
 

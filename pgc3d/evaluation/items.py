@@ -1,18 +1,20 @@
 """The list of a benchmark: JSON lines, one item each, paths relative to the list.
 
     {"name": "chair", "image": "chair/input.png", "truth": "chair/truth.glb", "caption": "a yellow chair",
-     "elevation_degrees": 20}
+     "elevation_degrees": 20, "frame": "input"}
     {"name": "a-red-chair", "prompt": "a red chair"}
 
 An image item's truth stands as the input shows it: the input's camera is at azimuth 0, whatever side of the
-object that is, and `elevation_degrees` above the horizon. A text item may have a truth too.
+object that is, and `elevation_degrees` above the horizon. With `"frame": "input"` it also has the place and
+the size at which the camera of an image run, `cameras.ViewConfig` with its defaults, sees it in the input as
+`photo.frame_photo` places it: results need not be moved to be compared. A text item may have a truth too.
 """
 
 import json
 import re
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pgc3d.errors import InputError
 
@@ -27,6 +29,7 @@ class Item:
     truth: Path | None = None
     caption: str = ""  # what the result should be recognised as; the prompt when empty
     elevation_degrees: float = 0.0  # of the image's camera
+    frame: Literal["own", "input"] = "own"  # where the truth stands; own: where its file happens to put it
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", self.name) or re.fullmatch(r".*-\d+", self.name):
@@ -37,6 +40,8 @@ class Item:
             raise ValueError(f"{self.name} must have either a prompt or an image")
         if self.image is not None and self.truth is None:
             raise ValueError(f"{self.name} has an image and must have a truth")
+        if self.frame not in ("own", "input") or (self.frame == "input" and self.image is None):
+            raise ValueError(f"frame must be own, or input where there is an image, got {self.frame!r}")
         if not -89.0 <= self.elevation_degrees <= 89.0:
             raise ValueError(f"elevation_degrees must lie in [-89, 89], got {self.elevation_degrees}")
 

@@ -46,7 +46,7 @@ class Measure:
 
 def score(result: Result, measure: Measure, key: str = "") -> Record:
     """Measure one result; one that cannot be read or compared becomes a record with the reason."""
-    tools = _tools(measure)
+    tools = _tools(measure.device, measure.retriever)
     try:
         metrics = _metrics(result, measure, tools)
     except Pgc3dError as error:
@@ -63,13 +63,13 @@ class _Tools:
 
 
 @lru_cache(maxsize=1)
-def _tools(measure: Measure) -> _Tools:
-    device = torch.device(measure.device)
+def _tools(name: str, retriever: Path | None) -> _Tools:
+    device = torch.device(name)
     return _Tools(
         device=device,
         rasterizer=build_rasterizer("auto", device),
         distance=load_encoder_distance(text_model(), device),
-        retriever=None if measure.retriever is None else load_retriever(measure.retriever, device),
+        retriever=None if retriever is None else load_retriever(retriever, device),
     )
 
 

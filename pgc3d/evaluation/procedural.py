@@ -1,6 +1,7 @@
 """Objects with known shapes and colours, for tests and for a benchmark without any data set."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +9,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from pgc3d.cameras import ViewConfig, frame_points, reference_view
 from pgc3d.evaluation.alignment import normalize_mesh
 from pgc3d.evaluation.items import Item, write_items
-from pgc3d.evaluation.protocol import Protocol
 from pgc3d.evaluation.render import render_views
 from pgc3d.export.asset import TexturedMesh
 from pgc3d.export.atomic import write_files
@@ -21,11 +22,14 @@ from pgc3d.export.turntable import to_bytes
 from pgc3d.geometry.normals import face_normals, vertex_normals
 from pgc3d.geometry.uv import triangle_atlas
 from pgc3d.interfaces import Rasterizer
-from pgc3d.types import Cameras
+from pgc3d.photo import PhotoConfig
+from pgc3d.render.mesh_renderer import project
 
 ELEVATION_DEGREES = 20.0
 TEXTURE_SIZE = 512
 INPUT_RESOLUTION = 512
+NEAREST = 1.05  # of a camera to the middle of an object in the unit ball
+FRAMING_ERROR = 1 / INPUT_RESOLUTION  # half a pixel, in units of half the picture
 
 # Boxes (low, high) of a chair with one arm rest: no turn and no reflection maps it onto itself.
 CHAIR = (
@@ -110,31 +114,72 @@ def paint(
     )
 
 
-def write_pair(folder: Path, truth: TexturedMesh, camera: Cameras, *, rasterizer: Rasterizer) -> None:
-    """Write truth.glb, and input.png as `camera` sees that file: RGBA, colours not multiplied by alpha."""
+def write_item(
+    folder: Path, caption: str, truth: TexturedMesh, *, rasterizer: Rasterizer, elevation_degrees: float
+) -> Item:
+    """Write input.png and truth.glb of an image item, framed as a user's picture is when it was prepared.
+
+    The input is RGBA, its colours are not multiplied by alpha. An object of which the framed picture would
+    have to be taken from within keeps a wider border, and its item does not say that it stands in the
+    input's frame.
+
+    Args:
+        folder: named like the item.
+        caption: what the truth is.
+        truth: turned so that the input shows it from azimuth 0.
+        rasterizer: the CPU backend.
+        elevation_degrees: of the input's camera.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    (path,) = write_mesh(folder / "truth.glb", truth, "glb")
-    rendering = render_views(read_mesh(path), camera, INPUT_RESOLUTION, rasterizer=rasterizer)
+    view = ViewConfig(elevation_degrees=elevation_degrees)
+    placed, framed = place_in_view(normalize_mesh(truth), view, border=PhotoConfig().border)
+    image, mesh = folder / "input.png", folder / "truth.glb"
+    write_mesh(mesh, placed, "glb")
+    rendering = render_views(read_mesh(mesh), reference_view(view), INPUT_RESOLUTION, rasterizer=rasterizer)
     alpha = rendering.alpha[0]
     color = torch.where(alpha > 0, 1 - (1 - rendering.color[0]) / alpha.clamp(min=1e-6), 1.0)
-    write_files({folder / "input.png": encode_png(to_bytes(torch.cat([color, alpha], dim=-1)))})
+    write_files({image: encode_png(to_bytes(torch.cat([color, alpha], dim=-1)))})
+    return Item(
+        name=folder.name,
+        image=image,
+        truth=mesh,
+        caption=caption,
+        elevation_degrees=elevation_degrees,
+        frame="input" if framed else "own",
+    )
+
+
+def place_in_view(asset: TexturedMesh, view: ViewConfig, *, border: float) -> tuple[TexturedMesh, bool]:
+    """Move and scale a normalised mesh so that `view` frames it; also whether that came out right.
+
+    The bounding square of its picture is in the middle and 1 - `border` of the picture wide.
+    """
+    camera = reference_view(view)
+    fovy = torch.tensor([view.fovy_degrees]).deg2rad()
+    nearest = torch.full_like(fovy, NEAREST)
+    used = asset.vertices[torch.unique(asset.faces)]
+    target, distance = frame_points(
+        used, camera.azimuth, camera.elevation, fovy, border=border, nearest=nearest
+    )
+    scale = camera.distance / distance
+    clip = project((used - target) * scale, camera)[0]
+    screen = clip[:, :2] / clip[:, 3:]
+    low, high = screen.amin(0), screen.amax(0)
+    error = torch.cat([low + high, (high - low).amax()[None] - 2 * (1 - border)]).abs().amax() / 2
+    return replace(asset, vertices=(asset.vertices - target) * scale), bool(error < FRAMING_ERROR)
 
 
 def write_procedural_set(folder: Path, *, rasterizer: Rasterizer) -> Path:
     """Write inputs, truths and the list `items.jsonl`; returns the list."""
-    camera = Protocol().input_camera(ELEVATION_DEGREES)
-    items = []
-    for name in shapes():
-        asset = normalize_mesh(procedural_asset(name, rasterizer=rasterizer))
-        write_pair(folder / name, asset, camera, rasterizer=rasterizer)
-        items.append(
-            Item(
-                name=name,
-                image=folder / name / "input.png",
-                truth=folder / name / "truth.glb",
-                caption=f"a {name.replace('-', ' ')}",
-                elevation_degrees=ELEVATION_DEGREES,
-            )
+    items = [
+        write_item(
+            folder / name,
+            f"a {name.replace('-', ' ')}",
+            procedural_asset(name, rasterizer=rasterizer),
+            rasterizer=rasterizer,
+            elevation_degrees=ELEVATION_DEGREES,
         )
+        for name in shapes()
+    ]
     write_items(folder / "items.jsonl", items)
     return folder / "items.jsonl"

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pgc3d.cameras import fill_distance, orbit
+from pgc3d.cameras import ViewConfig, fill_distance, orbit, reference_view
 from pgc3d.errors import InputError
 from pgc3d.evaluation.alignment import align, normalize_mesh
 from pgc3d.evaluation.image_metrics import mask_iou, normal_angle, psnr, ssim
@@ -28,17 +28,19 @@ from pgc3d.interfaces import Rasterizer
 from pgc3d.types import Cameras, Rendering
 
 Alignment = Literal["none", "rotation"]
+Frame = Literal["own", "shared"]
 
 
 @dataclass(frozen=True)
 class Protocol:
     """How a result is compared with the truth.
 
-    Both meshes are moved and scaled on their own: bounding box centred, farthest vertex at radius 1, the
-    frame that the cameras are made for. Lengths are therefore in radii of the object; a unit box would be
-    about twice as fine a unit. The novel views are SyncDreamer's (Liu et al. 2023): an orbit of 16 at 30
-    degrees, 256 px, white. Points of the whole surface are area-weighted; points of the visible surface are
-    what cameras all around see.
+    The truth is moved and scaled: bounding box centred, farthest vertex at radius 1, the frame that the
+    cameras are made for. So is the result, on its own, which forgives errors of place and size; with the
+    `shared` frame it moves with the truth, which forgives nothing and needs a result and a truth that stand
+    in one frame. Lengths are in radii of the truth; a unit box would be about twice as fine a unit. The novel
+    views are SyncDreamer's (Liu et al. 2023): an orbit of 16 at 30 degrees, 256 px, white. Points of the
+    whole surface are area-weighted; points of the visible surface are what cameras all around see.
     """
 
     views: int = 16
@@ -51,6 +53,7 @@ class Protocol:
     thresholds: tuple[float, float] = (0.05, 0.1)  # radii, of the F-score
     grid: int = 64  # voxels a side, of the volume IoU
     alignment: Alignment = "none"  # rotation: where a result may face any way
+    frame: Frame = "own"
     seed: int = 0  # of the points
 
     def __post_init__(self) -> None:
@@ -69,6 +72,8 @@ class Protocol:
             raise ValueError(f"elevation_degrees must lie in [-89, 89], got {self.elevation_degrees}")
         if not 0 < self.thresholds[0] < self.thresholds[1]:
             raise ValueError(f"thresholds must be positive and rise, got {self.thresholds}")
+        if self.frame == "shared" and self.alignment != "none":
+            raise ValueError(f"alignment must be none in the shared frame, got {self.alignment}")
 
     def novel_cameras(self) -> Cameras:
         """The orbit, from azimuth 0 on."""
@@ -76,7 +81,7 @@ class Protocol:
         return self._orbit(azimuth, self.elevation_degrees)
 
     def input_camera(self, elevation_degrees: float) -> Cameras:
-        """The view that an image item shows: azimuth 0."""
+        """The direction from which an image item shows the object, as seen by the other cameras' kind."""
         return self._orbit(torch.zeros(1), elevation_degrees)
 
     def _orbit(self, azimuth: Float[Tensor, " B"], elevation_degrees: float) -> Cameras:
@@ -98,32 +103,40 @@ def compare(
 ) -> dict[str, float]:
     """All metrics of a result against its truth; a mesh against itself gives the best value of each.
 
-    `psnr`, `ssim`, `mask_iou`, `vae_distance`, `normal_degrees` are means over the novel views;
-    `input_psnr`, `input_ssim`, `input_mask_iou` belong to the input's view, where there is one; `chamfer`,
-    `f_score_T`, `volume_iou` to the whole surface, `visible_chamfer`, `visible_f_score_T` to the part that is
-    seen from outside. `rotation_degrees` says how far an alignment turned the result.
+    `psnr`, `ssim`, `mask_iou`, `vae_distance`, `normal_degrees` are means over the novel views; `input_psnr`,
+    `input_ssim`, `input_mask_iou` belong to the input's direction, where there is one, and in the shared
+    frame to its very camera; `chamfer`, `f_score_T`, `volume_iou` to the whole surface, `visible_chamfer`,
+    `visible_f_score_T` to the part that is seen from outside. `rotation_degrees` says how far an alignment
+    turned the result.
 
     Raises:
         InputError: a mesh has no extent, or its vertices are not finite.
     """
-    result, truth = normalize_mesh(result), normalize_mesh(truth)
+    given, shared = (result, truth), protocol.frame == "shared"
+    result = normalize_mesh(result, like=truth if shared else None)
+    truth = normalize_mesh(truth)
     turned = {}
     if protocol.alignment == "rotation":
         result, rotation = align(result, truth, seed=protocol.seed)
         cosine = ((rotation.trace() - 1) / 2).clamp(-1, 1)
         turned = {"rotation_degrees": math.degrees(torch.acos(cosine).item())}
 
-    def pictures(cameras: Cameras) -> tuple[Rendering, Rendering]:
+    def pictures(pair: tuple[TexturedMesh, TexturedMesh], cameras: Cameras) -> tuple[Rendering, Rendering]:
         views = cameras.to(device)
         size = protocol.resolution
         return (
-            render_views(result, views, size, rasterizer=rasterizer),
-            render_views(truth, views, size, rasterizer=rasterizer),
+            render_views(pair[0], views, size, rasterizer=rasterizer),
+            render_views(pair[1], views, size, rasterizer=rasterizer),
         )
 
-    metrics = _novel_view_metrics(*pictures(protocol.novel_cameras()), distance)
+    metrics = _novel_view_metrics(*pictures((result, truth), protocol.novel_cameras()), distance)
     if input_elevation_degrees is not None:
-        found = _picture_metrics(*pictures(protocol.input_camera(input_elevation_degrees)))
+        view = ViewConfig(elevation_degrees=input_elevation_degrees)
+        found = _picture_metrics(
+            *pictures(given, reference_view(view))
+            if shared
+            else pictures((result, truth), protocol.input_camera(input_elevation_degrees))
+        )
         metrics |= {f"input_{name}": value for name, value in found.items()}
     surfaces = [(mesh.vertices.to(device), mesh.faces.to(device)) for mesh in (result, truth)]
     metrics |= _surface_metrics(surfaces, protocol, rasterizer)

@@ -151,20 +151,20 @@ def _metrics(records: Iterable[Record]) -> list[str]:
     return list(dict.fromkeys(name for record in records for name in record.metrics))
 
 
-def table(records: Sequence[Record]) -> str:
-    """A Markdown table: metrics by methods, each a mean with its interval.
+def table(records: Sequence[Record], frame: str) -> str:
+    """A Markdown table: metrics by methods, each a mean with its interval; its head names the frame.
 
     Behind every method after the first stands its paired difference from the first one, over the objects that
     both have; it is marked with * where its interval leaves out zero.
     """
     summary = summarize(records)
     methods = list(summary)
-    head = ["metric", methods[0]]
+    head = [f"metric, {frame} frame", methods[0]]
     for method in methods[1:]:
         head += [method, f"{method} - {methods[0]}"]
     lines = [head, ["---"] * len(head)]
     for metric in _metrics(records):
-        better = "" if metric == "rotation_degrees" else " ↑" if _rises(metric) else " ↓"
+        better = "" if metric == "rotation_degrees" else " ↑" if rises(metric) else " ↓"
         row = [metric + better, _cell(summary[methods[0]].get(metric))]
         for method in methods[1:]:
             row += [_cell(summary[method].get(metric)), _difference(records, methods[0], method, metric)]
@@ -176,7 +176,8 @@ def table(records: Sequence[Record]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in lines)
 
 
-def _rises(metric: str) -> bool:
+def rises(metric: str) -> bool:
+    """Whether more of a metric is better."""
     return any(part in metric for part in HIGHER_IS_BETTER)
 
 

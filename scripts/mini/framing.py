@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pgc3d.cameras import fill_distance, orbit
+from pgc3d.cameras import fill_distance, frame_points, orbit
 from pgc3d.types import Cameras
 
 FOVY_DEGREES = 40.0
@@ -19,7 +19,6 @@ BORDER_RATIO = 0.2  # share of the input picture that the object's square leaves
 LARGEST = 1.25  # radius, in unit spheres, that the object may get by framing
 CONDITION_ELEVATION_DEGREES = (-10.0, 50.0)
 TARGET_ELEVATION_DEGREES = (-10.0, 80.0)
-ROUNDS = 8
 
 
 def frame(
@@ -36,20 +35,8 @@ def frame(
         elevation: likewise.
     """
     fovy = torch.full_like(azimuth, FOVY_DEGREES).deg2rad()
-    half_extent = torch.tan(fovy / 2)
-    distance = fill_distance(fovy, torch.full_like(fovy, FILL))
-    nearest = distance / LARGEST
-    center = azimuth.new_zeros(len(azimuth), 3)
-    points = torch.nn.functional.pad(vertices, (0, 1), value=1.0)
-    for _ in range(ROUNDS):
-        cameras = orbit(azimuth, elevation, distance, fovy, center)
-        clip = points @ cameras.clip_from_world.transpose(1, 2)  # [C, V, 4]
-        screen = clip[..., :2] / clip[..., 3:]
-        low, high = screen.amin(1), screen.amax(1)
-        shift = (low + high) / 2 * (half_extent * distance)[:, None]
-        center = center + (shift[:, :, None] * cameras.camera_from_world[:, :2, :3]).sum(1)
-        distance = torch.maximum(distance * (high - low).amax(-1) / 2 / (1 - BORDER_RATIO), nearest)
-    return center, distance
+    nearest = fill_distance(fovy, torch.full_like(fovy, FILL)) / LARGEST
+    return frame_points(vertices, azimuth, elevation, fovy, border=BORDER_RATIO, nearest=nearest)
 
 
 def view_groups(

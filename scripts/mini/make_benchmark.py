@@ -5,8 +5,9 @@
 
 The input shows a model from 30 degrees to the right of its front and 20 above the horizon. That camera is
 azimuth 0 of the benchmark, as of every image run: the truth is turned by -30 degrees about y, so it stands as
-the input shows it. Both come from one file, opaque and lit alike. Left out are models with more than 30 % of
-glass, and those with more than 5 % of cut-outs (leaves), whose outline no mesh without alpha has.
+the input shows it, also in place and size (`frame` of the items). Both come from one file, opaque and lit
+alike. Left out are models with more than 30 % of glass, and those with more than 5 % of cut-outs (leaves),
+whose outline no mesh without alpha has.
 """
 
 import argparse
@@ -21,10 +22,9 @@ from torch import Tensor
 from tqdm import tqdm
 from views import Model, load_index, load_model, sample
 
-from pgc3d.evaluation.alignment import normalize_mesh, rigid
+from pgc3d.evaluation.alignment import rigid
 from pgc3d.evaluation.items import Item, write_items
-from pgc3d.evaluation.procedural import ELEVATION_DEGREES, paint, write_pair
-from pgc3d.evaluation.protocol import Protocol
+from pgc3d.evaluation.procedural import ELEVATION_DEGREES, paint, write_item
 from pgc3d.export.asset import TexturedMesh
 from pgc3d.interfaces import Rasterizer
 from pgc3d.render import build_rasterizer
@@ -59,7 +59,7 @@ def truth_of(model: Model, texture_size: int, rasterizer: Rasterizer) -> Texture
         return sample(model, model.face_material[face], uv)[:, :3]
 
     mesh = paint(model.vertices, model.faces.long(), model.normals, look, texture_size, rasterizer=rasterizer)
-    return normalize_mesh(rigid(mesh, yaw(AZIMUTH_DEGREES), torch.zeros(3)))
+    return rigid(mesh, yaw(AZIMUTH_DEGREES), torch.zeros(3))
 
 
 def name_of(record: dict[str, Any], taken: set[str]) -> str:
@@ -79,7 +79,6 @@ def main() -> None:
     arguments = parser.parse_args()
     device = torch.device("cpu")
     rasterizer = build_rasterizer("cpu", device)
-    camera = Protocol().input_camera(ELEVATION_DEGREES)
     records = [record for record in load_index(arguments.dataset) if record["split"] == "test"]
     items: list[Item] = []
     for record in tqdm(records, desc="benchmark"):
@@ -89,15 +88,13 @@ def main() -> None:
         if record["glass"] > GLASS or cutout_share(model) > CUTOUT:
             continue
         name = name_of(record, {item.name for item in items})
-        folder = arguments.out / name
         truth = truth_of(model, arguments.texture_size, rasterizer)
-        write_pair(folder, truth, camera, rasterizer=rasterizer)
         items.append(
-            Item(
-                name=name,
-                image=folder / "input.png",
-                truth=folder / "truth.glb",
-                caption=record["caption"],
+            write_item(
+                arguments.out / name,
+                record["caption"],
+                truth,
+                rasterizer=rasterizer,
                 elevation_degrees=ELEVATION_DEGREES,
             )
         )
