@@ -97,7 +97,7 @@ def _cut(count: int, table: Tensor, layout: HashLayout, layers: Layers) -> tuple
 @no_type_check
 def _hidden(features, hidden_weight, hidden_bias):
     product = tl.dot(features, tl.trans(hidden_weight), input_precision="ieee")
-    return tl.maximum(product + hidden_bias[None, :], 0.0)
+    return tl.maximum(product + hidden_bias[None, :], 0.0, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
@@ -109,15 +109,41 @@ def _output(hidden, weight, bias, channel: tl.constexpr):
 
 @triton.jit
 @no_type_check
-def _before_sigmoid(gradient, value):
-    return gradient * value * (1.0 - value)
+def _channels(values, place, PLANE: tl.constexpr, STRIDE: tl.constexpr, mask):
+    """Red, green and blue, `PLANE` apart, at every place."""
+    first = values + place * STRIDE
+    return (
+        tl.load(first, mask=mask, other=0.0),
+        tl.load(first + PLANE, mask=mask, other=0.0),
+        tl.load(first + 2 * PLANE, mask=mask, other=0.0),
+    )
+
+
+@triton.jit
+@no_type_check
+def _store_four(target, STRIDE: tl.constexpr, first, second, third, fourth):
+    tl.store(target, first)
+    tl.store(target + STRIDE, second)
+    tl.store(target + 2 * STRIDE, third)
+    tl.store(target + 3 * STRIDE, fourth)
+
+
+@triton.jit
+@no_type_check
+def _pull(r, g, b, hidden, red, green, blue, bias):
+    """Gradients before the sigmoid, and those before the ReLU."""
+    x, y, z = _output(hidden, red, bias, 0), _output(hidden, green, bias, 1), _output(hidden, blue, bias, 2)
+    r, g, b = r * x * (1.0 - x), g * y * (1.0 - y), b * z * (1.0 - z)
+    total = r[:, None] * red[None, :] + g[:, None] * green[None, :] + b[:, None] * blue[None, :]
+    return r, g, b, tl.where(hidden <= 0.0, 0.0, total)
 
 
 @triton.jit(do_not_specialize=["count"])
 @no_type_check
 def _forward(
     points, table, parameters, hidden_weight, hidden_bias, weight, bias, scratch, colors, count,
-    LEVELS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr, HIDDEN: tl.constexpr, BLOCK: tl.constexpr,
+    LEVELS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr, HIDDEN: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     column, neuron = tl.arange(0, PADDED)[None, :], tl.arange(0, HIDDEN)
     known = column < LEVELS * WIDTH
@@ -144,7 +170,8 @@ def _forward(
 @no_type_check
 def _backward(
     gradient, points, table, parameters, hidden_weight, hidden_bias, weight, bias, pull, partial, count,
-    LEVELS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr, HIDDEN: tl.constexpr, BLOCK: tl.constexpr,
+    LEVELS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr, HIDDEN: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Gradients of the features, and sums over the points of one program of those of the layers."""
     FEATURES: tl.constexpr = LEVELS * WIDTH
@@ -152,8 +179,7 @@ def _backward(
     known = column < FEATURES
     first = tl.load(hidden_weight + neuron[:, None] * FEATURES + column, mask=known, other=0.0)
     first_bias = tl.load(hidden_bias + neuron)
-    red, green = tl.load(weight + neuron), tl.load(weight + HIDDEN + neuron)
-    blue = tl.load(weight + 2 * HIDDEN + neuron)
+    red, green, blue = _channels(weight, neuron, HIDDEN, 1, neuron < HIDDEN)
     of_first = tl.zeros([HIDDEN, PADDED], dtype=tl.float32)
     of_first_bias = tl.zeros([HIDDEN], dtype=tl.float32)
     of_red, of_green, of_blue = of_first_bias, of_first_bias, of_first_bias
@@ -164,23 +190,17 @@ def _backward(
         point = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
         valid = point < count
         place, mask = pull + point[:, None] * FEATURES + column, valid[:, None] & known
-        r = tl.load(gradient + point * 3, mask=valid, other=0.0)
-        g = tl.load(gradient + point * 3 + 1, mask=valid, other=0.0)
-        b = tl.load(gradient + point * 3 + 2, mask=valid, other=0.0)
+        r, g, b = _channels(gradient, point, 1, 3, valid)
         if tl.max(((r != 0.0) | (g != 0.0) | (b != 0.0)).to(tl.int32), axis=0) > 0:
             write_features(points, table, parameters, point, valid, pull, point, LEVELS, WIDTH)
             tl.debug_barrier()
             features = tl.load(place, mask=mask, other=0.0)
             hidden = _hidden(features, first, first_bias)
-            r = _before_sigmoid(r, _output(hidden, red, bias, 0))
-            g = _before_sigmoid(g, _output(hidden, green, bias, 1))
-            b = _before_sigmoid(b, _output(hidden, blue, bias, 2))
+            r, g, b, of_hidden = _pull(r, g, b, hidden, red, green, blue, bias)
             red_sum, green_sum, blue_sum = red_sum + r, green_sum + g, blue_sum + b
             of_red += tl.sum(r[:, None] * hidden, axis=0)
             of_green += tl.sum(g[:, None] * hidden, axis=0)
             of_blue += tl.sum(b[:, None] * hidden, axis=0)
-            of_hidden = r[:, None] * red[None, :] + g[:, None] * green[None, :] + b[:, None] * blue[None, :]
-            of_hidden = tl.where(hidden > 0.0, of_hidden, 0.0)
             of_first_bias += tl.sum(of_hidden, axis=0)
             of_first += tl.dot(tl.trans(of_hidden), features, input_precision="ieee")
             of_features = tl.dot(of_hidden, first, input_precision="ieee")
@@ -191,11 +211,8 @@ def _backward(
         block += tl.num_programs(0)
     partial += tl.program_id(0).to(tl.int64) * (HIDDEN * (FEATURES + 4) + 3)
     tl.store(partial + neuron[:, None] * FEATURES + column, of_first, mask=known)
-    partial += HIDDEN * FEATURES
-    tl.store(partial + neuron, of_first_bias)
-    tl.store(partial + HIDDEN + neuron, of_red)
-    tl.store(partial + 2 * HIDDEN + neuron, of_green)
-    tl.store(partial + 3 * HIDDEN + neuron, of_blue)
-    tl.store(partial + 4 * HIDDEN, tl.sum(red_sum, axis=0))
-    tl.store(partial + 4 * HIDDEN + 1, tl.sum(green_sum, axis=0))
-    tl.store(partial + 4 * HIDDEN + 2, tl.sum(blue_sum, axis=0))
+    _store_four(partial + HIDDEN * FEATURES + neuron, HIDDEN, of_first_bias, of_red, of_green, of_blue)
+    for channel in tl.static_range(3):
+        tl.store(
+            partial + HIDDEN * (FEATURES + 4) + channel, tl.sum((red_sum, green_sum, blue_sum)[channel], 0)
+        )

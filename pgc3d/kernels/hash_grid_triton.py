@@ -21,7 +21,9 @@ from torch import Tensor
 from pgc3d.kernels.hash_grid import PRIMES, HashLayout
 
 _BLOCK = 128
-_WARP = 32  # points of a program that compares neighbours, so that it needs neither shared memory nor barriers
+_WARP = (
+    32  # points of a program that compares neighbours, so that it needs neither shared memory nor barriers
+)
 # As int32 they wrap around; the rows need the lower bits only, and those are the same.
 _PRIME_Y = tl.constexpr(PRIMES[1] - (1 << 32))
 _PRIME_Z = tl.constexpr(PRIMES[2])

@@ -219,6 +219,7 @@ class ColorField(nn.Module):
 
     def _fused_color(self, points: Float[Tensor, "P 3"]) -> Float[Tensor, "P 3"]:
         first, second = (cast("nn.Linear", layer) for layer in self.mlp.layers)
-        layers = (first.weight, first.bias, second.weight, second.bias + self.offset)
+        bias = second.bias + cast("Tensor", self.offset)
+        layers = (first.weight, first.bias, second.weight, bias)
         found = _Color.apply(_unit(points), self.grid.table, self.grid.layout, *layers)  # type: ignore[no-untyped-call]
         return cast("Tensor", found)
