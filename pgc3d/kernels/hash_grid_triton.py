@@ -21,9 +21,7 @@ from torch import Tensor
 from pgc3d.kernels.hash_grid import PRIMES, HashLayout
 
 _BLOCK = 128
-_WARP = (
-    32  # points of a program that compares neighbours, so that it needs neither shared memory nor barriers
-)
+_WARP = 32  # points of a program that compares neighbours; one warp needs neither shared memory nor barriers
 # As int32 they wrap around; the rows need the lower bits only, and those are the same.
 _PRIME_Y = tl.constexpr(PRIMES[1] - (1 << 32))
 _PRIME_Z = tl.constexpr(PRIMES[2])
@@ -157,7 +155,7 @@ def _forward(
 @triton.jit
 @no_type_check
 def _runs(x, y, z, cells, BLOCK: tl.constexpr):
-    """Where the first and where the last of neighbouring points in the same cell is."""
+    """Whether a point is the first, and the last, of neighbouring ones in the same cell."""
     place = tl.arange(0, BLOCK)
     cell = (x.to(tl.int64) * cells + y) * cells + z
     first = cell != tl.gather(cell, tl.maximum(place - 1, 0), 0)

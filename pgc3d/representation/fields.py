@@ -196,7 +196,8 @@ class ColorField(nn.Module):
         self.mlp = mlp
         self.roughness = roughness
         self.metallic = metallic
-        self.recompute = False  # evaluate once more in the backward pass instead of keeping what that needs
+        # Evaluate once more in the backward pass instead of keeping what that needs; fused kernels always do.
+        self.recompute = False
         self.register_buffer("offset", torch.tensor(color).logit(), persistent=False)
 
     def forward(self, points: Float[Tensor, "P 3"]) -> Material:
