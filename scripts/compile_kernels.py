@@ -9,20 +9,34 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from pgc3d.kernels import color_field_triton as color
 from pgc3d.kernels import hash_grid_triton as grid
 from pgc3d.kernels import silhouette_triton as silhouette
 from pgc3d.kernels import zbuffer_triton as zbuffer
 
 F32, I32, I64 = "*fp32", "*i32", "*i64"
 GRID = {"LEVELS": 8, "WIDTH": 2, "BLOCK": 128}
+FIELD = {"LEVELS": 8, "WIDTH": 2, "PADDED": 16, "HIDDEN": 32, "BLOCK": 32, "num_warps": 1}
+WIDE_FIELD = {"LEVELS": 16, "WIDTH": 4, "PADDED": 64, "HIDDEN": 64, "BLOCK": 32, "num_warps": 8}
+INPUTS = dict.fromkeys(("points", "table", "hidden_weight", "hidden_bias", "weight", "bias"), F32)
+COLORS = {**INPUTS, "parameters": I32, "scratch": F32, "colors": F32}
+COLOR_GRADIENTS = {**INPUTS, "parameters": I32, "gradient": F32, "pull": F32, "partial": F32}
 PICTURE = dict.fromkeys(("vertex_count", "height", "width", "pixel_count"), "i32")
 MESH = {"clip": F32, "faces": I64}
 MIX = {"attributes": F32, "data": F32, "faces": I64}
 CHANNELS = {"CHANNELS": 8, "BLOCK": 128}
 EDGES = {"clip": F32, "edges": I64, "best": I64, "image": F32}
 KERNELS: list[tuple[Any, Mapping[str, str], Mapping[str, int]]] = [
+    (color._forward, COLORS, FIELD),
+    (color._backward, COLOR_GRADIENTS, FIELD),
+    (color._forward, COLORS, WIDE_FIELD),
+    (color._backward, COLOR_GRADIENTS, WIDE_FIELD),
     (grid._forward, {"points": F32, "table": F32, "parameters": I32, "features": F32}, GRID),
-    (grid._backward_table, {"gradient": F32, "points": F32, "parameters": I32, "table_gradient": F32}, GRID),
+    (
+        grid._backward_table,
+        {"gradient": F32, "points": F32, "parameters": I32, "table_gradient": F32},
+        {**GRID, "BLOCK": 32, "num_warps": 1},
+    ),
     (
         grid._backward_points,
         {"gradient": F32, "points": F32, "table": F32, "parameters": I32, "point_gradient": F32},
@@ -56,9 +70,10 @@ def _compile(kernel: Any, types: Mapping[str, str], constants: Mapping[str, int]
     names = kernel.arg_names
     signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in names}
     aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if signature[name][0] == "*"}
-    values = {(names.index(name),): value for name, value in constants.items()}
+    values = {(names.index(name),): value for name, value in constants.items() if name in names}
+    options = {"num_warps": constants.get("num_warps", 4)}
     source = ASTSource(fn=kernel, signature=signature, constexprs=values, attrs=aligned)
-    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32))
+    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
     pattern = r"\b((?:ld\.global|st\.global|atom|red|ld\.shared|st\.shared|bar\.sync)[\w.]*)"
     found = collections.Counter(re.findall(pattern, compiled.asm["ptx"]))
     print(f"{kernel.__module__}.{kernel.__name__}: {dict(found)}, {compiled.metadata.shared} bytes shared")

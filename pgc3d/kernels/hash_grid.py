@@ -43,7 +43,7 @@ def encode(
     features = []
     for level in range(len(layout.resolutions)):
         rows, weights, _, _ = _corners(points, layout, level)
-        found = table.index_select(0, rows.reshape(-1)).reshape(*rows.shape, -1)  # [P, 8, C]
+        found = table.index_select(0, rows.reshape(-1)).reshape(*rows.shape, table.shape[1])  # [P, 8, C]
         features.append(torch.bmm(weights[:, None], found)[:, 0])
     return torch.cat(features, dim=-1)
 

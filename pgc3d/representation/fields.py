@@ -33,24 +33,60 @@ class _Encode(torch.autograd.Function):
         return point_gradient, table_gradient, None
 
 
+class _Color(torch.autograd.Function):
+    """`ColorField` in fused kernels; nothing but the inputs is kept for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, points: Tensor, table: Tensor, layout: HashLayout, *layers: Tensor) -> Tensor:
+        from pgc3d.kernels.color_field_triton import Layers, color
+
+        ctx.save_for_backward(points, table, *layers)
+        ctx.layout = layout
+        return color(points, table, layout, Layers(*layers))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        from pgc3d.kernels.color_field_triton import Layers, color_backward
+
+        points, table, *layers = ctx.saved_tensors
+        need = bool(ctx.needs_input_grad[0])
+        of_points, of_table, of_layers = color_backward(
+            gradients[0], points, table, ctx.layout, Layers(*layers), need_points=need
+        )
+        return of_points, of_table, None, *of_layers
+
+
 def _kernel(table: Tensor) -> Any:
     if table.dtype != torch.float32:
         return hash_grid
     if table.device.type == "cuda":
-        return _triton()
+        _require_triton()
+        from pgc3d.kernels import hash_grid_triton
+
+        return hash_grid_triton
     from pgc3d.kernels import hash_grid_numba
 
     return hash_grid_numba
 
 
-def _triton() -> Any:
+def _is_fused(field: "ColorField") -> bool:
+    """Whether the fused kernels evaluate a field, rather than its grid and its MLP one after the other."""
+    table, layers = field.grid.table, field.mlp.layers
+    if table.dtype != torch.float32 or table.device.type != "cuda" or len(layers) != 2:
+        return False
+    _require_triton()
+    from pgc3d.kernels.color_field_triton import fits
+
+    return fits(field.grid.width, cast("nn.Linear", layers[0]).out_features)
+
+
+def _require_triton() -> None:
     try:
-        from pgc3d.kernels import hash_grid_triton
+        import triton  # noqa: F401
     except ImportError as error:
         raise BackendUnavailableError(
             f"colour fields on CUDA need triton, which cannot be imported ({error}); pip install triton"
         ) from error
-    return hash_grid_triton
 
 
 class HashGrid(nn.Module):
@@ -84,7 +120,12 @@ class HashGrid(nn.Module):
 
     def forward(self, points: Float[Tensor, "P 3"]) -> Float[Tensor, "P C"]:
         """Features of points in [-1, 1]^3."""
-        return cast("Tensor", _Encode.apply((points + 1) / 2, self.table, self.layout))  # type: ignore[no-untyped-call]
+        return cast("Tensor", _Encode.apply(_unit(points), self.table, self.layout))  # type: ignore[no-untyped-call]
+
+
+def _unit(points: Tensor) -> Tensor:
+    """From [-1, 1]^3 to [0, 1]^3."""
+    return (points + 1) / 2
 
 
 class Mlp(nn.Module):
@@ -155,12 +196,15 @@ class ColorField(nn.Module):
         self.mlp = mlp
         self.roughness = roughness
         self.metallic = metallic
-        self.recompute = False  # evaluate once more in the backward pass instead of keeping what that needs
+        # Evaluate once more in the backward pass instead of keeping what that needs; fused kernels always do.
+        self.recompute = False
         self.register_buffer("offset", torch.tensor(color).logit(), persistent=False)
 
     def forward(self, points: Float[Tensor, "P 3"]) -> Material:
         """Material at points in [-1, 1]^3; base colour is the sigmoid of the MLP's output, sRGB."""
-        if self.recompute and torch.is_grad_enabled():
+        if _is_fused(self):
+            color = self._fused_color(points)
+        elif self.recompute and torch.is_grad_enabled():
             kept = checkpoint(self._color, points, use_reentrant=False, preserve_rng_state=False)
             color = cast("Tensor", kept)
         else:
@@ -173,3 +217,10 @@ class ColorField(nn.Module):
 
     def _color(self, points: Float[Tensor, "P 3"]) -> Float[Tensor, "P 3"]:
         return torch.sigmoid(self.mlp(self.grid(points)) + self.offset)
+
+    def _fused_color(self, points: Float[Tensor, "P 3"]) -> Float[Tensor, "P 3"]:
+        first, second = (cast("nn.Linear", layer) for layer in self.mlp.layers)
+        bias = second.bias + cast("Tensor", self.offset)
+        layers = (first.weight, first.bias, second.weight, bias)
+        found = _Color.apply(_unit(points), self.grid.table, self.grid.layout, *layers)  # type: ignore[no-untyped-call]
+        return cast("Tensor", found)
