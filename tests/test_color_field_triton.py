@@ -133,7 +133,7 @@ def test_fields_on_cuda_agree_with_float64(sizes, layers, is_fused):
     gradient = sparse(200_003).cuda() * (points != 0)
     found = run(field, points, gradient)
     for ours, exact in zip(found, run(field.double(), points, gradient), strict=True):
-        assert (ours - exact).norm() < 3e-3 * exact.norm()
+        assert (ours - exact).norm() < 1e-2 * exact.norm()
 
 
 @pytest.mark.gpu

@@ -8,7 +8,7 @@ from pgc3d.errors import BackendUnavailableError
 from pgc3d.interfaces import Rasterizer
 
 Backend = Literal["auto", "nvdiffrast", "triton", "cpu"]
-AUTO_ON_CUDA: Literal["nvdiffrast", "triton"] = "nvdiffrast"
+AUTO_ON_CUDA: Literal["nvdiffrast", "triton"] = "triton"
 
 
 def build_rasterizer(backend: Backend, device: torch.device) -> Rasterizer:
