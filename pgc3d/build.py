@@ -137,7 +137,7 @@ def build(config: Config, task: Task, models: Models, device: torch.device) -> B
 
     Every source of randomness gets its own CPU generator, seeded from the run's seed and its name.
     """
-    rasterizer = build_rasterizer("auto", device)
+    rasterizer = build_rasterizer(config.run.rasterizer, device)
     representation = build_representation(config, task, rasterizer, device)
     teachers = load_teachers(config, task, models, device)
     for model in teachers.diffusion:

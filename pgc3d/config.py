@@ -28,6 +28,7 @@ from pgc3d.guidance.zero123 import Zero123Config
 from pgc3d.pgc import ClipConfig, PixelClip
 from pgc3d.photo import PhotoConfig
 from pgc3d.prompts import ViewPromptConfig
+from pgc3d.render import Backend
 from pgc3d.representation.dmtet import DMTetConfig
 from pgc3d.representation.textured_mesh import TexturedMeshConfig
 from pgc3d.schedules import PiecewiseLinear
@@ -117,6 +118,7 @@ class RunConfig:
     steps: int = 500
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    rasterizer: Backend = "auto"  # auto: triton on CUDA, cpu on a CPU
     resolution: tuple[int, ...] = (128, 256)  # pixels, one per stage
     resolution_until: tuple[float, ...] = (0.6,)  # progress at which each stage but the last one ends
     micro_batch: int = 0  # views that a guidance looks at at once, 0 for all; the same result in less memory

@@ -246,7 +246,7 @@ def _finished(
         device = build.resolve_device(config.run.device)
         session = Session(run, config, device, report, StopFlag(), manifest)
         with explain_memory(config, device):
-            rasterizer = build_rasterizer("auto", device)
+            rasterizer = build_rasterizer(config.run.rasterizer, device)
             task = Task.from_record(manifest, run.path)
             representation = stage.build_representation(config, task, rasterizer, device)
             unpack_representation(checkpoint, representation)

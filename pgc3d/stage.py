@@ -74,7 +74,7 @@ def adopt_mesh(
         front=chosen.front,
         crease_degrees=chosen.crease_degrees,
         texture_size=max(explicit, config.export.texture_size),
-        rasterizer=build_rasterizer("auto", device),
+        rasterizer=build_rasterizer(config.run.rasterizer, device),
         device=device,
         say=say,
     )

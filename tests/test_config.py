@@ -83,6 +83,9 @@ ERRORS = {
     "run.steps": "--set must be key=value, got 'run.steps'",
     "run=3": "--set: run must hold keys and values, got 3",
     "run.device=gpu": "--set: run.device: Invalid value 'gpu', expected one of ['auto', 'cpu', 'cuda']",
+    "run.rasterizer=gl": (
+        "--set: run.rasterizer: Invalid value 'gl', expected one of ['auto', 'nvdiffrast', 'triton', 'cpu']"
+    ),
     "run.resolution=[1]": "run: resolution must lie in [16, 4096], got [1]",
     "run.resolution=[32,64,128]": (
         "run: resolution_until must grow within [0, 1] and have one entry less than resolution, "

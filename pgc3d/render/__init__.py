@@ -8,17 +8,16 @@ from pgc3d.errors import BackendUnavailableError
 from pgc3d.interfaces import Rasterizer
 
 Backend = Literal["auto", "nvdiffrast", "triton", "cpu"]
-AUTO_ON_CUDA: Literal["nvdiffrast", "triton"] = "triton"
 
 
 def build_rasterizer(backend: Backend, device: torch.device) -> Rasterizer:
-    """Make the rasteriser that works on tensors of `device`; `auto` is `AUTO_ON_CUDA`, else the CPU one.
+    """Make the rasteriser that works on tensors of `device`; `auto` is triton on CUDA, cpu on a CPU.
 
     Raises:
         BackendUnavailableError: the backend's library is missing, or it cannot work on `device`.
     """
     if backend == "auto":
-        backend = AUTO_ON_CUDA if device.type == "cuda" else "cpu"
+        backend = "triton" if device.type == "cuda" else "cpu"
     if backend == "nvdiffrast":
         from pgc3d.render.nvdiffrast import NvdiffrastRasterizer
 
@@ -49,6 +48,6 @@ def _triton_rasterizer(device: torch.device) -> Rasterizer:
     except ImportError as error:
         raise BackendUnavailableError(
             f"the triton rasterizer needs triton, which cannot be imported ({error}); pip install triton, "
-            "or use nvdiffrast"
+            "or --set run.rasterizer=nvdiffrast"
         ) from error
     return TritonRasterizer()
