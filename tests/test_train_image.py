@@ -139,14 +139,14 @@ def test_the_untrained_model_is_the_text_prior_of_an_empty_prompt(text):
 
 def test_new_conditions_receive_gradients_from_the_start(text):
     models, _, _ = new_models(text)
-    trainer = train_image.Trainer(models, random_pairs(), 0)
-    torch.autograd.backward(trainer.loss(4))
+    trainer = train_image.Trainer(models, torch.device("cpu"), 0)
+    torch.autograd.backward(trainer.loss(random_pairs(), 4))
     assert models["unet"].conv_in.weight.grad[:, 4:].abs().max() > 0
     values = [p.grad for name, p in models["unet"].named_parameters() if name.endswith("attn2.to_v.weight")]
     assert all(grad.abs().max() > 0 for grad in values)
     for step in range(2):  # the token enters by values of zero, which the first update changes
-        trainer.step(step, 4, 1e-3)
-    torch.autograd.backward(trainer.loss(4))
+        trainer.step(random_pairs(), step, 4, 1e-3)
+    torch.autograd.backward(trainer.loss(random_pairs(), 4))
     assert all(p.grad.abs().max() > 0 for p in models["clip_camera_projection"].parameters())
     assert models["image_encoder"].vision_model.embeddings.patch_embedding.weight.grad.abs().max() > 0
 
@@ -155,7 +155,7 @@ def test_a_dropped_condition_is_zeros(text):
     models, _, _ = new_models(text)
     for parameter in models.parameters():
         torch.nn.init.normal_(parameter, std=0.05)
-    trainer = train_image.Trainer(models, random_pairs(), 0)
+    trainer = train_image.Trainer(models, torch.device("cpu"), 0)
     noisy, condition = torch.randn(2, 2, 4, LATENT, LATENT).unbind(0)
     t, picture, pose = torch.tensor([30, 900]), torch.rand(2, 3, SIZE, SIZE), torch.randn(2, POSE)
     with torch.no_grad():
@@ -179,21 +179,21 @@ def test_the_whole_prior_takes_at_most_40_megabytes():
 def test_going_on_after_a_stop_changes_nothing(text, tmp_path):
     def trainer():
         models, _, _ = new_models(text)
-        return train_image.Trainer(models, random_pairs(), 0), Budget(1.0, torch.device("cpu"))
+        return train_image.Trainer(models, torch.device("cpu"), 0), Budget(1.0, torch.device("cpu"))
 
     straight, _ = trainer()
     for number in range(4):
-        straight.step(number, 4, 1e-3 / (1 + number))
+        straight.step(random_pairs(), number, 4, 1e-3 / (1 + number))
     stopped, budget = trainer()
     for number in range(2):
-        stopped.step(number, 4, 1e-3 / (1 + number))
+        stopped.step(random_pairs(), number, 4, 1e-3 / (1 + number))
     budget.used, budget.step = 12.5, 2
     save_state(tmp_path / "state.pt", stopped.models, stopped.optimizer, stopped.average, budget)
     resumed, later = trainer()
     load_state(tmp_path / "state.pt", resumed.models, resumed.optimizer, resumed.average, later)
     assert (later.used, later.step) == (12.5, 2)
     for number in range(later.step, 4):
-        resumed.step(number, 4, 1e-3 / (1 + number))
+        resumed.step(random_pairs(), number, 4, 1e-3 / (1 + number))
     assert resumed.average.updates == straight.average.updates
     for a, b in zip(straight.average.source, resumed.average.source, strict=True):
         assert torch.equal(a, b)

@@ -10,6 +10,7 @@ the text part's; at the end the held-out models are drawn, see evaluate_image.py
 import argparse
 import math
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +33,11 @@ SAVE_EVERY = 1000  # steps
 
 
 class Trainer:
-    """Data, models and optimiser of one process."""
+    """Models and optimiser of one process."""
 
-    def __init__(self, models: nn.ModuleDict, pairs: PairStore, rank: int) -> None:
-        self.device, self.rank = pairs.picture.device, rank
-        self.models, self.pairs = models.to(self.device), pairs
+    def __init__(self, models: nn.ModuleDict, device: torch.device, rank: int) -> None:
+        self.device, self.rank = device, rank
+        self.models = models.to(device)
         self.average = MovingAverage(models.parameters(), 0.9995)
         self.optimizer = torch.optim.AdamW(
             self.average.source, lr=1e-3, betas=(0.9, 0.99), weight_decay=0.01, fused=True
@@ -47,9 +48,22 @@ class Trainer:
         unet.to(memory_format=torch.channels_last)
         self.unet = torch.compile(unet, dynamic=False) if self.device.type == "cuda" else unet
 
-    def loss(self, count: int) -> Tensor:
+    def compile(self, count: int, resolution: int) -> None:
+        """Compile on noise what `loss` does with the models, while the pairs are still being made."""
+        if self.device.type != "cuda":
+            return
+        latents = torch.zeros(2, count, 4, resolution // 8, resolution // 8, device=self.device)
+        picture = torch.zeros(count, 3, resolution, resolution, device=self.device)
+        zeros = torch.zeros(count, device=self.device)
+        output = self.predict(
+            latents[0], zeros.long(), latents[1], picture, zeros[:, None].expand(-1, 4), zeros
+        )
+        torch.autograd.backward(output.mean())
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def loss(self, pairs: PairStore, count: int) -> Tensor:
         """Mean squared error of v in `count` random pairs."""
-        pairs, g, device = self.pairs, self.generator, self.device
+        g, device = self.generator, self.device
         row = torch.multinomial(pairs.weight, count, replacement=True, generator=g)
         view = torch.randint(pairs.mean.shape[1], (count,), device=device, generator=g)
         keep = (torch.rand(count, device=device, generator=g) >= DROPOUT).float()
@@ -85,21 +99,23 @@ class Trainer:
             output: Tensor = self.unet(inputs, timesteps, token, return_dict=False)[0]
         return output.float()
 
-    def step(self, number: int, count: int, lr: float) -> Tensor:
+    def step(self, pairs: PairStore, number: int, count: int, lr: float) -> Tensor:
         """Update `number`; it draws the same pairs and noise whenever it is made."""
         self.generator.manual_seed(number * 1000 + self.rank)
-        loss = self.loss(count)
+        loss = self.loss(pairs, count)
         update(loss, self.optimizer, self.average, lr)
         return loss.detach()
 
 
-def run(trainer: Trainer, budget: Budget, arguments: argparse.Namespace, began: float) -> None:
+def run(
+    trainer: Trainer, pairs: PairStore, budget: Budget, arguments: argparse.Namespace, began: float
+) -> None:
     """Train until the budget or this call's time is used up; process 0 saves and reports."""
     saved = arguments.out / "state.pt"
     load_state(saved, trainer.models, trainer.optimizer, trainer.average, budget)
     total, count = torch.zeros((), device=trainer.device), 0
     for step in budget.steps(arguments.call_seconds - (time.perf_counter() - began)):
-        total += trainer.step(step, arguments.batch, budget.learning_rate(arguments.lr))
+        total += trainer.step(pairs, step, arguments.batch, budget.learning_rate(arguments.lr))
         count += 1
         if trainer.rank == 0 and step % arguments.report_every == 0:
             print(f"image {step} {time.perf_counter() - began:.0f}s {budget.progress:.3f} "
@@ -143,16 +159,22 @@ def main() -> None:
         arguments.conditions, arguments.targets, arguments.paints, arguments.resolution, 50 + rank,
         arguments.limit,
     )  # fmt: skip
-    pairs = keep_pairs(
-        arguments.out / f"pairs_{rank}.pt", arguments.dataset, settings, vae, build_rasterizer("auto", device)
-    )
     torch.manual_seed(0)  # all processes start from the same weights
     text_unet, pooled = load_text_prior(arguments.text)
     models = make_models(dict(text_unet.config), arguments.resolution)
     warm_start(models["unet"], text_unet, pooled)
-    trainer = Trainer(models, pairs, rank)
+    trainer = Trainer(models, device, rank)
+    with ThreadPoolExecutor(
+        1
+    ) as beside:  # rendering and compiling take minutes each, of different processors
+        compiled = beside.submit(trainer.compile, arguments.batch, arguments.resolution)
+        pairs = keep_pairs(
+            arguments.out / f"pairs_{rank}.pt", arguments.dataset, settings, vae,
+            build_rasterizer("auto", device),
+        )  # fmt: skip
+        compiled.result()
     budget = Budget(arguments.minutes, device)
-    run(trainer, budget, arguments, began)
+    run(trainer, pairs, budget, arguments, began)
     if rank == 0:
         trainer.average.swap()
         save_folder(trainer.models, arguments.out)
