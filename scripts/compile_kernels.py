@@ -10,6 +10,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from pgc3d.kernels import color_field_triton as color
+from pgc3d.kernels import compose_triton as compose
 from pgc3d.kernels import hash_grid_triton as grid
 from pgc3d.kernels import silhouette_triton as silhouette
 from pgc3d.kernels import zbuffer_triton as zbuffer
@@ -25,12 +26,17 @@ PICTURE = dict.fromkeys(("vertex_count", "height", "width", "pixel_count"), "i32
 MESH = {"clip": F32, "faces": I64}
 MIX = {"attributes": F32, "data": F32, "faces": I64}
 CHANNELS = {"CHANNELS": 8, "BLOCK": 128}
+PLACES = dict.fromkeys(("places", "color", "data", "key", "camera", "background", "picture", "depth"), F32)
+PULLS = {**PLACES, **dict.fromkeys(("of_picture", "of_depth", "of_places", "of_color"), F32)}
 EDGES = {"clip": F32, "edges": I64, "best": I64, "image": F32}
 KERNELS: list[tuple[Any, Mapping[str, str], Mapping[str, int]]] = [
     (color._forward, COLORS, FIELD),
     (color._backward, COLOR_GRADIENTS, FIELD),
     (color._forward, COLORS, WIDE_FIELD),
     (color._backward, COLOR_GRADIENTS, WIDE_FIELD),
+    (compose._forward, PLACES, {"SHADING": True, "BLOCK": 128}),
+    (compose._backward, PULLS, {"SHADING": True, "PLACES": True, "DEPTH": True, "BLOCK": 128}),
+    (compose._backward, PULLS, {"SHADING": False, "PLACES": False, "DEPTH": False, "BLOCK": 128}),
     (grid._forward, {"points": F32, "table": F32, "parameters": I32, "features": F32}, GRID),
     (
         grid._backward_table,

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -14,16 +14,6 @@ from pgc3d.interfaces import Rasterizer
 from pgc3d.render.antialias import antialias
 from pgc3d.render.shading import key_direction, shade
 from pgc3d.types import Cameras, Fragments, Material, Mesh, Rendering, UvMesh
-
-
-@dataclass(frozen=True)
-class _Surface:
-    """What P pixels show: the covered ones, or all in order with zeros where nothing is."""
-
-    points: Float[Tensor, "P 3"]  # world
-    normal: Float[Tensor, "P 3"]  # world, unit
-    key: Float[Tensor, "P 3"]  # direction towards the light, world, unit
-    depth: Float[Tensor, "B H W 1"]
 
 
 def project(vertices: Float[Tensor, "V 3"], cameras: Cameras) -> Float[Tensor, "B V 4"]:
@@ -64,14 +54,12 @@ def render_mesh(  # noqa: PLR0913
     clip = project(mesh.vertices, cameras)
     fragments = rasterizer.rasterize(clip, mesh.faces, (resolution, resolution))
     everywhere = clip.is_cuda if everywhere is None else everywhere
-    find = _everywhere if everywhere else _visible
-    surface, pixel = find(_places(mesh, fragments, rasterizer), fragments, cameras)
-    color = material(surface.points).base_color
-    if shading:
-        color = shade(color, surface.normal, surface.key)
-    picture = _compose(color, surface, pixel, fragments, background)
+    pixel = None if everywhere else _visible(fragments)
+    places = _pick(_places(mesh, fragments, rasterizer), pixel)
+    color = material(places[:, :3]).base_color
+    picture, depth = _compose(color, places, pixel, fragments, cameras, background, shading=shading)
     picture = antialias(picture, fragments, clip, mesh.faces, topology)
-    return _rendering(picture, surface.depth, background)
+    return _rendering(picture, depth, background)
 
 
 def render_textured(  # noqa: PLR0913
@@ -104,13 +92,11 @@ def render_textured(  # noqa: PLR0913
     clip = project(vertices, cameras)
     fragments = rasterizer.rasterize(clip, faces, (resolution, resolution))
     mesh = Mesh(vertices, faces, vertex_normals(vertices, faces))
-    surface, pixel = _visible(_places(mesh, fragments, rasterizer), fragments, cameras)
-    coordinates = rasterizer.interpolate(uv[None], fragments, uv_faces).flatten(0, 2)
-    color = sample_texture(texture, coordinates.index_select(0, pixel))
-    if shading:
-        color = shade(color, surface.normal, surface.key)
-    picture = _compose(color, surface, pixel, fragments, background)
-    return _rendering(antialias(picture, fragments, clip, faces), surface.depth, background)
+    pixel = _visible(fragments)
+    places = _pick(_places(mesh, fragments, rasterizer), pixel)
+    color = sample_texture(texture, _pick(rasterizer.interpolate(uv[None], fragments, uv_faces), pixel))
+    picture, depth = _compose(color, places, pixel, fragments, cameras, background, shading=shading)
+    return _rendering(antialias(picture, fragments, clip, faces), depth, background)
 
 
 @dataclass(frozen=True)
@@ -150,21 +136,17 @@ def render_corners(
     fragments = rasterizer.rasterize(clip, mesh.faces, (resolution, resolution))
     parts = [(mesh.vertices, mesh.faces), (mesh.normals, mesh.normal_faces), (mesh.uv, mesh.uv_faces)]
     values = [rasterizer.interpolate(part[None], fragments, faces) for part, faces in parts]
-    find = _everywhere if clip.is_cuda else _visible
-    surface, pixel = find(torch.cat(values[:2], dim=-1), fragments, cameras)
-    place = torch.arange(fragments.data[..., 0].numel(), device=clip.device) if pixel is None else pixel
-    found = color(
-        Hits(
-            points=surface.points,
-            uv=values[2].flatten(0, 2).index_select(0, place),
-            triangle=fragments.triangle.flatten().index_select(0, place).clamp(min=0),
-            view=place // resolution**2,
-        )
+    pixel = None if clip.is_cuda else _visible(fragments)
+    places = _pick(torch.cat(values[:2], dim=-1), pixel)
+    triangle = _pick(fragments.triangle[..., None], pixel)[:, 0].clamp(min=0)
+    hits = Hits(
+        points=places[:, :3],
+        uv=_pick(values[2], pixel),
+        triangle=triangle,
+        view=_views(pixel, fragments),
     )
-    if shading:
-        found = shade(found, surface.normal, surface.key)
-    picture = _compose(found, surface, pixel, fragments, background)
-    return _rendering(antialias(picture, fragments, clip, mesh.faces, topology), surface.depth, background)
+    picture, depth = _compose(color(hits), places, pixel, fragments, cameras, background, shading=shading)
+    return _rendering(antialias(picture, fragments, clip, mesh.faces, topology), depth, background)
 
 
 def sample_texture(texture: Float[Tensor, "H W C"], uv: Float[Tensor, "P 2"]) -> Float[Tensor, "P C"]:
@@ -182,62 +164,78 @@ def _places(mesh: Mesh, fragments: Fragments, rasterizer: Rasterizer) -> Float[T
     return rasterizer.interpolate(attributes, fragments, mesh.faces)
 
 
-def _visible(
-    places: Float[Tensor, "B H W 6"], fragments: Fragments, cameras: Cameras
-) -> tuple[_Surface, Int[Tensor, " P"]]:
-    """The covered pixels and their flat indices over all views; a CUDA device is waited for."""
-    pixel = (fragments.data.detach()[..., 3].flatten() > 0).nonzero()[:, 0]
+def _visible(fragments: Fragments) -> Int[Tensor, " P"]:
+    """Flat indices, over all views, of the covered pixels; a CUDA device is waited for."""
+    return (fragments.data.detach()[..., 3].flatten() > 0).nonzero()[:, 0]
+
+
+def _pick(values: Shaped[Tensor, "B H W C"], pixel: Int[Tensor, " P"] | None) -> Shaped[Tensor, "P C"]:
+    """The values at some pixels, None for all in order; interpolation leaves zeros where nothing is."""
+    flat = values.flatten(0, 2)
     # index_select, because the backward of indexing sorts
-    points, normal = places.flatten(0, 2).index_select(0, pixel).chunk(2, dim=1)
-    views, height, width = fragments.data.shape[:3]
-    view = pixel // (height * width)
-    towards_camera = cameras.camera_from_world[view, 2]
-    distance = -(towards_camera[:, :3] * points).sum(-1) - towards_camera[:, 3]
-    depth = distance.new_zeros(views * height * width).index_copy(0, pixel, distance)
-    surface = _Surface(
-        points=points,
-        normal=normalize(normal, dim=-1),
-        key=key_direction(cameras)[view],
-        depth=depth.view(views, height, width, 1),
-    )
-    return surface, pixel
+    return flat if pixel is None else flat.index_select(0, pixel)
 
 
-def _everywhere(
-    places: Float[Tensor, "B H W 6"], fragments: Fragments, cameras: Cameras
-) -> tuple[_Surface, None]:
-    """Every pixel; interpolation leaves zeros where nothing is."""
-    points, normal = places.flatten(0, 2).chunk(2, dim=1)
-    towards_camera = cameras.camera_from_world[:, None, None, 2]  # [B, 1, 1, 4]
-    distance = -(towards_camera[..., :3] * places[..., :3]).sum(-1, keepdim=True) - towards_camera[..., 3:]
+def _views(pixel: Int[Tensor, " P"] | None, fragments: Fragments) -> Int[Tensor, " P"]:
+    """The view to which each pixel belongs."""
     views, height, width = fragments.data.shape[:3]
-    surface = _Surface(
-        points=points,
-        normal=normalize(normal, dim=-1),
-        key=key_direction(cameras)[:, None].expand(views, height * width, 3).flatten(0, 1),
-        depth=torch.where(fragments.data.detach()[..., 3:] > 0, distance, 0.0),
-    )
-    return surface, None
+    if pixel is None:
+        pixel = torch.arange(views * height * width, device=fragments.data.device)
+    return pixel // (height * width)
 
 
 def _compose(
-    color: Tensor,
-    surface: _Surface,
-    pixel: Tensor | None,
+    color: Float[Tensor, "P 3"],
+    places: Float[Tensor, "P 6"],
+    pixel: Int[Tensor, " P"] | None,
     fragments: Fragments,
+    cameras: Cameras,
     background: Float[Tensor, "B 3"],
-) -> Float[Tensor, "B H W 7"]:
-    """Colour, encoded normal and alpha of every pixel, without antialiasing."""
-    views, height, width = fragments.data.shape[:3]
-    layers = torch.cat([color, 0.5 * surface.normal + 0.5, torch.ones_like(color[:, :1])], dim=1)
-    rest = torch.cat([torch.full_like(background, 0.5), torch.zeros_like(background[:, :1])], dim=1)
-    empty = torch.cat([background, rest], dim=1)[:, None]
+    *,
+    shading: bool,
+) -> tuple[Float[Tensor, "B H W 7"], Float[Tensor, "B H W 1"]]:
+    """Lit colour, encoded normal and alpha of every pixel, without antialiasing, and its depth.
+
+    `color` and `places` (points and normals) are those of the pixels that `_pick` took.
+    """
+    key = key_direction(cameras)
+    if pixel is None and _is_fused(places, color, cameras, background):
+        from pgc3d.kernels.compose_triton import compose
+
+        data, camera = fragments.data.detach(), cameras.camera_from_world
+        return compose(places, color, data, key, camera, background, shading=shading)
+    points, normal = places.chunk(2, dim=1)
+    normal, view = normalize(normal, dim=-1), _views(pixel, fragments)
+    if shading:
+        color = shade(color, normal, key[view])
+    towards_camera = cameras.camera_from_world[view, 2]
+    distance = -(towards_camera[:, :3] * points).sum(-1, keepdim=True) - towards_camera[:, 3:]
+    layers = torch.cat([color, 0.5 * normal + 0.5, torch.ones_like(distance)], dim=1)
+    rest = [torch.full_like(background, 0.5), torch.zeros_like(background[:, :1])]
+    empty = torch.cat([background, *rest], dim=1)[:, None, None]
+    return _put(layers, pixel, fragments, empty), _put(
+        distance, pixel, fragments, torch.zeros_like(empty[..., :1])
+    )
+
+
+def _put(
+    values: Float[Tensor, "P C"],
+    pixel: Int[Tensor, " P"] | None,
+    fragments: Fragments,
+    empty: Float[Tensor, "B 1 1 C"],
+) -> Float[Tensor, "B H W C"]:
+    """Spread values over the pixels that `_pick` took; `empty` is what the others show."""
+    shape = (*fragments.data.shape[:3], values.shape[1])
     if pixel is None:
-        covered = fragments.data.detach()[..., 3:] > 0
-        return torch.where(covered, layers.view(views, height, width, 7), empty[:, None])
-    empty = empty.expand(-1, height * width, -1)
-    picture = empty.reshape(-1, 7).index_copy(0, pixel, layers)
-    return picture.view(views, height, width, 7)
+        return torch.where(fragments.data.detach()[..., 3:] > 0, values.view(shape), empty)
+    return empty.expand(shape).reshape(-1, shape[3]).index_copy(0, pixel, values).view(shape)
+
+
+def _is_fused(places: Tensor, color: Tensor, cameras: Cameras, background: Float[Tensor, "B 3"]) -> bool:
+    """Whether one kernel composes the picture, rather than a pass over it for each operation."""
+    inputs = (places, color, cameras.camera_from_world, background)
+    fixed = not (cameras.camera_from_world.requires_grad or background.requires_grad)
+    return fixed and places.is_cuda and all(values.dtype == torch.float32 for values in inputs)
 
 
 def _rendering(

@@ -6,21 +6,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pgc3d.kernels.light import AMBIENT, GAMMA, KEY, LINEAR_KNEE, OFFSET, SKY, SLOPE, SRGB_KNEE
 from pgc3d.types import Cameras
 
 KEY_DIRECTION = (-0.3, 0.5, 1.0)  # in camera space: from above the viewer's left shoulder
-AMBIENT, KEY, SKY = 0.45, 0.45, 0.10
 
 
 def srgb_to_linear(color: Float[Tensor, "*P C"]) -> Float[Tensor, "*P C"]:
     """Decode sRGB in [0, 1] to linear light (IEC 61966-2-1)."""
-    return torch.where(color <= 0.04045, color / 12.92, ((color.clamp(min=0.0) + 0.055) / 1.055) ** 2.4)
+    curve = ((color.clamp(min=0.0) + OFFSET) / (1 + OFFSET)) ** GAMMA
+    return torch.where(color <= SRGB_KNEE, color / SLOPE, curve)
 
 
 def linear_to_srgb(color: Float[Tensor, "*P C"]) -> Float[Tensor, "*P C"]:
     """Encode linear light in [0, 1] as sRGB (IEC 61966-2-1); finite gradient at 0."""
-    curve = 1.055 * color.clamp(min=0.0031308) ** (1 / 2.4) - 0.055
-    return torch.where(color <= 0.0031308, color * 12.92, curve)
+    curve = (1 + OFFSET) * color.clamp(min=LINEAR_KNEE) ** (1 / GAMMA) - OFFSET
+    return torch.where(color <= LINEAR_KNEE, color * SLOPE, curve)
 
 
 def key_direction(cameras: Cameras) -> Float[Tensor, "B 3"]:
