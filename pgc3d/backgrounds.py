@@ -24,6 +24,7 @@ from torch import Tensor
 from pgc3d.diffusion.latent import resize
 from pgc3d.errors import InputError
 from pgc3d.photo import read_picture
+from pgc3d.render.antialias import clamp_overshoot
 from pgc3d.types import Rendering
 
 Color: TypeAlias = tuple[float, float, float]  # sRGB
@@ -69,8 +70,7 @@ def put_behind(rendering: Rendering, backdrops: Sequence[Backdrop | None]) -> Re
         ]
     )
     color = rendering.color + (1.0 - rendering.alpha) * (pictures - rendering.background[:, None, None])
-    # As in the renderer: features thinner than a pixel can leave [0, 1], and keep their gradient.
-    return replace(rendering, color=color + (color.clamp(0, 1) - color).detach())
+    return replace(rendering, color=clamp_overshoot(color))
 
 
 def prepare_backdrop(path: Path, size: int) -> bytes:

@@ -13,6 +13,7 @@ are last unless `dim` says otherwise. A pixel with a NaN or an infinity in any c
 Arithmetic is in float32 or wider, the result has the gradient's dtype, and nothing waits for the device.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -29,13 +30,12 @@ _SAMPLE = 65536  # pixels looked at for a percentile
 
 def replace_nonfinite(gradient: Float[Tensor, "..."], *, dim: int = -1) -> Float[Tensor, "..."]:
     """Set every pixel that holds a NaN or an infinity to zero; the rule `none`."""
-    finite = torch.isfinite(gradient).all(dim, keepdim=True)
-    return torch.where(finite, gradient, torch.zeros((), dtype=gradient.dtype, device=gradient.device))
+    return torch.where(_largest(gradient, dim) < math.inf, gradient, 0.0)
 
 
 def count_nonfinite(gradient: Float[Tensor, "..."], *, dim: int = -1) -> Tensor:
     """Count the pixels that the rules set to zero, as an integer scalar on the device."""
-    return (~torch.isfinite(gradient).all(dim)).sum()
+    return (~(_largest(gradient, dim) < math.inf)).sum()
 
 
 def clip_pixelwise(
@@ -52,8 +52,7 @@ def clip_pixelwise(
         dim: the channel axis.
     """
     _check_threshold(threshold)
-    clean = _clean(gradient, dim)
-    direction, length = _polar(clean, norm, dim)
+    clean, direction, length = _polar(gradient, norm, dim)
     return torch.where(length > threshold, direction * threshold, clean).to(gradient.dtype)
 
 
@@ -71,8 +70,7 @@ def normalize_pngd(
 ) -> Float[Tensor, "..."]:
     """Squash every pixel vector to c g / (|g| + c): g where short, length c where long, half at |g| = c."""
     _check_threshold(threshold)
-    clean = _clean(gradient, dim)
-    direction, length = _polar(clean, norm, dim)
+    clean, direction, length = _polar(gradient, norm, dim)
     # Divided by the larger of c and |g| the formula neither overflows nor loses small vectors.
     short, long = clean / (1 + length / threshold), direction * (threshold / (1 + threshold / length))
     return torch.where(length > threshold, long, short).to(gradient.dtype)
@@ -128,7 +126,7 @@ def statistics(
         "nonfinite_fraction": count_nonfinite(gradient, dim=dim) / changed.numel(),
     }
     if percentiles:
-        _, length = _polar(_clean(gradient, dim), norm, dim)
+        _, _, length = _polar(gradient, norm, dim)
         ordered = _sample(length).sort().values
         for percent in (50, 90, 99):
             metrics[f"gradient_p{percent}"] = ordered[round(percent / 100 * (len(ordered) - 1))]
@@ -157,8 +155,7 @@ class AdaptivePixelClip:
 
     def __call__(self, gradient: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """Take the gradient into the running quantile, then clip it."""
-        clean = _clean(gradient, self.dim)
-        direction, length = _polar(clean, self.norm, self.dim)
+        clean, direction, length = _polar(gradient, self.norm, self.dim)
         self._update(length)
         threshold = self.threshold
         return torch.where(length > threshold, direction * threshold, clean).to(gradient.dtype)
@@ -339,18 +336,27 @@ def _clean(gradient: Tensor, dim: int) -> Tensor:
     return replace_nonfinite(gradient, dim=dim).to(_wide(gradient.dtype))
 
 
-def _polar(gradient: Tensor, norm: Norm, dim: int) -> tuple[Tensor, Tensor]:
-    """Split finite pixel vectors into unit direction and length [..., 1]; zero has direction zero.
+def _largest(gradient: Tensor, dim: int) -> Tensor:
+    """The largest absolute value of every pixel [..., 1]: NaN or infinite where any channel is."""
+    largest: Tensor = torch.linalg.vector_norm(gradient, math.inf, dim, keepdim=True)
+    return largest
+
+
+def _polar(gradient: Tensor, norm: Norm, dim: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Clean pixel vectors, their unit directions, and their lengths [..., 1]; zero has direction zero.
 
     Dividing by the largest channel first keeps squares from overflowing, and makes the clipped L-infinity
     length the threshold to the last bit.
     """
-    largest = gradient.abs().amax(dim, keepdim=True)
-    direction = gradient / torch.where(largest > 0, largest, 1.0)
+    largest = _largest(gradient, dim).to(_wide(gradient.dtype))
+    finite = largest < math.inf
+    clean = torch.where(finite, gradient, 0.0).to(largest.dtype)
+    largest = torch.where(finite, largest, 0.0)
+    direction = clean / torch.where(largest > 0, largest, 1.0)
     if norm == "linf":
-        return direction, largest
+        return clean, direction, largest
     length = torch.linalg.vector_norm(direction, dim=dim, keepdim=True)
-    return direction / torch.where(length > 0, length, 1.0), largest * length
+    return clean, direction / torch.where(length > 0, length, 1.0), largest * length
 
 
 def _sample(length: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from pgc3d.cameras import orbit
 from pgc3d.geometry.edges import EdgeTopology, sorted_topology
-from pgc3d.render.antialias import antialias, edge_topology
+from pgc3d.render.antialias import antialias, clamp_overshoot, edge_topology
 from pgc3d.render.cpu import CpuRasterizer
 from pgc3d.render.mesh_renderer import project
 
@@ -261,3 +261,13 @@ def test_sorted_topology_agrees_and_a_closed_mesh_has_no_border(vertex_count):
     assert len(topology.edges) == len(faces) * 3 // 2
     assert (topology.opposite >= 0).all()
     assert rows(sorted_topology(faces, vertex_count)) == rows(topology)
+
+
+def test_overshoot_is_clamped_and_its_gradient_passes():
+    image = torch.tensor([-0.3, -1e-9, 0.0, 0.2, 1.0, 1.1, math.nan], requires_grad=True)
+    clamped = clamp_overshoot(image)
+    torch.testing.assert_close(
+        clamped, torch.tensor([0.0, 0.0, 0.0, 0.2, 1.0, 1.0, math.nan]), equal_nan=True, atol=0, rtol=0
+    )
+    (clamped * torch.arange(7.0)).sum().backward()
+    assert torch.equal(image.grad, torch.arange(7.0))

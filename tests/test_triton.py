@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pgc3d.kernels import hash_grid
+from pgc3d.errors import BackendUnavailableError
+from pgc3d.kernels import hash_grid, require_triton
 from pgc3d.kernels.hash_grid import hash_layout
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -46,6 +47,14 @@ def test_hash_grid_agrees_with_torch(features, count, device):
     assert of_points is None
 
 
+def test_a_missing_triton_is_said(monkeypatch):
+    monkeypatch.setitem(sys.modules, "triton", None)
+    with pytest.raises(
+        BackendUnavailableError, match=r"pictures on CUDA need triton, .*; pip install triton"
+    ):
+        require_triton("pictures")
+
+
 @needs_triton
 def test_kernels_compile_for_a_gpu_that_is_not_here(tmp_path):
     """The interpreter accepts more than the compiler does."""
@@ -56,4 +65,5 @@ def test_kernels_compile_for_a_gpu_that_is_not_here(tmp_path):
     )
     assert found.returncode == 0, found.stderr[-2000:]
     assert "_backward_table" in found.stdout
+    assert "compose_triton._forward" in found.stdout
     assert "atom.global.gpu.relaxed.add.v2.f32" in found.stdout

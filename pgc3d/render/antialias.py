@@ -6,15 +6,14 @@ smaller than a few pixels that triangle rarely holds the silhouette, and the out
 every silhouette edge is followed through the picture instead, whatever its size.
 """
 
-from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pgc3d.errors import BackendUnavailableError
 from pgc3d.geometry.edges import EdgeTopology, sorted_topology
+from pgc3d.kernels import require_triton
 from pgc3d.kernels.silhouette import Crossings
 from pgc3d.types import Fragments
 
@@ -70,7 +69,8 @@ def antialias(
         return image
     data = fragments.data.detach()
     if implementation == "triton":
-        antialias_triton = _load_triton()
+        require_triton("silhouettes")
+        from pgc3d.kernels.silhouette_triton import antialias_triton
 
         return antialias_triton(image, data, clip, topology.edges, topology.opposite)
     if implementation == "numba":
@@ -80,14 +80,20 @@ def antialias(
     return blend(image, clip, topology, find_crossings(clip, data, topology.edges, topology.opposite))
 
 
-def _load_triton() -> Callable[..., Tensor]:
-    try:
-        from pgc3d.kernels.silhouette_triton import antialias_triton
-    except ImportError as error:
-        raise BackendUnavailableError(
-            f"antialiasing on CUDA needs triton, which cannot be imported ({error}); pip install triton"
-        ) from error
-    return antialias_triton
+def clamp_overshoot(image: Float[Tensor, "*P"]) -> Float[Tensor, "*P"]:
+    """Bring what mixing took out of [0, 1] back; gradients pass, or thin features could not recover."""
+    clamped: Tensor = _Clamp.apply(image)  # type: ignore[no-untyped-call]
+    return clamped
+
+
+class _Clamp(torch.autograd.Function):
+    @staticmethod
+    def forward(_ctx: Any, image: Tensor) -> Tensor:
+        return image.clamp(0, 1)
+
+    @staticmethod
+    def backward(_ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient
 
 
 def blend(

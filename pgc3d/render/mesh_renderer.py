@@ -11,7 +11,8 @@ from torch.nn.functional import normalize
 from pgc3d.geometry.edges import EdgeTopology
 from pgc3d.geometry.normals import vertex_normals
 from pgc3d.interfaces import Rasterizer
-from pgc3d.render.antialias import antialias
+from pgc3d.kernels import require_triton
+from pgc3d.render.antialias import antialias, clamp_overshoot
 from pgc3d.render.shading import key_direction, shade
 from pgc3d.types import Cameras, Fragments, Material, Mesh, Rendering, UvMesh
 
@@ -200,6 +201,7 @@ def _compose(
     """
     key = key_direction(cameras)
     if pixel is None and _is_fused(places, color, cameras, background):
+        require_triton("pictures")
         from pgc3d.kernels.compose_triton import compose
 
         data, camera = fragments.data.detach(), cameras.camera_from_world
@@ -213,9 +215,8 @@ def _compose(
     layers = torch.cat([color, 0.5 * normal + 0.5, torch.ones_like(distance)], dim=1)
     rest = [torch.full_like(background, 0.5), torch.zeros_like(background[:, :1])]
     empty = torch.cat([background, *rest], dim=1)[:, None, None]
-    return _put(layers, pixel, fragments, empty), _put(
-        distance, pixel, fragments, torch.zeros_like(empty[..., :1])
-    )
+    nowhere = torch.zeros_like(empty[..., :1])
+    return _put(layers, pixel, fragments, empty), _put(distance, pixel, fragments, nowhere)
 
 
 def _put(
@@ -241,7 +242,6 @@ def _is_fused(places: Tensor, color: Tensor, cameras: Cameras, background: Float
 def _rendering(
     picture: Float[Tensor, "B H W 7"], depth: Float[Tensor, "B H W 1"], background: Float[Tensor, "B 3"]
 ) -> Rendering:
-    # Features thinner than a pixel can leave [0, 1]; their gradient must survive, or they could not recover.
-    picture = picture + (picture.clamp(0, 1) - picture).detach()
+    picture = clamp_overshoot(picture)
     color, normal, alpha = picture[..., :3], picture[..., 3:6], picture[..., 6:]
     return Rendering(color=color, normal=normal, depth=depth, alpha=alpha, background=background)

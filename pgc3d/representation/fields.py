@@ -8,8 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from pgc3d.errors import BackendUnavailableError
-from pgc3d.kernels import hash_grid
+from pgc3d.kernels import hash_grid, require_triton
 from pgc3d.kernels.hash_grid import HashLayout, hash_layout
 from pgc3d.types import Material
 
@@ -60,7 +59,7 @@ def _kernel(table: Tensor) -> Any:
     if table.dtype != torch.float32:
         return hash_grid
     if table.device.type == "cuda":
-        _require_triton()
+        require_triton("colour fields")
         from pgc3d.kernels import hash_grid_triton
 
         return hash_grid_triton
@@ -74,19 +73,10 @@ def _is_fused(field: "ColorField") -> bool:
     table, layers = field.grid.table, field.mlp.layers
     if table.dtype != torch.float32 or table.device.type != "cuda" or len(layers) != 2:
         return False
-    _require_triton()
+    require_triton("colour fields")
     from pgc3d.kernels.color_field_triton import fits
 
     return fits(field.grid.width, cast("nn.Linear", layers[0]).out_features)
-
-
-def _require_triton() -> None:
-    try:
-        import triton  # noqa: F401
-    except ImportError as error:
-        raise BackendUnavailableError(
-            f"colour fields on CUDA need triton, which cannot be imported ({error}); pip install triton"
-        ) from error
 
 
 class HashGrid(nn.Module):
