@@ -103,13 +103,17 @@ def test_compiled_code_is_kept_in_the_users_cache_unless_told_otherwise(tmp_path
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # the compiler's own
-def test_only_networks_that_are_worth_it_are_compiled(tmp_path, monkeypatch):
+def test_only_networks_that_are_worth_it_are_compiled_block_by_block(tmp_path, monkeypatch):
+    from diffusers.models.attention import BasicTransformerBlock
+
     for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
         monkeypatch.setenv(name, str(tmp_path))
-    small, large = (torch.nn.Linear(10_000, rows, device="meta") for rows in (9_000, 11_000))
+    with torch.device("meta"):
+        small, large = (torch.nn.ModuleList([BasicTransformerBlock(dim, 8, 64)]) for dim in (512, 4096))
     for network in (small, large):
         accelerate_network(network)
-    assert small._compiled_call_impl is None
-    assert large._compiled_call_impl is not None
+    assert small[0]._compiled_call_impl is None
+    assert large[0]._compiled_call_impl is not None
+    assert large._compiled_call_impl is None
     accelerate_network(small, "default")
-    assert small._compiled_call_impl is not None
+    assert small[0]._compiled_call_impl is not None
