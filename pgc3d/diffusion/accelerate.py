@@ -19,7 +19,7 @@ CompileMode = Literal["default", "max-autotune-no-cudagraphs"]
 # Compiling takes about a minute, whatever the size. A run of the bundled prior's 20 M takes less without.
 COMPILED_FROM = 100_000_000  # parameters
 # The blocks that a network is made of; what lies between them is a small share of its time. Each kind of
-# block is compiled once: on an H100 SDXL's first ten steps took 63 s, as one graph 157 s; later steps took 137
+# block is compiled once: on an H100 SDXL's first ten steps took 63 s, as one graph 157 s; later ones took 137
 # to 173 ms beside other jobs, as one graph 131 to 154 ms. CUDA graphs do not fit: the outputs of all blocks
 # of a kind would lie in the same memory.
 BLOCKS = ("BasicTransformerBlock", "ResnetBlock2D")
