@@ -1,11 +1,11 @@
-"""Paint three procedural meshes and lay six views of every exported GLB out in one picture.
+"""Paint three models of the data set and lay six views of every exported GLB out in one picture.
 
-    python scripts/make_texture_sheet.py RUNS assets/texturing.png --quality draft
+    python scripts/make_texture_sheet.py DATASET RUNS assets/texturing.png
 
-The meshes are made here, in files as others would hand them over: a closed barrel with its own texture
-coordinates (GLB), a vase that is open on top and has none (PLY), and a chair that stands along the z axis
-(STL).
-Runs that are finished already are not repeated.
+DATASET is what scripts/mini/build_dataset.py writes. The models go into files as others would hand them over:
+a horse with its maker's texture coordinates (GLB; B2przemo, CC BY 3.0), an armchair of loose sheets that has
+none (PLY; Cris1983, CC0), and a chair that stands along the z axis, in millimetres (STL; JoelEapen, CC0). Runs
+that are finished already are not repeated.
 """
 
 import argparse
@@ -27,60 +27,41 @@ from pgc3d.export.turntable import tile, to_bytes
 from pgc3d.geometry.placement import place
 from pgc3d.render import build_rasterizer
 
-SEGMENTS = 48
+
+def welded(data: Any) -> trimesh.Trimesh:
+    """A model with a vertex for every pair of place and texture coordinates."""
+    corner, uv = data["faces"].reshape(-1, 1), data["uv"].reshape(-1, 2)
+    pairs, index = np.unique(np.concatenate([corner, uv], axis=1), axis=0, return_inverse=True)
+    mesh = trimesh.Trimesh(data["vertices"][pairs[:, 0].astype(int)], index.reshape(-1, 3), process=False)
+    mesh.visual = trimesh.visual.TextureVisuals(uv=pairs[:, 1:])
+    return mesh
 
 
-def revolve(radius: Any, height: Any) -> tuple[Any, Any, Any]:
-    """A surface around the y axis with texture coordinates (angle, height); its seam has two columns."""
-    angle = np.linspace(0, 2 * np.pi, SEGMENTS + 1)
-    rows = len(radius)
-    x, z = np.outer(radius, np.sin(angle)), np.outer(radius, np.cos(angle))
-    vertices = np.stack([x, np.broadcast_to(np.array(height)[:, None], x.shape), z], axis=-1).reshape(-1, 3)
-    across, along = np.meshgrid(angle / (2 * np.pi), np.linspace(0, 1, rows))
-    index = np.arange(vertices.shape[0]).reshape(rows, -1)
-    a, b, c, d = index[:-1, :-1], index[:-1, 1:], index[1:, 1:], index[1:, :-1]
-    faces = np.concatenate([np.stack([a, b, c], -1).reshape(-1, 3), np.stack([a, c, d], -1).reshape(-1, 3)])
-    return vertices, faces, np.stack([across, along], axis=-1).reshape(-1, 2)
+def bare(data: Any) -> trimesh.Trimesh:
+    """A model's triangles alone."""
+    return trimesh.Trimesh(data["vertices"], data["faces"], process=False)
 
 
-def barrel(path: Path) -> None:
-    """Closed, with texture coordinates."""
-    height = np.linspace(-1, 1, 17)
-    radius = np.concatenate([[1e-3], 0.75 - 0.2 * height**2, [1e-3]])
-    vertices, faces, uv = revolve(radius, np.concatenate([[-1], height, [1]]))
-    mesh = trimesh.Trimesh(vertices, faces, process=False)
-    mesh.visual = trimesh.visual.TextureVisuals(uv=0.02 + 0.96 * uv)
-    mesh.export(path)
+def upright(data: Any) -> trimesh.Trimesh:
+    """The same along the z axis, in millimetres."""
+    x, y, z = 500 * data["vertices"].T
+    return trimesh.Trimesh(np.stack([x, -z, y], axis=1), data["faces"], process=False)
 
 
-def vase(path: Path) -> None:
-    """Open on top, without texture coordinates."""
-    height = np.linspace(0, 30, 25)
-    radius = 8 + 4 * np.sin(height / 5) - height / 10
-    vertices, faces, _ = revolve(np.concatenate([[0.0], radius]), np.concatenate([[0.0], height]))
-    trimesh.Trimesh(vertices, faces, process=True).export(path)
-
-
-def chair(path: Path) -> None:
-    """Stands along z and looks along -y, in millimetres."""
-    parts = [((460, 440, 50), (0, 0, 450)), ((460, 50, 480), (0, 195, 700))]
-    parts += [((45, 45, 430), (x, y, 215)) for x in (-200, 200) for y in (-190, 190)]
-    boxes = [trimesh.creation.box(size, trimesh.transformations.translation_matrix(at)) for size, at in parts]
-    trimesh.util.concatenate(boxes).export(path)
-
-
-JOBS: dict[str, tuple[Callable[[Path], None], str, list[str]]] = {
-    "barrel.glb": (barrel, "a wooden barrel", []),
-    "vase.ply": (vase, "a blue vase", []),
-    "chair.stl": (chair, "a red chair", ["--up", "+z"]),
+JOBS: dict[str, tuple[str, Callable[[Any], trimesh.Trimesh], str, list[str]]] = {
+    "horse.glb": ("Blend Swap CC-BY#horse", welded, "a brown horse", []),
+    "armchair.ply": ("Blend Swap CC-0#armchair2", bare, "a red armchair", []),
+    "chair.stl": ("Blend Swap CC-0#thonet", upright, "a wooden chair", ["--up", "+z"]),
 }
 
 
-def run(folder: Path, name: str, options: list[str]) -> Path:
+def run(dataset: Path, folder: Path, name: str, options: list[str]) -> Path:
     """Paint one mesh through the command line, as a user would."""
-    make, prompt, axes = JOBS[name]
+    model, make, prompt, axes = JOBS[name]
+    records = json.loads((dataset / "index.json").read_text())
+    record = next(record for record in records if record["id"] == model)
     folder.mkdir(parents=True, exist_ok=True)
-    make(folder / name)
+    make(np.load(dataset / record["file"])).export(folder / name)
     out = folder / Path(name).stem
     manifest = out / "manifest.json"
     if manifest.is_file() and json.loads(manifest.read_text())["status"] == "done":
@@ -93,7 +74,7 @@ def run(folder: Path, name: str, options: list[str]) -> Path:
 def views(out: Path, name: str) -> torch.Tensor:
     """Six views of the exported file, read back; the file's axes are turned into the world for that."""
     asset = read_mesh(out / "asset.glb")
-    axes = JOBS[name][2]
+    axes = JOBS[name][3]
     placement = place(asset.vertices, asset.faces, up=axes[1] if axes else "+y", front="auto")
     asset = type(asset)(**{**vars(asset), "vertices": placement.to_world(asset.vertices)})
     cameras, background = comparison_views()
@@ -105,6 +86,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("dataset", type=Path)
     parser.add_argument("runs", type=Path)
     parser.add_argument("sheet", type=Path)
     parser.add_argument("--quality", default="standard")
@@ -112,10 +94,10 @@ def main() -> None:
     arguments = parser.parse_args()
     pictures, labels = [], []
     for name in arguments.only:
-        out = run(arguments.runs, name, ["--quality", arguments.quality])
+        out = run(arguments.dataset, arguments.runs, name, ["--quality", arguments.quality])
         shots = list(views(out, name))
         pictures += shots
-        labels += [f"{JOBS[name][1]} ({name})", *[""] * (len(shots) - 1)]
+        labels += [f"{JOBS[name][2]} ({name})", *[""] * (len(shots) - 1)]
     Image.fromarray(tile(pictures, 6, labels).numpy()).save(arguments.sheet)
 
 
