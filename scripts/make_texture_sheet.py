@@ -4,8 +4,8 @@
 
 DATASET is what scripts/mini/build_dataset.py writes. The models go into files as others would hand them over:
 a horse with its maker's texture coordinates (GLB; B2przemo, CC BY 3.0), an armchair of loose sheets that has
-none (PLY; Cris1983, CC0), and a chair that stands along the z axis, in millimetres (STL; JoelEapen, CC0). Runs
-that are finished already are not repeated.
+none (PLY; Cris1983, CC0), and a chair that stands along the z axis, in millimetres (STL; JoelEapen, CC0).
+Runs that are finished already are not repeated.
 """
 
 import argparse
