@@ -291,15 +291,9 @@ def expectation(code: Code, batch: int, rate: float) -> dict[str, float]:
     item = next(unet.parameters()).element_size()
     side = model.resolution
     found = plan.estimate(
-        teacher,
-        costs,
-        side=side,
-        render_side=0,
-        batch=batch,
-        micro_batch=batch,
-        item=item,
+        teacher, costs, side=side, render_side=0, batch=batch, micro_batch=batch, item=item,
         controls=teacher.controls,
-    )
+    )  # fmt: skip
     return {"planned_bytes": found.bytes, "planned_ms": 1e3 * found.operations / (rate * costs.share)}
 
 
@@ -360,7 +354,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 2], help="the most important first")
     parser.add_argument("--control", action="store_true", help="each model also with a depth ControlNet")
     parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--compile-mode", default=None, help="of the UNet; 'default' on CUDA, none on a CPU")
     parser.add_argument("--budget-seconds", type=float, default=540.0, help="no new row starts after this")
     parser.add_argument("--tiny", action="store_true", help="miniature modules, to try the script itself")
     parser.add_argument("--json", type=Path, default=None)
@@ -373,21 +366,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     device = torch.device(options.device)
     cuda = device.type == "cuda"
     dtype = torch.float16 if cuda else torch.float32
-    mode: CompileMode | None = options.compile_mode or ("default" if cuda else None)
+    mode: CompileMode | None = "default" if cuda else None
     rate = plan.matmul_rate(device, dtype, size=512 if options.tiny else 8192)
     name = torch.cuda.get_device_name(device) if cuda else "CPU"
     report: dict[str, Any] = {
-        "device": name,
-        "torch": torch.__version__,
-        "matmul_rate": rate,
-        "compile_mode": mode,
-        "repeats": options.repeats,
+        "device": name, "torch": torch.__version__, "matmul_rate": rate, "repeats": options.repeats,
         "rows": [],
-    }
+    }  # fmt: skip
     print(f"{name}, torch {torch.__version__}, {dtype}, matrix products at {rate / 1e12:.1f} TFLOP/s")
-    print(
-        f"milliseconds, medians of {options.repeats}; cosine of the image's gradient with float32", flush=True
-    )
+    print(f"milliseconds, medians of {options.repeats}; cosine of the image's gradient with float32")
     print_line(COLUMNS)
     print_line("-" * width for width in COLUMNS.values())
     for layout, control in product(options.models, (False, True) if options.control else (False,)):
