@@ -9,7 +9,6 @@ so that what a guidance says about the background reaches no parameter, and what
 is weighed against the picture.
 """
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +22,7 @@ from torch import Tensor
 
 from pgc3d.diffusion.latent import resize
 from pgc3d.errors import InputError
-from pgc3d.photo import read_picture
+from pgc3d.photo import encode_png, read_picture
 from pgc3d.render.antialias import clamp_overshoot
 from pgc3d.types import Rendering
 
@@ -82,9 +81,7 @@ def prepare_backdrop(path: Path, size: int) -> bytes:
     picture = read_picture(path)
     if picture.mode != "RGB":
         raise InputError(f"a background must be opaque, {path} is not; save it without an alpha channel")
-    stream = io.BytesIO()
-    ImageOps.fit(picture, (size, size), Image.Resampling.LANCZOS).save(stream, format="PNG")
-    return stream.getvalue()
+    return encode_png(ImageOps.fit(picture, (size, size), Image.Resampling.LANCZOS))
 
 
 def load_backdrop(path: Path, device: torch.device) -> Backdrop:

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from pgc3d import plan
-from pgc3d.diffusion.accelerate import CompileMode, accelerate, accelerate_network, release_decoder
+from pgc3d.diffusion.accelerate import accelerate, accelerate_network, release_decoder
 from pgc3d.diffusion.controlnet import Control, control_residuals
 from pgc3d.diffusion.fast_encoder import FastEncoder
 from pgc3d.diffusion.latent import LatentDiffusion, Layout
@@ -259,15 +259,13 @@ def make_control(model: LatentDiffusion) -> Control:
     return Control(network=network.eval().requires_grad_(requires_grad=False), condition="depth")
 
 
-def make_codes(
-    model: LatentDiffusion, controls: tuple[Control, ...], compile_mode: CompileMode | None
-) -> dict[str, Code]:
+def make_codes(model: LatentDiffusion, controls: tuple[Control, ...], *, compiled: bool) -> dict[str, Code]:
     """What is compared; ours has its own copy of the weights."""
     theirs = Code(model, plan.PLAIN, controls)
     ours = theirs.copied(next(model.unet.parameters()).dtype)
-    ours = replace(ours, model=accelerate(ours.model, compile_mode=compile_mode), costs=plan.FAST)
+    ours = replace(ours, model=accelerate(ours.model, compiled=compiled), costs=plan.FAST)
     for control in ours.controls:
-        accelerate_network(control.network, compile_mode)
+        accelerate_network(control.network, compiled=compiled)
     lean = FastEncoder(ours.model.vae.encoder, recompute=True, score_bytes=SMALL_SCORE_BYTES)
     low = replace(ours, model=replace(ours.model, encoder=lean), costs=plan.FAST_LOW)
     return {"diffusers": theirs, "pgc3d": ours, "pgc3d, low memory": low}
@@ -366,7 +364,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     device = torch.device(options.device)
     cuda = device.type == "cuda"
     dtype = torch.float16 if cuda else torch.float32
-    mode: CompileMode | None = "default" if cuda else None
     rate = plan.matmul_rate(device, dtype, size=512 if options.tiny else 8192)
     name = torch.cuda.get_device_name(device) if cuda else "CPU"
     report: dict[str, Any] = {
@@ -382,7 +379,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"out of time before {layout}{' + control' * control}")
             continue
         model = make_model(layout, tiny=options.tiny, device=device, dtype=dtype)
-        codes = make_codes(model, (make_control(model),) if control else (), mode)
+        codes = make_codes(model, (make_control(model),) if control else (), compiled=cuda)
         for batch in options.batches:
             if time.perf_counter() - start > options.budget_seconds:
                 print(f"out of time before batch {batch}")

@@ -54,7 +54,7 @@ def predict(model, embedding):
 def test_acceleration_keeps_the_results(folder, embedding, low_memory):
     plain = load_latent_diffusion(folder)
     expected, predicted = encode(plain), predict(plain, embedding)
-    fast = accelerate(load_latent_diffusion(folder), low_memory=low_memory, compile_mode=None)
+    fast = accelerate(load_latent_diffusion(folder), low_memory=low_memory, compiled=False)
     assert isinstance(fast.encoder, FastEncoder)
     assert fast.encoder.recompute == low_memory
     for found, value in zip((*encode(fast), *predict(fast, embedding)), (*expected, *predicted), strict=True):
@@ -66,7 +66,7 @@ def test_an_encoder_of_another_kind_runs_as_it_is_and_that_is_said(folder, caplo
     expected = encode(model)
     model.vae.encoder.conv_in.padding_mode = "reflect"
     with caplog.at_level(logging.WARNING):
-        other = accelerate(model, compile_mode=None)
+        other = accelerate(model, compiled=False)
     assert other.encoder is None
     assert [record.message for record in caplog.records] == [
         "the VAE's encoder runs as diffusers wrote it, not in the fast way: it has another first or last "
@@ -115,5 +115,5 @@ def test_only_networks_that_are_worth_it_are_compiled_block_by_block(tmp_path, m
     assert small[0]._compiled_call_impl is None
     assert large[0]._compiled_call_impl is not None
     assert large._compiled_call_impl is None
-    accelerate_network(small, "default")
+    accelerate_network(small, compiled=True)
     assert small[0]._compiled_call_impl is not None

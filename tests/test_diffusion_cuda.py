@@ -49,7 +49,7 @@ def cosine(a, b):
 
 
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
-@pytest.mark.parametrize("fast", [None, {"compile_mode": "default"}], ids=["plain", "fast"])
+@pytest.mark.parametrize("fast", [None, {"compiled": True}], ids=["plain", "fast"])
 @pytest.mark.parametrize("micro_batch", [0, 1])
 def test_a_step_does_not_wait_for_the_device(folder, fast, micro_batch):
     guidance = build(folder, "cuda", dtype=torch.float16, vae_dtype=torch.float16, fast=fast)
@@ -89,10 +89,10 @@ def test_both_devices_give_the_same_gradient(folder, dtype, vae_dtype, least):
 def test_the_fast_path_gives_the_same_gradient(folder, low_memory):
     plain = build(folder, "cuda")
     expected = plain(*step(plain), 0.5).gradient
-    fast = build(folder, "cuda", fast={"low_memory": low_memory, "compile_mode": "default"})
+    fast = build(folder, "cuda", fast={"low_memory": low_memory, "compiled": True})
     assert cosine(fast(*step(fast), 0.5).gradient, expected) > 0.9999
     half = {"dtype": torch.float16, "vae_dtype": torch.float16}
-    fast = build(folder, "cuda", fast={"low_memory": low_memory, "compile_mode": "default"}, **half)
+    fast = build(folder, "cuda", fast={"low_memory": low_memory, "compiled": True}, **half)
     assert cosine(fast(*step(fast), 0.5).gradient, expected) > 0.99
 
 

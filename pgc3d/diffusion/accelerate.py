@@ -3,7 +3,7 @@
 import logging
 import os
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -13,8 +13,6 @@ from pgc3d.diffusion.models import record_file
 from pgc3d.kernels.attention import SCORE_BYTES, SMALL_SCORE_BYTES
 
 logger = logging.getLogger(__name__)
-
-CompileMode = Literal["default", "max-autotune-no-cudagraphs"]
 
 # Compiling takes about a minute, whatever the size. A run of the bundled prior's 20 M takes less without.
 COMPILED_FROM = 100_000_000  # parameters
@@ -27,10 +25,7 @@ _KINDS = 64  # widths and sizes of blocks that one network may have
 
 
 def accelerate(
-    model: LatentDiffusion,
-    *,
-    low_memory: bool = False,
-    compile_mode: CompileMode | Literal["auto"] | None = "auto",
+    model: LatentDiffusion, *, low_memory: bool = False, compiled: bool | None = None
 ) -> LatentDiffusion:
     """Change how the modules run; the results stay the same up to rounding.
 
@@ -40,10 +35,10 @@ def accelerate(
     Args:
         model: its modules are changed.
         low_memory: keep less between the encoder's forward and backward pass, at the price of time.
-        compile_mode: of the UNet, None to leave it uncompiled; "auto" is "default" from `COMPILED_FROM` on.
+        compiled: whether the UNet's blocks are; None is yes from `COMPILED_FROM` on.
     """
     vae = model.vae
-    accelerate_network(model.unet, compile_mode)
+    accelerate_network(model.unet, compiled=compiled)
     if reason := why_unsupported(vae.encoder):
         logger.warning("the VAE's encoder runs as diffusers wrote it, not in the fast way: %s", reason)
         return spare_memory(model) if low_memory else model
@@ -53,18 +48,17 @@ def accelerate(
     return replace(model, encoder=encoder)
 
 
-def accelerate_network(network: Any, compile_mode: CompileMode | Literal["auto"] | None = "auto") -> None:
+def accelerate_network(network: Any, *, compiled: bool | None = None) -> None:
     """Put a UNet or ControlNet in channels-last order and compile its blocks, in place; see `accelerate`."""
     network.to(memory_format=torch.channels_last)
-    if compile_mode == "auto":
-        size = sum(parameter.numel() for parameter in network.parameters())
-        compile_mode = "default" if size >= COMPILED_FROM else None
-    if compile_mode is not None:
+    if compiled is None:
+        compiled = sum(parameter.numel() for parameter in network.parameters()) >= COMPILED_FROM
+    if compiled:
         keep_compiled_code()
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _KINDS)
         for block in network.modules():
             if type(block).__name__ in BLOCKS:
-                block.compile(dynamic=False, mode=compile_mode)
+                block.compile(dynamic=False)
 
 
 def spare_memory(model: LatentDiffusion) -> LatentDiffusion:

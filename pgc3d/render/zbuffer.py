@@ -11,7 +11,7 @@ from pgc3d.types import Fragments
 
 @runtime_checkable
 class Kernels(Protocol):
-    """What a kernel module offers; tensors are contiguous, and `zbuffer_numba` states the rules."""
+    """What a kernel module offers; tensors are contiguous, and `kernels.zbuffer` states the rules."""
 
     def find_visible(self, clip: Tensor, faces: Tensor, height: int, width: int) -> Tensor: ...
 
