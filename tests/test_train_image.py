@@ -151,6 +151,22 @@ def test_new_conditions_receive_gradients_from_the_start(text):
     assert models["image_encoder"].vision_model.embeddings.patch_embedding.weight.grad.abs().max() > 0
 
 
+def test_what_is_compiled_is_what_the_loss_asks_for(text):
+    """Any other shape, type or layout would be compiled again in the first update."""
+    models, _, _ = new_models(text)
+    trainer = train_image.Trainer(models, torch.device("cpu"), 0)
+    seen = []
+
+    def look(_, inputs):
+        seen.append([(i.shape, i.dtype, i.stride(), i.requires_grad) for i in inputs])
+
+    models["unet"].register_forward_pre_hook(look)
+    trainer.compile(4, SIZE)
+    assert all(p.grad is None for p in models.parameters())
+    trainer.loss(random_pairs(), 4)
+    assert seen[0] == seen[1]
+
+
 def test_a_dropped_condition_is_zeros(text):
     models, _, _ = new_models(text)
     for parameter in models.parameters():

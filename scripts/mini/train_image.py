@@ -10,7 +10,6 @@ the text part's; at the end the held-out models are drawn, see evaluate_image.py
 import argparse
 import math
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ import torch.nn.functional as F
 from evaluate_image import evaluate
 from image_prior import DIFFUSION, condition_token, load_text_prior, make_models, save_folder, warm_start
 from jaxtyping import Float
-from loop import Budget, MovingAverage, load_state, save_state, start, update
+from loop import Budget, MovingAverage, load_state, save_state, set_fast_math, start, update
 from pairs import PairSettings, PairStore, keep_pairs
 from torch import Tensor, nn
 
@@ -49,9 +48,7 @@ class Trainer:
         self.unet = torch.compile(unet, dynamic=False) if self.device.type == "cuda" else unet
 
     def compile(self, count: int, resolution: int) -> None:
-        """Compile on noise what `loss` does with the models, while the pairs are still being made."""
-        if self.device.type != "cuda":
-            return
+        """Compile, on noise, what `loss` does with the models."""
         latents = torch.zeros(2, count, 4, resolution // 8, resolution // 8, device=self.device)
         picture = torch.zeros(count, 3, resolution, resolution, device=self.device)
         zeros = torch.zeros(count, device=self.device)
@@ -129,6 +126,24 @@ def run(
               f"{budget.step} steps", flush=True)  # fmt: skip
 
 
+def starting_models(text: Path, resolution: int) -> nn.ModuleDict:
+    """What training starts from, the same in every process."""
+    torch.manual_seed(0)
+    text_unet, pooled = load_text_prior(text)
+    models = make_models(dict(text_unet.config), resolution)
+    warm_start(models["unet"], text_unet, pooled)
+    return models
+
+
+def fill_compile_cache(text: Path, resolution: int, count: int, device: torch.device) -> None:
+    """Compile what the training will, in a process of its own; the training finds it on the disk.
+
+    It takes as long as making the pairs. In a thread beside them it hung for ever on an H100.
+    """
+    set_fast_math(device)
+    Trainer(starting_models(text, resolution), device, 0).compile(count, resolution)
+
+
 def parse_arguments() -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -159,20 +174,17 @@ def main() -> None:
         arguments.conditions, arguments.targets, arguments.paints, arguments.resolution, 50 + rank,
         arguments.limit,
     )  # fmt: skip
-    torch.manual_seed(0)  # all processes start from the same weights
-    text_unet, pooled = load_text_prior(arguments.text)
-    models = make_models(dict(text_unet.config), arguments.resolution)
-    warm_start(models["unet"], text_unet, pooled)
-    trainer = Trainer(models, device, rank)
-    with ThreadPoolExecutor(
-        1
-    ) as beside:  # rendering and compiling take minutes each, of different processors
-        compiled = beside.submit(trainer.compile, arguments.batch, arguments.resolution)
-        pairs = keep_pairs(
-            arguments.out / f"pairs_{rank}.pt", arguments.dataset, settings, vae,
-            build_rasterizer("auto", device),
-        )  # fmt: skip
-        compiled.result()
+    trainer = Trainer(starting_models(arguments.text, arguments.resolution), device, rank)
+    beside = torch.multiprocessing.get_context("spawn").Process(
+        target=fill_compile_cache, args=(arguments.text, arguments.resolution, arguments.batch, device)
+    )
+    if rank == 0 and device.type == "cuda":
+        beside.start()
+    pairs = keep_pairs(
+        arguments.out / f"pairs_{rank}.pt", arguments.dataset, settings, vae, build_rasterizer("auto", device)
+    )
+    if beside.is_alive():
+        beside.join()
     budget = Budget(arguments.minutes, device)
     run(trainer, pairs, budget, arguments, began)
     if rank == 0:
