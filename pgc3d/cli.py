@@ -217,7 +217,7 @@ def evaluate(
     ] = None,
     align: Annotated[bool, typer.Option("--align", help="Turn results, which may face any way.")] = False,
     frame: FrameOption = Frame.OWN,
-    retriever: Annotated[Path | None, typer.Option(help="Contrastive model, for r_precision.")] = None,
+    retriever: Annotated[Path | None, typer.Option(help="CLIP for r_precision, else the bundled.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Processes that measure at once.")] = 1,
     run: Annotated[bool, typer.Option("--run", help="First make what FOLDER lacks.")] = False,
     seeds: Annotated[int, typer.Option(min=1, help="With --run, how many for each item.")] = 1,

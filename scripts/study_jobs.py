@@ -21,11 +21,13 @@ from pgc3d.errors import InputError, Pgc3dError
 from pgc3d.evaluation.items import Item
 from pgc3d.evaluation.measure import Measure, Result, score
 from pgc3d.evaluation.protocol import Frame, Protocol
+from pgc3d.evaluation.retrieval import load_retriever
 from pgc3d.export.gltf import encode_png
 from pgc3d.export.mesh_file import read_mesh
 from pgc3d.export.roundtrip import comparison_views, render_asset
 from pgc3d.export.turntable import to_bytes
 from pgc3d.image_statistics import statistics
+from pgc3d.mini import judge
 from pgc3d.render import build_rasterizer
 from pgc3d.run import replace_file
 from pgc3d.task import Task
@@ -140,7 +142,8 @@ def run_job(job: Job, settings: Settings) -> dict[str, Any]:
             metrics = {} if item is None else measure_against_truth(job, item, result.files[0], settings)
         except Pgc3dError as error:
             return line | {"error": str(error)}
-        metrics |= measure_views(result.files[0], settings.out / "views" / f"{job.slug}.png")
+        shown = job.task if job.kind == "text" else None
+        metrics |= measure_views(result.files[0], settings.out / "views" / f"{job.slug}.png", shown)
         metrics |= read_log(run / "metrics.jsonl", CLIPPED[job.kind])
     return line | {"metrics": metrics | {"seconds": seconds}}
 
@@ -172,12 +175,16 @@ def measure_against_truth(job: Job, item: Item, file: Path, settings: Settings) 
     return metrics
 
 
-def measure_views(file: Path, picture: Path) -> dict[str, float]:
-    """Statistics of six views of a mesh file, which are written too."""
+def measure_views(file: Path, picture: Path, text: str | None = None) -> dict[str, float]:
+    """Statistics of six views of a mesh file, which are written too, and how many show the text."""
     device = torch.device("cpu")
     cameras, background = comparison_views(device)
     rendering = render_asset(
         read_mesh(file), cameras, VIEW_SIZE, background=background, rasterizer=build_rasterizer("cpu", device)
     )
     replace_file(picture, encode_png(to_bytes(torch.cat(list(rendering.color), dim=1))))
-    return statistics(rendering.color, rendering.alpha)
+    metrics = statistics(rendering.color, rendering.alpha)
+    if text is not None:
+        retriever = load_retriever(judge(), device)
+        metrics["r_precision"] = retriever.r_precision(rendering.color, text, ())
+    return metrics

@@ -12,7 +12,7 @@ from pgc3d.evaluation.results import bootstrap, interval, rises
 REFERENCES = ("none", "pixel=0.1")
 FALLING = ("speckle", "total_variation", "saturated_fraction", "seconds", "chamfer", "vae_distance")
 MAIN = {
-    "text": ("speckle", "total_variation", "saturated_fraction", "clipped_fraction"),
+    "text": ("speckle", "total_variation", "saturated_fraction", "clipped_fraction", "r_precision"),
     "image": ("psnr", "chamfer", "speckle", "clipped_fraction"),
 }
 SHARED = "shared_"  # before metrics in the frame of the truth

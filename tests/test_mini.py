@@ -13,6 +13,7 @@ from pgc3d.cameras import turntable
 from pgc3d.diffusion.latent import select
 from pgc3d.diffusion.models import load_latent_diffusion, resolve_model
 from pgc3d.diffusion.text import encode_prompts
+from pgc3d.evaluation.retrieval import load_retriever
 from pgc3d.guidance.score import classifier_free_guidance
 from pgc3d.guidance.sds import ScoreDistillation
 from pgc3d.prompts import ViewPromptConfig, view_prompts
@@ -52,8 +53,13 @@ def normal(*shape, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def test_the_whole_prior_fits_in_a_package():
-    assert sum(file.stat().st_size for file in PACKAGE.rglob("*") if file.is_file()) <= 50e6
+def size_of(folder):
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def test_text_prior_and_judge_fit_in_a_package():
+    assert size_of(PACKAGE / "text") <= 50e6
+    assert size_of(PACKAGE) <= 60e6
 
 
 def test_weights_are_safetensors_in_half_precision():
@@ -154,6 +160,16 @@ def test_a_bus_is_long_from_the_side_and_narrow_from_the_front(model, texts):
     front, side = (extent(sample(model, texts, f"bus {view}")) for view in ("in front", "from the side"))
     assert side[0] > 2 * front[0]  # measured 3.4 to 4
     assert side[1] < front[1]
+
+
+def test_the_judge_tells_the_priors_pictures_apart(model, texts):
+    """It shares no weight with the prior."""
+    judge = load_retriever(pgc3d.mini.judge(), torch.device("cpu"))
+    shown = {"a red chair": "red", "a blue chair": "blue", "a city bus": "bus from the side"}
+    pictures = torch.stack([sample(model, texts, name) for name in shown.values()])
+    similarity = judge.embed_images(pictures.clamp(0, 1)) @ judge.embed_texts(list(shown)).T
+    assert similarity.argmax(1).tolist() == [0, 1, 2]
+    assert similarity.topk(2).values.diff().abs().min() > 0.2  # measured 0.34 and more
 
 
 def sample(model, texts, name, steps=10, guidance_scale=5.0):

@@ -1,7 +1,7 @@
-"""The bundled priors: miniatures of SDXL's and Zero123's layouts, trained on renders of free models.
+"""The bundled models: miniatures of SDXL's, Zero123's and CLIP's layouts, trained on renders of free models.
 
-`text/` and `image/` are ordinary checkpoint folders, loaded by the same code as any other; `image/` shares
-the VAE of `text/`. MODEL_CARD.md says what they were trained on, what they know and what they cannot do.
+`text/`, `image/` and `judge/` are ordinary checkpoint folders, loaded by the same code as any other; `image/`
+shares the VAE of `text/`. MODEL_CARD.md says what they were trained on, what they know and cannot do.
 """
 
 from pathlib import Path
@@ -34,3 +34,15 @@ def image_model() -> tuple[Path, Path]:
             "--guidance zero123, with --model for a folder in diffusers' layout"
         )
     return folder, text_model() / "vae"
+
+
+def judge() -> Path:
+    """Folder of the contrastive model that tells what results show, see `evaluation.retrieval`.
+
+    Raises:
+        WeightsNotFoundError: the installation lacks the weights.
+    """
+    folder = Path(__file__).parent / "judge"
+    if not (folder / "config.json").is_file():
+        raise WeightsNotFoundError(f"the bundled judge must lie in {folder}, found nothing; reinstall pgc3d")
+    return folder

@@ -32,7 +32,7 @@ SIZE, TOKENS, DISTRACTORS = 128, 16, 500
 
 
 def make_model(vocabulary: int) -> Any:
-    """A CLIP of 3.5 M parameters: ViT with 64 patches of 16 px, text transformer, 128 shared dimensions."""
+    """A CLIP of 3.7 M parameters: ViT with 64 patches of 16 px, text transformer, 128 shared dimensions."""
     from transformers import CLIPConfig, CLIPModel
 
     vision = {"image_size": SIZE, "patch_size": 16, "hidden_size": 192, "intermediate_size": 768,
