@@ -179,3 +179,11 @@ def test_only_the_outer_surface_is_visible():
     assert len(points) == 2000
     assert points.norm(dim=1).min() > 0.85
     assert points.mean(0).norm() < 0.05  # no side is preferred
+
+
+def test_a_surface_too_small_to_be_seen_has_no_visible_points():
+    points = visible_points(
+        1e-6 * torch.eye(3), torch.tensor([[0, 1, 2]]), views=4, count=10, generator=generator(),
+        rasterizer=CpuRasterizer(),
+    )  # fmt: skip
+    assert points.shape == (0, 3)
