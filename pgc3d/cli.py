@@ -232,6 +232,7 @@ def evaluate(
     from pgc3d.evaluation.measure import Measure
     from pgc3d.evaluation.protocol import Protocol
     from pgc3d.evaluation.results import table
+    from pgc3d.mini import judge
 
     if align and frame is Frame.SHARED:
         raise InputError("--align must go with --frame own, got --frame shared, in which nothing is moved")
@@ -239,7 +240,7 @@ def evaluate(
     measure = Measure(
         protocol=Protocol(alignment="rotation" if align else "none", frame=frame.value),
         device=resolve_device(options.device.value if options.device else "auto").type,
-        retriever=retriever,
+        retriever=retriever or judge(),
     )
 
     def configured(item: Item) -> Any:
@@ -249,14 +250,9 @@ def evaluate(
     if run:
         make = functools.partial(benchmark.make_item, configured=configured, report=Bar())
         benchmark.make_missing(listed, folders, make, seeds=range(seeds), say=say)
+    names = [name.value for name in baseline or []]
     records = benchmark.evaluate(
-        listed,
-        folders,
-        out=out,
-        measure=measure,
-        baselines=[name.value for name in baseline or []],
-        jobs=jobs,
-        say=say,
+        listed, folders, out=out, measure=measure, baselines=names, jobs=jobs, say=say
     )
     print(table(records, frame.value))
     return 0

@@ -270,6 +270,16 @@ def test_the_command_says_what_is_missing(folder, tmp_path, capsys):
     assert "found none of 2 items" in capsys.readouterr().err
 
 
+def test_the_command_asks_the_bundled_judge(tmp_path, chair, capsys):
+    write_items(tmp_path / "items.jsonl", [Item("a-chair", prompt="a chair")])
+    (tmp_path / "mine").mkdir()
+    write_mesh(tmp_path / "mine" / "a-chair.glb", chair, "glb")
+    with pytest.raises(SystemExit) as ended:
+        main(["eval", str(tmp_path / "items.jsonl"), str(tmp_path / "mine"), "--out", str(tmp_path / "out")])
+    assert ended.value.code == 0
+    assert "r_precision" in capsys.readouterr().out
+
+
 def test_missing_results_are_made_once(folder, tmp_path, chair):
     made = []
 

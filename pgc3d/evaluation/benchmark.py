@@ -78,6 +78,8 @@ def evaluate(
             f"there must be results to measure, found none of {len(items)} items in "
             f"{', '.join(map(str, folders)) or 'no folder'}; name them ITEM.glb or ITEM-SEED/asset.glb"
         )
+    if measure.retriever is None:
+        say("r_precision is left out: it needs a contrastive model (--retriever FOLDER)")
     texts = dict.fromkeys(item.description for item in items if item.description)
     measure = replace(measure, distractors=(*texts, *measure.distractors))
     records = list(_measured(results, measure, out / "records", jobs, say))

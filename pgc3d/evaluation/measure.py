@@ -5,6 +5,7 @@ import json
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,7 +20,7 @@ from pgc3d.evaluation.results import Record
 from pgc3d.evaluation.retrieval import Retriever, load_retriever
 from pgc3d.export.mesh_file import read_mesh
 from pgc3d.interfaces import Rasterizer
-from pgc3d.mini import judge, text_model
+from pgc3d.mini import text_model
 from pgc3d.render import build_rasterizer
 
 
@@ -39,18 +40,13 @@ class Measure:
 
     protocol: Protocol = Protocol()  # noqa: RUF009 - frozen
     device: str = "cpu"
-    retriever: Path | None = None  # folder of a contrastive model; None is the bundled one
+    retriever: Path | None = None  # folder of a contrastive model; None leaves r_precision out
     distractors: tuple[str, ...] = ()  # texts that results are to be told from
-
-    @property
-    def judge(self) -> Path:
-        """Folder of the contrastive model."""
-        return self.retriever or judge()
 
 
 def score(result: Result, measure: Measure, key: str = "") -> Record:
     """Measure one result; one that cannot be read or compared becomes a record with the reason."""
-    tools = _tools(measure.device, measure.judge)
+    tools = _tools(measure.device, measure.retriever)
     try:
         metrics = _metrics(result, measure, tools)
     except Pgc3dError as error:
@@ -63,17 +59,17 @@ class _Tools:
     device: torch.device
     rasterizer: Rasterizer
     distance: EncoderDistance
-    retriever: Retriever
+    retriever: Retriever | None
 
 
 @lru_cache(maxsize=1)
-def _tools(name: str, retriever: Path) -> _Tools:
+def _tools(name: str, retriever: Path | None) -> _Tools:
     device = torch.device(name)
     return _Tools(
         device=device,
         rasterizer=build_rasterizer("auto", device),
         distance=load_encoder_distance(text_model(), device),
-        retriever=load_retriever(retriever, device),
+        retriever=None if retriever is None else load_retriever(retriever, device),
     )
 
 
@@ -86,7 +82,7 @@ def _metrics(result: Result, measure: Measure, tools: _Tools) -> dict[str, float
             rasterizer=tools.rasterizer, distance=tools.distance, device=tools.device,
             input_elevation_degrees=None if item.image is None else item.elevation_degrees,
         )  # fmt: skip
-    if item.description:
+    if item.description and tools.retriever is not None:
         cameras = measure.protocol.novel_cameras().to(tools.device)
         size = measure.protocol.resolution
         images = render_views(normalize_mesh(mesh), cameras, size, rasterizer=tools.rasterizer).color
@@ -100,7 +96,10 @@ def record_key(result: Result, measure: Measure) -> str:
     for path in (result.mesh, result.item.truth):
         digest.update(b"" if path is None else path.read_bytes())
     item = {name: value for name, value in asdict(result.item).items() if not isinstance(value, Path)}
-    models = {"texts": measure.distractors, "retriever": _hash(measure.judge / "model.safetensors")}
+    models: dict[str, Any] = {"texts": None}
+    if measure.retriever is not None:
+        weights = measure.retriever / "model.safetensors"
+        models = {"texts": measure.distractors, "retriever": _hash(weights)}
     facts = [item, asdict(measure.protocol), models, pgc3d.__version__]
     digest.update(json.dumps(facts, sort_keys=True).encode())
     return digest.hexdigest()

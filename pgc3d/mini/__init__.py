@@ -15,10 +15,7 @@ def text_model() -> Path:
     Raises:
         WeightsNotFoundError: the installation lacks the weights.
     """
-    folder = Path(__file__).parent / "text"
-    if not (folder / "model_index.json").is_file():
-        raise WeightsNotFoundError(f"the bundled prior must lie in {folder}, found nothing; reinstall pgc3d")
-    return folder
+    return _folder("text", "model_index.json", "prior", "found nothing; reinstall pgc3d")
 
 
 def image_model() -> tuple[Path, Path]:
@@ -27,13 +24,11 @@ def image_model() -> tuple[Path, Path]:
     Raises:
         WeightsNotFoundError: the installation lacks the weights.
     """
-    folder = Path(__file__).parent / "image"
-    if not (folder / "model_index.json").is_file():
-        raise WeightsNotFoundError(
-            f"the bundled image prior must lie in {folder}, but this version comes without it; use "
-            "--guidance zero123, with --model for a folder in diffusers' layout"
-        )
-    return folder, text_model() / "vae"
+    instead = (
+        "but this version comes without it; use --guidance zero123, with --model for a folder in diffusers' "
+        "layout"
+    )
+    return _folder("image", "model_index.json", "image prior", instead), text_model() / "vae"
 
 
 def judge() -> Path:
@@ -42,7 +37,12 @@ def judge() -> Path:
     Raises:
         WeightsNotFoundError: the installation lacks the weights.
     """
-    folder = Path(__file__).parent / "judge"
-    if not (folder / "config.json").is_file():
-        raise WeightsNotFoundError(f"the bundled judge must lie in {folder}, found nothing; reinstall pgc3d")
+    return _folder("judge", "config.json", "judge", "found nothing; reinstall pgc3d")
+
+
+def _folder(name: str, index: str, what: str, instead: str) -> Path:
+    """A folder of the package that must hold a file; what it is, and what to do without it."""
+    folder = Path(__file__).parent / name
+    if not (folder / index).is_file():
+        raise WeightsNotFoundError(f"the bundled {what} must lie in {folder}, {instead}")
     return folder
