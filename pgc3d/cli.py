@@ -250,10 +250,10 @@ def evaluate(
     if run:
         make = functools.partial(benchmark.make_item, configured=configured, report=Bar())
         benchmark.make_missing(listed, folders, make, seeds=range(seeds), say=say)
-    names = [name.value for name in baseline or []]
     records = benchmark.evaluate(
-        listed, folders, out=out, measure=measure, baselines=names, jobs=jobs, say=say
-    )
+        listed, folders, out=out, measure=measure, jobs=jobs, say=say,
+        baselines=[name.value for name in baseline or []],
+    )  # fmt: skip
     print(table(records, frame.value))
     return 0
 
