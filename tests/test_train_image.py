@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -27,6 +28,7 @@ from pairs import PairSettings, PairStore, keep_pairs
 from safetensors import safe_open
 from tiny import write_tiny_sdxl
 from torch.testing import assert_close
+from views import load_index, load_model, stretch
 
 import pgc3d.mini
 from pgc3d.cameras import fill_distance, orbit
@@ -249,6 +251,18 @@ def dataset(tmp_path_factory):
     return write_dataset(tmp_path_factory.mktemp("data") / "set")
 
 
+@given(st.tuples(*[st.floats(0.7, 1.4)] * 3), st.booleans())
+def test_stretched_shapes_keep_their_radius_and_right_angles_to_the_normals(dataset, factors, mirrored):
+    model = load_model(dataset, load_index(dataset)[0], torch.device("cpu"))
+    scale = torch.tensor([-factors[0] if mirrored else factors[0], *factors[1:]])
+    stretched = stretch(model, scale)
+    corners = stretched.vertices[stretched.faces.long()]
+    edges = corners[:, 1:] - corners[:, :1]
+    assert float(stretched.vertices.norm(dim=-1).max()) == pytest.approx(1.0)
+    assert (edges @ stretched.normals[:, 0, :, None]).abs().max() < 1e-6
+    assert ((corners.mean(1) * stretched.normals[:, 0]).sum(-1) > 0).all()  # outwards, as before
+
+
 def vae_of(folder):
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
@@ -256,9 +270,10 @@ def vae_of(folder):
 
 
 def test_input_pictures_are_framed_and_kept(text, dataset, tmp_path):
-    settings, vae = PairSettings(2, 1, 1, SIZE, 7, None), vae_of(text)
+    settings, vae = PairSettings(2, 2, 1, 1, SIZE, 7, None), vae_of(text)
     pairs = keep_pairs(tmp_path / "pairs.pt", dataset, settings, vae, CpuRasterizer())
-    assert pairs.mean.shape == (2 * 3 * 2, 2, 4, LATENT, LATENT)  # models, colours (own, one, wood), views
+    shapes, models, colours, conditions = 2, 2, 3, 2  # colours: own, one, wood
+    assert pairs.mean.shape == (shapes * models * colours * conditions, 2, 4, LATENT, LATENT)
     shown = (pairs.picture < 250).any(1)
     for picture in shown:
         rows, columns = (torch.nonzero(picture.any(axis))[:, 0] for axis in (1, 0))
@@ -270,7 +285,7 @@ def test_input_pictures_are_framed_and_kept(text, dataset, tmp_path):
     for name, value in vars(pairs).items():
         assert torch.equal(getattr(again, name), value)
     with pytest.raises(ValueError, match=r"must hold pairs of PairSettings\(.*remove it"):
-        keep_pairs(tmp_path / "pairs.pt", dataset, PairSettings(2, 1, 1, SIZE, 8, None), vae, CpuRasterizer())
+        keep_pairs(tmp_path / "pairs.pt", dataset, replace(settings, seed=8), vae, CpuRasterizer())
 
 
 @pytest.fixture(scope="module")
@@ -278,7 +293,8 @@ def folder(text, dataset, tmp_path_factory):
     """What the command writes, in two calls."""
     out = tmp_path_factory.mktemp("image")
     command = ["train_image.py", str(dataset), str(out), "--text", str(text), "--batch", "2",
-               "--resolution", str(SIZE), "--conditions", "1", "--targets", "1", "--paints", "0"]  # fmt: skip
+               "--resolution", str(SIZE), "--shapes", "1", "--conditions", "1", "--targets", "1",
+               "--paints", "0"]  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [*command, "--minutes", "0.01", "--call-seconds", "0"])
         train_image.main()

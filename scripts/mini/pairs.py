@@ -1,18 +1,22 @@
 """Input pictures and other views of the same objects, as latents in the memory of one device."""
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 from framing import random_directions, view_groups
 from jaxtyping import Float, UInt8
-from store import composite, posterior, render_split
+from store import Rendered, composite, posterior, render_split
 from torch import Tensor
-from views import Model
+from views import Model, stretch
 
 from pgc3d.interfaces import Rasterizer
 from pgc3d.types import Cameras
+
+STRETCH = 0.25  # largest natural logarithm of a random factor along an axis
 
 
 @dataclass(frozen=True)
@@ -31,12 +35,20 @@ class PairStore:
 class PairSettings:
     """What decides which pictures a process makes."""
 
-    conditions: int  # input views of each model
+    shapes: int  # each model as it is, then stretched and half of the time mirrored
+    conditions: int  # input views of each shape
     targets: int  # other views that belong to each of them
     paints: int  # colours of each model, besides its own and wood
     resolution: int
     seed: int
     limit: int | None  # use only so many models
+
+
+def random_stretch(model: Model, generator: torch.Generator) -> Model:
+    """A new shape: few models must teach what many would."""
+    factors = torch.empty(3).uniform_(-STRETCH, STRETCH, generator=generator).exp()
+    factors[0] *= 1.0 if torch.rand((), generator=generator) < 0.5 else -1.0
+    return stretch(model, factors.to(model.vertices))
 
 
 def build_pairs(folder: Path, settings: PairSettings, vae: Any, rasterizer: Rasterizer) -> PairStore:
@@ -50,11 +62,15 @@ def build_pairs(folder: Path, settings: PairSettings, vae: Any, rasterizer: Rast
         azimuth, elevation = random_directions(settings.conditions, settings.targets, generator)
         return view_groups(model.vertices, azimuth.to(device), elevation.to(device))
 
+    def render(number: int) -> Iterator[Rendered]:
+        return render_split(
+            folder, "train", cameras=cameras, paints=settings.paints, resolution=settings.resolution,
+            rasterizer=rasterizer, device=device, generator=generator, limit=settings.limit,
+            reshape=lambda model: random_stretch(model, generator) if number else model,
+        )  # fmt: skip
+
     weights, pictures, means, deviations, azimuths, elevations = [], [], [], [], [], []
-    for rendered in render_split(
-        folder, "train", cameras=cameras, paints=settings.paints, resolution=settings.resolution,
-        rasterizer=rasterizer, device=device, generator=generator, limit=settings.limit,
-    ):  # fmt: skip
+    for rendered in chain.from_iterable(map(render, range(settings.shapes))):
         for pair, images in zip(rendered.pairs, rendered.images, strict=True):
             image = composite(images, white)
             mean, deviation = posterior(vae, image)

@@ -62,6 +62,7 @@ def render_split(  # noqa: PLR0913 - flat on purpose
     device: torch.device,
     generator: torch.Generator,
     limit: int | None = None,
+    reshape: Callable[[Model], Model] = lambda model: model,
 ) -> Iterator[Rendered]:
     """Render the models of a split one by one, in their own and other colours, each from the same cameras.
 
@@ -76,6 +77,7 @@ def render_split(  # noqa: PLR0913 - flat on purpose
         device: where models and pictures are.
         generator: of the CPU, splits the transparent parts of a model.
         limit: use only so many models.
+        reshape: makes what is rendered of a model that was read.
     """
     records = [record for record in load_index(folder) if record["split"] == split][:limit]
     counts: dict[str, int] = {}
@@ -83,7 +85,7 @@ def render_split(  # noqa: PLR0913 - flat on purpose
         counts[record["cls"]] = counts.get(record["cls"], 0) + 1
     words = random.Random(0)
     for record in tqdm(records, desc=f"rendering {split}", mininterval=5):
-        model = load_model(folder, record, device)
+        model = reshape(load_model(folder, record, device))
         paintings = variants(record, paints, words)
         major = _major_materials(model)
         views = cameras(model)

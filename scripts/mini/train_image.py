@@ -1,6 +1,6 @@
 """Train the image part of the bundled prior: Zero123's layout, warm-started from the text part.
 
-    torchrun --nproc-per-node 2 scripts/mini/train_image.py DATASET OUT --minutes 20
+    torchrun --nproc-per-node 2 scripts/mini/train_image.py DATASET OUT --minutes 16.5
 
 Keeps the pictures of each process in OUT/pairs_N.pt. A call that ends before the minutes are used up leaves
 OUT/state.pt, and the same command goes on from there. The result is a folder without an autoencoder, which is
@@ -65,9 +65,8 @@ class Trainer:
         view = torch.randint(pairs.mean.shape[1], (count,), device=device, generator=g)
         keep = (torch.rand(count, device=device, generator=g) >= DROPOUT).float()
         spread = torch.arange(count, device=device) + torch.rand(count, device=device, generator=g)
-        t = (
-            (spread / count * len(self.alphas)).long().clamp(max=len(self.alphas) - 1)
-        )  # an even share of levels
+        level = (spread / count).sqrt()  # noisier ones more often: there the conditions decide
+        t = (level * len(self.alphas)).long().clamp(max=len(self.alphas) - 1)
         mean = pairs.mean[row, view].float()
         posterior_noise, noise = (torch.randn(mean.shape, device=device, generator=g) for _ in range(2))
         latents = mean + pairs.std[row, view].float() * posterior_noise
@@ -150,12 +149,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("dataset", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--text", type=Path, default=pgc3d.mini.text_model(), help="text prior to start from")
-    parser.add_argument("--minutes", type=float, default=20.0, help="of updates, all calls together")
+    parser.add_argument("--minutes", type=float, default=16.5, help="of updates, all calls together")
     parser.add_argument("--call-seconds", type=float, default=math.inf, help="stop updating after this time")
-    parser.add_argument("--batch", type=int, default=160, help="pictures for each process")
-    parser.add_argument("--lr", type=float, default=7e-4)
+    parser.add_argument("--batch", type=int, default=320, help="pictures for each process")
+    parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--resolution", type=int, default=256)
-    parser.add_argument("--conditions", type=int, default=16, help="input views of each model")
+    parser.add_argument("--shapes", type=int, default=4, help="each model as it is, then stretched at random")
+    parser.add_argument("--conditions", type=int, default=2, help="input views of each shape")
     parser.add_argument("--targets", type=int, default=5, help="other views for each input view")
     parser.add_argument("--paints", type=int, default=3)
     parser.add_argument("--limit", type=int, default=None, help="use only so many models")
@@ -171,19 +171,19 @@ def main() -> None:
 
     vae = AutoencoderKL.from_pretrained(arguments.text / "vae").to(device).eval()
     settings = PairSettings(
-        arguments.conditions, arguments.targets, arguments.paints, arguments.resolution, 50 + rank,
-        arguments.limit,
+        arguments.shapes, arguments.conditions, arguments.targets, arguments.paints, arguments.resolution,
+        50 + rank, arguments.limit,
     )  # fmt: skip
     trainer = Trainer(starting_models(arguments.text, arguments.resolution), device, rank)
     beside = torch.multiprocessing.get_context("spawn").Process(
         target=fill_compile_cache, args=(arguments.text, arguments.resolution, arguments.batch, device)
     )
-    if rank == 0 and device.type == "cuda":
+    if device.type == "cuda":
         beside.start()
     pairs = keep_pairs(
         arguments.out / f"pairs_{rank}.pt", arguments.dataset, settings, vae, build_rasterizer("auto", device)
     )
-    if beside.is_alive():
+    if device.type == "cuda":
         beside.join()
     budget = Budget(arguments.minutes, device)
     run(trainer, pairs, budget, arguments, began)

@@ -7,7 +7,7 @@ composited by depth: an approximation of depth peeling that needs no more than t
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,13 @@ def load_model(folder: Path, record: dict[str, Any], device: torch.device) -> Mo
         material_texture=torch.tensor(offsets, device=device),
         texels=torch.from_numpy(np.concatenate(texels)).to(device),
     )
+
+
+def stretch(model: Model, factors: Float[Tensor, "3"]) -> Model:
+    """Scale a model along its axes, a negative factor mirrors; its farthest vertex stays at radius 1."""
+    vertices = model.vertices * factors
+    normals = torch.nn.functional.normalize(model.normals / factors, dim=-1)
+    return replace(model, vertices=vertices / vertices.norm(dim=-1).max(), normals=normals)
 
 
 def random_cameras(count: int, generator: torch.Generator, device: torch.device) -> Cameras:
