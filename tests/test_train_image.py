@@ -3,7 +3,6 @@
 import json
 import math
 import sys
-from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -24,8 +23,9 @@ from image_prior import (
     warm_start,
 )
 from loop import Budget, load_state, save_state
-from pairs import PairSettings, PairStore, keep_pairs
+from pairs import PairSettings, PairStore, build_pairs
 from safetensors import safe_open
+from store import posterior
 from tiny import write_tiny_sdxl
 from torch.testing import assert_close
 from views import load_index, load_model, stretch
@@ -60,7 +60,8 @@ def random_pairs(count=6, views=3):
     generator = torch.Generator().manual_seed(1)
     return PairStore(
         weight=torch.ones(count),
-        picture=torch.randint(256, (count, 3, SIZE, SIZE), generator=generator, dtype=torch.uint8),
+        picture=torch.randint(256, (count, views, 3, SIZE, SIZE), generator=generator, dtype=torch.uint8),
+        is_input=torch.tensor([[True, True, False]]).expand(count, -1),
         mean=torch.randn(count, views, 4, LATENT, LATENT, generator=generator).half(),
         std=torch.full((count, views, 4, LATENT, LATENT), 0.1).half(),
         azimuth=torch.rand(count, views, generator=generator) * 6,
@@ -269,23 +270,39 @@ def vae_of(folder):
     return AutoencoderKL.from_pretrained(folder / "vae").eval()
 
 
-def test_input_pictures_are_framed_and_kept(text, dataset, tmp_path):
-    settings, vae = PairSettings(2, 2, 1, 1, SIZE, 7, None), vae_of(text)
-    pairs = keep_pairs(tmp_path / "pairs.pt", dataset, settings, vae, CpuRasterizer())
-    shapes, models, colours, conditions = 2, 2, 3, 2  # colours: own, one, wood
-    assert pairs.mean.shape == (shapes * models * colours * conditions, 2, 4, LATENT, LATENT)
-    shown = (pairs.picture < 250).any(1)
-    for picture in shown:
+def test_first_views_are_framed_and_inputs_are_whole(text, dataset):
+    settings, vae = PairSettings(2, 2, 3, 1, SIZE, 7, None), vae_of(text)
+    pairs = build_pairs(dataset, settings, vae, CpuRasterizer())
+    shapes, models, colours, groups, views = 2, 2, 3, 2, 3  # colours: own, one, wood
+    assert pairs.mean.shape == (shapes * models * colours * groups, views, 4, LATENT, LATENT)
+    shown = (pairs.picture < 250).any(2)
+    for picture in shown[:, 0]:
         rows, columns = (torch.nonzero(picture.any(axis))[:, 0] for axis in (1, 0))
         extents = [float(line.max() - line.min() + 1) for line in (rows, columns)]
         middles = [float(line.max() + line.min() + 1) / 2 for line in (rows, columns)]
         assert max(extents) == pytest.approx((1 - BORDER_RATIO) * SIZE, abs=2)
         assert middles == pytest.approx([SIZE / 2, SIZE / 2], abs=1.5)
-    again = keep_pairs(tmp_path / "pairs.pt", tmp_path / "gone", settings, vae, CpuRasterizer())
+    inner = shown[..., 1:-1, 1:-1].sum((-1, -2))
+    whole = inner == shown.sum((-1, -2))
+    assert pairs.is_input[:, 0].all()
+    assert torch.equal(pairs.is_input, whole & (pairs.elevation <= math.radians(50.0)))
+    assert 0 < pairs.is_input[:, 1:].sum() < pairs.is_input[:, 1:].numel()
+
+
+def test_groups_show_one_object_from_their_cameras(text, dataset):
+    """The latents and pictures of a view are those of the same camera, in every colour."""
+    settings, vae = PairSettings(1, 2, 3, 1, SIZE, 7, 1), vae_of(text)
+    pairs = build_pairs(dataset, settings, vae, CpuRasterizer())
+    own, painted = pairs.azimuth[:2], pairs.azimuth[2:4]
+    assert torch.equal(own, painted)
+    assert not torch.equal(pairs.picture[:2], pairs.picture[2:4])
+    assert torch.equal((pairs.picture[:2] < 250).any(2), (pairs.picture[2:4] < 250).any(2))
+    mean, std = posterior(vae, pairs.picture.flatten(0, 1) / 255)
+    assert_close(pairs.mean.flatten(0, 1).float(), mean.float(), atol=2e-2, rtol=0)
+    assert_close(pairs.std.flatten(0, 1).float(), std.float(), atol=2e-2, rtol=0)
+    again = build_pairs(dataset, settings, vae, CpuRasterizer())
     for name, value in vars(pairs).items():
         assert torch.equal(getattr(again, name), value)
-    with pytest.raises(ValueError, match=r"must hold pairs of PairSettings\(.*remove it"):
-        keep_pairs(tmp_path / "pairs.pt", dataset, replace(settings, seed=8), vae, CpuRasterizer())
 
 
 @pytest.fixture(scope="module")
@@ -293,7 +310,7 @@ def folder(text, dataset, tmp_path_factory):
     """What the command writes, in two calls."""
     out = tmp_path_factory.mktemp("image")
     command = ["train_image.py", str(dataset), str(out), "--text", str(text), "--batch", "2",
-               "--resolution", str(SIZE), "--shapes", "1", "--conditions", "1", "--targets", "1",
+               "--resolution", str(SIZE), "--shapes", "1", "--groups", "1", "--views", "2",
                "--paints", "0"]  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [*command, "--minutes", "0.01", "--call-seconds", "0"])

@@ -7,7 +7,7 @@ input picture, and this fixes the object's scale and centre for all its other vi
 import math
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from pgc3d.cameras import fill_distance, frame_points, orbit
@@ -60,15 +60,20 @@ def view_groups(
 
 
 def random_directions(
-    conditions: int, targets: int, generator: torch.Generator
+    groups: int, views: int, generator: torch.Generator
 ) -> tuple[Float[Tensor, "C K"], Float[Tensor, "C K"]]:
-    """Azimuths and elevations of groups: an input view, then `targets` other ones; K = 1 + targets."""
-    first = (torch.arange(conditions) + torch.rand(conditions, generator=generator)) / conditions
-    others = torch.rand(conditions, targets, generator=generator)
-    azimuth = torch.cat([first[:, None], others], 1) * (2 * math.pi)
+    """Azimuths and elevations of groups of views; the first of each is that of an input picture."""
+    azimuth = torch.rand(groups, views, generator=generator)
+    azimuth[:, 0] = (torch.arange(groups) + azimuth[:, 0]) / groups
 
     def uniform(degrees: tuple[float, float], columns: int) -> Tensor:
-        return torch.empty(conditions, columns).uniform_(*degrees, generator=generator).deg2rad()
+        return torch.empty(groups, columns).uniform_(*degrees, generator=generator).deg2rad()
 
-    elevation = [uniform(CONDITION_ELEVATION_DEGREES, 1), uniform(TARGET_ELEVATION_DEGREES, targets)]
-    return azimuth, torch.cat(elevation, 1)
+    elevation = [uniform(CONDITION_ELEVATION_DEGREES, 1), uniform(TARGET_ELEVATION_DEGREES, views - 1)]
+    return azimuth * (2 * math.pi), torch.cat(elevation, 1)
+
+
+def is_input(image: Float[Tensor, "B 3 H W"], elevation: Float[Tensor, " B"]) -> Bool[Tensor, " B"]:
+    """Whether these views on white could be input pictures: the object is whole and not seen from above."""
+    edge = torch.cat([image[..., (0, -1), :].flatten(1), image[..., (0, -1)].flatten(1)], 1)
+    return (edge.amin(1) > 0.98) & (elevation <= math.radians(CONDITION_ELEVATION_DEGREES[1]))

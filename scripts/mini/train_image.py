@@ -2,8 +2,8 @@
 
     torchrun --nproc-per-node 2 scripts/mini/train_image.py DATASET OUT --minutes 16.5
 
-Keeps the pictures of each process in OUT/pairs_N.pt. A call that ends before the minutes are used up leaves
-OUT/state.pt, and the same command goes on from there. The result is a folder without an autoencoder, which is
+A call that ends before the minutes are used up leaves OUT/state.pt, and the same command goes on from there,
+with the same pictures, which it renders again. The result is a folder without an autoencoder, which is
 the text part's; at the end the held-out models are drawn, see evaluate_image.py.
 """
 
@@ -16,10 +16,18 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from evaluate_image import evaluate
-from image_prior import DIFFUSION, condition_token, load_text_prior, make_models, save_folder, warm_start
+from image_prior import (
+    DIFFUSION,
+    condition_token,
+    load_text_prior,
+    make_models,
+    read_folder,
+    save_folder,
+    warm_start,
+)
 from jaxtyping import Float
 from loop import Budget, MovingAverage, load_state, save_state, set_fast_math, start, update
-from pairs import PairSettings, PairStore, keep_pairs
+from pairs import PairSettings, PairStore, build_pairs
 from torch import Tensor, nn
 
 import pgc3d.mini
@@ -59,10 +67,11 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
 
     def loss(self, pairs: PairStore, count: int) -> Tensor:
-        """Mean squared error of v in `count` random pairs."""
+        """Mean squared error of v in `count` random pairs: an input picture and any view of its group."""
         g, device = self.generator, self.device
         row = torch.multinomial(pairs.weight, count, replacement=True, generator=g)
         view = torch.randint(pairs.mean.shape[1], (count,), device=device, generator=g)
+        given = torch.multinomial(pairs.is_input[row].float(), 1, generator=g)[:, 0]
         keep = (torch.rand(count, device=device, generator=g) >= DROPOUT).float()
         spread = torch.arange(count, device=device) + torch.rand(count, device=device, generator=g)
         level = (spread / count).sqrt()  # noisier ones more often: there the conditions decide
@@ -71,11 +80,10 @@ class Trainer:
         posterior_noise, noise = (torch.randn(mean.shape, device=device, generator=g) for _ in range(2))
         latents = mean + pairs.std[row, view].float() * posterior_noise
         noisy = add_noise(latents, noise, self.alphas[t])
-        turn = pairs.azimuth[row, view] - pairs.azimuth[row, 0]
-        pose = polar_pose(turn, pairs.elevation[row, view], pairs.elevation[row, 0])
-        output = self.predict(
-            noisy, t, pairs.mean[row, 0].float(), pairs.picture[row].float() / 255, pose, keep
-        )
+        turn = pairs.azimuth[row, view] - pairs.azimuth[row, given]
+        pose = polar_pose(turn, pairs.elevation[row, view], pairs.elevation[row, given])
+        condition, picture = pairs.mean[row, given].float(), pairs.picture[row, given].float() / 255
+        output = self.predict(noisy, t, condition, picture, pose, keep)
         return F.mse_loss(output, velocity(latents, noise, self.alphas[t]))
 
     def predict(
@@ -125,8 +133,10 @@ def run(
               f"{budget.step} steps", flush=True)  # fmt: skip
 
 
-def starting_models(text: Path, resolution: int) -> nn.ModuleDict:
-    """What training starts from, the same in every process."""
+def starting_models(text: Path, resolution: int, folder: Path | None = None) -> nn.ModuleDict:
+    """What training starts from, the same in every process: an image prior's folder, or the text prior."""
+    if folder is not None:
+        return read_folder(folder).train()
     torch.manual_seed(0)
     text_unet, pooled = load_text_prior(text)
     models = make_models(dict(text_unet.config), resolution)
@@ -149,40 +159,42 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("dataset", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--text", type=Path, default=pgc3d.mini.text_model(), help="text prior to start from")
+    parser.add_argument("--start", type=Path, default=None, help="image prior to start from instead")
     parser.add_argument("--minutes", type=float, default=16.5, help="of updates, all calls together")
     parser.add_argument("--call-seconds", type=float, default=math.inf, help="stop updating after this time")
     parser.add_argument("--batch", type=int, default=320, help="pictures for each process")
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--resolution", type=int, default=256)
     parser.add_argument("--shapes", type=int, default=4, help="each model as it is, then stretched at random")
-    parser.add_argument("--conditions", type=int, default=2, help="input views of each shape")
-    parser.add_argument("--targets", type=int, default=5, help="other views for each input view")
+    parser.add_argument("--groups", type=int, default=2, help="of views, of each shape")
+    parser.add_argument("--views", type=int, default=6, help="of each group")
     parser.add_argument("--paints", type=int, default=3)
     parser.add_argument("--limit", type=int, default=None, help="use only so many models")
+    parser.add_argument("--seed", type=int, default=50, help="of the pictures; one more for each process")
     parser.add_argument("--report-every", type=int, default=250, help="steps")
     return parser.parse_args()
 
 
 def main() -> None:
-    """Render or read the pairs, train, save, evaluate."""
+    """Render, train, save, evaluate."""
     began, arguments = time.perf_counter(), parse_arguments()
     rank, _, device = start()
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
     vae = AutoencoderKL.from_pretrained(arguments.text / "vae").to(device).eval()
     settings = PairSettings(
-        arguments.shapes, arguments.conditions, arguments.targets, arguments.paints, arguments.resolution,
-        50 + rank, arguments.limit,
+        arguments.shapes, arguments.groups, arguments.views, arguments.paints, arguments.resolution,
+        arguments.seed + rank, arguments.limit,
     )  # fmt: skip
-    trainer = Trainer(starting_models(arguments.text, arguments.resolution), device, rank)
+    models = starting_models(arguments.text, arguments.resolution, arguments.start)
+    trainer = Trainer(models, device, rank)
     beside = torch.multiprocessing.get_context("spawn").Process(
         target=fill_compile_cache, args=(arguments.text, arguments.resolution, arguments.batch, device)
     )
     if device.type == "cuda":
         beside.start()
-    pairs = keep_pairs(
-        arguments.out / f"pairs_{rank}.pt", arguments.dataset, settings, vae, build_rasterizer("auto", device)
-    )
+    pairs = build_pairs(arguments.dataset, settings, vae, build_rasterizer("auto", device))
+    arguments.out.mkdir(parents=True, exist_ok=True)
     if device.type == "cuda":
         beside.join()
     budget = Budget(arguments.minutes, device)
