@@ -1,0 +1,61 @@
+"""Turn the pictures in assets/pictures into 3D and lay six views of every GLB out beside its picture.
+
+    python scripts/make_image_sheet.py RUNS assets/pictures.jpg
+
+Runs that are finished already are not repeated. Further options go to `pgc3d image`.
+"""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from make_gallery import SIZE, views
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from pgc3d.export.turntable import tile
+
+PICTURES = Path(__file__).parent.parent / "assets" / "pictures"
+ELEVATIONS = {
+    "coffee": 55,
+    "barrel": 15,
+    "table": 25,
+    "box": 35,
+    "couch": 20,
+    "teacup": 25,
+}  # degrees, estimated
+
+
+def shown(path: Path) -> UInt8[Tensor, "H W 3"]:
+    """A picture on white, square."""
+    with Image.open(path) as image:
+        fitted = ImageOps.pad(image.convert("RGBA"), (SIZE, SIZE), color=(0, 0, 0, 0))
+    white = Image.new("RGBA", fitted.size, "white")
+    return torch.from_numpy(np.array(Image.alpha_composite(white, fitted).convert("RGB")))
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("runs", type=Path, help="folder for the run directories")
+    parser.add_argument("out", type=Path, help="JPEG or PNG")
+    parser.add_argument("--only", nargs="*", choices=list(ELEVATIONS), default=list(ELEVATIONS))
+    arguments, options = parser.parse_known_args()
+    rows, labels = [], []
+    for name in arguments.only:
+        folder, elevation = arguments.runs / name, ELEVATIONS[name]
+        if not (folder / "asset.glb").exists():
+            command = [sys.executable, "-m", "pgc3d", "image", str(PICTURES / f"{name}.png")]
+            command += ["--elevation", str(elevation), "--out", str(folder), *options]
+            subprocess.run(command, check=True)
+        rows.append(torch.cat([shown(PICTURES / f"{name}.png"), views(folder / "asset.glb")], 1))
+        labels.append(f"{name}, seen from {elevation} degrees above")
+        Image.fromarray(tile(rows, 1, labels).numpy()).save(arguments.out, quality=88)
+
+
+if __name__ == "__main__":
+    main()
