@@ -60,17 +60,15 @@ def view_groups(
 
 
 def random_directions(
-    groups: int, views: int, generator: torch.Generator
-) -> tuple[Float[Tensor, "C K"], Float[Tensor, "C K"]]:
-    """Azimuths and elevations of groups of views; the first of each is that of an input picture."""
-    azimuth = torch.rand(groups, views, generator=generator)
-    azimuth[:, 0] = (torch.arange(groups) + azimuth[:, 0]) / groups
-
-    def uniform(degrees: tuple[float, float], columns: int) -> Tensor:
-        return torch.empty(groups, columns).uniform_(*degrees, generator=generator).deg2rad()
-
-    elevation = [uniform(CONDITION_ELEVATION_DEGREES, 1), uniform(TARGET_ELEVATION_DEGREES, views - 1)]
-    return azimuth * (2 * math.pi), torch.cat(elevation, 1)
+    views: int, generator: torch.Generator
+) -> tuple[Float[Tensor, "1 K"], Float[Tensor, "1 K"]]:
+    """Azimuths and elevations of a group of views; the first is that of an input picture."""
+    azimuth = torch.rand(1, views, generator=generator) * (2 * math.pi)
+    low, high = (
+        torch.tensor([first, *[other] * (views - 1)])
+        for first, other in zip(CONDITION_ELEVATION_DEGREES, TARGET_ELEVATION_DEGREES, strict=True)
+    )
+    return azimuth, (low + (high - low) * torch.rand(1, views, generator=generator)).deg2rad()
 
 
 def is_input(image: Float[Tensor, "B 3 H W"], elevation: Float[Tensor, " B"]) -> Bool[Tensor, " B"]:

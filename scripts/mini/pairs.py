@@ -1,7 +1,7 @@
 """Groups of views of the same objects, as pictures and latents in the memory of one device.
 
-Every view of a group is the input picture for all others, as far as it could be one. So six views give up to
-36 pairs, which are harder to learn by heart: with one input picture a group, an early training came to a
+Every view of a group is the input picture for all others, as far as it could be one. So eight views give up
+to 64 pairs, which are harder to learn by heart: with one input picture a group, an early training came to a
 loss of 0.06 on its pairs and 0.12 on new views of the same objects.
 """
 
@@ -42,8 +42,7 @@ class PairSettings:
     """What decides which pictures a process makes."""
 
     shapes: int  # each model as it is, then stretched and half of the time mirrored, in turn
-    groups: int  # of each shape
-    views: int  # of each group
+    views: int  # of each shape, one group
     paints: int  # colours of each model, besides its own and wood
     resolution: int
     seed: int
@@ -63,7 +62,7 @@ def build_pairs(folder: Path, settings: PairSettings, vae: Any, rasterizer: Rast
     generator = torch.Generator().manual_seed(settings.seed)
 
     def cameras(model: Model) -> Cameras:
-        azimuth, elevation = random_directions(settings.groups, settings.views, generator)
+        azimuth, elevation = random_directions(settings.views, generator)
         return view_groups(model.vertices, azimuth.to(device), elevation.to(device))
 
     def render(number: int) -> Iterator[Rendered]:
@@ -74,25 +73,24 @@ def build_pairs(folder: Path, settings: PairSettings, vae: Any, rasterizer: Rast
         )  # fmt: skip
 
     shapes = chain.from_iterable(map(render, range(settings.shapes)))
-    stores = [encode(rendered, settings.views, vae) for rendered in shapes]
+    stores = [encode(rendered, vae) for rendered in shapes]
     return PairStore(**{name: torch.cat([vars(store)[name] for store in stores]) for name in vars(stores[0])})
 
 
-def encode(rendered: Rendered, views: int, vae: Any) -> PairStore:
-    """Groups of `views` views of one shape in all its colours."""
+def encode(rendered: Rendered, vae: Any) -> PairStore:
+    """The views of a shape, a group for each of its colours."""
     images, cameras = rendered.images, rendered.cameras
     image = composite(images.flatten(0, 1), torch.ones(1, 3, device=images.device))
     mean, deviation = posterior(vae, image)
     elevation = cameras.elevation.repeat(len(images))
-    usable = is_input(image, elevation).reshape(-1, views)
+    usable = is_input(image, elevation).reshape(len(images), -1)
     usable[:, 0] = True
 
     def groups(values: Tensor) -> Tensor:
-        return values.reshape(-1, views, *values.shape[1:])
+        return values.reshape(len(images), -1, *values.shape[1:])
 
-    weight = torch.tensor([pair.weight for pair in rendered.pairs], device=images.device)
     return PairStore(
-        weight=weight.repeat_interleave(images.shape[1] // views),
+        weight=torch.tensor([pair.weight for pair in rendered.pairs], device=images.device),
         picture=groups((image * 255).round().to(torch.uint8)),
         is_input=usable,
         mean=groups(mean),

@@ -165,9 +165,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=320, help="pictures for each process")
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--resolution", type=int, default=256)
-    parser.add_argument("--shapes", type=int, default=4, help="each model as it is, then stretched at random")
-    parser.add_argument("--groups", type=int, default=2, help="of views, of each shape")
-    parser.add_argument("--views", type=int, default=6, help="of each group")
+    parser.add_argument("--shapes", type=int, default=6, help="each model as it is, then stretched at random")
+    parser.add_argument("--views", type=int, default=8, help="of each shape")
     parser.add_argument("--paints", type=int, default=3)
     parser.add_argument("--limit", type=int, default=None, help="use only so many models")
     parser.add_argument("--seed", type=int, default=50, help="of the pictures; one more for each process")
@@ -183,8 +182,8 @@ def main() -> None:
 
     vae = AutoencoderKL.from_pretrained(arguments.text / "vae").to(device).eval()
     settings = PairSettings(
-        arguments.shapes, arguments.groups, arguments.views, arguments.paints, arguments.resolution,
-        arguments.seed + rank, arguments.limit,
+        arguments.shapes, arguments.views, arguments.paints, arguments.resolution, arguments.seed + rank,
+        arguments.limit,
     )  # fmt: skip
     models = starting_models(arguments.text, arguments.resolution, arguments.start)
     trainer = Trainer(models, device, rank)
