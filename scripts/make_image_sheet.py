@@ -24,10 +24,9 @@ ELEVATIONS = {
     "coffee": 55,
     "barrel": 15,
     "table": 25,
-    "box": 35,
     "couch": 20,
     "teacup": 25,
-}  # degrees, estimated
+}  # degrees, guessed
 
 
 def shown(path: Path) -> UInt8[Tensor, "H W 3"]:
