@@ -19,7 +19,7 @@ from pgc3d.types import Material, Mesh
 
 FOLDER = Path(pgc3d.mini.__file__).parent / "image"
 SIZE = 256
-TURNS = (30.0, 60.0, 90.0, 120.0)
+TURNS = (30.0, 60.0)
 ELEVATION = 20.0
 # low and high corners: seat, four legs, back, and an arm on one side only
 PARTS = torch.tensor([
@@ -96,4 +96,4 @@ def test_the_prior_knows_which_way_the_object_turns(model):
     for sign in (1.0, -1.0):
         turns = tuple(sign * turn for turn in TURNS)
         right, wrong = error(model, turns, turns), error(model, turns, tuple(-turn for turn in turns))
-        assert right.mean() < 0.7 * wrong.mean()  # measured 0.4 and 0.5
+        assert right.mean() < 0.6 * wrong.mean()  # measured 0.3
