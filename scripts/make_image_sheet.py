@@ -10,31 +10,24 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import torch
 from jaxtyping import UInt8
 from make_gallery import SIZE, views
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
-from pgc3d.export.turntable import tile
+from pgc3d.diffusion.latent import resize
+from pgc3d.export.turntable import tile, to_bytes
+from pgc3d.photo import load_photo
 
 PICTURES = Path(__file__).parent.parent / "assets" / "pictures"
-ELEVATIONS = {
-    "coffee": 55,
-    "barrel": 15,
-    "table": 25,
-    "couch": 20,
-    "teacup": 25,
-}  # degrees, guessed
+ELEVATIONS = {"coffee": 55, "barrel": 15, "table": 25, "couch": 20, "teacup": 25}  # degrees, guessed
 
 
-def shown(path: Path) -> UInt8[Tensor, "H W 3"]:
-    """A picture on white, square."""
-    with Image.open(path) as image:
-        fitted = ImageOps.pad(image.convert("RGBA"), (SIZE, SIZE), color=(0, 0, 0, 0))
-    white = Image.new("RGBA", fitted.size, "white")
-    return torch.from_numpy(np.array(Image.alpha_composite(white, fitted).convert("RGB")))
+def shown(run: Path) -> UInt8[Tensor, "H W 3"]:
+    """A run's picture as it was prepared, on white."""
+    photo = resize(load_photo(run / "input.png")[None], SIZE)[0]  # premultiplied by alpha
+    return to_bytes(photo[..., :3] + 1 - photo[..., 3:])
 
 
 def main() -> None:
@@ -51,7 +44,7 @@ def main() -> None:
             command = [sys.executable, "-m", "pgc3d", "image", str(PICTURES / f"{name}.png")]
             command += ["--elevation", str(elevation), "--out", str(folder), *options]
             subprocess.run(command, check=True)
-        rows.append(torch.cat([shown(PICTURES / f"{name}.png"), views(folder / "asset.glb")], 1))
+        rows.append(torch.cat([shown(folder), views(folder / "asset.glb")], 1))
         labels.append(f"{name}, seen from {elevation} degrees above")
         Image.fromarray(tile(rows, 1, labels).numpy()).save(arguments.out, quality=88)
 

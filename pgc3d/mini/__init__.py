@@ -15,7 +15,7 @@ def text_model() -> Path:
     Raises:
         WeightsNotFoundError: the installation lacks the weights.
     """
-    return _folder("text", "model_index.json", "prior", "found nothing; reinstall pgc3d")
+    return _folder("text", "model_index.json", "prior")
 
 
 def image_model() -> tuple[Path, Path]:
@@ -24,10 +24,7 @@ def image_model() -> tuple[Path, Path]:
     Raises:
         WeightsNotFoundError: the installation lacks the weights.
     """
-    instead = (
-        "but this version comes without it; use --guidance zero123, with --model for a folder in diffusers' "
-        "layout"
-    )
+    instead = ", or use --guidance zero123, with --model for a folder in diffusers' layout"
     return _folder("image", "model_index.json", "image prior", instead), text_model() / "vae"
 
 
@@ -37,12 +34,14 @@ def judge() -> Path:
     Raises:
         WeightsNotFoundError: the installation lacks the weights.
     """
-    return _folder("judge", "config.json", "judge", "found nothing; reinstall pgc3d")
+    return _folder("judge", "config.json", "judge")
 
 
-def _folder(name: str, index: str, what: str, instead: str) -> Path:
-    """A folder of the package that must hold a file; what it is, and what to do without it."""
+def _folder(name: str, index: str, what: str, instead: str = "") -> Path:
+    """A folder of the package that must hold a file; what it is, and what else to do without it."""
     folder = Path(__file__).parent / name
     if not (folder / index).is_file():
-        raise WeightsNotFoundError(f"the bundled {what} must lie in {folder}, {instead}")
+        raise WeightsNotFoundError(
+            f"the bundled {what} must lie in {folder}, found nothing; reinstall pgc3d{instead}"
+        )
     return folder
