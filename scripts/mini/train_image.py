@@ -144,13 +144,15 @@ def starting_models(text: Path, resolution: int, folder: Path | None = None) -> 
     return models
 
 
-def fill_compile_cache(text: Path, resolution: int, count: int, device: torch.device) -> None:
+def fill_compile_cache(
+    text: Path, resolution: int, folder: Path | None, count: int, device: torch.device
+) -> None:
     """Compile what the training will, in a process of its own; the training finds it on the disk.
 
     It takes as long as making the pairs. In a thread beside them it hung for ever on an H100.
     """
     set_fast_math(device)
-    Trainer(starting_models(text, resolution), device, 0).compile(count, resolution)
+    Trainer(starting_models(text, resolution, folder), device, 0).compile(count, resolution)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -188,7 +190,8 @@ def main() -> None:
     models = starting_models(arguments.text, arguments.resolution, arguments.start)
     trainer = Trainer(models, device, rank)
     beside = torch.multiprocessing.get_context("spawn").Process(
-        target=fill_compile_cache, args=(arguments.text, arguments.resolution, arguments.batch, device)
+        target=fill_compile_cache,
+        args=(arguments.text, arguments.resolution, arguments.start, arguments.batch, device),
     )
     if device.type == "cuda":
         beside.start()
