@@ -35,6 +35,8 @@ from pgc3d.options import (
     Space,
     Texture,
     TextureOption,
+    configured,
+    configured_item,
     with_run_options,
 )
 
@@ -79,7 +81,7 @@ def text(
     from pgc3d import pipeline
     from pgc3d.task import Task
 
-    resolved = _configured(guidance.value, options)
+    resolved = configured(guidance.value, options)
     folder = out or pipeline.default_folder(Path("runs"), prompt, resolved.run.seed)
     return _run(lambda **calls: pipeline.generate(Task(prompt), out=folder, config=resolved, **calls))
 
@@ -117,7 +119,7 @@ def image(
         "photo": {"matting": False if no_matting else None, "border": border},
         "view": {"elevation_degrees": elevation},
     }
-    resolved = _configured(guidance.value, options, IMAGE, own, prompted=bool(prompt))
+    resolved = configured(guidance.value, options, IMAGE, own, prompted=bool(prompt))
     folder = out or pipeline.default_folder(Path("runs"), picture.stem, resolved.run.seed)
     task = Task(prompt, image=picture, depth=depth, normal=normal)
     return _run(lambda **calls: pipeline.generate(task, out=folder, config=resolved, **calls))
@@ -159,7 +161,7 @@ def texture(
     own = {"up": up, "front": front, "texture": texture.value if texture else None, "image_size": image_size}
     backgrounds, picture = split_backgrounds(background or [])
     every = {"backgrounds": backgrounds or None, "guidance": {"negative_prompt": negative}}
-    resolved = _configured(guidance.value, options, TEXTURE, {"representation": own}, every_objective=every)
+    resolved = configured(guidance.value, options, TEXTURE, {"representation": own}, every_objective=every)
     folder = out or pipeline.default_folder(Path("runs"), f"{mesh.stem} {prompt}", resolved.run.seed)
     task = Task(prompt, mesh=mesh, background=picture)
     return _run(lambda **calls: pipeline.generate(task, out=folder, config=resolved, **calls))
@@ -218,21 +220,21 @@ def evaluate(
     align: Annotated[bool, typer.Option("--align", help="Turn results, which may face any way.")] = False,
     frame: FrameOption = Frame.OWN,
     retriever: Annotated[Path | None, typer.Option(help="CLIP for r_precision, else the bundled.")] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Processes that measure at once.")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes that make and measure at once.")] = 1,
     run: Annotated[bool, typer.Option("--run", help="First make what FOLDER lacks.")] = False,
     seeds: Annotated[int, typer.Option(min=1, help="With --run, how many for each item.")] = 1,
     guidance: Annotated[AnyGuidanceName, typer.Option(help="With --run.")] = AnyGuidanceName.AUTO,
 ) -> int:
     """Compare results with ground truth; the options from --model on belong to --run."""
     from pgc3d.build import resolve_device
-    from pgc3d.configure import IMAGE, TEXT
     from pgc3d.errors import InputError
     from pgc3d.evaluation import benchmark
-    from pgc3d.evaluation.items import Item, read_items
+    from pgc3d.evaluation.items import read_items
     from pgc3d.evaluation.measure import Measure
     from pgc3d.evaluation.protocol import Protocol
     from pgc3d.evaluation.results import table
     from pgc3d.mini import judge
+    from pgc3d.pipeline import ignore
 
     if align and frame is Frame.SHARED:
         raise InputError("--align must go with --frame own, got --frame shared, in which nothing is moved")
@@ -243,13 +245,12 @@ def evaluate(
         retriever=retriever or judge(),
     )
 
-    def configured(item: Item) -> Any:
-        own = {"view": {"elevation_degrees": item.elevation_degrees}} if item.image else {}
-        return _configured(guidance.value, options, IMAGE if item.image else TEXT, own)
-
     if run:
-        make = functools.partial(benchmark.make_item, configured=configured, report=Bar())
-        benchmark.make_missing(listed, folders, make, seeds=range(seeds), say=say)
+        config_of = functools.partial(configured_item, guidance=guidance.value, options=options)
+        make = functools.partial(
+            benchmark.make_item, configured=config_of, report=Bar() if jobs == 1 else ignore
+        )
+        benchmark.make_missing(listed, folders, make, seeds=range(seeds), jobs=jobs, say=say)
     records = benchmark.evaluate(
         listed, folders, out=out, measure=measure, jobs=jobs, say=say,
         baselines=[name.value for name in baseline or []],
@@ -289,7 +290,7 @@ def ablate(  # noqa: PLR0917 - one option each
         *(set_ or []),
     ]
     options = RunOptions(model=model, seed=seed, device=device, steps=steps, config=config, set_=sets)
-    resolved = _configured(guidance.value, options)
+    resolved = configured(guidance.value, options)
     folder = out or pipeline.default_folder(Path("runs"), f"ablate {prompt}", resolved.run.seed)
     names = [rule.strip() for rule in rules.split(",") if rule.strip()]
     bar = Bar()
@@ -307,7 +308,7 @@ def show(guidance: GuidanceOption = GuidanceName.AUTO, *, options: RunOptions) -
     """Print the configuration that `pgc3d text` would use with the same options."""
     from pgc3d.config import dump_config
 
-    print(dump_config(_configured(guidance.value, options)), end="")
+    print(dump_config(configured(guidance.value, options)), end="")
     return 0
 
 
@@ -321,34 +322,6 @@ def validate(
     load_config([file], overrides=set_ or [])
     print(f"{file} is valid")
     return 0
-
-
-def _configured(
-    guidance: Any,
-    options: RunOptions,
-    family: Any = None,
-    own: dict[str, Any] | None = None,
-    *,
-    prompted: bool = False,
-    every_objective: dict[str, Any] | None = None,
-) -> Any:
-    """The configuration that the options ask for; says what was chosen for the user."""
-    from pgc3d.configure import TEXT, configure
-
-    config, note = configure(
-        family or TEXT,
-        guidance=guidance,
-        prompted=prompted,
-        model=options.model,
-        quality=options.quality.value,
-        files=options.config or [],
-        options=options.settings() | (own or {}),
-        resolution=options.resolution,
-        every_objective=every_objective,
-        overrides=options.set_ or [],
-    )
-    say(note)
-    return config
 
 
 def _run(work: Callable[..., Any]) -> int:

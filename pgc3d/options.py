@@ -1,4 +1,4 @@
-"""The options of the commands: their choices, and those that every command which starts a run shares."""
+"""The options of the commands: their choices, those that all runs share, the configuration they ask for."""
 
 import functools
 import inspect
@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
+
+from pgc3d.console import say
 
 
 class GuidanceName(StrEnum):
@@ -181,3 +183,39 @@ def with_run_options(command: Callable[..., int]) -> Callable[..., int]:
     parameters = [parameter for parameter in own if parameter.name != "options"]
     flat.__signature__ = inspect.Signature([*parameters, *shared.values()])  # type: ignore[attr-defined]
     return flat
+
+
+def configured(
+    guidance: Any,
+    options: RunOptions,
+    family: Any = None,
+    own: dict[str, Any] | None = None,
+    *,
+    prompted: bool = False,
+    every_objective: dict[str, Any] | None = None,
+) -> Any:
+    """The configuration that the options ask for; says what was chosen for the user."""
+    from pgc3d.configure import TEXT, configure
+
+    config, note = configure(
+        family or TEXT,
+        guidance=guidance,
+        prompted=prompted,
+        model=options.model,
+        quality=options.quality.value,
+        files=options.config or [],
+        options=options.settings() | (own or {}),
+        resolution=options.resolution,
+        every_objective=every_objective,
+        overrides=options.set_ or [],
+    )
+    say(note)
+    return config
+
+
+def configured_item(item: Any, *, guidance: str, options: RunOptions) -> Any:
+    """The configuration of a benchmark's item; a function of the module, which other processes can call."""
+    from pgc3d.configure import IMAGE, TEXT
+
+    own = {"view": {"elevation_degrees": item.elevation_degrees}} if item.image else {}
+    return configured(guidance, options, IMAGE if item.image else TEXT, own)

@@ -129,6 +129,11 @@ def write_sheets(out: Path, lines: Sequence[dict[str, Any]]) -> None:
             sheet.quantize(256).save(path, optimize=True)
 
 
+def position(line: dict[str, Any]) -> int:
+    """Where a line's rule stands in the study, since lines are written as runs end; others come last."""
+    return (*RULES, line["rule"]).index(line["rule"])
+
+
 def pixels(path: Path) -> torch.Tensor:
     """A picture as uint8 [H, W, 3]."""
     import numpy as np
@@ -231,7 +236,7 @@ def main() -> None:
         except Pgc3dError as error:
             raise SystemExit(f"error: {error}") from error
     out: Path = arguments.out
-    lines = read_results(out / "results.jsonl")
+    lines = sorted(read_results(out / "results.jsonl"), key=position)
     if not lines:
         raise SystemExit(f"{out} must have results to sum up, found none")
     write_sheets(out, lines)

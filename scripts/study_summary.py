@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,8 @@ def spread(values: Values) -> tuple[float, float, float]:
     objects = sorted({name for name, _ in values})
     groups = [np.array([value for (name, _), value in values.items() if name == own]) for own in objects]
     low, high = interval(bootstrap([groups])[:, 0])
-    return float(np.mean([group.mean() for group in groups])), low, high
+    mean = round(float(np.mean([group.mean() for group in groups])), 12)  # differences that cancel are 0
+    return mean, low, high
 
 
 def differences(
@@ -165,8 +167,11 @@ def plot_summary(path: Path, lines: Sequence[Line]) -> None:
         len(groups), columns, figsize=size, layout="constrained", squeeze=False, height_ratios=counts
     )
     for row, own in zip(axes, groups, strict=True):
-        for axis, metric in zip(row, main_metrics(own), strict=False):
-            _draw(axis, own, metric)
+        for axis, metric in zip_longest(row, main_metrics(own)):
+            if metric:
+                _draw(axis, own, metric)
+            else:
+                axis.set_visible(False)
         for axis in row[1:]:
             axis.set_yticklabels([])
     figure.savefig(path, dpi=110)

@@ -268,16 +268,20 @@ def test_text_configurations_need_no_picture():
 
 
 def test_a_benchmark_makes_its_image_items(run, checkpoint, picture, tmp_path):  # noqa: F811
-    """Made in the frame of the truth: seen from the elevation that the list says."""
+    """Two at once, in the frame of the truth: seen from the elevation that the list says."""
     truth = tmp_path / "truth.glb"
     write_mesh(truth, procedural_asset("box", rasterizer=CpuRasterizer()), "glb")
     item = Item("thing", image=picture, truth=truth, elevation_degrees=25.0)
     write_items(tmp_path / "items.jsonl", [item])
     arguments = ["--run", "--model", checkpoint, "--set", "export.format=stl", "--out", tmp_path / "numbers"]
-    code, out, err = run("eval", tmp_path / "items.jsonl", tmp_path / "ours", *arguments, *TINY)
-    folder = tmp_path / "ours" / "thing-0"
-    assert "elevation_degrees: 25.0" in (folder / "config.yaml").read_text()
-    assert json.loads((folder / "manifest.json").read_text())["steps_done"] == 4
+    two = ["--seeds", 2, "--jobs", 2]
+    code, out, err = run("eval", tmp_path / "items.jsonl", tmp_path / "ours", *arguments, *two, *TINY)
+    for seed in range(2):
+        folder = tmp_path / "ours" / f"thing-{seed}"
+        config = (folder / "config.yaml").read_text()
+        assert "elevation_degrees: 25.0" in config
+        assert f"seed: {seed}" in config
+        assert json.loads((folder / "manifest.json").read_text())["steps_done"] == 4
     if code == 0:  # random weights make noise, which may be too fine to be exported faithfully
         assert "| chamfer" in out, err
     else:

@@ -79,6 +79,19 @@ def test_objects_count_the_same_whatever_their_seeds(scripts):
     assert (low, high) == (0.0, 1.0)
 
 
+def test_differences_that_cancel_are_no_difference(scripts):
+    from study_summary import spread
+
+    assert spread({("a", 0): 0.1, ("b", 0): 0.2, ("c", 0): -0.3})[0] == 0.0
+
+
+def test_rules_stand_in_the_order_of_the_study(scripts):
+    from study_clipping import RULES, position
+
+    lines = [{"rule": rule} for rule in ("pixel=0.5", *reversed(RULES))]
+    assert [line["rule"] for line in sorted(lines, key=position)] == [*RULES, "pixel=0.5"]
+
+
 def test_only_pairs_are_compared_and_failures_are_counted(scripts):
     from study_summary import differences, summarize
 

@@ -13,6 +13,7 @@ import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -133,9 +134,18 @@ def _asset(folder: Path) -> Path | None:
 
 
 def make_missing(
-    items: Sequence[Item], folders: Sequence[Path], make: Maker, *, seeds: Sequence[int], say: Say
+    items: Sequence[Item],
+    folders: Sequence[Path],
+    make: Maker,
+    *,
+    seeds: Sequence[int],
+    jobs: int = 1,
+    say: Say,
 ) -> None:
     """Make what the first folder of results lacks, each in ITEM-SEED.
+
+    With more than one of the `jobs`, `make` is pickled for processes; what fails in one ends the others as
+    soon as they are done with what they are at.
 
     Raises:
         InputError: there is no folder.
@@ -145,11 +155,32 @@ def make_missing(
     folder = folders[0]
     folder.mkdir(parents=True, exist_ok=True)
     present = {(result.item.name, result.seed) for result in find_results(folder, items)}
-    for item in items:
-        for seed in seeds:
-            if (item.name, seed) not in present:
-                say(f"making {item.name}, seed {seed}")
-                make(item, seed, folder / f"{item.name}-{seed}")
+    missing = [(item, seed) for item in items for seed in seeds if (item.name, seed) not in present]
+    todo = [(item, seed, folder / f"{item.name}-{seed}") for item, seed in missing]
+    if jobs == 1:
+        for item, seed, target in todo:
+            say(f"making {item.name}, seed {seed}")
+            make(item, seed, target)
+        return
+    with _processes(jobs) as pool:
+        waiting = {pool.submit(make, *one): one for one in todo}
+        for future in as_completed(waiting):
+            future.result()
+            item, seed, _ = waiting[future]
+            say(f"made {item.name}, seed {seed}")
+
+
+@contextmanager
+def _processes(count: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes that share the cores; after an error they start nothing more."""
+    threads = max(1, (os.cpu_count() or 1) // count)
+    context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
+    with ProcessPoolExecutor(count, context, torch.set_num_threads, (threads,)) as pool:
+        try:
+            yield pool
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def make_item(
@@ -225,9 +256,7 @@ def _scores(
         for number, key in todo.items():
             yield number, score(results[number], measure, key)
         return
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
-    with ProcessPoolExecutor(jobs, context, torch.set_num_threads, (threads,)) as pool:
+    with _processes(jobs) as pool:
         waiting = {pool.submit(score, results[number], measure, key): number for number, key in todo.items()}
         for future in as_completed(waiting):
             yield waiting[future], future.result()
