@@ -2,7 +2,10 @@
 
 import json
 import math
+import os
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -347,6 +350,10 @@ def test_a_text_item_is_retrieved(contrastive, folder, tmp_path, chair):
     assert 0 <= record.metrics["r_precision"] <= 1
 
 
-def test_a_contrastive_model_that_is_not_there_is_named(tmp_path):
+def test_a_contrastive_model_that_is_not_there_is_named(contrastive, tmp_path):
     with pytest.raises(WeightsNotFoundError, match="train_contrastive"):
         load_retriever(tmp_path, CPU)
+    torn = Path(shutil.copytree(contrastive, tmp_path / "torn"))
+    os.truncate(torn / "model.safetensors", 1000)
+    with pytest.raises(WeightsNotFoundError, match="torn must be a whole checkpoint part"):
+        load_retriever(torn, CPU)

@@ -167,11 +167,13 @@ def tensor_names(file: Path) -> list[str]:
 @contextmanager
 def loading(what: Path) -> Iterator[None]:
     """Turn whatever a library raises over a broken checkpoint into one line that names the folder."""
+    from safetensors import SafetensorError
+
     try:
         yield
     except (Pgc3dError, MemoryError):
         raise
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         if "out of memory" in str(error).lower():
             raise
         raise WeightsNotFoundError(
