@@ -155,8 +155,12 @@ def make_missing(
     folder = folders[0]
     folder.mkdir(parents=True, exist_ok=True)
     present = {(result.item.name, result.seed) for result in find_results(folder, items)}
-    missing = [(item, seed) for item in items for seed in seeds if (item.name, seed) not in present]
-    todo = [(item, seed, folder / f"{item.name}-{seed}") for item, seed in missing]
+    todo = [
+        (item, seed, folder / f"{item.name}-{seed}")
+        for item in items
+        for seed in seeds
+        if (item.name, seed) not in present
+    ]
     if jobs == 1:
         for item, seed, target in todo:
             say(f"making {item.name}, seed {seed}")
