@@ -229,7 +229,7 @@ def peak_memory(device: torch.device) -> dict[str, int]:
     unit = 1 if sys.platform == "darwin" else 1024
     peak = {"resident": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
     if device.type == "cuda":
-        peak["cuda"] = torch.cuda.max_memory_allocated(device)
+        peak["cuda"] = torch.cuda.max_memory_reserved(device)  # with what recorded graphs keep
     return peak
 
 

@@ -19,7 +19,7 @@ from pgc3d.kernels.group_norm import Norm
 from pgc3d.kernels.group_norm_triton import Tiling, backward_triton, forward_triton
 
 GROUPS = 32
-NUMBERS, PROGRAMS, WARPS = (2048, 4096, 8192), (264, 512, 1024, 2048), (4, 8)
+NUMBERS, PROGRAMS, WARPS, STAGES = (2048, 4096, 8192), (264, 512, 1024, 2048), (4, 8), (1, 3)
 SCORE_MIB = (8, 16, 32, 64, 128, 256, 512)
 FORWARD_PASSES, BACKWARD_PASSES = 3, 5  # reads and writes of a tensor of the pixels' size
 
@@ -48,8 +48,8 @@ def time_group_norm(
     norm = Norm(ones, torch.zeros_like(ones), GROUPS)
     size = pixels.numel() * pixels.element_size()
     rows = []
-    for numbers, programs, warps in itertools.product(NUMBERS, PROGRAMS, WARPS):
-        tiling = Tiling(numbers=numbers, programs=programs, warps=warps)
+    for numbers, programs, warps, stages in itertools.product(NUMBERS, PROGRAMS, WARPS, STAGES):
+        tiling = Tiling(numbers=numbers, programs=programs, warps=warps, stages=stages)
         _, statistics = forward_triton(pixels, norm, ones, tiling)
         forward = milliseconds(lambda tiling=tiling: forward_triton(pixels, norm, ones, tiling), repeats)  # type: ignore[misc]
         backward = milliseconds(
@@ -59,7 +59,7 @@ def time_group_norm(
             repeats,
         )
         row: dict[str, float] = {"side": side, "channels": channels, "batch": batch}
-        row |= {"numbers": numbers, "programs": programs, "warps": warps}
+        row |= {"numbers": numbers, "programs": programs, "warps": warps, "stages": stages}
         row |= {"forward_ms": forward, "backward_ms": backward}
         row |= {"forward_TB_s": FORWARD_PASSES * size / forward / 1e9}
         rows.append(row | {"backward_TB_s": BACKWARD_PASSES * size / backward / 1e9})

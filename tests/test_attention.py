@@ -28,11 +28,14 @@ def cosine(a, b):
 
 @pytest.mark.parametrize("dtype", LEAST, ids=str)
 @pytest.mark.parametrize("score_bytes", [1, 5000, 1 << 20], ids=["row by row", "some rows", "at once"])
-def test_value_and_gradients_are_those_of_the_definition(dtype, score_bytes):
+@pytest.mark.parametrize("keep", [False, True], ids=["computed again", "kept"])
+def test_value_and_gradients_are_those_of_the_definition(dtype, score_bytes, keep):
     inputs = [value.to(dtype) for value in triple()]
     gradient = draw(2, 37, 24, seed=3).to(dtype)
     exact, pulls = gradients(attention_plain, [value.double() for value in inputs], gradient.double())
-    found, found_pulls = gradients(lambda *qkv: attention(*qkv, score_bytes=score_bytes), inputs, gradient)
+    found, found_pulls = gradients(
+        lambda *qkv: attention(*qkv, score_bytes=score_bytes, keep=keep), inputs, gradient
+    )
     assert found.dtype == dtype
     for value, expected in zip((found, *found_pulls), (exact, *pulls), strict=True):
         assert cosine(value, expected) > LEAST[dtype]

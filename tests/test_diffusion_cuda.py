@@ -5,6 +5,7 @@ from tiny import write_tiny_sdxl
 
 from pgc3d.cameras import turntable
 from pgc3d.diffusion.accelerate import accelerate
+from pgc3d.diffusion.cuda_graph import KEPT, GraphedNetwork
 from pgc3d.diffusion.fast_encoder import FastEncoder
 from pgc3d.diffusion.models import load_latent_diffusion, resolve_model
 from pgc3d.diffusion.text import encode_prompts
@@ -122,6 +123,25 @@ def test_wide_attention_in_half_precision_agrees_with_float32(dtype, tokens):
         found_pulls = torch.autograd.grad(found, half, gradient.to(dtype))
         for value, expected in zip((found, *found_pulls), (exact, *pulls), strict=True):
             assert cosine(value, expected) > 0.998
+
+
+def test_a_recorded_network_gives_its_own_numbers_for_every_input_and_shape():
+    generator = torch.Generator("cuda").manual_seed(0)
+    weight = torch.randn(8, 8, device="cuda", generator=generator)
+
+    def network(x, *, more, negate):
+        result = (x @ weight).relu() + more["sum"][0]
+        return (-result if negate else result,)
+
+    graphed, calls = GraphedNetwork(network), []
+    for rows in (3, 5, 3, 7, 5, 3):
+        x, other = (torch.randn(rows, 8, device="cuda", generator=generator) for _ in range(2))
+        for negate in (False, True):
+            inputs = {"more": {"sum": [other]}, "negate": negate}
+            calls.append((graphed(x, **inputs)[0], network(x, **inputs)[0]))
+    for found, expected in calls:  # an answer stays what it is when others are asked for
+        assert torch.equal(found, expected)
+    assert len(graphed._recordings) == KEPT
 
 
 def test_text_encoders_leave_no_memory_behind(folder):

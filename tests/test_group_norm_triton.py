@@ -19,7 +19,8 @@ TOLERANCE = {torch.float32: 3e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 # views, pixels, channels, groups, how the work is cut
 CASES = {
     "several programs": (2, 70, 24, 8, Tiling(numbers=512, programs=3, warps=4)),
-    "several tiles": (1, 50, 16, 4, Tiling(numbers=128, programs=2, warps=4)),
+    "several tiles": (1, 50, 16, 4, Tiling(numbers=128, programs=2, warps=4, stages=2)),
+    "full tiles": (2, 64, 16, 4, Tiling(numbers=128, programs=4, warps=4)),
     "one pixel": (2, 1, 8, 8, Tiling()),
     "odd channels": (1, 33, 21, 3, Tiling(numbers=256, programs=4, warps=4)),
 }

@@ -1,4 +1,4 @@
-"""How the modules of a `LatentDiffusion` run on a CUDA device: lean encoder, compiled UNet, channels-last."""
+"""How the modules of a `LatentDiffusion` run on a CUDA device: lean encoder, compiled and recorded UNet."""
 
 import logging
 import os
@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from pgc3d.diffusion.cuda_graph import GraphedNetwork
 from pgc3d.diffusion.fast_encoder import FastEncoder, why_unsupported
 from pgc3d.diffusion.latent import LatentDiffusion
 from pgc3d.diffusion.models import record_file
@@ -18,8 +19,8 @@ logger = logging.getLogger(__name__)
 COMPILED_FROM = 100_000_000  # parameters
 # The blocks that a network is made of; what lies between them is a small share of its time. Each kind of
 # block is compiled once: on an H100 SDXL's first ten steps took 63 s, as one graph 157 s; later ones took 137
-# to 173 ms beside other jobs, as one graph 131 to 154 ms. CUDA graphs do not fit: the outputs of all blocks
-# of a kind would lie in the same memory.
+# to 173 ms beside other jobs, as one graph 131 to 154 ms. The compiler's own CUDA graphs do not fit: the
+# outputs of all blocks of a kind would lie in the same memory.
 BLOCKS = ("BasicTransformerBlock", "ResnetBlock2D")
 _KINDS = 64  # widths and sizes of blocks that one network may have
 
@@ -30,15 +31,19 @@ def accelerate(
     """Change how the modules run; the results stay the same up to rounding.
 
     Weights are put into channels-last order in place, and nothing is copied. Each new shape of pictures
-    compiles the UNet's blocks once; the compiled code is kept in the user's cache for later runs.
+    compiles the UNet's blocks once; the compiled code is kept in the user's cache for later runs. On CUDA
+    the UNet is recorded as a graph, since one picture at a time it would wait for the host.
 
     Args:
         model: its modules are changed.
-        low_memory: keep less between the encoder's forward and backward pass, at the price of time.
+        low_memory: keep less between the encoder's forward and backward pass, and no graph, whose memory
+            nothing else can use; at the price of time.
         compiled: whether the UNet's blocks are; None is yes from `COMPILED_FROM` on.
     """
     vae = model.vae
     accelerate_network(model.unet, compiled=compiled)
+    if model.device.type == "cuda" and not low_memory:
+        model = replace(model, predictor=GraphedNetwork(model.unet))
     if reason := why_unsupported(vae.encoder):
         logger.warning("the VAE's encoder runs as diffusers wrote it, not in the fast way: %s", reason)
         return spare_memory(model) if low_memory else model

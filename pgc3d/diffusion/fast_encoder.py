@@ -23,7 +23,7 @@ class FastEncoder:
     """Calls diffusers' `Encoder` the lean way; differentiable once, to the pixels only."""
 
     encoder: Any
-    recompute: bool = False  # keep only the input of each residual block: half the memory, some more time
+    recompute: bool = False  # keep only the input of each block: half the memory, some more time
     score_bytes: int = SCORE_BYTES  # bound of the middle attention's scores
     implementation: gn.Implementation = "auto"
 
@@ -62,8 +62,8 @@ class FastEncoder:
         )
         tokens = gn.to_pixels(normal)
         heads = (block.to_q(tokens), block.to_k(tokens), block.to_v(tokens))
-        result = block.to_out[0](attention(*heads, score_bytes=self.score_bytes))
-        return gn.to_picture(result, x.shape[2]).add_(x)
+        result = attention(*heads, score_bytes=self.score_bytes, keep=not self.recompute)
+        return gn.to_picture(block.to_out[0](result), x.shape[2]).add_(x)
 
 
 class _Convolution(torch.autograd.Function):
@@ -77,7 +77,7 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (weight,) = ctx.saved_tensors
-        return _convolve_back(gradient, weight), None
+        return _convolve_back(gradient.contiguous(memory_format=torch.channels_last), weight), None
 
 
 class _Downsample(torch.autograd.Function):
@@ -122,6 +122,7 @@ class _Resnet(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         pixels, hidden, *statistics = ctx.saved_tensors
+        gradient = gradient.contiguous(memory_format=torch.channels_last)
         first, second = (statistics[0], statistics[1]), (statistics[2], statistics[3])
         block, implementation, height = ctx.block, ctx.implementation, ctx.height
         if hidden is None:
@@ -156,7 +157,6 @@ def _convolve_back(gradient: Tensor, weight: Tensor) -> Tensor:
     Asked for as a transposed convolution, which needs no stand-in for the input that was not kept: torch's
     own backward function takes the memory order from the input, and would leave channels-last.
     """
-    gradient = gradient.contiguous(memory_format=torch.channels_last)
     return functional.conv_transpose2d(gradient, weight, padding=1)
 
 

@@ -33,6 +33,7 @@ class LatentDiffusion:
     prediction: Prediction
     layout: Layout
     encoder: Callable[[Tensor], Tensor] | None = None  # what runs the VAE's encoder when it is not itself
+    predictor: Callable[..., Any] | None = None  # what runs the UNet when it is not itself
 
     @property
     def device(self) -> torch.device:
@@ -129,7 +130,7 @@ class LatentDiffusion:
             doubled = torch.cat([doubled, torch.cat([torch.zeros_like(beside), beside])], dim=1)
         doubled = doubled.to(_dtype(self.unet))
         added = self._added_conditions(unconditional, conditional, time_ids)
-        output = self.unet(
+        output = (self.predictor or self.unet)(
             doubled,
             levels,
             encoder_hidden_states=tokens,

@@ -27,6 +27,7 @@ class Tiling:
     numbers: int = 4096  # in a tile of whole pixels
     programs: int = 1024  # at most, for each picture; their partial sums are added by one program
     warps: int = 8
+    stages: int = 1  # tiles that are on their way at once
 
 
 DEFAULT_TILING = Tiling()
@@ -94,8 +95,10 @@ def backward_triton(
     return result
 
 
-def _cut(pixels: Tensor, tiling: Tiling) -> tuple[tuple[int, int], tuple[int, int, int]]:
-    """Grid, tiles of one program, pixels of one tile, and channels padded to a power of two.
+def _cut(pixels: Tensor, tiling: Tiling) -> tuple[tuple[int, int], tuple[int, int, int, bool, int]]:
+    """Grid, then tiles of one program, pixels of one tile, padded channels, if tiles are full, and stages.
+
+    Full tiles need no masks.
 
     Depends on one picture's size alone, so that a picture's result does not depend on its neighbours.
     """
@@ -104,7 +107,9 @@ def _cut(pixels: Tensor, tiling: Tiling) -> tuple[tuple[int, int], tuple[int, in
     rows = max(1, min(tiling.numbers // width, triton.next_power_of_2(count)))
     tiles = triton.cdiv(count, rows)
     share = triton.cdiv(tiles, tiling.programs)
-    return (triton.cdiv(tiles, share), views), (share, rows, width)
+    programs = triton.cdiv(tiles, share)
+    full = width == channels and programs * share * rows == count
+    return (programs, views), (share, rows, width, full, tiling.stages)
 
 
 def _empty(like: Tensor, *shape: int) -> Tensor:
@@ -113,21 +118,51 @@ def _empty(like: Tensor, *shape: int) -> Tensor:
 
 @triton.jit
 @no_type_check
-def _moments(pixels, partial, count, channels, TILES: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+def _tile(part, view, tile, count, channels, TILES: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+    """Where a tile starts, its numbers' places from there, in 32 bits, and which of them there are."""
+    first = (part * TILES + tile) * ROWS
+    start = (view.to(tl.int64) * count + first) * channels
+    row, channel = tl.arange(0, ROWS), tl.arange(0, WIDTH)
+    there = (first + row < count)[:, None] & (channel < channels)[None, :]
+    return start, row[:, None] * channels + channel[None, :], there
+
+
+@triton.jit
+@no_type_check
+def _load(pointer, there, FULL: tl.constexpr):
+    """Numbers of a tile, zero outside the picture."""
+    value = tl.load(pointer) if FULL else tl.load(pointer, mask=there, other=0.0)
+    return value.to(tl.float32)
+
+
+@triton.jit
+@no_type_check
+def _store(pointer, value, there, FULL: tl.constexpr):
+    if FULL:
+        tl.store(pointer, value.to(pointer.dtype.element_ty))
+    else:
+        tl.store(pointer, value.to(pointer.dtype.element_ty), mask=there)
+
+
+@triton.jit
+@no_type_check
+def _moments(
+    pixels, partial, count, channels,
+    TILES: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, FULL: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
     """Sums of x - k and (x - k)^2 for each channel; k, the first pixel, is there against cancellation."""
     part, view = tl.program_id(0), tl.program_id(1)
     channel = tl.arange(0, WIDTH)
     inside = channel < channels
-    base = pixels + view.to(tl.int64) * count * channels
-    first = tl.load(base + channel, mask=inside, other=0.0).to(tl.float32)
+    first = tl.load(pixels + view.to(tl.int64) * count * channels + channel, mask=inside, other=0.0)
+    first = first.to(tl.float32)
     total = tl.zeros([ROWS, WIDTH], dtype=tl.float32)
     squares = tl.zeros([ROWS, WIDTH], dtype=tl.float32)
-    for tile in range(0, TILES):
-        row = (part * TILES + tile) * ROWS + tl.arange(0, ROWS)
-        mask = (row < count)[:, None] & inside[None, :]
-        index = row.to(tl.int64)[:, None] * channels + channel[None, :]
-        value = tl.load(base + index, mask=mask, other=0.0).to(tl.float32)
-        value = tl.where(mask, value - first[None, :], 0.0)
+    for tile in tl.range(0, TILES, num_stages=STAGES):
+        start, place, there = _tile(part, view, tile, count, channels, TILES, ROWS, WIDTH)
+        value = _load(pixels + start + place, there, FULL) - first[None, :]
+        if not FULL:
+            value = tl.where(there, value, 0.0)
         total += value
         squares += value * value
     output = partial + (view * tl.num_programs(0) + part).to(tl.int64) * 2 * channels + channel
@@ -187,30 +222,27 @@ def _channels(center, scale, weight, bias, view, channel, inside, channels):
 @no_type_check
 def _apply(
     pixels, center, scale, weight, bias, result, count, channels,
-    TILES: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, SILU: tl.constexpr,
+    TILES: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, FULL: tl.constexpr, STAGES: tl.constexpr,
+    SILU: tl.constexpr,
 ):  # fmt: skip
     part, view = tl.program_id(0), tl.program_id(1)
     channel = tl.arange(0, WIDTH)
     inside = channel < channels
-    base = view.to(tl.int64) * count * channels
     c, s, w, b = _channels(center, scale, weight, bias, view, channel, inside, channels)
-    for tile in range(0, TILES):
-        row = (part * TILES + tile) * ROWS + tl.arange(0, ROWS)
-        mask = (row < count)[:, None] & inside[None, :]
-        index = base + row.to(tl.int64)[:, None] * channels + channel[None, :]
-        value = tl.load(pixels + index, mask=mask, other=0.0).to(tl.float32)
-        raw = (value - c) * s * w + b
+    for tile in tl.range(0, TILES, num_stages=STAGES):
+        start, place, there = _tile(part, view, tile, count, channels, TILES, ROWS, WIDTH)
+        raw = (_load(pixels + start + place, there, FULL) - c) * s * w + b
         if SILU:
             raw = raw * tl.sigmoid(raw)
-        tl.store(result + index, raw.to(result.dtype.element_ty), mask=mask)
+        _store(result + start + place, raw, there, FULL)
 
 
 @triton.jit
 @no_type_check
-def _pull(gradient, pixels, index, mask, c, s, w, b, SILU: tl.constexpr):
+def _pull(gradient, pixels, place, there, c, s, w, b, SILU: tl.constexpr, FULL: tl.constexpr):
     """x_hat, and the gradient on the output of the affine map."""
-    normal = (tl.load(pixels + index, mask=mask, other=0.0).to(tl.float32) - c) * s
-    pull = tl.load(gradient + index, mask=mask, other=0.0).to(tl.float32)
+    normal = (_load(pixels + place, there, FULL) - c) * s
+    pull = _load(gradient + place, there, FULL)
     if SILU:
         raw = normal * w + b
         gate = tl.sigmoid(raw)
@@ -222,21 +254,19 @@ def _pull(gradient, pixels, index, mask, c, s, w, b, SILU: tl.constexpr):
 @no_type_check
 def _gradient_sums(
     gradient, pixels, center, scale, weight, bias, partial, count, channels,
-    TILES: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, SILU: tl.constexpr,
+    TILES: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, FULL: tl.constexpr, STAGES: tl.constexpr,
+    SILU: tl.constexpr,
 ):  # fmt: skip
     """Sums of w g and w g x_hat for each channel."""
     part, view = tl.program_id(0), tl.program_id(1)
     channel = tl.arange(0, WIDTH)
     inside = channel < channels
-    base = view.to(tl.int64) * count * channels
     c, s, w, b = _channels(center, scale, weight, bias, view, channel, inside, channels)
     total = tl.zeros([ROWS, WIDTH], dtype=tl.float32)
     moment = tl.zeros([ROWS, WIDTH], dtype=tl.float32)
-    for tile in range(0, TILES):
-        row = (part * TILES + tile) * ROWS + tl.arange(0, ROWS)
-        mask = (row < count)[:, None] & inside[None, :]
-        index = base + row.to(tl.int64)[:, None] * channels + channel[None, :]
-        normal, pull = _pull(gradient, pixels, index, mask, c, s, w, b, SILU)
+    for tile in tl.range(0, TILES, num_stages=STAGES):
+        start, place, there = _tile(part, view, tile, count, channels, TILES, ROWS, WIDTH)
+        normal, pull = _pull(gradient + start, pixels + start, place, there, c, s, w, b, SILU, FULL)
         total += pull  # 0 outside, as the gradient is
         moment += pull * normal
     output = partial + (view * tl.num_programs(0) + part).to(tl.int64) * 2 * channels + channel
@@ -265,21 +295,19 @@ def _finish_gradient(
 @no_type_check
 def _apply_gradient(
     gradient, pixels, center, scale, weight, bias, means, residual, result, count, channels,
-    TILES: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, SILU: tl.constexpr,
+    TILES: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, FULL: tl.constexpr, STAGES: tl.constexpr,
+    SILU: tl.constexpr,
 ):  # fmt: skip
     part, view = tl.program_id(0), tl.program_id(1)
     channel = tl.arange(0, WIDTH)
     inside = channel < channels
-    base = view.to(tl.int64) * count * channels
     c, s, w, b = _channels(center, scale, weight, bias, view, channel, inside, channels)
     mean = tl.load(means + view * 2 * channels + channel, mask=inside, other=0.0)[None, :]
     moment = tl.load(means + (view * 2 + 1) * channels + channel, mask=inside, other=0.0)[None, :]
-    for tile in range(0, TILES):
-        row = (part * TILES + tile) * ROWS + tl.arange(0, ROWS)
-        mask = (row < count)[:, None] & inside[None, :]
-        index = base + row.to(tl.int64)[:, None] * channels + channel[None, :]
-        normal, pull = _pull(gradient, pixels, index, mask, c, s, w, b, SILU)
+    for tile in tl.range(0, TILES, num_stages=STAGES):
+        start, place, there = _tile(part, view, tile, count, channels, TILES, ROWS, WIDTH)
+        normal, pull = _pull(gradient + start, pixels + start, place, there, c, s, w, b, SILU, FULL)
         value = s * (pull * w - mean - normal * moment)
         if residual is not None:
-            value += tl.load(residual + index, mask=mask, other=0.0).to(tl.float32)
-        tl.store(result + index, value.to(result.dtype.element_ty), mask=mask)
+            value += _load(residual + start + place, there, FULL)
+        _store(result + start + place, value, there, FULL)
