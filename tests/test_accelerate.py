@@ -13,6 +13,7 @@ from pgc3d.diffusion.accelerate import (
     spare_memory,
 )
 from pgc3d.diffusion.fast_encoder import FastEncoder
+from pgc3d.diffusion.fast_unet import fuse_projections, replace_resnets
 from pgc3d.diffusion.latent import select
 from pgc3d.diffusion.models import load_latent_diffusion, resolve_model
 from pgc3d.diffusion.text import encode_prompts
@@ -61,6 +62,19 @@ def test_acceleration_keeps_the_results(folder, embedding, low_memory):
         torch.testing.assert_close(found, value, rtol=1e-3, atol=1e-4 * value.abs().max().item())
 
 
+@pytest.mark.parametrize("change", [replace_resnets, fuse_projections])
+def test_a_rebuilt_unet_gives_the_same(folder, embedding, change):
+    expected, model = predict(load_latent_diffusion(folder), embedding), load_latent_diffusion(folder)
+    before = sum(parameter.numel() for parameter in model.unet.parameters())
+    names = {name for name, _ in model.unet.named_parameters()}
+    change(model.unet)
+    assert {name for name, _ in model.unet.named_parameters()} != names
+    assert sum(parameter.numel() for parameter in model.unet.parameters()) == before
+    assert not any(parameter.requires_grad for parameter in model.unet.parameters())
+    for found, value in zip(predict(model, embedding), expected, strict=True):
+        torch.testing.assert_close(found, value, rtol=1e-4, atol=1e-5 * value.abs().max().item())
+
+
 def test_an_encoder_of_another_kind_runs_as_it_is_and_that_is_said(folder, caplog):
     model = load_latent_diffusion(folder)
     expected = encode(model)
@@ -104,12 +118,14 @@ def test_compiled_code_is_kept_in_the_users_cache_unless_told_otherwise(tmp_path
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # the compiler's own
 def test_only_networks_that_are_worth_it_are_compiled_block_by_block(tmp_path, monkeypatch):
-    from diffusers.models.attention import BasicTransformerBlock
+    from diffusers.models.transformers.transformer_2d import Transformer2DModel
 
     for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
         monkeypatch.setenv(name, str(tmp_path))
     with torch.device("meta"):
-        small, large = (torch.nn.ModuleList([BasicTransformerBlock(dim, 8, 64)]) for dim in (512, 4096))
+        small, large = (
+            torch.nn.ModuleList([Transformer2DModel(8, dim // 8, in_channels=dim)]) for dim in (512, 4096)
+        )
     for network in (small, large):
         accelerate_network(network)
     assert small[0]._compiled_call_impl is None

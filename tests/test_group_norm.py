@@ -57,6 +57,15 @@ def test_value_and_input_gradient_are_those_of_the_definition(shape, silu, dtype
         torch.testing.assert_close(value.double(), expected, rtol=0, atol=atol)
 
 
+def test_a_shift_may_differ_between_pictures():
+    x, norm, _, _ = inputs(SHAPES["usual"], silu=True)
+    shift = draw(2, 32, seed=5)
+    found = gn.group_norm(x, norm, shift=shift, implementation="torch")
+    for view in range(2):
+        alone = gn.group_norm(x[view : view + 1], norm, shift=shift[view], implementation="torch")
+        torch.testing.assert_close(found[view : view + 1], alone)
+
+
 def test_gradient_agrees_with_finite_differences():
     x, norm, shift, _ = inputs((1, 6, 2, 3, 2), silu=True)
     assert torch.autograd.gradcheck(

@@ -81,6 +81,13 @@ def test_kernels_agree_without_activation_shift_and_residual():
     check("several tiles", torch.float32, silu=False, with_shift=False, with_residual=False)
 
 
+def test_kernels_agree_with_a_shift_for_each_picture():
+    pixels, _, _, norm, _, tiling = case("several programs", torch.float32, silu=True)
+    shift = draw(*pixels.shape[::2], seed=6).to(DEVICE)
+    y, _ = gn.forward(pixels.double(), cast(norm, torch.float64), shift.double(), "torch")
+    close(forward_triton(pixels, norm, shift.float(), tiling)[0], y, torch.float32)
+
+
 def test_a_large_mean_costs_no_precision():
     pixels, _, _, norm, shift, tiling = case("several tiles", torch.float32, silu=False, mean=1000.0)
     y, _ = gn.forward(pixels.double(), cast(norm, torch.float64), shift.double(), "torch")

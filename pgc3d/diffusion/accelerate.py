@@ -9,6 +9,7 @@ import torch
 
 from pgc3d.diffusion.cuda_graph import GraphedNetwork
 from pgc3d.diffusion.fast_encoder import FastEncoder, why_unsupported
+from pgc3d.diffusion.fast_unet import fuse_projections, replace_resnets
 from pgc3d.diffusion.latent import LatentDiffusion
 from pgc3d.diffusion.models import record_file
 from pgc3d.kernels.attention import SCORE_BYTES, SMALL_SCORE_BYTES
@@ -21,7 +22,7 @@ COMPILED_FROM = 100_000_000  # parameters
 # block is compiled once: on an H100 SDXL's first ten steps took 63 s, as one graph 157 s; later ones took 137
 # to 173 ms beside other jobs, as one graph 131 to 154 ms. The compiler's own CUDA graphs do not fit: the
 # outputs of all blocks of a kind would lie in the same memory.
-BLOCKS = ("BasicTransformerBlock", "ResnetBlock2D")
+BLOCKS = ("Transformer2DModel", "ResnetBlock2D")
 _KINDS = 64  # widths and sizes of blocks that one network may have
 
 
@@ -60,6 +61,8 @@ def accelerate_network(network: Any, *, compiled: bool | None = None) -> None:
         compiled = sum(parameter.numel() for parameter in network.parameters()) >= COMPILED_FROM
     if compiled:
         keep_compiled_code()
+        replace_resnets(network)
+        fuse_projections(network)
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _KINDS)
         for block in network.modules():
             if type(block).__name__ in BLOCKS:

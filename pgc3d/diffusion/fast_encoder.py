@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from pgc3d.kernels import group_norm as gn
 from pgc3d.kernels.attention import SCORE_BYTES, attention
+from pgc3d.kernels.padding import crop_end, pad_end
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class FastEncoder:
             if block is not None:
                 x = self._attend(block, x, offset)
             x, offset = self._resnet(resnet, x, offset)
-        x = gn.group_norm(x, _norm(encoder.conv_norm_out), shift=offset, implementation=self.implementation)
+        x = gn.group_norm(x, norm_of(encoder.conv_norm_out), shift=offset, implementation=self.implementation)
         return _convolve(x, encoder.conv_out) + encoder.conv_out.bias[:, None, None]
 
     def _resnet(self, block: Any, x: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
@@ -58,7 +59,7 @@ class FastEncoder:
 
     def _attend(self, block: Any, x: Tensor, offset: Tensor) -> Tensor:
         normal = gn.group_norm(
-            x, _norm(block.group_norm, silu=False), shift=offset, implementation=self.implementation
+            x, norm_of(block.group_norm, silu=False), shift=offset, implementation=self.implementation
         )
         tokens = gn.to_pixels(normal)
         heads = (block.to_q(tokens), block.to_k(tokens), block.to_v(tokens))
@@ -86,20 +87,15 @@ class _Downsample(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, offset: Tensor) -> Tensor:
         ctx.save_for_backward(weight)
-        views, channels, height, width = x.shape
-        padded = x.new_empty(views, height + 1, width + 1, channels).permute(0, 3, 1, 2)
-        torch.add(x, offset[:, None, None].to(x.dtype), out=padded[:, :, :height, :width])
-        padded[:, :, height].zero_()
-        padded[:, :, :, width].zero_()
-        ctx.odd = height % 2, width % 2
-        return functional.conv2d(padded, weight, stride=2)
+        ctx.odd = x.shape[2] % 2, x.shape[3] % 2
+        return functional.conv2d(pad_end(x, offset), weight, stride=2)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (weight,) = ctx.saved_tensors
         gradient = gradient.contiguous(memory_format=torch.channels_last)
         padded = functional.conv_transpose2d(gradient, weight, stride=2, output_padding=ctx.odd)
-        return padded[:, :, :-1, :-1], None, None
+        return crop_end(padded), None, None
 
 
 class _Resnet(torch.autograd.Function):
@@ -108,10 +104,10 @@ class _Resnet(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, block: Any, offset: Tensor, options: FastEncoder) -> Tensor:
         pixels, implementation, height = gn.to_pixels(x), options.implementation, x.shape[2]
-        active, first = gn.forward(pixels, _norm(block.norm1), offset, implementation)
-        hidden = _convolve_pixels(active, block.conv1, height)
-        active, second = gn.forward(hidden, _norm(block.norm2), block.conv1.bias, implementation)
-        result = _convolve_pixels(active, block.conv2, height)
+        active, first = gn.forward(pixels, norm_of(block.norm1), offset, implementation)
+        hidden = convolve_pixels(active, block.conv1, height)
+        active, second = gn.forward(hidden, norm_of(block.norm2), block.conv1.bias, implementation)
+        result = convolve_pixels(active, block.conv2, height)
         shortcut = pixels
         if block.conv_shortcut is not None:
             shortcut = functional.linear(pixels, block.conv_shortcut.weight[:, :, 0, 0])
@@ -126,18 +122,18 @@ class _Resnet(torch.autograd.Function):
         first, second = (statistics[0], statistics[1]), (statistics[2], statistics[3])
         block, implementation, height = ctx.block, ctx.implementation, ctx.height
         if hidden is None:
-            active = gn.reapply(pixels, _norm(block.norm1), first, implementation)
-            hidden = _convolve_pixels(active, block.conv1, height)
+            active = gn.reapply(pixels, norm_of(block.norm1), first, implementation)
+            hidden = convolve_pixels(active, block.conv1, height)
             del active
         pull = gn.to_pixels(_convolve_back(gradient, block.conv2.weight))
-        pull = gn.backward(pull, hidden, _norm(block.norm2), second, implementation=implementation)
+        pull = gn.backward(pull, hidden, norm_of(block.norm2), second, implementation=implementation)
         del hidden
         pull = gn.to_pixels(_convolve_back(gn.to_picture(pull, height), block.conv1.weight))
         residual = gn.to_pixels(gradient)
         if block.conv_shortcut is not None:
             residual = residual @ block.conv_shortcut.weight[:, :, 0, 0]
         result = gn.backward(
-            pull, pixels, _norm(block.norm1), first, residual=residual, implementation=implementation
+            pull, pixels, norm_of(block.norm1), first, residual=residual, implementation=implementation
         )
         return gn.to_picture(result, height), None, None, None
 
@@ -147,7 +143,8 @@ def _convolve(x: Tensor, convolution: Any) -> Tensor:
     return result
 
 
-def _convolve_pixels(pixels: Tensor, convolution: Any, height: int) -> Tensor:
+def convolve_pixels(pixels: Tensor, convolution: Any, height: int) -> Tensor:
+    """A 3 x 3 convolution without its bias, over [B, H W, C]."""
     return gn.to_pixels(functional.conv2d(gn.to_picture(pixels, height), convolution.weight, padding=1))
 
 
@@ -165,7 +162,8 @@ def _downsample(convolution: Any, x: Tensor, offset: Tensor) -> Tensor:
     return result
 
 
-def _norm(module: torch.nn.GroupNorm, *, silu: bool = True) -> gn.Norm:
+def norm_of(module: torch.nn.GroupNorm, *, silu: bool = True) -> gn.Norm:
+    """A frozen module's parameters, with SiLU behind it or not."""
     return gn.Norm(module.weight, module.bias, module.num_groups, module.eps, silu)
 
 
@@ -195,7 +193,8 @@ def why_unsupported(encoder: Any) -> str | None:
     attentions = [block for block in encoder.mid_block.attentions if block is not None]
     checks = {
         "a residual block of another kind": all(
-            _is_plain_resnet(resnet) for resnet in [*resnets, *encoder.mid_block.resnets]
+            is_plain_resnet(resnet) and resnet.time_emb_proj is None
+            for resnet in [*resnets, *encoder.mid_block.resnets]
         ),
         "a sampler of another kind": all(_is_plain_sampler(sampler) for sampler in samplers),
         "an attention of another kind": all(_is_plain_attention(block) for block in attentions),
@@ -207,12 +206,12 @@ def why_unsupported(encoder: Any) -> str | None:
     return next((f"it has {fault}" for fault, fine in checks.items() if not fine), None)
 
 
-def _is_plain_resnet(block: Any) -> bool:
+def is_plain_resnet(block: Any) -> bool:
+    """Whether a module is the usual residual block, with an addition for the time or without."""
     from diffusers.models.resnet import ResnetBlock2D
 
     return (
         isinstance(block, ResnetBlock2D)
-        and block.time_emb_proj is None
         and block.time_embedding_norm == "default"
         and block.upsample is None
         and block.downsample is None

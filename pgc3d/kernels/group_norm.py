@@ -15,6 +15,7 @@ from torch import Tensor
 
 Implementation: TypeAlias = Literal["auto", "torch", "triton"]
 Pixels: TypeAlias = Float[Tensor, "B P C"]
+Shift: TypeAlias = Float[Tensor, " C"] | Float[Tensor, "B C"]
 Statistics: TypeAlias = tuple[Float[Tensor, "B C"], Float[Tensor, "B C"]]  # center, scale
 
 
@@ -39,7 +40,7 @@ def group_norm(
     x: Float[Tensor, "B C H W"],
     norm: Norm,
     *,
-    shift: Float[Tensor, " C"] | None = None,
+    shift: Shift | None = None,
     implementation: Implementation = "auto",
 ) -> Float[Tensor, "B C H W"]:
     """Normalise x + shift in groups of channels, then SiLU where the norm asks for it.
@@ -47,7 +48,8 @@ def group_norm(
     Args:
         x: any memory order; channels-last is not copied. The result is channels-last.
         norm: the parameters.
-        shift: a constant for each channel, such as the bias that a convolution before left out; no gradient.
+        shift: a constant for each channel, or each picture and channel, such as the bias that a convolution
+            before left out; no gradient.
         implementation: `auto` is Triton on CUDA, plain torch elsewhere.
     """
     result: Tensor = _GroupNorm.apply(x, norm, shift, implementation)  # type: ignore[no-untyped-call]
@@ -66,7 +68,7 @@ def to_picture(pixels: Pixels, height: int) -> Float[Tensor, "B C H W"]:
 
 
 def forward(
-    pixels: Pixels, norm: Norm, shift: Float[Tensor, " C"] | None, implementation: Implementation = "auto"
+    pixels: Pixels, norm: Norm, shift: Shift | None, implementation: Implementation = "auto"
 ) -> tuple[Pixels, Statistics]:
     """The normalised pixels and the statistics that the backward pass needs."""
     if _uses_triton(implementation, pixels):
@@ -74,8 +76,8 @@ def forward(
 
         return forward_triton(pixels, norm, shift)
     wide = pixels.to(_accumulator(pixels))
-    offset = torch.zeros_like(wide[0, 0]) if shift is None else shift.to(wide.dtype)
-    grouped = _grouped(wide + offset, norm)
+    offset = torch.zeros_like(wide[:, 0]) if shift is None else shift.to(wide.dtype).expand_as(wide[:, 0])
+    grouped = _grouped(wide + offset[:, None], norm)
     mean = grouped.mean(dim=(1, 3))
     variance = (grouped - mean[:, None, :, None]).square().mean(dim=(1, 3))
     repeats = pixels.shape[-1] // norm.groups

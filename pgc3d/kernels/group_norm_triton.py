@@ -30,35 +30,37 @@ class Tiling:
     stages: int = 1  # tiles that are on their way at once
 
 
-DEFAULT_TILING = Tiling()
+FINISH_WARPS = 8
+REDUCE, WRITE = Tiling(), Tiling()  # for the kernels that add up, and for those that write pictures
 
 
 def forward_triton(
-    pixels: Tensor, norm: Norm, shift: Tensor | None, tiling: Tiling = DEFAULT_TILING
+    pixels: Tensor, norm: Norm, shift: Tensor | None, tiling: Tiling | None = None
 ) -> tuple[Tensor, Statistics]:
     """Twin of `group_norm.forward`."""
     views, count, channels = pixels.shape
-    grid, sizes = _cut(pixels, tiling)
+    reduce = tiling or REDUCE
+    grid, sizes = _cut(pixels, reduce)
     partial = _empty(pixels, views, grid[0], 2, channels)
     center, scale = _empty(pixels, views, channels), _empty(pixels, views, channels)
-    _moments[grid](pixels, partial, count, channels, *sizes, num_warps=tiling.warps)
+    _moments[grid](pixels, partial, count, channels, *sizes, num_warps=reduce.warps)
     _finish_moments[norm.groups, views](
-        partial, pixels, shift, center, scale, count, channels, grid[0], norm.eps,
+        partial, pixels, shift, center, scale,
+        count, channels, grid[0], norm.eps, channels if shift is not None and shift.ndim == 2 else 0,
         PER_GROUP=channels // norm.groups, BLOCK=triton.next_power_of_2(channels // norm.groups),
-        PARTS=triton.next_power_of_2(grid[0]), num_warps=tiling.warps,
+        PARTS=triton.next_power_of_2(grid[0]), num_warps=FINISH_WARPS,
     )  # fmt: skip
     return apply_triton(pixels, norm, (center, scale), tiling), (center, scale)
 
 
-def apply_triton(
-    pixels: Tensor, norm: Norm, statistics: Statistics, tiling: Tiling = DEFAULT_TILING
-) -> Tensor:
+def apply_triton(pixels: Tensor, norm: Norm, statistics: Statistics, tiling: Tiling | None = None) -> Tensor:
     """Twin of `group_norm.reapply`."""
-    grid, sizes = _cut(pixels, tiling)
+    write = tiling or WRITE
+    grid, sizes = _cut(pixels, write)
     result = torch.empty_like(pixels)
     _apply[grid](
         pixels, *statistics, norm.weight, norm.bias, result,
-        pixels.shape[1], pixels.shape[2], *sizes, SILU=norm.silu, num_warps=tiling.warps,
+        pixels.shape[1], pixels.shape[2], *sizes, SILU=norm.silu, num_warps=write.warps,
     )  # fmt: skip
     return result
 
@@ -69,28 +71,30 @@ def backward_triton(
     norm: Norm,
     statistics: Statistics,
     residual: Tensor | None,
-    tiling: Tiling = DEFAULT_TILING,
+    tiling: Tiling | None = None,
 ) -> Tensor:
     """Twin of `group_norm.backward`."""
     views, count, channels = pixels.shape
     gradient = gradient.contiguous()
     residual = None if residual is None else residual.contiguous()
-    grid, sizes = _cut(pixels, tiling)
+    reduce, write = tiling or REDUCE, tiling or WRITE
+    grid, sizes = _cut(pixels, reduce)
     partial = _empty(pixels, views, grid[0], 2, channels)
     means = _empty(pixels, views, 2, channels)
     result = torch.empty_like(pixels)
     shared = (*statistics, norm.weight, norm.bias)
     _gradient_sums[grid](
-        gradient, pixels, *shared, partial, count, channels, *sizes, SILU=norm.silu, num_warps=tiling.warps
+        gradient, pixels, *shared, partial, count, channels, *sizes, SILU=norm.silu, num_warps=reduce.warps
     )
     _finish_gradient[norm.groups, views](
         partial, means, count, channels, grid[0],
         PER_GROUP=channels // norm.groups, BLOCK=triton.next_power_of_2(channels // norm.groups),
-        PARTS=triton.next_power_of_2(grid[0]), num_warps=tiling.warps,
+        PARTS=triton.next_power_of_2(grid[0]), num_warps=FINISH_WARPS,
     )  # fmt: skip
+    grid, sizes = _cut(pixels, write)
     _apply_gradient[grid](
         gradient, pixels, *shared, means, residual, result,
-        count, channels, *sizes, SILU=norm.silu, num_warps=tiling.warps,
+        count, channels, *sizes, SILU=norm.silu, num_warps=write.warps,
     )  # fmt: skip
     return result
 
@@ -185,7 +189,7 @@ def _sum_parts(partial, view, channel, inside, channels, parts, PARTS: tl.conste
 @triton.jit
 @no_type_check
 def _finish_moments(
-    partial, pixels, shift, center, scale, count, channels, parts, eps,
+    partial, pixels, shift, center, scale, count, channels, parts, eps, shift_step,
     PER_GROUP: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     group, view = tl.program_id(0), tl.program_id(1)
@@ -195,7 +199,7 @@ def _finish_moments(
     first = tl.load(pixels + view.to(tl.int64) * count * channels + channel, mask=inside, other=0.0)
     offset = tl.zeros([BLOCK], dtype=tl.float32)
     if shift is not None:
-        offset = tl.load(shift + channel, mask=inside, other=0.0).to(tl.float32)
+        offset = tl.load(shift + view * shift_step + channel, mask=inside, other=0.0).to(tl.float32)
     mean = tl.where(inside, first.to(tl.float32) + total / count + offset, 0.0)
     spread = squares - total * total / count
     group_mean = tl.sum(mean, axis=0) / PER_GROUP

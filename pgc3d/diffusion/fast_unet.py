@@ -1,0 +1,57 @@
+"""Parts of diffusers' UNets and ControlNets with fewer passes over memory; weights frozen, no gradient."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+from pgc3d.diffusion.fast_encoder import convolve_pixels, is_plain_resnet, norm_of
+from pgc3d.kernels import group_norm as gn
+
+
+class FastResnet(torch.nn.Module):
+    """A residual block: each normalisation takes SiLU, the bias before it and the time in its own passes."""
+
+    def __init__(self, block: Any) -> None:
+        super().__init__()
+        self.block = block
+
+    @torch.no_grad()
+    def forward(self, x: Float[Tensor, "B C H W"], time: Float[Tensor, "B E"]) -> Float[Tensor, "B D H W"]:
+        """As the block's own, channels-last."""
+        block, pixels, height = self.block, gn.to_pixels(x), x.shape[2]
+        active, _ = gn.forward(pixels, norm_of(block.norm1), None)
+        shift = block.time_emb_proj(functional.silu(time)) + block.conv1.bias
+        active, _ = gn.forward(convolve_pixels(active, block.conv1, height), norm_of(block.norm2), shift)
+        result, bias = convolve_pixels(active, block.conv2, height), block.conv2.bias
+        if block.conv_shortcut is None:
+            result.add_(pixels).add_(bias)
+        else:
+            shortcut = block.conv_shortcut
+            result.add_(functional.linear(pixels, shortcut.weight[:, :, 0, 0], shortcut.bias + bias))
+        return gn.to_picture(result, height)
+
+
+def replace_resnets(network: Any) -> None:
+    """Put a `FastResnet` in the place of every residual block that it can stand for."""
+    for module in list(network.modules()):
+        for name, block in list(module.named_children()):
+            if is_plain_resnet(block) and block.time_emb_proj is not None:
+                setattr(module, name, FastResnet(block))
+
+
+@torch.no_grad()
+def fuse_projections(network: Any) -> None:
+    """One product for query, key and value, or for the key and value of a prompt; the old weights go."""
+    from diffusers.models.attention_processor import Attention, AttnProcessor2_0, FusedAttnProcessor2_0
+
+    for attention in network.modules():
+        if isinstance(attention, Attention) and isinstance(attention.processor, AttnProcessor2_0):
+            attention.fuse_projections()
+            attention.set_processor(FusedAttnProcessor2_0())
+            attention.to_k = attention.to_v = None
+            if not attention.is_cross_attention:
+                attention.to_q = None
+    network.requires_grad_(requires_grad=False)

@@ -1,0 +1,26 @@
+"""A row and a column of zeros behind channels-last pictures, as a convolution of stride 2 wants them."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def pad_end(x: Float[Tensor, "B C H W"], offset: Float[Tensor, " C"]) -> Float[Tensor, "B C H+1 W+1"]:
+    """X + offset, with zeros below and on the right; channels-last."""
+    if x.device.type == "cuda":
+        from pgc3d.kernels.padding_triton import pad_end_triton
+
+        return pad_end_triton(x, offset)
+    views, channels, height, width = x.shape
+    padded = x.new_zeros(views, height + 1, width + 1, channels).permute(0, 3, 1, 2)
+    torch.add(x, offset[:, None, None].to(x.dtype), out=padded[:, :, :height, :width])
+    return padded
+
+
+def crop_end(padded: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H-1 W-1"]:
+    """All but the last row and column; a channels-last copy."""
+    if padded.device.type == "cuda":
+        from pgc3d.kernels.padding_triton import crop_end_triton
+
+        return crop_end_triton(padded)
+    return padded[:, :, :-1, :-1].contiguous(memory_format=torch.channels_last)
