@@ -4,6 +4,8 @@ Memory is what is there at the moment when the UNet runs and the encoder's graph
 
     weights + pixels (kept of the encoder) + pixels (kept of the renderer) + latent pixels (the UNet's own)
 
+A recorded UNet keeps its memory, so that the encoder's backward pass needs more beside it.
+
 ControlNets add weights, arithmetic, and answers that are kept while the UNet runs; they run before it, when
 less is there at once. LoRAs are part of the weights and cost nothing.
 
@@ -46,12 +48,15 @@ class Costs:
     # in SDXL's layout (5.8) and SD's (7.2).
     control_tensors: float = 7.2
     render_bytes: int = 1100  # kept of the renderer, for each pixel
+    recorded: bool = (
+        False  # the UNet's memory is its own, and the encoder keeps its attention's probabilities
+    )
 
 
 PLAIN = Costs(encoder_tensors=5.5, encoder_work=2.0, share=0.17)  # diffusers' own code
 PLAIN_LOW = replace(PLAIN, encoder_tensors=1.5, encoder_work=3.0)
-FAST = Costs(encoder_tensors=2.0, encoder_work=2.0, share=0.37)
-FAST_LOW = replace(FAST, encoder_tensors=1.0, encoder_work=2.4, render_bytes=500)
+FAST = Costs(encoder_tensors=2.0, encoder_work=2.0, share=0.37, recorded=True)
+FAST_LOW = replace(FAST, encoder_tensors=1.0, encoder_work=2.4, render_bytes=500, recorded=False)
 
 
 @dataclass(frozen=True)
@@ -140,7 +145,8 @@ def estimate(
     latent = (side / teacher.downscale) ** 2
     tensors = costs.unet_tensors + (costs.control_tensors if controls else 0.0)
     unet = 2 * latent * teacher.unet_channels * tensors
-    views = micro_batch * item * (teacher.vae_layers * kept + max(working, unet))
+    passing = working + unet + latent**2 if costs.recorded else max(working, unet)
+    views = micro_batch * item * (teacher.vae_layers * kept + passing)
     convolutions = sum(2 * teacher.vae_layers * 18 * count * channels**2 for count, channels in levels)
     attention = 4 * latent**2 * teacher.vae_channels[-1]
     encoder = (convolutions + attention) * costs.encoder_work

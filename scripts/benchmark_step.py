@@ -26,8 +26,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from pgc3d import plan
 from pgc3d.diffusion.accelerate import accelerate, accelerate_network, release_decoder
 from pgc3d.diffusion.controlnet import Control, control_residuals
+from pgc3d.diffusion.cuda_graph import GraphedNetwork
 from pgc3d.diffusion.fast_encoder import FastEncoder
-from pgc3d.diffusion.latent import LatentDiffusion, Layout
+from pgc3d.diffusion.latent import LatentDiffusion, Layout, select
 from pgc3d.kernels.attention import SMALL_SCORE_BYTES
 from pgc3d.schedules import noise_levels
 from pgc3d.types import TextEmbedding
@@ -60,6 +61,17 @@ class Inputs:
     conditional: TextEmbedding
     unconditional: TextEmbedding
     time_ids: Tensor | None
+
+    def picture(self, number: int) -> "Inputs":
+        """One of the batch."""
+        row = torch.tensor([number], device=self.image.device)
+        tensors = ("image", "noise", "posterior_noise", "pull", "timesteps")
+        return replace(
+            self,
+            **{name: getattr(self, name)[row] for name in tensors},
+            conditional=select(self.conditional, row),
+            unconditional=select(self.unconditional, row),
+        )
 
 
 @dataclass(frozen=True)
@@ -218,12 +230,14 @@ def peak_bytes(code: Code, inputs: Inputs) -> int | None:
     if code.model.device.type != "cuda":
         return None
     torch.cuda.synchronize()
+    if isinstance(code.model.predictor, GraphedNetwork):
+        code.model.predictor.release()  # what is recorded again belongs to the step
     torch.cuda.empty_cache()
-    before = torch.cuda.memory_allocated()
+    before = torch.cuda.memory_reserved()
     torch.cuda.reset_peak_memory_stats()
     run_step(code, inputs)
     torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before + own_bytes(code)
+    return torch.cuda.max_memory_reserved() - before + own_bytes(code)
 
 
 def count_operations(code: Code, inputs: Inputs) -> int:
@@ -234,9 +248,12 @@ def count_operations(code: Code, inputs: Inputs) -> int:
 
 
 def reference(code: Code, inputs: Inputs) -> tuple[Tensor, Tensor]:
-    """The same step in float32, by diffusers' code."""
+    """The same step in float32, by diffusers' code; one picture at a time, as more might not fit."""
+    exact = code.copied(torch.float32)
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        return run_step(code.copied(torch.float32), inputs)
+        parts = [run_step(exact, inputs.picture(number)) for number in range(len(inputs.image))]
+    gradients, predictions = zip(*parts, strict=True)
+    return torch.cat(gradients), torch.cat(predictions)
 
 
 def agreement(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -> dict[str, float]:
@@ -267,7 +284,7 @@ def make_codes(model: LatentDiffusion, controls: tuple[Control, ...], *, compile
     for control in ours.controls:
         accelerate_network(control.network, compiled=compiled)
     lean = FastEncoder(ours.model.vae.encoder, recompute=True, score_bytes=SMALL_SCORE_BYTES)
-    low = replace(ours, model=replace(ours.model, encoder=lean), costs=plan.FAST_LOW)
+    low = replace(ours, model=replace(ours.model, encoder=lean, predictor=None), costs=plan.FAST_LOW)
     return {"diffusers": theirs, "pgc3d": ours, "pgc3d, low memory": low}
 
 

@@ -48,6 +48,10 @@ class GraphedNetwork:
         recording.graph.replay()
         return tree_map_only(Tensor, torch.clone, recording.output)
 
+    def release(self) -> None:
+        """Give back the memory of all recordings; the next call makes a new one."""
+        self._recordings.clear()
+
     def _record(self, leaves: Iterable[Any], structure: Any) -> _Recording:
         own = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         inputs, named = tree_unflatten(own, structure)
