@@ -1,27 +1,29 @@
 """Time the VAE encoder's kernels for several ways to cut up the work, at the sizes of SDXL's encoder.
 
-Prints milliseconds and bandwidth of group normalisation with SiLU for `Tiling`s (bandwidth with each tensor
-read and written as often as it has to be), and milliseconds of the middle attention for bounds of its scores.
-The fastest lines are what the defaults in `kernels/` should be. Needs CUDA.
+Prints milliseconds and bandwidth of each kernel of group normalisation with SiLU for `Tiling`s, and
+milliseconds of the middle attention for bounds of its scores. The fastest lines are what the constants in
+`kernels/` should be. Needs CUDA.
 """
 
 import argparse
 import itertools
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 
+from pgc3d.kernels import group_norm_triton as triton_norm
 from pgc3d.kernels.attention import attention
 from pgc3d.kernels.group_norm import Norm
-from pgc3d.kernels.group_norm_triton import Tiling, backward_triton, forward_triton
+from pgc3d.kernels.group_norm_triton import Tiling
 
 GROUPS = 32
-NUMBERS, PROGRAMS, WARPS, STAGES = (2048, 4096, 8192), (264, 512, 1024, 2048), (4, 8), (1, 3)
+NUMBERS, PROGRAMS, WARPS, STAGES = (2048, 4096, 8192), (1056, 2112), (4, 8), (1, 2, 3)
 SCORE_MIB = (8, 16, 32, 64, 128, 256, 512)
-FORWARD_PASSES, BACKWARD_PASSES = 3, 5  # reads and writes of a tensor of the pixels' size
 
 
 def milliseconds(work: Callable[[], object], repeats: int) -> float:
@@ -37,33 +39,56 @@ def milliseconds(work: Callable[[], object], repeats: int) -> float:
     return float(median(start.elapsed_time(end) for start, end in spans[2:]))
 
 
-def time_group_norm(
-    side: int, channels: int, batch: int, repeats: int, dtype: torch.dtype
-) -> list[dict[str, float]]:
-    """A row for each tiling, the fastest first."""
-    pixels, gradient = (
-        torch.randn(batch, side * side, channels, device="cuda", dtype=dtype) for _ in range(2)
-    )
+@dataclass(frozen=True)
+class Kernel:
+    """One of the kernels, ready to be started with any tiling."""
+
+    start: Callable[[Tiling], Callable[[], object]]
+    passes: int  # reads and writes of a tensor of the pixels' size
+
+
+def make_kernels(side: int, channels: int, batch: int, dtype: torch.dtype) -> dict[str, Kernel]:
+    """The four kernels that touch whole pictures, over random ones."""
+    shape = batch, side * side, channels
+    pixels, gradient, residual = (torch.randn(shape, device="cuda", dtype=dtype) for _ in range(3))
     ones = torch.ones(channels, device="cuda", dtype=dtype)
     norm = Norm(ones, torch.zeros_like(ones), GROUPS)
-    size = pixels.numel() * pixels.element_size()
-    rows = []
+    result, statistics = triton_norm.forward_triton(pixels, norm, None)
+    means = torch.zeros(batch, 2, channels, device="cuda")
+    shared = (*statistics, norm.weight, norm.bias)
+
+    def kernel(function: Any, passes: int, *before: Any, after: tuple[Any, ...], **options: Any) -> Kernel:
+        def start(tiling: Tiling) -> Callable[[], object]:
+            grid, sizes = triton_norm._cut(pixels, tiling)
+            partial = torch.empty(batch, grid[0], 2, channels, device="cuda")
+            last = after or (partial,)
+            return lambda: function[grid](
+                *before, *last, *shape[1:], *sizes, **options, num_warps=tiling.warps
+            )  # fmt: skip
+
+        return Kernel(start, passes)
+
+    silu = {"SILU": True}
+    pulls = (gradient, pixels, *shared)
+    return {
+        "moments": kernel(triton_norm._moments, 1, pixels, after=()),
+        "apply": kernel(triton_norm._apply, 2, pixels, *shared, after=(result,), **silu),
+        "gradient sums": kernel(triton_norm._gradient_sums, 2, *pulls, after=(), **silu),
+        "apply gradient": kernel(
+            triton_norm._apply_gradient, 4, *pulls, means, residual, after=(result,), **silu
+        ),
+    }
+
+
+def time_kernel(kernel: Kernel, size: int, repeats: int) -> list[dict[str, float]]:
+    """A row for each tiling, the fastest first; `size` is a tensor's, in bytes."""
+    rows: list[dict[str, float]] = []
     for numbers, programs, warps, stages in itertools.product(NUMBERS, PROGRAMS, WARPS, STAGES):
         tiling = Tiling(numbers=numbers, programs=programs, warps=warps, stages=stages)
-        _, statistics = forward_triton(pixels, norm, ones, tiling)
-        forward = milliseconds(lambda tiling=tiling: forward_triton(pixels, norm, ones, tiling), repeats)  # type: ignore[misc]
-        backward = milliseconds(
-            lambda tiling=tiling, statistics=statistics: backward_triton(  # type: ignore[misc]
-                gradient, pixels, norm, statistics, None, tiling
-            ),
-            repeats,
-        )
-        row: dict[str, float] = {"side": side, "channels": channels, "batch": batch}
-        row |= {"numbers": numbers, "programs": programs, "warps": warps, "stages": stages}
-        row |= {"forward_ms": forward, "backward_ms": backward}
-        row |= {"forward_TB_s": FORWARD_PASSES * size / forward / 1e9}
-        rows.append(row | {"backward_TB_s": BACKWARD_PASSES * size / backward / 1e9})
-    return sorted(rows, key=lambda row: row["forward_ms"] + row["backward_ms"])
+        time = milliseconds(kernel.start(tiling), repeats)
+        row: dict[str, float] = {"numbers": numbers, "programs": programs, "warps": warps, "stages": stages}
+        rows.append(row | {"ms": time, "TB_s": kernel.passes * size / time / 1e9})
+    return sorted(rows, key=lambda row: row["ms"])
 
 
 def time_attention(tokens: int, size: int, repeats: int, dtype: torch.dtype) -> list[dict[str, float]]:
@@ -98,12 +123,15 @@ def main() -> None:
     parser.add_argument("--best", type=int, default=4, help="rows shown of each kind")
     parser.add_argument("--json", type=Path, default=None)
     options = parser.parse_args()
-    dtype, found = torch.float16, []
+    dtype = torch.float16
+    found: list[dict[str, Any]] = []
     for level, channels in enumerate((128, 256, 512, 512)):
         side = options.side >> level
-        rows = time_group_norm(side, channels, options.batch, options.repeats, dtype)
-        show(f"group norm with SiLU, {side} x {side}, {channels} channels", rows, options.best)
-        found += rows
+        size = options.batch * side**2 * channels * dtype.itemsize
+        for name, kernel in make_kernels(side, channels, options.batch, dtype).items():
+            rows = time_kernel(kernel, size, options.repeats)
+            show(f"{name}, {side} x {side}, {channels} channels", rows, options.best)
+            found += [{"kernel": name, "side": side, "channels": channels, **row} for row in rows]
     rows = time_attention((options.side // 8) ** 2, 512, options.repeats, dtype)
     show("attention, one head of 512", rows, len(rows))
     if options.json:
