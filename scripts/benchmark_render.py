@@ -1,7 +1,8 @@
 """Time the renderer's parts, forward and backward, by number of triangles and resolution.
 
-With --step: time whole optimisation steps of a DMTet at the loop's own parts, with a fixed image gradient in
-place of a guidance, so that all of it is what a run pays beside its guidance. On CUDA the steps between two
+With --step: time whole optimisation steps of a DMTet, or of a mesh that is painted as for SDXL (--mesh FILE),
+at the loop's own parts, with a fixed image gradient in place of a guidance, so that all of it is what a run
+pays beside its guidance. On CUDA the steps between two
 logs run under torch's check that nothing waits for the device, and a profile counts the launches and all
 waits, also those inside libraries, which that check does not see.
 """
@@ -10,6 +11,7 @@ import argparse
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import get_args
 
 import torch
@@ -17,6 +19,7 @@ from torch import Tensor
 
 from pgc3d import pgc
 from pgc3d.cameras import OrbitConfig, sample_orbit, turntable
+from pgc3d.config import load_config
 from pgc3d.geometry.edges import EdgeTopology
 from pgc3d.interfaces import Rasterizer, Shape
 from pgc3d.optimize import Objective, Problem, Stopwatch, optimization_step
@@ -24,8 +27,11 @@ from pgc3d.render import Backend, build_rasterizer
 from pgc3d.render.antialias import antialias, edge_topology
 from pgc3d.render.mesh_renderer import project
 from pgc3d.representation.dmtet import DMTet, DMTetConfig, build_dmtet
+from pgc3d.representation.textured_mesh import PaintedMesh, TexturedMeshConfig, build_painted_mesh
+from pgc3d.stage import adopt_mesh
 from pgc3d.types import Cameras, Fragments, GuidanceOutput, Rendering
 
+CONFIGS = Path(__file__).parents[1] / "configs"
 PARTS = (
     "topology",
     "rasterize",
@@ -128,11 +134,15 @@ class FixedGradient:
 def build_step(
     rasterizer: Rasterizer, options: argparse.Namespace, resolution: int, device: torch.device
 ) -> Problem:
-    """A lumpy DMTet with the regulariser and the clipping of a run."""
+    """An asset with the regulariser and the clipping of a run."""
     generator = torch.Generator().manual_seed(0)
     views = options.views or 2
-    config = DMTetConfig(resolution=options.cells, radii=(0.6, 0.5, 0.45), sdf_smoothing=(1.0, 1.0))
-    asset = build_dmtet(config, rasterizer=rasterizer, generator=generator, device=device)
+    asset: DMTet | PaintedMesh
+    if options.mesh:
+        asset = build_painting(options.mesh, rasterizer, generator, device)
+    else:  # a lumpy one
+        config = DMTetConfig(resolution=options.cells, radii=(0.6, 0.5, 0.45), sdf_smoothing=(1.0, 1.0))
+        asset = build_dmtet(config, rasterizer=rasterizer, generator=generator, device=device)
 
     def sample(_: float, generator: torch.Generator) -> Cameras:
         return sample_orbit(views, OrbitConfig(), generator, device)
@@ -149,6 +159,18 @@ def build_step(
         objectives={"color": objective},
         optimizer=torch.optim.Adam(groups, betas=(0.9, 0.95), fused=True),
         generator=generator,
+    )
+
+
+def build_painting(
+    path: Path, rasterizer: Rasterizer, generator: torch.Generator, device: torch.device
+) -> PaintedMesh:
+    """A user's mesh under the field of the preset `texture-sdxl`."""
+    config = load_config([CONFIGS / "texture-sdxl.yaml"])
+    assert isinstance(config.representation, TexturedMeshConfig)
+    canvas = adopt_mesh(config, path, device)
+    return build_painted_mesh(
+        config.representation, canvas, rasterizer=rasterizer, generator=generator, device=device
     )
 
 
@@ -207,9 +229,12 @@ def benchmark_step(options: argparse.Namespace, device: torch.device, backend: B
         problem = build_step(rasterizer, options, resolution, device)
         times = time_step(problem, resolution, options.repeats, device)
         asset = problem.representation
-        assert isinstance(asset, Shape)
-        faces = len(asset.to_mesh().faces)
-        scene = f"{options.cells} cells, {faces} triangles, {views} views, {resolution} px"
+        if isinstance(asset, PaintedMesh):
+            scene = f"{len(asset.mesh.faces)} painted triangles"
+        else:
+            assert isinstance(asset, Shape)
+            scene = f"{options.cells} cells, {len(asset.to_mesh().faces)} triangles"
+        scene += f", {views} views, {resolution} px"
         print(f"{device}, {backend} rasterizer, {scene}, milliseconds a step")
         print("  " + ", ".join(f"{name} {value:.2f}" for name, value in times.items()))
         if isinstance(asset, DMTet) and asset.recoveries:
@@ -243,6 +268,7 @@ def main() -> None:
     parser.add_argument("--views", type=int, default=None, help="4 on CUDA, else 1")
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--step", action="store_true", help="whole optimisation steps, 2 views")
+    parser.add_argument("--mesh", type=Path, default=None, help="painted in place of a DMTet, with --step")
     parser.add_argument("--cells", type=int, default=128, help="of the DMTet, with --step")
     parser.add_argument("--products", type=int, default=0, help="8192 x 8192, in the place of a guidance")
     parser.add_argument("--profile", action="store_true", help="with --step on CUDA: kernels and waits")

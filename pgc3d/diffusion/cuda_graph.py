@@ -38,8 +38,7 @@ class GraphedNetwork:
         key = (structure, *map(_signature, leaves))
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         if key not in self._recordings:
-            while len(self._recordings) >= KEPT:
-                self._recordings.popitem(last=False)
+            self._make_room(_numbers(tensors))
             self._recordings[key] = self._record(leaves, structure)
         self._recordings.move_to_end(key)
         recording = self._recordings[key]
@@ -51,6 +50,14 @@ class GraphedNetwork:
     def release(self) -> None:
         """Give back the memory of all recordings; the next call makes a new one."""
         self._recordings.clear()
+
+    def _make_room(self, size: int) -> None:
+        """Forget larger ones: a step that ran out of memory is tried again with fewer pictures at a time."""
+        for key, recording in list(self._recordings.items()):
+            if _numbers(recording.inputs) > size:
+                del self._recordings[key]
+        while len(self._recordings) >= KEPT:
+            self._recordings.popitem(last=False)
 
     def _record(self, leaves: Iterable[Any], structure: Any) -> _Recording:
         own = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
@@ -70,3 +77,7 @@ class GraphedNetwork:
 
 def _signature(leaf: Any) -> Hashable:
     return (leaf.shape, leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else leaf
+
+
+def _numbers(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() for tensor in tensors)
