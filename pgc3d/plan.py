@@ -251,9 +251,12 @@ def describe(asked: Config, fitting: Config, expected: Estimate, seconds: float,
         changed = "; more would not fit, so this run is as with --low-memory"
     elif fitting.run.micro_batch != asked.run.micro_batch:
         changed = f"; more would not fit, so the model looks at {fitting.run.micro_batch} views at a time"
+    minutes = seconds * fitting.run.steps / 60
+    time = f", about {seconds:.2f} s a step at the full resolution, {minutes:.0f} min"
+    # Small models wait for the host, of which the estimate knows nothing.
     return (
-        f"expected on {name}: at most {expected.bytes / 1e9:.1f} of {free / 1e9:.1f} GB free, about "
-        f"{seconds:.2f} s a step at the full resolution, {seconds * fitting.run.steps / 60:.0f} min{changed}"
+        f"expected on {name}: at most {expected.bytes / 1e9:.1f} of {free / 1e9:.1f} GB free"
+        f"{time if minutes >= 1 else ''}{changed}"
     )
 
 

@@ -111,6 +111,16 @@ def test_a_run_that_does_not_fit_is_lowered_as_little_as_it_takes(share):
     assert "more would not fit" in line
 
 
+def test_a_time_is_told_where_arithmetic_takes_it():
+    _, expected = plan.fit(config(), SDXL, 80 * GIB, fast=True)
+    long, short = (
+        plan.describe(config(), config(), expected, seconds, 80 * GIB, "some GPU") for seconds in (0.5, 1e-4)
+    )
+    assert "0.50 s a step" in long
+    assert "s a step" not in short
+    assert long.startswith(short)
+
+
 def test_what_cannot_fit_is_refused():
     with pytest.raises(OutOfMemoryError, match=r"where 4\.3 GB are free.*even with --low-memory.*now 1024"):
         plan.fit(config(), SDXL, 4 * GIB, fast=True)
