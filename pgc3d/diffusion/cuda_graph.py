@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
-KEPT = 2  # graphs: pieces of a batch come in two sizes, and what a stage leaves behind is given back
+KEPT = 4  # recordings: a step may ask for several sizes, and what earlier stages leave behind is given back
 WARM_UP = 2  # calls before the recording, in which code is compiled and libraries make their plans
 
 
