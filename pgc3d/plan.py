@@ -47,9 +47,8 @@ class Costs:
     # in SDXL's layout (5.8) and SD's (7.2).
     control_tensors: float = 7.2
     render_bytes: int = 1100  # kept of the renderer, for each pixel
-    recorded: bool = (
-        False  # the UNet's memory is its own, and the encoder keeps its attention's probabilities
-    )
+    # The UNet's memory is its own, and the encoder keeps the probabilities of its attention.
+    recorded: bool = False
 
 
 PLAIN = Costs(encoder_tensors=6.4, encoder_work=2.0, share=0.17)  # diffusers' own code

@@ -2,9 +2,9 @@
 
 With --step: time whole optimisation steps of a DMTet, or of a mesh that is painted as for SDXL (--mesh FILE),
 at the loop's own parts, with a fixed image gradient in place of a guidance, so that all of it is what a run
-pays beside its guidance. On CUDA the steps between two
-logs run under torch's check that nothing waits for the device, and a profile counts the launches and all
-waits, also those inside libraries, which that check does not see.
+pays beside its guidance. On CUDA the steps between two logs run under torch's check that nothing waits for
+the device, and a profile counts the launches and all waits, also those inside libraries, which that check
+does not see.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pgc3d import pgc
 from pgc3d.cameras import OrbitConfig, sample_orbit, turntable
-from pgc3d.config import load_config
+from pgc3d.config import load_config, preset
 from pgc3d.geometry.edges import EdgeTopology
 from pgc3d.interfaces import Rasterizer, Shape
 from pgc3d.optimize import Objective, Problem, Stopwatch, optimization_step
@@ -31,7 +31,6 @@ from pgc3d.representation.textured_mesh import PaintedMesh, TexturedMeshConfig, 
 from pgc3d.stage import adopt_mesh
 from pgc3d.types import Cameras, Fragments, GuidanceOutput, Rendering
 
-CONFIGS = Path(__file__).parents[1] / "configs"
 PARTS = (
     "topology",
     "rasterize",
@@ -166,7 +165,7 @@ def build_painting(
     path: Path, rasterizer: Rasterizer, generator: torch.Generator, device: torch.device
 ) -> PaintedMesh:
     """A user's mesh under the field of the preset `texture-sdxl`."""
-    config = load_config([CONFIGS / "texture-sdxl.yaml"])
+    config = load_config([preset("texture-sdxl")])
     assert isinstance(config.representation, TexturedMeshConfig)
     canvas = adopt_mesh(config, path, device)
     return build_painted_mesh(

@@ -57,13 +57,13 @@ def make_kernels(side: int, channels: int, batch: int, dtype: torch.dtype) -> di
     means = torch.zeros(batch, 2, channels, device="cuda")
     shared = (*statistics, norm.weight, norm.bias)
 
-    def kernel(function: Any, passes: int, *before: Any, after: tuple[Any, ...], **options: Any) -> Kernel:
+    def kernel(function: Any, passes: int, *before: Any, written: Any = None, **options: Any) -> Kernel:
         def start(tiling: Tiling) -> Callable[[], object]:
             grid, sizes = triton_norm._cut(pixels, tiling)
             partial = torch.empty(batch, grid[0], 2, channels, device="cuda")
-            last = after or (partial,)
+            output = partial if written is None else written
             return lambda: function[grid](
-                *before, *last, *shape[1:], *sizes, **options, num_warps=tiling.warps
+                *before, output, *shape[1:], *sizes, **options, num_warps=tiling.warps
             )  # fmt: skip
 
         return Kernel(start, passes)
@@ -71,11 +71,11 @@ def make_kernels(side: int, channels: int, batch: int, dtype: torch.dtype) -> di
     silu = {"SILU": True}
     pulls = (gradient, pixels, *shared)
     return {
-        "moments": kernel(triton_norm._moments, 1, pixels, after=()),
-        "apply": kernel(triton_norm._apply, 2, pixels, *shared, after=(result,), **silu),
-        "gradient sums": kernel(triton_norm._gradient_sums, 2, *pulls, after=(), **silu),
+        "moments": kernel(triton_norm._moments, 1, pixels),
+        "apply": kernel(triton_norm._apply, 2, pixels, *shared, written=result, **silu),
+        "gradient sums": kernel(triton_norm._gradient_sums, 2, *pulls, **silu),
         "apply gradient": kernel(
-            triton_norm._apply_gradient, 4, *pulls, means, residual, after=(result,), **silu
+            triton_norm._apply_gradient, 4, *pulls, means, residual, written=result, **silu
         ),
     }
 

@@ -19,9 +19,8 @@ logger = logging.getLogger(__name__)
 # Compiling takes about a minute, whatever the size. A run of the bundled prior's 20 M takes less without.
 COMPILED_FROM = 100_000_000  # parameters
 # The blocks that a network is made of; what lies between them is a small share of its time. Each kind of
-# block is compiled once: on an H100 SDXL's first ten steps took 63 s, as one graph 157 s; later ones took 137
-# to 173 ms beside other jobs, as one graph 131 to 154 ms. The compiler's own CUDA graphs do not fit: the
-# outputs of all blocks of a kind would lie in the same memory.
+# block is compiled once: on an H100 SDXL's first step takes 60 s; the whole UNet as one took 157 s for ten.
+# The compiler's own CUDA graphs do not fit: the outputs of all blocks of a kind would lie in the same memory.
 BLOCKS = ("Transformer2DModel", "ResnetBlock2D")
 _KINDS = 64  # widths and sizes of blocks that one network may have
 

@@ -40,14 +40,14 @@ class FastEncoder:
             for resnet in block.resnets:
                 x, offset = self._resnet(resnet, x, offset)
             for sampler in block.downsamplers or ():
-                x, offset = _downsample(sampler.conv, x, offset), _wide(sampler.conv.bias)
+                x, offset = self._downsample(sampler.conv, x, offset), _wide(sampler.conv.bias)
         first, *others = encoder.mid_block.resnets
         x, offset = self._resnet(first, x, offset)
         for block, resnet in zip(encoder.mid_block.attentions, others, strict=True):
             if block is not None:
                 x = self._attend(block, x, offset)
             x, offset = self._resnet(resnet, x, offset)
-        x = gn.group_norm(x, norm_of(encoder.conv_norm_out), shift=offset, implementation=self.implementation)
+        x = gn.group_norm(x, _norm(encoder.conv_norm_out), shift=offset, implementation=self.implementation)
         return _convolve(x, encoder.conv_out) + encoder.conv_out.bias[:, None, None]
 
     def _resnet(self, block: Any, x: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
@@ -57,9 +57,13 @@ class FastEncoder:
             offset = _wide(shortcut.weight)[:, :, 0, 0] @ offset + _wide(shortcut.bias)
         return result, offset + _wide(block.conv2.bias)
 
+    def _downsample(self, convolution: Any, x: Tensor, offset: Tensor) -> Tensor:
+        result: Tensor = _Downsample.apply(x, convolution.weight, offset, self.implementation)  # type: ignore[no-untyped-call]
+        return result
+
     def _attend(self, block: Any, x: Tensor, offset: Tensor) -> Tensor:
         normal = gn.group_norm(
-            x, norm_of(block.group_norm, silu=False), shift=offset, implementation=self.implementation
+            x, _norm(block.group_norm, silu=False), shift=offset, implementation=self.implementation
         )
         tokens = gn.to_pixels(normal)
         heads = (block.to_q(tokens), block.to_k(tokens), block.to_v(tokens))
@@ -85,17 +89,19 @@ class _Downsample(torch.autograd.Function):
     """A convolution of stride 2 over x + offset, with zeros below and on the right."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, offset: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, offset: Tensor, implementation: gn.Implementation
+    ) -> Tensor:
         ctx.save_for_backward(weight)
-        ctx.odd = x.shape[2] % 2, x.shape[3] % 2
-        return functional.conv2d(pad_end(x, offset), weight, stride=2)
+        ctx.odd, ctx.implementation = (x.shape[2] % 2, x.shape[3] % 2), implementation
+        return functional.conv2d(pad_end(x, offset, implementation), weight, stride=2)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         (weight,) = ctx.saved_tensors
         gradient = gradient.contiguous(memory_format=torch.channels_last)
         padded = functional.conv_transpose2d(gradient, weight, stride=2, output_padding=ctx.odd)
-        return crop_end(padded), None, None
+        return crop_end(padded, ctx.implementation), None, None, None
 
 
 class _Resnet(torch.autograd.Function):
@@ -104,10 +110,9 @@ class _Resnet(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, block: Any, offset: Tensor, options: FastEncoder) -> Tensor:
         pixels, implementation, height = gn.to_pixels(x), options.implementation, x.shape[2]
-        active, first = gn.forward(pixels, norm_of(block.norm1), offset, implementation)
-        hidden = convolve_pixels(active, block.conv1, height)
-        active, second = gn.forward(hidden, norm_of(block.norm2), block.conv1.bias, implementation)
-        result = convolve_pixels(active, block.conv2, height)
+        result, hidden, first, second = residual_branch(
+            block, pixels, height, (offset, block.conv1.bias), implementation
+        )
         shortcut = pixels
         if block.conv_shortcut is not None:
             shortcut = functional.linear(pixels, block.conv_shortcut.weight[:, :, 0, 0])
@@ -122,18 +127,18 @@ class _Resnet(torch.autograd.Function):
         first, second = (statistics[0], statistics[1]), (statistics[2], statistics[3])
         block, implementation, height = ctx.block, ctx.implementation, ctx.height
         if hidden is None:
-            active = gn.reapply(pixels, norm_of(block.norm1), first, implementation)
-            hidden = convolve_pixels(active, block.conv1, height)
+            active = gn.reapply(pixels, _norm(block.norm1), first, implementation)
+            hidden = _convolve_pixels(active, block.conv1, height)
             del active
         pull = gn.to_pixels(_convolve_back(gradient, block.conv2.weight))
-        pull = gn.backward(pull, hidden, norm_of(block.norm2), second, implementation=implementation)
+        pull = gn.backward(pull, hidden, _norm(block.norm2), second, implementation=implementation)
         del hidden
         pull = gn.to_pixels(_convolve_back(gn.to_picture(pull, height), block.conv1.weight))
         residual = gn.to_pixels(gradient)
         if block.conv_shortcut is not None:
             residual = residual @ block.conv_shortcut.weight[:, :, 0, 0]
         result = gn.backward(
-            pull, pixels, norm_of(block.norm1), first, residual=residual, implementation=implementation
+            pull, pixels, _norm(block.norm1), first, residual=residual, implementation=implementation
         )
         return gn.to_picture(result, height), None, None, None
 
@@ -143,8 +148,33 @@ def _convolve(x: Tensor, convolution: Any) -> Tensor:
     return result
 
 
-def convolve_pixels(pixels: Tensor, convolution: Any, height: int) -> Tensor:
-    """A 3 x 3 convolution without its bias, over [B, H W, C]."""
+def residual_branch(
+    block: Any,
+    pixels: Tensor,
+    height: int,
+    shifts: tuple[Tensor | None, Tensor],
+    implementation: gn.Implementation = "auto",
+) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """What a residual block adds to its input, less the last bias, with what a backward pass needs.
+
+    Args:
+        block: its modules, from C to D channels.
+        pixels: the input, [B, H W, C].
+        height: of the picture.
+        shifts: added before the two normalisations, [C] or [B, C], and [D] or [B, D]; the second stands for
+            the first convolution's bias too.
+        implementation: of the normalisations.
+
+    Returns:
+        The branch and what its second normalisation sees, both [B, H W, D], and the statistics of both.
+    """
+    active, first = gn.forward(pixels, _norm(block.norm1), shifts[0], implementation)
+    hidden = _convolve_pixels(active, block.conv1, height)
+    active, second = gn.forward(hidden, _norm(block.norm2), shifts[1], implementation)
+    return _convolve_pixels(active, block.conv2, height), hidden, first, second
+
+
+def _convolve_pixels(pixels: Tensor, convolution: Any, height: int) -> Tensor:
     return gn.to_pixels(functional.conv2d(gn.to_picture(pixels, height), convolution.weight, padding=1))
 
 
@@ -157,13 +187,7 @@ def _convolve_back(gradient: Tensor, weight: Tensor) -> Tensor:
     return functional.conv_transpose2d(gradient, weight, padding=1)
 
 
-def _downsample(convolution: Any, x: Tensor, offset: Tensor) -> Tensor:
-    result: Tensor = _Downsample.apply(x, convolution.weight, offset)  # type: ignore[no-untyped-call]
-    return result
-
-
-def norm_of(module: torch.nn.GroupNorm, *, silu: bool = True) -> gn.Norm:
-    """A frozen module's parameters, with SiLU behind it or not."""
+def _norm(module: torch.nn.GroupNorm, *, silu: bool = True) -> gn.Norm:
     return gn.Norm(module.weight, module.bias, module.num_groups, module.eps, silu)
 
 

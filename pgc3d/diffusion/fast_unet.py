@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from pgc3d.diffusion.fast_encoder import convolve_pixels, is_plain_resnet, norm_of
+from pgc3d.diffusion.fast_encoder import is_plain_resnet, residual_branch
 from pgc3d.kernels import group_norm as gn
 
 
@@ -22,10 +22,9 @@ class FastResnet(torch.nn.Module):
     def forward(self, x: Float[Tensor, "B C H W"], time: Float[Tensor, "B E"]) -> Float[Tensor, "B D H W"]:
         """As the block's own, channels-last."""
         block, pixels, height = self.block, gn.to_pixels(x), x.shape[2]
-        active, _ = gn.forward(pixels, norm_of(block.norm1), None)
         shift = block.time_emb_proj(functional.silu(time)) + block.conv1.bias
-        active, _ = gn.forward(convolve_pixels(active, block.conv1, height), norm_of(block.norm2), shift)
-        result, bias = convolve_pixels(active, block.conv2, height), block.conv2.bias
+        result, *_ = residual_branch(block, pixels, height, (None, shift))
+        bias = block.conv2.bias
         if block.conv_shortcut is None:
             result.add_(pixels).add_(bias)
         else:

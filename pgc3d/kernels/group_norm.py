@@ -71,7 +71,7 @@ def forward(
     pixels: Pixels, norm: Norm, shift: Shift | None, implementation: Implementation = "auto"
 ) -> tuple[Pixels, Statistics]:
     """The normalised pixels and the statistics that the backward pass needs."""
-    if _uses_triton(implementation, pixels):
+    if uses_triton(implementation, pixels):
         from pgc3d.kernels.group_norm_triton import forward_triton
 
         return forward_triton(pixels, norm, shift)
@@ -90,7 +90,7 @@ def reapply(
     pixels: Pixels, norm: Norm, statistics: Statistics, implementation: Implementation = "auto"
 ) -> Pixels:
     """The output of `forward` once more, from its statistics."""
-    if _uses_triton(implementation, pixels):
+    if uses_triton(implementation, pixels):
         from pgc3d.kernels.group_norm_triton import apply_triton
 
         return apply_triton(pixels, norm, statistics)
@@ -111,7 +111,7 @@ def backward(
     With x_hat = (x - center) scale, u = w x_hat + b and g = d loss / d u, over each group of N numbers:
     dx = scale (w g - sum(w g) / N - x_hat sum(w g x_hat) / N).
     """
-    if _uses_triton(implementation, pixels):
+    if uses_triton(implementation, pixels):
         from pgc3d.kernels.group_norm_triton import backward_triton
 
         return backward_triton(gradient, pixels, norm, statistics, residual)
@@ -170,5 +170,6 @@ def _accumulator(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
-def _uses_triton(implementation: Implementation, x: Tensor) -> bool:
+def uses_triton(implementation: Implementation, x: Tensor) -> bool:
+    """Whether a kernel or its twin in torch is to run on `x`."""
     return implementation == "triton" or (implementation == "auto" and x.device.type == "cuda")

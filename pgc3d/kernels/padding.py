@@ -4,10 +4,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pgc3d.kernels.group_norm import Implementation, uses_triton
 
-def pad_end(x: Float[Tensor, "B C H W"], offset: Float[Tensor, " C"]) -> Float[Tensor, "B C H+1 W+1"]:
+
+def pad_end(
+    x: Float[Tensor, "B C H W"], offset: Float[Tensor, " C"], implementation: Implementation = "auto"
+) -> Float[Tensor, "B C H+1 W+1"]:
     """X + offset, with zeros below and on the right; channels-last."""
-    if x.device.type == "cuda":
+    if uses_triton(implementation, x):
         from pgc3d.kernels.padding_triton import pad_end_triton
 
         return pad_end_triton(x, offset)
@@ -17,9 +21,11 @@ def pad_end(x: Float[Tensor, "B C H W"], offset: Float[Tensor, " C"]) -> Float[T
     return padded
 
 
-def crop_end(padded: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H-1 W-1"]:
+def crop_end(
+    padded: Float[Tensor, "B C H W"], implementation: Implementation = "auto"
+) -> Float[Tensor, "B C H-1 W-1"]:
     """All but the last row and column; a channels-last copy."""
-    if padded.device.type == "cuda":
+    if uses_triton(implementation, padded):
         from pgc3d.kernels.padding_triton import crop_end_triton
 
         return crop_end_triton(padded)
