@@ -17,8 +17,8 @@ from pgc3d.kernels import zbuffer_triton as zbuffer
 
 F32, I32, I64 = "*fp32", "*i32", "*i64"
 GRID = {"LEVELS": 8, "WIDTH": 2, "BLOCK": 128}
-FIELD = {"LEVELS": 8, "WIDTH": 2, "PADDED": 16, "HIDDEN": 32, "BLOCK": 32, "num_warps": 1}
-WIDE_FIELD = {"LEVELS": 16, "WIDTH": 4, "PADDED": 64, "HIDDEN": 64, "BLOCK": 32, "num_warps": 8}
+FIELD = {"LEVELS": 8, "WIDTH": 2, "PADDED": 16, "HIDDEN": 32, "BLOCK": 32, "GROUP": 1, "num_warps": 1}
+WIDE_FIELD = {"LEVELS": 16, "WIDTH": 4, "PADDED": 64, "HIDDEN": 64, "BLOCK": 32, "GROUP": 8, "num_warps": 8}
 INPUTS = dict.fromkeys(("points", "table", "hidden_weight", "hidden_bias", "weight", "bias"), F32)
 COLORS = {**INPUTS, "parameters": I32, "scratch": F32, "colors": F32}
 COLOR_GRADIENTS = {**INPUTS, "parameters": I32, "gradient": F32, "pull": F32, "partial": F32}

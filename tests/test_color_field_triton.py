@@ -75,6 +75,7 @@ def fused(monkeypatch):
         pytest.param((2, 2, 16), scattered(69), sparse(69), id="outside"),
         pytest.param((1, 1, 32), clustered(64), sparse(64), id="runs in a cell"),
         pytest.param((3, 3, 16), scattered(5), draw(5, 3, seed=1), id="padded features"),
+        pytest.param((10, 4, 32), scattered(40), sparse(40), id="four levels at once, and two left"),
         pytest.param((2, 2, 16), scattered(40), torch.zeros(40, 3), id="no gradient"),
         pytest.param((2, 2, 16), scattered(0), torch.zeros(0, 3), id="no points"),
     ],
@@ -99,6 +100,15 @@ def test_fixed_points_and_no_gradient_at_all(device):
 def test_programs_share_the_blocks_of_points(device, monkeypatch):
     monkeypatch.setattr("pgc3d.kernels.color_field_triton._WARPS", 1)  # two programs for four blocks
     check(make(1, 1, 16).to(device), scattered(101).to(device), sparse(101).to(device))
+
+
+@devices
+@pytest.mark.usefixtures("fused")
+def test_blocks_without_a_surface_have_the_origins_colour(device, monkeypatch):
+    monkeypatch.setattr("pgc3d.kernels.color_field_triton._WARPS", 1)  # two programs for seven blocks
+    points = scattered(215)
+    points[32:64], points[96:215] = 0.0, 0.0
+    check(make(2, 2, 16).to(device), points.to(device), sparse(215).to(device))
 
 
 @devices

@@ -89,7 +89,7 @@ def _cut(count: int, table: Tensor, layout: HashLayout, layers: Layers) -> tuple
     padded = max(triton.next_power_of_2(features), 16)
     warps = max(padded * hidden // 512, 1)
     sizes = {"LEVELS": len(layout.resolutions), "WIDTH": table.shape[1], "PADDED": padded, "HIDDEN": hidden}
-    options = {"BLOCK": _BLOCK, "num_warps": warps}
+    options = {"BLOCK": _BLOCK, "GROUP": warps, "num_warps": warps}
     return min(triton.cdiv(count, _BLOCK), _WARPS // warps + 1), sizes | options
 
 
@@ -121,6 +121,14 @@ def _channels(values, place, PLANE: tl.constexpr, STRIDE: tl.constexpr, mask):
 
 @triton.jit
 @no_type_check
+def _are_the_origin(points, point, valid):
+    """Whether all points are (0.5, 0.5, 0.5), the world's origin."""
+    x, y, z = _channels(points, point, 1, 3, valid)
+    return tl.max((valid & ((x != 0.5) | (y != 0.5) | (z != 0.5))).to(tl.int32), axis=0) == 0
+
+
+@triton.jit
+@no_type_check
 def _store_four(target, STRIDE: tl.constexpr, first, second, third, fourth):
     tl.store(target, first)
     tl.store(target + STRIDE, second)
@@ -143,26 +151,41 @@ def _pull(r, g, b, hidden, red, green, blue, bias):
 def _forward(
     points, table, parameters, hidden_weight, hidden_bias, weight, bias, scratch, colors, count,
     LEVELS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr, HIDDEN: tl.constexpr,
-    BLOCK: tl.constexpr,
+    BLOCK: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
+    """Blocks of nothing but the origin, as where a picture shows no surface, share one colour."""
     column, neuron = tl.arange(0, PADDED)[None, :], tl.arange(0, HIDDEN)
     known = column < LEVELS * WIDTH
     first = tl.load(hidden_weight + neuron[:, None] * (LEVELS * WIDTH) + column, mask=known, other=0.0)
     first_bias = tl.load(hidden_bias + neuron)
-    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    block = tl.program_id(0)
+    own = tl.program_id(0)
+    place = (own.to(tl.int64) * BLOCK + tl.arange(0, BLOCK))[:, None] * (LEVELS * WIDTH) + column
+    origin_red, origin_green, origin_blue, found = 0.0, 0.0, 0.0, False
+    block = own
     while block < tl.cdiv(count, BLOCK):
         point = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
         valid = point < count
-        write_features(points, table, parameters, point, valid, scratch, place, LEVELS, WIDTH)
-        tl.debug_barrier()
-        mask = valid[:, None] & known
-        features = tl.load(scratch + place[:, None] * (LEVELS * WIDTH) + column, mask=mask, other=0.0)
-        hidden = _hidden(features, first, first_bias)
-        for channel in tl.static_range(3):
-            value = _output(hidden, tl.load(weight + channel * HIDDEN + neuron), bias, channel)
-            tl.store(colors + point * 3 + channel, value, mask=valid)
-        tl.debug_barrier()
+        bare = _are_the_origin(points, point, valid)
+        if bare & found:
+            target = colors + point * 3
+            tl.store(target, origin_red, mask=valid)
+            tl.store(target + 1, origin_green, mask=valid)
+            tl.store(target + 2, origin_blue, mask=valid)
+        else:
+            write_features(points, table, parameters, block, count, scratch, own, LEVELS, WIDTH, BLOCK, GROUP)
+            tl.debug_barrier()
+            features = tl.load(scratch + place, mask=valid[:, None] & known, other=0.0)
+            hidden = _hidden(features, first, first_bias)
+            for channel in tl.static_range(3):
+                value = _output(hidden, tl.load(weight + channel * HIDDEN + neuron), bias, channel)
+                tl.store(colors + point * 3 + channel, value, mask=valid)
+            tl.debug_barrier()
+            if bare:
+                target = colors + block.to(tl.int64) * (BLOCK * 3)
+                origin_red, origin_green, origin_blue = (
+                    tl.load(target), tl.load(target + 1), tl.load(target + 2)
+                )  # fmt: skip
+                found = True
         block += tl.num_programs(0)
 
 
@@ -171,7 +194,7 @@ def _forward(
 def _backward(
     gradient, points, table, parameters, hidden_weight, hidden_bias, weight, bias, pull, partial, count,
     LEVELS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr, HIDDEN: tl.constexpr,
-    BLOCK: tl.constexpr,
+    BLOCK: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     """Gradients of the features, and sums over the points of one program of those of the layers."""
     FEATURES: tl.constexpr = LEVELS * WIDTH
@@ -192,7 +215,7 @@ def _backward(
         place, mask = pull + point[:, None] * FEATURES + column, valid[:, None] & known
         r, g, b = _channels(gradient, point, 1, 3, valid)
         if tl.max(((r != 0.0) | (g != 0.0) | (b != 0.0)).to(tl.int32), axis=0) > 0:
-            write_features(points, table, parameters, point, valid, pull, point, LEVELS, WIDTH)
+            write_features(points, table, parameters, block, count, pull, block, LEVELS, WIDTH, BLOCK, GROUP)
             tl.debug_barrier()
             features = tl.load(place, mask=mask, other=0.0)
             hidden = _hidden(features, first, first_bias)

@@ -123,23 +123,35 @@ def _row(x, y, z, corner: tl.constexpr, cells, start, index_mask):
 @triton.jit
 @no_type_check
 def write_features(
-    points, table, parameters, point, valid, features, place, LEVELS: tl.constexpr, WIDTH: tl.constexpr
-):
-    """Encode a block of points; `place` says which row of the features each one has."""
+    points, table, parameters, block, count, features, place,
+    LEVELS: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
+    """Encode a block of points and write its features as block number `place`.
+
+    `GROUP` levels are looked up at once: with one for each warp, and as many points as a warp has threads,
+    every thread has a point and a level of its own, and finds the eight rows once for all channels.
+    """
+    line = tl.arange(0, BLOCK * GROUP)
+    point = block.to(tl.int64) * BLOCK + line % BLOCK
+    target_row = place.to(tl.int64) * BLOCK + line % BLOCK
     channel = tl.arange(0, triton.next_power_of_2(WIDTH))[None, :]
-    mask = valid[:, None] & (channel < WIDTH)
-    for level in range(LEVELS):
-        cells = tl.load(parameters + level * 3)
-        start, index_mask = tl.load(parameters + level * 3 + 1), tl.load(parameters + level * 3 + 2)
+    for first in range(0, LEVELS, GROUP):
+        level = first + line // BLOCK
+        valid = (point < count) & (level < LEVELS)
+        mask = valid[:, None] & (channel < WIDTH)
+        cells = tl.load(parameters + level * 3, mask=valid, other=1)
+        offset = tl.load(parameters + level * 3 + 1, mask=valid, other=0)
+        index_mask = tl.load(parameters + level * 3 + 2, mask=valid, other=0)
         x, u, _x = _cell(points, point, valid, 0, cells)
         y, v, _y = _cell(points, point, valid, 1, cells)
         z, w, _z = _cell(points, point, valid, 2, cells)
         total = tl.zeros(mask.shape, dtype=tl.float32)
         for corner in tl.static_range(8):
-            row = _row(x, y, z, corner, cells, start, index_mask)[:, None]
+            row = _row(x, y, z, corner, cells, offset, index_mask)[:, None]
             share = _side(u, corner >> 2) * _side(v, corner >> 1 & 1) * _side(w, corner & 1)
             total += tl.load(table + row * WIDTH + channel, mask=mask, other=0.0) * share[:, None]
-        tl.store(features + (place[:, None] * LEVELS + level) * WIDTH + channel, total, mask=mask)
+        target = (target_row * LEVELS + level)[:, None]
+        tl.store(features + target * WIDTH + channel, total, mask=mask)
 
 
 @triton.jit(do_not_specialize=["count"])
@@ -148,8 +160,8 @@ def _forward(
     points, table, parameters, features, count,
     LEVELS: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    point = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    write_features(points, table, parameters, point, point < count, features, point, LEVELS, WIDTH)
+    block = tl.program_id(0)
+    write_features(points, table, parameters, block, count, features, block, LEVELS, WIDTH, BLOCK, 1)
 
 
 @triton.jit
