@@ -17,8 +17,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import torch
-
 import pgc3d
 from pgc3d import pipeline
 from pgc3d.cameras import ViewConfig, reference_view
@@ -30,6 +28,7 @@ from pgc3d.evaluation.measure import Measure, Result, record_key, score
 from pgc3d.evaluation.results import Record, from_json, table, to_json, write_results
 from pgc3d.export.atomic import write_files
 from pgc3d.export.mesh_file import FORMATS, write_mesh
+from pgc3d.kernels import use_threads
 from pgc3d.run import MANIFEST
 from pgc3d.session import Reporter
 from pgc3d.task import Task
@@ -179,7 +178,7 @@ def _processes(count: int) -> Iterator[ProcessPoolExecutor]:
     """Processes that share the cores; after an error they start nothing more."""
     threads = max(1, (os.cpu_count() or 1) // count)
     context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
-    with ProcessPoolExecutor(count, context, torch.set_num_threads, (threads,)) as pool:
+    with ProcessPoolExecutor(count, context, use_threads, (threads,)) as pool:
         try:
             yield pool
         except BaseException:
