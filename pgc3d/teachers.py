@@ -1,6 +1,6 @@
 """The models behind the guidances: found, loaded, and made into what judges pictures."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -194,7 +194,7 @@ def load_teachers(config: Config, task: Task, models: Models, device: torch.devi
             vae=wanted.vae,
             vae_dtype=None if wanted.vae_dtype == "auto" else _dtype(wanted.vae_dtype, device),
         )
-        image = replace(image, diffusion=_economical(image.diffusion, (), config))
+        image = replace(image, diffusion=_economical(image.diffusion, {}, config)[0])
 
     def loaded(name: MapName, path: Path | None) -> Tensor | None:
         return None if path is None or photo is None else load_map(name, path, len(photo)).to(device)
@@ -224,8 +224,9 @@ def _teach_text(
         folder, device=device, dtype=dtype, vae=config.model.vae, vae_dtype=vae_dtype, loras=models.loras
     )
     networks = {name: load_control_network(found, model) for name, found in models.controls.items()}
+    model, networks = _economical(model, networks, config)
     return TextTeacher(
-        model=_economical(model, networks.values(), config),
+        model=model,
         networks=networks,
         views=views,
         positive=select(encoded, torch.arange(len(texts), device=device)),
@@ -233,13 +234,15 @@ def _teach_text(
     )
 
 
-def _economical(model: LatentDiffusion, networks: Iterable[Any], config: Config) -> LatentDiffusion:
-    """The model as it runs: fast on CUDA unless that is switched off, or in little memory."""
+def _economical(
+    model: LatentDiffusion, networks: Mapping[str, Any], config: Config
+) -> tuple[LatentDiffusion, Mapping[str, Any]]:
+    """A model and its ControlNets as they run: fast on CUDA unless that is off, or in little memory."""
+    low_memory = config.run.low_memory
     if config.model.fast == "auto" and model.device.type == "cuda":
-        for network in networks:
-            accelerate_network(network)
-        return accelerate(model, low_memory=config.run.low_memory)
-    return spare_memory(model) if config.run.low_memory else model
+        fast = {name: accelerate_network(found, low_memory=low_memory) for name, found in networks.items()}
+        return accelerate(model, low_memory=low_memory), fast
+    return spare_memory(model) if low_memory else model, networks
 
 
 def build_guidance(

@@ -58,7 +58,7 @@ class Code:
     @property
     def modules(self) -> list[Any]:
         """All that has weights."""
-        return [self.model.unet, self.model.vae, *(control.network for control in self.controls)]
+        return [self.model.unet, self.model.vae, *(_own(control.network) for control in self.controls)]
 
     def copied(self, dtype: torch.dtype) -> "Code":
         """The same with weights of its own, in another precision."""
@@ -71,6 +71,11 @@ class Code:
             model=replace(self.model, unet=unet, vae=vae),
             controls=tuple(replace(control, network=network) for control, network in pairs),
         )
+
+
+def _own(network: Any) -> Any:
+    """The module behind what is called."""
+    return network.network if isinstance(network, GraphedNetwork) else network
 
 
 @dataclass
@@ -149,8 +154,9 @@ def peak_bytes(code: Code, inputs: Inputs) -> int | None:
     if code.model.device.type != "cuda":
         return None
     torch.cuda.synchronize()
-    if isinstance(code.model.predictor, GraphedNetwork):
-        code.model.predictor.release()  # what is recorded again belongs to the step
+    for network in (code.model.predictor, *(control.network for control in code.controls)):
+        if isinstance(network, GraphedNetwork):
+            network.release()  # what is recorded again belongs to the step
     torch.cuda.empty_cache()
     before = torch.cuda.memory_reserved()
     torch.cuda.reset_peak_memory_stats()
@@ -188,11 +194,22 @@ def make_codes(model: LatentDiffusion, controls: tuple[Control, ...], *, compile
     """What is compared; ours has its own copy of the weights."""
     theirs = Code(model, plan.PLAIN, controls)
     ours = theirs.copied(next(model.unet.parameters()).dtype)
-    ours = replace(ours, model=accelerate(ours.model, compiled=compiled), costs=plan.FAST)
-    for control in ours.controls:
-        accelerate_network(control.network, compiled=compiled)
+    ours = replace(
+        ours,
+        model=accelerate(ours.model, compiled=compiled),
+        controls=tuple(
+            replace(control, network=accelerate_network(control.network, compiled=compiled))
+            for control in ours.controls
+        ),
+        costs=plan.FAST,
+    )
     lean = FastEncoder(ours.model.vae.encoder, recompute=True, score_bytes=SMALL_SCORE_BYTES)
-    low = replace(ours, model=replace(ours.model, encoder=lean, predictor=None), costs=plan.FAST_LOW)
+    low = replace(
+        ours,
+        model=replace(ours.model, encoder=lean, predictor=None),
+        controls=tuple(replace(control, network=_own(control.network)) for control in ours.controls),
+        costs=plan.FAST_LOW,
+    )
     return {"diffusers": theirs, "pgc3d": ours, "pgc3d, low memory": low}
 
 
@@ -207,7 +224,7 @@ def expectation(code: Code, batch: int, rate: float) -> dict[str, float]:
         vae_layers=vae.layers_per_block,
         resolution=model.resolution,
         controls={
-            control.condition: sum(p.numel() for p in control.network.parameters())
+            control.condition: sum(p.numel() for p in _own(control.network).parameters())
             for control in code.controls
         },
     )

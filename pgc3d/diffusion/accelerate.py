@@ -2,8 +2,9 @@
 
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -41,9 +42,8 @@ def accelerate(
         compiled: whether the UNet's blocks are; None is yes from `COMPILED_FROM` on.
     """
     vae = model.vae
-    accelerate_network(model.unet, compiled=compiled)
-    if model.device.type == "cuda" and not low_memory:
-        model = replace(model, predictor=GraphedNetwork(model.unet))
+    predictor = accelerate_network(model.unet, low_memory=low_memory, compiled=compiled)
+    model = replace(model, predictor=predictor)
     if reason := why_unsupported(vae.encoder):
         logger.warning("the VAE's encoder runs as diffusers wrote it, not in the fast way: %s", reason)
         return spare_memory(model) if low_memory else model
@@ -53,8 +53,14 @@ def accelerate(
     return replace(model, encoder=encoder)
 
 
-def accelerate_network(network: Any, *, compiled: bool | None = None) -> None:
-    """Put a UNet or ControlNet in channels-last order and compile its blocks, in place; see `accelerate`."""
+def accelerate_network(
+    network: Any, *, low_memory: bool = False, compiled: bool | None = None
+) -> Callable[..., Any]:
+    """Put a UNet or ControlNet in channels-last order and compile its blocks, in place; see `accelerate`.
+
+    Returns:
+        What to call in its place: itself, or what records it on CUDA.
+    """
     network.to(memory_format=torch.channels_last)
     if compiled is None:
         compiled = sum(parameter.numel() for parameter in network.parameters()) >= COMPILED_FROM
@@ -66,6 +72,8 @@ def accelerate_network(network: Any, *, compiled: bool | None = None) -> None:
         for block in network.modules():
             if type(block).__name__ in BLOCKS:
                 block.compile(dynamic=False)
+    recorded = next(network.parameters()).is_cuda and not low_memory
+    return GraphedNetwork(network) if recorded else cast("Callable[..., Any]", network)
 
 
 def spare_memory(model: LatentDiffusion) -> LatentDiffusion:

@@ -28,7 +28,7 @@ class GraphedNetwork:
     """
 
     def __init__(self, network: Any) -> None:
-        self._network = network
+        self.network = network
         self._recordings: OrderedDict[Hashable, _Recording] = OrderedDict()
 
     @torch.no_grad()
@@ -66,12 +66,12 @@ class GraphedNetwork:
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(WARM_UP):
-                self._network(*inputs, **named)
+                self.network(*inputs, **named)
         torch.cuda.current_stream().wait_stream(stream)
         torch.cuda.empty_cache()  # the recording cannot use what the warm-up leaves in the cache
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            output = self._network(*inputs, **named)
+            output = self.network(*inputs, **named)
         return _Recording(graph, [leaf for leaf in own if isinstance(leaf, Tensor)], output)
 
 
