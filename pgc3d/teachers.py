@@ -223,8 +223,8 @@ def _teach_text(
     model = load_latent_diffusion(
         folder, device=device, dtype=dtype, vae=config.model.vae, vae_dtype=vae_dtype, loras=models.loras
     )
-    networks = {name: load_control_network(found, model) for name, found in models.controls.items()}
-    model, networks = _economical(model, networks, config)
+    controls = {name: load_control_network(found, model) for name, found in models.controls.items()}
+    model, networks = _economical(model, controls, config)
     return TextTeacher(
         model=model,
         networks=networks,
