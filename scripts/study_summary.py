@@ -152,7 +152,11 @@ def _row(lines: Sequence[Line], rule: str, metric: str, references: Sequence[str
 
 
 def plot_summary(path: Path, lines: Sequence[Line]) -> None:
-    """Means with their intervals: a row of panels for each kind of task, rules from the top down."""
+    """A row of panels for each kind of task, rules from the top down.
+
+    Paired differences to no clipping where a metric has a direction and there are such runs, else means: what
+    objects differ by would hide what rules differ by.
+    """
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -179,13 +183,17 @@ def plot_summary(path: Path, lines: Sequence[Line]) -> None:
 
 
 def _draw(axis: Any, lines: Sequence[Line], metric: str) -> None:
-    rules = list(dict.fromkeys(line["rule"] for line in lines))
+    reference, rules = REFERENCES[0], list(dict.fromkeys(line["rule"] for line in lines))
+    paired = better(metric) != "" and reference in rules
     for row, rule in enumerate(rules):
-        values = values_of(lines, rule, metric)
+        values = differences(lines, rule, reference, metric) if paired else values_of(lines, rule, metric)
         if values:
             mean, low, high = spread(values)
             axis.plot([low, high], [row, row], color="C0")
             axis.plot([mean], [row], "o", color="C0")
-    axis.set(title=metric.replace("_", " "), yticks=range(len(rules)), ylim=(len(rules) - 0.5, -0.5))
+    title = metric.replace("_", " ") + (f"\nminus {reference}, {better(metric)} is better" if paired else "")
+    axis.set(title=title, yticks=range(len(rules)), ylim=(len(rules) - 0.5, -0.5))
     axis.set_yticklabels(rules)
     axis.grid(axis="x", alpha=0.3)
+    if paired:
+        axis.axvline(0.0, color="black", linewidth=0.8)
