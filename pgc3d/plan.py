@@ -10,9 +10,9 @@ ControlNets add weights, arithmetic, and answers that are kept while the UNet ru
 less is there at once. LoRAs are part of the weights and cost nothing.
 
 Time is arithmetic over a share of the rate at which this GPU multiplies large matrices. `Costs` holds the
-constants, fitted to steps of SDXL at 1024 x 1024 on an H100 with one, two and four pictures: what torch held
-is met within 5 % for diffusers' own code, and for ours never underrated, overrated by 22 % at most; those of
-ControlNets follow from what the code keeps and computes.
+constants, fitted to steps of SDXL at 1024 x 1024 and SD at 512 on an H100, with one to four pictures, with and
+without a depth ControlNet. What torch held is met within 6 % for diffusers' own code without a control, which
+adds up to 40 %; for ours it is never underrated, and overrated by 22 % at most.
 `scripts/benchmark_step.py` prints what they predict beside what it measures.
 """
 
@@ -43,8 +43,8 @@ class Costs:
     unet_work: float = (
         0.142  # operations for each parameter and latent pixel; most layers work at lower sizes
     )
-    # Kept of all ControlNets' answers and conditions, in the same sizes: an estimate, counted from the shapes
-    # in SDXL's layout (5.8) and SD's (7.2).
+    # Kept of all ControlNets' answers and conditions, in the same sizes: counted from the shapes, 5.8 in
+    # SDXL's layout and 7.2 in SD's. Two recordings hold them as well, the ControlNet's and the UNet's.
     control_tensors: float = 7.2
     render_bytes: int = 1100  # kept of the renderer, for each pixel
     # The UNet's memory is its own, and the encoder keeps the probabilities of its attention.
@@ -53,8 +53,13 @@ class Costs:
 
 PLAIN = Costs(encoder_tensors=6.4, encoder_work=2.0, share=0.17)  # diffusers' own code
 PLAIN_LOW = replace(PLAIN, encoder_tensors=1.5, encoder_work=3.0)
-FAST = Costs(encoder_tensors=2.0, encoder_work=2.0, share=0.5, unet_tensors=25.0, recorded=True)
-FAST_LOW = replace(FAST, encoder_tensors=1.0, encoder_work=2.4, share=0.45, render_bytes=500, recorded=False)
+FAST = Costs(
+    encoder_tensors=2.0, encoder_work=2.0, share=0.5, unet_tensors=25.0, control_tensors=18.0, recorded=True
+)
+FAST_LOW = replace(
+    FAST,
+    encoder_tensors=1.0, encoder_work=2.4, share=0.45, control_tensors=7.2, render_bytes=720, recorded=False,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
