@@ -10,9 +10,9 @@ ControlNets add weights, arithmetic, and answers that are kept while the UNet ru
 less is there at once. LoRAs are part of the weights and cost nothing.
 
 Time is arithmetic over a share of the rate at which this GPU multiplies large matrices. `Costs` holds the
-constants, fitted to steps of SDXL at 1024 x 1024 and SD at 512 on an H100, one to four pictures, with and without
-a depth ControlNet. What torch held is met within 6 % for diffusers' own code without a control, which adds up
-to 40 %; for ours it is never underrated, and overrated by 22 % at most.
+constants, fitted to steps of SDXL at 1024 x 1024 and SD at 512 on an H100, one to four pictures, with and
+without a depth ControlNet. What torch held is met within 6 % for diffusers' own code without a control, which
+adds up to 40 %; for ours it is never underrated, and overrated by 22 % at most.
 `scripts/benchmark_step.py` prints what they predict beside what it measures.
 """
 
