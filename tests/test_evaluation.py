@@ -253,7 +253,7 @@ def test_what_is_measured_is_not_measured_again(folder, tmp_path, chair):
     assert mended[2] == records[2]
 
 
-def test_processes_give_the_same_numbers(folder, tmp_path, chair):
+def test_processes_give_the_same_numbers_up_to_the_order_of_sums(folder, tmp_path, chair):
     results = tmp_path / "mine"
     results.mkdir()
     for seed in range(2):
@@ -261,7 +261,9 @@ def test_processes_give_the_same_numbers(folder, tmp_path, chair):
     alone, said = run(folder, [results], tmp_path / "alone")
     assert "mine has no result of 1 of 2 items: a-chair" in said
     together, _ = run(folder, [results], tmp_path / "together", jobs=2)
-    assert together == alone
+    for one, other in zip(together, alone, strict=True):  # the processes have fewer threads each
+        assert one.metrics == pytest.approx(other.metrics, rel=1e-5, abs=1e-12)
+        assert replace(one, metrics={}) == replace(other, metrics={})
 
 
 def test_the_command_says_what_is_missing(folder, tmp_path, capsys):
