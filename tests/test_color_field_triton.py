@@ -76,6 +76,7 @@ def fused(monkeypatch):
         pytest.param((1, 1, 32), clustered(64), sparse(64), id="runs in a cell"),
         pytest.param((3, 3, 16), scattered(5), draw(5, 3, seed=1), id="padded features"),
         pytest.param((10, 4, 32), scattered(40), sparse(40), id="four levels at once, and two left"),
+        pytest.param((1, 1, 64), scattered(40), sparse(40), id="fewer levels than warps"),
         pytest.param((2, 2, 16), scattered(40), torch.zeros(40, 3), id="no gradient"),
         pytest.param((2, 2, 16), scattered(0), torch.zeros(0, 3), id="no points"),
     ],

@@ -181,10 +181,8 @@ def _forward(
                 tl.store(colors + point * 3 + channel, value, mask=valid)
             tl.debug_barrier()
             if bare:
-                target = colors + block.to(tl.int64) * (BLOCK * 3)
-                origin_red, origin_green, origin_blue = (
-                    tl.load(target), tl.load(target + 1), tl.load(target + 2)
-                )  # fmt: skip
+                kept = colors + block.to(tl.int64) * (BLOCK * 3)
+                origin_red, origin_green, origin_blue = tl.load(kept), tl.load(kept + 1), tl.load(kept + 2)
                 found = True
         block += tl.num_programs(0)
 
