@@ -30,6 +30,8 @@ from pgc3d.guidance.sds import SdsConfig
 from pgc3d.teachers import Models, text_objectives
 
 RESERVE = 0.05  # of the free memory, for what the allocator cannot use
+# Times that what ControlNets answer lies in memory where it goes from one recording to another.
+RECORDED_ANSWERS = 2.5
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Costs:
         0.142  # operations for each parameter and latent pixel; most layers work at lower sizes
     )
     # Kept of all ControlNets' answers and conditions, in the same sizes: counted from the shapes, 5.8 in
-    # SDXL's layout and 7.2 in SD's. Two recordings hold them as well, the ControlNet's and the UNet's.
+    # SDXL's layout and 7.2 in SD's.
     control_tensors: float = 7.2
     render_bytes: int = 1100  # kept of the renderer, for each pixel
     # The UNet's memory is its own, and the encoder keeps the probabilities of its attention.
@@ -53,13 +55,8 @@ class Costs:
 
 PLAIN = Costs(encoder_tensors=6.4, encoder_work=2.0, share=0.17)  # diffusers' own code
 PLAIN_LOW = replace(PLAIN, encoder_tensors=1.5, encoder_work=3.0)
-FAST = Costs(
-    encoder_tensors=2.0, encoder_work=2.0, share=0.5, unet_tensors=25.0, control_tensors=18.0, recorded=True
-)
-FAST_LOW = replace(
-    FAST,
-    encoder_tensors=1.0, encoder_work=2.4, share=0.45, control_tensors=7.2, render_bytes=720, recorded=False,
-)  # fmt: skip
+FAST = Costs(encoder_tensors=2.0, encoder_work=2.0, share=0.5, unet_tensors=25.0, recorded=True)
+FAST_LOW = replace(FAST, encoder_tensors=1.0, encoder_work=2.4, share=0.45, render_bytes=720, recorded=False)
 
 
 @dataclass(frozen=True)
@@ -146,7 +143,8 @@ def estimate(
     kept = sum(2 * count * channels for count, channels in levels) * costs.encoder_tensors / 2
     working = 4 * pixels[0] * teacher.vae_channels[0]
     latent = (side / teacher.downscale) ** 2
-    tensors = costs.unet_tensors + (costs.control_tensors if controls else 0.0)
+    answers = costs.control_tensors * (RECORDED_ANSWERS if costs.recorded else 1.0)
+    tensors = costs.unet_tensors + (answers if controls else 0.0)
     unet = 2 * latent * teacher.unet_channels * tensors
     passing = working + unet + latent**2 if costs.recorded else max(working, unet)
     views = micro_batch * item * (teacher.vae_layers * kept + passing)
