@@ -11,7 +11,8 @@ for name, value in {
 }.items():
     os.environ.setdefault(name, value)
 
-import torch  # noqa: E402 - after the environment
+import pytest  # noqa: E402 - after the environment
+import torch  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
 if not torch.cuda.is_available():  # Triton kernels run as numpy then; read when triton is imported
@@ -20,3 +21,14 @@ if not torch.cuda.is_available():  # Triton kernels run as numpy then; read when
 # A first call may import or compile; how long a test takes says nothing on a busy computer.
 settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
+
+
+@pytest.fixture
+def own_threads():
+    """The numbers of torch's and numba's threads may change, and are put back."""
+    import numba
+
+    before = torch.get_num_threads(), numba.get_num_threads()
+    yield
+    torch.set_num_threads(before[0])
+    numba.set_num_threads(before[1])

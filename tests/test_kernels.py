@@ -7,22 +7,13 @@ import torch
 from pgc3d.kernels import use_threads
 
 
-@pytest.fixture
-def numbers():
-    """The numbers of threads, put back at the end."""
-    before = torch.get_num_threads(), numba.get_num_threads()
-    yield
-    torch.set_num_threads(before[0])
-    numba.set_num_threads(before[1])
-
-
-@pytest.mark.usefixtures("numbers")
+@pytest.mark.usefixtures("own_threads")
 def test_threads_are_few_for_torch_and_for_numba() -> None:
     use_threads(1)
     assert (torch.get_num_threads(), numba.get_num_threads()) == (1, 1)
 
 
-@pytest.mark.usefixtures("numbers")
+@pytest.mark.usefixtures("own_threads")
 def test_more_threads_than_numba_has_are_no_error() -> None:
     use_threads(10_000)
     assert numba.get_num_threads() == numba.config.NUMBA_NUM_THREADS
