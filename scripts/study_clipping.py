@@ -24,12 +24,10 @@ comparison with the input picture.
 
 import argparse
 import json
-import multiprocessing
 import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,6 +41,7 @@ from study_summary import plot_summary, read_results, report
 from pgc3d.build import resolve_device
 from pgc3d.errors import Pgc3dError
 from pgc3d.evaluation.items import Item, read_items
+from pgc3d.evaluation.processes import in_processes
 from pgc3d.export.turntable import tile
 from pgc3d.run import replace_file
 from pgc3d.teachers import locate_models
@@ -63,21 +62,11 @@ def work_off(
     done = {(line["kind"], line["task"], line["rule"], line["seed"]) for line in read_results(results)}
     left = [job for job in jobs if (job.kind, job.task, job.rule, job.seed) not in done]
     print(f"{len(left)} runs to do, {len(done)} lines are there already", flush=True)
-
-    def keep(line: dict[str, Any]) -> None:
+    for job, line in in_processes(work, {job: (job,) for job in left}, processes=processes):
         # One short line in one write: whole, or cut off at the end of the file and then left out.
         with results.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")
-        print(f"{line['task']}, {line['rule']}, seed {line['seed']}: {line['error'] or 'done'}", flush=True)
-
-    if processes == 1:
-        for job in left:
-            keep(work(job))
-        return
-    # Spawned, because CUDA does not survive a fork.
-    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-        for future in as_completed([pool.submit(work, job) for job in left]):
-            keep(future.result())
+        print(f"{job.task}, {job.rule}, seed {job.seed}: {line['error'] or 'done'}", flush=True)
 
 
 def _end_last_line(path: Path) -> None:
@@ -203,7 +192,6 @@ def start(arguments: argparse.Namespace) -> tuple[Settings, list[Job]]:
         device=arguments.device,
         steps=arguments.steps,
         overrides=tuple(arguments.overrides),
-        threads=max(1, torch.get_num_threads() // arguments.jobs),
         items=items,
     )
     all_rules = IMAGE_RULES if items else RULES

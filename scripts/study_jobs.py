@@ -27,7 +27,6 @@ from pgc3d.export.mesh_file import read_mesh
 from pgc3d.export.roundtrip import comparison_views, render_asset
 from pgc3d.export.turntable import to_bytes
 from pgc3d.image_statistics import statistics
-from pgc3d.kernels import use_threads
 from pgc3d.mini import judge
 from pgc3d.render import build_rasterizer
 from pgc3d.run import replace_file
@@ -69,7 +68,6 @@ class Settings:
     device: Device = "auto"
     steps: int | None = None
     overrides: tuple[str, ...] = ()
-    threads: int = 1
     items: tuple[Item, ...] = ()  # what the image jobs are about
     protocol: Protocol = Protocol()  # noqa: RUF009 - frozen; measured in each frame that an item has
 
@@ -130,7 +128,6 @@ def job_config(job: Job, settings: Settings) -> Config:
 
 def run_job(job: Job, settings: Settings) -> dict[str, Any]:
     """Make an asset and measure it; the run directory goes, its six views and its numbers stay."""
-    use_threads(settings.threads)
     line: dict[str, Any] = asdict(job) | {"metrics": {}, "error": ""}
     item = settings.item(job)
     task = Task(job.task) if item is None else Task(image=item.image)

@@ -9,11 +9,7 @@ OUT holds
 """
 
 import json
-import multiprocessing
-import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -25,10 +21,10 @@ from pgc3d.errors import InputError
 from pgc3d.evaluation.baselines import Baseline, extrude, read_picture
 from pgc3d.evaluation.items import Item
 from pgc3d.evaluation.measure import Measure, Result, record_key, score
+from pgc3d.evaluation.processes import in_processes
 from pgc3d.evaluation.results import Record, from_json, table, to_json, write_results
 from pgc3d.export.atomic import write_files
 from pgc3d.export.mesh_file import FORMATS, write_mesh
-from pgc3d.kernels import use_threads
 from pgc3d.run import MANIFEST
 from pgc3d.session import Reporter
 from pgc3d.task import Task
@@ -143,8 +139,7 @@ def make_missing(
 ) -> None:
     """Make what the first folder of results lacks, each in ITEM-SEED.
 
-    With more than one of the `jobs`, `make` is pickled for processes; what fails in one ends the others as
-    soon as they are done with what they are at.
+    With more than one of the `jobs`, `make` is pickled, see `in_processes`.
 
     Raises:
         InputError: there is no folder.
@@ -154,36 +149,15 @@ def make_missing(
     folder = folders[0]
     folder.mkdir(parents=True, exist_ok=True)
     present = {(result.item.name, result.seed) for result in find_results(folder, items)}
-    todo = [
-        (item, seed, folder / f"{item.name}-{seed}")
+    todo = {
+        (item.name, seed): (item, seed, folder / f"{item.name}-{seed}")
         for item in items
         for seed in seeds
         if (item.name, seed) not in present
-    ]
-    if jobs == 1:
-        for item, seed, target in todo:
-            say(f"making {item.name}, seed {seed}")
-            make(item, seed, target)
-        return
-    with _processes(jobs) as pool:
-        waiting = {pool.submit(make, *one): one for one in todo}
-        for future in as_completed(waiting):
-            future.result()
-            item, seed, _ = waiting[future]
-            say(f"made {item.name}, seed {seed}")
-
-
-@contextmanager
-def _processes(count: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes that share the cores; after an error they start nothing more."""
-    threads = max(1, (os.cpu_count() or 1) // count)
-    context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
-    with ProcessPoolExecutor(count, context, use_threads, (threads,)) as pool:
-        try:
-            yield pool
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    }
+    say(f"{len(todo)} of {len(items) * len(seeds)} results to make")
+    for (name, seed), _ in in_processes(make, todo, processes=jobs):
+        say(f"made {name}, seed {seed}")
 
 
 def make_item(
@@ -239,9 +213,9 @@ def _measured(
         if record is not None and record.key == key:
             done[number] = record
         else:
-            todo[number] = key
+            todo[number] = (result, measure, key)
     say(f"{len(results)} results, {len(todo)} to measure")
-    for number, record in _scores(results, todo, measure, jobs):
+    for number, record in in_processes(score, todo, processes=jobs):
         path = _record_path(folder, results[number])
         path.parent.mkdir(parents=True, exist_ok=True)
         write_files({path: (json.dumps(to_json(record), indent=1) + "\n").encode()})
@@ -250,19 +224,6 @@ def _measured(
         what = record.error or ("measured" if psnr is None else f"PSNR {psnr:.2f} dB")
         say(f"{record.method} {record.item} seed {record.seed}: {what}")
     return (done[number] for number in range(len(results)))
-
-
-def _scores(
-    results: Sequence[Result], todo: dict[int, str], measure: Measure, jobs: int
-) -> Iterator[tuple[int, Record]]:
-    if jobs == 1:
-        for number, key in todo.items():
-            yield number, score(results[number], measure, key)
-        return
-    with _processes(jobs) as pool:
-        waiting = {pool.submit(score, results[number], measure, key): number for number, key in todo.items()}
-        for future in as_completed(waiting):
-            yield waiting[future], future.result()
 
 
 def _record_path(folder: Path, result: Result) -> Path:
