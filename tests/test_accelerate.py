@@ -75,6 +75,15 @@ def test_a_rebuilt_unet_gives_the_same(folder, embedding, change):
         torch.testing.assert_close(found, value, rtol=1e-4, atol=1e-5 * value.abs().max().item())
 
 
+@pytest.mark.parametrize("change", [replace_resnets, fuse_projections])
+def test_rebuilding_twice_is_rebuilding_once(folder, change):
+    unet = load_latent_diffusion(folder).unet
+    change(unet)
+    once = list(unet.named_parameters())
+    change(unet)
+    assert all(a == b and p is q for (a, p), (b, q) in zip(once, unet.named_parameters(), strict=True))
+
+
 def test_an_encoder_of_another_kind_runs_as_it_is_and_that_is_said(folder, caplog):
     model = load_latent_diffusion(folder)
     expected = encode(model)

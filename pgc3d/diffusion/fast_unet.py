@@ -36,6 +36,8 @@ class FastResnet(torch.nn.Module):
 def replace_resnets(network: Any) -> None:
     """Put a `FastResnet` in the place of every residual block that it can stand for."""
     for module in list(network.modules()):
+        if isinstance(module, FastResnet):
+            continue
         for name, block in list(module.named_children()):
             if is_plain_resnet(block) and block.time_emb_proj is not None:
                 setattr(module, name, FastResnet(block))
