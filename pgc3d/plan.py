@@ -11,8 +11,8 @@ less is there at once. LoRAs are part of the weights and cost nothing.
 
 Time is arithmetic over a share of the rate at which this GPU multiplies large matrices. `Costs` holds the
 constants, fitted to steps of SDXL at 1024 x 1024 and SD at 512 on an H100, one to four pictures, with and
-without a depth ControlNet. What torch held is met within 6 % for diffusers' own code without a control, which
-adds up to 40 %; for ours it is never underrated, and overrated by 22 % at most.
+without a depth ControlNet. What torch held is met within 7 % for diffusers' own code; ours is never
+underrated, and overrated by 24 % at most. Times leave out what a GPU waits for the host.
 `scripts/benchmark_step.py` prints what they predict beside what it measures.
 """
 
@@ -24,6 +24,7 @@ from pathlib import Path
 import torch
 
 from pgc3d.config import Config
+from pgc3d.diffusion.accelerate import SMALL
 from pgc3d.diffusion.files import WEIGHTS, ModelFolder, read_json, weight_files
 from pgc3d.errors import OutOfMemoryError
 from pgc3d.guidance.sds import SdsConfig
@@ -32,6 +33,7 @@ from pgc3d.teachers import Models, text_objectives
 RESERVE = 0.05  # of the free memory, for what the allocator cannot use
 # Times that what ControlNets answer lies in memory where it goes from one recording to another.
 RECORDED_ANSWERS = 2.5
+RECORDING_BYTES = 2e8  # of a recording's own memory, what it does not use and nothing else can
 
 
 @dataclass(frozen=True)
@@ -49,14 +51,17 @@ class Costs:
     # SDXL's layout and 7.2 in SD's.
     control_tensors: float = 7.2
     render_bytes: int = 1100  # kept of the renderer, for each pixel
-    # The UNet's memory is its own, and the encoder keeps the probabilities of its attention.
-    recorded: bool = False
+    # Parameters from which on a UNet is not recorded. A recorded one's memory is its own, and beside it the
+    # encoder keeps the probabilities of its attention.
+    recorded_below: float = 0.0
 
 
 PLAIN = Costs(encoder_tensors=6.4, encoder_work=2.0, share=0.17)  # diffusers' own code
 PLAIN_LOW = replace(PLAIN, encoder_tensors=1.5, encoder_work=3.0)
-FAST = Costs(encoder_tensors=2.0, encoder_work=2.0, share=0.5, unet_tensors=25.0, recorded=True)
-FAST_LOW = replace(FAST, encoder_tensors=1.0, encoder_work=2.4, share=0.45, render_bytes=720, recorded=False)
+FAST = Costs(encoder_tensors=2.0, encoder_work=2.0, share=0.5, unet_tensors=25.0, recorded_below=math.inf)
+FAST_LOW = replace(
+    FAST, encoder_tensors=1.0, encoder_work=2.4, share=0.45, render_bytes=720, recorded_below=SMALL
+)
 
 
 @dataclass(frozen=True)
@@ -143,21 +148,33 @@ def estimate(
     kept = sum(2 * count * channels for count, channels in levels) * costs.encoder_tensors / 2
     working = 4 * pixels[0] * teacher.vae_channels[0]
     latent = (side / teacher.downscale) ** 2
-    answers = costs.control_tensors * (RECORDED_ANSWERS if costs.recorded else 1.0)
+    recorded = teacher.unet_parameters < costs.recorded_below
+    answers = costs.control_tensors * (RECORDED_ANSWERS if recorded else 1.0)
     tensors = costs.unet_tensors + (answers if controls else 0.0)
     unet = 2 * latent * teacher.unet_channels * tensors
-    passing = working + unet + latent**2 if costs.recorded else max(working, unet)
+    passing = working + unet + latent**2 if recorded else max(working, unet)
     views = micro_batch * item * (teacher.vae_layers * kept + passing)
+    weights = (teacher.unet_parameters + sum(teacher.controls.values())) * item
+    recordings = RECORDING_BYTES * (1 + len(controls)) if recorded else 0.0
+    return Estimate(
+        bytes=weights + views + recordings + batch * render_side**2 * costs.render_bytes,
+        operations=batch * _operations(teacher, costs, levels, latent, controls),
+    )
+
+
+def _operations(
+    teacher: Teacher,
+    costs: Costs,
+    levels: Sequence[tuple[float, int]],
+    latent: float,
+    controls: Collection[str],
+) -> float:
+    """Arithmetic for one view; of each of the encoder's levels the pixels and channels are given."""
     convolutions = sum(2 * teacher.vae_layers * 18 * count * channels**2 for count, channels in levels)
     attention = 4 * latent**2 * teacher.vae_channels[-1]
-    encoder = (convolutions + attention) * costs.encoder_work
     asked = teacher.unet_parameters + sum(teacher.controls[name] for name in controls)
     predict = 2 * latent * asked * costs.unet_work
-    weights = (teacher.unet_parameters + sum(teacher.controls.values())) * item
-    return Estimate(
-        bytes=weights + views + batch * render_side**2 * costs.render_bytes,
-        operations=batch * (encoder + predict),
-    )
+    return (convolutions + attention) * costs.encoder_work + predict
 
 
 def estimate_run(config: Config, teacher: Teacher, *, fast: bool) -> Estimate:

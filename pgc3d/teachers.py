@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pgc3d.cameras import reference_view
 from pgc3d.config import Config, GuidanceConfig, ImageModelConfig, ModelConfig, Precision
-from pgc3d.diffusion.accelerate import accelerate, accelerate_network, spare_memory
+from pgc3d.diffusion.accelerate import accelerate, accelerate_network, is_recorded, spare_memory
 from pgc3d.diffusion.controlnet import Control, load_control_network, resolve_control
 from pgc3d.diffusion.files import ModelFolder, open_folder
 from pgc3d.diffusion.latent import LatentDiffusion, select
@@ -240,7 +240,8 @@ def _economical(
     """A model and its ControlNets as they run: fast on CUDA unless that is off, or in little memory."""
     low_memory = config.run.low_memory
     if config.model.fast == "auto" and model.device.type == "cuda":
-        fast = {name: accelerate_network(found, low_memory=low_memory) for name, found in networks.items()}
+        recorded = is_recorded(model.unet, low_memory=low_memory)
+        fast = {name: accelerate_network(found, recorded=recorded) for name, found in networks.items()}
         return accelerate(model, low_memory=low_memory), fast
     return spare_memory(model) if low_memory else model, networks
 

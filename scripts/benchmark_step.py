@@ -8,9 +8,10 @@ table and, with --json, writes all numbers. `--tiny --device cpu` runs the same 
 
 import argparse
 import copy
+import gc
 import json
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise, product
@@ -24,7 +25,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from pgc3d import plan
-from pgc3d.diffusion.accelerate import accelerate, accelerate_network
+from pgc3d.diffusion.accelerate import accelerate, accelerate_network, is_recorded
 from pgc3d.diffusion.controlnet import Control, control_residuals
 from pgc3d.diffusion.cuda_graph import GraphedNetwork
 from pgc3d.diffusion.fast_encoder import FastEncoder
@@ -198,18 +199,16 @@ def make_codes(model: LatentDiffusion, controls: tuple[Control, ...], *, compile
         ours,
         model=accelerate(ours.model, compiled=compiled),
         controls=tuple(
-            replace(control, network=accelerate_network(control.network, compiled=compiled))
+            replace(control, network=accelerate_network(control.network, recorded=True, compiled=compiled))
             for control in ours.controls
         ),
         costs=plan.FAST,
     )
     lean = FastEncoder(ours.model.vae.encoder, recompute=True, score_bytes=SMALL_SCORE_BYTES)
-    low = replace(
-        ours,
-        model=replace(ours.model, encoder=lean, predictor=None),
-        controls=tuple(replace(control, network=_own(control.network)) for control in ours.controls),
-        costs=plan.FAST_LOW,
-    )
+    low = replace(ours, model=replace(ours.model, encoder=lean), costs=plan.FAST_LOW)
+    if not is_recorded(model.unet, low_memory=True):
+        controls = tuple(replace(control, network=_own(control.network)) for control in ours.controls)
+        low = replace(low, model=replace(low.model, predictor=None), controls=controls)
     return {"diffusers": theirs, "pgc3d": ours, "pgc3d, low memory": low}
 
 
@@ -261,6 +260,25 @@ def measure(codes: dict[str, Code], batch: int, *, repeats: int, rate: float) ->
         row["share"] = operations / (row["ms"]["step"] / 1e3) / rate
         row["faster"] = clocks["diffusers"].medians()["step"] / row["ms"]["step"]
     return rows
+
+
+def measure_model(
+    make: Callable[[], LatentDiffusion],
+    options: argparse.Namespace,
+    rate: float,
+    *,
+    start: float,
+    control: bool,
+) -> Iterator[list[dict[str, Any]]]:
+    """Rows of each batch; the model is gone afterwards."""
+    model = make()
+    controls = (make_control(model),) if control else ()
+    codes = make_codes(model, controls, compiled=model.device.type == "cuda")
+    for batch in options.batches:
+        if time.perf_counter() - start > options.budget_seconds:
+            print(f"out of time before batch {batch}")
+            return
+        yield measure(codes, batch, repeats=options.repeats, rate=rate)
 
 
 def format_row(row: dict[str, Any]) -> tuple[str, ...]:
@@ -320,18 +338,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if time.perf_counter() - start > options.budget_seconds:
             print(f"out of time before {layout}{' + control' * control}")
             continue
-        model = make_model(layout, tiny=options.tiny, device=device, dtype=dtype)
-        codes = make_codes(model, (make_control(model),) if control else (), compiled=cuda)
-        for batch in options.batches:
-            if time.perf_counter() - start > options.budget_seconds:
-                print(f"out of time before batch {batch}")
-                break
-            rows = measure(codes, batch, repeats=options.repeats, rate=rate)
+        make = partial(make_model, layout, tiny=options.tiny, device=device, dtype=dtype)
+        for rows in measure_model(make, options, rate, start=start, control=control):
             report["rows"] += rows
             for row in rows:
                 print_line(format_row(row))
             if options.json:
                 options.json.write_text(json.dumps(report, indent=2), encoding="utf-8")
+        gc.collect()  # the next model must not lie between what is left of this one, where it seems smaller
+        if cuda:
+            torch.cuda.empty_cache()
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from tiny import write_tiny_sdxl
 from pgc3d.diffusion.accelerate import (
     accelerate,
     accelerate_network,
+    is_recorded,
     keep_compiled_code,
     release_decoder,
     spare_memory,
@@ -84,6 +85,13 @@ def test_rebuilding_twice_is_rebuilding_once(folder, change):
     assert all(a == b and p is q for (a, p), (b, q) in zip(once, unet.named_parameters(), strict=True))
 
 
+@pytest.mark.parametrize("parameters", [859_520_964, 2_567_463_684], ids=["sd", "sdxl"])
+def test_with_low_memory_only_small_unets_are_recorded(parameters):
+    unet = torch.nn.ParameterList([torch.empty(parameters, device="meta")])
+    assert is_recorded(unet, low_memory=False)
+    assert is_recorded(unet, low_memory=True) == (parameters < 1e9)
+
+
 def test_an_encoder_of_another_kind_runs_as_it_is_and_that_is_said(folder, caplog):
     model = load_latent_diffusion(folder)
     expected = encode(model)
@@ -136,9 +144,9 @@ def test_only_networks_that_are_worth_it_are_compiled_block_by_block(tmp_path, m
             torch.nn.ModuleList([Transformer2DModel(8, dim // 8, in_channels=dim)]) for dim in (512, 4096)
         )
     for network in (small, large):
-        accelerate_network(network)
+        accelerate_network(network, recorded=False)
     assert small[0]._compiled_call_impl is None
     assert large[0]._compiled_call_impl is not None
     assert large._compiled_call_impl is None
-    accelerate_network(small, compiled=True)
+    accelerate_network(small, recorded=False, compiled=True)
     assert small[0]._compiled_call_impl is not None
