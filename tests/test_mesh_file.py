@@ -14,7 +14,7 @@ from pgc3d.errors import InputError
 from pgc3d.export import atomic
 from pgc3d.export.asset import TexturedMesh
 from pgc3d.export.atomic import atomic_path
-from pgc3d.export.gltf import encode_glb
+from pgc3d.export.gltf import encode_glb, pack_glb, unpack_glb
 from pgc3d.export.gltf_check import check_glb
 from pgc3d.export.mesh_file import FORMATS, GENERATOR, read_mesh, write_mesh
 
@@ -177,6 +177,72 @@ def test_failure_keeps_the_older_file(tmp_path):
         write_half()
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_vertices_that_no_face_uses_do_no_harm(tmp_path):
+    faces = torch.tensor([[0, 1, 2], [0, 2, 3]])
+    asset = plate(faces=faces, uv_faces=faces, normal_faces=faces, vertex_color=None)
+    for name in ("vertices", "uv", "normals"):
+        short = {other: getattr(asset, other)[:4] for other in ("vertices", "uv", "normals") if other != name}
+        found = read_mesh(write_mesh(tmp_path / f"{name}.glb", plate(**vars(asset) | short), "glb")[0])
+        torch.testing.assert_close(found.vertices[found.faces], asset.vertices[asset.faces])
+        torch.testing.assert_close(found.uv[found.uv_faces], asset.uv[asset.uv_faces])
+
+
+def elsewhere(path, change, **fields):
+    """The plate's GLB as another program could have written it: `change` is made in its document."""
+    write_mesh(path, plate(**fields), "glb")
+    document, binary = unpack_glb(path.read_bytes())
+    change(document)
+    path.write_bytes(pack_glb(document, binary))
+    return read_mesh(path)
+
+
+@pytest.mark.parametrize("mirror", [1.0, -1.0])
+def test_a_nodes_transform_is_applied(tmp_path, mirror):
+    linear = torch.tensor([[2.0, 0, 0], [0, 0, -mirror], [0, 1, 0]])  # mirrored where it says so
+    matrix = torch.eye(4)
+    matrix[:3, :3], matrix[:3, 3] = linear, torch.tensor([1.0, 2, 3])
+    found = elsewhere(tmp_path / "turned.glb", lambda document: document["nodes"][0].update(
+        matrix=matrix.T.reshape(-1).tolist()
+    ))  # fmt: skip
+    asset = plate()
+    corners, expected = found.vertices[found.faces], asset.vertices @ linear.T + matrix[:3, 3]
+    torch.testing.assert_close(corners.mean(1), expected[asset.faces].mean(1))
+    normals = torch.nn.functional.normalize(asset.normals @ torch.linalg.inv(linear), dim=1)
+    stored = found.normals[found.normals_of_corners].mean(1)
+    torch.testing.assert_close(stored, normals[asset.faces].mean(1))
+    wound = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    assert ((wound * stored).sum(1) > 0).all()
+
+
+def test_a_mesh_that_is_shown_twice_is_read_twice(tmp_path):
+    def change(document):
+        document["nodes"].append({"mesh": 0, "translation": [5.0, 0, 0]})
+        document["scenes"] = [{"nodes": [0, 1]}]
+
+    found, asset = elsewhere(tmp_path / "two.glb", change), plate()
+    both = torch.cat([asset.vertices, asset.vertices + torch.tensor([5.0, 0, 0])])
+    assert len(found.faces) == 2 * len(asset.faces)
+    torch.testing.assert_close(found.vertices.amin(0), both.amin(0))
+    torch.testing.assert_close(found.vertices.amax(0), both.amax(0))
+    assert found.base_color is not None
+
+
+def test_a_materials_colour_counts_beside_its_image_and_alone(tmp_path):
+    def dye(document):
+        document["materials"][0]["pbrMetallicRoughness"]["baseColorFactor"] = [1.0, 0.25, 0.0, 1.0]
+
+    def bare(document):
+        dye(document)
+        del document["materials"][0]["pbrMetallicRoughness"]["baseColorTexture"]
+
+    white = torch.full((8, 8, 3), 255, dtype=torch.uint8)
+    srgb = torch.tensor([255, 137, 0], dtype=torch.uint8)  # of the linear factor
+    image = elsewhere(tmp_path / "dyed.glb", dye, base_color=white).base_color
+    torch.testing.assert_close(image, srgb.expand_as(image), atol=1, rtol=0)
+    colors = elsewhere(tmp_path / "bare.glb", bare).vertex_color
+    torch.testing.assert_close(colors, srgb.expand_as(colors), atol=1, rtol=0)
 
 
 def test_unreadable_files_are_one_line(tmp_path):

@@ -14,6 +14,7 @@ from urllib.parse import unquote
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -21,6 +22,8 @@ from pgc3d.errors import InputError
 from pgc3d.export.gltf import pack_glb, unpack_glb
 from pgc3d.export.obj_reader import parse_obj
 from pgc3d.types import GivenMesh
+
+Array = NDArray[Any]
 
 FORMATS = ("glb", "gltf", "obj", "ply", "stl")
 MAX_BYTES = 1 << 30  # of the file, and of each file that it refers to
@@ -260,16 +263,27 @@ def _parts(scene: Any, path: Path) -> Iterator[dict[str, Any]]:
         faces=sum(len(mesh.faces) for _, mesh in meshes),
     )
     for matrix, mesh in meshes:
-        linear = matrix[:3, :3]
-        flip = np.linalg.det(linear) < 0
-        faces, vertices = np.asarray(mesh.faces), np.asarray(mesh.vertices)
-        # normals that the file itself has lie in the cache; asking for them would make some
-        normals = np.asarray(mesh.vertex_normals) if "vertex_normals" in mesh._cache else None
+        vertices, faces, normals = in_scene(matrix, mesh)
         uv = getattr(mesh.visual, "uv", None)
-        identity = np.array_equal(matrix, np.eye(4))
         yield {
-            "vertices": vertices if identity else vertices @ linear.T + matrix[:3, 3],
-            "faces": faces[:, ::-1] if flip else faces,
-            "normals": None if normals is None else normals @ np.linalg.pinv(linear),
+            "vertices": vertices,
+            "faces": faces,
+            "normals": normals,
             "uv": None if uv is None or len(uv) != len(vertices) else np.asarray(uv),
         }
+
+
+def in_scene(matrix: Array, mesh: Any) -> tuple[Array, Array, Array | None]:
+    """Vertices, faces and the file's own normals of a trimesh mesh, where a node's matrix [4, 4] puts them.
+
+    A mirroring matrix turns the faces over. Normals are not unit.
+    """
+    linear = matrix[:3, :3]
+    faces, vertices = np.asarray(mesh.faces), np.asarray(mesh.vertices)
+    # normals that the file itself has lie in the cache; asking for them would make some
+    normals = np.asarray(mesh.vertex_normals) if "vertex_normals" in mesh._cache else None
+    return (
+        vertices if np.array_equal(matrix, np.eye(4)) else vertices @ linear.T + matrix[:3, 3],
+        faces[:, ::-1] if np.linalg.det(linear) < 0 else faces,
+        None if normals is None else normals @ np.linalg.pinv(linear),
+    )

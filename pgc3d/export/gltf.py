@@ -41,10 +41,11 @@ def corner_vertices(
         Mesh vertex, normal and texture coordinate of each, and the faces. They come in the mesh's order, and
         are the mesh's own where no vertex has to be split.
     """
-    if asset.uv_faces is None:
+    if asset.uv is None or asset.uv_faces is None:
         raise ValueError("the asset must have texture coordinates")
     normal_faces = asset.normals_of_corners
-    if torch.equal(asset.faces, asset.uv_faces) and torch.equal(asset.faces, normal_faces):
+    one_to_one = len({len(asset.vertices), len(asset.uv), len(asset.normals)}) == 1  # no face uses the rest
+    if one_to_one and torch.equal(asset.faces, asset.uv_faces) and torch.equal(asset.faces, normal_faces):
         own = torch.arange(len(asset.vertices))
         return own, own, own, asset.faces
     corners = [index.reshape(-1) for index in (asset.faces, normal_faces, asset.uv_faces)]

@@ -18,8 +18,11 @@ import pgc3d
 from pgc3d.errors import InputError
 from pgc3d.export.asset import TexturedMesh
 from pgc3d.export.atomic import write_files
+from pgc3d.export.given_mesh import in_scene
 from pgc3d.export.gltf import encode_glb, encode_png, read_metadata
+from pgc3d.export.turntable import to_bytes
 from pgc3d.geometry.cleanup import vertex_normals
+from pgc3d.render.shading import linear_to_srgb, srgb_to_linear
 
 Format = Literal["glb", "obj", "ply", "stl"]
 FORMATS: tuple[str, ...] = get_args(Format)
@@ -128,9 +131,10 @@ def _encode_stl(path: Path, asset: TexturedMesh) -> dict[Path, bytes]:
 
 
 def read_mesh(path: Path) -> TexturedMesh:
-    """Read a file that `write_mesh` made, through an independent reader.
+    """Read a file that `write_mesh` or another program made, with its colours, through an independent reader.
 
-    Vertices that differ in their texture coordinates only become one again. Metadata is read from a GLB.
+    Vertices that differ in their texture coordinates only become one again. Metadata is read from a GLB. Of a
+    scene, all meshes become one, where its nodes put them.
 
     Raises:
         InputError: there is no such file, its format is unknown, or it is damaged.
@@ -143,11 +147,26 @@ def read_mesh(path: Path) -> TexturedMesh:
         raise InputError(f"the mesh file must exist, got {path}; check the path")
     try:
         scene = trimesh.load_scene(path, process=False)
-        (geometry,) = scene.geometry.values()
         metadata = read_metadata(path.read_bytes()) if path.suffix.lower() == ".glb" else {}
-        return _from_trimesh(geometry, metadata)
+        return _from_trimesh(_joined(scene), metadata)
     except Exception as error:  # readers of foreign formats raise whatever they like
         raise InputError(f"the mesh file must be readable, got {path}: {error}; export it again") from error
+
+
+def _joined(scene: Any) -> Any:
+    """One mesh in the scene's coordinates."""
+    import trimesh
+
+    meshes = []
+    for matrix, name in (scene.graph[node] for node in scene.graph.nodes_geometry):
+        mesh = scene.geometry[name]
+        if isinstance(mesh, trimesh.Trimesh) and len(mesh.faces):
+            vertices, faces, normals = in_scene(matrix, mesh)
+            part = {"vertices": vertices, "faces": faces, "vertex_normals": normals, "visual": mesh.visual}
+            meshes.append(trimesh.Trimesh(**part, process=False))
+    if not meshes:
+        raise ValueError("it has no faces")
+    return meshes[0] if len(meshes) == 1 else trimesh.util.concatenate(meshes)
 
 
 def _from_trimesh(geometry: Any, metadata: Mapping[str, Any]) -> TexturedMesh:
@@ -161,8 +180,9 @@ def _from_trimesh(geometry: Any, metadata: Mapping[str, Any]) -> TexturedMesh:
     else:
         unit = _unit(torch.from_numpy(normals)[first])
     kind = geometry.visual.kind
-    if kind == "texture" and geometry.visual.uv is not None:
-        color, surface = _images(geometry.visual.material)
+    material = geometry.visual.material if kind == "texture" else None
+    if material is not None and geometry.visual.uv is not None and _image(material) is not None:
+        color, surface = _images(material)
         return TexturedMesh(
             vertices=vertices,
             faces=faces,
@@ -174,14 +194,20 @@ def _from_trimesh(geometry: Any, metadata: Mapping[str, Any]) -> TexturedMesh:
             normal_faces=None if normals is None else corner_faces,
             metadata=metadata,
         )
-    colors = (
-        torch.from_numpy(np.array(geometry.visual.vertex_colors)[:, :3])[first] if kind == "vertex" else None
-    )
+    colors = None
+    if material is not None:
+        colors = _factor(material).expand(len(vertices), 3).clone()
+    elif kind == "vertex":
+        colors = torch.from_numpy(np.array(geometry.visual.vertex_colors)[:, :3])[first]
     return TexturedMesh(vertices=vertices, faces=faces, normals=unit, vertex_color=colors, metadata=metadata)
 
 
 def _unit(normals: Tensor) -> Tensor:
     return torch.nn.functional.normalize(normals, dim=1)
+
+
+def _image(material: Any) -> Any:
+    return getattr(material, "baseColorTexture", None) or getattr(material, "image", None)
 
 
 def _images(material: Any) -> tuple[Tensor, Tensor | None]:
@@ -190,8 +216,20 @@ def _images(material: Any) -> tuple[Tensor, Tensor | None]:
         return torch.from_numpy(pixels)
 
     surface = getattr(material, "metallicRoughnessTexture", None)
-    color = getattr(material, "baseColorTexture", None) or material.image
-    return array(color), None if surface is None else array(surface)
+    color, factor = array(_image(material)), _factor(material)
+    if getattr(material, "baseColorFactor", None) is not None and bool((factor < 255).any()):
+        light = srgb_to_linear(color.float() / 255) * srgb_to_linear(factor.float() / 255)
+        color = to_bytes(linear_to_srgb(light))
+    return color, None if surface is None else array(surface)
+
+
+def _factor(material: Any) -> Tensor:
+    """What a material says of its colour beside an image, in sRGB; glTF counts it in linear light."""
+    linear = getattr(material, "baseColorFactor", None)
+    if linear is not None:
+        return to_bytes(linear_to_srgb(torch.tensor(np.array(linear)[:3] / 255).float())[None, None])[0, 0]
+    stored = getattr(material, "diffuse", None)
+    return torch.from_numpy(np.array([255, 255, 255] if stored is None else stored[:3], dtype=np.uint8))
 
 
 def weld(
