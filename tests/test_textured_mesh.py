@@ -5,7 +5,7 @@ import trimesh
 from fakes import PullTowardColor
 from meshes import cube_arrays, letter_texture, lumpy, write, write_cube
 
-from pgc3d.cameras import orbit
+from pgc3d.cameras import orbit, turntable
 from pgc3d.closeups import CloseUpConfig, sample_close_ups
 from pgc3d.errors import InputError, OutOfMemoryError, RunDirectoryError
 from pgc3d.export.canvas import load_canvas, prepare_canvas, save_canvas
@@ -210,6 +210,23 @@ def test_smooth_surface_has_the_mean_normals():
     flat, flat_faces = crease_normals(vertices, faces, crease=0.0)
     assert len(flat) == faces.numel()
     assert torch.equal(flat_faces.unique(), torch.arange(faces.numel()))
+
+
+@pytest.mark.parametrize("turned", [slice(None), slice(None, None, 2)], ids=["inside out", "every second"])
+def test_faces_that_are_wound_the_wrong_way_look_the_same(tmp_path, turned):
+    mesh, pictures = trimesh.creation.icosphere(3), []
+    for name, some in (("right", slice(0)), ("wrong", turned)):
+        faces = np.array(mesh.faces)
+        faces[some] = faces[some][:, ::-1]
+        trimesh.Trimesh(mesh.vertices, faces, process=False).export(tmp_path / f"{name}.stl")
+        asset = painted(canvas_of(tmp_path / f"{name}.stl"))
+        with torch.no_grad():
+            pictures.append(asset.picture(turntable(3), 64, torch.ones(3, 3), shading=True))
+    right, wrong = pictures
+    assert right.alpha.mean() > 0.2
+    for part in ("color", "normal"):
+        difference = (getattr(wrong, part) - getattr(right, part)).abs()
+        assert difference.max() < 0.1  # only faces that are wound alike share their normals
 
 
 def test_image_follows_the_atlas_cell_by_cell(tmp_path):

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from pgc3d.geometry.edges import EdgeTopology
-from pgc3d.geometry.normals import vertex_normals
+from pgc3d.geometry.normals import face_vectors, vertex_normals
 from pgc3d.interfaces import Rasterizer
 from pgc3d.kernels import require_triton
 from pgc3d.render.antialias import antialias, clamp_overshoot
@@ -123,6 +123,9 @@ def render_corners(
 ) -> Rendering:
     """Render a mesh with its own normals; see `render_mesh`.
 
+    Where a face is seen from behind its normals are turned over, as glTF demands of the double-sided material
+    that is exported (2.0, section 3.9.6): meshes from elsewhere are wound either way. The geometry is fixed.
+
     Args:
         mesh: In the world, on the rasteriser's device.
         cameras: B views.
@@ -138,16 +141,21 @@ def render_corners(
     parts = [(mesh.vertices, mesh.faces), (mesh.normals, mesh.normal_faces), (mesh.uv, mesh.uv_faces)]
     values = [rasterizer.interpolate(part[None], fragments, faces) for part, faces in parts]
     pixel = None if clip.is_cuda else _visible(fragments)
-    places = _pick(torch.cat(values[:2], dim=-1), pixel)
-    triangle = _pick(fragments.triangle[..., None], pixel)[:, 0].clamp(min=0)
-    hits = Hits(
-        points=places[:, :3],
-        uv=_pick(values[2], pixel),
-        triangle=triangle,
-        view=_views(pixel, fragments),
-    )
+    triangle, view = _pick(fragments.triangle[..., None], pixel)[:, 0].clamp(min=0), _views(pixel, fragments)
+    points, normals, uv = (_pick(value, pixel) for value in values)
+    side = _sides(mesh, cameras).index_select(0, view * len(mesh.faces) + triangle)
+    places = torch.cat([points, normals * side[:, None]], dim=1)
+    hits = Hits(points=points, uv=uv, triangle=triangle, view=view)
     picture, depth = _compose(color(hits), places, pixel, fragments, cameras, background, shading=shading)
     return _rendering(antialias(picture, fragments, clip, mesh.faces, topology), depth, background)
+
+
+def _sides(mesh: UvMesh, cameras: Cameras) -> Float[Tensor, " BF"]:
+    """1 for each view's faces that are seen from their front, -1 for the others."""
+    vectors = face_vectors(mesh.vertices, mesh.faces)
+    corner = mesh.vertices.index_select(0, mesh.faces[:, 0])
+    height = cameras.position @ vectors.T - (corner * vectors).sum(dim=1)
+    return torch.where(height < 0, -1.0, 1.0).flatten()
 
 
 def sample_texture(texture: Float[Tensor, "H W C"], uv: Float[Tensor, "P 2"]) -> Float[Tensor, "P C"]:
