@@ -57,6 +57,18 @@ def test_texture_returns_the_field_everywhere_on_the_surface(sphere, rasterizer)
     torch.testing.assert_close(surface[:, 2:], expected.metallic, atol=1 / 255, rtol=0)
 
 
+def test_charts_smaller_than_a_texel_have_their_own_colour(rasterizer):
+    mesh, generator = trimesh.creation.icosphere(subdivisions=4), torch.Generator().manual_seed(0)
+    vertices, faces = torch.tensor(mesh.vertices, dtype=torch.float32), torch.tensor(mesh.faces)
+    vertices = vertices * (1 + 0.03 * torch.randn(len(vertices), 1, generator=generator))
+    atlas = unwrap(vertices, faces, texture_size=128)
+    image = bake(vertices, atlas, painted, texture_size=128, rasterizer=rasterizer).base_color
+    middle = vertices[faces].mean(dim=1)
+    error = (sample(image, atlas.uv[atlas.uv_faces].mean(dim=1)) - painted(middle).base_color).abs()
+    assert (error > 0.15).float().mean() < 0.02
+    assert error.max() < 0.5
+
+
 def test_texels_lie_on_the_surface(sphere, rasterizer):
     vertices, atlas = sphere
     points, covered = texel_positions(vertices, atlas, texture_size=SIZE, rasterizer=rasterizer)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate, max_pool2d, pad
 
@@ -61,12 +61,45 @@ def finish(values: Float[Tensor, "S S 5"], covered: Bool[Tensor, "S S"], *, padd
 def texel_positions(
     vertices: Float[Tensor, "V 3"], atlas: UvAtlas, *, texture_size: int, rasterizer: Rasterizer
 ) -> tuple[Float[Tensor, "S S 3"], Bool[Tensor, "S S"]]:
-    """World position of each texel centre and whether a face covers it."""
+    """World position of each texel and whether it lies on the surface; see `surface_texels`."""
     device = vertices.device
-    uv, faces = atlas.uv.to(device), atlas.uv_faces.to(device)
-    fragments = draw_atlas(uv, faces, texture_size, rasterizer)
-    corners = vertices[atlas.vertex.to(device)][None]
-    return rasterizer.interpolate(corners, fragments, faces)[0], fragments.triangle[0] >= 0
+    uv, uv_faces = atlas.uv.to(device), atlas.uv_faces.to(device)
+    faces = atlas.vertex.to(device)[uv_faces]
+    return surface_texels(vertices, faces, uv, uv_faces, texture_size=texture_size, rasterizer=rasterizer)
+
+
+def surface_texels(
+    vertices: Float[Tensor, "V 3"],
+    faces: Int[Tensor, "F 3"],
+    uv: Float[Tensor, "U 2"],
+    uv_faces: Int[Tensor, "F 3"],
+    *,
+    texture_size: int,
+    rasterizer: Rasterizer,
+) -> tuple[Float[Tensor, "S S 3"], Bool[Tensor, "S S"]]:
+    """World position of each texel and whether it lies on the surface.
+
+    A face covers the texels whose centres it holds. One that holds none, as in charts smaller than a texel,
+    gets the texel that its middle lies in, where no other face covers that.
+    """
+    fragments = draw_atlas(uv, uv_faces, texture_size, rasterizer)
+    triangle = fragments.triangle[0].flatten()
+    points = rasterizer.interpolate(vertices[None], fragments, faces)[0].reshape(-1, 3)
+    covered, missed = triangle >= 0, torch.ones(len(faces), dtype=torch.bool, device=uv.device)
+    missed[triangle[covered]] = False
+    small = missed.nonzero()[:, 0]
+    column, row = (texture_size * _middle(uv, uv_faces[small])).long().clamp(0, texture_size - 1).unbind(1)
+    texel = (texture_size - 1 - row) * texture_size + column
+    # of several in one texel the last one, so that every run makes the same image
+    chosen = torch.full_like(triangle, -1).scatter_reduce(0, texel, small, "amax")
+    free = (chosen >= 0) & ~covered
+    points[free] = _middle(vertices, faces[chosen[free]])
+    shape = (texture_size, texture_size)
+    return points.view(*shape, 3), (covered | free).view(shape)
+
+
+def _middle(values: Float[Tensor, "V C"], faces: Int[Tensor, "F 3"]) -> Float[Tensor, "F C"]:
+    return values[faces].mean(dim=1)
 
 
 @torch.no_grad()

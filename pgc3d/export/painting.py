@@ -11,11 +11,10 @@ from torch.nn.functional import normalize
 
 from pgc3d.errors import InputError
 from pgc3d.export.asset import TexturedMesh
-from pgc3d.export.bake import fill
+from pgc3d.export.bake import fill, surface_texels
 from pgc3d.export.export import CHECK_RESOLUTION, ExportReport, Stopwatch, describe_file
 from pgc3d.export.mesh_file import Format, write_mesh
 from pgc3d.export.roundtrip import comparison_views, round_trip_psnr
-from pgc3d.geometry.own_uv import draw_atlas
 from pgc3d.interfaces import Rasterizer
 from pgc3d.representation.textured_mesh import PaintedMesh
 from pgc3d.types import UvMesh
@@ -113,11 +112,11 @@ def bake_painting(
 ) -> Float[Tensor, "S S 3"]:
     """Base colour of every texel, continued beyond the charts; see `bake`."""
     mesh = painted.mesh
-    fragments = draw_atlas(mesh.uv, mesh.uv_faces, texture_size, rasterizer)
-    covered = fragments.triangle[0] >= 0
-    points = rasterizer.interpolate(mesh.vertices[None], fragments, mesh.faces)[0][covered]
-    image = torch.zeros(texture_size, texture_size, 3, device=points.device)
-    image[covered] = painted.texels(points, _centres(covered), texture_size=texture_size)
+    points, covered = surface_texels(
+        mesh.vertices, mesh.faces, mesh.uv, mesh.uv_faces, texture_size=texture_size, rasterizer=rasterizer
+    )
+    image = torch.zeros_like(points)
+    image[covered] = painted.texels(points[covered], _centres(covered), texture_size=texture_size)
     return fill(image, covered, padding=padding)
 
 

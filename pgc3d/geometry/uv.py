@@ -52,7 +52,7 @@ def unwrap(
         vertices: world positions.
         faces: counter-clockwise seen from outside.
         texture_size: side of the texture in texels, on which `padding` depends.
-        padding: texels between charts.
+        padding: texels between charts, about: xatlas keeps the size only roughly.
         time_limit: seconds for xatlas; 0 goes straight to the packing.
     """
     if time_limit > 0:
