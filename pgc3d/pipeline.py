@@ -272,7 +272,7 @@ def _execute(session: Session, models: Models, checkpoint: Checkpoint | None) ->
         paint = _painter(session, representation)
         if session.optimize(built, checkpoint, lambda path: _write_sheet(path, paint)):
             files = _export(session, representation, built.rasterizer)
-    return RunResult(run.path, tuple(files), session.stop.signal)
+    return RunResult(run.path, tuple(files), session.stopped_by)
 
 
 def _painter(session: Session, representation: Representation) -> Callable[[Cameras], Rendering]:

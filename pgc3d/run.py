@@ -168,6 +168,16 @@ class RunDirectory:
         with writing(self.path / METRICS), (self.path / METRICS).open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(dict(metrics)) + "\n")
 
+    def drop_metrics(self, *, after: int) -> None:
+        """Keep the lines up to a step; later ones and a torn one go."""
+        path = self.path / METRICS
+        if not path.is_file():
+            return
+        lines = path.read_bytes().splitlines(keepends=True)
+        kept = [line for line in lines if (step := _step_of(line)) is not None and step <= after]
+        if len(kept) < len(lines):
+            replace_file(path, b"".join(kept))
+
     def read_manifest(self) -> dict[str, Any]:
         """What `write_manifest` wrote last.
 
@@ -248,3 +258,11 @@ def _read_checkpoint(path: Path) -> Checkpoint:
     except SafetensorError as error:
         raise ValueError(str(error)) from error
     return Checkpoint(step=int(record["step"]), tensors=tensors, values=record["values"])
+
+
+def _step_of(line: bytes) -> int | None:
+    """The step of a line of metrics, None where it was torn."""
+    try:
+        return int(json.loads(line)["step"]) if line.endswith(b"\n") else None
+    except (ValueError, TypeError, KeyError):
+        return None

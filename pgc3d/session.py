@@ -62,6 +62,7 @@ class Session:
     report: Reporter
     stop: StopFlag
     record: dict[str, Any] = field(default_factory=dict)
+    stopped_by: int | None = None  # a signal that ended the optimisation; one that comes later ends nothing
 
     @contextmanager
     def recorded(self) -> Iterator[None]:
@@ -72,7 +73,7 @@ class Session:
         try:
             with explain_memory(self.config, self.device):
                 yield
-            status = "done" if self.stop.signal is None else f"stopped by signal {self.stop.signal}"
+            status = "done" if self.stopped_by is None else f"stopped by signal {self.stopped_by}"
         except Pgc3dError as error:
             status = f"failed: {error}"
             raise
@@ -117,6 +118,7 @@ class Session:
         if checkpoint is not None:
             unpack(checkpoint, built)
             step = checkpoint.step
+        self.run.drop_metrics(after=step)  # what a crash lost is done and told again
         saved, logged = step, step
         try:
             for report in self._steps(built, step):
@@ -135,7 +137,8 @@ class Session:
             raise
         if step > saved:
             self._save(built, step)
-        return step >= config.run.steps and self.stop.signal is None
+        self.stopped_by = self.stop.signal
+        return step >= config.run.steps and self.stopped_by is None
 
     def _steps(self, built: Built, step: int) -> Iterator[StepReport]:
         """The steps after `step`; one that runs out of memory is tried again with fewer views at a time."""

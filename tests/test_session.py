@@ -106,6 +106,28 @@ def test_signal_in_the_last_step_leaves_the_export_to_resume(session):
     assert session.optimize(built(), session.run.load_checkpoint(), no_preview)
 
 
+def test_signal_during_the_export_stops_nothing(session):
+    with session.recorded():
+        assert session.optimize(built(), None, no_preview)
+        session.stop.signal = 15
+    assert session.run.read_manifest()["status"] == "done"
+
+
+def test_steps_that_a_crash_lost_are_told_once(session):
+    path = session.run.path / "metrics.jsonl"
+    session.report = stop_at(session, 5)
+    session.optimize(built(), None, no_preview)
+    session.stop.signal = None
+    for step in (8, 12):  # written after the last checkpoint
+        session.run.log_metrics({"step": step, "loss": 1.0})
+    with path.open("a") as stream:
+        stream.write('{"step": 1')
+    assert session.optimize(built(), session.run.load_checkpoint(), no_preview)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["step"] for line in lines] == [4, 8, 12]
+    assert not any("loss" in line for line in lines)
+
+
 def test_what_is_due_is_written(session):
     session.optimize(built(), None, no_preview)
     assert [path.name for path in sorted((session.run.path / "previews").iterdir())] == [
