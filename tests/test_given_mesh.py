@@ -77,6 +77,36 @@ def test_obj_keeps_vertices_that_no_face_uses():
     assert len(parse_obj("v 9 9 9\nv 0 0 0\nv 1 0 0\nv 0 1 0\nf 2 3 4").vertices) == 4
 
 
+def test_obj_may_have_tabs_comments_and_textures_of_one_number():
+    given = parse_obj("v\t0 0 0\nv 1\t0 0#\n\tv 0 1 0\nvt 0.5\nvt .25 1 0\nf\t1/1 2/2\t3/1 # last\n")
+    assert given.vertices.tolist() == [[0, 0, 0], [1, 0, 0], [0, 1, 0]]
+    assert given.uv.tolist() == [[0.5, 0], [0.25, 1]]
+    assert given.uv_faces.tolist() == [[0, 1, 0]]
+
+
+@pytest.mark.parametrize("kind", ["obj", "stl_ascii"])
+@pytest.mark.parametrize(("far", "fits"), [(100.0, True), (5e6, False)])
+def test_small_meshes_far_from_the_origin_are_refused_before_they_are_bent(tmp_path, kind, far, fits):
+    mesh = trimesh.creation.icosphere(2)
+    mesh.apply_translation([far, 0.0, far])
+    path = tmp_path / f"far.{kind[:3]}"
+    mesh.export(path, file_type=kind)
+    if fits:
+        np.testing.assert_allclose(read_given(path).vertices.mean(0)[0], far, rtol=1e-5)
+    else:
+        assert_line(path, "of its size; move it to the origin")
+
+
+def test_gltf_that_would_be_misread_is_one_line(tmp_path):
+    path = gltf(tmp_path)
+    before = path.read_text()
+    edit_gltf(path, lambda document: document["meshes"][0]["primitives"][0].update(mode=6))
+    assert_line(path, "cube.gltf has triangle fans")
+    path.write_text(before)
+    edit_gltf(path, lambda document: document["accessors"][0].update(sparse={"count": 1}))
+    assert_line(path, "cube.gltf has sparse accessors")
+
+
 def edit_gltf(path, change):
     document = json.loads(path.read_text())
     change(document)

@@ -57,7 +57,7 @@ def plate(**changes) -> TexturedMesh:
 @pytest.mark.parametrize("format", FORMATS)
 def test_round_trip_keeps_the_surface(tmp_path, format):
     asset = plate()
-    files = write_mesh(tmp_path / f"a plate.{format}", asset, format)
+    files = write_mesh(tmp_path / f"ä plate.{format}", asset, format)
     found = read_mesh(files[0])
     assert sorted(tmp_path.iterdir()) == sorted(files)
     torch.testing.assert_close(found.vertices[found.faces], asset.vertices[asset.faces])

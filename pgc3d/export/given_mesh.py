@@ -20,7 +20,7 @@ from torch.nn.functional import normalize
 
 from pgc3d.errors import InputError
 from pgc3d.export.gltf import pack_glb, unpack_glb
-from pgc3d.export.obj_reader import parse_obj
+from pgc3d.export.obj_reader import in_single, parse_obj
 from pgc3d.types import GivenMesh
 
 Array = NDArray[Any]
@@ -164,12 +164,7 @@ _READERS: Mapping[str, Callable[[bytes, Path], GivenMesh]] = {
 
 def _load_gltf(document: dict[str, Any], binary: bytes | None, path: Path) -> GivenMesh:
     """Hand the surface alone to trimesh, which leaves out texture coordinates where there is no material."""
-    foreign = [name for name in document.get("extensionsRequired", []) if not name.startswith(HARMLESS)]
-    if foreign:
-        raise InputError(
-            f"a glTF file must hold its surface plainly, but {path.name} requires {', '.join(foreign)}; "
-            "export it without compression"
-        )
+    _require_plain(document, path)
     require_counts(path, **_gltf_counts(document))
     files = _gltf_files(document, path)
     for key in ("images", "textures", "samplers", "materials", "animations", "skins"):
@@ -184,6 +179,24 @@ def _load_gltf(document: dict[str, Any], binary: bytes | None, path: Path) -> Gi
     if binary is None:
         return _load(json.dumps(document).encode(), "gltf", files, path)
     return _load(pack_glb(document, binary), "glb", files, path)
+
+
+def _require_plain(document: Mapping[str, Any], path: Path) -> None:
+    """Refuse what trimesh would pass over without a word."""
+    foreign = [name for name in document.get("extensionsRequired", []) if not name.startswith(HARMLESS)]
+    if foreign:
+        raise InputError(
+            f"a glTF file must hold its surface plainly, but {path.name} requires {', '.join(foreign)}; "
+            "export it without compression"
+        )
+    fans = any(
+        primitive.get("mode") == 6 for mesh in document.get("meshes", []) for primitive in mesh["primitives"]
+    )
+    if fans or any("sparse" in accessor for accessor in document.get("accessors", [])):
+        raise InputError(
+            f"a glTF file must hold its surface as triangles in plain lists, but {path.name} has "
+            f"{'triangle fans' if fans else 'sparse accessors'}; export it again"
+        )
 
 
 def _gltf_files(document: Mapping[str, Any], path: Path) -> dict[str, bytes]:
@@ -236,10 +249,9 @@ def _load(data: bytes, kind: str, files: Mapping[str, bytes], path: Path) -> Giv
             return None
         return torch.from_numpy(np.concatenate([part[key] for part in parts])).float()
 
-    vertices, normals, uv = joined("vertices"), joined("normals"), joined("uv")
-    assert vertices is not None
+    normals, uv = joined("normals"), joined("uv")
     return GivenMesh(
-        vertices=vertices,
+        vertices=in_single(np.concatenate([part["vertices"] for part in parts]).astype(np.float64)),
         faces=index,
         normals=None if normals is None else normalize(normals, dim=1),
         normal_faces=None if normals is None else index,

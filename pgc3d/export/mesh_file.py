@@ -86,7 +86,7 @@ def _rows(pattern: str, values: Tensor) -> list[str]:
 
 
 def _lines(lines: list[str]) -> bytes:
-    return ("\n".join(lines) + "\n").encode("ascii")
+    return ("\n".join(lines) + "\n").encode()
 
 
 def _metadata_line(asset: TexturedMesh) -> str:

@@ -14,6 +14,8 @@ from torch.nn.functional import normalize
 
 from pgc3d.types import GivenMesh
 
+MAX_BEND = 1e-4  # by which vertices may move when they are rounded, of the mesh's extent
+
 Corner = tuple[int, ...]  # place in the lists of v, vt and vn, -1 where there is none
 
 
@@ -26,20 +28,21 @@ def parse_obj(text: str) -> GivenMesh:
     rows: dict[str, list[list[str]]] = {"v": [], "vt": [], "vn": []}
     corners: list[Corner] = []
     for line in text.replace("\\\r\n", " ").replace("\\\n", " ").splitlines():
-        key, _, rest = line.strip().partition(" ")
+        key, *words = line.split("#")[0].split() or [""]
         if key in rows:
-            rows[key].append(rest.split())
+            rows[key].append(words)
         elif key == "f":
             counts = [len(rows["v"]), len(rows["vt"]), len(rows["vn"])]
-            polygon = [_corner(word, counts) for word in rest.split("#")[0].split()]
+            polygon = [_corner(word, counts) for word in words]
             for second, third in pairwise(polygon[1:]):
                 corners += [polygon[0], second, third]
     index = torch.tensor(corners, dtype=torch.int64).reshape(-1, 3, 3)  # face, corner, list
-    uv, normals = _floats(rows["vt"], 2), _floats(rows["vn"], 3)
+    uv = _floats([[*row, "0"] if len(row) == 1 else row for row in rows["vt"]], 2)  # v may be left out
+    normals = _floats(rows["vn"], 3)
     has_uv = len(uv) > 0 and bool((index[..., 1] >= 0).all())
     has_normals = len(normals) > 0 and bool((index[..., 2] >= 0).all())
     return GivenMesh(
-        vertices=_floats(rows["v"], 3),
+        vertices=in_single(_numbers(rows["v"], 3)),
         faces=index[..., 0].contiguous(),
         normals=normalize(normals, dim=1) if has_normals else None,
         normal_faces=index[..., 2].contiguous() if has_normals else None,
@@ -64,7 +67,27 @@ def _corner(word: str, counts: list[int]) -> Corner:
 
 
 def _floats(rows: list[list[str]], width: int) -> Tensor:
+    return torch.from_numpy(_numbers(rows, width)).float()
+
+
+def _numbers(rows: list[list[str]], width: int) -> NDArray[np.float64]:
     if any(len(row) < width for row in rows):
         raise ValueError(f"a line must hold {width} numbers, got {min(rows, key=len)}")
-    values: NDArray[np.float64] = np.array([row[:width] for row in rows], dtype=np.float64)
-    return torch.from_numpy(values.reshape(-1, width)).float()
+    return np.array([row[:width] for row in rows], dtype=np.float64).reshape(-1, width)
+
+
+def in_single(vertices: NDArray[np.float64]) -> Tensor:
+    """Vertices [V, 3] in float32.
+
+    Raises:
+        ValueError: that would bend the mesh, since it is small and far from the origin.
+    """
+    finite = vertices[np.isfinite(vertices).all(axis=1)]
+    if len(finite):
+        moved = np.abs(finite - finite.astype(np.float32)).max() / max(np.ptp(finite, axis=0).max(), 1e-300)
+        if moved > MAX_BEND:
+            raise ValueError(
+                f"it lies so far from the origin that single precision moves vertices by {moved:.2%} of its "
+                "size; move it to the origin"
+            )
+    return torch.from_numpy(vertices).float()
