@@ -107,7 +107,7 @@ def load_photo(path: Path) -> Float[Tensor, "S S 4"]:
     Raises:
         InputError: the file is missing, or not what `FramedPhoto.png` makes.
     """
-    picture = read_picture(path)
+    picture = _decode(path)
     if picture.mode != "RGBA" or picture.width != picture.height:
         raise InputError(
             f"{path} must be a prepared square picture with alpha, got {picture.mode} of {picture.size}"
@@ -122,11 +122,15 @@ def read_picture(path: Path) -> Image.Image:
     Raises:
         InputError: the file is no picture, too large or damaged.
     """
-    with open_picture(path) as image:
-        picture = _to_8_bit(ImageOps.exif_transpose(image))
+    picture = _decode(path)
     if picture.mode == "RGBA" and np.asarray(picture.getchannel("A")).min() >= OPAQUE:
         return picture.convert("RGB")
     return picture
+
+
+def _decode(path: Path) -> Image.Image:
+    with open_picture(path) as image:
+        return _to_8_bit(ImageOps.exif_transpose(image))
 
 
 @contextmanager

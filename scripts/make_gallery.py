@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -24,6 +25,15 @@ PROMPTS = ("a red chair", "a blue chair", "a horse", "a yellow car", "a bicycle"
            "a black grand piano", "a green sofa", "a barrel", "a red fire hydrant", "a teapot",
            "a potted plant", "a purple armchair", "a city bus", "a toilet")  # fmt: skip
 SIZE = 160
+
+
+def run_once(folder: Path, arguments: Sequence[str]) -> None:
+    """Make an asset in a folder with a command of pgc3d; what is there stays, what was stopped goes on."""
+    if (folder / "asset.glb").exists():
+        return
+    begun = (folder / "manifest.json").is_file()
+    rest = ["resume", str(folder)] if begun else [*arguments, "--out", str(folder)]
+    subprocess.run([sys.executable, "-m", "pgc3d", *rest], check=True)
 
 
 def views(path: Path) -> torch.Tensor:
@@ -48,10 +58,7 @@ def main() -> None:
     for prompt in arguments.prompt or PROMPTS:
         folder = arguments.runs / f"{prompt.replace(' ', '-')}-{arguments.seed}"
         start = time.perf_counter()
-        if not (folder / "asset.glb").exists():
-            command = [sys.executable, "-m", "pgc3d", "text", prompt, "--guidance", "mini"]
-            command += ["--seed", str(arguments.seed), "--out", str(folder), *options]
-            subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+        run_once(folder, ["text", prompt, "--guidance", "mini", "--seed", str(arguments.seed), *options])
         seconds = time.perf_counter() - start
         manifest = json.loads((folder / "manifest.json").read_text())
         memory = manifest["peak_memory_bytes"]["resident"] / 1e9

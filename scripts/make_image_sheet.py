@@ -6,13 +6,11 @@ Runs that are finished already are not repeated. Further options go to `pgc3d im
 """
 
 import argparse
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
 from jaxtyping import UInt8
-from make_gallery import SIZE, views
+from make_gallery import SIZE, run_once, views
 from PIL import Image
 from torch import Tensor
 
@@ -40,10 +38,7 @@ def main() -> None:
     rows, labels = [], []
     for name in arguments.only:
         folder, elevation = arguments.runs / name, ELEVATIONS[name]
-        if not (folder / "asset.glb").exists():
-            command = [sys.executable, "-m", "pgc3d", "image", str(PICTURES / f"{name}.png")]
-            command += ["--elevation", str(elevation), "--out", str(folder), *options]
-            subprocess.run(command, check=True)
+        run_once(folder, ["image", str(PICTURES / f"{name}.png"), "--elevation", str(elevation), *options])
         rows.append(torch.cat([shown(folder), views(folder / "asset.glb")], 1))
         labels.append(f"{name}, seen from {elevation} degrees above")
         Image.fromarray(tile(rows, 1, labels).numpy()).save(arguments.out, quality=88)

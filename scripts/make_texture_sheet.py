@@ -10,19 +10,20 @@ Runs that are finished already are not repeated.
 
 import argparse
 import json
-import subprocess
-import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import trimesh
+from make_gallery import run_once
 from PIL import Image
 
+from pgc3d.evaluation.render import render_views
 from pgc3d.export.mesh_file import read_mesh
-from pgc3d.export.roundtrip import comparison_views, render_asset
+from pgc3d.export.roundtrip import comparison_views
 from pgc3d.export.turntable import tile, to_bytes
 from pgc3d.geometry.placement import place
 from pgc3d.render import build_rasterizer
@@ -63,23 +64,20 @@ def run(dataset: Path, folder: Path, name: str, options: list[str]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     make(np.load(dataset / record["file"])).export(folder / name)
     out = folder / Path(name).stem
-    manifest = out / "manifest.json"
-    if manifest.is_file() and json.loads(manifest.read_text())["status"] == "done":
-        return out
-    command = [sys.executable, "-m", "pgc3d", "texture", str(folder / name), prompt, "--out", str(out)]
-    subprocess.run([*command, *axes, *options], check=True)
+    run_once(out, ["texture", str(folder / name), prompt, *axes, *options])
     return out
 
 
 def views(out: Path, name: str) -> torch.Tensor:
-    """Six views of the exported file, read back; the file's axes are turned into the world for that."""
+    """Six views of the exported file as a viewer shows it, its axes turned into the world."""
     asset = read_mesh(out / "asset.glb")
     axes = JOBS[name][3]
     placement = place(asset.vertices, asset.faces, up=axes[1] if axes else "+y", front="auto")
-    asset = type(asset)(**{**vars(asset), "vertices": placement.to_world(asset.vertices)})
-    cameras, background = comparison_views()
+    vertices = placement.to_world(asset.vertices)
+    normals = asset.normals @ placement.rotation.T.to(asset.normals)
     rasterizer = build_rasterizer("auto", torch.device("cpu"))
-    return to_bytes(render_asset(asset, cameras, 256, background=background, rasterizer=rasterizer).color)
+    standing = replace(asset, vertices=vertices, normals=normals)
+    return to_bytes(render_views(standing, comparison_views()[0], 256, rasterizer=rasterizer).color)
 
 
 def main() -> None:

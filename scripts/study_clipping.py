@@ -35,7 +35,7 @@ from typing import Any
 import torch
 from pictures import PROMPTS
 from PIL import Image
-from study_jobs import Job, Kind, Settings, job_config, make_jobs, measure_views, run_job
+from study_jobs import Job, Kind, Settings, fingerprint, job_config, make_jobs, measure_views, run_job
 from study_summary import plot_summary, read_results, report
 
 from pgc3d.build import resolve_device
@@ -67,6 +67,19 @@ def work_off(
         with results.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")
         print(f"{job.task}, {job.rule}, seed {job.seed}: {line['error'] or 'done'}", flush=True)
+
+
+def require_same_settings(jobs: Sequence[Job], results: Path, settings: Settings) -> None:
+    """Refuse to go on with a study whose lines come from other settings; older lines do not say theirs."""
+    examples = {(job.kind, job.task): job for job in jobs}
+    expected = {key: fingerprint(job, settings) for key, job in examples.items()}
+    for line in read_results(results):
+        known = expected.get((line["kind"], line["task"]))
+        if known is not None and line.get("settings", known) != known:
+            raise SystemExit(
+                f"error: {results} must hold runs with these settings, but {line['task']!r} was made with "
+                "another quality, number of steps, guidance, model or --set; use another OUT"
+            )
 
 
 def _end_last_line(path: Path) -> None:
@@ -212,6 +225,7 @@ def run(arguments: argparse.Namespace) -> None:
         if item.truth is not None and not truth_views(settings.out, item.name).exists():
             measure_views(item.truth, truth_views(settings.out, item.name))
     results = settings.out / "results.jsonl"
+    require_same_settings(jobs, results, settings)
     work_off(jobs, results, partial(run_job, settings=settings), processes=arguments.jobs)
 
 

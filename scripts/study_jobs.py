@@ -1,5 +1,6 @@
 """One run of the clipping study: from a prompt or a benchmark's picture to an asset and its numbers."""
 
+import hashlib
 import json
 import re
 import tempfile
@@ -19,7 +20,7 @@ from pgc3d.config import Config
 from pgc3d.configure import IMAGE, TEXT, GuidanceName, Quality, configure
 from pgc3d.errors import InputError, Pgc3dError
 from pgc3d.evaluation.items import Item
-from pgc3d.evaluation.measure import Measure, Result, score
+from pgc3d.evaluation.measure import Measure, Result, score, shares_frame
 from pgc3d.evaluation.protocol import Frame, Protocol
 from pgc3d.evaluation.retrieval import load_retriever
 from pgc3d.export.gltf import encode_png
@@ -126,9 +127,15 @@ def job_config(job: Job, settings: Settings) -> Config:
     return config
 
 
+def fingerprint(job: Job, settings: Settings) -> str:
+    """Of all settings of a run but its rule, seed and device, so that runs of others are not compared."""
+    config = job_config(replace(job, rule="none", seed=0), replace(settings, device="auto"))
+    return hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode()).hexdigest()[:16]
+
+
 def run_job(job: Job, settings: Settings) -> dict[str, Any]:
     """Make an asset and measure it; the run directory goes, its six views and its numbers stay."""
-    line: dict[str, Any] = asdict(job) | {"metrics": {}, "error": ""}
+    line: dict[str, Any] = asdict(job) | {"settings": fingerprint(job, settings), "metrics": {}, "error": ""}
     item = settings.item(job)
     task = Task(job.task) if item is None else Task(image=item.image)
     with tempfile.TemporaryDirectory(dir=settings.out) as folder:
@@ -153,14 +160,15 @@ def read_log(path: Path, objective: str) -> dict[str, float]:
 
 
 def measure_against_truth(job: Job, item: Item, file: Path, settings: Settings) -> dict[str, float]:
-    """The benchmark's metrics: each mesh in its own frame, and as `shared_...` where the item has a frame.
+    """The benchmark's metrics: each mesh in its own frame, and as `shared_...` where both stand in one.
 
     Both at once, because the asset is not kept.
 
     Raises:
         InputError: the asset cannot be compared.
     """
-    frames: tuple[Frame, ...] = ("own", "shared") if item.frame == "input" else ("own",)
+    shared = item.frame == "input" and shares_frame(file)
+    frames: tuple[Frame, ...] = ("own", "shared") if shared else ("own",)
     device = resolve_device(settings.device).type
     metrics: dict[str, float] = {}
     for frame in frames:

@@ -19,7 +19,7 @@ from pgc3d.evaluation.alignment import normalize_mesh, rigid
 from pgc3d.evaluation.baselines import extrude, read_picture
 from pgc3d.evaluation.image_metrics import mask_iou, psnr
 from pgc3d.evaluation.items import Item, read_items, write_items
-from pgc3d.evaluation.measure import Measure, score
+from pgc3d.evaluation.measure import Measure, Result, record_key, score
 from pgc3d.evaluation.perceptual import load_encoder_distance
 from pgc3d.evaluation.procedural import procedural_asset, write_item
 from pgc3d.evaluation.protocol import Protocol, compare
@@ -252,6 +252,15 @@ def test_what_is_measured_is_not_measured_again(folder, tmp_path, chair):
     assert "3 results, 2 to measure" in said
     assert not mended[0].error
     assert mended[2] == records[2]
+
+
+def test_a_key_follows_the_colours_of_an_obj(tmp_path, chair):
+    result = Result("mine", Item("a-chair", prompt="a chair"), 0, tmp_path / "chair.obj")
+    keys = []
+    for color in (chair.base_color, chair.base_color, 255 - chair.base_color):
+        write_mesh(result.mesh, replace(chair, base_color=color), "obj")
+        keys.append(record_key(result, Measure(protocol=SMALL)))
+    assert keys[0] == keys[1] != keys[2]
 
 
 @pytest.mark.usefixtures("own_threads")

@@ -127,6 +127,14 @@ def test_opaque_alpha_counts_as_none(tmp_path):
     np.testing.assert_array_equal(prepared(write(tmp_path / "o.png", opaque), tmp_path, matting=False), plain)
 
 
+def test_a_square_object_without_a_border_is_read_back(tmp_path):
+    pixels = np.full((150, 150, 4), 200, np.uint8)
+    pixels[:5, :, 3] = 0  # there is an alpha, and the object is square beside it
+    pixels[:, :5, 3] = 0
+    pixels[..., 3] |= (np.indices((150, 150)) >= 5).all(0).astype(np.uint8) * 255
+    assert (prepared(write(tmp_path / "square.png", pixels), tmp_path, border=0.0)[..., 3] == 1).all()
+
+
 def test_transparent_colours_leave_no_fringe(tmp_path):
     rgba = drawing()
     rgba[..., :3][rgba[..., 3] == 0] = (0, 255, 0)

@@ -15,11 +15,11 @@ from pgc3d.cameras import ViewConfig, reference_view
 from pgc3d.cli import main
 from pgc3d.errors import InputError
 from pgc3d.evaluation import benchmark
-from pgc3d.evaluation.items import read_items
-from pgc3d.evaluation.measure import Measure
+from pgc3d.evaluation.items import Item, read_items
+from pgc3d.evaluation.measure import Measure, Result, score
 from pgc3d.evaluation.procedural import place_in_view, write_procedural_set
 from pgc3d.evaluation.render import render_views
-from pgc3d.export.mesh_file import read_mesh
+from pgc3d.export.mesh_file import read_mesh, write_mesh
 from pgc3d.photo import frame_photo
 from pgc3d.render.cpu import CpuRasterizer
 from pgc3d.render.mesh_renderer import project
@@ -128,3 +128,14 @@ def test_alignment_and_the_shared_frame_exclude_each_other(items, capsys):
     assert "--align must go with --frame own" in capsys.readouterr().err
     with pytest.raises(ValueError, match="alignment must be none"):
         replace(SHARED, alignment="rotation")
+
+
+def test_a_run_with_another_camera_is_not_measured_in_the_shared_frame(tmp_path, framed):
+    write_mesh(tmp_path / "truth.glb", framed, "glb")
+    item = Item("a-chair", image=tmp_path / "x.png", truth=tmp_path / "truth.glb", frame="input")
+    for folder, view in (("usual", "elevation_degrees: 15.0"), ("other", "fovy_degrees: 49.1")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "config.yaml").write_text(f"view:\n  {view}\n")
+        result = Result(folder, item, 0, write_mesh(tmp_path / folder / "asset.glb", framed, "glb")[0])
+        assert not score(result, Measure(protocol=SMALL)).error
+        assert ("usual camera" in score(result, Measure(protocol=SHARED)).error) == (folder == "other")

@@ -147,6 +147,25 @@ def test_a_study_goes_on_where_it_stopped(scripts, tmp_path):
     assert len(read_results(results)) == 8
 
 
+def test_a_study_is_not_continued_with_other_settings(scripts, tmp_path):
+    from study_clipping import require_same_settings
+    from study_jobs import Settings, fingerprint, make_jobs
+
+    draft, standard = (Settings(out=tmp_path, quality=quality) for quality in ("draft", "standard"))
+    jobs, results = make_jobs("text", ["a horse", "a car"], ["none", "pixel=0.1"], 2), tmp_path / "r.jsonl"
+    assert len({fingerprint(job, draft) for job in jobs if job.task == "a horse"}) == 1
+    line = {"kind": "text", "rule": "none", "seed": 0}
+    for extra in ({"task": "a horse"}, {"task": "a ship", "settings": "?"}):
+        with results.open("a") as stream:
+            stream.write(json.dumps(line | extra) + "\n")
+    require_same_settings(jobs, results, draft)  # nothing is known of these
+    with results.open("a") as stream:
+        stream.write(json.dumps(line | {"task": "a car", "settings": fingerprint(jobs[-1], draft)}) + "\n")
+    require_same_settings(jobs, results, draft)
+    with pytest.raises(SystemExit, match="'a car' was made with another quality"):
+        require_same_settings(jobs, results, standard)
+
+
 def work_line(job):
     return asdict(job) | {"metrics": {}, "error": ""}
 

@@ -59,7 +59,8 @@ def test_a_run_is_measured_against_the_truth_in_both_frames(scripts, tmp_path, b
     (tmp_path / "views").mkdir()
     items = tuple(read_items(benchmark))
     settings = Settings(
-        out=tmp_path, guidance="auto", model=model, device="cpu", steps=2, overrides=TINY,
+        out=tmp_path, guidance="auto", model=model, device="cpu", steps=2,
+        overrides=(*TINY, "view.fovy_degrees=40.0"),  # the camera of the items' frame
         items=items, protocol=SMALL,
     )  # fmt: skip
     line = run_job(Job("image", "box", "pixel=0.00001", 0), settings)

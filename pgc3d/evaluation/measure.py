@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import Any
 import torch
 
 import pgc3d
-from pgc3d.errors import Pgc3dError
+from pgc3d.cameras import ViewConfig
+from pgc3d.config import load_config
+from pgc3d.errors import InputError, Pgc3dError
 from pgc3d.evaluation.alignment import normalize_mesh
 from pgc3d.evaluation.items import Item
 from pgc3d.evaluation.perceptual import EncoderDistance, load_encoder_distance
@@ -18,10 +21,13 @@ from pgc3d.evaluation.protocol import Protocol, compare
 from pgc3d.evaluation.render import render_views
 from pgc3d.evaluation.results import Record
 from pgc3d.evaluation.retrieval import Retriever, load_retriever
+from pgc3d.export.given_mesh import obj_references
 from pgc3d.export.mesh_file import read_mesh
 from pgc3d.interfaces import Rasterizer
 from pgc3d.mini import text_model
+from pgc3d.photo import PhotoConfig
 from pgc3d.render import build_rasterizer
+from pgc3d.run import CONFIG
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,11 @@ def _tools(name: str, retriever: Path | None) -> _Tools:
 
 
 def _metrics(result: Result, measure: Measure, tools: _Tools) -> dict[str, float]:
+    if measure.protocol.frame == "shared" and not shares_frame(result.mesh):
+        raise InputError(
+            "for the shared frame a run must have had pgc3d's usual camera and border, but that of "
+            f"{result.mesh.parent} had others; use --frame own"
+        )
     mesh, item = read_mesh(result.mesh), result.item
     metrics: dict[str, float] = {}
     if item.truth is not None:
@@ -90,21 +101,44 @@ def _metrics(result: Result, measure: Measure, tools: _Tools) -> dict[str, float
     return metrics
 
 
+def shares_frame(mesh: Path) -> bool:
+    """Whether a result stands in the frame of `Item.frame`: not where its run saw the input otherwise."""
+    path = mesh.parent / CONFIG
+    if not path.is_file():
+        return True
+    config = load_config([path])
+    usual = ViewConfig(elevation_degrees=config.view.elevation_degrees)
+    return config.view == usual and config.photo.border == PhotoConfig().border
+
+
 def record_key(result: Result, measure: Measure) -> str:
     """Hash of what the numbers depend on: files, item, protocol, models, version."""
     digest = hashlib.sha256()
     for path in (result.mesh, result.item.truth):
-        digest.update(b"" if path is None else path.read_bytes())
+        for file in () if path is None else (path, *_side_files(path)):
+            digest.update(file.read_bytes())
     item = {name: value for name, value in asdict(result.item).items() if not isinstance(value, Path)}
-    models: dict[str, Any] = {"texts": None}
+    models: dict[str, Any] = {"vae": _hash(text_model() / "vae"), "texts": None}
     if measure.retriever is not None:
-        weights = measure.retriever / "model.safetensors"
-        models = {"texts": measure.distractors, "retriever": _hash(weights)}
+        models |= {"texts": measure.distractors, "retriever": _hash(measure.retriever)}
     facts = [item, asdict(measure.protocol), models, pgc3d.__version__]
     digest.update(json.dumps(facts, sort_keys=True).encode())
     return digest.hexdigest()
 
 
+def _side_files(path: Path) -> list[Path]:
+    """Files beside a mesh that its colours come from, up to one that lies elsewhere."""
+    files: list[Path] = []
+    if path.suffix.lower() == ".obj":
+        with suppress(InputError):
+            files.extend(obj_references(path.read_text(encoding="utf-8", errors="replace"), path))
+    return files
+
+
 @lru_cache(maxsize=4)
-def _hash(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+def _hash(folder: Path) -> str:
+    """Of all files in a folder, by name."""
+    digest = hashlib.sha256()
+    for file in sorted(file for file in folder.iterdir() if file.is_file()):
+        digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest()

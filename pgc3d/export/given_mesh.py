@@ -118,13 +118,26 @@ def inside(folder: Path, name: str, source: Path) -> Path:
 def _read_obj(data: bytes, path: Path) -> GivenMesh:
     require_counts(path, vertices=data.count(b"\nv "), faces=data.count(b"\nf ") or -1)
     text = data.decode("utf-8", errors="replace")
+    for _ in obj_references(text, path):
+        pass
+    return parse_obj(text)
+
+
+def obj_references(text: str, path: Path) -> Iterator[Path]:
+    """The material libraries that an OBJ names, and the images that these name, where they exist.
+
+    Raises:
+        InputError: one of them lies outside the folder.
+    """
     for name in re.findall(r"^\s*mtllib\s+(.+?)\s*$", text, re.MULTILINE):
         library = inside(path.parent, name, path)
         if library.is_file() and library.stat().st_size <= MAX_BYTES:
+            yield library
             material = library.read_text(encoding="utf-8", errors="replace")
             for image in re.findall(r"^\s*(?:map_\w+|bump|disp|norm)\s+(?:.*\s)?(\S+)\s*$", material, re.M):
-                inside(path.parent, image, library)
-    return parse_obj(text)
+                target = inside(path.parent, image, library)
+                if target.is_file():
+                    yield target
 
 
 def _read_ply(data: bytes, path: Path) -> GivenMesh:
