@@ -10,7 +10,8 @@ The file needs nothing else of pgc3d. In another project, one line on the render
 
 Everywhere here a gradient is that of a summed loss with respect to a picture with values in [0, 1]; channels
 are last unless `dim` says otherwise. A pixel with a NaN or an infinity in any channel is zeroed whole.
-Arithmetic is in float32 or wider, the result has the gradient's dtype, and nothing waits for the device.
+Arithmetic is in float32 or wider, the result has the gradient's dtype, and nothing waits for the device (but
+what `attach` is given as `loss_scale` may: a GradScaler's `get_scale` does).
 """
 
 import math
@@ -89,7 +90,7 @@ def scale_globally(
 def clip_parameters(parameters: Iterable[Tensor], max_norm: float) -> Float[Tensor, ""]:
     """Scale the gradients of all parameters in place to a total L2 norm of at most `max_norm`: the baseline.
 
-    Where the total norm is not finite, all gradients become zero, so that the step does nothing.
+    Where the total norm is not finite, all gradients become zero; an optimiser with momentum still moves.
 
     Returns:
         The norm before, on the device.
@@ -138,7 +139,8 @@ class AdaptivePixelClip:
     """Clip per pixel at a threshold that follows the gradient: a running quantile of the non-zero lengths.
 
     The threshold is an exponential mean of each call's quantile, corrected for its start, so the first call
-    uses its own quantile. A gradient of zeros changes nothing; before the first other one the threshold is 0.
+    uses its own quantile. A gradient of zeros changes nothing; until another one came the threshold is 0, and
+    nothing is clipped.
     """
 
     def __init__(
@@ -158,7 +160,8 @@ class AdaptivePixelClip:
         clean, direction, length = _polar(gradient, self.norm, self.dim)
         self._update(length)
         threshold = self.threshold
-        return torch.where(length > threshold, direction * threshold, clean).to(gradient.dtype)
+        long = (length > threshold) & (self._weight > 0)  # a few pixels may all lie beside the sample
+        return torch.where(long, direction * threshold, clean).to(gradient.dtype)
 
     def _update(self, length: Tensor) -> None:
         ordered = _sample(length).float().sort().values
@@ -184,7 +187,7 @@ def attach(
     *,
     norm: Norm = "linf",
     dim: int = -1,
-    loss_scale: float | Tensor | Callable[[], float | Tensor] = 1.0,
+    loss_scale: float | Tensor | Callable[[], float | Tensor] | None = None,
     clipper: Clipper | None = None,
 ) -> torch.utils.hooks.RemovableHandle:
     """Clip the gradient that reaches a rendered picture during `backward`.
@@ -194,7 +197,8 @@ def attach(
         threshold: c for the unscaled loss.
         norm: as in `clip_pixelwise`.
         dim: the channel axis, 1 for [B, C, H, W].
-        loss_scale: what the loss is multiplied by (`GradScaler`), or a function, asked at each backward.
+        loss_scale: what the loss is multiplied by (`GradScaler`), or a function, asked at each backward. With
+            one, numbers that are not finite stay so: the scaler must see that its scale was too large.
         clipper: another rule, applied to the unscaled gradient; it replaces `threshold`, `norm` and `dim`.
 
     Returns:
@@ -202,11 +206,14 @@ def attach(
     """
     _check_threshold(threshold)
 
+    rule = clipper or partial(clip_pixelwise, threshold=threshold, norm=norm, dim=dim)
+
     def clip(gradient: Tensor) -> Tensor:
+        if loss_scale is None:
+            return rule(gradient)
         scale = loss_scale() if callable(loss_scale) else loss_scale
-        if clipper is None:
-            return clip_pixelwise(gradient, threshold * scale, norm=norm, dim=dim)
-        return (clipper(gradient.to(_wide(gradient.dtype)) / scale) * scale).to(gradient.dtype)
+        clipped = rule(gradient.to(_wide(gradient.dtype)) / scale) * scale
+        return torch.where(gradient.isfinite(), clipped, gradient).to(gradient.dtype)
 
     handle: torch.utils.hooks.RemovableHandle = tensor.register_hook(clip)  # type: ignore[no-untyped-call]
     return handle

@@ -169,6 +169,32 @@ def test_hook_does_not_see_the_loss_scale(scale: Any, clipper: Any) -> None:
     assert torch.equal(gradient_of_image(scale, factor), gradient_of_image(1.0, 1.0))
 
 
+@pytest.mark.parametrize("clipper", [None, pgc.PngdClip().build()])
+def test_a_scaler_finds_its_scale_again_after_an_overflow(clipper: Any) -> None:
+    """Half precision cannot hold 4 * 65536: the first steps must be skipped, and the scale halved."""
+    parameter = torch.full((1, 3, 8, 8), 0.5, requires_grad=True)
+    optimizer = torch.optim.SGD([parameter], 1e-3)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16, growth_interval=1000)
+    for _ in range(30):
+        optimizer.zero_grad()
+        image = parameter * 1.0
+        pgc.attach(image, 0.1, dim=1, loss_scale=scaler.get_scale, clipper=clipper)
+        scaler.scale((image.half() * 4).float().sum()).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    assert scaler.get_scale() == 2.0**13
+    assert (parameter < 0.5 - 25 * 0.09 * 1e-3).all()
+
+
+def test_adaptive_clip_passes_what_its_sample_missed() -> None:
+    clip, gradient = pgc.AdaptivePixelClip(), torch.zeros(1, 512, 512, 3)
+    gradient[0, 100, 101] = 5.0
+    sampled = pgc._sample(torch.arange(512 * 512))
+    assert 100 * 512 + 101 not in sampled
+    assert torch.equal(clip(gradient), gradient)
+    assert clip.threshold == 0
+
+
 def test_hook_can_be_removed() -> None:
     image = torch.zeros(1, 2, 2, 3, requires_grad=True)
     handle = pgc.attach(image, 0.1)
