@@ -91,6 +91,7 @@ class OrbitConfig:
             raise ValueError(f"fovy_degrees must lie in (0, 150), got {self.fovy_degrees}")
         if not self.fill[0] > 0.0:
             raise ValueError(f"fill must be positive, got {self.fill}")
+        _check_distance(self.fovy_degrees[0], self.fill[0])
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,7 @@ class ViewConfig:
             raise ValueError(f"fovy_degrees must lie in (0, 150), got {self.fovy_degrees}")
         if not self.fill > 0.0:
             raise ValueError(f"fill must be positive, got {self.fill}")
+        _check_distance(self.fovy_degrees, self.fill)
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,16 @@ def fill_distance(fovy: Float[Tensor, " B"], fill: Float[Tensor, " B"]) -> Float
     """
     half_angle = torch.atan(fill * torch.tan(fovy / 2))
     return 1.0 / torch.sin(half_angle)
+
+
+def _check_distance(fovy_degrees: float, fill: float) -> None:
+    """Raise ValueError where the unit sphere would lie beyond what cameras see."""
+    distance = fill_distance(torch.tensor([math.radians(fovy_degrees)]), torch.tensor([fill])).item()
+    if distance + 1.0 > FAR:
+        raise ValueError(
+            f"cameras must stand within {FAR - 1.0:g} of the origin, got {distance:.1f} for fovy_degrees "
+            f"{fovy_degrees:g} and fill {fill:g}; raise one of them"
+        )
 
 
 def frame_points(

@@ -219,6 +219,12 @@ class Config:
     def __post_init__(self) -> None:
         if not self.objectives:
             raise ValueError("objectives must hold at least one entry")
+        blind = [name for name, objective in self.objectives.items() if objective.target == "normal"]
+        if blind and isinstance(self.representation, TexturedMeshConfig):
+            raise ValueError(
+                "objectives of a given mesh must have the target color, since its shape is fixed, got normal "
+                f"for {', '.join(blind)}"
+            )
 
 
 def load_config(

@@ -177,10 +177,15 @@ def _operations(
     return (convolutions + attention) * costs.encoder_work + predict
 
 
+def costs_of(config: Config, *, fast: bool) -> Costs:
+    """The way in which a run goes."""
+    low = config.run.low_memory
+    return (FAST_LOW if low else FAST) if fast else (PLAIN_LOW if low else PLAIN)
+
+
 def estimate_run(config: Config, teacher: Teacher, *, fast: bool) -> Estimate:
     """The largest step of a run: memory of its largest objective, arithmetic of all."""
-    low = config.run.low_memory
-    costs = (FAST_LOW if low else FAST) if fast else (PLAIN_LOW if low else PLAIN)
+    low, costs = config.run.low_memory, costs_of(config, fast=fast)
     item = 4 if config.model.dtype == "float32" else 2
     steps = []
     for name, guidance in text_objectives(config).items():
@@ -259,7 +264,7 @@ def plan_run(config: Config, models: Models, device: torch.device) -> tuple[Conf
     fast = config.model.fast == "auto"
     fitting, expected = fit(config, read_teacher(models.text, models.controls), free, fast=fast)
     rate = matmul_rate(device, torch.float16)
-    seconds = expected.operations / (rate * (FAST if fast else PLAIN).share)
+    seconds = expected.operations / (rate * costs_of(fitting, fast=fast).share)
     return fitting, describe(config, fitting, expected, seconds, free, torch.cuda.get_device_name(device))
 
 

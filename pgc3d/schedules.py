@@ -50,16 +50,22 @@ class PiecewiseLinear:
         return self.values[-1]
 
 
+BETAS = ("beta_schedule", "beta_start", "beta_end")
+
+
 def noise_levels(scheduler_config: Mapping[str, Any]) -> Float[Tensor, " T"]:
     """Signal levels abar_t of a checkpoint's `scheduler_config.json`, in float32 from a float64 product.
 
     Raises:
-        ConfigError: the checkpoint uses a noise schedule that is not implemented.
+        ConfigError: the checkpoint uses a noise schedule that is not implemented, or does not say which.
     """
     steps = int(scheduler_config.get("num_train_timesteps", 1000))
-    kind = scheduler_config.get("beta_schedule", "linear")
-    start = float(scheduler_config.get("beta_start", 1e-4))
-    end = float(scheduler_config.get("beta_end", 2e-2))
+    if missing := [name for name in BETAS if name not in scheduler_config]:
+        raise ConfigError(
+            f"the checkpoint's scheduler must state {', '.join(missing)}, but its "
+            f"{scheduler_config.get('_class_name', 'configuration')} does not; take a model with DDPM's noise"
+        )
+    kind, start, end = (scheduler_config[name] for name in BETAS)
     if scheduler_config.get("rescale_betas_zero_snr") or scheduler_config.get("trained_betas") is not None:
         raise ConfigError("the checkpoint's scheduler must have plain betas, got rescaled or trained ones")
     if kind == "scaled_linear":
@@ -131,5 +137,5 @@ def sample_timesteps(
 ) -> Int[Tensor, " B"]:
     """Integer timesteps, uniform in [low, high] (fractions, both ends included), on the CPU."""
     first = min(round(low * train_steps), train_steps - 1)
-    last = min(round(high * train_steps), train_steps - 1)
+    last = max(min(round(high * train_steps), train_steps - 1), first)  # schedules that touch may round apart
     return torch.randint(first, last + 1, (batch,), generator=generator)

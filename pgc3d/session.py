@@ -7,13 +7,14 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from pgc3d import __version__
 from pgc3d.build import Built
@@ -27,6 +28,7 @@ from pgc3d.run import Checkpoint, RunDirectory
 logger = logging.getLogger(__name__)
 
 LIBRARIES = ("torch", "diffusers", "transformers", "numpy", "numba", "xatlas", "trimesh", "safetensors")
+EXTRA = "_extra_state"  # how torch names what a module keeps beside tensors
 Stage = Literal["build", "optimize", "export", "render"]
 
 
@@ -144,7 +146,7 @@ class Session:
         """The steps after `step`; one that runs out of memory is tried again with fewer views at a time."""
         config = self.config
         for earlier in self.record.get("out_of_memory", ()):
-            _divide(built, earlier["micro_batch"])
+            self._divide(built, earlier["micro_batch"])
         while step < config.run.steps:
             reports = optimize(
                 built.problem,
@@ -155,34 +157,43 @@ class Session:
                 max_skipped=config.optimizer.max_skipped,
             )
             try:
-                # the same cameras and the same noise, should the step have to be done again
-                states = {name: source.get_state() for name, source in built.generators.items()}
+                before = _Edge.of(built)
                 for report in reports:
                     step = report.step
                     yield report
-                    states = {name: source.get_state() for name, source in built.generators.items()}
+                    before = _Edge.of(built)
             except (MemoryError, RuntimeError) as error:
                 micro_batch = self._smaller(built) if ran_out_of_memory(error) else 0
                 if not micro_batch:
                     raise
             else:
                 return
-            for name, source in built.generators.items():
-                source.set_state(states[name])
+            before.restore(built)
             self._retry(built, step, micro_batch)
 
     def _smaller(self, built: Built) -> int:
         """Half the views that a guidance looks at at once now, 0 where that cannot be."""
-        now = [
-            objective.guidance.micro_batch or self.config.objectives[name].batch
+        return max(self._views(built).values(), default=0) // 2
+
+    def _views(self, built: Built) -> dict[str, int]:
+        """How many views each guidance that can be divided looks at at once."""
+        batches = {name: self.config.objectives[name].batch for name in built.problem.objectives}
+        return {
+            name: min(objective.guidance.micro_batch or batches[name], batches[name])
             for name, objective in built.problem.objectives.items()
             if isinstance(objective.guidance, Divisible)
-        ]
-        return max(now, default=0) // 2
+        }
+
+    def _divide(self, built: Built, micro_batch: int) -> None:
+        """Let every guidance look at so many views at once, or fewer where it does."""
+        for name, now in self._views(built).items():
+            guidance = built.problem.objectives[name].guidance
+            assert isinstance(guidance, Divisible)
+            guidance.micro_batch = min(micro_batch, now)
 
     def _retry(self, built: Built, step: int, micro_batch: int) -> None:
         built.problem.optimizer.zero_grad(set_to_none=True)
-        _divide(built, micro_batch)
+        self._divide(built, micro_batch)
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -209,10 +220,35 @@ class Session:
         return report.step
 
 
-def _divide(built: Built, micro_batch: int) -> None:
-    for objective in built.problem.objectives.values():
-        if isinstance(objective.guidance, Divisible):
-            objective.guidance.micro_batch = micro_batch
+@dataclass(frozen=True)
+class _Edge:
+    """What a step changes beside parameters, as it was before: one that failed is done again from there.
+
+    A representation's extra state counts its steps; what it did on its way, as restoring a distance field,
+    it does again.
+    """
+
+    generators: Mapping[str, Tensor]
+    states: Mapping[str, Mapping[str, Tensor]]
+    extra: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, built: Built) -> "_Edge":
+        representation = built.problem.representation.state_dict()
+        return cls(
+            generators={name: source.get_state() for name, source in built.generators.items()},
+            states={name: dict(stateful.state_dict()) for name, stateful in built.states.items()},
+            extra={name: value for name, value in representation.items() if name.endswith(EXTRA)},
+        )
+
+    def restore(self, built: Built) -> None:
+        """Put it back."""
+        for name, source in built.generators.items():
+            source.set_state(self.generators[name])
+        for name, stateful in built.states.items():
+            stateful.load_state_dict(self.states[name])
+        representation = built.problem.representation
+        representation.load_state_dict({**representation.state_dict(), **self.extra})
 
 
 def describe_environment(device: torch.device) -> dict[str, Any]:

@@ -152,3 +152,19 @@ def test_what_saves_memory_is_off_unless_asked_for():
     assert load_config(overrides=["model.fast=never"]).model.fast == "never"
     with pytest.raises(ConfigError, match=r"run: micro_batch must not be negative, got -1"):
         load_config(overrides=["run.micro_batch=-1"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ("representation.kind=textured_mesh", "objectives.color.target=normal"),
+            "must have the target color",
+        ),
+        (("objectives.color.cameras.fovy_degrees=[1,40]",), r"within 99 of the origin, got 1\d\d\.\d"),
+        (("view.fill=0.02",), "within 99 of the origin"),
+    ],
+)
+def test_what_could_not_show_anything_is_refused(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(overrides=overrides)

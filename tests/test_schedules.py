@@ -47,6 +47,22 @@ def test_unknown_noise_schedule_is_refused(change):
         noise_levels(SDXL | change)
 
 
+@pytest.mark.parametrize("name", ["beta_schedule", "beta_start", "beta_end"])
+def test_a_scheduler_that_does_not_say_its_levels_is_refused(name):
+    other = {key: value for key, value in SDXL.items() if key != name}
+    with pytest.raises(ConfigError, match=f"must state {name}, but its EDMEulerScheduler does not"):
+        noise_levels(other | {"_class_name": "EDMEulerScheduler"})
+
+
+def test_schedules_that_touch_never_cross_by_rounding():
+    low = PiecewiseLinear((0.0, 0.37, 1.0, 0.72))
+    high = PiecewiseLinear((0.0, 0.37, 0.5, 0.5449999999999999, 1.0, 0.72))
+    check_timestep_range(low, high)
+    for step in range(101):
+        levels = low(step / 100), high(step / 100)
+        assert sample_timesteps(1, *levels, train_steps=1000, generator=torch.Generator()).item() >= 0
+
+
 def test_add_noise_to_zero_gives_the_noise_level():
     # The level must grow with t: samplers' own add_noise has been seen to reverse it.
     signal = noise_levels(SDXL)

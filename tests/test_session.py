@@ -11,7 +11,9 @@ from pgc3d.checkpoint import pack, unpack
 from pgc3d.config import Config, LoggingConfig, ObjectiveConfig, OptimizerConfig, RunConfig
 from pgc3d.errors import DivergedError, OutOfMemoryError, RunDirectoryError
 from pgc3d.optimize import Objective, Problem
-from pgc3d.pgc import AdaptiveClip
+from pgc3d.pgc import AdaptiveClip, PixelClip
+from pgc3d.render.cpu import CpuRasterizer
+from pgc3d.representation.dmtet import DMTetConfig, build_dmtet
 from pgc3d.run import RunDirectory
 from pgc3d.session import Session, StopFlag, explain_memory
 
@@ -253,3 +255,65 @@ def test_what_cannot_be_divided_ends_with_the_last_good_state_saved(session):
 def test_other_runtime_errors_pass():
     with pytest.raises(RuntimeError, match="shape"), explain_memory(CONFIG, CPU):
         raise RuntimeError("shape")
+
+
+def deformed(at, rule):
+    """A DMTet under two wishes; the second runs out of memory when it is asked for the `at`th time."""
+    asset = build_dmtet(
+        DMTetConfig(resolution=12, redistance_every=4, color_log2_rows=8),
+        rasterizer=CpuRasterizer(),
+        generator=torch.Generator().manual_seed(0),
+    )
+    cameras, *noise = (torch.Generator().manual_seed(seed) for seed in range(3))
+    clip = rule.build()
+    objectives = {
+        name: Objective(
+            sample_cameras=lambda progress, generator: sample_orbit(2, OrbitConfig(), generator),
+            guidance=guidance,
+            clip=clip,
+            backgrounds=((1.0, 1.0, 1.0),),
+        )
+        for name, guidance in (
+            ("a", PullTowardColor(noise=0.3, generator=noise[0])),
+            ("b", Hungry(at=at, fits=1, noise=0.3, generator=noise[1])),
+        )
+    }
+    problem = Problem(
+        representation=asset,
+        objectives=objectives,
+        optimizer=torch.optim.Adam([dict(group) for group in asset.parameter_groups()], fused=True),
+        generator=cameras,
+    )
+    return Built(
+        problem=problem,
+        rasterizer=CpuRasterizer(),
+        generators={"cameras": cameras, "a": noise[0], "b": noise[1]},
+        states={"clip": clip} if isinstance(rule, AdaptiveClip) else {},
+    )
+
+
+@pytest.mark.parametrize("rule", [PixelClip(), AdaptiveClip()])
+def test_a_step_that_is_done_again_counts_once(tmp_path, rule):
+    objectives = {name: ObjectiveConfig(batch=2) for name in "ab"}
+    config, ends = dataclasses.replace(CONFIG, objectives=objectives), []
+    for at in (1000, 4):
+        parts = deformed(at, rule)
+        with RunDirectory.create(tmp_path / str(at)) as run:
+            session = Session(run, config, CPU, lambda event: None, StopFlag())
+            assert session.optimize(parts, None, no_preview)
+        assert bool(session.record.get("out_of_memory")) == (at == 4)
+        ends.append(pack(parts, 12).tensors)
+    whole, again = ends
+    assert whole.keys() == again.keys()
+    for name, value in whole.items():
+        assert torch.equal(again[name], value) or name == "torch.cpu", name  # drawn from by nothing
+
+
+def test_a_resumed_run_never_looks_at_more_views_than_it_may_now(session):
+    session.config = dataclasses.replace(CONFIG, objectives={"color": ObjectiveConfig(batch=8)})
+    session.record["out_of_memory"] = [{"step": 3, "micro_batch": 4}]
+    parts, guidance = hungry(batch=8, at=1, fits=1)
+    guidance.micro_batch = 1
+    assert session.optimize(parts, None, no_preview)
+    assert guidance.micro_batch == 1
+    assert len(session.record["out_of_memory"]) == 1

@@ -205,8 +205,13 @@ def _current_name(name: str) -> str:
 def _vae_dtype(
     folder: Path, dtype: torch.dtype | None, device: torch.device, *, layout: Layout
 ) -> torch.dtype:
+    config = read_json(folder / "config.json")
+    if config.get("latents_mean") is not None:
+        raise ConfigError(
+            f"a VAE must scale all latents alike, but {folder} has means of each; use another VAE"
+        )
     # SDXL's VAE overflows unless it says otherwise, SD's does not, and older configs say nothing.
-    upcast = read_json(folder / "config.json").get("force_upcast", True if layout == "sdxl" else None)
+    upcast = config.get("force_upcast", True if layout == "sdxl" else None)
     if dtype == torch.float16 and upcast is True:
         raise ConfigError(
             f"a VAE in float16 must not need float32 (force_upcast), {folder} does and would overflow; use "
