@@ -1,3 +1,5 @@
+import math
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -59,6 +61,17 @@ def test_weights_and_objectives_add_up():
         asset, {"a": objective(PullTowardColor(), weight=2.0), "b": objective(PullTowardColor(), weight=0.5)}
     )
     expected = 2.5 * 32 * (torch.tensor([0.5, 0.5, 0.5]) - torch.tensor([1.0, 0.0, 0.0]))
+    torch.testing.assert_close(asset.color.grad, expected)
+
+
+def test_a_weight_counts_for_other_layers_too():
+    def guidance(image, rendering, cameras, progress):
+        output = PullTowardColor()(image, rendering, cameras, progress)
+        return replace(output, layers={"normal": 2.0 * output.gradient})
+
+    asset = FlatColor()
+    step(asset, {"a": objective(guidance, weight=0.5)})
+    expected = 0.5 * 3.0 * 32 * (torch.tensor([0.5, 0.5, 0.5]) - torch.tensor([1.0, 0.0, 0.0]))
     torch.testing.assert_close(asset.color.grad, expected)
 
 
@@ -182,3 +195,14 @@ def test_optimizer_that_cannot_skip_is_refused():
     asset = FlatColor()
     with pytest.raises(ValueError, match="fused"):
         problem(asset, {}, optimizer=torch.optim.Adam(asset.parameter_groups()))
+
+
+@pytest.mark.parametrize("stratified", [True, False])
+def test_cameras_of_a_batch_stand_around_the_object(stratified):
+    gaps = []
+    for seed in range(60):
+        config = OrbitConfig(stratified=stratified)
+        azimuth = sample_orbit(4, config, torch.Generator().manual_seed(seed)).azimuth.sort().values
+        gaps.append(torch.cat([azimuth.diff(), azimuth[:1] + 2 * math.pi - azimuth[-1:]]).max().item())
+    # a quarter for each, anywhere in it: less than two quarters from one to the next
+    assert (max(gaps) < math.pi) == stratified

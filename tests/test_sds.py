@@ -6,8 +6,12 @@ from tiny import tiny_score_distillation, write_tiny_sd, write_tiny_sdxl
 
 from pgc3d.cameras import turntable
 from pgc3d.diffusion.latent import resize
+from pgc3d.diffusion.models import load_latent_diffusion, resolve_model
+from pgc3d.diffusion.text import encode_prompts
+from pgc3d.guidance.distillation import draw
 from pgc3d.guidance.sds import ScoreDistillation, SdsConfig
 from pgc3d.interfaces import Divisible, Guidance
+from pgc3d.prompts import ViewPromptConfig, view_index, view_prompts
 from pgc3d.schedules import PiecewiseLinear
 from pgc3d.types import Rendering, TextEmbedding
 
@@ -187,6 +191,38 @@ def test_classifier_score_ignores_the_guidance_scale(folders):
         tiny_score_distillation(folders["sdxl"], formula="csd", guidance_scale=scale) for scale in (1.0, 50.0)
     )
     assert torch.equal(weak.gradient(image, **inputs).gradient, strong.gradient(image, **inputs).gradient)
+
+
+def test_classifier_score_is_the_slope_of_the_guided_one(folders):
+    image, inputs = draw_image(2), draw_inputs(2)
+    csd, *guided = (
+        tiny_score_distillation(folders["sdxl"], formula=formula, guidance_scale=scale)
+        .gradient(image, **inputs).gradient
+        for formula, scale in (("csd", 9.0), ("sds", 1.0), ("sds", 2.0))
+    )  # fmt: skip
+    torch.testing.assert_close(csd, guided[1] - guided[0], rtol=1e-3, atol=1e-4 * csd.abs().max().item())
+
+
+def test_a_call_asks_about_its_own_views_backgrounds_and_noise_levels(folders):
+    folder = folders["sdxl"]
+    config = ViewPromptConfig(template="{prompt} {azimuth} {background}", azimuth_step_degrees=60.0)
+    texts = view_prompts("a cat", config)
+    guidance = ScoreDistillation(
+        model=load_latent_diffusion(folder),
+        positive=encode_prompts(resolve_model(folder), texts),
+        negative=encode_prompts(resolve_model(folder), [""]),
+        view_prompts_config=config,
+        generator=torch.Generator().manual_seed(0),
+        t_max=PiecewiseLinear((0.0, 0.98, 1.0, 0.1)),
+    )
+    cameras, image, progress = turntable(BATCH), draw_image(), 0.5
+    background = torch.tensor([[1.0, 1.0, 1.0], [0.0, 0.0, 0.0], [1.0, 1.0, 1.0]])
+    found = guidance(image, replace(rendering_of(image), background=background), cameras, progress).gradient
+    draws = draw(guidance.model, BATCH, 64, (0.02, 0.54), torch.Generator().manual_seed(0))
+    index = view_index(cameras.azimuth, cameras.elevation, background, config)
+    assert len(index.unique()) == BATCH
+    expected = guidance.gradient(image, **vars(draws), texts=index).gradient
+    torch.testing.assert_close(found, expected)
 
 
 def test_smaller_resolution_and_size_conditions(folders):

@@ -17,6 +17,7 @@ from pgc3d.diffusion.models import resolve_model, wanted_files
 from pgc3d.diffusion.zero123 import clip_pixels, load_zero123, relative_pose, require_zero123
 from pgc3d.errors import ConfigError, WeightsNotFoundError
 from pgc3d.geometry.normals import vertex_normals
+from pgc3d.guidance.distillation import draw
 from pgc3d.guidance.zero123 import NovelViewDistillation, Zero123Config
 from pgc3d.interfaces import Guidance
 from pgc3d.render import build_rasterizer
@@ -327,6 +328,28 @@ def test_guidance_satisfies_the_protocol_and_repeats_itself(model):
     assert outputs[0].gradient.shape == image.shape
     assert torch.equal(outputs[0].gradient, outputs[1].gradient)
     assert not outputs[0].gradient.requires_grad
+
+
+def test_a_call_asks_about_its_own_views_with_its_own_scale(model):
+    cameras, reference = views([10.0, 100.0, -60.0], [5.0, 40.0, -10.0]), views([0.0], [10.0])
+    image = torch.rand((3, 64, 64, 3), generator=torch.Generator().manual_seed(0))
+    found = make_guidance(model, guidance_scale=5.0)(image, paint(cameras), cameras, 0.5).gradient
+    draws = draw(
+        model.diffusion, 3, model.diffusion.resolution, (0.02, 0.98), torch.Generator().manual_seed(0)
+    )
+    poses = relative_pose(cameras, reference, model.pose)
+    for row in range(3):  # each picture by itself
+        one = {name: value[row : row + 1] for name, value in vars(draws).items()}
+        plain, scaled = (
+            make_guidance(model, guidance_scale=scale)
+            .gradient(image[row : row + 1], pose=poses[row : row + 1], **one).gradient
+            for scale in (0.0, 1.0)
+        )  # fmt: skip
+        assert (scaled - plain).norm() > 0.01 * plain.norm()
+        expected = plain + 5.0 * (scaled - plain)
+        torch.testing.assert_close(
+            found[row : row + 1], expected, rtol=1e-3, atol=1e-4 * expected.abs().max().item()
+        )
 
 
 def test_noise_levels_follow_their_schedule(model):
