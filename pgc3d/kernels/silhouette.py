@@ -3,7 +3,7 @@
 An edge is on the silhouette of a view if all its faces lie on one side of it in the picture. A mostly
 vertical edge is followed row by row, a mostly horizontal one column by column; each time it passes between
 two pixel centres, one inside (on the faces' side) and one outside. All three implementations do the same
-arithmetic in float64, so that they agree on every decision.
+arithmetic in float64, so that they agree on every decision, except beside faces that name a vertex twice.
 """
 
 from dataclasses import dataclass
