@@ -142,6 +142,8 @@ def ablate(
         Pgc3dError: one line that says what to do.
     """
     clips = {rule: parse_rule(rule) for rule in rules}
+    if not clips:
+        raise ConfigError("--rules must name at least one rule, got none")
     if start not in COLORS:
         raise ConfigError(f"--start must be one of {', '.join(COLORS)}, got {start!r}")
     if build.needs_backdrop(config):

@@ -222,7 +222,7 @@ def evaluate(
     retriever: Annotated[Path | None, typer.Option(help="CLIP for r_precision, else the bundled.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Processes that make and measure at once.")] = 1,
     run: Annotated[bool, typer.Option("--run", help="First make what FOLDER lacks.")] = False,
-    seeds: Annotated[int, typer.Option(min=1, help="With --run, how many for each item.")] = 1,
+    seeds: Annotated[int, typer.Option(min=1, help="With --run, for each item, from --seed on.")] = 1,
     guidance: Annotated[AnyGuidanceName, typer.Option(help="With --run.")] = AnyGuidanceName.AUTO,
 ) -> int:
     """Compare results with ground truth; the options from --model on belong to --run."""
@@ -250,7 +250,8 @@ def evaluate(
         make = functools.partial(
             benchmark.make_item, configured=config_of, report=Bar() if jobs == 1 else ignore
         )
-        benchmark.make_missing(listed, folders, make, seeds=range(seeds), jobs=jobs, say=say)
+        first = options.seed or 0
+        benchmark.make_missing(listed, folders, make, seeds=range(first, first + seeds), jobs=jobs, say=say)
     records = benchmark.evaluate(
         listed, folders, out=out, measure=measure, jobs=jobs, say=say,
         baselines=[name.value for name in baseline or []],

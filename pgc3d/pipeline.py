@@ -250,8 +250,10 @@ def _finished(
             task = Task.from_record(manifest, run.path)
             representation = stage.build_representation(config, task, rasterizer, device)
             unpack_representation(checkpoint, representation)
-            yield session, representation, rasterizer
-        run.write_manifest(session.record)
+            try:
+                yield session, representation, rasterizer
+            finally:  # a file that does not show what the run showed is there as well
+                run.write_manifest(session.record)
 
 
 def _execute(session: Session, models: Models, checkpoint: Checkpoint | None) -> RunResult:

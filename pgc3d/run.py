@@ -125,8 +125,8 @@ class RunDirectory:
         Raises:
             RunDirectoryError: the folder is not a run.
         """
-        for name in (CONFIG, MANIFEST):
-            if not (path / name).is_file():
+        for name in (CONFIG, MANIFEST, "checkpoints"):
+            if not (path / name).exists():
                 raise RunDirectoryError(
                     f"{path} must be the folder of a run, but {path / name} is missing; give the folder that "
                     "`pgc3d text` wrote"

@@ -222,3 +222,13 @@ def test_the_command_line_paints(config, capsys, tmp_path):
         )  # fmt: skip
     assert ended.value.code == 0
     assert str(out / "strip.png") in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["resume", "render", "export"])
+def test_what_was_painted_is_no_run(finished, command, capsys):
+    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+    with pytest.raises(SystemExit) as ended:
+        main([command, str(finished)])
+    assert ended.value.code == 2
+    assert "must be the folder of a run" in capsys.readouterr().err
+    assert before == {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}

@@ -89,6 +89,7 @@ ERRORS = {
         "controls.a.condition",
     ),
     "no such run": (["resume", "none"], 2, "error: none must be the folder of a run"),
+    "no rules": (["ablate", "a chair", "--guidance", "mini", "--rules", ", "], 2, "name at least one rule"),
     "export of no run": (["export", "none"], 2, "error: none must be the folder of a run"),
     "render of no run": (["render", "none"], 2, "error: none must be the folder of a run"),
     "unknown format": (["export", "none", "--format", "fbx"], 2, "Invalid value for '--format'"),

@@ -13,7 +13,7 @@ from PIL import Image
 
 from pgc3d.cameras import ViewConfig, fill_distance, orbit, reference_view
 from pgc3d.cli import main
-from pgc3d.errors import InputError, WeightsNotFoundError
+from pgc3d.errors import InputError, RunDirectoryError, WeightsNotFoundError
 from pgc3d.evaluation import benchmark
 from pgc3d.evaluation.alignment import normalize_mesh, rigid
 from pgc3d.evaluation.baselines import extrude, read_picture
@@ -293,6 +293,17 @@ def test_the_command_asks_the_bundled_judge(tmp_path, chair, capsys):
         main(["eval", str(tmp_path / "items.jsonl"), str(tmp_path / "mine"), "--out", str(tmp_path / "out")])
     assert ended.value.code == 0
     assert "r_precision" in capsys.readouterr().out
+
+
+def test_folders_that_cannot_be_made_are_one_line_before_anything_is_measured(folder, tmp_path):
+    file = tmp_path / "file"
+    file.write_text("")
+    (tmp_path / "results").mkdir()
+    with pytest.raises(RunDirectoryError, match=r"file/out/records must be writable, got"):
+        run(folder, [tmp_path / "results"], file / "out")
+    items = read_items(folder / "items.jsonl")
+    with pytest.raises(RunDirectoryError, match=r"file must be writable, got"):
+        benchmark.make_missing(items, [file], pytest.fail, seeds=[0], say=print)
 
 
 def test_missing_results_are_made_once(folder, tmp_path, chair):

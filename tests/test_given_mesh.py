@@ -97,6 +97,20 @@ def test_small_meshes_far_from_the_origin_are_refused_before_they_are_bent(tmp_p
         assert_line(path, "of its size; move it to the origin")
 
 
+def test_stl_may_have_bytes_behind_it_but_not_be_cut_off(tmp_path):
+    path, data = tmp_path / "box.stl", trimesh.creation.box().export(file_type="stl")
+    path.write_bytes(data + b"\0\0")
+    assert len(read_given(path).faces) == 12
+    path.write_bytes(data[:300])
+    assert_line(path, "it says 12 triangles and ends after 4")
+
+
+def test_obj_may_begin_with_a_byte_order_mark(tmp_path):
+    path = tmp_path / "marked.obj"
+    path.write_bytes(b"\xef\xbb\xbfv 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n")
+    assert len(read_given(path).vertices) == 3
+
+
 def test_gltf_that_would_be_misread_is_one_line(tmp_path):
     path = gltf(tmp_path)
     before = path.read_text()

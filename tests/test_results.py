@@ -87,6 +87,12 @@ def test_seeds_widen_the_interval():
     assert np.ptp(interval(bootstrap([wide])[:, 0])) > np.ptp(interval(bootstrap([tight])[:, 0]))
 
 
+def test_one_object_has_no_interval():
+    found = table(records("a", [[1.0]]) + records("b", [[1.5]]), "own")
+    assert "| 1 | 1.5 | +0.5 |" in found
+    assert "*" not in found
+
+
 def test_differences_are_paired():
     """Objects differ a lot, methods by little but always: only a paired interval sees it."""
     spread = np.linspace(0, 10, 20)

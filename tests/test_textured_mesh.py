@@ -255,6 +255,18 @@ def test_all_points_at_one_place_are_refused(tmp_path):
         canvas_of(tmp_path / "a.obj")
 
 
+@pytest.mark.parametrize("extents", [(1e-5, 10.0, 1e-5), (0.0, 1.0, 0.0)])
+def test_what_no_camera_could_see_is_refused(tmp_path, extents):
+    mesh = trimesh.creation.box((1.0, 1.0, 1.0))
+    mesh.vertices *= extents
+    mesh.export(tmp_path / "needle.ply")
+    with pytest.raises(InputError, match=r"next to no area: .*needle\.ply"):
+        canvas_of(tmp_path / "needle.ply")
+    mesh.vertices = trimesh.creation.box((0.02, 10.0, 0.02)).vertices
+    mesh.export(tmp_path / "stick.ply")
+    canvas_of(tmp_path / "stick.ply")
+
+
 def test_close_ups_look_at_the_surface_from_outside(tmp_path):
     mesh = canvas_of(write_cube(tmp_path / "cube.glb")).in_world()
     config = CloseUpConfig(share=(0.5, 0.0, 0.6, 1.0), zoom=(2.0,), spread_degrees=0.0)

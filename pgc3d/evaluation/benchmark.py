@@ -25,7 +25,7 @@ from pgc3d.evaluation.processes import in_processes
 from pgc3d.evaluation.results import Record, from_json, table, to_json, write_results
 from pgc3d.export.atomic import write_files
 from pgc3d.export.mesh_file import FORMATS, write_mesh
-from pgc3d.run import MANIFEST
+from pgc3d.run import MANIFEST, writing
 from pgc3d.session import Reporter
 from pgc3d.task import Task
 
@@ -62,6 +62,9 @@ def evaluate(
             an item that has none.
     """
     _require_frame(items, measure)
+    records_folder = out / "records"
+    with writing(records_folder):  # before anything is measured
+        records_folder.mkdir(parents=True, exist_ok=True)
     methods = [folder.resolve().name for folder in folders] + list(baselines)
     if len(set(methods)) < len(methods):
         raise InputError(f"every method must have a name of its own, got {', '.join(methods)}")
@@ -78,7 +81,7 @@ def evaluate(
         say("r_precision is left out: it needs a contrastive model (--retriever FOLDER)")
     texts = dict.fromkeys(item.description for item in items if item.description)
     measure = replace(measure, distractors=(*texts, *measure.distractors))
-    records = list(_measured(results, measure, out / "records", jobs, say))
+    records = list(_measured(results, measure, records_folder, jobs, say))
     facts = asdict(measure.protocol) | {"pgc3d": pgc3d.__version__, "items": len(items)}
     write_results(out / "results.json", records, facts)
     write_files({out / "table.md": (table(records, measure.protocol.frame) + "\n").encode()})
@@ -147,7 +150,8 @@ def make_missing(
     if not folders:
         raise InputError("a FOLDER for the results must be given where some are to be made, got none")
     folder = folders[0]
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     present = {(result.item.name, result.seed) for result in find_results(folder, items)}
     todo = {
         (item.name, seed): (item, seed, folder / f"{item.name}-{seed}")
@@ -190,7 +194,8 @@ def _tell_missing(folder: Path, items: Sequence[Item], results: Sequence[Result]
 
 def _write_baseline(items: Sequence[Item], name: Baseline, out: Path, measure: Measure) -> Iterator[Result]:
     folder = out / "baselines" / name
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     for item in items:
         if item.image is not None:
             path = folder / f"{item.name}.glb"

@@ -155,7 +155,7 @@ def table(records: Sequence[Record], frame: str) -> str:
     """A Markdown table: metrics by methods, each a mean with its interval; its head names the frame.
 
     Behind every method after the first stands its paired difference from the first one, over the objects that
-    both have; it is marked with * where its interval leaves out zero.
+    both have; it is marked with * where its interval leaves out zero. One object alone has no interval.
     """
     summary = summarize(records)
     methods = list(summary)
@@ -189,7 +189,7 @@ def _cell(entry: Mapping[str, Any] | None) -> str:
     if entry is None:
         return "-"
     mean, low, high = (float(entry[name]) for name in ("mean", "low", "high"))
-    return f"{mean:.4g} [{low:.4g}, {high:.4g}]"
+    return f"{mean:.4g} [{low:.4g}, {high:.4g}]" if low < high else f"{mean:.4g}"
 
 
 def _difference(records: Sequence[Record], first: str, second: str, metric: str) -> str:
@@ -201,5 +201,7 @@ def _difference(records: Sequence[Record], first: str, second: str, metric: str)
     means = bootstrap([[a[item] for item in shared], [b[item] for item in shared]])
     low, high = interval(means[:, 1] - means[:, 0])
     mean = float(np.mean([b[item].mean() - a[item].mean() for item in shared]))
+    if len(shared) == 1:  # says nothing of other objects
+        return f"{mean:+.4g}"
     mark = "" if low <= 0.0 <= high else " *"
     return f"{mean:+.4g} [{low:+.4g}, {high:+.4g}]{mark}"

@@ -117,7 +117,7 @@ def inside(folder: Path, name: str, source: Path) -> Path:
 
 def _read_obj(data: bytes, path: Path) -> GivenMesh:
     require_counts(path, vertices=data.count(b"\nv "), faces=data.count(b"\nf ") or -1)
-    text = data.decode("utf-8", errors="replace")
+    text = data.decode("utf-8-sig", errors="replace")
     for _ in obj_references(text, path):
         pass
     return parse_obj(text)
@@ -150,8 +150,13 @@ def _read_ply(data: bytes, path: Path) -> GivenMesh:
 
 
 def _read_stl(data: bytes, path: Path) -> GivenMesh:
-    if len(data) >= 84 and len(data) == 84 + 50 * (count := struct.unpack_from("<I", data, 80)[0]):
+    count = struct.unpack_from("<I", data, 80)[0] if len(data) >= 84 else 0
+    size = 84 + 50 * count
+    if len(data) == size or (len(data) >= 84 and b"facet" not in data):
         require_counts(path, faces=count)
+        if len(data) < size:
+            raise ValueError(f"it says {count} triangles and ends after {(len(data) - 84) // 50}")
+        data = data[:size]  # what some programs append is no surface
     else:
         require_counts(path, faces=data.count(b"facet normal") or -1)
     return _load(data, "stl", {}, path)

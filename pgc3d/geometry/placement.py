@@ -4,7 +4,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from pgc3d.geometry.normals import face_vectors
 from pgc3d.types import Placement
+
+MIN_AREA = 1e-4  # of all faces, where the mesh has radius 1: a wire of less than a thousandth of a picture
 
 AXES = ("+x", "-x", "+y", "-y", "+z", "-z")
 
@@ -43,11 +46,14 @@ def place(vertices: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"], *, up: str,
     """Centre the bounding box of what the faces use and scale it into the unit sphere.
 
     Raises:
-        ValueError: the axes are wrong, or all points are the same.
+        ValueError: the axes are wrong, all points are the same, or there is nothing to see.
     """
     used = vertices[torch.unique(faces)].double()
     centre = (used.amin(dim=0) + used.amax(dim=0)) / 2
     radius = float((used - centre).norm(dim=1).max())
     if not radius > 0:
         raise ValueError("the mesh must have an extent, but all its points are the same")
+    area = float(face_vectors((vertices.double() - centre) / radius, faces).norm(dim=1).sum()) / 2
+    if area < MIN_AREA:
+        raise ValueError("the mesh must have a surface that can be seen, but its faces have next to no area")
     return Placement(rotation=orientation(up, front), centre=centre, scale=1.0 / radius)
