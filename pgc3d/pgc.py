@@ -4,7 +4,8 @@ Source: Pan et al., "Enhancing High-Resolution 3D Generation through Pixel-wise 
 (arXiv 2310.12474), eq. 9: g * min(1, c / |g|) for the gradient g of each pixel. The authors' released code
 takes the L-infinity norm over the channels, the default here; `norm="l2"` is the Euclidean one.
 
-The file needs nothing else of pgc3d. In another project, one line on the rendered picture is enough:
+The file needs torch and jaxtyping, and nothing else of pgc3d. In another project, one line on the rendered
+picture is enough:
 
     pgc.attach(image, threshold=0.1, dim=1, loss_scale=scaler.get_scale)  # image [B, 3, H, W]
 

@@ -48,8 +48,9 @@ def spread(values: Values) -> tuple[float, float, float]:
     """Mean of the objects' means and the ends of its 95 % interval, see `results.bootstrap`."""
     objects = sorted({name for name, _ in values})
     groups = [np.array([value for (name, _), value in values.items() if name == own]) for own in objects]
-    low, high = interval(bootstrap([groups])[:, 0])
-    mean = round(float(np.mean([group.mean() for group in groups])), 12)  # differences that cancel are 0
+    mean, bounds = np.mean([group.mean() for group in groups]), interval(bootstrap([groups])[:, 0])
+    # differences that cancel are 0
+    mean, low, high = (round(float(number), 12) for number in (mean, *bounds))
     return mean, low, high
 
 

@@ -1,0 +1,97 @@
+"""What a configuration says reaches the objects that are built from it."""
+
+import pytest
+import torch
+from tiny import write_tiny_sdxl, write_tiny_zero123
+
+from pgc3d.build import build, build_objectives
+from pgc3d.cameras import ViewConfig, reference_view
+from pgc3d.config import load_config
+from pgc3d.diffusion.models import resolve_model
+from pgc3d.diffusion.text import encode_prompts
+from pgc3d.guidance.reference import ReferenceConfig
+from pgc3d.guidance.zero123 import Zero123Config
+from pgc3d.task import Task
+from pgc3d.teachers import Models, Teachers, build_guidance, load_teachers
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_tiny_sdxl(tmp_path_factory.mktemp("composition"))
+
+
+def settings(folder, seed=1):
+    return load_config(
+        overrides=[
+            f"model.name={folder}",
+            f"run.seed={seed}",
+            "representation.resolution=8",
+            "optimizer.lr_scale=[0,1,1,0.2]",
+            "optimizer.betas=[0.5,0.6]",
+            "optimizer.eps=0.001",
+            "objectives.color.weight=0.3",
+            "objectives.color.target=normal",
+            "objectives.color.backgrounds=[black,white]",
+            "objectives.color.clip={kind: parameter, max_norm: 5}",
+            "objectives.color.guidance={guidance_scale: 7.0, formula: csd, weighting: uniform,"
+            " resolution: 32, original_size: 48, target_size: 40, t_min: [0.1], t_max: [0.0, 0.9, 1.0, 0.3],"
+            " negative_prompt: ugly}",
+        ]
+    )
+
+
+def test_settings_of_a_text_guidance_arrive(folder):
+    config, source = settings(folder), resolve_model(folder)
+    teachers = load_teachers(config, Task("a red chair"), Models(text=source), CPU)
+    guidance = build_objectives(config, teachers, CPU)[0]["color"].guidance
+    assert (guidance.guidance_scale, guidance.formula, guidance.weighting) == (7.0, "csd", "uniform")
+    assert (guidance.resolution, guidance._sizes) == (32, (48, 40))
+    assert (guidance.t_min(0.5), guidance.t_max(0.0), guidance.t_max(1.0)) == (0.1, 0.9, 0.3)
+    torch.testing.assert_close(guidance.negative.tokens, encode_prompts(source, ["ugly"]).tokens)
+
+
+def test_settings_of_the_optimisation_arrive_and_every_seed_counts(folder):
+    one, two = (
+        build(settings(folder, seed), Task("a red chair"), Models(text=resolve_model(folder)), CPU)
+        for seed in (1, 2)
+    )
+    problem = one.problem
+    objective = problem.objectives["color"]
+    assert (objective.weight, objective.target) == (0.3, "normal")
+    assert objective.backgrounds == ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    assert problem.lr_scale(1.0) == 0.2
+    defaults = problem.optimizer.defaults
+    assert (defaults["betas"], defaults["eps"]) == ((0.5, 0.6), 0.001)
+    parameter = torch.zeros(100)
+    parameter.grad = torch.ones(100)
+    problem.clip_parameters([parameter])
+    torch.testing.assert_close(parameter.grad.norm(), torch.tensor(5.0))
+    seeds = [{name: source.initial_seed() for name, source in made.generators.items()} for made in (one, two)]
+    assert seeds[0].keys() == {"cameras", "guidance.color"}
+    assert len({seed for run in seeds for seed in run.values()}) == 4
+
+
+def test_settings_of_picture_guidances_arrive(tmp_path):
+    photo = torch.rand(64, 64, 4, generator=torch.Generator().manual_seed(0))
+    model = resolve_model(write_tiny_zero123(tmp_path / "tiny"))
+    novel = Zero123Config(guidance_scale=7.0, weighting="uniform", t_min=(0.2,), t_max=(0.0, 0.9, 1.0, 0.5))
+    compared = ReferenceConfig(color=0.1, mask=0.2, depth=0.3, normal=0.4)
+    from pgc3d.diffusion.zero123 import load_zero123
+
+    teachers = Teachers(
+        text=None,
+        photo=photo,
+        depth=torch.rand(64, 64, 1),
+        normal=torch.rand(64, 64, 3),
+        image=load_zero123(model, photo),
+        reference=reference_view(ViewConfig(elevation_degrees=25.0)),
+    )
+    config = load_config()
+    found = build_guidance(config, novel, teachers, torch.Generator())
+    assert (found.guidance_scale, found.weighting) == (7.0, "uniform")
+    assert (found.t_min(1.0), found.t_max(0.0), found.t_max(1.0)) == (0.2, 0.9, 0.5)
+    assert found.reference is teachers.reference
+    found = build_guidance(config, compared, teachers, torch.Generator())
+    assert (found.color, found.mask, found.depth, found.normal) == (0.1, 0.2, 0.3, 0.4)
