@@ -155,6 +155,8 @@ def main() -> None:
         raise SystemExit(f"the output folder must not exist, but {arguments.out} does; choose another one")
     teacher = load_teacher(arguments.model, resolve_device(arguments.device), vae=arguments.vae)
     pictures = gather_pictures(teacher, arguments.pictures, count=arguments.count, size=arguments.size)
+    if len(pictures) < 8:
+        raise SystemExit(f"there must be at least 8 pictures, as one in 8 is held out, got {len(pictures)}")
     generator = torch.Generator().manual_seed(arguments.seed)
     vae = teacher.model.vae.float()
     original, held_out = copy.deepcopy(vae), torch.arange(len(pictures)) % 8 == 7
