@@ -299,6 +299,7 @@ def test_folders_that_cannot_be_made_are_one_line_before_anything_is_measured(fo
     file = tmp_path / "file"
     file.write_text("")
     (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "a-chair.glb").write_bytes(b"no mesh")
     with pytest.raises(RunDirectoryError, match=r"file/out/records must be writable, got"):
         run(folder, [tmp_path / "results"], file / "out")
     items = read_items(folder / "items.jsonl")

@@ -62,9 +62,6 @@ def evaluate(
             an item that has none.
     """
     _require_frame(items, measure)
-    records_folder = out / "records"
-    with writing(records_folder):  # before anything is measured
-        records_folder.mkdir(parents=True, exist_ok=True)
     methods = [folder.resolve().name for folder in folders] + list(baselines)
     if len(set(methods)) < len(methods):
         raise InputError(f"every method must have a name of its own, got {', '.join(methods)}")
@@ -77,6 +74,9 @@ def evaluate(
             f"there must be results to measure, found none of {len(items)} items in "
             f"{', '.join(map(str, folders)) or 'no folder'}; name them ITEM.glb or ITEM-SEED/asset.glb"
         )
+    records_folder = out / "records"
+    with writing(records_folder):  # before anything is measured
+        records_folder.mkdir(parents=True, exist_ok=True)
     if measure.retriever is None:
         say("r_precision is left out: it needs a contrastive model (--retriever FOLDER)")
     texts = dict.fromkeys(item.description for item in items if item.description)

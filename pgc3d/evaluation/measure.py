@@ -27,7 +27,7 @@ from pgc3d.interfaces import Rasterizer
 from pgc3d.mini import text_model
 from pgc3d.photo import PhotoConfig
 from pgc3d.render import build_rasterizer
-from pgc3d.run import CONFIG
+from pgc3d.run import CONFIG, sha256
 
 
 @dataclass(frozen=True)
@@ -140,5 +140,5 @@ def _hash(folder: Path) -> str:
     """Of all files in a folder, by name."""
     digest = hashlib.sha256()
     for file in sorted(file for file in folder.iterdir() if file.is_file()):
-        digest.update(file.name.encode() + file.read_bytes())
+        digest.update(f"{file.name} {sha256(file)} ".encode())
     return digest.hexdigest()
