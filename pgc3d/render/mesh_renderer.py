@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from pgc3d.geometry.edges import EdgeTopology
-from pgc3d.geometry.normals import face_vectors, vertex_normals
+from pgc3d.geometry.normals import vertex_normals
 from pgc3d.interfaces import Rasterizer
 from pgc3d.kernels import require_triton
 from pgc3d.render.antialias import antialias, clamp_overshoot
@@ -110,7 +110,7 @@ class Hits:
     view: Int[Tensor, " P"]
 
 
-def render_corners(
+def render_corners(  # noqa: PLR0913
     mesh: UvMesh,
     cameras: Cameras,
     resolution: int,
@@ -119,6 +119,7 @@ def render_corners(
     rasterizer: Rasterizer,
     color: Callable[[Hits], Float[Tensor, "P 3"]],
     topology: EdgeTopology,
+    face_normals: Float[Tensor, "F 3"],
     shading: bool = True,
 ) -> Rendering:
     """Render a mesh with its own normals; see `render_mesh`.
@@ -134,6 +135,7 @@ def render_corners(
         rasterizer: The backend of the device that holds the mesh.
         color: sRGB base colour of what the pixels show.
         topology: Of faces that share vertices along the seams of texture and normals.
+        face_normals: Of the mesh, to the side from which its faces run counter-clockwise; of any length.
         shading: Light the base colour; otherwise the picture shows it as it is.
     """
     clip = project(mesh.vertices, cameras)
@@ -143,18 +145,17 @@ def render_corners(
     pixel = None if clip.is_cuda else _visible(fragments)
     triangle, view = _pick(fragments.triangle[..., None], pixel)[:, 0].clamp(min=0), _views(pixel, fragments)
     points, normals, uv = (_pick(value, pixel) for value in values)
-    side = _sides(mesh, cameras).index_select(0, view * len(mesh.faces) + triangle)
+    side = _sides(mesh, face_normals, cameras).index_select(0, view * len(mesh.faces) + triangle)
     places = torch.cat([points, normals * side[:, None]], dim=1)
     hits = Hits(points=points, uv=uv, triangle=triangle, view=view)
     picture, depth = _compose(color(hits), places, pixel, fragments, cameras, background, shading=shading)
     return _rendering(antialias(picture, fragments, clip, mesh.faces, topology), depth, background)
 
 
-def _sides(mesh: UvMesh, cameras: Cameras) -> Float[Tensor, " BF"]:
+def _sides(mesh: UvMesh, face_normals: Float[Tensor, "F 3"], cameras: Cameras) -> Float[Tensor, " BF"]:
     """1 for each view's faces that are seen from their front, -1 for the others."""
-    vectors = face_vectors(mesh.vertices, mesh.faces)
     corner = mesh.vertices.index_select(0, mesh.faces[:, 0])
-    height = cameras.position @ vectors.T - (corner * vectors).sum(dim=1)
+    height = cameras.position @ face_normals.T - (corner * face_normals).sum(dim=1)
     return torch.where(height < 0, -1.0, 1.0).flatten()
 
 

@@ -172,6 +172,7 @@ class PaintedMesh(nn.Module):
             rasterizer=self.rasterizer,
             color=color,
             topology=self._topology,
+            face_normals=self._face_normals,
             shading=shading,
         )
 
