@@ -125,8 +125,9 @@ class RunDirectory:
         Raises:
             RunDirectoryError: the folder is not a run.
         """
-        for name in (CONFIG, MANIFEST, "checkpoints"):
-            if not (path / name).exists():
+        parts = {CONFIG: Path.is_file, MANIFEST: Path.is_file, "checkpoints": Path.is_dir}
+        for name, is_there in parts.items():
+            if not is_there(path / name):
                 raise RunDirectoryError(
                     f"{path} must be the folder of a run, but {path / name} is missing; give the folder that "
                     "`pgc3d text` wrote"
