@@ -26,6 +26,7 @@ LAYERS = (
     ("teachers", "stage"),
     ("optimize", "backgrounds", "config", "run", "memory"),
     ("export",),
+    ("mesh_io",),
     ("guidance", "representation"),
     ("render",),
     ("diffusion", "geometry", "kernels", "mini"),

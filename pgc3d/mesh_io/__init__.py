@@ -1,0 +1,1 @@
+"""Mesh files: readers that trust nothing and writers, one module for each format."""

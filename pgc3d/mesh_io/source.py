@@ -1,0 +1,44 @@
+"""What a reader hands over: the surface of a mesh file, its colours, and what a textured copy will lack."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from PIL import Image
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SourceMaterial:
+    """Base colour of a group of faces: sRGB `color`, multiplied in linear light by the image where there is one.
+
+    `load_image` opens the image only when it is called, so that a reader of surfaces opens none; it raises
+    InputError where the image is missing, damaged or outside the mesh file's folder.
+    """
+
+    name: str = ""
+    color: Float[Tensor, " 4"] = torch.ones(4)  # sRGB and alpha in [0, 1]
+    load_image: Callable[[], Image.Image] | None = None
+    wrap: tuple[str, str] = ("repeat", "repeat")  # of u and v: repeat, clamp or mirror
+
+
+@dataclass(frozen=True)
+class SourceMesh:
+    """A mesh as its file describes it: nothing is joined, dropped or moved.
+
+    Positions, normals and texture coordinates are indexed independently of each other. (0, 0) of the texture
+    coordinates is the lower left of the image. They may repeat or leave the unit square.
+    """
+
+    vertices: Float[Tensor, "V 3"]
+    faces: Int[Tensor, "F 3"]
+    normals: Float[Tensor, "N 3"] | None = None  # unit, outward
+    normal_faces: Int[Tensor, "F 3"] | None = None
+    uv: Float[Tensor, "U 2"] | None = None
+    uv_faces: Int[Tensor, "F 3"] | None = None  # -1 where a corner has no texture coordinates
+    vertex_color: Float[Tensor, "V 4"] | None = None  # sRGB and alpha in [0, 1]
+    face_material: Int[Tensor, " F"] | None = None  # index into `materials`, -1 where a face names none
+    materials: tuple[SourceMaterial, ...] = ()
+    notes: tuple[str, ...] = ()  # one line each: what was passed over while reading, said before a run
+    lost: tuple[str, ...] = ()  # noun phrases: what a textured copy lacks, as "2 animations"
