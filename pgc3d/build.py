@@ -61,11 +61,15 @@ def resolve_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
 
 
 def require_prompt(prompt: str) -> None:
-    """Refuse an empty prompt.
+    """Refuse an empty prompt, and one that is no text.
 
     Raises:
-        InputError: it is empty.
+        InputError: it is empty, or holds bytes that are not UTF-8.
     """
+    if any("\ud800" <= character <= "\udfff" for character in prompt):
+        raise InputError(
+            "the prompt must be UTF-8 text, got bytes that are not; check the terminal's encoding"
+        )
     if not prompt.strip():
         raise InputError('the prompt must not be empty; say what to make, as in pgc3d text "a red chair"')
 

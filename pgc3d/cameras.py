@@ -13,10 +13,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pgc3d.ranges import check, number, span
 from pgc3d.types import Cameras
 
 NEAR, FAR = 0.1, 100.0
 FRAMING_ROUNDS = 8
+MAX_FILL = 10.0  # the camera nearly touches the unit sphere
 
 
 def perspective(fovy: Float[Tensor, " B"]) -> Float[Tensor, "B 4 4"]:
@@ -74,23 +76,15 @@ class OrbitConfig:
     """Random cameras on a sphere; ranges are [low, high]."""
 
     kind: Literal["orbit"] = "orbit"
-    elevation_degrees: tuple[float, float] = (-10.0, 45.0)
-    azimuth_degrees: tuple[float, float] = (-180.0, 180.0)
-    fovy_degrees: tuple[float, float] = (40.0, 40.0)
-    fill: tuple[float, float] = (0.85, 1.0)  # share of the image's half height that the unit sphere covers
+    elevation_degrees: tuple[float, float] = span((-10.0, 45.0), -89.0, 89.0, unit="degrees")
+    azimuth_degrees: tuple[float, float] = span((-180.0, 180.0), -720.0, 720.0, unit="degrees")
+    fovy_degrees: tuple[float, float] = span((40.0, 40.0), 0.0, 150.0, unit="degrees", above=True, below=True)
+    # Share of the image's half height that the unit sphere covers.
+    fill: tuple[float, float] = span((0.85, 1.0), 0.0, MAX_FILL, above=True)
     stratified: bool = True  # spread the azimuths of one batch evenly
 
     def __post_init__(self) -> None:
-        for name in ("elevation_degrees", "azimuth_degrees", "fovy_degrees", "fill"):
-            low, high = getattr(self, name)
-            if not low <= high:
-                raise ValueError(f"{name} must be [low, high] with low <= high, got [{low}, {high}]")
-        if not -89.0 <= self.elevation_degrees[0] <= self.elevation_degrees[1] <= 89.0:
-            raise ValueError(f"elevation_degrees must lie in [-89, 89], got {self.elevation_degrees}")
-        if not 0.0 < self.fovy_degrees[0] <= self.fovy_degrees[1] < 150.0:
-            raise ValueError(f"fovy_degrees must lie in (0, 150), got {self.fovy_degrees}")
-        if not self.fill[0] > 0.0:
-            raise ValueError(f"fill must be positive, got {self.fill}")
+        check(self)
         _check_distance(self.fovy_degrees[0], self.fill[0])
 
 
@@ -98,17 +92,12 @@ class OrbitConfig:
 class ViewConfig:
     """The camera that took the input picture, as far as anyone knows; its azimuth is 0."""
 
-    elevation_degrees: float = 0.0
-    fovy_degrees: float = 40.0
-    fill: float = 1.0  # as in `OrbitConfig`
+    elevation_degrees: float = number(0.0, -89.0, 89.0, unit="degrees")
+    fovy_degrees: float = number(40.0, 0.0, 150.0, unit="degrees", above=True, below=True)
+    fill: float = number(1.0, 0.0, MAX_FILL, above=True)  # as in `OrbitConfig`
 
     def __post_init__(self) -> None:
-        if not -89.0 <= self.elevation_degrees <= 89.0:
-            raise ValueError(f"elevation_degrees must lie in [-89, 89], got {self.elevation_degrees}")
-        if not 0.0 < self.fovy_degrees < 150.0:
-            raise ValueError(f"fovy_degrees must lie in (0, 150), got {self.fovy_degrees}")
-        if not self.fill > 0.0:
-            raise ValueError(f"fill must be positive, got {self.fill}")
+        check(self)
         _check_distance(self.fovy_degrees, self.fill)
 
 
@@ -133,7 +122,9 @@ def fill_distance(fovy: Float[Tensor, " B"], fill: Float[Tensor, " B"]) -> Float
 
 def _check_distance(fovy_degrees: float, fill: float) -> None:
     """Raise ValueError where the unit sphere would lie beyond what cameras see."""
-    distance = fill_distance(torch.tensor([math.radians(fovy_degrees)]), torch.tensor([fill])).item()
+    # In double precision: a sine of zero would divide.
+    angle, share = torch.tensor([[math.radians(fovy_degrees)], [fill]], dtype=torch.float64)
+    distance = fill_distance(angle, share).item()
     if distance + 1.0 > FAR:
         raise ValueError(
             f"cameras must stand within {FAR - 1.0:g} of the origin, got {distance:.1f} for fovy_degrees "

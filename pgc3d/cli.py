@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pgc3d.console import Bar, say
+from pgc3d.console import Bar, Warnings, close_stdout, deliver, plain_line, prepare_streams, say, tell
 from pgc3d.errors import Pgc3dError
 from pgc3d.options import (
     AnyGuidanceName,
@@ -57,7 +57,7 @@ def _version(show: bool | None) -> None:
     if show:
         from pgc3d import __version__
 
-        print(f"pgc3d {__version__}")
+        deliver(f"pgc3d {__version__}\n")
         raise typer.Exit
 
 
@@ -256,7 +256,7 @@ def evaluate(
         listed, folders, out=out, measure=measure, jobs=jobs, say=say,
         baselines=[name.value for name in baseline or []],
     )  # fmt: skip
-    print(table(records, frame.value))
+    deliver(f"{table(records, frame.value)}\n")
     return 0
 
 
@@ -309,7 +309,8 @@ def show(guidance: GuidanceOption = GuidanceName.AUTO, *, options: RunOptions) -
     """Print the configuration that `pgc3d text` would use with the same options."""
     from pgc3d.config import dump_config
 
-    print(dump_config(configured(guidance.value, options)), end="")
+    config = configured(guidance.value, options)
+    deliver(dump_config(config), ascii_text=lambda: dump_config(config, ascii_only=True))
     return 0
 
 
@@ -321,7 +322,7 @@ def validate(
     from pgc3d.config import load_config
 
     load_config([file], overrides=set_ or [])
-    print(f"{file} is valid")
+    deliver(f"{plain_line(str(file))} is valid\n")
     return 0
 
 
@@ -338,7 +339,7 @@ def _run(work: Callable[..., Any]) -> int:
     if result.stopped_by is not None:
         say(f"stopped and saved; continue with: pgc3d resume {result.path}")
         return 128 + int(result.stopped_by)
-    print(f"run: {result.path}")
+    tell(f"run: {result.path}")
     return 0
 
 
@@ -347,7 +348,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # How long an OpenMP thread spins before it sleeps. A short run of `mini` on two cores: 17 s with this and
     # with 30 000, 20 s with 1000; two runs at once: 30, 62 and 25 s. The library's own is 300 000.
     os.environ.setdefault("GOMP_SPINCOUNT", "4000")
-    logging.basicConfig(level=logging.WARNING, format="warning: %(message)s")
+    logging.basicConfig(level=logging.WARNING, handlers=[Warnings()])
+    prepare_streams()
     try:
         code = app(list(arguments) if arguments is not None else None, standalone_mode=False)
     except Pgc3dError as error:
@@ -358,12 +360,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (KeyboardInterrupt, typer.Abort):
         say("stopped")
         code = 130
+    except BrokenPipeError:  # of the help, where its reader has left
+        code = 0
+    except OSError as error:
+        named = f"{error.filename}: " if error.filename else ""
+        say(f"error: {named}{error.strerror or error}")
+        code = 2
+    close_stdout()
     sys.exit(code if isinstance(code, int) else 0)
 
 
 def _usage_error(error: Any) -> int:
     if type(error).__name__ == "NoArgsIsHelpError":
-        print(error.format_message())
+        deliver(f"{error.format_message()}\n")
         return 2
     say(f"error: {error.format_message()}")
     return 2

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from pgc3d.cameras import OrbitConfig, fill_distance, orbit, sample_orbit
+from pgc3d.ranges import check, number, schedule
 from pgc3d.schedules import PiecewiseLinear
 from pgc3d.types import Cameras
 
@@ -27,18 +28,13 @@ class CloseUpConfig:
 
     kind: Literal["close_up"] = "close_up"
     orbit: OrbitConfig = field(default_factory=OrbitConfig)
-    share: tuple[float, ...] = (0.3, 0.0, 0.6, 0.5)  # of the views that are close-ups
-    zoom: tuple[float, ...] = (0.3, 1.0, 1.0, 2.5)
-    spread_degrees: float = 25.0  # standard deviation of the view from the surface's normal
+    share: tuple[float, ...] = schedule((0.3, 0.0, 0.6, 0.5), 0.0, 1.0)  # of the views that are close-ups
+    zoom: tuple[float, ...] = schedule((0.3, 1.0, 1.0, 2.5), 1.0, 10.0)
+    # Standard deviation of the view from the surface's normal.
+    spread_degrees: float = number(25.0, 0.0, 90.0, unit="degrees")
 
     def __post_init__(self) -> None:
-        share, zoom = PiecewiseLinear(self.share).values, PiecewiseLinear(self.zoom).values
-        if not 0.0 <= min(share) <= max(share) <= 1.0:
-            raise ValueError(f"share must lie in [0, 1], got {list(self.share)}")
-        if not 1.0 <= min(zoom) <= max(zoom) <= 10.0:
-            raise ValueError(f"zoom must lie in [1, 10], got {list(self.zoom)}")
-        if not 0.0 <= self.spread_degrees <= 90.0:
-            raise ValueError(f"spread_degrees must lie in [0, 90], got {self.spread_degrees}")
+        check(self)
 
 
 def sample_close_ups(

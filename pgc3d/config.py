@@ -6,18 +6,14 @@ names another `kind` replaces that entry by the defaults of the new kind. A file
 replaces the default set of objectives.
 """
 
-import difflib
-import types
-import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
-from functools import partial
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
-from omegaconf import DictConfig, OmegaConf, read_write
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+import yaml
+from omegaconf import OmegaConf, read_write
 
 from pgc3d.cameras import CamerasConfig, OrbitConfig, ViewConfig
 from pgc3d.closeups import CloseUpConfig
@@ -25,13 +21,15 @@ from pgc3d.errors import ConfigError
 from pgc3d.guidance.reference import ReferenceConfig
 from pgc3d.guidance.sds import SdsConfig
 from pgc3d.guidance.zero123 import Zero123Config
-from pgc3d.pgc import ClipConfig, PixelClip
+from pgc3d.layers import check_parts, merge, nearest
+from pgc3d.pgc import ClipConfig, ParameterClip, PixelClip
 from pgc3d.photo import PhotoConfig
 from pgc3d.prompts import ViewPromptConfig
+from pgc3d.ranges import LEAST_EPS, check, number, schedule, shown
 from pgc3d.render import Backend
 from pgc3d.representation.dmtet import DMTetConfig
 from pgc3d.representation.textured_mesh import TexturedMeshConfig
-from pgc3d.schedules import PiecewiseLinear
+from pgc3d.yaml_text import one_line, parse_override, read_yaml
 
 PRESETS = Path(__file__).parent / "configs"
 COLORS: Mapping[str, tuple[float, float, float]] = {
@@ -43,6 +41,8 @@ COLORS: Mapping[str, tuple[float, float, float]] = {
     "blue": (0.0, 0.0, 1.0),
 }
 BACKGROUNDS = (*COLORS, "random", "image")
+MAX_STEPS = 10_000_000
+MAX_PIXELS = 2**28  # of a step's views: 300 GB of what the renderer keeps
 
 Precision = Literal["auto", "float32", "float16", "bfloat16"]
 GuidanceConfig: TypeAlias = SdsConfig | Zero123Config | ReferenceConfig
@@ -62,6 +62,9 @@ class ModelConfig:
     fast: Literal["auto", "never"] = "auto"  # auto: own encoder and compiled UNet on CUDA; else diffusers'
     view_prompts: ViewPromptConfig | None = None  # None: the model's own, else the usual four sectors
 
+    def __post_init__(self) -> None:
+        check(self)
+
 
 @dataclass(frozen=True)
 class ImageModelConfig:
@@ -73,6 +76,9 @@ class ImageModelConfig:
     vae_dtype: Precision = "auto"
     pose: Literal["auto", "radius", "polar"] = "auto"  # the 4th entry of its pose; auto asks the checkpoint
 
+    def __post_init__(self) -> None:
+        check(self)
+
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
@@ -82,15 +88,13 @@ class ObjectiveConfig:
     clip: ClipConfig = field(default_factory=PixelClip)
     cameras: CameraConfig = field(default_factory=OrbitConfig)
     backgrounds: tuple[str, ...] = ("white",)  # of BACKGROUNDS, "image" is the task's; every view draws one
-    batch: int = 4  # views per step
-    weight: float = 1.0
+    batch: int = number(4, 1, 1024, unit="views")  # of a step
+    weight: float = number(1.0, 1e-6, 1e6)
     target: Literal["color", "normal"] = "color"
 
     def __post_init__(self) -> None:
-        if self.batch < 1:
-            raise ValueError(f"batch must be at least 1, got {self.batch}")
-        if not self.weight > 0:
-            raise ValueError(f"weight must be positive, got {self.weight}")
+        check(self)
+        check(self.clip)  # whose module stands alone
         if isinstance(self.guidance, ReferenceConfig) and (self.cameras.kind, self.target) != (
             "reference",
             "color",
@@ -107,7 +111,7 @@ class ObjectiveConfig:
             if name not in BACKGROUNDS:
                 raise ValueError(
                     f"backgrounds must be of {', '.join(BACKGROUNDS)}, got {name!r}"
-                    f"{_nearest(name, BACKGROUNDS)}"
+                    f"{nearest(name, BACKGROUNDS)}"
                 )
 
 
@@ -115,25 +119,22 @@ class ObjectiveConfig:
 class RunConfig:
     """How long, where, and at which resolutions."""
 
-    steps: int = 500
-    seed: int = 0
+    steps: int = number(500, 1, MAX_STEPS)
+    seed: int = number(0, 0, 2**63 - 1)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     rasterizer: Backend = "auto"  # auto: triton on CUDA, cpu on a CPU
-    resolution: tuple[int, ...] = (128, 256)  # pixels, one per stage
-    resolution_until: tuple[float, ...] = (0.6,)  # progress at which each stage but the last one ends
-    micro_batch: int = 0  # views that a guidance looks at at once, 0 for all; the same result in less memory
+    resolution: tuple[int, ...] = number((128, 256), 16, 4096, unit="pixels")  # one per stage
+    # Progress at which each stage but the last one ends.
+    resolution_until: tuple[float, ...] = number((0.6,), 0.0, 1.0)
+    # Views that a guidance looks at at once, 0 for all; the same result in less memory.
+    micro_batch: int = number(0, 0, 1024, unit="views")
     low_memory: bool = False  # one view at once, and recompute what would have to be kept
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"steps must be at least 1, got {self.steps}")
-        if not 0 <= self.seed < 2**63:
-            raise ValueError(f"seed must lie in [0, 2^63), got {self.seed}")
-        if not self.resolution or any(not 16 <= side <= 4096 for side in self.resolution):
-            raise ValueError(f"resolution must lie in [16, 4096], got {list(self.resolution)}")
-        if self.micro_batch < 0:
-            raise ValueError(f"micro_batch must not be negative, got {self.micro_batch}")
+        check(self)
         ends = (0.0, *self.resolution_until, 1.0)
+        if not self.resolution:
+            raise ValueError("resolution must have at least one entry, got []")
         if len(self.resolution_until) != len(self.resolution) - 1 or sorted(ends) != list(ends):
             raise ValueError(
                 "resolution_until must grow within [0, 1] and have one entry less than resolution, got "
@@ -154,20 +155,14 @@ class RunConfig:
 class OptimizerConfig:
     """Adam; the learning rates belong to the representation."""
 
-    betas: tuple[float, float] = (0.9, 0.99)
-    eps: float = 1e-15
-    lr_scale: tuple[float, ...] = (1.0,)  # schedule (see PiecewiseLinear) that all learning rates follow
-    max_skipped: int = 20  # non-finite steps in a row that end the run
+    betas: tuple[float, float] = number((0.9, 0.99), 0.0, 1.0, below=True)
+    eps: float = number(1e-15, LEAST_EPS, 1.0)
+    # A schedule (see PiecewiseLinear) that all learning rates follow.
+    lr_scale: tuple[float, ...] = schedule((1.0,), 0.0, 1000.0)
+    max_skipped: int = number(20, 1, MAX_STEPS)  # non-finite steps in a row that end the run
 
     def __post_init__(self) -> None:
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas must lie in [0, 1), got {list(self.betas)}")
-        if not self.eps > 0:
-            raise ValueError(f"eps must be positive, got {self.eps}")
-        if min(PiecewiseLinear(self.lr_scale).values) < 0:
-            raise ValueError(f"lr_scale must not be negative, got {list(self.lr_scale)}")
-        if self.max_skipped < 1:
-            raise ValueError(f"max_skipped must be at least 1, got {self.max_skipped}")
+        check(self)
 
 
 @dataclass(frozen=True)
@@ -175,30 +170,24 @@ class ExportConfig:
     """What is written at the end."""
 
     format: Literal["glb", "obj", "ply", "stl"] = "glb"
-    texture_size: int = 1024
-    faces: int = 20_000  # decimate to this many, 0 keeps all
+    texture_size: int = number(1024, 64, 8192, unit="pixels")
+    faces: int = number(20_000, 4, 10**9, also={0: "all of them"})  # decimate to this many
 
     def __post_init__(self) -> None:
-        if not 64 <= self.texture_size <= 8192:
-            raise ValueError(f"texture_size must lie in [64, 8192], got {self.texture_size}")
-        if self.faces < 0 or 0 < self.faces < 4:
-            raise ValueError(f"faces must be 0 (keep all) or at least 4, got {self.faces}")
+        check(self)
 
 
 @dataclass(frozen=True)
 class LoggingConfig:
     """Steps between the things a run writes while it goes on; 0 previews means none."""
 
-    log_every: int = 10
-    preview_every: int = 100
-    checkpoint_every: int = 200
-    preview_resolution: int = 256
+    log_every: int = number(10, 1, MAX_STEPS, unit="steps")
+    preview_every: int = number(100, 0, MAX_STEPS, unit="steps")
+    checkpoint_every: int = number(200, 1, MAX_STEPS, unit="steps")
+    preview_resolution: int = number(256, 16, 2048, unit="pixels")
 
     def __post_init__(self) -> None:
-        if self.log_every < 1 or self.checkpoint_every < 1 or self.preview_every < 0:
-            raise ValueError("log_every and checkpoint_every must be at least 1, preview_every at least 0")
-        if not 16 <= self.preview_resolution <= 2048:
-            raise ValueError(f"preview_resolution must lie in [16, 2048], got {self.preview_resolution}")
+        check(self)
 
 
 @dataclass(frozen=True)
@@ -219,12 +208,42 @@ class Config:
     def __post_init__(self) -> None:
         if not self.objectives:
             raise ValueError("objectives must hold at least one entry")
+        for name, objective in self.objectives.items():
+            _check_objective(name, objective, self)
+        clips = [objective.clip for objective in self.objectives.values()]
+        norms = {clip.max_norm for clip in clips if isinstance(clip, ParameterClip)}
+        if len(norms) > 1:
+            raise ValueError(
+                f"max_norm must be the same in all objectives that clip parameters, got {sorted(norms)}"
+            )
         blind = [name for name, objective in self.objectives.items() if objective.target == "normal"]
         if blind and isinstance(self.representation, TexturedMeshConfig):
             raise ValueError(
                 "objectives of a given mesh must have the target color, since its shape is fixed, got normal "
                 f"for {', '.join(blind)}"
             )
+
+
+def _check_objective(name: str, objective: ObjectiveConfig, config: Config) -> None:
+    """What an objective must have in common with the rest, and its name with the files that it stands in."""
+    if not re.fullmatch(r"[\w-]{1,64}", name) or name == "seconds":
+        raise ValueError(
+            "the names of objectives must be up to 64 letters, digits, - and _, and not 'seconds', got "
+            f"{shown(name)}"
+        )
+    pixels = objective.batch * max(config.run.resolution) ** 2
+    if pixels > MAX_PIXELS:
+        raise ValueError(
+            f"the views of a step must have at most {MAX_PIXELS} pixels, objectives.{name} has {pixels}; "
+            "lower its batch or run.resolution"
+        )
+    if isinstance(objective.cameras, CloseUpConfig) and not isinstance(
+        config.representation, TexturedMeshConfig
+    ):
+        raise ValueError(
+            f"objectives.{name}.cameras.kind close_up must go with representation.kind textured_mesh, got "
+            f"{config.representation.kind}"
+        )
 
 
 def load_config(
@@ -250,22 +269,21 @@ def load_config(
             for name in set(tree.objectives) - set(layer["objectives"]):
                 with read_write(tree.objectives):
                     del tree.objectives[name]
-        tree = _merge(tree, layer, str(file) if isinstance(file, Path) else "")
+        tree = merge(tree, layer, Config, str(file) if isinstance(file, Path) else "")
     if options:
-        tree = _merge(tree, _without_none(options), "")
+        tree = merge(tree, _without_none(options), Config, "")
     for override in overrides:
-        key, equals, _ = override.partition("=")
-        if not equals or not key.strip():
-            raise ConfigError(f"--set must be key=value, got {override!r}")
-        layer = _one_line(partial(OmegaConf.from_dotlist, [override]), "--set")
-        tree = _merge(tree, OmegaConf.to_container(layer), "--set")
-    _one_line(lambda: _check(tree, ""), "")
-    return typing.cast(Config, OmegaConf.to_object(tree))
+        tree = merge(tree, parse_override(override), Config, "--set")
+    one_line(lambda: check_parts(tree), "")
+    return cast("Config", OmegaConf.to_object(tree))
 
 
-def dump_config(config: Config) -> str:
-    """The configuration as YAML; `load_config` gives it back unchanged."""
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
+def dump_config(config: Config, *, ascii_only: bool = False) -> str:
+    """The configuration as YAML, on demand with escapes; `load_config` gives it back unchanged."""
+    tree = OmegaConf.structured(config)
+    if ascii_only:
+        return str(yaml.safe_dump(OmegaConf.to_container(tree), sort_keys=False))
+    return OmegaConf.to_yaml(tree)
 
 
 def preset(name: str) -> Path:
@@ -277,94 +295,8 @@ def preset(name: str) -> Path:
     path = PRESETS / f"{name}.yaml"
     if not path.is_file():
         known = sorted(file.stem for file in PRESETS.glob("*.yaml"))
-        raise ConfigError(f"a preset must be one of {', '.join(known)}, got {name!r}{_nearest(name, known)}")
+        raise ConfigError(f"a preset must be one of {', '.join(known)}, got {name!r}{nearest(name, known)}")
     return path
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The keys and values of a YAML file, unchecked.
-
-    Raises:
-        ConfigError: there is no such file, or it is not a YAML mapping.
-    """
-    if not path.is_file():
-        raise ConfigError(f"the configuration file must exist, but {path} does not; give a YAML file")
-    tree = _one_line(lambda: OmegaConf.load(path), str(path))
-    layer = OmegaConf.to_container(tree)
-    if not isinstance(layer, dict):
-        raise ConfigError(f"{path} must hold keys and values, got a {type(layer).__name__}")
-    return typing.cast(dict[str, Any], layer)
-
-
-def _merge(tree: DictConfig, layer: Any, source: str) -> DictConfig:
-    _one_line(lambda: _switch_kinds(tree, layer, Config, ""), source)
-    merged = _one_line(lambda: OmegaConf.merge(tree, layer), source)
-    return typing.cast(DictConfig, merged)
-
-
-def _switch_kinds(node: Any, layer: Mapping[str, Any], schema: Any, path: str) -> None:
-    """Put defaults where a layer names a new kind of a family or a new entry of a mapping."""
-    for key, value in layer.items():
-        expected = _field_type(schema, key)
-        where = f"{path}{key}"
-        if expected is None or not (
-            is_dataclass(_members(expected)[0]) or typing.get_origin(expected) is dict
-        ):
-            continue
-        if value is None and types.NoneType in typing.get_args(expected):
-            continue
-        if not isinstance(value, Mapping):
-            raise ConfigError(f"{where} must hold keys and values, got {value!r}")
-        if "kind" in value:
-            members = {_kind(member): member for member in _members(expected)}
-            if value["kind"] not in members:
-                nearest = _nearest(str(value["kind"]), members)
-                raise ConfigError(
-                    f"{where}.kind must be one of {', '.join(members)}, got {value['kind']!r}{nearest}"
-                )
-            expected = members[value["kind"]]
-            if key not in node or node[key].kind != value["kind"]:
-                _assign(node, key, expected)
-        elif key not in node or node[key] is None:
-            expected = _members(expected)[0]
-            _assign(node, key, expected)
-        elif is_dataclass(OmegaConf.get_type(node[key])):
-            expected = OmegaConf.get_type(node[key])
-        _switch_kinds(node[key], value, expected, f"{where}.")
-
-
-def _assign(node: Any, key: str, member: Any) -> None:
-    with read_write(node):
-        node[key] = OmegaConf.structured(member)
-
-
-def _check(node: Any, path: str) -> None:
-    """Build every part by itself, the inner ones first, so that a bad value is reported with its place."""
-    for key in node:
-        child = node[key]
-        if isinstance(child, DictConfig):
-            _check(child, f"{path}.{key}" if path else str(key))
-    if is_dataclass(OmegaConf.get_type(node)):
-        _one_line(lambda: OmegaConf.to_object(node), path)
-
-
-def _field_type(schema: Any, key: str) -> Any:
-    """The type of an entry: of a dataclass field, or of a mapping's values; None where there is none."""
-    if is_dataclass(schema):
-        return typing.get_type_hints(schema).get(key)
-    if typing.get_origin(schema) is dict:
-        return typing.get_args(schema)[1]
-    return None
-
-
-def _members(family: Any) -> tuple[Any, ...]:
-    if typing.get_origin(family) in (types.UnionType, typing.Union):
-        return tuple(member for member in typing.get_args(family) if member is not types.NoneType)
-    return (family,)
-
-
-def _kind(member: Any) -> str:
-    return next(str(item.default) for item in fields(member) if item.name == "kind")
 
 
 def _without_none(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -372,24 +304,3 @@ def _without_none(options: Mapping[str, Any]) -> dict[str, Any]:
         key: _without_none(value) if isinstance(value, Mapping) else value for key, value in options.items()
     }
     return {key: value for key, value in cleaned.items() if value is not None and value != {}}
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
-def _one_line(action: Callable[[], Any], source: str) -> Any:
-    """Run `action` and turn what OmegaConf, YAML and `__post_init__` say into one line."""
-    try:
-        return action()
-    except ConfigError as error:
-        raise ConfigError(f"{source}: {error}" if source else str(error)) from error
-    except OmegaConfBaseException as error:
-        text = str(error).splitlines()[0]
-        where = [part for part in (source, error.full_key) if part]
-        raise ConfigError(": ".join([*where, text])) from error
-    except YAMLError as error:
-        raise ConfigError(f"{source} must be YAML, got: {' '.join(str(error).split())}") from error
-    except (ValueError, TypeError, OSError) as error:
-        raise ConfigError(f"{source}: {error}" if source else str(error)) from error

@@ -1,7 +1,8 @@
 """From what a user asks for on the command line to a configuration."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,9 +13,11 @@ from pgc3d.diffusion.latent import Layout
 from pgc3d.diffusion.models import ALIASES, POSES
 from pgc3d.errors import ConfigError, InputError
 from pgc3d.teachers import local_image_model, local_model
+from pgc3d.yaml_text import parse_override
 
 GuidanceName = Literal["auto", "mini", "sdxl", "sd", "zero123"]
 Quality = Literal["draft", "standard", "high"]
+SHOWN = 6  # settings that a line names
 
 
 @dataclass(frozen=True)
@@ -31,19 +34,43 @@ IMAGE = Family(presets="image-", section="image_model", layouts=("zero123",))
 TEXTURE = Family(presets="texture-", section="model", layouts=("sdxl", "sd"))
 
 
+@dataclass(frozen=True)
+class _Given:
+    """What the user gave beside the guidance."""
+
+    files: Sequence[Path]
+    options: Mapping[str, Any]
+    overrides: Sequence[str]
+    model: str | None
+
+    @cached_property
+    def by_file(self) -> list[dict[str, Any]]:
+        """What the files hold."""
+        return [read_yaml(path) for path in self.files]
+
+    @cached_property
+    def by_key(self) -> list[dict[str, Any]]:
+        """What `--set` gives."""
+        return [parse_override(override) for override in self.overrides]
+
+    def named_by_file(self, family: Family) -> Any:
+        """The model that the files are for, None where they name none."""
+        return _flat(*self.by_file).get(f"{family.section}.name")
+
+
 def configure(  # noqa: PLR0913 - one for each layer
     family: Family = TEXT,
     *,
     guidance: GuidanceName = "auto",
     model: str | None = None,
-    quality: Quality = "standard",
+    quality: Quality | None = None,
     prompted: bool = False,
     files: Sequence[Path] = (),
     options: Mapping[str, Any] | None = None,
     resolution: int | None = None,
     every_objective: Mapping[str, Any] | None = None,
     overrides: Sequence[str] = (),
-) -> tuple[Config, str]:
+) -> tuple[Config, list[str]]:
     """Choose the guidance and its presets, and put the layers of the configuration together.
 
     Args:
@@ -51,7 +78,7 @@ def configure(  # noqa: PLR0913 - one for each layer
         guidance: `auto` is what a named model's layout asks for, else the family's first one where there are
             a CUDA device and local weights, else mini.
         model: a folder or hub id instead of the guidance's own model.
-        quality: which preset of the guidance.
+        quality: which preset of the guidance; None is standard.
         prompted: whether a prompt stands beside a picture, for which there is a preset over the others.
         files: YAML files over the presets.
         options: a nested mapping over the files.
@@ -60,44 +87,37 @@ def configure(  # noqa: PLR0913 - one for each layer
         overrides: `key=value` over everything.
 
     Returns:
-        The configuration, and one line about a choice that was made for the user, or nothing.
+        The configuration, and a line about each choice that was made for the user or is overridden.
 
     Raises:
         ConfigError: a key, a value or a combination is wrong.
     """
-    if guidance == "mini" and model is not None:
-        raise ConfigError(
-            f"--model must go with --guidance {' or '.join(family.layouts)}, got --guidance mini, which "
-            "brings its own model"
-        )
-    named = model or _named_model(files, family.section)
-    layout = None if named in {None, "mini"} else _layout(str(named), family)
-    note = ""
-    if guidance == "auto" and named is not None:
-        guidance = "mini" if named == "mini" else layout or family.layouts[0]
-    elif guidance == "auto":
-        guidance, note = _choose(family, str((options or {}).get("run", {}).get("device") or "auto"))
-    elif named is None or (guidance == "mini") != (named == "mini"):
-        named = guidance
-    elif layout not in {guidance, None}:
-        raise ConfigError(
-            f"the model must have the layout of --guidance {guidance}, {named} has that of {layout}; use "
-            f"--guidance {layout}"
-        )
-    names = [guidance, *([f"{guidance}-{quality}"] if quality != "standard" else [])]
-    names += [f"{guidance}-prompt"] if prompted else []
-    layers: list[Path | Mapping[str, Any]] = [preset(f"{family.presets}{name}") for name in names]
+    given = _Given(files=files, options=options or {}, overrides=overrides, model=model)
+    chosen, named, notes = _choose(family, guidance, given)
+    layers: list[Path | Mapping[str, Any]] = [
+        preset(f"{family.presets}{name}") for name in _preset_names(chosen, quality, prompted=prompted)
+    ]
     if family == IMAGE:
-        layers.append(_training_cameras(load_config(layers), named or guidance))
-    asked: dict[str, Any] = {key: dict(value) for key, value in (options or {}).items()}
-    asked.setdefault(family.section, {})["name"] = named or guidance
+        layers.append(_training_cameras(load_config(layers), named))
+    asked: dict[str, Any] = {key: dict(value) for key, value in given.options.items()}
+    asked.setdefault(family.section, {})["name"] = named
     if resolution is not None:
         stages = load_config([*layers, *files]).run.scaled_to(resolution)
         asked.setdefault("run", {})["resolution"] = list(stages)
     if every_objective:
         objectives = load_config([*layers, *files]).objectives
         asked["objectives"] = dict.fromkeys(objectives, every_objective)
-    return load_config([*layers, *files], options=asked, overrides=overrides), note
+    config = load_config([*layers, *files], options=asked, overrides=overrides)
+    taken = _flat(asked).keys() | _flat(*given.by_key).keys()
+    if quality is not None:
+        notes += _kept_by_files(f"--quality {quality}", _of_quality(family, chosen, quality), given, taken)
+    held = given.named_by_file(family)
+    if held not in {None, named} and (guidance != "auto" or model is not None):
+        option = f"--guidance {chosen}" if model is None else f"--model {model}"
+        notes += _kept_by_files(
+            option, _flat(*map(_plain, layers)), given, taken, made_for=f"the model {held}"
+        )
+    return config, [*notes, *_overridden(family, given)]
 
 
 def split_backgrounds(values: Sequence[str]) -> tuple[list[str], Path | None]:
@@ -128,7 +148,44 @@ def _training_cameras(config: Config, model: str) -> dict[str, Any]:
     return {"view": said, "photo": photo, "objectives": objectives}
 
 
-def _choose(family: Family, device: str) -> tuple[GuidanceName, str]:
+def _choose(family: Family, guidance: GuidanceName, given: _Given) -> tuple[GuidanceName, str, list[str]]:
+    """The guidance, the name of its model, and what there is to say about the choice."""
+    named_by_key = _flat(*given.by_key).get(f"{family.section}.name")
+    by_user = named_by_key or given.model
+    if guidance == "mini" and given.model is not None:
+        raise ConfigError(
+            f"--model must go with --guidance {' or '.join(family.layouts)}, got --guidance mini, which "
+            "brings its own model"
+        )
+    named = by_user or given.named_by_file(family)
+    layout = None if named in {None, "mini"} else _layout(str(named), family)
+    if guidance == "auto" and named is None:
+        asked = _flat(*given.by_file, given.options, *given.by_key)
+        guidance, note = _choose_by_device(family, str(asked.get("run.device") or "auto"))
+        return guidance, guidance, [note]
+    if guidance == "auto":
+        guidance = "mini" if named == "mini" else layout or family.layouts[0]
+    elif named is None or (guidance == "mini") != (named == "mini"):
+        if by_user is not None:
+            raise ConfigError(
+                f"the model must go with --guidance {guidance}, got {by_user}; leave one of both away"
+            )
+        named = guidance
+    elif layout not in {guidance, None}:
+        raise ConfigError(
+            f"the model must have the layout of --guidance {guidance}, {named} has that of {layout}; use "
+            f"--guidance {layout}"
+        )
+    return guidance, str(named), []
+
+
+def _preset_names(guidance: str, quality: Quality | None, *, prompted: bool) -> list[str]:
+    """The presets over each other."""
+    names = [guidance, *([] if quality in {None, "standard"} else [f"{guidance}-{quality}"])]
+    return [*names, f"{guidance}-prompt"] if prompted else names
+
+
+def _choose_by_device(family: Family, device: str) -> tuple[GuidanceName, str]:
     """What `auto` means here, and why."""
     large = family.layouts[0]
     if device == "cpu" or resolve_device("auto").type == "cpu":
@@ -162,8 +219,67 @@ def _layout(model: str, family: Family) -> Layout | None:
     return layout
 
 
-def _named_model(files: Sequence[Path], section: str) -> str | None:
-    """The model that the files ask for; the last one wins."""
-    models = [read_yaml(path).get(section) for path in files]
-    names = [model.get("name") for model in models if isinstance(model, dict)]
-    return next((str(name) for name in reversed(names) if name is not None), None)
+def _flat(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of nested mappings that are not None, by their names with dots between; later ones win."""
+    found: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            if isinstance(value, Mapping):
+                found |= {f"{key}.{name}": inner for name, inner in _flat(value).items()}
+            elif value is not None:
+                found[str(key)] = list(value) if isinstance(value, tuple) else value
+    return found
+
+
+def _plain(layer: Path | Mapping[str, Any]) -> Mapping[str, Any]:
+    return read_yaml(layer) if isinstance(layer, Path) else layer
+
+
+def _of_quality(family: Family, guidance: str, quality: Quality) -> dict[str, Any]:
+    """What a quality stands for: of the standard one, the settings that another one changes."""
+    own = _flat(
+        read_yaml(preset(f"{family.presets}{guidance}-{'draft' if quality == 'standard' else quality}"))
+    )
+    if quality != "standard":
+        return own
+    usual = _flat(read_yaml(preset(f"{family.presets}{guidance}")))
+    keys = own.keys() | _flat(read_yaml(preset(f"{family.presets}{guidance}-high"))).keys()
+    return {key: usual[key] for key in usual if key in keys}
+
+
+def _kept_by_files(
+    option: str,
+    wanted: Mapping[str, Any],
+    given: _Given,
+    taken: Collection[str],
+    *,
+    made_for: str = "",
+) -> list[str]:
+    """A line about the settings that an option stands for and the files give other values."""
+    held = {
+        key: (value, path)
+        for path, layer in zip(given.files, given.by_file, strict=True)
+        for key, value in _flat(layer).items()
+    }
+    lost = [key for key in wanted if key not in taken and key in held and held[key][0] != wanted[key]]
+    if not lost:
+        return []
+    names = ", ".join(lost[:SHOWN]) + (f" and {len(lost) - SHOWN} more" if len(lost) > SHOWN else "")
+    paths = ", ".join(dict.fromkeys(str(held[key][1]) for key in lost))
+    origin = f", which is for {made_for}" if made_for else ""
+    stay = "stays" if len(lost) == 1 else "stay"
+    return [
+        f"{option} does not change what --config gives: {names} {stay} as in {paths}{origin}; "
+        "remove them there, or use --set"
+    ]
+
+
+def _overridden(family: Family, given: _Given) -> list[str]:
+    """A line for each option that `--set` gives another value."""
+    named = {f"{family.section}.name": given.model} if given.model is not None else {}
+    last = _flat(*given.by_key)
+    return [
+        f"--set {key} wins: {last[key]} instead of the {value} that an option gives"
+        for key, value in (_flat(given.options) | named).items()
+        if key in last and last[key] != value
+    ]

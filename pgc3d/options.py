@@ -93,11 +93,25 @@ class Device(StrEnum):
     CUDA = "cuda"
 
 
+def _given(value: Any) -> Any:
+    """Refuse an empty text, which a variable of the shell that was never set leaves."""
+    if value is not None and str(value) == "":
+        raise typer.BadParameter("it must not be empty")
+    return value
+
+
+def _folder(text: str) -> Path:
+    return Path(_given(text))
+
+
 GuidanceOption = Annotated[
     GuidanceName,
     typer.Option(help="auto is sdxl with a CUDA device and local weights, else the bundled mini."),
 ]
-OutOption = Annotated[Path | None, typer.Option(help="New folder; runs/NAME-SEED when not given.")]
+OutOption = Annotated[
+    Path | None,
+    typer.Option(help="New folder; runs/NAME-SEED when not given.", parser=_folder, metavar="PATH"),
+]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Folder that a run wrote.")]
 DepthOption = Annotated[
     Path | None,
@@ -113,7 +127,8 @@ FrameOption = Annotated[
 TextureOption = Annotated[int | None, typer.Option(help="Side of the texture in pixels.")]
 FacesOption = Annotated[int | None, typer.Option(help="Decimate to this many triangles, 0 keeps all.")]
 ModelOption = Annotated[
-    str | None, typer.Option(help="Folder in diffusers' layout, hub id, or alias, as sdxl-turbo.")
+    str | None,
+    typer.Option(help="Folder in diffusers' layout, hub id, or alias, as sdxl-turbo.", callback=_given),
 ]
 SeedOption = Annotated[int | None, typer.Option(help="Same seed, same result (on a CPU).")]
 DeviceOption = Annotated[Device | None, typer.Option(help="auto is CUDA where there is one.")]
@@ -138,9 +153,9 @@ class RunOptions:
     resolution: Annotated[
         int | None, typer.Option(help="Pixels of the last stage; earlier stages keep their proportion.")
     ] = None
-    quality: Annotated[Quality, typer.Option(help="Steps, resolution and texture size together.")] = (
-        Quality.STANDARD
-    )
+    quality: Annotated[
+        Quality | None, typer.Option(help="Steps, resolution and texture size together; else standard.")
+    ] = None
     texture_size: TextureOption = None
     faces: FacesOption = None
     low_memory: Annotated[
@@ -197,19 +212,20 @@ def configured(
     """The configuration that the options ask for; says what was chosen for the user."""
     from pgc3d.configure import TEXT, configure
 
-    config, note = configure(
+    config, notes = configure(
         family or TEXT,
         guidance=guidance,
         prompted=prompted,
         model=options.model,
-        quality=options.quality.value,
+        quality=options.quality.value if options.quality else None,
         files=options.config or [],
         options=options.settings() | (own or {}),
         resolution=options.resolution,
         every_objective=every_objective,
         overrides=options.set_ or [],
     )
-    say(note)
+    for note in notes:
+        say(note)
     return config
 
 

@@ -17,7 +17,7 @@ what `attach` is given as `loss_scale` may: a GradScaler's `get_scale` does).
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
@@ -28,6 +28,9 @@ from torch import Tensor
 Norm = Literal["linf", "l2"]
 Clipper = Callable[[Tensor], Tensor]
 _SAMPLE = 65536  # pixels looked at for a percentile
+# Of settings, for documentation and for who reads them from a file: beyond, products leave single precision.
+_BOUND = {"range": {"low": 1e-12, "high": 1e6}}
+_SHARE = {"range": {"low": 0.0, "high": 1.0, "above": True, "below": True}}
 
 
 def replace_nonfinite(gradient: Float[Tensor, "..."], *, dim: int = -1) -> Float[Tensor, "..."]:
@@ -225,7 +228,7 @@ class PixelClip:
     """Per-pixel norm clipping, the method."""
 
     kind: Literal["pixel"] = "pixel"
-    threshold: float = 0.1
+    threshold: float = field(default=0.1, metadata=_BOUND)
     norm: Norm = "linf"
 
     def __post_init__(self) -> None:
@@ -241,7 +244,7 @@ class ChannelClip:
     """Per-channel value clipping (PGC-V)."""
 
     kind: Literal["channel"] = "channel"
-    threshold: float = 0.1
+    threshold: float = field(default=0.1, metadata=_BOUND)
 
     def __post_init__(self) -> None:
         _check_threshold(self.threshold)
@@ -256,7 +259,7 @@ class PngdClip:
     """Per-pixel soft normalisation (PNGD)."""
 
     kind: Literal["pngd"] = "pngd"
-    threshold: float = 0.1
+    threshold: float = field(default=0.1, metadata=_BOUND)
     norm: Norm = "linf"
 
     def __post_init__(self) -> None:
@@ -272,7 +275,7 @@ class GlobalScale:
     """One factor for the whole batch."""
 
     kind: Literal["global"] = "global"
-    threshold: float = 0.1
+    threshold: float = field(default=0.1, metadata=_BOUND)
 
     def __post_init__(self) -> None:
         _check_threshold(self.threshold)
@@ -287,7 +290,7 @@ class ParameterClip:
     """Whole-parameter clipping: pixels pass, and the loop calls `clip_parameters` with `max_norm`."""
 
     kind: Literal["parameter"] = "parameter"
-    max_norm: float = 1.0
+    max_norm: float = field(default=1.0, metadata=_BOUND)
 
     def __post_init__(self) -> None:
         _check_threshold(self.max_norm)
@@ -313,8 +316,8 @@ class AdaptiveClip:
     """Per-pixel clipping at a running quantile of the gradient's lengths."""
 
     kind: Literal["adaptive"] = "adaptive"
-    quantile: float = 0.9
-    decay: float = 0.99
+    quantile: float = field(default=0.9, metadata=_SHARE)
+    decay: float = field(default=0.99, metadata={"range": {"low": 0.0, "high": 1.0, "below": True}})
     norm: Norm = "linf"
 
     def __post_init__(self) -> None:

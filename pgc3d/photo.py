@@ -20,6 +20,7 @@ from PIL import Image, ImageFilter, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from pgc3d.errors import InputError, WeightsNotFoundError
+from pgc3d.ranges import check, number
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
 MAX_BYTES = 64 << 20
@@ -35,15 +36,12 @@ MATTING_MODEL = "isnet-general-use"
 class PhotoConfig:
     """How an input picture is prepared."""
 
-    border: float = 0.2  # share of the square beside the object's longer side, both ends together
+    border: float = number(0.2, 0.0, 0.8)  # share of the square beside the object, both ends together
     matting: bool = True  # pictures without alpha: by rembg; False: their background must be one plain colour
-    size: int = 512  # pixels of the prepared square
+    size: int = number(512, 64, 2048, unit="pixels")  # of the prepared square
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.border <= 0.8:
-            raise ValueError(f"border must lie in [0, 0.8], got {self.border}")
-        if not 64 <= self.size <= 2048:
-            raise ValueError(f"size must lie in [64, 2048], got {self.size}")
+        check(self)
 
 
 @dataclass(frozen=True)

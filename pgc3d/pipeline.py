@@ -22,12 +22,13 @@ from pgc3d.export.export import ExportReport, export_asset
 from pgc3d.export.painting import export_painting
 from pgc3d.interfaces import Rasterizer, Representation, Shape
 from pgc3d.plan import plan_run
+from pgc3d.prompts import prompt_notes
 from pgc3d.render import build_rasterizer
 from pgc3d.representation.textured_mesh import PaintedMesh
 from pgc3d.run import Checkpoint, RunDirectory, replace_file, require_free_space, sha256
 from pgc3d.session import Event, Reporter, Session, StopFlag, explain_memory
 from pgc3d.task import Task
-from pgc3d.teachers import Models, locate_models, unknown_prompt_words
+from pgc3d.teachers import Models, locate_models
 from pgc3d.types import Cameras, Canvas, Rendering
 
 PICTURES = {  # what is made of the task's, in the run's folder
@@ -96,6 +97,7 @@ def generate(
     """
     config = config or load_config()
     device = build.resolve_device(config.run.device)
+    stage.require_fitting(config, task)
     backdrop = build.prepare_task_backdrop(config, task)
     canvas = _take_mesh(task, config, device, report)
     models = locate_models(config, device)
@@ -118,7 +120,7 @@ def generate(
 
 
 def check_prompt(task: Task, config: Config, models: Models, report: Reporter) -> None:
-    """Refuse an empty prompt, and report words that the model does not know.
+    """Refuse an empty prompt, and report what the model will not read in it.
 
     Raises:
         InputError: a text-to-image model is asked and the prompt is empty.
@@ -126,9 +128,8 @@ def check_prompt(task: Task, config: Config, models: Models, report: Reporter) -
     if not models.text:
         return
     build.require_prompt(task.prompt)
-    for word, close in unknown_prompt_words(task.prompt, models.text):
-        hint = f"; close known words: {', '.join(close)}" if close else ""
-        report(Event("build", message=f"{config.model.name} does not know the word {word!r}{hint}"))
+    for note in prompt_notes(task.prompt, models.text.vocabulary or (), config.model.name):
+        report(Event("build", message=note))
 
 
 def check_cameras(config: Config, models: Models, report: Reporter) -> None:

@@ -4,6 +4,7 @@ import difflib
 import math
 import re
 import string
+import unicodedata
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -12,9 +13,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from pgc3d.ranges import KEY, Range, check, number
+
 FUNCTION_WORDS = frozenset(
     {"a", "an", "the", "of", "and", "or", "with", "in", "on", "at", "to", "by", "for", "from"}
 )
+# What image generators with a syntax for weights read: "(red:1.3)".
+WEIGHTED = re.compile(r"(\(([^():]*):\s*[-+]?(?:\d+\.?\d*|\.\d+)\s*\))")
 SLOTS = frozenset({"prompt", "azimuth", "elevation", "background"})
 
 
@@ -32,28 +37,30 @@ class ViewPromptConfig:
 
     template: str = "{prompt}, {azimuth} view"
     azimuth_words: tuple[str, ...] = ("front", "side", "back", "side")
-    azimuth_widths_degrees: tuple[float, ...] = (90.0, 90.0, 90.0, 90.0)
-    azimuth_step_degrees: float = 0.0
+    azimuth_widths_degrees: tuple[float, ...] = number(
+        (90.0, 90.0, 90.0, 90.0), 0.0, 360.0, unit="degrees", above=True
+    )
+    azimuth_step_degrees: float = number(0.0, 1.0, 360.0, unit="degrees", also={0: "the table"})
     azimuth_number: str = "azimuth {degrees}"
-    overhead_above_degrees: float = 60.0
+    overhead_above_degrees: float = number(60.0, -90.0, 90.0, unit="degrees")
     overhead_word: str = "overhead"
-    elevation_bounds_degrees: tuple[float, ...] = ()
+    elevation_bounds_degrees: tuple[float, ...] = number((), -90.0, 90.0, unit="degrees")
     elevation_words: tuple[str, ...] = ("",)
     backgrounds: dict[str, tuple[float, float, float]] = field(
         default_factory=lambda: {"white": (1.0, 1.0, 1.0), "gray": (0.5, 0.5, 0.5), "black": (0.0, 0.0, 0.0)},
         hash=False,
+        metadata={KEY: Range(0.0, 1.0, unit="in sRGB")},
     )
 
     def __post_init__(self) -> None:
+        check(self)
         _check_slots("template", self.template, SLOTS, "prompt")
         _check_slots("azimuth_number", self.azimuth_number, {"degrees"}, "degrees")
         step = self.azimuth_step_degrees
-        if step < 0 or (step > 0 and not math.isclose(360.0 / step, round(360.0 / step), rel_tol=1e-9)):
+        if step > 0 and not math.isclose(360.0 / step, round(360.0 / step), rel_tol=1e-9):
             raise ValueError(f"azimuth_step_degrees must divide 360, or be 0 for the table, got {step}")
         if len(self.azimuth_words) != len(self.azimuth_widths_degrees):
             raise ValueError("azimuth_words and azimuth_widths_degrees must have the same length")
-        if min(self.azimuth_widths_degrees, default=0.0) <= 0:
-            raise ValueError(f"azimuth_widths_degrees must be positive, got {self.azimuth_widths_degrees}")
         if not math.isclose(sum(self.azimuth_widths_degrees), 360.0):
             raise ValueError(
                 f"azimuth_widths_degrees must sum to 360, got {sum(self.azimuth_widths_degrees)}"
@@ -69,9 +76,12 @@ class ViewPromptConfig:
 
 def _check_slots(name: str, template: str, allowed: Collection[str], required: str) -> None:
     try:
-        slots = {slot for _, slot, _, _ in string.Formatter().parse(template) if slot is not None}
+        parts = [part[1:] for part in string.Formatter().parse(template) if part[1] is not None]
     except ValueError as error:
         raise ValueError(f"{name} must have matching braces, got {template!r}") from error
+    slots = {slot for slot, _, _ in parts}
+    if any(form or conversion for _, form, conversion in parts):
+        raise ValueError(f"{name} must have plain slots, as {{{required}}}, got {template!r}")
     if not slots <= set(allowed):
         raise ValueError(f"{name} may use the slots {sorted(allowed)}, got {template!r}")
     if required not in slots:
@@ -166,9 +176,40 @@ def view_index(
 def unknown_words(prompt: str, vocabulary: Collection[str]) -> list[tuple[str, list[str]]]:
     """Words of the prompt that are not in the vocabulary, each with up to three close known ones."""
     known = sorted({word.lower() for word in vocabulary})
-    words = dict.fromkeys(re.findall(r"[^\W_]+(?:['-][^\W_]+)*", prompt.lower()))
     return [
         (word, difflib.get_close_matches(word, known, n=3, cutoff=0.6))
-        for word in words
+        for word in _words(prompt)
         if word not in FUNCTION_WORDS and word not in known
     ]
+
+
+def prompt_notes(prompt: str, vocabulary: Collection[str], name: str) -> list[str]:
+    """What a model will not read in a prompt, one line each.
+
+    Args:
+        prompt: any text.
+        vocabulary: the words that the model knows; empty where it knows all.
+        name: of the model.
+    """
+    notes = []
+    if weighted := WEIGHTED.findall(prompt):
+        example, word = weighted[0]
+        notes.append(
+            f"weights in a prompt, as in {example}, are not read: {word.strip()!r} counts like any other word"
+        )
+    if not vocabulary:
+        return notes
+    unknown = unknown_words(prompt, vocabulary)
+    content = [word for word in _words(prompt) if word not in FUNCTION_WORDS]
+    if len(unknown) == len(content):
+        notes.append(f"{name} knows no word of the prompt {prompt!r}, so the asset will be a random one")
+    for word, close in unknown:
+        hint = f"; close known words: {', '.join(close)}" if close else ""
+        notes.append(f"{name} does not know the word {word!r}{hint}")
+    return notes
+
+
+def _words(prompt: str) -> list[str]:
+    """The words and numbers of a prompt in lower case, each once and without weights."""
+    plain = WEIGHTED.sub(lambda found: f" {found[2]} ", unicodedata.normalize("NFKC", prompt.lower()))
+    return list(dict.fromkeys(re.findall(r"\d+(?:[.,]\d+)+|[^\W_]+(?:['-][^\W_]+)*", plain)))

@@ -30,12 +30,10 @@ def build_representation(
 ) -> Representation:
     """The asset at its start; also what a checkpoint is loaded into for export."""
     chosen = config.representation
+    require_fitting(config, task)
     generator = seeded(config.run.seed, "representation")
     if isinstance(chosen, TexturedMeshConfig):
-        if task.mesh is None:
-            raise ConfigError(
-                "representation.kind textured_mesh needs a mesh; use `pgc3d texture MESH PROMPT`"
-            )
+        assert task.mesh is not None
         canvas = load_canvas(task.mesh)
         painted = build_painted_mesh(
             chosen, canvas, rasterizer=rasterizer, generator=generator, device=device
@@ -43,13 +41,27 @@ def build_representation(
         if isinstance(painted.texture, ColorField):
             painted.texture.recompute = config.run.low_memory
         return painted
-    if task.mesh is not None:
-        raise ConfigError(f"a mesh needs representation.kind textured_mesh, got {chosen.kind}")
-    if chosen.init == "mesh":
-        raise ConfigError("representation.init must be 'ellipsoid' for a prompt alone, got 'mesh'")
     asset = build_dmtet(chosen, rasterizer=rasterizer, generator=generator, device=device)
     asset.color.recompute = config.run.low_memory
     return asset
+
+
+def require_fitting(config: Config, task: Task) -> None:
+    """Refuse a configuration that makes something else than the task.
+
+    Raises:
+        ConfigError: only one of both has a mesh.
+    """
+    chosen = config.representation
+    if isinstance(chosen, TexturedMeshConfig):
+        if task.mesh is None:
+            raise ConfigError(
+                "representation.kind textured_mesh needs a mesh; use `pgc3d texture MESH PROMPT`"
+            )
+    elif task.mesh is not None:
+        raise ConfigError(f"a mesh needs representation.kind textured_mesh, got {chosen.kind}")
+    elif chosen.init == "mesh":
+        raise ConfigError("representation.init must be 'ellipsoid' for a prompt alone, got 'mesh'")
 
 
 def adopt_mesh(

@@ -79,7 +79,7 @@ ERRORS = {
     "run.stepz=3": "--set: run.stepz: Key 'stepz' not in 'RunConfig'. Did you mean: 'steps'?",
     "rn.steps=3": "--set: rn: Key 'rn' not in 'Config'. Did you mean: 'run'?",
     "run.steps=many": "--set: run.steps: Value 'many' of type 'str' could not be converted to Integer",
-    "run.steps=0": "run: steps must be at least 1, got 0",
+    "run.steps=0": "run: steps must lie in [1, 10000000], got 0",
     "run.steps": "--set must be key=value, got 'run.steps'",
     "run=3": "--set: run must hold keys and values, got 3",
     "run.device=gpu": "--set: run.device: Invalid value 'gpu', expected one of ['auto', 'cpu', 'cuda']",
@@ -150,7 +150,7 @@ def test_what_saves_memory_is_off_unless_asked_for():
     config = load_config()
     assert (config.run.low_memory, config.run.micro_batch, config.model.fast) == (False, 0, "auto")
     assert load_config(overrides=["model.fast=never"]).model.fast == "never"
-    with pytest.raises(ConfigError, match=r"run: micro_batch must not be negative, got -1"):
+    with pytest.raises(ConfigError, match=r"run: micro_batch must lie in \[0, 1024\], got -1"):
         load_config(overrides=["run.micro_batch=-1"])
 
 

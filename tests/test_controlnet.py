@@ -237,7 +237,7 @@ def test_normals_of_a_ball_look_at_the_viewer_in_its_middle(views):
 @pytest.mark.parametrize(
     ("settings", "line"),
     [
-        ({"scale": -0.5}, "scale must not be negative, got -0.5"),
+        ({"scale": -0.5}, r"scale must lie in \[0, 100\], got -0.5"),
         ({"condition": "normal", "polarity": "far_bright"}, "polarity must be near_bright for a normal"),
     ],
 )

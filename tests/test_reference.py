@@ -139,7 +139,7 @@ def test_reference_goes_with_its_own_camera():
         ObjectiveConfig(guidance=ReferenceConfig())
     with pytest.raises(ConfigError, match=r"elevation_degrees must lie in \[-89, 89\], got 95"):
         load_config(overrides=["view.elevation_degrees=95"])
-    with pytest.raises(ValueError, match="color must not be negative"):
+    with pytest.raises(ValueError, match=r"color must lie in \[0, 1000000\]"):
         ReferenceConfig(color=-1.0)
 
 

@@ -363,7 +363,7 @@ def test_noise_levels_follow_their_schedule(model):
 
 
 def test_wrong_settings_are_refused(model):
-    with pytest.raises(ValueError, match="guidance_scale must not be negative"):
+    with pytest.raises(ValueError, match=r"guidance_scale must lie in \[0, 10000\]"):
         Zero123Config(guidance_scale=-1.0)
     with pytest.raises(ValueError, match="t_min must not exceed t_max"):
         Zero123Config(t_min=(0.9,), t_max=(0.5,))

@@ -14,6 +14,7 @@ from pgc3d.diffusion.files import ModelFolder, read_json
 from pgc3d.diffusion.latent import LatentDiffusion
 from pgc3d.diffusion.models import CONTROL_ALIASES, find_part, load_module
 from pgc3d.errors import ConfigError
+from pgc3d.ranges import check, number
 from pgc3d.types import Cameras, Rendering
 
 Condition = Literal["depth", "normal"]
@@ -29,12 +30,11 @@ class ControlConfig:
 
     model: str  # a folder, a hub id, or an alias as "sdxl-depth-small"
     condition: Condition = "depth"
-    scale: float = 1.0
+    scale: float = number(1.0, 0.0, 100.0)
     polarity: Polarity = "near_bright"  # of depth; "far_bright" is what the original code shows
 
     def __post_init__(self) -> None:
-        if not self.scale >= 0.0:
-            raise ValueError(f"scale must not be negative, got {self.scale}")
+        check(self)
         if self.condition != "depth" and self.polarity != "near_bright":
             raise ValueError(f"polarity must be near_bright for a {self.condition}, got {self.polarity}")
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from pgc3d.diffusion.latent import resize
+from pgc3d.ranges import MAX_WEIGHT, check, number
 from pgc3d.types import Cameras, GuidanceOutput, Layer, Rendering
 
 LEAST_DEVIATION = 1e-3  # of inverse depths, in inverse world units: a plane that faces the camera has none
@@ -21,15 +22,15 @@ class ReferenceConfig:
     """Weights of differences, summed over the pixels; those of maps count where the maps are given."""
 
     kind: Literal["reference"] = "reference"
-    color: float = 0.5  # squared, sRGB, on the object's pixels
-    mask: float = 0.2  # squared, coverage
-    depth: float = 0.02  # 1 - correlation of inverse depths, times the object's pixels
-    normal: float = 0.02  # 1 - cosine, on the object's pixels
+    color: float = number(0.5, 0.0, MAX_WEIGHT)  # squared, sRGB, on the object's pixels
+    mask: float = number(0.2, 0.0, MAX_WEIGHT)  # squared, coverage
+    depth: float = number(
+        0.02, 0.0, MAX_WEIGHT
+    )  # 1 - correlation of inverse depths, times the object's pixels
+    normal: float = number(0.02, 0.0, MAX_WEIGHT)  # 1 - cosine, on the object's pixels
 
     def __post_init__(self) -> None:
-        for name in ("color", "mask", "depth", "normal"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        check(self)
 
 
 @dataclass(frozen=True)

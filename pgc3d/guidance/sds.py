@@ -16,6 +16,7 @@ from pgc3d.guidance import score
 from pgc3d.guidance.distillation import Draws, Formula, distill, draw, score_latents
 from pgc3d.guidance.pieces import in_pieces
 from pgc3d.prompts import ViewPromptConfig, view_index, view_prompts
+from pgc3d.ranges import check, number, schedule
 from pgc3d.schedules import PiecewiseLinear, check_timestep_range
 from pgc3d.types import Cameras, GuidanceOutput, Rendering, TextEmbedding
 
@@ -32,32 +33,21 @@ class SdsConfig:
 
     kind: Literal["sds"] = "sds"
     formula: Formula = "sds"
-    guidance_scale: float = 100.0  # uncond + s (cond - uncond)
+    guidance_scale: float = number(100.0, 0.0, 1e4)  # uncond + s (cond - uncond)
     negative_prompt: str = ""
-    t_min: tuple[float, ...] = (0.02,)
-    t_max: tuple[float, ...] = (0.0, 0.98, 0.5, 0.5)
+    t_min: tuple[float, ...] = schedule((0.02,), 0.0, 1.0)
+    t_max: tuple[float, ...] = schedule((0.0, 0.98, 0.5, 0.5), 0.0, 1.0)
     weighting: score.Weighting = "sigma2"
-    resolution: int = 0
-    original_size: int = 0
-    target_size: int = 0
+    resolution: int = number(
+        0, 8, 4096, unit="pixels", multiple=8, also={0: "the model's own", -1: "the picture's"}
+    )
+    original_size: int = number(0, 0, 16384, unit="pixels")
+    target_size: int = number(0, 0, 16384, unit="pixels")
     controls: dict[str, ControlConfig] = field(default_factory=dict)  # by a name of your choice
     linear_encoder: str | None = None
 
     def __post_init__(self) -> None:
-        if not self.guidance_scale >= 0.0:
-            raise ValueError(f"guidance_scale must not be negative, got {self.guidance_scale}")
-        for name in ("original_size", "target_size"):
-            if getattr(self, name) < 0:
-                raise ValueError(
-                    f"{name} must be positive, or 0 for the resolution, got {getattr(self, name)}"
-                )
-        if self.resolution < -1:
-            raise ValueError(
-                "resolution must be positive, 0 for the model's own or -1 for the picture's, "
-                f"got {self.resolution}"
-            )
-        if self.resolution > 0 and self.resolution % 8:
-            raise ValueError(f"resolution must be a multiple of 8, got {self.resolution}")
+        check(self)
         check_timestep_range(PiecewiseLinear(self.t_min), PiecewiseLinear(self.t_max))
 
 

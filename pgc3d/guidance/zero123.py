@@ -12,6 +12,7 @@ from pgc3d.diffusion.zero123 import Zero123, relative_pose
 from pgc3d.guidance import score
 from pgc3d.guidance.distillation import Draws, distill, draw, score_latents
 from pgc3d.guidance.pieces import in_pieces
+from pgc3d.ranges import check, number, schedule
 from pgc3d.schedules import PiecewiseLinear, check_timestep_range
 from pgc3d.types import Cameras, GuidanceOutput, Rendering
 
@@ -21,14 +22,13 @@ class Zero123Config:
     """Novel-view score distillation at the model's own resolution; `t_min` and `t_max` as in `SdsConfig`."""
 
     kind: Literal["zero123"] = "zero123"
-    guidance_scale: float = 3.0  # uncond + s (cond - uncond)
-    t_min: tuple[float, ...] = (0.0, 0.4, 0.33, 0.2)
-    t_max: tuple[float, ...] = (0.0, 0.85, 0.33, 0.5)
+    guidance_scale: float = number(3.0, 0.0, 1e4)  # uncond + s (cond - uncond)
+    t_min: tuple[float, ...] = schedule((0.0, 0.4, 0.33, 0.2), 0.0, 1.0)
+    t_max: tuple[float, ...] = schedule((0.0, 0.85, 0.33, 0.5), 0.0, 1.0)
     weighting: score.Weighting = "sigma2"
 
     def __post_init__(self) -> None:
-        if not self.guidance_scale >= 0.0:
-            raise ValueError(f"guidance_scale must not be negative, got {self.guidance_scale}")
+        check(self)
         check_timestep_range(PiecewiseLinear(self.t_min), PiecewiseLinear(self.t_max))
 
 

@@ -19,7 +19,8 @@ from pgc3d.errors import DivergedError
 from pgc3d.geometry.marching_tetrahedra import Crossings, Room, find_crossings, grid_points, surface_size
 from pgc3d.geometry.sdf import blur_matrix, ellipsoid_sdf, mesh_sdf, redistance
 from pgc3d.interfaces import ParameterGroup, Rasterizer
-from pgc3d.representation.fields import ColorField, HashGrid, Mlp, SdfField
+from pgc3d.ranges import LEAST_EPS, MAX_RATE, MAX_WEIGHT, check, number
+from pgc3d.representation.fields import ColorField, HashGrid, Mlp, SdfField, check_color_field
 from pgc3d.representation.surface import (
     LOSSES,
     SizeWatch,
@@ -39,51 +40,52 @@ class DMTetConfig:
     """The defaults suit two CPU cores; lengths in cells are independent of the resolution."""
 
     kind: Literal["dmtet"] = "dmtet"
-    resolution: int = 64  # cells along an axis, 32 to 256
+    resolution: int = number(64, 8, 512, unit="cells along an axis")
     init: Literal["ellipsoid", "mesh"] = "ellipsoid"  # a sphere is an ellipsoid with equal radii
-    radii: tuple[float, float, float] = (0.6, 0.6, 0.6)
+    radii: tuple[float, float, float] = number((0.6, 0.6, 0.6), 0.0, 0.98, above=True)
     sdf: Literal["grid", "mlp"] = "grid"
-    sdf_smoothing: tuple[float, float] = (1.0, 0.7)  # cells, deviation of the blur first and last; 0 is off
-    deformation_limit: float = 0.45  # cells
-    redistance_every: int = 50  # renders with gradients; 0 is off
-    lr_sdf: float = 0.01
-    eps_sdf: float = 1e-15  # Adam's for the SDF: gradients below it move the shape less than lr_sdf
-    lr_deformation: float = 0.01
-    lr_color_grid: float = 0.01
-    lr_color_mlp: float = 0.002
-    normal_consistency: float = 10.0  # weights of the regularisers
-    laplacian: float = 0.0
-    sign_changes: float = 0.0
-    eikonal: float = 0.0
-    area: float = 0.0
-    color_levels: int = 8
-    color_features: int = 2
-    color_log2_rows: int = 15
-    color_base: int = 8
-    color_finest: int = 256
-    color_hidden: int = 32
-    color: tuple[float, float, float] = (0.5, 0.5, 0.5)  # sRGB at the start
-    roughness: float = 0.8
-    metallic: float = 0.0
-    shape_until: float = 1.0  # progress from which on the shape stays and only the colours are optimised
-    max_recoveries: int = 3
+    # Standard deviation of the blur first and last; 0 is off.
+    sdf_smoothing: tuple[float, float] = number((1.0, 0.7), 0.0, 8.0, unit="cells")
+    deformation_limit: float = number(0.45, 0.0, 0.5, unit="cells")
+    redistance_every: int = number(50, 0, 10_000_000, unit="renders with gradients")  # 0 is off
+    lr_sdf: float = number(0.01, 0.0, MAX_RATE)
+    # Adam's for the SDF: gradients below it move the shape less than lr_sdf.
+    eps_sdf: float = number(1e-15, LEAST_EPS, 1.0)
+    lr_deformation: float = number(0.01, 0.0, MAX_RATE)
+    lr_color_grid: float = number(0.01, 0.0, MAX_RATE)
+    lr_color_mlp: float = number(0.002, 0.0, MAX_RATE)
+    normal_consistency: float = number(10.0, 0.0, MAX_WEIGHT)  # weights of the regularisers
+    laplacian: float = number(0.0, 0.0, MAX_WEIGHT)
+    sign_changes: float = number(0.0, 0.0, MAX_WEIGHT)
+    eikonal: float = number(0.0, 0.0, MAX_WEIGHT)
+    area: float = number(0.0, 0.0, MAX_WEIGHT)
+    color_levels: int = number(8, 1, 16)
+    color_features: int = number(2, 1, 8)
+    color_log2_rows: int = number(15, 4, 24)
+    color_base: int = number(8, 2, 512, unit="cells along an axis")
+    color_finest: int = number(256, 2, 16384, unit="cells along an axis")
+    color_hidden: int = number(32, 1, 256)
+    color: tuple[float, float, float] = number((0.5, 0.5, 0.5), 0.001, 0.999, unit="in sRGB")  # at the start
+    roughness: float = number(0.8, 0.0, 1.0)
+    metallic: float = number(0.0, 0.0, 1.0)
+    # Progress from which on the shape stays and only the colours are optimised.
+    shape_until: float = number(1.0, 0.0, 1.0, above=True)
+    max_recoveries: int = number(3, 0, 1000)
 
     def __post_init__(self) -> None:
-        if not 8 <= self.resolution <= 512:
-            raise ValueError(f"resolution must lie in [8, 512], got {self.resolution}")
-        if not all(0.0 < radius < 1.0 for radius in self.radii):
-            raise ValueError(f"radii must lie in (0, 1), got {self.radii}")
-        if not 0.0 <= self.deformation_limit <= 0.5:
-            raise ValueError(f"deformation_limit must lie in [0, 0.5] cells, got {self.deformation_limit}")
-        if not 0.0 < self.shape_until <= 1.0:
-            raise ValueError(f"shape_until must lie in (0, 1], got {self.shape_until}")
-        if min(self.sdf_smoothing) < 0:
-            raise ValueError(f"sdf_smoothing must not be negative, got {self.sdf_smoothing}")
-        names = ["redistance_every", "max_recoveries", *LOSSES]
-        names += ["lr_sdf", "eps_sdf", "lr_deformation", "lr_color_grid", "lr_color_mlp"]
-        for name in names:
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        check(self)
+        check_color_field(
+            levels=self.color_levels,
+            features=self.color_features,
+            log2_rows=self.color_log2_rows,
+            base=self.color_base,
+            finest=self.color_finest,
+        )
+        if min(self.radii) < 2.0 / self.resolution:
+            raise ValueError(
+                f"radii must be at least a cell, {2.0 / self.resolution:g} at resolution {self.resolution}, "
+                f"got {list(self.radii)}"
+            )
 
 
 class DMTet(nn.Module):

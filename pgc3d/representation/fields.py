@@ -12,6 +12,19 @@ from pgc3d.kernels import hash_grid, require_triton
 from pgc3d.kernels.hash_grid import HashLayout, hash_layout
 from pgc3d.types import Material
 
+MAX_ENTRIES = 2**28  # of a hash grid's table, 1 GiB
+
+
+def check_color_field(*, levels: int, features: int, log2_rows: int, base: int, finest: int) -> None:
+    """Raise ValueError where the settings of a colour field, each in its range, do not go together."""
+    if finest < base:
+        raise ValueError(f"color_finest must not be less than color_base, got {finest} < {base}")
+    entries = levels * features * 2**log2_rows
+    if entries > MAX_ENTRIES:
+        raise ValueError(
+            f"color_levels x color_features x 2^color_log2_rows must be at most 2^28, got {entries}"
+        )
+
 
 class _Encode(torch.autograd.Function):
     """Joins the kernels to autograd; nothing but the inputs is kept for the backward pass."""

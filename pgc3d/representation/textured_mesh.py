@@ -16,10 +16,11 @@ from pgc3d.geometry.normals import face_normals
 from pgc3d.geometry.own_uv import uv_coverage
 from pgc3d.geometry.placement import orientation
 from pgc3d.interfaces import ParameterGroup, Rasterizer
+from pgc3d.ranges import MAX_RATE, check, number
 from pgc3d.render.antialias import edge_topology
 from pgc3d.render.mesh_renderer import Hits, render_corners
 from pgc3d.render.mipmap import footprint_level, mip_chain, sample_chain, uv_gradients
-from pgc3d.representation.fields import ColorField, HashGrid, Mlp
+from pgc3d.representation.fields import ColorField, HashGrid, Mlp, check_color_field
 from pgc3d.types import Cameras, Canvas, Rendering
 
 CHUNK = 1 << 17  # points per query: bounds the memory of a field's hidden layers
@@ -33,36 +34,36 @@ class TexturedMeshConfig:
     kind: Literal["textured_mesh"] = "textured_mesh"
     up: str = "+y"  # the file's axis that points up, one of +x -x +y -y +z -z
     front: str = "auto"  # the file's axis that the object looks along; auto is +z, or -y where z is up
-    crease_degrees: float = 40.0  # between faces: above it an edge is sharp; for files without normals
+    # Angle between faces above which an edge is sharp, for files without normals.
+    crease_degrees: float = number(40.0, 0.0, 180.0, unit="degrees")
     shading: bool = True  # light the colours; else the pictures show them as they are
     texture: Literal["field", "image"] = "field"
-    image_size: int = 1024  # of the texture `image`, a power of two
-    lr_image: float = 0.01
-    lr_color_grid: float = 0.01
-    lr_color_mlp: float = 0.002
-    color_levels: int = 8
-    color_features: int = 2
-    color_log2_rows: int = 15
-    color_base: int = 8
-    color_finest: int = 256
-    color_hidden: int = 32
-    color: tuple[float, float, float] = (0.5, 0.5, 0.5)  # sRGB at the start
-    roughness: float = 0.8
-    metallic: float = 0.0
+    image_size: int = number(1024, 64, 4096, unit="pixels")  # of the texture `image`, a power of two
+    lr_image: float = number(0.01, 0.0, MAX_RATE)
+    lr_color_grid: float = number(0.01, 0.0, MAX_RATE)
+    lr_color_mlp: float = number(0.002, 0.0, MAX_RATE)
+    color_levels: int = number(8, 1, 16)
+    color_features: int = number(2, 1, 8)
+    color_log2_rows: int = number(15, 4, 24)
+    color_base: int = number(8, 2, 512, unit="cells along an axis")
+    color_finest: int = number(256, 2, 16384, unit="cells along an axis")
+    color_hidden: int = number(32, 1, 256)
+    color: tuple[float, float, float] = number((0.5, 0.5, 0.5), 0.001, 0.999, unit="in sRGB")  # at the start
+    roughness: float = number(0.8, 0.0, 1.0)
+    metallic: float = number(0.0, 0.0, 1.0)
 
     def __post_init__(self) -> None:
+        check(self)
+        check_color_field(
+            levels=self.color_levels,
+            features=self.color_features,
+            log2_rows=self.color_log2_rows,
+            base=self.color_base,
+            finest=self.color_finest,
+        )
         orientation(self.up, self.front)
-        if not 0.0 <= self.crease_degrees <= 180.0:
-            raise ValueError(f"crease_degrees must lie in [0, 180], got {self.crease_degrees}")
-        if not 64 <= self.image_size <= 4096 or self.image_size & (self.image_size - 1):
-            raise ValueError(f"image_size must be a power of two in [64, 4096], got {self.image_size}")
-        for name in ("lr_image", "lr_color_grid", "lr_color_mlp"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        if not all(0.0 < channel < 1.0 for channel in self.color):
-            raise ValueError(f"color must lie in (0, 1), got {list(self.color)}")
-        if not (0.0 <= self.roughness <= 1.0 and 0.0 <= self.metallic <= 1.0):
-            raise ValueError("roughness and metallic must lie in [0, 1]")
+        if self.image_size & (self.image_size - 1):
+            raise ValueError(f"image_size must be a power of two, got {self.image_size}")
 
 
 class ImageTexture(nn.Module):

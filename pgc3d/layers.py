@@ -1,0 +1,141 @@
+"""Layers of a configuration over each other, and the result checked part by part.
+
+A family is a union of dataclasses that differ in `kind`; a layer that names another kind replaces that entry
+by the defaults of the new one.
+"""
+
+import difflib
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf, read_write
+
+from pgc3d.errors import ConfigError
+from pgc3d.ranges import MAX_ENTRIES, shown
+from pgc3d.yaml_text import check_values, one_line
+
+
+def merge(tree: DictConfig, layer: Mapping[str, Any], schema: Any, source: str) -> DictConfig:
+    """The tree of the dataclass `schema` with a layer over it; `source` names the layer in errors.
+
+    Raises:
+        ConfigError: the layer does not fit the dataclasses.
+    """
+    one_line(lambda: check_values(layer), source)
+    one_line(lambda: _switch_kinds(tree, layer, schema, ""), source)
+    merged = one_line(lambda: OmegaConf.merge(tree, layer), source)
+    return typing.cast(DictConfig, merged)
+
+
+def check_parts(node: Any, path: str = "") -> None:
+    """Build every part by itself, the inner ones first, so that a bad value is reported with its place.
+
+    Raises:
+        ConfigError: one cannot be built.
+    """
+    for key in node:
+        child = node[key]
+        if isinstance(child, DictConfig):
+            check_parts(child, f"{path}.{key}" if path else str(key))
+    if is_dataclass(OmegaConf.get_type(node)):
+        one_line(lambda: OmegaConf.to_object(node), path)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of an error line: the known name that is most like this one, or nothing."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _switch_kinds(node: Any, layer: Mapping[str, Any], schema: Any, path: str) -> None:
+    """Put defaults where a layer names a new kind of a family or a new entry of a mapping."""
+    for key, value in layer.items():
+        expected = _field_type(schema, key)
+        where = f"{path}{key}"
+        if expected is None:
+            continue
+        if not (is_dataclass(_members(expected)[0]) or typing.get_origin(expected) is dict):
+            _check_leaf(where, expected, value)
+            continue
+        if value is None and types.NoneType in typing.get_args(expected):
+            continue
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{where} must hold keys and values, got {shown(value)}")
+        if len(value) > MAX_ENTRIES:
+            raise ConfigError(f"{where} must have at most {MAX_ENTRIES} entries, got {len(value)}")
+        expected = _enter(node, key, value, expected, where)
+        _switch_kinds(node[key], value, expected, f"{where}.")
+
+
+def _enter(node: Any, key: str, value: Mapping[str, Any], expected: Any, where: str) -> Any:
+    """Make the entry that a layer speaks of where it is not there yet or of another kind; its class."""
+    if "kind" in value:
+        members = {_kind(member): member for member in _members(expected)}
+        if not isinstance(value["kind"], str) or value["kind"] not in members:
+            raise ConfigError(
+                f"{where}.kind must be one of {', '.join(members)}, got {shown(value['kind'])}"
+                f"{nearest(str(value['kind']), members)}"
+            )
+        member = members[value["kind"]]
+        if key not in node or node[key] is None or node[key].kind != value["kind"]:
+            _assign(node, key, member)
+        return member
+    if key not in node or node[key] is None:
+        member = _members(expected)[0]
+        _assign(node, key, member)
+        return member
+    found = OmegaConf.get_type(node[key])
+    return found if is_dataclass(found) else expected
+
+
+def _check_leaf(where: str, expected: Any, value: Any) -> None:
+    """Refuse what OmegaConf would turn into a text, a truth or a list without a word."""
+    if typing.get_origin(expected) is tuple:
+        if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
+            raise ConfigError(f"{where} must be a list, got {shown(value)}")
+        kinds = typing.get_args(expected)
+        for index, entry in enumerate(value[:MAX_ENTRIES]):
+            _check_leaf(f"{where}[{index}]", kinds[min(index, len(kinds) - 1 - (kinds[-1] is ...))], entry)
+        return
+    kinds = {_plain_type(kind) for kind in _members(expected)}
+    if value is None and types.NoneType in typing.get_args(expected):
+        return
+    if kinds == {str} and not isinstance(value, str):
+        advice = "; put it in quotes" if isinstance(value, (int, float)) else ""
+        raise ConfigError(f"{where} must be text, got {shown(value)}{advice}")
+    if kinds == {bool} and not isinstance(value, (bool, str)):
+        raise ConfigError(f"{where} must be true or false, got {shown(value)}")
+    if kinds <= {int, float} and isinstance(value, bool):
+        raise ConfigError(f"{where} must be a number, got {str(value).lower()}")
+
+
+def _plain_type(kind: Any) -> Any:
+    """The type of a leaf; that of its choices for a Literal."""
+    return type(typing.get_args(kind)[0]) if typing.get_origin(kind) is typing.Literal else kind
+
+
+def _assign(node: Any, key: str, member: Any) -> None:
+    with read_write(node):
+        node[key] = OmegaConf.structured(member)
+
+
+def _field_type(schema: Any, key: str) -> Any:
+    """The type of an entry: of a dataclass field, or of a mapping's values; None where there is none."""
+    if is_dataclass(schema):
+        return typing.get_type_hints(schema).get(key)
+    if typing.get_origin(schema) is dict:
+        return typing.get_args(schema)[1]
+    return None
+
+
+def _members(family: Any) -> tuple[Any, ...]:
+    if typing.get_origin(family) in (types.UnionType, typing.Union):
+        return tuple(member for member in typing.get_args(family) if member is not types.NoneType)
+    return (family,)
+
+
+def _kind(member: Any) -> str:
+    return next(str(item.default) for item in fields(member) if item.name == "kind")

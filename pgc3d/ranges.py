@@ -1,0 +1,168 @@
+"""The range and the unit of every number in a configuration, declared with its field and checked when made.
+
+    batch: int = number(4, 1, 1024, unit="views")
+
+The range stands in the field's metadata, so that documentation and tests read it there. It bounds the number
+itself, each entry of a tuple or mapping of numbers, and the values (not the progress) of a schedule.
+"""
+
+import math
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from functools import lru_cache
+from typing import Any, TypeAlias
+
+from pgc3d.schedules import PiecewiseLinear
+
+Number: TypeAlias = int | float
+KEY = "range"
+MAX_ENTRIES = 256  # of a tuple or a mapping
+LEAST_EPS = 1e-30  # of Adam: less is 0 in single precision, which makes NaN of a gradient of zero
+MAX_RATE = 1.0  # of a learning rate: Adam's steps are about as long, and what is learnt is of size 1
+MAX_WEIGHT = 1e6  # of a term of the loss
+
+
+@dataclass(frozen=True)
+class Range:
+    """[low, high], or without an end that is exclusive; `also` are single values outside that are allowed."""
+
+    low: Number
+    high: Number
+    above: bool = False  # low is exclusive
+    below: bool = False  # high is exclusive
+    unit: str = ""
+    also: Mapping[int, str] = field(default_factory=dict)  # a value and what it means
+    multiple: int = 1
+    schedule: bool = False  # see `PiecewiseLinear`
+    pair: bool = False  # [low, high] of a random draw
+
+    def holds(self, value: Number) -> bool:
+        """Whether a number lies inside; NaN does not."""
+        if value in self.also:
+            return True
+        low = self.low < value if self.above else self.low <= value
+        high = value < self.high if self.below else value <= self.high
+        return low and high and (self.multiple == 1 or value % self.multiple == 0)
+
+    def __str__(self) -> str:
+        """As in "lie in [8, 4096], a multiple of 8, or be 0 for the model's own"; without the unit."""
+        left, right = "(" if self.above else "[", ")" if self.below else "]"
+        text = f"lie in {left}{_plain(self.low)}, {_plain(self.high)}{right}"
+        if self.multiple > 1:
+            text += f", a multiple of {self.multiple}"
+        return text + "".join(f", or be {value} for {meaning}" for value, meaning in self.also.items())
+
+
+def number(default: Any, low: Number, high: Number, **options: Any) -> Any:
+    """A field for a number, or a tuple of numbers, with its range; see `Range` for the options."""
+    return field(default=default, metadata={KEY: Range(low, high, **options)})
+
+
+def schedule(default: tuple[Number, ...], low: Number, high: Number, **options: Any) -> Any:
+    """A field for a schedule, whose values have the range."""
+    return number(default, low, high, schedule=True, **options)
+
+
+def span(default: tuple[Number, Number], low: Number, high: Number, **options: Any) -> Any:
+    """A field for the two ends of a random draw, both in the range and in order."""
+    return number(default, low, high, pair=True, **options)
+
+
+def ranges(config: Any) -> dict[str, Range]:
+    """The ranges of a configuration class, or of an instance, by the name of the field."""
+    found = {item.name: item.metadata[KEY] for item in fields(config) if KEY in item.metadata}
+    # A module that stands alone has a mapping there.
+    return {name: value if isinstance(value, Range) else Range(**value) for name, value in found.items()}
+
+
+def check(config: Any) -> None:
+    """Raise ValueError, in one line, where a number or a string of a configuration cannot be used."""
+    known, hints = ranges(config), _hints(type(config))
+    for item in fields(config):
+        value = getattr(config, item.name)
+        for entry in _strings(value):
+            check_text(item.name, entry)
+        if isinstance(value, (tuple, list, dict)) and len(value) > MAX_ENTRIES:
+            raise ValueError(f"{item.name} must have at most {MAX_ENTRIES} entries, got {len(value)}")
+        if item.name in known:
+            _check_number(item.name, value, known[item.name], whole=int in hints[item.name])
+
+
+def check_text(name: str, text: str) -> None:
+    """Raise ValueError where a string could not be kept in a file and come back as it is."""
+    if "${" in text:
+        raise ValueError(
+            f"{name} must be written out, since ${{...}} is not replaced by anything, got {shown(text)}"
+        )
+    if text.lstrip("\\") == "???":
+        raise ValueError(f"{name} must be given, got {shown(text)}")
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError(f"{name} must be UTF-8 text, got {shown(text)}")
+
+
+def shown(value: Any) -> str:
+    """A value in an error, in quotes where it is text and not longer than a line can bear."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # whole numbers of more digits than Python prints
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= 120 else f"{text[:100]}... ({len(text)} characters)"
+
+
+def _check_number(name: str, value: Any, limits: Range, *, whole: bool) -> None:
+    entries = list(_numbers(value))
+    for entry in entries:
+        if type(entry) not in ((int,) if whole else (int, float)):
+            raise ValueError(f"{name} must be {'whole' if whole else 'plain'} numbers, got {shown(entry)}")
+    checked: Any = entries
+    if limits.schedule:
+        checked = PiecewiseLinear(tuple(value)).values
+    if not all(limits.holds(entry) for entry in checked):
+        raise ValueError(f"{name} must {limits}, got {_found(value)}")
+    if limits.pair and entries[0] > entries[1]:
+        raise ValueError(f"{name} must be [low, high] with low <= high, got {_found(value)}")
+
+
+def _numbers(value: Any) -> Iterator[Any]:
+    """The entries of nested tuples and mappings; a number alone is its only entry."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, (tuple, list)):
+        for entry in value:
+            yield from _numbers(entry)
+    else:
+        yield value
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """The strings of a setting, with the names of a mapping."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        yield from (name for name in value if isinstance(name, str))
+        yield from (entry for entry in value.values() if isinstance(entry, str))
+    elif isinstance(value, (tuple, list)):
+        yield from (entry for entry in value if isinstance(entry, str))
+
+
+def _found(value: Any) -> str:
+    return shown(list(value) if isinstance(value, tuple) else value)
+
+
+def _plain(value: Number) -> str:
+    """Without a decimal point where it is whole, and without an exponent up to ten digits."""
+    if isinstance(value, int) or (math.isfinite(value) and value == int(value) and abs(value) < 1e10):
+        return str(int(value)) if value != 2**63 - 1 else "2^63 - 1"
+    return f"{value:g}"
+
+
+@lru_cache(maxsize=64)
+def _hints(kind: type) -> dict[str, set[Any]]:
+    """The plain types that occur in the type of each field."""
+
+    def plain(hint: Any) -> set[Any]:
+        parts = typing.get_args(hint)
+        return set().union(*(plain(part) for part in parts)) if parts else {hint}
+
+    return {name: plain(hint) for name, hint in typing.get_type_hints(kind).items()}

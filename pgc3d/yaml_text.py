@@ -1,0 +1,146 @@
+"""YAML from anybody, as plain keys and values: no tags, nothing that is replaced, of a bearable size."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from io import StringIO
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from pgc3d.errors import ConfigError
+from pgc3d.ranges import check_text, shown
+
+MAX_BYTES = 1 << 20
+MAX_DEPTH = 16
+MAX_VALUES = 10_000  # with those that aliases repeat
+LONGEST = 400  # characters of what a library says
+EVENTS: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The keys and values of a YAML file, unchecked.
+
+    Raises:
+        ConfigError: there is no such file, or it is not a YAML mapping.
+    """
+    text = one_line(lambda: _read_text(path), "")
+    layer = one_line(lambda: _parse(text, lambda: OmegaConf.load(StringIO(text))), str(path))
+    if not isinstance(layer, dict):
+        raise ConfigError(f"{path} must hold keys and values, got a {type(layer).__name__}")
+    return cast("dict[str, Any]", layer)
+
+
+def parse_override(override: str) -> dict[str, Any]:
+    """The nested mapping that `key=value` with dots between the keys stands for.
+
+    Raises:
+        ConfigError: it is something else, or the value is not YAML.
+    """
+    key, equals, text = override.partition("=")
+    names = [name.strip() for name in key.split(".")]
+    if not equals or not all(names):
+        raise ConfigError(f"--set must be key=value, got {shown(override)}")
+    if len(names) > MAX_DEPTH:
+        raise ConfigError(f"--set must have at most {MAX_DEPTH} names with dots between, got {len(names)}")
+    found = one_line(lambda: _parse(text, lambda: OmegaConf.from_dotlist([f"value={text}"])), f"--set {key}")
+    value = found["value"]
+    for name in reversed(names):
+        value = {name: value}
+    return cast("dict[str, Any]", value)
+
+
+def check_values(layer: Mapping[str, Any], path: str = "") -> None:
+    """Raise ConfigError where a string in a nested mapping stands for something else, see `check_text`."""
+    for key, value in layer.items():
+        where = f"{path}{key}"
+        if not isinstance(key, str):
+            raise ConfigError(f"{path or 'a key'} must be text, got {shown(key)}; put it in quotes")
+        if isinstance(value, Mapping):
+            check_values(value, f"{where}.")
+        for entry in value if isinstance(value, (list, tuple)) else [value]:
+            if isinstance(entry, str):
+                one_line(partial(check_text, where, entry), "")
+
+
+def one_line(action: Callable[[], Any], source: str) -> Any:
+    """Run `action` and turn what OmegaConf, YAML and `__post_init__` raise into one line."""
+    try:
+        return action()
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}" if source else str(error)) from error
+    except OmegaConfBaseException as error:
+        where = [part for part in (source, error.full_key) if part]
+        raise ConfigError(": ".join([*where, _shortened(str(error).splitlines()[0])])) from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source} must be YAML, got: {_shortened(str(error))}") from error
+    except OSError as error:
+        raise ConfigError(f"{source or error.filename}: {error.strerror or error}") from error
+    except (ValueError, TypeError, ArithmeticError, RecursionError) as error:
+        raise ConfigError(f"{source}: {error}" if source else str(error)) from error
+
+
+def _shortened(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= LONGEST else f"{line[:LONGEST]}..."
+
+
+def _read_text(path: Path) -> str:
+    if path.is_dir():
+        raise ConfigError(f"the configuration must be a YAML file, but {path} is a folder")
+    if not path.exists():
+        raise ConfigError(f"the configuration file must exist, but {path} does not; give a YAML file")
+    if not path.is_file():
+        raise ConfigError(f"the configuration must be a YAML file, but {path} is a device or a pipe")
+    with path.open("rb") as stream:
+        content = stream.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise ConfigError(f"a configuration file must have at most {MAX_BYTES >> 20} MiB, {path} has more")
+    # What PowerShell writes by `>` has a mark of two bytes in front.
+    wide = content.startswith((b"\xff\xfe", b"\xfe\xff"))
+    try:
+        return content.decode("utf-16" if wide else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"a configuration file must be UTF-8 text, {path} is not at byte {error.start}; save it as UTF-8"
+        ) from error
+
+
+def _parse(text: str, parse: Callable[[], Any]) -> Any:
+    """Plain values by OmegaConf's rules, where the text is nothing else than that."""
+    _check_events(text)
+    return OmegaConf.to_container(parse())
+
+
+def _check_events(text: str) -> None:
+    """Refuse what a configuration never needs, before anything is made of it."""
+    sizes = [0]  # values so far in every collection that is open
+    names: list[str | None] = []  # their anchors
+    anchors: dict[str, int] = {}
+    for event in yaml.parse(text, Loader=EVENTS):
+        place = f"line {event.start_mark.line + 1}"
+        if (tag := getattr(event, "tag", None)) is not None:
+            raise ValueError(f"a configuration must have no tags, got {shown(tag)} in {place}; remove it")
+        match event:
+            case yaml.CollectionStartEvent():
+                sizes.append(1)
+                names.append(event.anchor)
+            case yaml.CollectionEndEvent():
+                size, name = sizes.pop(), names.pop()
+                sizes[-1] += size
+                anchors |= {name: size} if name is not None else {}
+            case yaml.AliasEvent():
+                sizes[-1] += anchors.get(event.anchor, 1)
+            case yaml.ScalarEvent():
+                sizes[-1] += 1
+                check_text(place, event.value)
+        _check_size(sizes, place)
+
+
+def _check_size(sizes: Sequence[int], place: str) -> None:
+    if len(sizes) > MAX_DEPTH + 1:
+        raise ValueError(f"a configuration must be nested at most {MAX_DEPTH} deep, got more in {place}")
+    if sum(sizes) > MAX_VALUES:
+        raise ValueError(f"a configuration must have at most {MAX_VALUES} values, got more in {place}")

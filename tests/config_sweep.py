@@ -1,0 +1,258 @@
+"""Every setting of every configuration class, and two steps of a run with it."""
+
+import types
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, is_dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+from fakes import PullTowardColor
+from meshes import write_cube
+from PIL import Image
+
+from pgc3d import build, stage, teachers
+from pgc3d.config import Config, load_config
+from pgc3d.export.canvas import save_canvas
+from pgc3d.optimize import Objective, Problem, optimize
+from pgc3d.photo import frame_photo
+from pgc3d.render import build_rasterizer
+from pgc3d.schedules import PiecewiseLinear
+from pgc3d.task import Task
+
+CPU = torch.device("cpu")
+SMALL = [
+    "run.resolution=[16]", "run.resolution_until=[]", "run.steps=2", "objectives.color.batch=1",
+]  # fmt: skip
+SMALL_FIELD = ["color_levels=2", "color_log2_rows=8", "color_finest=16", "color_hidden=4"]
+SETTINGS = {
+    "dmtet": ["representation.resolution=8", *(f"representation.{item}" for item in SMALL_FIELD)],
+    "textured_mesh": [
+        "representation.kind=textured_mesh",
+        "representation.image_size=64",
+        *(f"representation.{item}" for item in SMALL_FIELD),
+    ],
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A place in a configuration that holds numbers."""
+
+    path: str
+    type: object
+    base: tuple[str, ...]  # what must be set for it to be there
+
+    @property
+    def whole(self) -> bool:
+        return self.type is int or int in typing.get_args(self.type)
+
+    @property
+    def length(self) -> int:
+        """Entries of a tuple, 0 for a plain number."""
+        if typing.get_origin(self.type) is not tuple:
+            return 0
+        arguments = typing.get_args(self.type)
+        return 1 if arguments[-1] is ... else len(arguments)
+
+    def written(self, value: str) -> str:
+        """The value as the setting's type would hold it: in each entry of a tuple."""
+        return value if self.length == 0 else f"[{', '.join([value] * self.length)}]"
+
+
+def settings() -> list[Setting]:
+    """All numbers that a configuration can hold, over all members of all families."""
+    return list(_walk(Config, "", ()))
+
+
+def _walk(kind: type, path: str, base: tuple[str, ...]) -> Iterator[Setting]:
+    hints = typing.get_type_hints(kind)
+    for item in fields(kind):
+        where = f"{path}{item.name}"
+        yield from _walk_hint(hints[item.name], where, base)
+
+
+def _members(hint: object) -> tuple[object, ...]:
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        return tuple(part for part in typing.get_args(hint) if part is not types.NoneType)
+    return (hint,)
+
+
+def _walk_hint(hint: object, where: str, base: tuple[str, ...]) -> Iterator[Setting]:
+    members = _members(hint)
+    for member in members:
+        if is_dataclass(member):
+            kind = next((item.default for item in fields(member) if item.name == "kind"), None)
+            chosen = (*base, f"{where}.kind={kind}") if len(members) > 1 else base
+            if kind == "reference" and where.endswith("guidance"):
+                chosen = (*chosen, "objectives.color.cameras.kind=reference")
+            if kind == "close_up":
+                chosen = ("representation.kind=textured_mesh", *chosen)
+            yield from _walk(member, f"{where}.", chosen)
+        elif typing.get_origin(member) is dict:
+            name = {"objectives": "color", "controls": "depth", "backgrounds": "white"}[
+                where.rsplit(".", maxsplit=1)[-1]
+            ]
+            extra = (f"{where}.{name}.model=none",) if name == "depth" else ()
+            yield from _walk_hint(typing.get_args(member)[1], f"{where}.{name}", (*base, *extra))
+        elif member in (int, float) or (
+            typing.get_origin(member) is tuple and set(typing.get_args(member)) & {int, float}
+        ):
+            yield Setting(where, member, base)
+
+
+@dataclass
+class Bench:
+    """What is made once for many configurations: a mesh, an image, and the bundled models."""
+
+    folder: Path
+
+    def __post_init__(self) -> None:
+        self.rasterizer = build_rasterizer("cpu", CPU)
+        picture = Image.new("RGBA", (96, 96))
+        picture.paste((200, 40, 40, 255), (24, 24, 72, 72))
+        picture.save(self.folder / "picture.png")
+        write_cube(self.folder / "mesh.glb")
+        self._canvases: dict[object, Path] = {}
+        self._teachers: dict[object, teachers.Teachers] = {}
+
+    def run(self, config: Config, *, model: bool = False) -> None:
+        """Build what the configuration describes and take two steps; with the real guidance if `model`."""
+        representation = stage.build_representation(config, self._task(config), self.rasterizer, CPU)
+        objective = config.objectives["color"]
+        guidance = (
+            teachers.build_guidance(
+                config, objective.guidance, self._load(config), torch.Generator().manual_seed(0)
+            )
+            if model
+            else PullTowardColor()
+        )
+        problem = Problem(
+            representation=representation,
+            objectives={
+                "color": Objective(
+                    sample_cameras=stage.camera_sampler(config, objective, representation, CPU),
+                    guidance=guidance,
+                    clip=objective.clip.build(),
+                    backgrounds=((1.0, 1.0, 1.0), None),
+                    weight=objective.weight,
+                    target=objective.target,
+                )
+            },
+            optimizer=torch.optim.Adam(
+                [dict(group) for group in representation.parameter_groups()],
+                betas=config.optimizer.betas,
+                eps=config.optimizer.eps,
+                fused=True,
+            ),
+            generator=torch.Generator().manual_seed(0),
+            clip_parameters=build._parameter_clipper(config),
+            lr_scale=PiecewiseLinear(config.optimizer.lr_scale),
+        )
+        reports = optimize(
+            problem,
+            steps=config.run.steps,
+            resolution_at=config.run.resolution_at,
+            log_every=config.logging.log_every,
+            max_skipped=config.optimizer.max_skipped,
+        )
+        list(islice(reports, 2))
+        for group in representation.parameter_groups():
+            for tensor in group["params"]:
+                assert torch.isfinite(tensor).all(), group["name"]
+
+    def frame(self, config: Config) -> None:
+        """Prepare an image as the configuration says."""
+        photo = config.photo
+        frame_photo(
+            self.folder / "picture.png", border=photo.border, matting=photo.matting, size=photo.size
+        ).png()
+
+    def _task(self, config: Config) -> Task:
+        if config.representation.kind != "textured_mesh":
+            return Task("a red chair")
+        chosen = config.representation
+        key = (chosen.up, chosen.front, chosen.crease_degrees, chosen.image_size, chosen.texture)
+        if key not in self._canvases:
+            small = load_config(
+                overrides=[
+                    "representation.kind=textured_mesh", "export.texture_size=64", "run.rasterizer=cpu",
+                    f"representation.crease_degrees={chosen.crease_degrees}",
+                ]
+            )  # fmt: skip
+            path = self.folder / f"canvas-{len(self._canvases)}.safetensors"
+            save_canvas(path, stage.adopt_mesh(small, self.folder / "mesh.glb", CPU))
+            self._canvases[key] = path
+        return Task("a red chair", mesh=self._canvases[key])
+
+    def _load(self, config: Config) -> teachers.Teachers:
+        guidance, model = config.objectives["color"].guidance, config.model
+        key = (guidance.kind, model.name, repr(model.view_prompts), config.view)
+        if key not in self._teachers:
+            png = self.folder / "prepared.png"
+            framed = frame_photo(self.folder / "picture.png", size=64)
+            png.write_bytes(framed.png())
+            task = Task("a red chair", image=png)
+            self._teachers[key] = teachers.load_teachers(
+                config, task, teachers.locate_models(config, CPU), CPU
+            )
+        return self._teachers[key]
+
+
+VALUES = (
+    ".nan",
+    ".inf",
+    "-.inf",
+    "0",
+    "-1",
+    "-1e9",
+    "1e9",
+    "1e12",
+    "1e30",
+    "text",
+    "true",
+    "null",
+    "[]",
+    "{}",
+)
+WHOLE = {f"{sign}1e{power}": f"{sign}1{'0' * power}" for sign in ("", "-") for power in (9, 12, 30)}
+
+
+def written(setting: Setting, value: str) -> str:
+    """A value in YAML as the setting would hold it: whole where it is whole, in each entry of a tuple."""
+    if value in {"null", "[]", "{}"}:
+        return value
+    return setting.written(WHOLE.get(value, value) if setting.whole else value)
+
+
+def as_yaml(path: str, value: str) -> str:
+    """A file with one value."""
+    names = path.split(".")
+    return "".join(f"{'  ' * depth}{name}:\n" for depth, name in enumerate(names[:-1])) + (
+        f"{'  ' * (len(names) - 1)}{names[-1]}: {value}\n"
+    )
+
+
+def base_of(setting: Setting) -> list[str]:
+    """Overrides that make the setting's place, small and quick."""
+    base = list(setting.base)
+    kind = "textured_mesh" if "representation.kind=textured_mesh" in base else "dmtet"
+    return [*SMALL, *SETTINGS[kind], *base]
+
+
+def load(setting: Setting, value: str, folder: Path, *, by_file: bool) -> Config:
+    """The configuration with a value, by `--set` or by a file."""
+    if not by_file:
+        return load_config(overrides=[*base_of(setting), f"{setting.path}={value}"])
+    path = folder / "value.yaml"
+    path.write_text(as_yaml(setting.path, value))
+    kinds = [item for item in setting.base if ".kind=" in item]
+    layers: list[object] = [path]
+    if kinds:  # a file's values belong to the kinds that stand before it
+        base = load_config(overrides=base_of(setting))
+        from pgc3d.config import dump_config
+
+        (folder / "base.yaml").write_text(dump_config(base))
+        layers.insert(0, folder / "base.yaml")
+    return load_config(layers, overrides=[] if kinds else base_of(Setting(setting.path, setting.type, ())))
