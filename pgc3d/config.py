@@ -25,8 +25,9 @@ from pgc3d.errors import ConfigError
 from pgc3d.guidance.reference import ReferenceConfig
 from pgc3d.guidance.sds import SdsConfig
 from pgc3d.guidance.zero123 import Zero123Config
+from pgc3d.inputs.colors import COLORS, named_color
+from pgc3d.inputs.image import PhotoConfig
 from pgc3d.pgc import ClipConfig, PixelClip
-from pgc3d.photo import PhotoConfig
 from pgc3d.prompts import ViewPromptConfig
 from pgc3d.render import Backend
 from pgc3d.representation.dmtet import DMTetConfig
@@ -34,14 +35,6 @@ from pgc3d.representation.textured_mesh import TexturedMeshConfig
 from pgc3d.schedules import PiecewiseLinear
 
 PRESETS = Path(__file__).parent / "configs"
-COLORS: Mapping[str, tuple[float, float, float]] = {
-    "white": (1.0, 1.0, 1.0),
-    "gray": (0.5, 0.5, 0.5),
-    "black": (0.0, 0.0, 0.0),
-    "red": (1.0, 0.0, 0.0),
-    "green": (0.0, 0.5, 0.0),
-    "blue": (0.0, 0.0, 1.0),
-}
 BACKGROUNDS = (*COLORS, "random", "image")
 
 Precision = Literal["auto", "float32", "float16", "bfloat16"]
@@ -81,7 +74,7 @@ class ObjectiveConfig:
     guidance: GuidanceConfig = field(default_factory=SdsConfig)
     clip: ClipConfig = field(default_factory=PixelClip)
     cameras: CameraConfig = field(default_factory=OrbitConfig)
-    backgrounds: tuple[str, ...] = ("white",)  # of BACKGROUNDS, "image" is the task's; every view draws one
+    backgrounds: tuple[str, ...] = ("white",)  # names or #rrggbb; every view draws one
     batch: int = 4  # views per step
     weight: float = 1.0
     target: Literal["color", "normal"] = "color"
@@ -104,9 +97,9 @@ class ObjectiveConfig:
         if not self.backgrounds:
             raise ValueError(f"backgrounds must name at least one of {', '.join(BACKGROUNDS)}")
         for name in self.backgrounds:
-            if name not in BACKGROUNDS:
+            if name not in BACKGROUNDS and named_color(name) is None:
                 raise ValueError(
-                    f"backgrounds must be of {', '.join(BACKGROUNDS)}, got {name!r}"
+                    f"backgrounds must be of {', '.join(BACKGROUNDS)} or #rrggbb, got {name!r}"
                     f"{_nearest(name, BACKGROUNDS)}"
                 )
 

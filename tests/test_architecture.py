@@ -29,8 +29,8 @@ LAYERS = (
     ("mesh_io",),
     ("guidance", "representation"),
     ("render",),
-    ("diffusion", "geometry", "kernels", "mini"),
-    ("cameras", "closeups", "maps", "photo", "prompts", "schedules", "pgc", "image_statistics"),
+    ("diffusion", "geometry", "inputs", "kernels", "mini"),
+    ("cameras", "closeups", "prompts", "schedules", "pgc", "image_statistics"),
     ("interfaces",),
     ("types", "task", "errors", "__init__"),
 )
