@@ -10,14 +10,17 @@ import torch
 
 from pgc3d import pgc
 from pgc3d.backgrounds import Backdrop, Background, load_backdrop, prepare_backdrop
-from pgc3d.config import COLORS, Config, ObjectiveConfig
+from pgc3d.config import Config, ObjectiveConfig
 from pgc3d.diffusion.accelerate import release_decoder
 from pgc3d.errors import BackendUnavailableError, ConfigError, InputError
 from pgc3d.guidance.reference import ReferenceConfig
+from pgc3d.inputs.colors import COLORS, named_color
+from pgc3d.inputs.decode import ignore
+from pgc3d.inputs.formats import Say
+from pgc3d.inputs.image import frame_photo
+from pgc3d.inputs.maps import CHANNELS, MapName, prepare_map
 from pgc3d.interfaces import Guidance, Rasterizer, Representation
-from pgc3d.maps import CHANNELS, MapName, prepare_map
 from pgc3d.optimize import CameraSampler, Objective, ParameterClipper, Problem
-from pgc3d.photo import frame_photo
 from pgc3d.render import build_rasterizer
 from pgc3d.schedules import PiecewiseLinear
 from pgc3d.stage import build_representation, camera_sampler, seeded
@@ -74,10 +77,10 @@ def require_prompt(prompt: str) -> None:
         raise InputError('the prompt must not be empty; say what to make, as in pgc3d text "a red chair"')
 
 
-def prepare_task_photo(config: Config, task: Task) -> Mapping[str, bytes]:
+def prepare_task_photo(config: Config, task: Task, say: Say = ignore) -> Mapping[str, bytes]:
     """The task's picture and its maps as the run will keep them, PNG files by their name in the task.
 
-    Nothing where no objective looks at a picture.
+    Nothing where no objective looks at a picture. `say` takes lines about what was left out or may be wrong.
 
     Raises:
         InputError: there is no picture, one of the files is unusable, or nothing looks at one.
@@ -96,7 +99,7 @@ def prepare_task_photo(config: Config, task: Task) -> Mapping[str, bytes]:
     if task.image is None:
         raise InputError("the configuration needs a picture; use pgc3d image FILE")
     photo = config.photo
-    framed = frame_photo(task.image, border=photo.border, matting=photo.matting, size=photo.size)
+    framed = frame_photo(task.image, border=photo.border, matting=photo.matting, size=photo.size, say=say)
     prepared = {"image": framed.png()}
     for name, path in maps.items():
         prepared[name] = prepare_map(name, path, framed)
@@ -126,14 +129,14 @@ def _background_file(config: Config, task: Task) -> Path | None:
     return task.background
 
 
-def prepare_task_backdrop(config: Config, task: Task) -> bytes | None:
+def prepare_task_backdrop(config: Config, task: Task, say: Say = ignore) -> bytes | None:
     """The task's background as the run will keep it, a PNG file; None where there is none.
 
     Raises:
         InputError: a picture is named and not given or the other way round, or it is unusable.
     """
     file = _background_file(config, task)
-    return None if file is None else prepare_backdrop(file, max(config.run.resolution))
+    return None if file is None else prepare_backdrop(file, max(config.run.resolution), say)
 
 
 def build(config: Config, task: Task, models: Models, device: torch.device) -> Built:
@@ -205,7 +208,9 @@ def _build_objective(
         sample_cameras=cameras,
         guidance=guidance,
         clip=config.clip.build(),
-        backgrounds=tuple(backgrounds[name] for name in config.backgrounds),
+        backgrounds=tuple(
+            backgrounds[name] if name in backgrounds else named_color(name) for name in config.backgrounds
+        ),
         weight=config.weight,
         target=config.target,
     )

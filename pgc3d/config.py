@@ -21,9 +21,10 @@ from pgc3d.errors import ConfigError
 from pgc3d.guidance.reference import ReferenceConfig
 from pgc3d.guidance.sds import SdsConfig
 from pgc3d.guidance.zero123 import Zero123Config
+from pgc3d.inputs.colors import COLORS, named_color
+from pgc3d.inputs.image import PhotoConfig
 from pgc3d.layers import check_parts, merge, nearest
 from pgc3d.pgc import ClipConfig, ParameterClip, PixelClip
-from pgc3d.photo import PhotoConfig
 from pgc3d.prompts import ViewPromptConfig
 from pgc3d.ranges import LEAST_EPS, check, number, schedule, shown
 from pgc3d.render import Backend
@@ -32,14 +33,6 @@ from pgc3d.representation.textured_mesh import TexturedMeshConfig
 from pgc3d.yaml_text import one_line, parse_override, read_yaml
 
 PRESETS = Path(__file__).parent / "configs"
-COLORS: Mapping[str, tuple[float, float, float]] = {
-    "white": (1.0, 1.0, 1.0),
-    "gray": (0.5, 0.5, 0.5),
-    "black": (0.0, 0.0, 0.0),
-    "red": (1.0, 0.0, 0.0),
-    "green": (0.0, 0.5, 0.0),
-    "blue": (0.0, 0.0, 1.0),
-}
 BACKGROUNDS = (*COLORS, "random", "image")
 MAX_STEPS = 10_000_000
 MAX_PIXELS = 2**28  # of a step's views: 300 GB of what the renderer keeps
@@ -87,7 +80,7 @@ class ObjectiveConfig:
     guidance: GuidanceConfig = field(default_factory=SdsConfig)
     clip: ClipConfig = field(default_factory=PixelClip)
     cameras: CameraConfig = field(default_factory=OrbitConfig)
-    backgrounds: tuple[str, ...] = ("white",)  # of BACKGROUNDS, "image" is the task's; every view draws one
+    backgrounds: tuple[str, ...] = ("white",)  # names or #rrggbb; every view draws one
     batch: int = number(4, 1, 1024, unit="views")  # of a step
     weight: float = number(1.0, 1e-6, 1e6)
     target: Literal["color", "normal"] = "color"
@@ -108,9 +101,9 @@ class ObjectiveConfig:
         if not self.backgrounds:
             raise ValueError(f"backgrounds must name at least one of {', '.join(BACKGROUNDS)}")
         for name in self.backgrounds:
-            if name not in BACKGROUNDS:
+            if name not in BACKGROUNDS and named_color(name) is None:
                 raise ValueError(
-                    f"backgrounds must be of {', '.join(BACKGROUNDS)}, got {name!r}"
+                    f"backgrounds must be of {', '.join(BACKGROUNDS)} or #rrggbb, got {name!r}"
                     f"{nearest(name, BACKGROUNDS)}"
                 )
 

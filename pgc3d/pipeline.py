@@ -98,12 +98,16 @@ def generate(
     config = config or load_config()
     device = build.resolve_device(config.run.device)
     stage.require_fitting(config, task)
-    backdrop = build.prepare_task_backdrop(config, task)
+
+    def say(message: str) -> None:
+        report(Event("build", message=message))
+
+    backdrop = build.prepare_task_backdrop(config, task, say)
     canvas = _take_mesh(task, config, device, report)
     models = locate_models(config, device)
     check_prompt(task, config, models, report)
     check_cameras(config, models, report)
-    pictures = dict(build.prepare_task_photo(config, task))
+    pictures = dict(build.prepare_task_photo(config, task, say))
     if backdrop is not None:
         pictures["background"] = backdrop
     inputs = {name: {"name": path.name, "sha256": sha256(path)} for name, path in task.files.items()}

@@ -16,7 +16,7 @@ class Task:
     image: Path | None = None
     mesh: Path | None = None
     background: Path | None = None  # a picture, where the settings name "image"
-    depth: Path | None = None  # of the image, see `maps.prepare_map`
+    depth: Path | None = None  # of the image, see `inputs.maps.prepare_map`
     normal: Path | None = None  # likewise
 
     @property

@@ -23,9 +23,9 @@ from pgc3d.errors import ConfigError, WeightsNotFoundError
 from pgc3d.guidance.reference import ReferenceConfig, ReferenceView
 from pgc3d.guidance.sds import ScoreDistillation, SdsConfig
 from pgc3d.guidance.zero123 import NovelViewDistillation, Zero123Config
+from pgc3d.inputs.image import load_photo
+from pgc3d.inputs.maps import MapName, load_map
 from pgc3d.interfaces import Divisible, Guidance
-from pgc3d.maps import MapName, load_map
-from pgc3d.photo import load_photo
 from pgc3d.prompts import ViewPromptConfig, unknown_words, view_prompts
 from pgc3d.schedules import PiecewiseLinear
 from pgc3d.task import Task

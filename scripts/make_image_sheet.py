@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pgc3d.diffusion.latent import resize
 from pgc3d.export.turntable import tile, to_bytes
-from pgc3d.photo import load_photo
+from pgc3d.inputs.image import load_photo
 
 PICTURES = Path(__file__).parent.parent / "assets" / "pictures"
 ELEVATIONS = {"coffee": 55, "barrel": 15, "table": 25, "couch": 20, "teacup": 25}  # degrees, guessed

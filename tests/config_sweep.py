@@ -15,8 +15,8 @@ from PIL import Image
 from pgc3d import build, stage, teachers
 from pgc3d.config import Config, load_config
 from pgc3d.export.canvas import save_canvas
+from pgc3d.inputs.image import frame_photo
 from pgc3d.optimize import Objective, Problem, optimize
-from pgc3d.photo import frame_photo
 from pgc3d.render import build_rasterizer
 from pgc3d.schedules import PiecewiseLinear
 from pgc3d.task import Task

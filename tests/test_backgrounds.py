@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from meshes import write_cube
 from PIL import Image
 
-from pgc3d import photo
 from pgc3d.backgrounds import (
     Backdrop,
     draw_backgrounds,
@@ -23,9 +22,10 @@ from pgc3d.diffusion.latent import resize
 from pgc3d.errors import InputError
 from pgc3d.export.canvas import prepare_canvas
 from pgc3d.guidance.reference import ReferenceConfig
+from pgc3d.inputs import formats
+from pgc3d.inputs.image import frame_photo
 from pgc3d.interfaces import parameters
 from pgc3d.optimize import Objective, Stopwatch, accumulate
-from pgc3d.photo import frame_photo
 from pgc3d.render.cpu import CpuRasterizer
 from pgc3d.representation.dmtet import DMTetConfig, build_dmtet
 from pgc3d.representation.textured_mesh import TexturedMeshConfig, build_painted_mesh
@@ -219,7 +219,7 @@ def test_files_are_read_as_photos_are(tmp_path, monkeypatch):
         assert torch.equal(loaded(path, tmp_path).picture, expected)
     (tmp_path / "text.png").write_text("no picture")
     (tmp_path / "half.png").write_bytes(deep.read_bytes()[:90])
-    monkeypatch.setattr(photo, "MAX_PIXELS", 1000)
+    monkeypatch.setattr(formats, "MAX_PIXELS", 1000)
     for name in ("missing.png", "text.png", "half.png", "plain.png"):
         lines = []
         for prepare in (lambda path: prepare_backdrop(path, SIDE), frame_photo):

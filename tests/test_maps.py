@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pgc3d.errors import InputError
-from pgc3d.maps import load_map, prepare_map
-from pgc3d.photo import frame_photo, load_photo
+from pgc3d.inputs.image import frame_photo, load_photo
+from pgc3d.inputs.maps import load_map, prepare_map
 
 HEIGHT, WIDTH = 150, 120
 
@@ -148,7 +148,7 @@ def test_unusable_maps_are_one_line(framed, tmp_path):
     assert "found none at" in refused(framed, "depth", tmp_path / "missing.png")
     assert "found none at" in refused(framed, "depth", tmp_path / "missing.npy")
     assert "must hold grey levels, not colours" in refused(framed, "depth", rgb)
-    assert "is in mode L" in refused(framed, "normal", gray)
+    assert "holds grey levels" in refused(framed, "normal", gray)
     assert "must vary over the object" in refused(
         framed, "depth", write(tmp_path / "flat.npy", np.full((HEIGHT, WIDTH), 3.0))
     )

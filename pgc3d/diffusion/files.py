@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 from pgc3d.cameras import ViewConfig
 from pgc3d.diffusion.latent import Layout
 from pgc3d.errors import ConfigError, Pgc3dError, WeightsNotFoundError
-from pgc3d.photo import PhotoConfig
+from pgc3d.inputs.image import PhotoConfig
 from pgc3d.prompts import ViewPromptConfig
 
 logger = logging.getLogger(__name__)

@@ -7,7 +7,8 @@
 An image item's truth stands as the input shows it: the input's camera is at azimuth 0, whatever side of the
 object that is, and `elevation_degrees` above the horizon. With `"frame": "input"` it also has the place and
 the size at which the camera of an image run, `cameras.ViewConfig` with its defaults, sees it in the input as
-`photo.frame_photo` places it: results need not be moved to be compared. A text item may have a truth too.
+`inputs.image.frame_photo` places it: results need not be moved to be compared. A text item may have a
+truth too.
 """
 
 import json

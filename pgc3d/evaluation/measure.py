@@ -23,9 +23,9 @@ from pgc3d.evaluation.results import Record
 from pgc3d.evaluation.retrieval import Retriever, load_retriever
 from pgc3d.export.given_mesh import obj_references
 from pgc3d.export.mesh_file import read_mesh
+from pgc3d.inputs.image import PhotoConfig
 from pgc3d.interfaces import Rasterizer
 from pgc3d.mini import text_model
-from pgc3d.photo import PhotoConfig
 from pgc3d.render import build_rasterizer
 from pgc3d.run import CONFIG, sha256
 

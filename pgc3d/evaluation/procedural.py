@@ -21,8 +21,8 @@ from pgc3d.export.mesh_file import read_mesh, write_mesh
 from pgc3d.export.turntable import to_bytes
 from pgc3d.geometry.normals import face_normals, vertex_normals
 from pgc3d.geometry.uv import triangle_atlas
+from pgc3d.inputs.image import PhotoConfig
 from pgc3d.interfaces import Rasterizer
-from pgc3d.photo import PhotoConfig
 from pgc3d.render.mesh_renderer import project
 
 ELEVATION_DEGREES = 20.0

@@ -8,15 +8,19 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, UInt8, UInt16
-from PIL import Image, ImageOps
+from jaxtyping import Bool, Float, Shaped, UInt8, UInt16
+from PIL import Image
 from torch import Tensor
 
 from pgc3d.errors import InputError
-from pgc3d.photo import FramedPhoto, decoding, encode_png, open_picture, require_small_file
+from pgc3d.inputs.decode import Levels, Size, decode_levels
+from pgc3d.inputs.formats import decoding, require_small_file
+from pgc3d.inputs.image import FramedPhoto, encode_png
 
 MapName = Literal["depth", "normal"]
 CHANNELS: dict[MapName, int] = {"depth": 1, "normal": 3}
+GREY_TOLERANCE = 2 / 255  # between the channels of grey levels that are stored as RGB
+_STRIP = 256  # rows, about
 AWAY = 0.5  # share of the object whose normals may look away from the viewer
 
 
@@ -32,15 +36,15 @@ def prepare_map(name: MapName, path: Path, framed: FramedPhoto) -> bytes:
     Raises:
         InputError: the file cannot be read, has another size, or says nothing of the kind about the object.
     """
-    values = _read(name, path)
-    height, width, _ = values.shape
+    levels = _read(name, path)
+    height, width = levels.values.shape[:2]
     if (width, height) != framed.original:
         wide, high = framed.original
         raise InputError(
             f"a {name} map must have the size of the picture, {wide} x {high}, but {path} has "
             f"{width} x {height}"
         )
-    placed, covered = _place(values, framed, path)
+    placed, covered = _place(levels, framed, path)
     if name == "depth":
         return encode_png(Image.fromarray(_depth_levels(placed[..., 0], covered > 0.5, path)))
     return encode_png(Image.fromarray(_normal_levels(placed, covered > 0.5, path)))
@@ -52,65 +56,104 @@ def load_map(name: MapName, path: Path, size: int) -> Float[Tensor, "S S C"]:
     Raises:
         InputError: the file is missing, or not what `prepare_map` makes for a square of this size.
     """
-    values = _read(name, path)
-    if values.shape[:2] != (size, size):
-        height, width, _ = values.shape
+    levels = _read(name, path)
+    if levels.values.shape[:2] != (size, size):
+        height, width = levels.values.shape[:2]
         raise InputError(
             f"{path} must be a prepared {name} map of {size} x {size} pixels, got {width} x {height}"
         )
-    return torch.from_numpy(values / np.float32(65535.0) if name == "depth" else 2.0 * values - 1.0)
+    values = levels.rows(slice(None))
+    if name == "depth":
+        return torch.from_numpy(values / np.float32(65535.0))
+    return torch.from_numpy(2.0 * values - 1.0)
 
 
-def _read(name: MapName, path: Path) -> Float[np.ndarray, "H W C"]:
-    values = _read_array(path) if path.suffix.lower() == ".npy" else _read_levels(name, path)
-    if values.ndim == 2:
-        values = values[..., None]
+def _read(name: MapName, path: Path) -> Levels:
+    """The numbers of a map, [H, W, C]; those of normals in [0, 1] once they are read as float32."""
+    levels = Levels(_read_array(path), None) if path.suffix.lower() == ".npy" else decode_levels(path)
+    values = levels.values
+    if levels.top is not None and name == "depth" and values.ndim == 3:
+        values = _grey_of(values, levels.top, path)
+    elif path.suffix.lower() != ".npy" and name == "normal" and values.ndim == 2:
+        raise InputError(f"a normal map must hold the colours of (n + 1) / 2, {path} holds grey levels")
+    values = values[..., None] if values.ndim == 2 else values
     if values.ndim != 3 or values.shape[2] != CHANNELS[name]:
         raise InputError(
             f"a {name} map must hold {CHANNELS[name]} number(s) a pixel, {path} is of shape "
             f"{' x '.join(map(str, values.shape))}"
         )
-    return values
+    return Levels(values, levels.top if name == "normal" else None)
 
 
-def _read_array(path: Path) -> Float[np.ndarray, "..."]:
+def _grey_of(values: Shaped[np.ndarray, "H W 3"], top: float, path: Path) -> Shaped[np.ndarray, "H W"]:
+    """The grey levels of an RGB image that holds nothing else."""
+    grey = values[..., 1]
+    for channel in (0, 2):
+        apart = np.maximum(values[..., channel], grey) - np.minimum(values[..., channel], grey)
+        if apart.max() > GREY_TOLERANCE * top:
+            raise InputError(
+                f"a depth map must hold grey levels, not colours, {path} has coloured pixels; give the depth "
+                "itself, not a picture of it in false colours"
+            )
+    return grey
+
+
+def _read_array(path: Path) -> Shaped[np.ndarray, "..."]:
     require_small_file(path)
     with decoding(path):
         found = np.load(path, mmap_mode="r", allow_pickle=False)
     if not isinstance(found, np.ndarray) or found.dtype.kind not in "fiu":
         raise InputError(f"{path} must hold one array of numbers, got {getattr(found, 'dtype', 'several')}")
-    with np.errstate(over="ignore"):  # what is not finite is refused, where it matters
-        return np.array(found, np.float32)
-
-
-def _read_levels(name: MapName, path: Path) -> Float[np.ndarray, "..."]:
-    with open_picture(path) as image:
-        grey = image.mode in {"L", "I", "F"} or image.mode.startswith("I;16")
-        if not (grey if name == "depth" else image.mode in {"RGB", "RGBA"}):
-            kind = "grey levels, not colours" if name == "depth" else "the colours of (n + 1) / 2"
-            raise InputError(f"a {name} map must hold {kind}, {path} is in mode {image.mode}")
-        levels = np.asarray(ImageOps.exif_transpose(image), np.float32)
-        return levels[..., :3] / np.float32(255.0) if name == "normal" else levels
+    return found
 
 
 def _place(
-    values: Float[np.ndarray, "H W C"], framed: FramedPhoto, path: Path
+    levels: Levels, framed: FramedPhoto, path: Path
 ) -> tuple[Float[np.ndarray, "S S C"], Float[np.ndarray, "S S"]]:
     """The map in the prepared square, in which the background leaves no trace, and the object's coverage."""
-    finite = np.isfinite(values).all(axis=-1)
-    layers = [*np.moveaxis(np.where(finite[..., None], values, 0.0), -1, 0), finite, np.ones_like(finite)]
     alpha = np.asarray(framed.picture.getchannel("A"), np.float32) / np.float32(255.0)
+    *planes, finite = _shrink(levels, framed.picture.size)
 
-    def place(layer: np.ndarray) -> Float[np.ndarray, "S S"]:
-        image = Image.fromarray(layer.astype(np.float32))
-        shrunk = np.asarray(image.resize(framed.picture.size, Image.Resampling.BILINEAR))
+    def place(plane: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "S S"]:
         # BILINEAR has no negative weights: the quotients below stay between the values
-        return np.asarray(framed.place(Image.fromarray(shrunk * alpha), Image.Resampling.BILINEAR))
+        return np.asarray(framed.place(Image.fromarray(plane * alpha), Image.Resampling.BILINEAR))
 
-    *placed, known, covered = map(place, layers)
+    *placed, known, covered = map(place, [*planes, finite, np.ones_like(alpha)])
     if (known < 0.999 * covered)[covered > 0.5].any():
         raise InputError(f"a map must be finite all over the object, {path} is not")
     return np.stack(placed, axis=-1) / np.maximum(covered, 1e-6)[..., None], covered
+
+
+def _shrink(levels: Levels, size: Size) -> list[Float[np.ndarray, "h w"]]:
+    """The channels at another size, with 0 where they are not finite, and the share that is.
+
+    Means of blocks first, a strip of rows at a time, so that a large map is never there as float32; then
+    a smooth filter, as for the picture.
+    """
+    height, width = levels.values.shape[:2]
+    factor = max(1, min(width // size[0], height // size[1]))
+    rows = max(1, _STRIP // factor) * factor
+    strips = [_block_means(levels.rows(slice(top, top + rows)), factor) for top in range(0, height, rows)]
+    box = (0.0, 0.0, width / factor, height / factor)
+    return [
+        np.asarray(Image.fromarray(np.concatenate(planes)).resize(size, Image.Resampling.BILINEAR, box=box))
+        for planes in zip(*strips, strict=True)
+    ]
+
+
+def _block_means(values: Float[np.ndarray, "h W C"], factor: int) -> list[Float[np.ndarray, "k K"]]:
+    """Means over squares, smaller ones at the lower and right end, of each channel and of what is finite."""
+    finite = np.isfinite(values).all(axis=-1)
+    planes = [*np.moveaxis(np.where(finite[..., None], values, np.float32(0.0)), -1, 0), finite]
+    if factor == 1:
+        return [plane.astype(np.float32) for plane in planes]
+    starts = [np.arange(0, length, factor) for length in finite.shape]
+    counts = [np.diff(edge, append=length) for edge, length in zip(starts, finite.shape, strict=True)]
+    weight = np.float32(1.0) / np.outer(*counts).astype(np.float32)
+    return [
+        np.add.reduceat(np.add.reduceat(plane.astype(np.float32), starts[0], 0), starts[1], 1) * weight
+        for plane in planes
+    ]
 
 
 def _depth_levels(

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
 
-from pgc3d import photo
 from pgc3d.errors import InputError
-from pgc3d.photo import PhotoConfig, frame_photo, load_photo
+from pgc3d.inputs import cutout, formats
+from pgc3d.inputs.image import PhotoConfig, frame_photo, load_photo
+from pgc3d.kernels.regions_numba import connected_to_border
 
 
 def drawing(height=150, width=120):
@@ -166,7 +167,7 @@ def test_unusable_pictures_are_one_line(tmp_path, monkeypatch):
     assert "must be a whole file" in refused(tmp_path / "half.png")
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     assert "of one plain colour" in refused(write(tmp_path / "noise.png", noise), matting=False)
-    monkeypatch.setattr(photo, "MAX_BYTES", 100)
+    monkeypatch.setattr(formats, "MAX_BYTES", 100)
     assert "at most 0 MiB" in refused(tmp_path / "noise.png")
 
 
@@ -189,7 +190,7 @@ def test_pixels_are_counted_before_they_are_decoded(tmp_path):
 
 
 def test_what_is_missing_for_matting_is_one_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(photo.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(cutout.importlib.util, "find_spec", lambda name: None)
     path = write(tmp_path / "rgb.png", on_white(drawing()))
     assert "pip install 'pgc3d[matting]'" in refused(path)
 
@@ -228,7 +229,7 @@ def flood(region):
 
 @given(arrays.arrays(bool, st.tuples(st.integers(1, 9), st.integers(1, 9))))
 def test_background_is_what_a_flood_from_the_border_reaches(region):
-    np.testing.assert_array_equal(photo._connected_to_border(region), flood(region))
+    np.testing.assert_array_equal(connected_to_border(region), flood(region))
 
 
 @pytest.mark.parametrize("options", [{"border": -0.1}, {"border": 0.9}, {"size": 8}])

@@ -1,0 +1,229 @@
+"""Images as they are stored, turned into what is worked with: sRGB with 8 bits, or the levels of a map.
+
+Large images are shrunk in strips before anything else is made of them, so that hardly more than the decoder's
+own buffer is in memory.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, Shaped, UInt8
+from PIL import ExifTags, Image
+
+from pgc3d.errors import InputError
+from pgc3d.inputs import stored
+from pgc3d.inputs.formats import Say, open_picture
+from pgc3d.inputs.profiles import Convert, converter, grey_table, plain
+
+OPAQUE = 250  # an alpha channel that is nowhere below says nothing about the object
+_STRIP = 256  # rows, about
+_GAP = 1.5  # times the wanted size: no smaller before the last, smooth step
+_READY = frozenset({"L", "LA", "RGB", "RGBA", "CMYK"})  # modes that can be shrunk as they are
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
+
+Size = tuple[int, int]  # width and height
+
+
+def ignore(line: str) -> None:
+    """Report to nobody."""
+
+
+def keep_size(size: Size) -> Size:
+    """The size that an image has."""
+    return size
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """An image that is ready to be worked with."""
+
+    image: Image.Image  # RGB, or RGBA with straight alpha, sRGB, 8 bits a channel, upright
+    original: Size  # in the file, upright
+
+
+@dataclass(frozen=True)
+class Levels:
+    """The numbers of a map, upright; no colour management touches them."""
+
+    values: Shaped[np.ndarray, "H W *C"]
+    top: float | None  # what white is, where the numbers have an end
+
+    def rows(self, part: slice) -> Float[np.ndarray, "h W *C"]:
+        """Some rows as float32, in [0, 1] where the numbers have an end."""
+        with np.errstate(over="ignore"):  # what is not finite is refused, where it matters
+            values = self.values[part].astype(np.float32)
+        return values if self.top is None else values / np.float32(self.top)
+
+
+def decode_image(path: Path, *, target: Callable[[Size], Size] = keep_size, say: Say = ignore) -> Decoded:
+    """Decode to sRGB, upright.
+
+    Args:
+        path: a picture.
+        target: the size to shrink to for a size in the file; treats width and height alike.
+        say: takes lines about what could not be understood.
+
+    Raises:
+        InputError: the file is no picture, too large or damaged.
+    """
+    with open_picture(path) as opened:
+        size, wanted = opened.size, target(opened.size)
+        drafted = opened.draft(None, wanted) if wanted != size else None  # a JPEG is decoded smaller
+        box = drafted[1] if drafted else (0.0, 0.0, *map(float, size))
+        stored.repair_tiles(opened, path)
+        expand, convert = _steps(opened, path, say)
+        keyed = _read_transparent_color(opened, path)
+        opened.load()
+        orientation = opened.getexif().get(ExifTags.Base.Orientation, 1)
+    image = convert(_shrink(opened if keyed is None else keyed, expand, box, wanted))
+    if orientation in _TURNS:
+        image = image.transpose(_TURNS[orientation])
+    return Decoded(image=image, original=(size[1], size[0]) if orientation in {5, 6, 7, 8} else size)
+
+
+def drop_idle_alpha(image: Image.Image) -> Image.Image:
+    """RGB where the alpha channel of an RGBA image says nothing, else the image as it is."""
+    idle = image.mode == "RGBA" and np.asarray(image.getchannel("A")).min() >= OPAQUE
+    return image.convert("RGB") if idle else image
+
+
+def decode_levels(path: Path) -> Levels:
+    """The numbers of an image as they are stored, upright: grey levels, or three channels; alpha is dropped.
+
+    Raises:
+        InputError: the file is no picture, too large or damaged, or its colours are neither grey nor RGB.
+    """
+    with open_picture(path) as image:
+        stored.repair_tiles(image, path)
+        low = stored.low_bytes(path) if stored.has_low_bytes(image) else None
+        top, inverted = stored.top_level(image), stored.counts_from_white(image)
+        image.load()
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        values = _numbers(image, path)
+    if low is not None:
+        values, top = values.astype(np.uint16) << 8 | low, 65535.0
+    if values.ndim == 3:
+        values = values[..., :3] if values.shape[2] > 2 else values[..., 0]
+    if inverted:
+        values = values.dtype.type(top or 0) - values
+    return Levels(_turned(values, orientation), top)
+
+
+def _steps(image: Image.Image, path: Path, say: Say) -> tuple[Convert, Convert]:
+    """What is done to strips of an open file before they are shrunk, and to the whole afterwards."""
+    transparent = stored.transparent_level(image)
+    if image.mode in {"I", "F"}:
+        raise InputError(
+            f"a picture must have 8 or 16 bits a channel without a sign, {path} has 32 bits a channel or a "
+            "sign; scale its levels and save it as PNG"
+        )
+    if image.mode == "LAB":
+        return converter(image, say), plain
+    if image.mode.startswith("I;16"):
+        by_profile = grey_table(image)
+        table = _grey_of_levels(image, by_profile)
+        convert = converter(image, say) if by_profile is None else plain
+        return partial(_look_up, table=table, transparent=transparent), convert
+    if isinstance(transparent, int):
+        table = np.arange(256, dtype=np.uint8)
+        return partial(_look_up, table=table, transparent=transparent), converter(image, say)
+    goal = {"1": "L", "La": "LA", "P": "RGBA" if image.has_transparency_data else "RGB", "PA": "RGBA"}
+    return lambda strip: strip.convert(goal.get(strip.mode, "RGB")), converter(image, say)
+
+
+def _grey_of_levels(
+    image: Image.Image, by_profile: UInt8[np.ndarray, "65536"] | None
+) -> UInt8[np.ndarray, "65536"]:
+    """The grey with 8 bits of each level of a 16 bit image."""
+    place = np.clip(np.arange(65536) / (stored.top_level(image) or 65535.0), 0.0, 1.0)
+    place = 1.0 - place if stored.counts_from_white(image) else place
+    if by_profile is None:
+        return np.rint(place * 255.0).astype(np.uint8)
+    found: UInt8[np.ndarray, "65536"] = by_profile[np.rint(place * 65535.0).astype(np.int64)]
+    return found
+
+
+def _look_up(strip: Image.Image, *, table: UInt8[np.ndarray, "N"], transparent: int | None) -> Image.Image:
+    """Grey levels with 8 bits, and the transparent level as alpha."""
+    levels = np.asarray(strip.convert("L") if strip.mode == "1" else strip)
+    grey = Image.fromarray(table[levels])
+    if transparent is not None:
+        grey = Image.merge(
+            "LA", (grey, Image.fromarray(np.where(levels == transparent, 0, 255).astype(np.uint8)))
+        )
+    return grey
+
+
+def _read_transparent_color(image: Image.Image, path: Path) -> Image.Image | None:
+    """The whole image with alpha, where one of its colours is transparent."""
+    color = stored.transparent_level(image)
+    if not isinstance(color, tuple):
+        return None
+    low = stored.low_bytes(path) if stored.has_low_bytes(image) else None
+    values = np.asarray(image)
+    if low is None:
+        alpha = (values == np.array(color)).all(axis=-1)
+    else:
+        high = np.array(color) >> 8
+        alpha = ((values == high) & (low == np.array(color) & 255)).all(axis=-1)
+    channels = (*image.split(), Image.fromarray(np.where(alpha, 0, 255).astype(np.uint8)))
+    return Image.merge("RGBA", channels)
+
+
+def _shrink(
+    image: Image.Image, expand: Convert, box: tuple[float, float, float, float], wanted: Size
+) -> Image.Image:
+    """The box of an image at the size that is wanted, in a mode of `_READY`.
+
+    A box filter in strips first, then a smooth one, each with colours weighted by alpha.
+    """
+    factor = max(1, int(min((box[2] - box[0]) / wanted[0], (box[3] - box[1]) / wanted[1]) / _GAP))
+    small = _expand_strips(image, expand, factor)
+    scaled = (box[0] / factor, box[1] / factor, box[2] / factor, box[3] / factor)
+    if small.size == wanted and scaled == (0, 0, *wanted):
+        return small
+    return small.resize(wanted, Image.Resampling.BICUBIC, box=scaled)
+
+
+def _expand_strips(image: Image.Image, expand: Convert, factor: int) -> Image.Image:
+    if image.mode in _READY and "transparency" not in image.info:
+        return image.reduce(factor) if factor > 1 else image
+    rows = max(1, _STRIP // factor) * factor
+    small: Image.Image | None = None
+    for top in range(0, image.height, rows):
+        strip = expand(image.crop((0, top, image.width, min(top + rows, image.height))))
+        strip = strip.reduce(factor) if factor > 1 else strip
+        if small is None:
+            small = Image.new(strip.mode, (strip.width, -(-image.height // factor)))
+        small.paste(strip, (0, top // factor))
+    assert small is not None  # there is a row
+    return small
+
+
+def _numbers(image: Image.Image, path: Path) -> Shaped[np.ndarray, "H W *C"]:
+    """The numbers of a decoded image with one, two, three or four channels."""
+    goal = {"1": "L", "La": "LA", "P": "RGB", "PA": "RGB", "YCbCr": "RGB", "RGBX": "RGB"}
+    if image.mode in goal:
+        image.info.pop("transparency", None)
+        image = image.convert(goal[image.mode])
+    if image.mode in {"CMYK", "LAB", "HSV"}:
+        raise InputError(
+            f"a map must hold grey levels or RGB, {path} is in mode {image.mode}; save it as PNG"
+        )
+    return np.array(image)
+
+
+def _turned(values: Shaped[np.ndarray, "H W *C"], orientation: int) -> Shaped[np.ndarray, "h w *C"]:
+    """Upright, by the orientation in a file's metadata."""
+    if orientation in {5, 7}:
+        values = values.swapaxes(0, 1)
+    quarters = {3: 2, 6: -1, 7: 2, 8: 1}.get(orientation, 0)
+    flipped = {2: np.fliplr, 4: np.flipud}.get(orientation)
+    return flipped(values) if flipped else np.rot90(values, quarters)

@@ -1,0 +1,123 @@
+"""Colours by their ICC profile, turned into sRGB."""
+
+import io
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageCms
+
+from pgc3d.inputs.formats import Say
+
+_KINDS = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK", "Lab ": "LAB"}  # by the profile's colour space
+_INTENT = ImageCms.Intent.RELATIVE_COLORIMETRIC
+_FLAGS = ImageCms.Flags.BLACKPOINTCOMPENSATION
+_ROUNDING = 1  # of 255, what a profile that says sRGB in other words may change
+
+Convert = Callable[[Image.Image], Image.Image]
+
+
+def plain(image: Image.Image) -> Image.Image:
+    """RGB or RGBA with the values as they are."""
+    return _convert(image, kind="", transform=None)
+
+
+def converter(image: Image.Image, say: Say) -> Convert:
+    """How the colours of an image that was just opened become sRGB.
+
+    A profile that cannot be read or used is reported, and the values are kept, as they are without one.
+
+    Args:
+        image: an open file; its profile and its mode are looked at.
+        say: takes a line about a profile that cannot be used, or about colours whose meaning is not known.
+
+    Returns:
+        A function of an image in mode L, LA, RGB, RGBA, CMYK or LAB that gives RGB or RGBA.
+    """
+    name, info, kind = getattr(image, "filename", "") or "the image", image.info, _kind(image.mode)
+    if kind == "LAB":  # its numbers have a meaning of their own
+        return partial(_convert, kind="LAB", transform=_transform(ImageCms.createProfile("LAB"), "LAB"))
+    if "icc_profile" in info:
+        found = _from_profile(info["icc_profile"])
+        if found is not None and (found[0] == kind or (found[0], kind) == ("RGB", "L")):
+            return partial(_convert, kind=found[0], transform=found[1])
+        say(f"the colour profile of {name} cannot be used; its colours are taken as sRGB")
+    elif kind == "CMYK":
+        say(f"{name} has CMYK colours without a profile, which are approximate; save it as sRGB to be exact")
+    elif abs(info.get("gamma", 1 / 2.2) - 1 / 2.2) > 0.05 and "srgb" not in info:
+        gamma = info["gamma"]
+        say(f"{name} names a gamma of {gamma:.3g}, which is not applied; its colours are taken as sRGB")
+    return plain
+
+
+def _kind(mode: str) -> str:
+    """The colour space of an image by its mode, in the words of `_KINDS`."""
+    if mode in {"CMYK", "LAB"}:
+        return mode
+    return "L" if mode in {"1", "L", "LA", "La"} or mode.startswith("I") else "RGB"
+
+
+def grey_table(image: Image.Image) -> UInt8[np.ndarray, "65536"] | None:
+    """The sRGB grey of each 16 bit level by the image's profile; None where it has none for grey.
+
+    A table of 16 bits keeps the shadows of a linear profile apart.
+    """
+    data = image.info.get("icc_profile")
+    try:
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(data or b""))
+        if profile.profile.xcolor_space != "GRAY":
+            return None
+        transform = _transform(profile, "I;16")
+    except (OSError, ImageCms.PyCMSError):
+        return None
+    levels = Image.fromarray(np.arange(65536, dtype=np.uint16).reshape(256, 256))
+    return np.asarray(_apply(transform, levels))[..., 0].reshape(-1)
+
+
+def _from_profile(data: Any) -> tuple[str, Any] | None:
+    """The kind of colours that a profile is for, and its transform, None where it says sRGB.
+
+    None where the profile cannot be read or used.
+    """
+    try:
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(data))
+        kind = _KINDS[profile.profile.xcolor_space]
+        transform = _transform(profile, kind)
+    except (OSError, TypeError, KeyError, ImageCms.PyCMSError):
+        return None
+    return kind, None if kind == "RGB" and _is_identity(transform) else transform
+
+
+def _transform(profile: Any, mode: str) -> Any:
+    return ImageCms.buildTransform(
+        profile, ImageCms.createProfile("sRGB"), mode, "RGB", renderingIntent=_INTENT, flags=_FLAGS
+    )
+
+
+def _is_identity(transform: Any) -> bool:
+    steps = np.linspace(0, 255, 9).round().astype(np.uint8)
+    colors = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(27, 27, 3)
+    found = np.asarray(_apply(transform, Image.fromarray(colors)))
+    return bool(np.abs(found.astype(int) - colors).max() <= _ROUNDING)
+
+
+def _apply(transform: Any, image: Image.Image) -> Image.Image:
+    converted = ImageCms.applyTransform(image, transform)
+    assert converted is not None  # only with inPlace
+    return converted
+
+
+def _convert(image: Image.Image, *, kind: str, transform: Any) -> Image.Image:
+    """Alpha passes; grey is looked up by a profile for grey, or as the neutral colours of one for RGB."""
+    alpha = image.getchannel("A") if image.mode in {"LA", "RGBA"} else None
+    opaque = image.convert(image.mode.removesuffix("A")) if alpha else image
+    if transform is not None and kind == opaque.mode:
+        opaque = _apply(transform, opaque)
+    elif transform is not None:
+        opaque = _apply(transform, opaque.convert("RGB"))
+    opaque = opaque.convert("RGB")
+    if alpha is not None:
+        opaque.putalpha(alpha)
+    return opaque
