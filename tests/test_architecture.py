@@ -21,10 +21,12 @@ LAYERS = (
     ("evaluation",),
     ("pipeline", "configure", "ablate"),
     ("session",),
-    ("checkpoint", "plan"),
+    ("checkpoint", "plan", "model_record"),
     ("build",),
     ("teachers", "stage"),
-    ("optimize", "backgrounds", "config", "run", "memory"),
+    ("run",),
+    ("checkpoint_files",),
+    ("optimize", "backgrounds", "config", "disk", "memory"),
     ("export",),
     ("mesh_io",),
     ("guidance", "representation"),
@@ -32,7 +34,8 @@ LAYERS = (
     ("diffusion", "geometry", "kernels", "mini"),
     ("cameras", "closeups", "maps", "photo", "prompts", "schedules", "pgc", "image_statistics"),
     ("interfaces",),
-    ("types", "task", "errors", "__init__"),
+    ("task",),
+    ("types", "errors", "plain_files", "records", "signals", "__init__"),
 )
 
 
