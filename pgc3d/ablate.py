@@ -27,6 +27,7 @@ from pgc3d import build, pgc
 from pgc3d.backgrounds import draw_backgrounds
 from pgc3d.cameras import turntable
 from pgc3d.config import COLORS, Config, dump_config
+from pgc3d.disk import new_folder, writing
 from pgc3d.errors import ConfigError
 from pgc3d.export.atomic import write_files
 from pgc3d.export.gltf import encode_png
@@ -36,7 +37,7 @@ from pgc3d.image_statistics import statistics
 from pgc3d.interfaces import Guidance
 from pgc3d.optimize import StepReport
 from pgc3d.pipeline import check_prompt, ignore
-from pgc3d.run import CONFIG, MANIFEST, new_folder, writing
+from pgc3d.run import CONFIG, MANIFEST
 from pgc3d.schedules import PiecewiseLinear
 from pgc3d.session import Event, Reporter, describe_environment, explain_memory, used_memory
 from pgc3d.task import Task

@@ -168,11 +168,16 @@ def texture(
 
 
 @app.command()
-def resume(run: RunArgument) -> int:
+def resume(
+    run: RunArgument,
+    edited: Annotated[
+        bool, typer.Option("--edited", help="Go on though RUN/config.yaml was changed since.")
+    ] = False,
+) -> int:
     """Continue a run that was stopped."""
     from pgc3d import pipeline
 
-    return _run(lambda **calls: pipeline.resume(run, **calls))
+    return _run(lambda **calls: pipeline.resume(run, edited=edited, **calls))
 
 
 @app.command()
@@ -328,7 +333,7 @@ def validate(
 
 def _run(work: Callable[..., Any]) -> int:
     """Do a job that can be stopped; returns the exit code."""
-    from pgc3d.pipeline import stop_on_signals
+    from pgc3d.signals import stop_on_signals
 
     bar = Bar()
     try:

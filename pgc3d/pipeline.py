@@ -3,8 +3,6 @@
 import math
 import os
 import re
-import signal
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,29 +13,26 @@ import torch
 
 from pgc3d import __version__, build, stage
 from pgc3d.checkpoint import unpack_representation
+from pgc3d.checkpoint_files import Checkpoint
 from pgc3d.config import Config, dump_config, load_config
+from pgc3d.disk import replace_file, require_free_space, sha256
 from pgc3d.errors import DivergedError, InputError, RunDirectoryError
 from pgc3d.export.canvas import save_canvas
 from pgc3d.export.export import ExportReport, export_asset
 from pgc3d.export.painting import export_painting
 from pgc3d.interfaces import Rasterizer, Representation, Shape
+from pgc3d.model_record import describe_models, require_same_models, with_absolute_paths
 from pgc3d.plan import plan_run
 from pgc3d.prompts import prompt_notes
 from pgc3d.render import build_rasterizer
 from pgc3d.representation.textured_mesh import PaintedMesh
-from pgc3d.run import Checkpoint, RunDirectory, replace_file, require_free_space, sha256
-from pgc3d.session import Event, Reporter, Session, StopFlag, explain_memory
-from pgc3d.task import Task
+from pgc3d.run import RunDirectory
+from pgc3d.session import Event, Reporter, Session, explain_memory
+from pgc3d.signals import StopFlag
+from pgc3d.task import KEPT, Task
 from pgc3d.teachers import Models, locate_models
 from pgc3d.types import Cameras, Canvas, Rendering
 
-PICTURES = {  # what is made of the task's, in the run's folder
-    "image": "input.png",
-    "depth": "depth.png",
-    "normal": "normal.png",
-    "background": "background.png",
-}
-MESH = "mesh.safetensors"  # in a run's folder: the given mesh, ready for painting
 FREE_SPACE = 500_000_000  # bytes: two checkpoints, the asset with its textures, previews
 
 
@@ -52,27 +47,6 @@ class RunResult:
 
 def ignore(event: Event) -> None:
     """Report to nobody."""
-
-
-@contextmanager
-def stop_on_signals() -> Iterator[StopFlag]:
-    """Let SIGINT and SIGTERM set a flag; a second one ends the process at once."""
-    flag = StopFlag()
-    if threading.current_thread() is not threading.main_thread():
-        yield flag
-        return
-
-    def handle(number: int, _: object) -> None:
-        if flag.signal is not None:
-            os._exit(128 + number)
-        flag.signal = number
-
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield flag
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def generate(
@@ -96,6 +70,7 @@ def generate(
         Pgc3dError: one line that says what to do; the run directory keeps the last good state.
     """
     config = config or load_config()
+    config = with_absolute_paths(config)
     device = build.resolve_device(config.run.device)
     stage.require_fitting(config, task)
 
@@ -112,11 +87,14 @@ def generate(
         pictures["background"] = backdrop
     inputs = {name: {"name": path.name, "sha256": sha256(path)} for name, path in task.files.items()}
     require_free_space(out, FREE_SPACE)
+    described = describe_models(config, models)
     with RunDirectory.create(out) as run:
+        run.begin()
         replace_file(run.config, dump_config(config).encode())
         kept = _keep_inputs(run, task, canvas, pictures)
-        record = kept.record(run.path) | {"seed": config.run.seed} | _describe(models)
+        record = kept.record(run.path) | {"seed": config.run.seed} | described
         record |= {"inputs": inputs, "files": run.hash_files(list(kept.files.values()))}
+        record |= {"config": run.config_digest()}
         session = Session(run, config, device, report, stop or StopFlag(), record)
         for name in pictures:
             report(Event("build", file=kept.files[name]))
@@ -158,54 +136,75 @@ def _take_mesh(task: Task, config: Config, device: torch.device, report: Reporte
 
 def _keep_inputs(run: RunDirectory, task: Task, canvas: Canvas | None, pictures: Mapping[str, bytes]) -> Task:
     """Write what was made of the user's files into the run; the task with these in their place."""
-    kept: dict[str, Any] = {name: run.path / PICTURES[name] for name in pictures}
+    kept: dict[str, Any] = {name: run.path / KEPT[name] for name in pictures}
     for name, content in pictures.items():
         replace_file(kept[name], content)
     if canvas is not None:
-        kept["mesh"] = run.path / MESH
-        save_canvas(run.path / MESH, canvas)
+        kept["mesh"] = run.path / KEPT["mesh"]
+        save_canvas(kept["mesh"], canvas)
     return replace(task, **kept)
 
 
-def resume(path: Path, *, report: Reporter = ignore, stop: StopFlag | None = None) -> RunResult:
+def resume(
+    path: Path, *, edited: bool = False, report: Reporter = ignore, stop: StopFlag | None = None
+) -> RunResult:
     """Continue a run that was stopped; on a CPU it ends as if it had never stopped.
 
+    Args:
+        path: the run directory.
+        edited: go on with a `config.yaml` that was changed since the run wrote it.
+        report: called at every step edge and for every file made.
+        stop: where it is set, the run saves at the next step edge and returns.
+
     Raises:
-        RunDirectoryError: the folder is not a run, is in use, or has only damaged checkpoints.
+        RunDirectoryError: the folder is not a run, is in use, has only damaged checkpoints, or the
+            configuration, the inputs or the weights are no longer those of the run.
     """
     with RunDirectory.open(path) as run:
-        record = run.read_manifest()
+        record = _read_record(run, report, edited=edited)
         config = load_config([run.config])
-        checkpoint = run.load_checkpoint()
+        checkpoint = _newest(run, config, report)
         if record.get("status") == "done" and checkpoint and checkpoint.step >= config.run.steps:
             report(Event("export", message=f"nothing to do: {path} is done; use `pgc3d export {path}`"))
+            run.write_manifest(record)
             return RunResult(path, ())
         device = build.resolve_device(config.run.device)
         models = locate_models(config, device)
-        _require_same_loras(record, models)
+        if edited:
+            record |= describe_models(config, models)
+        require_same_models(record, config, models)
         session = Session(run, config, device, report, stop or StopFlag(), record)
         return _execute(session, models, checkpoint)
 
 
-def _describe(models: Models) -> dict[str, Any]:
-    """Which weights a manifest names."""
-    found = {"text": models.text, "image": models.image}
-    found |= {f"control {name}": folder for name, folder in models.controls.items()}
-    return {
-        "models": {
-            use: {"name": folder.name, "commit": folder.commit} for use, folder in found.items() if folder
-        },
-        "loras": [
-            {"path": str(lora.path), "scale": lora.scale, "sha256": lora.sha256} for lora in models.loras
-        ],
-    }
+def _read_record(run: RunDirectory, report: Reporter, *, edited: bool = False) -> dict[str, Any]:
+    """The manifest of a run whose configuration and inputs are as it left them."""
+    record, found = run.read_manifest(), run.config_digest()
+    if "config" not in record:
+        message = (
+            f"{run.path} was made by an earlier pgc3d: its configuration has no hash and is taken as it is"
+        )
+        report(Event("build", message=message))
+    elif record["config"] != found and not edited:
+        raise RunDirectoryError(
+            f"{run.config} must be as the run wrote it, but was edited or damaged; put it back, or look "
+            f"through it and use `pgc3d resume {run.path} --edited`, or start a new run with --config "
+            f"{run.config}"
+        )
+    run.require_same_inputs(record)
+    return record | {"config": found}
 
 
-def _require_same_loras(record: Mapping[str, Any], models: Models) -> None:
-    known = {lora["path"]: lora["sha256"] for lora in record.get("loras", ())}
-    for lora in models.loras:
-        if known.get(str(lora.path), lora.sha256) != lora.sha256:
-            raise RunDirectoryError(f"the LoRA {lora.path} must be as when the run began, but it has changed")
+def _newest(run: RunDirectory, config: Config, report: Reporter) -> Checkpoint | None:
+    checkpoint = run.load_checkpoint()
+    if checkpoint is None:
+        report(Event("build", message=f"{run.path} has no checkpoint yet: beginning with the first step"))
+    elif checkpoint.step > config.run.steps:
+        raise RunDirectoryError(
+            f"run.steps of {run.config} must be at least {checkpoint.step}, which are done, got "
+            f"{config.run.steps}; raise it"
+        )
+    return checkpoint
 
 
 def export(
@@ -243,7 +242,7 @@ def _finished(
 ) -> Iterator[tuple[Session, Representation, Rasterizer]]:
     """Open a run and load its asset, without any model."""
     with RunDirectory.open(path) as run:
-        manifest = run.read_manifest()
+        manifest = _read_record(run, report)
         config = load_config([run.config], options=changes)
         checkpoint = run.load_checkpoint()
         if checkpoint is None:
@@ -357,7 +356,7 @@ def default_folder(parent: Path, prompt: str, seed: int) -> Path:
 def free_name(path: Path) -> Path:
     """The path itself, or with the first number that makes it new."""
     number, candidate = 1, path
-    while candidate.exists():
+    while os.path.lexists(candidate):  # a link that leads nowhere is something, too
         number += 1
         candidate = path.with_name(f"{path.stem}-{number}{path.suffix}")
     return candidate

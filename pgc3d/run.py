@@ -6,96 +6,45 @@
     RUN/previews/               pictures of the asset while it grows
     RUN/checkpoints/step-*.safetensors and .json   tensors, and what describes them; the last two are kept
 
-A file appears under its name only when it is complete: written beside it, flushed, then renamed.
+A file appears under its name only when it is complete: written beside it, flushed, then renamed. The folder
+may come from someone else: no link in it is followed, and its records are checked before they are used.
 """
 
-import errno
-import fcntl
 import hashlib
 import json
-import logging
 import os
-import shutil
+import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from pgc3d.checkpoint_files import Checkpoint, checkpoint_files, read_newest_checkpoint, write_checkpoint
+from pgc3d.disk import new_folder, replace_file, sha256, writing
+from pgc3d.errors import BackendUnavailableError, RunDirectoryError
+from pgc3d.plain_files import (
+    is_shared,
+    is_temporary,
+    open_in_place,
+    read_file,
+    remove_temporaries,
+    require_file,
+    require_folder,
+)
+from pgc3d.records import FORMAT, read_record, seal
+from pgc3d.records import MANIFEST as MANIFEST_TYPES
+from pgc3d.task import KEPT, Task
 
-from pgc3d.errors import RunDirectoryError
-from pgc3d.export.atomic import replace_files
+try:
+    import fcntl
+except ImportError as error:
+    raise BackendUnavailableError(
+        "pgc3d must run on a POSIX system (Linux, macOS, or WSL on Windows), for its file locks, but this "
+        "Python has no fcntl; on Windows use WSL"
+    ) from error
 
-logger = logging.getLogger(__name__)
-
-KEPT_CHECKPOINTS = 2
 CONFIG, MANIFEST, METRICS, LOCK = "config.yaml", "manifest.json", "metrics.jsonl", ".lock"
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """The state at a step edge; `values` is whatever JSON can hold."""
-
-    step: int
-    tensors: Mapping[str, Tensor]
-    values: Mapping[str, Any] = field(default_factory=dict)
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn what the file system refuses into one line."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise RunDirectoryError(
-                f"the disk must have room, but it was full while writing {path}; free some space and use "
-                "`pgc3d resume`"
-            ) from error
-        raise RunDirectoryError(f"{path} must be writable, got: {error.strerror or error}") from error
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a file so that a reader sees the old content or all of the new one, even after a power cut."""
-    with writing(path):
-        replace_files({path: content})
-
-
-def sha256(path: Path) -> str:
-    """Hash of a file's content in hexadecimal."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def require_free_space(folder: Path, size: int) -> None:
-    """Refuse a folder whose disk has less than `size` bytes left.
-
-    Raises:
-        RunDirectoryError: there is less.
-    """
-    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    free = shutil.disk_usage(existing).free
-    if free < size:
-        raise RunDirectoryError(
-            f"the disk of {folder} must have {size / 1e6:.0f} MB free for this run, found "
-            f"{free / 1e6:.0f} MB; free some space or choose another --out"
-        )
-
-
-def new_folder(path: Path, *, alternative: str = "") -> None:
-    """Make a folder; one that exists must be empty, and an error names the alternative.
-
-    Raises:
-        RunDirectoryError: the folder holds something, or cannot be made.
-    """
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise RunDirectoryError(
-            f"the output folder must not exist or be empty, but {path} is not; "
-            f"choose another --out{alternative}"
-        )
-    with writing(path):
-        path.mkdir(parents=True, exist_ok=True)
+PREVIEWS, CHECKPOINTS = FOLDERS = ("previews", "checkpoints")
+PREPARING = "preparing"  # a status: no step can have been made
 
 
 class RunDirectory:
@@ -107,48 +56,119 @@ class RunDirectory:
 
     @classmethod
     def create(cls, path: Path) -> "RunDirectory":
-        """Make a new folder; one that exists must be empty.
+        """Make a new folder; one that exists must be empty, or hold a run that was stopped before it began.
 
         Raises:
-            RunDirectoryError: the folder holds something, or cannot be made.
+            RunDirectoryError: the folder holds something else, or cannot be made.
         """
-        new_folder(path, alternative=f", or continue it with `pgc3d resume {path}`")
+        run = cls(path)
         with writing(path):
-            for folder in (path / "previews", path / "checkpoints"):
-                folder.mkdir(exist_ok=True)
-        return cls(path)
+            if not run.is_unused():
+                is_run = (path / MANIFEST).exists()
+                new_folder(path, alternative=f", or continue it with `pgc3d resume {path}`" if is_run else "")
+            for folder in FOLDERS:
+                (path / folder).mkdir(exist_ok=True)
+        return run
 
     @classmethod
     def open(cls, path: Path) -> "RunDirectory":
         """An existing run.
 
         Raises:
-            RunDirectoryError: the folder is not a run.
+            RunDirectoryError: the folder is not a run, holds links, or its run never began.
         """
-        parts = {CONFIG: Path.is_file, MANIFEST: Path.is_file, "checkpoints": Path.is_dir}
-        for name, is_there in parts.items():
-            if not is_there(path / name):
+        run = cls(path)
+        if path.is_dir() and any(path.iterdir()) and run.is_unused():
+            raise RunDirectoryError(
+                f"{path} must hold a run that has begun, but it was stopped before that; make it again, "
+                f"--out {path} may be used for it"
+            )
+        parts = {CONFIG: require_file, MANIFEST: require_file, CHECKPOINTS: require_folder}
+        for name, require in parts.items():
+            try:
+                require(path / name)
+            except OSError as error:
                 raise RunDirectoryError(
                     f"{path} must be the folder of a run, but {path / name} is missing; give the folder that "
                     "`pgc3d text` wrote"
+                ) from error
+        with writing(path):
+            (path / PREVIEWS).mkdir(exist_ok=True)
+            require_folder(path / PREVIEWS)
+        return run
+
+    def is_unused(self) -> bool:
+        """Whether nothing is in the folder but what a run leaves that is stopped before it begins."""
+        if not self.path.is_dir():
+            return False
+        entries = {entry.name: entry for entry in os.scandir(self.path) if not is_temporary(entry.name)}
+        known = {LOCK, *FOLDERS}
+        if MANIFEST in entries:
+            if not self._is_preparing():
+                return False
+            known |= {MANIFEST, CONFIG, *KEPT.values()}
+        elif LOCK in entries and not (self._is_own_lock() and entries.keys() >= set(FOLDERS)):
+            return False  # someone else's
+        files = entries.keys() - set(FOLDERS)
+        return (
+            entries.keys() <= known
+            and all(entries[name].is_file(follow_symlinks=False) for name in files)
+            and all(_is_empty(entries[name]) for name in entries.keys() & set(FOLDERS))
+        )
+
+    def _is_preparing(self) -> bool:
+        try:
+            return self.read_manifest().get("status") == PREPARING
+        except RunDirectoryError:
+            return False
+
+    def _is_own_lock(self) -> bool:
+        try:
+            return re.fullmatch(rb"\d{0,10}", read_file(self.path / LOCK)) is not None
+        except (OSError, RunDirectoryError):
+            return False
+
+    def begin(self) -> None:
+        """Mark the folder, which is locked, as that of a run whose inputs are being prepared.
+
+        Raises:
+            RunDirectoryError: another process used the folder since `create`.
+        """
+        with writing(self.path):
+            if not self.is_unused():
+                raise RunDirectoryError(
+                    f"{self.path} must be unused, but another process has made a run in it"
                 )
-        return cls(path)
+            self.write_manifest({"status": PREPARING})
+            for name in (CONFIG, *KEPT.values()):
+                (self.path / name).unlink(missing_ok=True)
 
     def __enter__(self) -> "RunDirectory":
         with writing(self.path / LOCK):
-            descriptor = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+            descriptor = open_in_place(self.path, LOCK, os.O_RDWR)
+            try:
+                self._take(descriptor)
+            except BaseException:
+                os.close(descriptor)
+                raise
+        self._lock = descriptor
+        with writing(self.path):
+            for folder in (self.path, *(self.path / name for name in FOLDERS)):
+                remove_temporaries(folder)
+        return self
+
+    def _take(self, descriptor: int) -> None:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            owner = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
-            os.close(descriptor)
+            found = re.fullmatch(rb"\s*(\d{1,10})\s*", os.read(descriptor, 32))
+            owner = found[1].decode() if found else "unknown"
             raise RunDirectoryError(
                 f"{self.path} must not be in use, but process {owner} is writing it; wait for it or stop it"
             ) from error
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
-        self._lock = descriptor
-        return self
+        if not is_shared(descriptor):
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, str(os.getpid()).encode(), 0)
 
     def __exit__(self, *_: object) -> None:
         if self._lock is not None:
@@ -162,19 +182,27 @@ class RunDirectory:
 
     def preview(self, step: int) -> Path:
         """Where the picture of a step goes."""
-        return self.path / "previews" / f"step-{step:06d}.png"
+        return self.path / PREVIEWS / f"step-{step:06d}.png"
 
     def log_metrics(self, metrics: Mapping[str, float | int]) -> None:
         """Append one line."""
-        with writing(self.path / METRICS), (self.path / METRICS).open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(dict(metrics)) + "\n")
+        path = self.path / METRICS
+        line = (json.dumps(dict(metrics)) + "\n").encode()
+        with writing(path):
+            descriptor = open_in_place(self.path, METRICS, os.O_WRONLY | os.O_APPEND)
+            with os.fdopen(descriptor, "ab") as stream:
+                if not is_shared(descriptor):
+                    stream.write(line)
+                    return
+        replace_file(path, read_file(path) + line)
 
     def drop_metrics(self, *, after: int) -> None:
         """Keep the lines up to a step; later ones and a torn one go."""
         path = self.path / METRICS
-        if not path.is_file():
-            return
-        lines = path.read_bytes().splitlines(keepends=True)
+        with writing(path):
+            if not os.path.lexists(path):
+                return
+            lines = read_file(path).splitlines(keepends=True)
         kept = [line for line in lines if (step := _step_of(line)) is not None and step <= after]
         if len(kept) < len(lines):
             replace_file(path, b"".join(kept))
@@ -187,16 +215,14 @@ class RunDirectory:
         """
         path = self.path / MANIFEST
         try:
-            manifest = json.loads(path.read_text(encoding="utf-8"))
+            return read_record(read_file(path), MANIFEST_TYPES)
         except (OSError, ValueError) as error:
             raise RunDirectoryError(f"{path} must be a run's manifest, but is damaged: {error}") from error
-        if not isinstance(manifest, dict):
-            raise RunDirectoryError(f"{path} must be a run's manifest, but is damaged: it holds no object")
-        return manifest
 
     def write_manifest(self, manifest: Mapping[str, Any]) -> None:
         """Replace the manifest."""
-        replace_file(self.path / MANIFEST, (json.dumps(manifest, indent=2, default=str) + "\n").encode())
+        record = seal({**manifest, "format": FORMAT})
+        replace_file(self.path / MANIFEST, (json.dumps(record, indent=2) + "\n").encode())
 
     def hash_files(self, paths: Iterator[Path] | list[Path]) -> dict[str, str]:
         """SHA-256 of files, by their name inside the folder (in full where they lie outside)."""
@@ -205,65 +231,57 @@ class RunDirectory:
             for path in paths
         }
 
-    def save_checkpoint(self, checkpoint: Checkpoint) -> None:
-        """Write a checkpoint and drop all but the newest two; the JSON comes last and makes it valid."""
-        from safetensors.torch import save
+    def config_digest(self) -> str:
+        """SHA-256 of the configuration as it lies there."""
+        with writing(self.config):
+            return hashlib.sha256(read_file(self.config)).hexdigest()
 
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
-        content = save({name: tensor.clone() for name, tensor in tensors.items()})
-        target = self.path / "checkpoints" / f"step-{checkpoint.step:06d}.safetensors"
-        replace_file(target, content)
-        digest = hashlib.sha256(content).hexdigest()
-        record = {"step": checkpoint.step, "sha256": digest, "values": dict(checkpoint.values)}
-        replace_file(target.with_suffix(".json"), (json.dumps(record) + "\n").encode())
-        for old in self.checkpoints()[KEPT_CHECKPOINTS:]:
-            old.unlink(missing_ok=True)
-            old.with_suffix(".safetensors").unlink(missing_ok=True)
+    def require_same_inputs(self, record: Mapping[str, Any]) -> None:
+        """See that the files that a manifest names are in the folder, as they were when the run began.
+
+        Raises:
+            RunDirectoryError: one is missing, has changed, or is no file of its own.
+        """
+        known = record.get("files", {})
+        for path in Task.from_record(record, self.path).files.values():
+            name = str(path.relative_to(self.path))
+            try:
+                for parent in path.relative_to(self.path).parents[:-1]:
+                    require_folder(self.path / parent)
+                found = hashlib.sha256(read_file(path)).hexdigest()
+            except OSError as error:
+                raise RunDirectoryError(
+                    f"{path} must be there, as the run needs it, got: {error.strerror or error}"
+                ) from error
+            if found != known.get(name, found):
+                raise RunDirectoryError(
+                    f"{path} must be as when the run began, but has changed; put it back, or start a new run"
+                )
+
+    def save_checkpoint(self, checkpoint: Checkpoint) -> None:
+        """Write a checkpoint and drop all but the newest two."""
+        write_checkpoint(self.path / CHECKPOINTS, checkpoint)
 
     def checkpoints(self) -> list[Path]:
         """The JSON files of the checkpoints, newest first."""
-        return sorted((self.path / "checkpoints").glob("step-*.json"), reverse=True)
+        return checkpoint_files(self.path / CHECKPOINTS)
 
     def load_checkpoint(self) -> Checkpoint | None:
-        """The newest whole checkpoint, None where none was ever written.
-
-        A damaged one is passed over with a warning.
-
-        Raises:
-            RunDirectoryError: there are checkpoints and all of them are damaged.
-        """
-        found = self.checkpoints()
-        for path in found:
-            try:
-                return _read_checkpoint(path)
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                logger.warning("checkpoint %s is damaged (%s); trying the one before it", path.stem, error)
-        if found:
-            raise RunDirectoryError(
-                f"{self.path} must have a whole checkpoint, but all {len(found)} are damaged; start a new run"
-            )
-        return None
+        """The newest whole checkpoint, None where none was ever written; see `read_newest_checkpoint`."""
+        return read_newest_checkpoint(self.path / CHECKPOINTS)
 
 
-def _read_checkpoint(path: Path) -> Checkpoint:
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
-    record = json.loads(path.read_text(encoding="utf-8"))
-    content = path.with_suffix(".safetensors").read_bytes()
-    found = hashlib.sha256(content).hexdigest()
-    if found != record["sha256"]:
-        raise ValueError(f"sha256 must be {record['sha256'][:12]}, got {found[:12]}")
-    try:
-        tensors = load(content)
-    except SafetensorError as error:
-        raise ValueError(str(error)) from error
-    return Checkpoint(step=int(record["step"]), tensors=tensors, values=record["values"])
+def _is_empty(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a folder of its own with nothing in it but what `remove_temporaries` removes."""
+    if not entry.is_dir(follow_symlinks=False):
+        return False
+    with os.scandir(entry.path) as inner:
+        return all(is_temporary(found.name) for found in inner)
 
 
 def _step_of(line: bytes) -> int | None:
     """The step of a line of metrics, None where it was torn."""
     try:
         return int(json.loads(line)["step"]) if line.endswith(b"\n") else None
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return None

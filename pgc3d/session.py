@@ -4,7 +4,6 @@ import gc
 import importlib.metadata
 import logging
 import platform
-import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,11 +18,13 @@ from torch import Tensor
 from pgc3d import __version__
 from pgc3d.build import Built
 from pgc3d.checkpoint import pack, unpack
+from pgc3d.checkpoint_files import Checkpoint
 from pgc3d.config import Config
 from pgc3d.errors import DivergedError, OutOfMemoryError, Pgc3dError
-from pgc3d.interfaces import Divisible
+from pgc3d.interfaces import Divisible, parameters
 from pgc3d.optimize import StepReport, optimize
-from pgc3d.run import Checkpoint, RunDirectory
+from pgc3d.run import RunDirectory
+from pgc3d.signals import StopFlag, interrupt_held
 
 logger = logging.getLogger(__name__)
 
@@ -43,13 +44,6 @@ class Event:
     file: Path | None = None
 
 
-@dataclass
-class StopFlag:
-    """Set by a signal, looked at on step edges."""
-
-    signal: int | None = None
-
-
 Reporter = Callable[[Event], None]
 Preview = Callable[[Path], None]
 
@@ -65,6 +59,7 @@ class Session:
     stop: StopFlag
     record: dict[str, Any] = field(default_factory=dict)
     stopped_by: int | None = None  # a signal that ended the optimisation; one that comes later ends nothing
+    _edge: "_Edge | None" = None  # what the step that is being made started from, None between two steps
 
     @contextmanager
     def recorded(self) -> Iterator[None]:
@@ -80,7 +75,9 @@ class Session:
             status = f"failed: {error}"
             raise
         except BaseException as error:
-            status = f"failed: {type(error).__name__}"
+            # A caller's interrupt or exception ends nothing for good where there is something to go on from.
+            how = "stopped by" if self.run.checkpoints() else "failed:"
+            status = f"{how} {type(error).__name__}"
             raise
         finally:
             self._write(status)
@@ -115,32 +112,56 @@ class Session:
 
         Raises:
             DivergedError: the run left the finite range; the last good state was saved.
+            BaseException: what `report` raised, or a KeyboardInterrupt, which waits for the step's end; the
+                state was saved.
         """
-        config, step = self.config, 0
+        step = 0
         if checkpoint is not None:
             unpack(checkpoint, built)
             step = checkpoint.step
         self.run.drop_metrics(after=step)  # what a crash lost is done and told again
-        saved, logged = step, step
-        try:
-            for report in self._steps(built, step):
-                step = report.step
-                logged = self._log(report, logged)
-                if self.stop.signal is not None:
-                    break
-                if config.logging.preview_every and step % config.logging.preview_every == 0:
-                    with self.timed("preview"):
-                        preview(self.run.preview(step))
-                if step % config.logging.checkpoint_every == 0 and step < config.run.steps:
-                    self._save(built, step)
-                    saved = step
-        except DivergedError:
-            self._save(built, step)
-            raise
-        if step > saved:
-            self._save(built, step)
+        reached = _Reached(step, logged=step, saved=step)
+        with interrupt_held() as interrupted:
+            try:
+                for report in self._steps(built, step):
+                    self._after(built, report, reached, preview)
+                    if interrupted():
+                        raise KeyboardInterrupt
+                    if self.stop.signal is not None:
+                        break
+            except BaseException as error:
+                self._rescue(built, reached, error)
+                raise
+            if reached.step > reached.saved:
+                self._save(built, reached.step)
         self.stopped_by = self.stop.signal
-        return step >= config.run.steps and self.stopped_by is None
+        return reached.step >= self.config.run.steps and self.stopped_by is None
+
+    def _after(self, built: Built, report: StepReport, reached: "_Reached", preview: Preview) -> None:
+        """Tell and write what is due at a step edge."""
+        config, step = self.config, report.step
+        reached.step = step
+        reached.logged = self._log(report, reached.logged)
+        if self.stop.signal is not None:
+            return
+        if config.logging.preview_every and step % config.logging.preview_every == 0:
+            with self.timed("preview"):
+                preview(self.run.preview(step))
+        if step % config.logging.checkpoint_every == 0 and step < config.run.steps:
+            self._save(built, step)
+            reached.saved = step
+
+    def _rescue(self, built: Built, reached: "_Reached", error: BaseException) -> None:
+        """Save before an error goes on to the caller, where the state is that of a step edge."""
+        if self._edge is not None and not isinstance(error, DivergedError):
+            if not self._edge.can_be_restored(built):
+                return  # the step had changed parameters: the checkpoint before it counts
+            self._edge.restore(built)
+        if reached.step > reached.saved or isinstance(error, DivergedError):
+            try:
+                self._save(built, reached.step)
+            except Pgc3dError as second:
+                logger.warning("step %d could not be saved: %s", reached.step, second)
 
     def _steps(self, built: Built, step: int) -> Iterator[StepReport]:
         """The steps after `step`; one that runs out of memory is tried again with fewer views at a time."""
@@ -157,18 +178,20 @@ class Session:
                 max_skipped=config.optimizer.max_skipped,
             )
             try:
-                before = _Edge.of(built)
+                self._edge = before = _Edge.of(built)
                 for report in reports:
-                    step = report.step
+                    step, self._edge = report.step, None
                     yield report
-                    before = _Edge.of(built)
+                    self._edge = before = _Edge.of(built)
             except (MemoryError, RuntimeError) as error:
                 micro_batch = self._smaller(built) if ran_out_of_memory(error) else 0
                 if not micro_batch:
                     raise
             else:
+                self._edge = None
                 return
             before.restore(built)
+            self._edge = None
             self._retry(built, step, micro_batch)
 
     def _smaller(self, built: Built) -> int:
@@ -220,6 +243,15 @@ class Session:
         return report.step
 
 
+@dataclass
+class _Reached:
+    """How far a run has come, in steps."""
+
+    step: int
+    logged: int
+    saved: int
+
+
 @dataclass(frozen=True)
 class _Edge:
     """What a step changes beside parameters, as it was before: one that failed is done again from there.
@@ -231,6 +263,7 @@ class _Edge:
     generators: Mapping[str, Tensor]
     states: Mapping[str, Mapping[str, Tensor]]
     extra: Mapping[str, Any]
+    versions: tuple[int, ...]  # of the parameters: torch counts what is done to them in place
 
     @classmethod
     def of(cls, built: Built) -> "_Edge":
@@ -239,7 +272,12 @@ class _Edge:
             generators={name: source.get_state() for name, source in built.generators.items()},
             states={name: dict(stateful.state_dict()) for name, stateful in built.states.items()},
             extra={name: value for name, value in representation.items() if name.endswith(EXTRA)},
+            versions=_versions(built),
         )
+
+    def can_be_restored(self, built: Built) -> bool:
+        """Whether the parameters are those of the edge."""
+        return self.versions == _versions(built)
 
     def restore(self, built: Built) -> None:
         """Put it back."""
@@ -249,6 +287,11 @@ class _Edge:
             stateful.load_state_dict(self.states[name])
         representation = built.problem.representation
         representation.load_state_dict({**representation.state_dict(), **self.extra})
+
+
+def _versions(built: Built) -> tuple[int, ...]:
+    groups = built.problem.representation.parameter_groups()
+    return tuple(tensor._version for tensor in parameters(groups))
 
 
 def describe_environment(device: torch.device) -> dict[str, Any]:
@@ -265,6 +308,8 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
 
 def peak_memory(device: torch.device) -> dict[str, int]:
     """The most that this process held, in bytes."""
+    import resource
+
     unit = 1 if sys.platform == "darwin" else 1024
     peak = {"resident": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
     if device.type == "cuda":

@@ -5,7 +5,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pgc3d.errors import RunDirectoryError
+from pgc3d.plain_files import require_inside
+
 FILES = ("image", "depth", "normal", "mesh", "background")
+KEPT = {  # what is made of them, in the run's folder
+    "image": "input.png",
+    "depth": "depth.png",
+    "normal": "normal.png",
+    "background": "background.png",
+    "mesh": "mesh.safetensors",
+}
 
 
 @dataclass(frozen=True)
@@ -31,6 +41,16 @@ class Task:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any], folder: Path) -> "Task":
-        """The task that `record` described."""
-        files = {name: folder / record[name] for name in FILES if name in record}
+        """The task that `record` described.
+
+        Raises:
+            RunDirectoryError: a file is not named as one inside the folder.
+        """
+        files = {}
+        for name in FILES:
+            if name in record:
+                try:
+                    files[name] = folder / require_inside(record[name])
+                except (TypeError, ValueError) as error:
+                    raise RunDirectoryError(f"the record of {folder} is damaged: {name}: {error}") from error
         return cls(prompt=str(record.get("prompt", "")), **files)

@@ -22,8 +22,8 @@ from pictures import chunks, gather_pictures, load_teacher
 from torch import Tensor
 
 from pgc3d.build import resolve_device
+from pgc3d.disk import replace_file
 from pgc3d.pgc import statistics
-from pgc3d.run import replace_file
 
 MAX_NOISE = 0.1  # standard deviation on pictures in [0, 1]
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from pgc3d.build import resolve_device
 from pgc3d.diffusion.latent import LatentDiffusion
 from pgc3d.diffusion.linear_encoder import LinearEncoder, fit_linear_encoder, shrink
-from pgc3d.run import replace_file
+from pgc3d.disk import replace_file
 
 HELD_OUT = 5  # every fifth picture only judges
 

@@ -27,9 +27,9 @@ from torch import Tensor
 
 from pgc3d.build import resolve_device
 from pgc3d.diffusion.latent import select
+from pgc3d.disk import replace_file
 from pgc3d.guidance.sds import ScoreDistillation
 from pgc3d.prompts import ViewPromptConfig
-from pgc3d.run import replace_file
 from pgc3d.types import TextEmbedding
 
 THRESHOLDS = (0.01, 0.03, 0.1, 0.3, 1.0)

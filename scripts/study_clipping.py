@@ -39,11 +39,11 @@ from study_jobs import Job, Kind, Settings, fingerprint, job_config, make_jobs, 
 from study_summary import plot_summary, read_results, report
 
 from pgc3d.build import resolve_device
+from pgc3d.disk import replace_file
 from pgc3d.errors import Pgc3dError
 from pgc3d.evaluation.items import Item, read_items
 from pgc3d.evaluation.processes import in_processes
 from pgc3d.export.turntable import tile
-from pgc3d.run import replace_file
 from pgc3d.teachers import locate_models
 
 RULES = (

@@ -18,6 +18,7 @@ from pgc3d.ablate import parse_rule
 from pgc3d.build import resolve_device
 from pgc3d.config import Config
 from pgc3d.configure import IMAGE, TEXT, GuidanceName, Quality, configure
+from pgc3d.disk import replace_file
 from pgc3d.errors import InputError, Pgc3dError
 from pgc3d.evaluation.items import Item
 from pgc3d.evaluation.measure import Measure, Result, score, shares_frame
@@ -30,7 +31,6 @@ from pgc3d.export.turntable import to_bytes
 from pgc3d.image_statistics import statistics
 from pgc3d.mini import judge
 from pgc3d.render import build_rasterizer
-from pgc3d.run import replace_file
 from pgc3d.task import Task
 
 Kind = Literal["text", "image"]

@@ -21,10 +21,12 @@ LAYERS = (
     ("evaluation",),
     ("pipeline", "configure", "ablate"),
     ("session",),
-    ("checkpoint", "plan"),
+    ("checkpoint", "plan", "model_record"),
     ("build",),
     ("teachers", "stage"),
-    ("optimize", "backgrounds", "config", "run", "memory"),
+    ("run",),
+    ("checkpoint_files",),
+    ("optimize", "backgrounds", "config", "disk", "memory"),
     ("layers",),
     ("yaml_text",),
     ("export",),
@@ -36,7 +38,8 @@ LAYERS = (
     ("ranges",),
     ("schedules",),
     ("interfaces",),
-    ("types", "task", "errors", "__init__"),
+    ("task",),
+    ("types", "errors", "plain_files", "records", "signals", "__init__"),
 )
 
 

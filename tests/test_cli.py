@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from tiny import write_tiny_controlnet, write_tiny_sd, write_tiny_sdxl
 
 from pgc3d.cli import main
+from pgc3d.records import seal
 
 TINY = [
     "--set", "representation.resolution=16",
@@ -218,7 +219,9 @@ def test_sd_layout_with_controls_and_a_lora(run, sd_checkpoint, tmp_path):
     )  # fmt: skip
     assert code in (0, 5), err
     manifest = json.loads((tmp_path / "chair" / "manifest.json").read_text())
-    assert manifest["models"][f"control {control}"] == {"name": str(control), "commit": None}
+    described = manifest["models"][f"control {control}"]
+    assert len(described.pop("sha256")) == 64
+    assert described == {"name": str(control), "commit": None, "path": str(control)}
     sha256 = hashlib.sha256(lora.read_bytes()).hexdigest()
     assert manifest["loras"] == [{"path": str(lora), "scale": 0.01, "sha256": sha256}]
     shown = (tmp_path / "chair" / "config.yaml").read_text()
@@ -227,7 +230,7 @@ def test_sd_layout_with_controls_and_a_lora(run, sd_checkpoint, tmp_path):
 
     save_file({name: 2 * tensor for name, tensor in factors.items()}, lora)
     manifest["status"] = "stopped"
-    (tmp_path / "chair" / "manifest.json").write_text(json.dumps(manifest))
+    (tmp_path / "chair" / "manifest.json").write_text(json.dumps(seal(manifest)))
     code, _, err = run("resume", "chair")
     assert (code, "style.safetensors must be as when the run began" in err) == (2, True), err
 

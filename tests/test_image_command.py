@@ -57,7 +57,8 @@ def test_picture_becomes_a_mesh_and_more(run, checkpoint, picture, tmp_path):  #
     picture.unlink()  # the run has its own copy
     text = (moved / "config.yaml").read_text()
     (moved / "config.yaml").write_text(text.replace("steps: 4", "steps: 6"))
-    assert run("resume", moved)[0] in (0, 5)
+    assert run("resume", moved)[0] == 2
+    assert run("resume", moved, "--edited")[0] in (0, 5)
     assert json.loads((moved / "manifest.json").read_text())["steps_done"] == 6
     assert run("export", moved, "--format", "ply")[0] in (0, 5)
     assert run("render", moved)[0] == 0

@@ -13,8 +13,9 @@ from tiny import write_tiny_sdxl
 from pgc3d import pipeline
 from pgc3d.config import load_config
 from pgc3d.errors import DivergedError, InputError, RunDirectoryError
+from pgc3d.records import seal
 from pgc3d.run import RunDirectory
-from pgc3d.session import StopFlag
+from pgc3d.signals import StopFlag, stop_on_signals
 from pgc3d.task import Task
 
 SETTINGS = [
@@ -67,6 +68,10 @@ def generate(out, config, **calls):
     return out
 
 
+def manifest(folder):
+    return json.loads((folder / "manifest.json").read_text())
+
+
 def mesh(folder):
     return (folder / "asset.stl").read_bytes()
 
@@ -111,8 +116,7 @@ def test_damaged_checkpoint_costs_steps_but_not_the_result(copy, finished, caplo
 
 
 def test_finished_run_is_left_alone(copy):
-    manifest = json.loads((copy / "manifest.json").read_text())
-    (copy / "manifest.json").write_text(json.dumps(manifest | {"status": "done"}))
+    (copy / "manifest.json").write_text(json.dumps(seal(manifest(copy) | {"status": "done"})))
     messages = []
     result = pipeline.resume(copy, report=lambda event: messages.append(event.message))
     assert result.files == ()
@@ -132,10 +136,36 @@ def test_export_never_replaces_a_file(copy):
     assert (copy / "asset-2.stl").stat().st_size < len(before)
 
 
+@pytest.mark.parametrize("job", [pipeline.resume, pipeline.export, pipeline.render])
+def test_edited_config_is_refused_with_the_ways_to_go_on(copy, job):
+    text = (copy / "config.yaml").read_text()
+    (copy / "config.yaml").write_text(text.replace("max_skipped: 20", "max_skipped: 21"))
+    with pytest.raises(RunDirectoryError, match=r"as the run wrote it.* --edited`, or start a new run with"):
+        job(copy)
+
+
 def test_config_that_no_longer_fits_the_checkpoint_is_one_line(copy):
     text = (copy / "config.yaml").read_text()
     (copy / "config.yaml").write_text(text.replace("resolution: 16", "resolution: 20"))
+    (copy / "manifest.json").write_text(json.dumps(seal(manifest(copy) | {"status": "stopped"})))
     with pytest.raises(RunDirectoryError, match=r"must fit the run's config\.yaml"):
+        pipeline.resume(copy, edited=True)
+
+
+def test_config_with_fewer_steps_than_are_done_is_one_line(copy):
+    text = (copy / "config.yaml").read_text()
+    (copy / "config.yaml").write_text(text.replace("  steps: 6", "  steps: 5"))
+    with pytest.raises(RunDirectoryError, match="must be at least 6, which are done, got 5"):
+        pipeline.resume(copy, edited=True)
+
+
+def test_edited_config_goes_on_where_that_is_wanted_and_later_without_a_word(copy):
+    text = (copy / "config.yaml").read_text()
+    (copy / "config.yaml").write_text(text.replace("  steps: 6", "  steps: 7"))
+    with noisy_export():
+        pipeline.resume(copy, edited=True)
+    assert manifest(copy)["steps_done"] == 7
+    with noisy_export():
         pipeline.export(copy)
 
 
@@ -159,7 +189,7 @@ def test_empty_prompt_makes_no_folder(config, tmp_path):
 
 def test_hooks_of_other_programs_come_back():
     before = signal.getsignal(signal.SIGTERM)
-    with pipeline.stop_on_signals() as stop:
+    with stop_on_signals() as stop:
         os.kill(os.getpid(), signal.SIGTERM)
         while stop.signal is None:
             time.sleep(0.001)

@@ -9,8 +9,10 @@ import sys
 import pytest
 import torch
 
+from pgc3d.checkpoint_files import Checkpoint
+from pgc3d.disk import replace_file, require_free_space, sha256
 from pgc3d.errors import RunDirectoryError
-from pgc3d.run import Checkpoint, RunDirectory, replace_file, require_free_space, sha256
+from pgc3d.run import RunDirectory
 
 
 @pytest.fixture
@@ -95,8 +97,9 @@ def test_run_without_checkpoints_has_none(run):
 
 def test_existing_folder_is_refused_unless_empty(tmp_path):
     (tmp_path / "empty").mkdir()
-    RunDirectory.create(tmp_path / "empty")
-    with pytest.raises(RunDirectoryError, match="must not exist or be empty"):
+    run = RunDirectory.create(tmp_path / "empty")
+    run.write_manifest({"status": "running"})
+    with pytest.raises(RunDirectoryError, match=r"must not exist or be empty.*or continue it"):
         RunDirectory.create(tmp_path / "empty")
 
 

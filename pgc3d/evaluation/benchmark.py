@@ -17,6 +17,7 @@ import pgc3d
 from pgc3d import pipeline
 from pgc3d.cameras import ViewConfig, reference_view
 from pgc3d.config import Config
+from pgc3d.disk import writing
 from pgc3d.errors import InputError
 from pgc3d.evaluation.baselines import Baseline, extrude, read_picture
 from pgc3d.evaluation.items import Item
@@ -25,8 +26,9 @@ from pgc3d.evaluation.processes import in_processes
 from pgc3d.evaluation.results import Record, from_json, table, to_json, write_results
 from pgc3d.export.atomic import write_files
 from pgc3d.export.mesh_file import FORMATS, write_mesh
-from pgc3d.run import MANIFEST, writing
+from pgc3d.run import MANIFEST
 from pgc3d.session import Reporter
+from pgc3d.signals import stop_on_signals
 from pgc3d.task import Task
 
 Maker = Callable[[Item, int, Path], None]  # makes an item with a seed; leaves asset.FORMAT in the folder
@@ -172,7 +174,7 @@ def make_item(
     Raises:
         KeyboardInterrupt: a signal stopped it, after it saved.
     """
-    with pipeline.stop_on_signals() as stop:
+    with stop_on_signals() as stop:
         if (folder / MANIFEST).is_file():
             result = pipeline.resume(folder, report=report, stop=stop)
         else:

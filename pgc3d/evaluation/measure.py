@@ -13,6 +13,7 @@ import torch
 import pgc3d
 from pgc3d.cameras import ViewConfig
 from pgc3d.config import load_config
+from pgc3d.disk import sha256
 from pgc3d.errors import InputError, Pgc3dError
 from pgc3d.evaluation.alignment import normalize_mesh
 from pgc3d.evaluation.items import Item
@@ -27,7 +28,7 @@ from pgc3d.inputs.image import PhotoConfig
 from pgc3d.interfaces import Rasterizer
 from pgc3d.mini import text_model
 from pgc3d.render import build_rasterizer
-from pgc3d.run import CONFIG, sha256
+from pgc3d.run import CONFIG
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,12 @@
 """Files that appear whole or not at all."""
 
 import os
-import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from pgc3d.errors import InputError
+from pgc3d.plain_files import temporary_name
 
 
 @contextmanager
@@ -16,9 +16,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
     Raises:
         InputError: the folder cannot be written or the disk is full; nothing is left behind.
     """
-    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp{path.suffix}")
+    temporary = path.with_name(temporary_name(path.name))
     try:
-        temporary.touch()  # a folder that cannot be written shows before the work is done
+        temporary.touch(exist_ok=False)  # a folder that cannot be written shows before the work is done
         yield temporary
         _sync(temporary)
         os.replace(temporary, path)  # noqa: PTH105
@@ -35,10 +35,11 @@ def replace_files(contents: Mapping[Path, bytes]) -> None:
     Raises:
         OSError: the folder cannot be written or the disk is full; nothing is left behind.
     """
-    temporary = {path: path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp") for path in contents}
+    temporary = {path: path.with_name(temporary_name(path.name)) for path in contents}
     try:
         for path, data in contents.items():
-            temporary[path].write_bytes(data)
+            with temporary[path].open("xb") as stream:
+                stream.write(data)
             _sync(temporary[path])
         for path, source in temporary.items():
             os.replace(source, path)  # noqa: PTH105

@@ -14,10 +14,11 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor, from_numpy
 
+from pgc3d.kernels.compiled import compiled
 from pgc3d.kernels.hash_grid import HashLayout
 
 
-@numba.njit(cache=True)
+@compiled()
 @no_type_check
 def _cell(value, cells):
     scaled = min(max(value, np.float32(0.0)), np.float32(1.0)) * np.float32(cells)
@@ -25,7 +26,7 @@ def _cell(value, cells):
     return low, scaled - np.float32(low)
 
 
-@numba.njit(cache=True)
+@compiled()
 @no_type_check
 def _row(x, y, z, cells, hashed, count):
     if hashed:
@@ -33,13 +34,13 @@ def _row(x, y, z, cells, hashed, count):
     return (x * (cells + 1) + y) * (cells + 1) + z
 
 
-@numba.njit(cache=True)
+@compiled()
 @no_type_check
 def _side(fraction, upper):
     return fraction if upper else np.float32(1.0) - fraction
 
 
-@numba.njit(parallel=True, cache=True, fastmath=True)
+@compiled(parallel=True, fastmath=True)
 @no_type_check
 def _forward(points, table, cells, offsets, hashed, out):
     width = table.shape[1]
@@ -60,7 +61,7 @@ def _forward(points, table, cells, offsets, hashed, out):
                             out[level, p, c] += weight * table[row, c]
 
 
-@numba.njit(parallel=True, cache=True, fastmath=True)
+@compiled(parallel=True, fastmath=True)
 @no_type_check
 def _backward(gradient, points, cells, offsets, hashed, out):
     width = out.shape[1]
@@ -81,7 +82,7 @@ def _backward(gradient, points, cells, offsets, hashed, out):
                             out[row, c] += weight * gradient[p, level * width + c]
 
 
-@numba.njit(parallel=True, cache=True)
+@compiled(parallel=True)
 @no_type_check
 def _backward_points(gradient, points, table, cells, offsets, hashed, out):
     width = table.shape[1]

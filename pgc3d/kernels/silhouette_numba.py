@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pgc3d.kernels.compiled import compiled
 from pgc3d.kernels.silhouette import KEY_SCALE, SAME_DEPTH, SNAP, Crossings
 
 
@@ -35,7 +36,7 @@ def find_edges(faces: Tensor, vertex_count: int) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(edges), torch.from_numpy(opposite)
 
 
-@numba.njit(cache=True)
+@compiled()
 @no_type_check
 def _find_edges(faces, vertex_count):
     """Bucket the half edges by their lower vertex, then sort the few in each bucket by insertion."""
@@ -73,7 +74,7 @@ def _find_edges(faces, vertex_count):
     return edges[:found].copy(), opposite[:found].copy()
 
 
-@numba.njit(parallel=True, cache=True)
+@compiled(parallel=True)
 @no_type_check
 def _project(clip, height, width):
     """Homogeneous pixel positions and z of all vertices, [B, V, 4] float64 (x, y, w, z)."""
@@ -88,20 +89,20 @@ def _project(clip, height, width):
     return points
 
 
-@numba.njit(cache=True)
+@compiled()
 @no_type_check
 def _position(points, view, vertex):
     return points[view, vertex, 0], points[view, vertex, 1], points[view, vertex, 2]
 
 
-@numba.njit(cache=True)
+@compiled()
 @no_type_check
 def _side(points, view, vertex, nx, ny, nw):
     x, y, w = _position(points, view, vertex)
     return nx * x + ny * y + nw * w
 
 
-@numba.njit(cache=True)
+@compiled()
 @no_type_check
 def _scan_range(points, view, edge, edges, opposite, height, width):
     """Number of scan lines, the first one, whether they are rows, and the direction of the outside."""
@@ -133,7 +134,7 @@ def _scan_range(points, view, edge, edges, opposite, height, width):
     return np.int64(high - low), np.int64(low), along_rows, direction
 
 
-@numba.njit(parallel=True, cache=True)
+@compiled(parallel=True)
 @no_type_check
 def _count_scan_lines(points, edges, opposite, height, width):
     views, count = points.shape[0], edges.shape[0]
@@ -144,7 +145,7 @@ def _count_scan_lines(points, edges, opposite, height, width):
     return counts
 
 
-@numba.njit(cache=True)
+@compiled()
 @no_type_check
 def _is_covered(fragments, view, base, pixel, size, stride):
     if pixel < 0 or pixel >= size:
@@ -153,7 +154,7 @@ def _is_covered(fragments, view, base, pixel, size, stride):
     return fragments[view, index, 3] > 0, np.float64(fragments[view, index, 2])
 
 
-@numba.njit(cache=True)
+@compiled()
 @no_type_check
 def _pixel_pair(fragments, view, base, stride, size, crossing, depth, step):
     """Inner pixel along the minor axis (-1 if the crossing does not count) and its distance to the edge."""
@@ -177,7 +178,7 @@ def _pixel_pair(fragments, view, base, stride, size, crossing, depth, step):
     return inner, distance
 
 
-@numba.njit(cache=True)
+@compiled()
 @no_type_check
 def _walk(points, fragments, view, edge, edges, opposite, height, width, best, inner, outer, keys, pairs):
     """Append the visible crossings of one edge, and return how many there are."""
@@ -206,7 +207,7 @@ def _walk(points, fragments, view, edge, edges, opposite, height, width, best, i
     return found
 
 
-@numba.njit(parallel=True, cache=True)
+@compiled(parallel=True)
 @no_type_check
 def _collect(points, data, edges, opposite, counts, best):
     """Walk the silhouettes of every view and keep the outermost crossing of every pixel pair."""

@@ -11,10 +11,11 @@ orientation nor watertightness is needed: inner walls vanish, and an open box is
 
 from typing import no_type_check
 
-import numba
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
+
+from pgc3d.kernels.compiled import compiled
 
 _SLACK = 1e-9  # of a cell, so that lines through an edge meet one of its two triangles at least
 
@@ -36,7 +37,7 @@ def solid_voxels(
     return result
 
 
-@numba.njit(cache=True)
+@compiled()
 @no_type_check
 def _mark_surface(vertices, faces, grid):
     """Set surface voxels to 1; `vertices` are in voxels, so that centres lie at halves."""
@@ -47,7 +48,7 @@ def _mark_surface(vertices, faces, grid):
             _mark_along(a, b, c, axis, size, grid)
 
 
-@numba.njit(cache=True)
+@compiled()
 @no_type_check
 def _mark_along(a, b, c, axis, size, grid):
     u, v = (axis + 1) % 3, (axis + 2) % 3
@@ -71,7 +72,7 @@ def _mark_along(a, b, c, axis, size, grid):
                 grid[index[0] + 1, index[1] + 1, index[2] + 1] = 1
 
 
-@numba.njit(cache=True)
+@compiled()
 @no_type_check
 def _span(low, high, size):
     """First and last line whose coordinate k + 1/2 lies in [low, high]."""
@@ -80,7 +81,7 @@ def _span(low, high, size):
     return int(first), int(last)
 
 
-@numba.njit(cache=True)
+@compiled()
 @no_type_check
 def _flood(grid):
     """Set what faces reach from the corner to 2."""

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from pgc3d.kernels.compiled import compiled
 from pgc3d.kernels.zbuffer import BOUNDS_MARGIN, DEPTH_STEPS
 
 _BAND_HEIGHT = 16  # rows per parallel job
@@ -78,7 +79,7 @@ def _chunks(views: int) -> int:
     return max(1, _JOBS // max(views, 1))
 
 
-@numba.njit(cache=True)
+@compiled()
 @no_type_check
 def _pixel_position(clip, view, vertex, height, width):
     """Homogeneous position in pixels: pixel centres are integers after division by w, row 0 on top."""
@@ -86,20 +87,20 @@ def _pixel_position(clip, view, vertex, height, width):
     return 0.5 * width * (x + w) - 0.5 * w, 0.5 * height * (w - y) - 0.5 * w, w
 
 
-@numba.njit(cache=True)
+@compiled()
 @no_type_check
 def _ndc_position(clip, view, vertex):
     x, y, w = clip[view, vertex, 0], clip[view, vertex, 1], clip[view, vertex, 3]
     return np.float64(x), np.float64(y), np.float64(w)
 
 
-@numba.njit(cache=True)
+@compiled()
 @no_type_check
 def _cross(ax, ay, aw, bx, by, bw):
     return ay * bw - aw * by, aw * bx - ax * bw, ax * by - ay * bx
 
 
-@numba.njit(cache=True)
+@compiled()
 @no_type_check
 def _first_and_last_band(bounds, view, face):
     """Inclusive range of bands that a triangle touches; empty where it covers no pixel centre."""
@@ -108,14 +109,14 @@ def _first_and_last_band(bounds, view, face):
     return bounds[view, face, 2] // _BAND_HEIGHT, bounds[view, face, 3] // _BAND_HEIGHT
 
 
-@numba.njit(cache=True)
+@compiled()
 @no_type_check
 def _limit(value, low, high):
     """Clamp before the conversion to an integer, which is undefined for huge values."""
     return min(max(value, np.float64(low)), np.float64(high))
 
 
-@numba.njit(parallel=True, cache=True)
+@compiled(parallel=True)
 @no_type_check
 def _triangle_bounds(clip, faces, height, width):
     """Inclusive pixel bounds (x0, x1, y0, y1) of every triangle and view; x1 < x0 where it is not drawn."""
@@ -146,7 +147,7 @@ def _triangle_bounds(clip, faces, height, width):
     return bounds
 
 
-@numba.njit(parallel=True, cache=True)
+@compiled(parallel=True)
 @no_type_check
 def _bin_triangles(bounds, height):
     """Sort the triangles of every view into bands of rows: (starts [B * bands + 1], triangle indices)."""
@@ -172,7 +173,7 @@ def _bin_triangles(bounds, height):
     return starts, triangles
 
 
-@numba.njit(cache=True)
+@compiled()
 @no_type_check
 def _fill_triangle(clip, faces, view, face, bounds, first_row, last_row, depth, data):
     height, width = data.shape[1], data.shape[2]
@@ -208,7 +209,7 @@ def _fill_triangle(clip, faces, view, face, bounds, first_row, last_row, depth, 
                 data[view, row, column, 3] = face + 1
 
 
-@numba.njit(parallel=True, cache=True)
+@compiled(parallel=True)
 @no_type_check
 def _fill(clip, faces, bounds, starts, triangles, data):
     """Write the nearest triangle of every pixel to `data` [B, H, W, 4]; the lowest index wins a tie."""
@@ -224,7 +225,7 @@ def _fill(clip, faces, bounds, starts, triangles, data):
             _fill_triangle(clip, faces, view, face, bounds[view, face], first_row, last_row, depth, data)
 
 
-@numba.njit(parallel=True, cache=True)
+@compiled(parallel=True)
 @no_type_check
 def _interpolate(attributes, data, faces, output):
     """Barycentric mix of vertex attributes [A, V, C] into output [B, H, W, C], 0 where nothing was hit."""
@@ -247,7 +248,7 @@ def _interpolate(attributes, data, faces, output):
                 )
 
 
-@numba.njit(parallel=True, cache=True)
+@compiled(parallel=True)
 @no_type_check
 def _interpolate_backward(gradient, attributes, data, faces, grad_data, partial, need_attributes):
     """Gradients of `interpolate`: to u, v in `grad_data` and to attributes in `partial` [B, chunks, V, C].
@@ -279,7 +280,7 @@ def _interpolate_backward(gradient, attributes, data, faces, grad_data, partial,
                         partial[view, chunk, i2, c] += (1 - u - v) * g
 
 
-@numba.njit(parallel=True, cache=True)
+@compiled(parallel=True)
 @no_type_check
 def _find_visible_backward(gradient, clip, data, faces, partial):
     """Gradient of u and v to clip positions, into `partial` [B, chunks, V, 4].

@@ -1,0 +1,82 @@
+"""numba's compiler with a place for its results wherever there is one; without one every process compiles.
+
+numba keeps machine code beside the source or below the user's home and refuses to go on where it can write
+to neither: installations of another user, containers that run as a user of no name, service accounts.
+"""
+
+import logging
+import os
+import stat
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numba
+
+logger = logging.getLogger(__name__)
+
+
+def compiled(**options: Any) -> Any:
+    """A decorator: `numba.njit` with these options, and its results kept for later processes."""
+
+    def decorate(function: Any) -> Any:
+        dispatcher = numba.njit(**options)(function)
+        if _keep(dispatcher):
+            _tolerate_full_disk(dispatcher)
+        return dispatcher
+
+    return decorate
+
+
+def _keep(dispatcher: Any) -> bool:
+    for prepare in (lambda: True, _use_temporary_folder):
+        if prepare():
+            try:
+                dispatcher.enable_caching()
+            except (RuntimeError, OSError) as error:
+                logger.debug("numba keeps no compiled code: %s", error)
+            else:
+                return True
+    return False
+
+
+def _use_temporary_folder() -> bool:
+    """Let numba write below the temporary folder, unless it was given another place."""
+    if numba.config.CACHE_DIR:
+        return False
+    folder = temporary_folder()
+    if folder is None:
+        return False
+    numba.config.CACHE_DIR = str(folder)
+    logger.debug("numba keeps compiled code in %s", folder)
+    return True
+
+
+def temporary_folder() -> Path | None:
+    """A folder below the temporary one to which nobody else can write, as code is loaded from it; else None."""
+    user = os.getuid()
+    try:
+        parent = Path(tempfile.gettempdir())
+        if parent == Path.cwd():  # the last resort of `tempfile`, where nobody expects such a folder
+            return None
+        folder = parent / f"pgc3d-numba-{user}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+    except OSError:
+        return None
+    safe = stat.S_ISDIR(found.st_mode) and found.st_uid == user and not found.st_mode & 0o022
+    return folder if safe else None
+
+
+def _tolerate_full_disk(dispatcher: Any) -> None:
+    """What cannot be written to the cache is compiled again next time."""
+    cache = dispatcher._cache
+    save = cache.save_overload
+
+    def save_overload(signature: Any, data: Any) -> None:
+        try:
+            save(signature, data)
+        except OSError as error:
+            logger.debug("numba could not keep compiled code: %s", error)
+
+    cache.save_overload = save_overload
