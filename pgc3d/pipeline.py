@@ -27,7 +27,7 @@ from pgc3d.representation.textured_mesh import PaintedMesh
 from pgc3d.run import Checkpoint, RunDirectory, replace_file, require_free_space, sha256
 from pgc3d.session import Event, Reporter, Session, StopFlag, explain_memory
 from pgc3d.task import Task
-from pgc3d.teachers import Models, locate_models, unknown_prompt_words
+from pgc3d.teachers import Models, locate_models, model_notes, unknown_prompt_words
 from pgc3d.types import Cameras, Canvas, Rendering
 
 PICTURES = {  # what is made of the task's, in the run's folder
@@ -101,6 +101,8 @@ def generate(
     models = locate_models(config, device)
     check_prompt(task, config, models, report)
     check_cameras(config, models, report)
+    for note in model_notes(config, models):
+        report(Event("build", message=note))
     pictures = dict(build.prepare_task_photo(config, task))
     if backdrop is not None:
         pictures["background"] = backdrop
