@@ -80,6 +80,8 @@ class Request:
     look: Callable[[Sequence[str], Path | None], Any] = no_check
     half: bool = False  # the fp16 files where the hub has them
     small: bool = False  # configurations and tokenizers only
+    module: bool = False  # a repository of one module, as a VAE or a ControlNet
+    file: str | None = None  # one file and nothing else
     cache: Path | None = None  # the hub cache, None for the usual place
     network: bool = True  # whether the hub may be asked
 
@@ -256,9 +258,13 @@ def part_weights(names: Sequence[str], part: str, variant: str) -> list[str]:
 
 def unavailable(wanted: Request, reason: str) -> WeightsNotFoundError:
     """The one line about a repository that cannot be had."""
+    if wanted.module or wanted.file:
+        instead = f" or give a {'file' if wanted.file else 'folder'} in its place"
+    else:
+        instead = ", give a folder with --model PATH, or use the bundled --guidance mini"
     return WeightsNotFoundError(
         f"the model {wanted.repository} must be available, {reason}; fetch it with "
-        f"`{fetch_command(wanted)}`, give a folder with --model PATH, or use the bundled --guidance mini"
+        f"`{fetch_command(wanted)}`{instead}"
     )
 
 
@@ -267,7 +273,10 @@ def fetch_command(wanted: Request) -> str:
     repository, commit = wanted.repository, held_commit(wanted.repository)
     variant = ".fp16" if wanted.half and repository in HALVES else ""
     stem = WEIGHTS["unet"]
-    if repository in CONTROL_ALIASES.values() or repository == ALIASES["sdxl-vae-fp16-fix"]:
+    revision = f" --revision {commit}" if commit else ""
+    if wanted.file:
+        return f"hf download {repository}{revision} {wanted.file}"
+    if wanted.module:
         patterns = ["config.json", f"{stem}{variant}.safetensors"]
     else:
         parts = ("unet", "vae", "*projection") if repository in POSES else ("unet", "vae")
@@ -276,7 +285,6 @@ def fetch_command(wanted: Request) -> str:
         patterns += [f"{encoder}/model{variant}.safetensors"]
     if wanted.small:
         patterns = ["*.json", "*.txt"]
-    revision = f" --revision {commit}" if commit else ""
     return f"hf download {repository}{revision}" + "".join(f' --include "{item}"' for item in patterns)
 
 
@@ -295,8 +303,8 @@ def hub_file(repository: str, name: str | None, *, suffix: str = ".safetensors")
     from huggingface_hub import try_to_load_from_cache
 
     set_environment()
-    commit, wanted = held_commit(repository), Request(repository, check=no_check)
-    name = name or recorded(repository).get("file")
+    name, commit = name or recorded(repository).get("file"), held_commit(repository)
+    wanted = Request(repository, check=no_check, file=name or "FILE")
     if name is not None:
         file = try_to_load_from_cache(repository, name, revision=commit)
         if isinstance(file, str):
@@ -304,11 +312,8 @@ def hub_file(repository: str, name: str | None, *, suffix: str = ".safetensors")
             _record(repository, {"commit": commit})
             return Path(file), commit
     if offline():
-        command = f"hf download {repository}{f' --revision {commit}' if commit else ''} {name or 'FILE'}"
-        raise WeightsNotFoundError(
-            f"the file {name or '*' + suffix} of {repository} must be available, it is not in the local "
-            f"cache, and HF_HUB_OFFLINE forbids the network; fetch it with `{command}`"
-        )
+        reason = f"its file {name or '*' + suffix} is not in the local cache, and HF_HUB_OFFLINE forbids the "
+        raise unavailable(wanted, reason + "network")
     with explained(wanted, commit):
         api, info = describe(repository, commit)
         chosen = name or _only([item.rfilename for item in info.siblings or ()], repository, suffix)

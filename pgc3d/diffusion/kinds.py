@@ -196,7 +196,10 @@ def read_schedule(path: Path, changes: Mapping[str, Any] | None = None) -> dict[
             f"prediction_type must be one of {get_args(Prediction)}, {path} has "
             f"{scheduler['prediction_type']!r}"
         )
-    noise_levels(scheduler)
+    try:
+        noise_levels(scheduler)
+    except ConfigError as error:
+        raise ConfigError(f"{error}; it is that of {path}") from error
     return scheduler
 
 

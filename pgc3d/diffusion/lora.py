@@ -218,7 +218,9 @@ def _change(path: Path, layer: LowRank, weight: Tensor) -> Tensor:
         )
     whole = weight.float() + product
     others = [dimension for dimension in range(whole.ndim) if dimension != axis]
-    norm = whole.norm(dim=others, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+    norm = torch.linalg.vector_norm(whole, dim=others, keepdim=True).clamp(
+        min=torch.finfo(torch.float32).tiny
+    )
     magnitude = layer.magnitude.to(weight.device, torch.float32).reshape(norm.shape)
     return magnitude * whole / norm - weight.float()
 

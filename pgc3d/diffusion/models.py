@@ -328,7 +328,8 @@ def find_part(
                 f"the {PART_NAMES[part]} must be a folder, a hub id or an alias, no folder {name}"
             )
         look = partial(look_at_part, repository)
-        folder = snapshot(Request(repository, check=_check_part, look=look, half=half, network=network))
+        wanted = Request(repository, check=_check_part, look=look, half=half, network=network, module=True)
+        folder = snapshot(wanted)
     folder = folder / part if (folder / part / "config.json").is_file() else folder
     _check_part(folder)
     return folder
