@@ -47,8 +47,12 @@ CameraConfig: TypeAlias = CamerasConfig | CloseUpConfig
 class ModelConfig:
     """The text-to-image model behind the guidance; all objectives of kind `sds` share it."""
 
-    name: str = "mini"  # "mini", an alias as "sdxl", a hub id, or a folder in diffusers' layout
-    loras: tuple[str, ...] = ()  # FILE or FILE:SCALE, safetensors
+    name: str = "mini"  # "mini", an alias as "sdxl", a hub id, a folder in diffusers' layout, or one file
+    # Of a single file: whose configurations and tokenizers it takes, None for what such files are made from.
+    base: str | None = None
+    prediction: Literal["auto", "epsilon", "v_prediction"] = "auto"  # of the UNet; auto asks the checkpoint
+    empty_prompt: Literal["text", "zeros"] = "text"  # what an empty negative prompt becomes
+    loras: tuple[str, ...] = ()  # FILE or OWNER/NAME[:FILE], each with or without :SCALE; safetensors
     dtype: Precision = "auto"  # of the UNet and the text encoders
     vae: str | None = None  # another VAE's folder, hub id or alias, as "sdxl-vae-fp16-fix"
     vae_dtype: Precision = "auto"

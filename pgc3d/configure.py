@@ -9,10 +9,11 @@ from typing import Any, Literal
 from pgc3d.build import resolve_device
 from pgc3d.cameras import OrbitConfig
 from pgc3d.config import Config, load_config, preset, read_yaml
+from pgc3d.diffusion.hub import ALIASES, POSES, is_hub_id
 from pgc3d.diffusion.latent import Layout
-from pgc3d.diffusion.models import ALIASES, POSES
-from pgc3d.errors import ConfigError, InputError
-from pgc3d.teachers import local_image_model, local_model
+from pgc3d.diffusion.models import local_model, model_layout
+from pgc3d.errors import ConfigError, InputError, WeightsNotFoundError
+from pgc3d.teachers import local_image_model
 from pgc3d.yaml_text import parse_override
 
 GuidanceName = Literal["auto", "mini", "sdxl", "sd", "zero123"]
@@ -158,7 +159,7 @@ def _choose(family: Family, guidance: GuidanceName, given: _Given) -> tuple[Guid
             "brings its own model"
         )
     named = by_user or given.named_by_file(family)
-    layout = None if named in {None, "mini"} else _layout(str(named), family)
+    layout = None if named in {None, "mini"} else _layout(str(named), family, ask=guidance == "auto")
     if guidance == "auto" and named is None:
         asked = _flat(*given.by_file, given.options, *given.by_key)
         guidance, note = _choose_by_device(family, str(asked.get("run.device") or "auto"))
@@ -202,15 +203,26 @@ def _choose_by_device(family: Family, device: str) -> tuple[GuidanceName, str]:
     return large, f"guidance: {large}, as there are a CUDA device and its weights"
 
 
-def _layout(model: str, family: Family) -> Layout | None:
-    """The layout of a model; None where it has no alias and is not on this disk."""
+def _layout(model: str, family: Family, *, ask: bool) -> Layout | None:
+    """The layout of a model, from its alias, its files, or where `ask` says so the small ones on the hub.
+
+    None where a folder is not there, which is said when it is to be used, or where nothing was asked.
+
+    Raises:
+        ConfigError: it is another kind of model, or not one of the family.
+        WeightsNotFoundError: the hub must be asked and cannot.
+    """
     layout: Layout | None
     if model in ALIASES:
         text: Layout = "sdxl" if model.startswith("sdxl") else "sd"
         layout = "zero123" if ALIASES[model] in POSES else text
+    elif is_hub_id(model) and not Path(model).is_dir():
+        layout = _hub_layout(model, family) if ask else getattr(local_model(model), "layout", None)
     else:
-        folder = local_model(model)
-        layout = folder.layout if folder else None
+        try:
+            layout = model_layout(model)
+        except WeightsNotFoundError:
+            layout = None
     if layout is not None and layout not in family.layouts:
         raise ConfigError(
             f"the model must be in the layout of {' or '.join(family.layouts)} here, {model} is in that of "
@@ -283,3 +295,13 @@ def _overridden(family: Family, given: _Given) -> list[str]:
         for key, value in (_flat(given.options) | named).items()
         if key in last and last[key] != value
     ]
+
+
+def _hub_layout(model: str, family: Family) -> Layout:
+    try:
+        return model_layout(model)
+    except WeightsNotFoundError as error:
+        names = " or ".join(f"--guidance {layout}" for layout in family.layouts)
+        raise WeightsNotFoundError(
+            f"the presets follow the model's layout ({names} says it): {error}"
+        ) from error

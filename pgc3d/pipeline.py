@@ -30,7 +30,7 @@ from pgc3d.run import RunDirectory
 from pgc3d.session import Event, Reporter, Session, explain_memory
 from pgc3d.signals import StopFlag
 from pgc3d.task import KEPT, Task
-from pgc3d.teachers import Models, locate_models
+from pgc3d.teachers import Models, locate_models, model_notes
 from pgc3d.types import Cameras, Canvas, Rendering
 
 FREE_SPACE = 500_000_000  # bytes: two checkpoints, the asset with its textures, previews
@@ -82,6 +82,8 @@ def generate(
     models = locate_models(config, device)
     check_prompt(task, config, models, report)
     check_cameras(config, models, report)
+    for note in model_notes(config, models):
+        say(note)
     pictures = dict(build.prepare_task_photo(config, task, say))
     if backdrop is not None:
         pictures["background"] = backdrop

@@ -26,6 +26,7 @@ import torch
 from pgc3d.config import Config
 from pgc3d.diffusion.accelerate import SMALL
 from pgc3d.diffusion.files import WEIGHTS, ModelFolder, read_json, weight_files
+from pgc3d.diffusion.single_file import count_unet
 from pgc3d.errors import OutOfMemoryError
 from pgc3d.guidance.sds import SdsConfig
 from pgc3d.teachers import Models, text_objectives
@@ -91,10 +92,11 @@ class Estimate:
 
 def read_teacher(folder: ModelFolder, controls: Mapping[str, ModelFolder]) -> Teacher:
     """The sizes of a checkpoint and its ControlNets, from their configs and the headers of their weights."""
-    unet, vae = (read_json(folder.path / part / "config.json") for part in ("unet", "vae"))
+    parts = (folder.path / "unet", folder.vae or folder.path / "vae")
+    unet, vae = (read_json(part / "config.json") for part in parts)
     channels = tuple(vae["block_out_channels"])
     return Teacher(
-        unet_parameters=_parameters_of(folder.path / "unet"),
+        unet_parameters=count_unet(folder.file) if folder.file else _parameters_of(folder.path / "unet"),
         unet_channels=int(unet["block_out_channels"][0]),
         vae_channels=channels,
         vae_layers=int(vae.get("layers_per_block", 1)),

@@ -56,6 +56,9 @@ BETAS = ("beta_schedule", "beta_start", "beta_end")
 def noise_levels(scheduler_config: Mapping[str, Any]) -> Float[Tensor, " T"]:
     """Signal levels abar_t of a checkpoint's `scheduler_config.json`, in float32 from a float64 product.
 
+    Where the levels are rescaled to end at zero signal, the last one is left out: nothing of the picture is
+    in it, and its ratio of noise to signal is infinite.
+
     Raises:
         ConfigError: the checkpoint uses a noise schedule that is not implemented, or does not say which.
     """
@@ -66,15 +69,27 @@ def noise_levels(scheduler_config: Mapping[str, Any]) -> Float[Tensor, " T"]:
             f"{scheduler_config.get('_class_name', 'configuration')} does not; take a model with DDPM's noise"
         )
     kind, start, end = (scheduler_config[name] for name in BETAS)
-    if scheduler_config.get("rescale_betas_zero_snr") or scheduler_config.get("trained_betas") is not None:
-        raise ConfigError("the checkpoint's scheduler must have plain betas, got rescaled or trained ones")
+    if scheduler_config.get("trained_betas") is not None:
+        raise ConfigError("the checkpoint's scheduler must have plain betas, got trained ones")
     if kind == "scaled_linear":
         betas = torch.linspace(math.sqrt(start), math.sqrt(end), steps, dtype=torch.float64).square()
     elif kind == "linear":
         betas = torch.linspace(start, end, steps, dtype=torch.float64)
     else:
         raise ConfigError(f"beta_schedule must be 'scaled_linear' or 'linear', the checkpoint has {kind!r}")
-    return torch.cumprod(1.0 - betas, dim=0).float()
+    signal = torch.cumprod(1.0 - betas, dim=0)
+    if scheduler_config.get("rescale_betas_zero_snr"):
+        signal = rescale_to_zero_terminal(signal)[:-1]
+    return signal.float()
+
+
+def rescale_to_zero_terminal(signal: Float[Tensor, " T"]) -> Float[Tensor, " T"]:
+    """Levels whose square root is shifted and scaled so that the first stays and the last is zero.
+
+    (arXiv 2305.08891, algorithm 1.)
+    """
+    root = signal.sqrt()
+    return ((root - root[-1]) * root[0] / (root[0] - root[-1])).square()
 
 
 def add_noise(

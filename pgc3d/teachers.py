@@ -12,11 +12,13 @@ from pgc3d.cameras import reference_view
 from pgc3d.config import Config, GuidanceConfig, ImageModelConfig, ModelConfig, Precision
 from pgc3d.diffusion.accelerate import accelerate, accelerate_network, is_recorded, spare_memory
 from pgc3d.diffusion.controlnet import Control, load_control_network, resolve_control
-from pgc3d.diffusion.files import ModelFolder, open_folder
+from pgc3d.diffusion.files import ModelFolder
+from pgc3d.diffusion.folder import open_folder
+from pgc3d.diffusion.kinds import why_distilled, zeros_for_empty_prompt
 from pgc3d.diffusion.latent import LatentDiffusion, select
 from pgc3d.diffusion.linear_encoder import read_linear_encoder
 from pgc3d.diffusion.lora import Lora, read_lora
-from pgc3d.diffusion.models import ALIASES, PINNED, is_hub_id, load_latent_diffusion, resolve_model
+from pgc3d.diffusion.models import load_latent_diffusion, local_model, resolve_model
 from pgc3d.diffusion.text import encode_prompts
 from pgc3d.diffusion.zero123 import Zero123, load_zero123, require_zero123
 from pgc3d.errors import ConfigError, WeightsNotFoundError
@@ -30,6 +32,8 @@ from pgc3d.prompts import ViewPromptConfig, unknown_words, view_prompts
 from pgc3d.schedules import PiecewiseLinear
 from pgc3d.task import Task
 from pgc3d.types import Cameras, TextEmbedding
+
+LARGEST_DISTILLED = 2.0  # the guidance scale that models for a few steps are used with, at most
 
 
 @dataclass(frozen=True)
@@ -111,9 +115,20 @@ def locate_text_model(config: ModelConfig, *, half: bool) -> ModelFolder:
         from pgc3d.mini import text_model
 
         return resolve_model(text_model())
-    folder = resolve_model(config.name, half=half)
+    folder = resolve_model(
+        config.name,
+        half=half,
+        base=config.base,
+        prediction=None if config.prediction == "auto" else config.prediction,
+        vae=config.vae,
+    )
     if folder.layout == "zero123":
         raise ConfigError(f"the text model must be in SD or SDXL layout, {config.name} is a Zero123")
+    if config.empty_prompt == "zeros" and not zeros_for_empty_prompt(folder.path):
+        raise ConfigError(
+            "model.empty_prompt=zeros must be for a model whose own pipeline does that "
+            f"(force_zeros_for_empty_prompt), {config.name} does not; leave it at text"
+        )
     return folder
 
 
@@ -121,7 +136,8 @@ def _locate_image_model(config: ImageModelConfig, device: torch.device) -> Model
     if config.name == "mini":
         folder = _bundled_image_model()
     else:
-        folder = resolve_model(config.name, half=_dtype(config.dtype, device) != torch.float32)
+        half = _dtype(config.dtype, device) != torch.float32
+        folder = resolve_model(config.name, half=half, vae=config.vae)
     return require_zero123(folder, None if config.pose == "auto" else config.pose)
 
 
@@ -150,21 +166,40 @@ def needs_photo(config: Config) -> bool:
     )
 
 
-def local_model(name: str) -> ModelFolder | None:
-    """A model that is on this disk whole, else None; never uses the network."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+def model_notes(config: Config, models: Models) -> list[str]:
+    """What is worth a line about the text-to-image model of a run, each one line."""
+    folder, guidances = models.text, text_objectives(config)
+    if folder is None or config.model.name == "mini":
+        return []
+    notes = []
+    if zeros_for_empty_prompt(folder.path) and "" in {item.negative_prompt for item in guidances.values()}:
+        zeros = config.model.empty_prompt == "zeros"
+        instead = "text, as the method's own code does" if zeros else "zeros, as the model's pipeline does"
+        notes.append(
+            f"the empty negative prompt is {'zeros' if zeros else 'encoded as text'}; --set "
+            f"model.empty_prompt={'text' if zeros else 'zeros'} takes {instead}"
+        )
+    names = {lora: why_distilled(lora, None) for lora in config.model.loras}
+    names[config.model.name] = why_distilled(config.model.name, folder.path)
+    for name, reason in names.items():
+        if reason:
+            notes += [_about_distilled(name, reason, key, item) for key, item in guidances.items()]
+    return [note for note in notes if note]
 
-    folder, repository = Path(name).expanduser(), ALIASES.get(name, name)
-    if not folder.is_dir() and not is_hub_id(repository):
-        return None
-    try:
-        if folder.is_dir():
-            return open_folder(name, folder)
-        path = snapshot_download(repository, revision=PINNED.get(repository), local_files_only=True)
-        return open_folder(name, Path(path))
-    except (LocalEntryNotFoundError, WeightsNotFoundError):
-        return None
+
+def _about_distilled(name: str, reason: str, objective: str, guidance: SdsConfig) -> str:
+    """A line where a distilled model is used as others are, else nothing."""
+    key, wrong = f"objectives.{objective}.guidance", []
+    if guidance.guidance_scale > LARGEST_DISTILLED:
+        wrong.append(f"{key}.guidance_scale={LARGEST_DISTILLED:g} (now {guidance.guidance_scale:g})")
+    if guidance.resolution:
+        wrong.append(f"{key}.resolution=0 for its own (now {guidance.resolution})")
+    if not wrong:
+        return ""
+    return (
+        f"{name} was distilled for a few steps without guidance, by {reason}: the gradient of such a model "
+        f"is not what the presets are for; set {' and '.join(wrong)}, or take the model it was made from"
+    )
 
 
 def unknown_prompt_words(prompt: str, folder: ModelFolder) -> list[tuple[str, list[str]]]:
@@ -217,7 +252,10 @@ def _teach_text(
     views = config.model.view_prompts or folder.view_prompts or ViewPromptConfig()
     texts = view_prompts(prompt, views)
     negatives = list(dict.fromkeys(item.negative_prompt for item in text_objectives(config).values()))
-    encoded = encode_prompts(folder, [*texts, *negatives], device=device, dtype=dtype, loras=models.loras)
+    zeros = config.model.empty_prompt == "zeros"
+    encoded = encode_prompts(
+        folder, [*texts, *negatives], device=device, dtype=dtype, loras=models.loras, empty_zeros=zeros
+    )
     rows = {text: torch.tensor([len(texts) + i], device=device) for i, text in enumerate(negatives)}
     vae_dtype = None if config.model.vae_dtype == "auto" else _dtype(config.model.vae_dtype, device)
     model = load_latent_diffusion(

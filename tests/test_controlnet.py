@@ -19,8 +19,9 @@ from pgc3d.diffusion.controlnet import (
     normal_image,
     resolve_control,
 )
+from pgc3d.diffusion.hub import record_file
 from pgc3d.diffusion.latent import select
-from pgc3d.diffusion.models import record_file, resolve_model
+from pgc3d.diffusion.models import resolve_model
 from pgc3d.errors import ConfigError, WeightsNotFoundError
 from pgc3d.render.cpu import CpuRasterizer
 from pgc3d.render.mesh_renderer import render_mesh

@@ -9,14 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import edit_json, write_tiny_sd, write_tiny_sdxl
 
-from pgc3d.diffusion.models import (
-    ALIASES,
-    is_hub_id,
-    load_latent_diffusion,
-    record_file,
-    resolve_model,
-    wanted_files,
-)
+from pgc3d.diffusion.hub import ALIASES, is_hub_id, record_file, wanted_files
+from pgc3d.diffusion.models import load_latent_diffusion, resolve_model
 from pgc3d.diffusion.text import encode_prompts
 from pgc3d.errors import ConfigError, WeightsNotFoundError
 from pgc3d.prompts import ViewPromptConfig
@@ -141,9 +135,48 @@ def test_missing_tensor_of_a_text_encoder_is_named(folder):
 
 
 def test_weights_of_another_shape_are_named(folder):
-    edit_json(folder / "unet" / "config.json", cross_attention_dim=48)
-    with pytest.raises(WeightsNotFoundError, match="unet must be a whole checkpoint part"):
+    file = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    save_file(load_file(file) | {"quant_conv.bias": torch.zeros(3)}, file, metadata={"format": "pt"})
+    with pytest.raises(WeightsNotFoundError, match=r"quant_conv\.bias has the shape \[3\] in the place of"):
         load_latent_diffusion(folder)
+
+
+def test_weights_that_the_config_does_not_know_are_refused(folder):
+    for part in ("unet", "text_encoder"):
+        (file,) = (folder / part).glob("*.safetensors")
+        tensors = load_file(file)
+        save_file(tensors | {"task_embedding": torch.zeros(3)}, file, metadata={"format": "pt"})
+    with pytest.raises(ConfigError, match=r"unet must hold .* 1 are unknown, the first is task_embedding"):
+        load_latent_diffusion(folder)
+    with pytest.raises(ConfigError, match=r"text_encoder.* the first is .*task_embedding"):
+        encode_prompts(resolve_model(folder), ["a cat"])
+
+
+MISFITS = {
+    "prompts of another width": (
+        {"unet": {"cross_attention_dim": 48}},
+        "UNet's cross_attention_dim is 48 and its text encoders give 64",
+    ),
+    "another pooled embedding": (
+        {"text_encoder_2": {"projection_dim": 16}},
+        "projection_class_embeddings_input_dim is 80 and its second text encoder gives 64",
+    ),
+    "other latents": ({"vae": {"latent_channels": 16}}, "4 latent channels, .* is AutoencoderKL with 16"),
+    "another VAE": ({"vae": {"_class_name": "AutoencoderTiny"}}, "is AutoencoderTiny with 4"),
+    "inpainting": ({"unet": {"in_channels": 9}}, "must see 4 channels, but sees 9, for inpainting"),
+    "editing": ({"unet": {"in_channels": 8}}, "must see 4 channels, but sees 8, for editing pictures"),
+    "LCM": ({"unet": {"time_cond_proj_dim": 256}}, "takes the guidance scale as an input"),
+    "unCLIP": ({"unet": {"class_embed_type": "projection"}}, "class_embed_type projection"),
+}
+
+
+@pytest.mark.parametrize(("changes", "line"), MISFITS.values(), ids=MISFITS)
+def test_parts_that_do_not_fit_are_refused_before_they_are_loaded(folder, changes, line):
+    for part, change in changes.items():
+        edit_json(folder / part / "config.json", **change)
+    with pytest.raises(ConfigError, match=line) as caught:
+        resolve_model(folder)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("change", [{"addition_embed_type": "image"}, {"addition_embed_type": "text_image"}])

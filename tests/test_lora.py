@@ -164,7 +164,7 @@ def test_first_names_cover_sdxl_at_full_size_and_agree_with_the_library():
     from diffusers.loaders.lora_pipeline import StableDiffusionXLLoraLoaderMixin
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
-    from pgc3d.diffusion.lora import _current_name
+    from pgc3d.diffusion.first_names import flat_unet_layer
 
     with torch.device("meta"):
         unet = UNet2DConditionModel(**_script("make_random_sdxl").unet_config(full_size=True))
@@ -174,7 +174,7 @@ def test_first_names_cover_sdxl_at_full_size_and_agree_with_the_library():
         if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d)
     }
     attention, rest = first_names_of_sdxl()
-    renamed = {name: _current_name(name, unet) for name in (*attention, *rest)}
+    renamed = {name: flat_unet_layer(name, unet.config.layers_per_block) for name in (*attention, *rest)}
     assert set(renamed.values()) == layers
     assert len(renamed) == len(layers)
 
@@ -216,6 +216,72 @@ def first_names_of_sdxl():
     return attention, rest
 
 
+# DoRA
+
+
+def kohya_dora(layers, weights, magnitudes):
+    tensors, _ = kohya(layers)
+    for name, size in magnitudes.items():
+        shape = (-1, *(1 for _ in weights[name].shape[1:]))
+        tensors[f"lora_unet_{name.replace('.', '_')}.dora_scale"] = size.reshape(shape)
+    return tensors, {}
+
+
+def kohya_dora_of_inputs(layers, weights, magnitudes):
+    tensors, _ = kohya(layers)
+    for name, size in magnitudes.items():
+        shape = (1, -1, *(1 for _ in weights[name].shape[2:]))
+        tensors[f"lora_unet_{name.replace('.', '_')}.dora_scale"] = size.reshape(shape)
+    return tensors, {}
+
+
+def peft_dora(layers, weights, magnitudes):
+    tensors, header = peft(layers)
+    for name, size in magnitudes.items():
+        shape = (-1,) if weights[name].ndim == 2 else (1, -1, 1, 1)
+        tensors[f"unet.{name}.lora_magnitude_vector"] = size.reshape(shape)
+    settings = json.loads(header["lora_adapter_metadata"]) | {"unet.use_dora": True}
+    return tensors, {"lora_adapter_metadata": json.dumps(settings)}
+
+
+@pytest.mark.parametrize(
+    ("spelling", "axis"), [(kohya_dora, 0), (kohya_dora_of_inputs, 1), (peft_dora, 0)], ids=str
+)
+def test_decomposed_layers_have_the_norm_and_the_direction_of_the_formula(
+    tmp_path, folders, unet, spelling, axis
+):
+    layers = of_unet(unet)
+    weights = {name: unet.get_submodule(name).weight.double() for name in layers}
+    sizes = {
+        name: torch.rand(w.shape[axis], generator=torch.Generator().manual_seed(1)) + 0.5
+        for name, w in weights.items()
+    }
+    path = write(tmp_path / "dora.safetensors", layers, lambda found: spelling(found, weights, sizes))
+    whole, half, none = (loaded(folders["sdxl"], f"{path}:{scale}") for scale in (1, 0.5, 0))
+    for name, (down, up) in layers.items():
+        low = (up.double().flatten(1) @ down.double().flatten(1)).reshape(weights[name].shape)
+        changed = (weights[name] + ALPHA / RANK * low).movedim(axis, 0)
+        norm = changed.flatten(1).norm(dim=1)
+        expected = torch.einsum("i,i...->i...", sizes[name].double() / norm, changed).movedim(0, axis)
+        found = {
+            s: net.get_submodule(name).weight.double() for s, net in ((1, whole), (0.5, half), (0, none))
+        }
+        torch.testing.assert_close(found[1], expected, rtol=1e-5, atol=1e-6)
+        norms = found[1].movedim(axis, 0).flatten(1).norm(dim=1)
+        torch.testing.assert_close(norms, sizes[name].double(), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(found[0.5], 0.5 * (found[0] + found[1]), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(found[0], weights[name], rtol=1e-6, atol=1e-7)
+
+
+def test_magnitudes_of_another_layer_are_refused(tmp_path, unet):
+    file = tmp_path / "odd.safetensors"
+    tensors, _ = kohya(of_unet(unet))
+    flat = f"lora_unet_{CONV.replace('.', '_')}"
+    save_file(tensors | {f"{flat}.dora_scale": torch.ones(5, 1, 1, 1)}, file)
+    with pytest.raises(ConfigError, match="has 5 magnitudes for a layer of"):
+        fuse_loras(unet, "unet", [read_lora(str(file), "sdxl")])
+
+
 # What a user can get wrong.
 
 
@@ -251,7 +317,7 @@ MISFITS = {
     "not a LoRA": ({"conv_in.weight": ONE}, "got the key conv_in.weight"),
     "LyCORIS": ({"lora_unet_conv_in.hada_w1_a": ONE}, "got the key lora_unet_conv_in.hada_w1_a"),
     "tucker": ({"lora_unet_conv_in.lora_mid.weight": ONE}, "got the key lora_unet_conv_in.lora_mid.weight"),
-    "DoRA": ({"lora_unet_conv_in.dora_scale": ONE}, "got the key lora_unet_conv_in.dora_scale"),
+    "DoRA": ({"lora_unet_conv_in.dora_scale": ONE}, "got only lora_unet_conv_in.dora_scale"),
     "another family": ({"transformer.x.lora_A.weight": ONE}, "got the key transformer.x.lora_A.weight"),
     "half a layer": (
         {"unet.conv_in.lora_A.weight": ONE},
@@ -275,13 +341,18 @@ def test_file_that_is_no_plain_lora_is_one_line(tmp_path, tensors, line):
     assert "\n" not in str(caught.value)
 
 
-def test_variants_that_the_header_names_are_refused(tmp_path):
-    settings = {"lora_adapter_metadata": json.dumps({"unet.use_dora": True})}
+@pytest.mark.parametrize(
+    ("setting", "line"),
+    [
+        ("unet.use_rslora", r"must be a plain one or DoRA, got unet\.use_rslora = True"),
+        ("unet.use_dora", r"must hold magnitudes as its header says, not so for unet\.conv_in\.lora_A"),
+    ],
+)
+def test_variants_that_the_header_names_are_refused(tmp_path, setting, line):
+    settings = {"lora_adapter_metadata": json.dumps({setting: True})}
     tensors = {"unet.conv_in.lora_A.weight": ONE, "unet.conv_in.lora_B.weight": ONE.clone()}
     save_file(tensors, tmp_path / "dora.safetensors", metadata=settings)
-    with pytest.raises(
-        ConfigError, match=r"dora\.safetensors must be a plain one, got unet\.use_dora = True"
-    ):
+    with pytest.raises(ConfigError, match=line):
         read_lora(str(tmp_path / "dora.safetensors"), "sdxl")
 
 

@@ -11,6 +11,7 @@ from pgc3d.schedules import (
     ddim_step,
     epsilon_from_velocity,
     noise_levels,
+    rescale_to_zero_terminal,
     sample_timesteps,
     velocity,
 )
@@ -40,11 +41,44 @@ def test_noise_levels_fall_from_one_towards_zero(kind):
 
 @pytest.mark.parametrize(
     "change",
-    [{"beta_schedule": "squaredcos_cap_v2"}, {"rescale_betas_zero_snr": True}, {"trained_betas": [0.1]}],
+    [{"beta_schedule": "squaredcos_cap_v2"}, {"trained_betas": [0.1]}],
 )
 def test_unknown_noise_schedule_is_refused(change):
     with pytest.raises(ConfigError, match="bet"):
         noise_levels(SDXL | change)
+
+
+def test_zero_terminal_levels_agree_with_the_library_but_for_the_last():
+    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+
+    settings = SDXL | {"rescale_betas_zero_snr": True}
+    expected = DDPMScheduler(**settings).alphas_cumprod
+    found = noise_levels(settings)
+    assert expected[-1] < 1e-6
+    torch.testing.assert_close(found, expected[:-1], rtol=2e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["linear", "scaled_linear"])
+def test_zero_terminal_levels_are_a_shift_and_a_scale_of_the_signal(kind):
+    plain = noise_levels(SDXL | {"beta_schedule": kind}).double()
+    root = rescale_to_zero_terminal(plain).sqrt()
+    assert root[-1] == 0
+    torch.testing.assert_close(root[0], plain[0].sqrt())
+    # An affine map keeps the proportions of differences.
+    steps, before = root.diff(), plain.sqrt().diff()
+    torch.testing.assert_close(steps / steps.sum(), before / before.sum(), rtol=1e-6, atol=1e-12)
+    left = noise_levels(SDXL | {"beta_schedule": kind, "rescale_betas_zero_snr": True})
+    assert len(left) == len(plain) - 1
+    assert left[-1] > 0
+    assert (left.diff() < 0).all()
+
+
+def test_v_prediction_gives_back_the_noise_at_every_level_that_is_left():
+    signal = noise_levels(SDXL | {"rescale_betas_zero_snr": True}).double()
+    latents, noise = torch.randn(2, len(signal), 1, 2, 2, dtype=torch.float64)
+    noisy = add_noise(latents, noise, signal)
+    found = epsilon_from_velocity(velocity(latents, noise, signal), noisy, signal)
+    torch.testing.assert_close(found, noise)
 
 
 @pytest.mark.parametrize("name", ["beta_schedule", "beta_start", "beta_end"])

@@ -11,9 +11,10 @@ from safetensors.torch import load_file, save_file
 from tiny import edit_json, write_tiny_sdxl, write_tiny_zero123
 
 from pgc3d.cameras import orbit
-from pgc3d.diffusion.files import open_folder
+from pgc3d.diffusion.folder import open_folder
+from pgc3d.diffusion.hub import wanted_files
 from pgc3d.diffusion.latent import resize
-from pgc3d.diffusion.models import resolve_model, wanted_files
+from pgc3d.diffusion.models import resolve_model
 from pgc3d.diffusion.zero123 import clip_pixels, load_zero123, relative_pose, require_zero123
 from pgc3d.errors import ConfigError, WeightsNotFoundError
 from pgc3d.geometry.normals import vertex_normals

@@ -11,8 +11,8 @@ import torch
 from pgc3d.diffusion.cuda_graph import GraphedNetwork
 from pgc3d.diffusion.fast_encoder import FastEncoder, why_unsupported
 from pgc3d.diffusion.fast_unet import fuse_projections, replace_resnets
+from pgc3d.diffusion.hub import record_file
 from pgc3d.diffusion.latent import LatentDiffusion
-from pgc3d.diffusion.models import record_file
 from pgc3d.kernels.attention import SCORE_BYTES, SMALL_SCORE_BYTES
 
 logger = logging.getLogger(__name__)

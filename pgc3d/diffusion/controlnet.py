@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from pgc3d.diffusion.files import ModelFolder, read_json
+from pgc3d.diffusion.hub import CONTROL_ALIASES
 from pgc3d.diffusion.latent import LatentDiffusion
-from pgc3d.diffusion.models import CONTROL_ALIASES, find_part, load_module
+from pgc3d.diffusion.models import find_part, load_module
 from pgc3d.errors import ConfigError
 from pgc3d.ranges import check, number
 from pgc3d.types import Cameras, Rendering

@@ -3,6 +3,10 @@
 (arXiv 2106.09685.) Two spellings are read, as safetensors only: kohya's, as
 `lora_unet_mid_block_attentions_0_proj_in.lora_down.weight` with `alpha` beside it and SDXL's UNet also by the
 names of its first implementation, and diffusers', as `unet.mid_block.attentions.0.proj_in.lora_A.weight`.
+
+A layer may have a magnitude m beside its factors (DoRA, arXiv 2402.09353, eq. 5): it is then
+W' = m (W + alpha / rank up down) / norm, with the norm of each output (kohya's older files: of each input),
+and the scale goes from W at 0 to W' at 1.
 """
 
 import hashlib
@@ -17,7 +21,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pgc3d.diffusion.files import loading, tensor_names
+from pgc3d.diffusion.files import PICKLES, loading, tensor_names
+from pgc3d.diffusion.first_names import flat_unet_layer
+from pgc3d.diffusion.hub import hub_file, is_hub_id
 from pgc3d.diffusion.latent import Layout
 from pgc3d.errors import ConfigError, WeightsNotFoundError
 
@@ -35,22 +41,8 @@ ENDINGS = {
     "down": r"\.(lora_down|lora_A|lora\.down|lora_linear_layer\.down)\.weight$",
     "up": r"\.(lora_up|lora_B|lora\.up|lora_linear_layer\.up)\.weight$",
     "alpha": r"\.alpha$",
-}
-PICKLES = frozenset({".bin", ".ckpt", ".pt", ".pth"})
-# SDXL's UNet in the names of its first implementation, flattened.
-OUTER = {
-    "input_blocks_0_0": "conv_in",
-    "time_embed_0": "time_embedding_linear_1",
-    "time_embed_2": "time_embedding_linear_2",
-    "label_emb_0_0": "add_embedding_linear_1",
-    "label_emb_0_2": "add_embedding_linear_2",
-    "out_2": "conv_out",
-}
-INNER = {
-    "in_layers_2": "conv1",
-    "emb_layers_1": "time_emb_proj",
-    "out_layers_3": "conv2",
-    "skip_connection": "conv_shortcut",
+    "magnitude": r"\.dora_scale$",
+    "output magnitude": r"\.lora_magnitude_vector(\.weight)?$",
 }
 
 
@@ -62,6 +54,8 @@ class LowRank:
     down: Float[Tensor, "rank D"]
     up: Float[Tensor, "C rank"]
     factor: float  # alpha / rank
+    magnitude: Float[Tensor, " N"] | None = None  # of DoRA
+    of_inputs: bool = False  # whether there is a magnitude for each input, not for each output
 
 
 @dataclass(frozen=True)
@@ -71,11 +65,12 @@ class Lora:
     path: Path
     scale: float
     sha256: str
+    commit: str | None = field(default=None, kw_only=True)  # of the hub, None for a file of the user's
     layers: Mapping[Part, Mapping[str, LowRank]] = field(repr=False)
 
 
 def parse_lora(text: str) -> tuple[Path, float]:
-    """FILE or FILE:SCALE."""
+    """FILE or FILE:SCALE; a FILE on the hub is OWNER/NAME or OWNER/NAME:FILE."""
     match = re.fullmatch(r"(.+?)(?::([-+]?(?:\d+\.?\d*|\.\d+)))?", text)
     if match is None:
         raise ConfigError(f"a LoRA must be FILE or FILE:SCALE, got {text!r}")
@@ -83,19 +78,14 @@ def parse_lora(text: str) -> tuple[Path, float]:
 
 
 def read_lora(text: str, layout: Layout) -> Lora:
-    """Read FILE or FILE:SCALE for a model of the layout.
+    """Read FILE or FILE:SCALE for a model of the layout; the file is on this disk or on the hub.
 
     Raises:
         WeightsNotFoundError: there is no such file, or it is no whole safetensors file.
         ConfigError: it holds something else than LoRA layers of such a model; the first such key is named.
     """
     path, scale = parse_lora(text)
-    if not path.is_file():
-        raise WeightsNotFoundError(f"--lora must be a file, {path} does not exist")
-    if path.suffix.lower() in PICKLES:
-        raise WeightsNotFoundError(
-            f"--lora must be a safetensors file, {path} is a pickle, which is never loaded; convert it"
-        )
+    path, commit = _find(path)
     tensor_names(path)
     layers: dict[Part, dict[str, LowRank]] = {}
     with loading(path):
@@ -106,7 +96,22 @@ def read_lora(text: str, layout: Layout) -> Lora:
         layers.setdefault(part, {})[name] = layer
     with path.open("rb") as content:
         sha256 = hashlib.file_digest(content, "sha256").hexdigest()
-    return Lora(path=path, scale=scale, sha256=sha256, layers=layers)
+    return Lora(path=path, scale=scale, sha256=sha256, layers=layers, commit=commit)
+
+
+def _find(path: Path) -> tuple[Path, str | None]:
+    """A file on this disk, else one of the hub with its commit."""
+    repository, _, name = path.as_posix().partition(":")
+    local = path.is_file()
+    if not local and not is_hub_id(repository):
+        raise WeightsNotFoundError(
+            f"--lora must be a file, {path} does not exist; one of the hub is OWNER/NAME or OWNER/NAME:FILE"
+        )
+    if path.suffix.lower() in PICKLES:
+        raise WeightsNotFoundError(
+            f"--lora must be a safetensors file, {path} is a pickle, which is never loaded; convert it"
+        )
+    return (path, None) if local else hub_file(repository, name or None)
 
 
 def _read_layers(path: Path) -> dict[tuple[Part, str], LowRank]:
@@ -115,33 +120,50 @@ def _read_layers(path: Path) -> dict[tuple[Part, str], LowRank]:
     tensors: dict[tuple[Part, str], dict[str, Tensor]] = {}
     keys: dict[tuple[Part, str], str] = {}
     with safe_open(path, framework="pt") as file:
-        alphas = _alphas_of_parts(path, file.metadata() or {})
+        alphas, decomposed = _header(path, file.metadata() or {})
         for key in file.keys():  # noqa: SIM118 - no mapping
             part, name, role = _split(path, key)
             tensors.setdefault((part, name), {})[role] = file.get_tensor(key)
             keys.setdefault((part, name), key)
     if not tensors:
         raise ConfigError(f"the LoRA {path} must hold LoRA layers, got an empty file")
-    layers = {}
-    for place, found in tensors.items():
-        if "down" not in found or "up" not in found:
-            raise ConfigError(f"the LoRA {path} must hold both factors of a layer, got only {keys[place]}")
-        down, up = (found[role].reshape(len(found[role]), -1) for role in ("down", "up"))
-        if not len(down) or up.shape[1] != len(down):
-            raise ConfigError(f"the LoRA {path} must hold factors of one rank, not so for {keys[place]}")
-        alpha = float(found["alpha"]) if "alpha" in found else alphas.get(place[0], len(down))
-        layers[place] = LowRank(keys[place], down, up, alpha / len(down))
+    layers = {
+        place: _layer(path, keys[place], found, alphas.get(place[0])) for place, found in tensors.items()
+    }
+    for (part, _), layer in layers.items():
+        if part in decomposed and layer.magnitude is None:
+            raise ConfigError(
+                f"the LoRA {path} must hold magnitudes as its header says, not so for {layer.key}"
+            )
     return layers
 
 
-def _alphas_of_parts(path: Path, metadata: Mapping[str, str]) -> dict[Part, float]:
-    """Alpha as diffusers writes it into the header, one for all layers of a part."""
+def _layer(path: Path, key: str, found: Mapping[str, Tensor], alpha: float | None) -> LowRank:
+    """One layer of its tensors by their roles; `alpha` is what the header says."""
+    if "down" not in found or "up" not in found:
+        raise ConfigError(f"the LoRA {path} must hold both factors of a layer, got only {key}")
+    down, up = (found[role].reshape(len(found[role]), -1) for role in ("down", "up"))
+    if not len(down) or up.shape[1] != len(down):
+        raise ConfigError(f"the LoRA {path} must hold factors of one rank, not so for {key}")
+    alpha = float(found["alpha"]) if "alpha" in found else alpha if alpha is not None else len(down)
+    sizes = found.get("magnitude", found.get("output magnitude"))
+    # Some files in kohya's spelling have one number for each input, as a row.
+    of_inputs = "magnitude" in found and found["magnitude"].ndim > 1 and len(found["magnitude"]) == 1
+    magnitude = None if sizes is None else sizes.flatten()
+    return LowRank(key, down, up, alpha / len(down), magnitude, of_inputs)
+
+
+def _header(path: Path, metadata: Mapping[str, str]) -> tuple[dict[Part, float], set[Part]]:
+    """What diffusers writes into the header: alpha, one for all layers of a part, and the parts with DoRA."""
     settings = dict(json.loads(metadata.get("lora_adapter_metadata", "{}")))
     for name, value in settings.items():
-        if name.rpartition(".")[2] in {"use_dora", "use_rslora", "alpha_pattern"} and value:
-            raise ConfigError(f"the LoRA {path} must be a plain one, got {name} = {value}")
+        if name.rpartition(".")[2] in {"use_rslora", "alpha_pattern"} and value:
+            raise ConfigError(f"the LoRA {path} must be a plain one or DoRA, got {name} = {value}")
     parts: tuple[Part, ...] = get_args(Part)
-    return {part: float(settings[f"{part}.lora_alpha"]) for part in parts if f"{part}.lora_alpha" in settings}
+    alphas = {
+        part: float(settings[f"{part}.lora_alpha"]) for part in parts if f"{part}.lora_alpha" in settings
+    }
+    return alphas, {part for part in parts if settings.get(f"{part}.use_dora")}
 
 
 def _split(path: Path, key: str) -> tuple[Part, str, str]:
@@ -173,14 +195,34 @@ def fuse_loras(module: Any, part: Part, loras: Sequence[Lora]) -> None:
     }
     for lora in loras:
         for name, layer in lora.layers.get(part, {}).items():
-            current = _current_name(name, module) if part == "unet" else name
+            current = flat_unet_layer(name, module.config.layers_per_block) if part == "unet" else name
             weight = weights.get(current, weights.get(current.removeprefix("text_model_")))
             if weight is None:
                 raise ConfigError(
                     f"the LoRA {lora.path} must fit the model, whose {part} has no layer for the key "
                     f"{layer.key}; it was made for another model"
                 )
-            weight.copy_(weight.float() + lora.scale * _product(lora.path, layer, weight))
+            weight.copy_(weight.float() + lora.scale * _change(lora.path, layer, weight))
+
+
+def _change(path: Path, layer: LowRank, weight: Tensor) -> Tensor:
+    """What a file adds to a weight at scale 1, in float32, in its shape and on its device."""
+    product = _product(path, layer, weight)
+    if layer.magnitude is None:
+        return product
+    axis = 1 if layer.of_inputs else 0
+    if len(layer.magnitude) != weight.shape[axis]:
+        raise ConfigError(
+            f"the LoRA {path} must fit the model, its key {layer.key} has {len(layer.magnitude)} magnitudes "
+            f"for a layer of {list(weight.shape)}"
+        )
+    whole = weight.float() + product
+    others = [dimension for dimension in range(whole.ndim) if dimension != axis]
+    norm = torch.linalg.vector_norm(whole, dim=others, keepdim=True).clamp(
+        min=torch.finfo(torch.float32).tiny
+    )
+    magnitude = layer.magnitude.to(weight.device, torch.float32).reshape(norm.shape)
+    return magnitude * whole / norm - weight.float()
 
 
 def _product(path: Path, layer: LowRank, weight: Tensor) -> Tensor:
@@ -192,28 +234,3 @@ def _product(path: Path, layer: LowRank, weight: Tensor) -> Tensor:
             f"{list(weight.shape)}"
         )
     return layer.factor * (up @ down).reshape(weight.shape)
-
-
-def _current_name(name: str, unet: Any) -> str:
-    """Today's name of a layer that may be spelled as in SDXL's first implementation, both flat."""
-    if name in OUTER:
-        return OUTER[name]
-    middle = re.fullmatch(r"middle_block_(\d)_(.+)", name)
-    if middle is not None:
-        part = {"0": "resnets_0", "1": "attentions_0", "2": "resnets_1"}.get(middle[1], middle[1])
-        return f"mid_block_{part}_{INNER.get(middle[2], middle[2])}"
-    match = re.fullmatch(r"(input|output)_blocks_(\d+)_(\d+)_(.+)", name)
-    if match is None:
-        return name
-    each, rest = int(unet.config.layers_per_block) + 1, INNER.get(match[4], match[4])
-    kind = ("resnets", "attentions", "upsamplers")[min(int(match[3]), 2)]
-    index = int(match[2])
-    if match[1] == "input":
-        block, place = divmod(index - 1, each)  # before them comes the convolution at the entrance
-        if rest == "op":
-            return f"down_blocks_{block}_downsamplers_0_conv"
-        return f"down_blocks_{block}_{kind}_{place}_{rest}"
-    block, place = divmod(index, each)
-    if rest == "conv":
-        return f"up_blocks_{block}_upsamplers_0_conv"
-    return f"up_blocks_{block}_{kind}_{place}_{rest}"

@@ -1,104 +1,170 @@
-"""The model store: a folder or hub id to a `LatentDiffusion`, with the hub's commit pinned or recorded.
+"""The model store: a folder, a file or a hub id to a `LatentDiffusion`.
 
 Weights are safetensors, code from a checkpoint is never run, and the network is used only where a hub id is
 not in the local cache yet.
 """
 
-import json
-import logging
-import os
 import re
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
-from pgc3d.diffusion.files import (
-    PROJECTIONS,
-    WEIGHTS,
-    ModelFolder,
-    Pose,
-    loading,
-    open_folder,
-    read_json,
-    tensor_names,
-    weight_files,
-)
+from pgc3d.diffusion.files import WEIGHTS, ModelFolder, loading, read_json, tensor_names, weight_files
+from pgc3d.diffusion.folder import open_folder
+from pgc3d.diffusion.hub import ALIASES, POSES, Request, is_hub_id, set_environment, snapshot
+from pgc3d.diffusion.kinds import check_vae, look_at_part, look_at_pipeline, read_schedule
 from pgc3d.diffusion.latent import LatentDiffusion, Layout, Prediction
 from pgc3d.diffusion.lora import Lora, fuse_loras
+from pgc3d.diffusion.single_file import (
+    describe_file,
+    is_single_file,
+    open_single,
+    read_part,
+    require_parts,
+)
 from pgc3d.errors import ConfigError, WeightsNotFoundError
 from pgc3d.schedules import noise_levels
 
-logger = logging.getLogger(__name__)
-
-CONTROL_ALIASES = {
-    "sdxl-depth": "diffusers/controlnet-depth-sdxl-1.0",
-    "sdxl-depth-small": "diffusers/controlnet-depth-sdxl-1.0-small",
-    "sd-depth": "lllyasviel/control_v11f1p_sd15_depth",
-    "sd-normal": "lllyasviel/control_v11p_sd15_normalbae",
-}
-ALIASES = CONTROL_ALIASES | {
-    "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
-    "sdxl-turbo": "stabilityai/sdxl-turbo",  # same layout and noise levels, made for 512 px
-    "sd": "stable-diffusion-v1-5/stable-diffusion-v1-5",
-    "sd-turbo": "stabilityai/sd-turbo",
-    "sdxl-vae-fp16-fix": "madebyollin/sdxl-vae-fp16-fix",
-    "zero123": "ashawkey/zero123-xl-diffusers",
-    "stable-zero123": "ashawkey/stable-zero123-diffusers",
-}
-# A hub id that is not listed is recorded at its first download and held to that commit from then on.
-PINNED = {
-    "stabilityai/stable-diffusion-xl-base-1.0": "462165984030d82259a11f4367a4eed129e94a7b",
-    "madebyollin/sdxl-vae-fp16-fix": "207b116dae70ace3637169f1ddd2434b91b3a8cd",
-    "diffusers/controlnet-depth-sdxl-1.0": "26144a77791daea774e4761cb6e5bf19d11c822f",
-    "diffusers/controlnet-depth-sdxl-1.0-small": "b890ef929eb80694d1218cee36ef5bcd7df32c7a",
-    "lllyasviel/control_v11f1p_sd15_depth": "7c693a1fe066e89184a9e04489e0d3a3519a1aa3",
-    "lllyasviel/control_v11p_sd15_normalbae": "cb7296e6587a219068e9d65864e38729cd862aa8",
-    "ashawkey/zero123-xl-diffusers": "10e9e8e75adaa3bf77f5ac9c381419016fed68c7",
-    "ashawkey/stable-zero123-diffusers": "a6c09344fbd45843d35f2095c203c4a8e55b4dbb",
-}
-POSES: Mapping[str, Pose] = {
-    "ashawkey/zero123-xl-diffusers": "radius",
-    "bennyguo/zero123-xl-diffusers": "radius",
-    "kxic/zero123-xl": "radius",
-    "ashawkey/stable-zero123-diffusers": "polar",
-}
-PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "image_encoder", *PROJECTIONS)
 PART_NAMES = {"vae": "VAE", "controlnet": "ControlNet"}
-SMALL_FILES = re.compile(
-    r"(model_index|view_prompts|vocabulary|zero123|config)\.json"
-    r"|(scheduler|tokenizer|tokenizer_2|feature_extractor)/[^/]+\.(json|txt)"
-    rf"|({'|'.join(PARTS)})/config\.json"
-)
 
 
-def resolve_model(model: str | Path, *, half: bool = False, cache: Path | None = None) -> ModelFolder:
-    """Find a checkpoint: a local folder, a hub id `owner/name`, or an alias from `ALIASES`.
+def resolve_model(
+    model: str | Path,
+    *,
+    half: bool = False,
+    cache: Path | None = None,
+    network: bool = True,
+    base: str | Path | None = None,
+    prediction: Prediction | None = None,
+    vae: str | Path | None = None,
+) -> ModelFolder:
+    """Find a checkpoint: a local folder or file, a hub id `owner/name`, or an alias from `ALIASES`.
 
     Args:
         model: what the user asked for. A folder that exists wins over a hub id of the same spelling.
         half: fetch the fp16 files where the hub has them.
         cache: the hub cache, None for the usual place.
+        network: whether the hub may be asked.
+        base: the checkpoint that gives a single file its configurations and tokenizers, None for the one
+            that such files are made from.
+        prediction: what the UNet predicts, None for what the checkpoint says.
+        vae: another VAE's folder, hub id or alias.
 
     Raises:
         WeightsNotFoundError: it is nowhere, not whole, or not at the commit that was pinned or recorded.
         ConfigError: it is another kind of model.
     """
-    _set_environment()
+    set_environment()
     name = str(model)
+    if is_single_file(name) and not Path(name).is_dir():
+        folder = _resolve_file(name, base, prediction, cache=cache, network=network, own_vae=vae is None)
+    else:
+        folder = _resolve_folder(name, half=half, cache=cache, network=network)
+    if vae is not None:
+        part = find_part(vae, "vae", half=half, network=network)
+        check_vae(part, read_json(folder.path / "unet" / "config.json"))
+        folder = replace(folder, vae=part)
+    if prediction is not None:
+        folder = replace(folder, scheduler={**folder.scheduler, "prediction_type": prediction})
+    return folder
+
+
+def local_model(name: str) -> ModelFolder | None:
+    """A model that is on this disk whole, at its commit, else None; never uses the network."""
+    try:
+        return resolve_model(name, network=False)
+    except WeightsNotFoundError:
+        return None
+
+
+def model_layout(name: str) -> Layout:
+    """The layout of a model, from as little of it as tells it.
+
+    Raises:
+        WeightsNotFoundError: it is nowhere, and the hub cannot be asked.
+        ConfigError: it is another kind of model.
+    """
+    if is_single_file(name) and not Path(name).is_dir():
+        return describe_file(Path(name).expanduser()).layout
+    if Path(name).expanduser().is_dir() or not is_hub_id(ALIASES.get(name, name)):
+        return _resolve_folder(name).layout
+    return _small_folder(name).layout
+
+
+def _resolve_folder(
+    name: str, *, half: bool = False, cache: Path | None = None, network: bool = True
+) -> ModelFolder:
     folder = Path(name).expanduser()
     if folder.is_dir():
         return open_folder(name, folder)
     repository = ALIASES.get(name, name)
     if not is_hub_id(repository):
         raise WeightsNotFoundError(
-            f"--model must be a folder in diffusers' layout or a hub id such as {ALIASES['sdxl']}, "
-            f"no folder {name}"
+            "--model must be a folder in diffusers' layout, a safetensors file or a hub id such as "
+            f"{ALIASES['sdxl']}, no folder {name}"
         )
-    path = _from_hub(repository, half=half, cache=cache, check=lambda found: open_folder(name, found))
+    wanted = Request(
+        repository,
+        check=partial(open_folder, name),
+        look=partial(look_at_pipeline, repository),
+        half=half,
+        cache=cache,
+        network=network,
+    )
+    path = snapshot(wanted)
     return open_folder(name, path, commit=path.name, pose=POSES.get(repository))
+
+
+def _small_folder(name: str, *, cache: Path | None = None, network: bool = True) -> ModelFolder:
+    """Configurations and tokenizers of a checkpoint, whose weights may be missing."""
+    folder, repository = Path(name).expanduser(), ALIASES.get(name, name)
+    if folder.is_dir():
+        return open_folder(name, folder, weights=False)
+    if not is_hub_id(repository):
+        raise WeightsNotFoundError(f"a model must be a folder or a hub id, no folder {name}")
+    wanted = Request(
+        repository,
+        check=partial(open_folder, name, weights=False),
+        look=partial(look_at_pipeline, repository),
+        small=True,
+        cache=cache,
+        network=network,
+    )
+    path = snapshot(wanted)
+    return open_folder(name, path, commit=path.name, pose=POSES.get(repository), weights=False)
+
+
+def _resolve_file(
+    name: str,
+    base: str | Path | None,
+    prediction: Prediction | None,
+    *,
+    cache: Path | None,
+    network: bool,
+    own_vae: bool,
+) -> ModelFolder:
+    path = Path(name).expanduser()
+    kind = describe_file(path)
+    if not kind.known_prediction and prediction is None:
+        raise ConfigError(
+            f"what the UNet of {path} predicts must be known; use --set model.prediction=v_prediction for a "
+            "model made from SD 2's 768 px, or =epsilon for one from its 512 px base, whose "
+            "objectives.color.guidance.resolution is 512"
+        )
+    try:
+        found = _small_folder(str(base or kind.base), cache=cache, network=network)
+    except WeightsNotFoundError as error:
+        raise WeightsNotFoundError(
+            f"{path} has no tokenizers, which come with its configurations from {base or kind.base} (a few "
+            f"MB) or from a folder with --set model.base=FOLDER: {error}"
+        ) from error
+    require_parts(path, found, vae=own_vae)
+    return open_single(name, path, kind, found)
 
 
 def load_latent_diffusion(
@@ -127,70 +193,95 @@ def load_latent_diffusion(
     """
     device = torch.device(device)
     dtype = dtype or (torch.float32 if device.type == "cpu" else torch.float16)
-    _set_environment()
+    set_environment()
     folder = model if isinstance(model, ModelFolder) else resolve_model(model, half=dtype != torch.float32)
-    vae_folder = (folder.vae or folder.path / "vae") if vae is None else find_part(vae, "vae")
+    other = folder.vae if vae is None else find_part(vae, "vae")
+    vae_folder = other or folder.path / "vae"
+    check_vae(vae_folder, read_json(folder.path / "unet" / "config.json"))
     vae_dtype = _vae_dtype(vae_folder, vae_dtype, device, layout=folder.layout)
-    scheduler = read_json(folder.path / "scheduler" / "scheduler_config.json")
-    prediction = scheduler.get("prediction_type", "epsilon")
-    if prediction not in get_args(Prediction):
-        raise ConfigError(
-            f"prediction_type must be one of {get_args(Prediction)}, {folder.path} has {prediction!r}"
-        )
+    scheduler = read_schedule(folder.path, folder.scheduler)
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
-    unet = load_module(UNet2DConditionModel, folder.path / "unet", device=device, dtype=dtype)
+    unet = load_module(
+        UNet2DConditionModel, folder.path / "unet", device=device, dtype=dtype, file=folder.file
+    )
     fuse_loras(unet, "unet", loras)
+    file = folder.file if other is None else None
     return LatentDiffusion(
         unet=unet,
-        vae=load_module(AutoencoderKL, vae_folder, device=device, dtype=vae_dtype),
+        vae=load_module(AutoencoderKL, vae_folder, device=device, dtype=vae_dtype, file=file),
         alphas_cumprod=noise_levels(scheduler).to(device),
-        prediction=prediction,
+        prediction=scheduler["prediction_type"],
         layout=folder.layout,
     )
 
 
-def is_hub_id(name: str) -> bool:
-    """Whether a string is spelled like a hub id, `owner/name`."""
-    return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name) is not None
-
-
-def record_file() -> Path:
-    """Where the commits of downloaded models are written down."""
-    root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(root) / "pgc3d" / "models.json"
-
-
-def load_module(kind: Any, folder: Path, *, device: torch.device, dtype: torch.dtype) -> Any:
+def load_module(
+    kind: Any, folder: Path, *, device: torch.device, dtype: torch.dtype, file: Path | None = None
+) -> Any:
     """One of diffusers' modules, frozen, in evaluation mode; `kind` is its class.
 
     It is built on the meta device and takes the tensors from the files: nothing is initialised in vain.
 
-    Raises:
-        WeightsNotFoundError: weights are missing or damaged.
-    """
-    from safetensors.torch import load_file
+    Args:
+        kind: the class.
+        folder: with its configuration, and its weights unless they are in `file`.
+        device: where it goes.
+        dtype: of its weights.
+        file: a single file with all weights of its model.
 
+    Raises:
+        WeightsNotFoundError: weights are missing, damaged or of another shape.
+        ConfigError: there are weights that its configuration does not know: it is another kind of network.
+    """
     config = read_json(folder / "config.json")
-    files = weight_files(folder, WEIGHTS["unet"], prefer_half=dtype != torch.float32)
-    with loading(folder):
+    with loading(file or folder):
         with torch.device("meta"):
             module = kind.from_config(config)
-        state = {}
-        for file in files:
-            tensor_names(file)
-            for name, tensor in load_file(file, device=str(device)).items():
-                state[_current_name(name)] = tensor.to(dtype)
-        missing, unexpected = module.load_state_dict(state, strict=False, assign=True)
-    if missing:
-        raise WeightsNotFoundError(
-            f"{files[0]} must hold all weights of {folder.name}/config.json, {len(missing)} are missing, the "
-            f"first is {missing[0]}; fetch the checkpoint again"
-        )
-    if unexpected:
-        logger.warning("%s holds %d weights that its config does not use", files[0], len(unexpected))
+        state = {
+            name: tensor.to(dtype)
+            for name, tensor in _tensors(folder, config, device, file, half=dtype != torch.float32)
+        }
+        _require_fit(file or folder, module, state)
+        module.load_state_dict(state, assign=True)
     return module.eval().requires_grad_(False)  # noqa: FBT003 - torch's own signature
+
+
+def _tensors(
+    folder: Path, config: Mapping[str, Any], device: torch.device, file: Path | None, *, half: bool
+) -> Iterable[tuple[str, Tensor]]:
+    from safetensors.torch import load_file
+
+    if file is not None:
+        yield from read_part(file, folder.name, config, str(device))
+        return
+    for part in weight_files(folder, WEIGHTS["unet"], prefer_half=half):
+        tensor_names(part)
+        for name, tensor in load_file(part, device=str(device)).items():
+            yield _current_name(name), tensor
+
+
+def _require_fit(source: Path, module: torch.nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Refuse weights that are not exactly those of a module."""
+    expected = module.state_dict()
+    whose = f"{type(module).__name__} with its config.json"
+    if missing := sorted(set(expected) - set(state)):
+        raise WeightsNotFoundError(
+            f"{source} must hold all weights of a {whose}, {len(missing)} are missing, the first is "
+            f"{missing[0]}; fetch the checkpoint again"
+        )
+    if unknown := sorted(set(state) - set(expected)):
+        raise ConfigError(
+            f"{source} must hold the weights of a {whose} and no others, {len(unknown)} are unknown, the "
+            f"first is {unknown[0]}; it is another kind of network, which is not supported"
+        )
+    for name, tensor in state.items():
+        if tensor.shape != expected[name].shape:
+            raise WeightsNotFoundError(
+                f"{source} must hold the weights of a {whose}, but {name} has the shape {list(tensor.shape)} "
+                f"in the place of {list(expected[name].shape)}"
+            )
 
 
 def _current_name(name: str) -> str:
@@ -206,13 +297,9 @@ def _vae_dtype(
     folder: Path, dtype: torch.dtype | None, device: torch.device, *, layout: Layout
 ) -> torch.dtype:
     config = read_json(folder / "config.json")
-    if config.get("latents_mean") is not None:
-        raise ConfigError(
-            f"a VAE must scale all latents alike, but {folder} has means of each; use another VAE"
-        )
-    # SDXL's VAE overflows unless it says otherwise, SD's does not, and older configs say nothing.
-    upcast = config.get("force_upcast", True if layout == "sdxl" else None)
-    if dtype == torch.float16 and upcast is True:
+    # SDXL's VAE overflows in float16 unless it says otherwise, SD's does not.
+    upcast = bool(config.get("force_upcast", layout == "sdxl"))
+    if dtype == torch.float16 and upcast:
         raise ConfigError(
             f"a VAE in float16 must not need float32 (force_upcast), {folder} does and would overflow; use "
             "bfloat16 (model.vae_dtype) or the VAE sdxl-vae-fp16-fix (model.vae)"
@@ -221,16 +308,18 @@ def _vae_dtype(
         return dtype
     if device.type == "cpu":
         return torch.float32
-    return torch.float16 if upcast is False else torch.bfloat16
+    return torch.bfloat16 if upcast else torch.float16
 
 
-def find_part(name: str | Path, part: Literal["vae", "controlnet"], *, half: bool = False) -> Path:
+def find_part(
+    name: str | Path, part: Literal["vae", "controlnet"], *, half: bool = False, network: bool = True
+) -> Path:
     """Folder of a single module: a local folder (also one that holds it as `part`), a hub id, or an alias.
 
     Raises:
         WeightsNotFoundError: it is nowhere, or not whole.
     """
-    _set_environment()
+    set_environment()
     folder = Path(name).expanduser()
     if not folder.is_dir():
         repository = ALIASES.get(str(name), str(name))
@@ -238,7 +327,9 @@ def find_part(name: str | Path, part: Literal["vae", "controlnet"], *, half: boo
             raise WeightsNotFoundError(
                 f"the {PART_NAMES[part]} must be a folder, a hub id or an alias, no folder {name}"
             )
-        folder = _from_hub(repository, half=half, cache=None, check=_check_part)
+        look = partial(look_at_part, repository)
+        wanted = Request(repository, check=_check_part, look=look, half=half, network=network, module=True)
+        folder = snapshot(wanted)
     folder = folder / part if (folder / part / "config.json").is_file() else folder
     _check_part(folder)
     return folder
@@ -248,143 +339,3 @@ def _check_part(folder: Path) -> None:
     read_json(folder / "config.json")
     for file in weight_files(folder, WEIGHTS["vae"], prefer_half=False):
         tensor_names(file)
-
-
-def _set_environment() -> None:
-    """No telemetry, and no code from checkpoints; read by the libraries when they are imported."""
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault("DIFFUSERS_DISABLE_REMOTE_CODE", "1")
-
-
-def _offline() -> bool:
-    return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
-
-
-def _from_hub(repository: str, *, half: bool, cache: Path | None, check: Any) -> Path:
-    """Folder of the hub's snapshot, from the cache if it is whole there, else downloaded."""
-    _set_environment()
-    commit = PINNED.get(repository) or _recorded(repository)
-    cached, reason = _cached(repository, commit, cache), "it is not in the local cache"
-    if cached is not None:
-        try:
-            check(cached)
-        except WeightsNotFoundError as error:
-            reason = f"the local copy is not whole: {error}"
-        else:
-            _record(repository, cached.name)
-            return cached
-    if _offline():
-        raise _unavailable(repository, f"{reason}, and HF_HUB_OFFLINE forbids the network")
-    path = _download(repository, commit, half=half, cache=cache)
-    check(path)
-    _record(repository, path.name)
-    return path
-
-
-def _cached(repository: str, commit: str | None, cache: Path | None) -> Path | None:
-    """Find the snapshot by a file in it.
-
-    Newer versions of the hub library call a snapshot that holds only what is needed incomplete, and would go
-    to the network for it.
-    """
-    from huggingface_hub import try_to_load_from_cache
-
-    for name in ("model_index.json", "config.json"):
-        file = try_to_load_from_cache(repository, name, cache_dir=cache, revision=commit)
-        if isinstance(file, str):
-            return Path(file).parent
-    return None
-
-
-def _download(repository: str, commit: str | None, *, half: bool, cache: Path | None) -> Path:
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
-    try:
-        info = api.model_info(repository, revision=commit, timeout=20)
-        names = [sibling.rfilename for sibling in info.siblings or ()]
-        licence = getattr(info.card_data, "license", None) or "not stated"
-        logger.info("downloading %s, commit %s, licence %s", repository, info.sha, licence)
-        path = api.snapshot_download(
-            repository, revision=info.sha, cache_dir=cache, allow_patterns=wanted_files(names, half=half)
-        )
-    except GatedRepoError as error:
-        raise _unavailable(repository, "its owner asks for a login, run `hf auth login` first") from error
-    except RevisionNotFoundError as error:
-        raise _unavailable(
-            repository,
-            f"the hub no longer has commit {commit}, to which it was pinned; if you trust the change, remove "
-            f"its entry from {record_file()} or give a folder",
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise _unavailable(repository, "the hub has no such model that you may read") from error
-    except Exception as error:
-        if not _is_network_error(error):
-            raise
-        raise _unavailable(repository, f"the hub cannot be reached ({type(error).__name__})") from error
-    return Path(path)
-
-
-def _is_network_error(error: Exception) -> bool:
-    """Which HTTP library raises depends on the version of huggingface_hub; they share no base class."""
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    library = type(error).__module__.partition(".")[0]
-    known = (HfHubHTTPError, LocalEntryNotFoundError, ConnectionError, TimeoutError)
-    return isinstance(error, known) or library in {"httpx", "httpx2", "httpcore", "requests", "urllib3"}
-
-
-def wanted_files(names: list[str], *, half: bool) -> list[str]:
-    """The files of a hub repository that are loaded: small ones, and one precision of each part's weights."""
-    wanted = [name for name in names if SMALL_FILES.fullmatch(name)]
-    for part in (*PARTS, ""):
-        stem = WEIGHTS[part.removesuffix("_2")] if part else WEIGHTS["vae"]
-        prefix = f"{part}/{stem}" if part else stem
-        variants = {
-            variant: [
-                name
-                for name in names
-                if re.fullmatch(
-                    rf"{re.escape(prefix)}(-\d+-of-\d+)?{re.escape(variant)}(-\d+-of-\d+)?\.safetensors"
-                    rf"|{re.escape(prefix)}\.safetensors\.index{re.escape(variant)}\.json",
-                    name,
-                )
-            ]
-            for variant in ("", ".fp16")
-        }
-        first, second = (".fp16", "") if half else ("", ".fp16")
-        wanted += variants[first] or variants[second]
-    return wanted
-
-
-def _unavailable(repository: str, reason: str) -> WeightsNotFoundError:
-    return WeightsNotFoundError(
-        f"the model {repository} must be available, {reason}; fetch it with `hf download {repository}`, "
-        "give a folder with --model PATH, or use the bundled --guidance mini"
-    )
-
-
-def _recorded(repository: str) -> str | None:
-    path = record_file()
-    entry = read_json(path).get(repository) if path.is_file() else None
-    return entry.get("commit") if isinstance(entry, dict) else None
-
-
-def _record(repository: str, commit: str) -> None:
-    """Write the commit down, replacing the file in one go so that it is never half written."""
-    path = record_file()
-    content = read_json(path) if path.is_file() else {}
-    if repository in PINNED or content.get(repository) == {"commit": commit}:
-        return
-    content[repository] = {"commit": commit}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-        "w", dir=path.parent, suffix=".tmp", delete=False, encoding="utf-8"
-    ) as file:
-        json.dump(content, file, indent=2, sort_keys=True)
-    Path(file.name).replace(path)

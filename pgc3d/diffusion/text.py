@@ -2,16 +2,19 @@
 
 import gc
 import logging
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pgc3d.diffusion.files import ModelFolder, loading, weight_files
+from pgc3d.diffusion.files import ModelFolder, loading, read_json, weight_files
 from pgc3d.diffusion.lora import Lora, fuse_loras
-from pgc3d.errors import WeightsNotFoundError
+from pgc3d.diffusion.single_file import read_part
+from pgc3d.errors import ConfigError, WeightsNotFoundError
 from pgc3d.types import TextEmbedding
 
 logger = logging.getLogger(__name__)
@@ -26,6 +29,7 @@ def encode_prompts(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
     loras: Sequence[Lora] = (),
+    empty_zeros: bool = False,
 ) -> TextEmbedding:
     """Encode prompts as the checkpoint's UNet expects them, and free the encoders again.
 
@@ -38,6 +42,7 @@ def encode_prompts(
         device: where to run and where the result lies.
         dtype: of the encoders and the result; float32 on a CPU and float16 elsewhere when None.
         loras: added to the encoders' weights, where they have layers for them.
+        empty_zeros: whether empty prompts become zeros in the place of what the encoders make of them.
 
     Raises:
         WeightsNotFoundError: a tokenizer or text encoder is missing or damaged.
@@ -51,7 +56,7 @@ def encode_prompts(
         with loading(folder.path / f"text_encoder{suffix}"):
             tokenizer = _load_tokenizer(folder.path / f"tokenizer{suffix}")
             encoder = _load_encoder(
-                folder.path / f"text_encoder{suffix}", projected=suffix == "_2", dtype=dtype
+                folder.path / f"text_encoder{suffix}", projected=suffix == "_2", dtype=dtype, file=folder.file
             )
         encoder.to(device)
         fuse_loras(encoder, "text_encoder_2" if suffix else "text_encoder", loras)
@@ -61,7 +66,12 @@ def encode_prompts(
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    return TextEmbedding(tokens=torch.cat(tokens, dim=-1), pooled=pooled if folder.layout == "sdxl" else None)
+    joined, pooled = torch.cat(tokens, dim=-1), pooled if folder.layout == "sdxl" else None
+    if empty_zeros:
+        empty = torch.tensor([not prompt for prompt in prompts], device=joined.device)
+        joined = joined.masked_fill(empty[:, None, None], 0.0)
+        pooled = None if pooled is None else pooled.masked_fill(empty[:, None], 0.0)
+    return TextEmbedding(tokens=joined, pooled=pooled)
 
 
 def _load_tokenizer(folder: Path) -> Any:
@@ -72,41 +82,72 @@ def _load_tokenizer(folder: Path) -> Any:
     return CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
 
 
-def _load_encoder(folder: Path, *, projected: bool, dtype: torch.dtype) -> Any:
+def _load_encoder(folder: Path, *, projected: bool, dtype: torch.dtype, file: Path | None) -> Any:
     from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPTextModelWithProjection
 
-    return load_clip(CLIPTextModelWithProjection if projected else CLIPTextModel, folder, dtype=dtype)
+    kind = CLIPTextModelWithProjection if projected else CLIPTextModel
+    return load_clip(kind, folder, dtype=dtype, file=file)
 
 
-def load_clip(kind: Any, folder: Path, *, dtype: torch.dtype) -> Any:
-    """One of transformers' CLIP encoders, frozen, on the CPU; `kind` is its class.
+def load_clip(kind: Any, folder: Path, *, dtype: torch.dtype, file: Path | None = None) -> Any:
+    """One of transformers' CLIP encoders, frozen, on the CPU.
+
+    Args:
+        kind: its class.
+        folder: with its configuration, and its weights unless they are in `file`.
+        dtype: of its weights.
+        file: a single file with all weights of its model.
 
     Raises:
         WeightsNotFoundError: weights are missing or of another shape.
+        ConfigError: there are weights that its configuration does not know.
     """
+    if file is None:
+        source = weight_files(folder, "model", prefer_half=dtype != torch.float32)[0]
+        variant = "fp16" if ".fp16." in source.name else None
+        where = {"variant": variant, "local_files_only": True, "use_safetensors": True}
+        place: str | None = str(folder)
+    else:
+        source, place = file, None
+        state = dict(read_part(file, folder.name, read_json(folder / "config.json"), "cpu"))
+        where = {"config": kind.config_class.from_pretrained(str(folder)), "state_dict": state}
+    with _quiet_transformers():
+        encoder, info = kind.from_pretrained(place, dtype=dtype, output_loading_info=True, **where)
+    if info["missing_keys"] or info["mismatched_keys"]:
+        missing = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
+        raise WeightsNotFoundError(
+            f"{source} must hold all weights of its config, {len(missing)} are missing or of another "
+            f"shape, the first is {missing[0]}; fetch the checkpoint again"
+        )
+    # Older files hold the numbers of the places, too, and both of CLIP's encoders.
+    unknown = sorted(name for name in info["unexpected_keys"] if not _UNUSED.search(name))
+    if unknown:
+        raise ConfigError(
+            f"{source} must hold the weights of a {kind.__name__} with its config.json and no others, "
+            f"{len(unknown)} are unknown, the first is {unknown[0]}; it is another kind of network"
+        )
+    return encoder.eval().requires_grad_(False)  # noqa: FBT003 - torch's own signature
+
+
+_UNUSED = re.compile(
+    r"(^|\.)(position_ids|logit_scale|text_projection\.weight)$|^(vision_model|visual_projection)\."
+)
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """No progress bars and no warnings, which the caller turns into errors."""
     from transformers.utils import logging as transformers_logging
 
-    files = weight_files(folder, "model", prefer_half=dtype != torch.float32)
-    variant = "fp16" if ".fp16." in files[0].name else None
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
-        encoder, info = kind.from_pretrained(
-            str(folder), dtype=dtype, variant=variant, local_files_only=True, use_safetensors=True,
-            output_loading_info=True,
-        )  # fmt: skip
+        yield
     finally:
         transformers_logging.set_verbosity(verbosity)
         if bars:
             transformers_logging.enable_progress_bar()
-    if info["missing_keys"] or info["mismatched_keys"]:
-        missing = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
-        raise WeightsNotFoundError(
-            f"{files[0]} must hold all weights of its config, {len(missing)} are missing or of another "
-            f"shape, the first is {missing[0]}; fetch the checkpoint again"
-        )
-    return encoder.eval().requires_grad_(False)  # noqa: FBT003 - torch's own signature
 
 
 @torch.no_grad()

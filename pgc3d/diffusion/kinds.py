@@ -1,0 +1,229 @@
+"""Which kind of model a checkpoint is, from its small files and its listing alone."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from pgc3d.diffusion.files import PICKLES, PROJECTIONS, WEIGHTS, projection_folder, read_json
+from pgc3d.diffusion.hub import part_weights
+from pgc3d.diffusion.latent import Layout, Prediction
+from pgc3d.errors import ConfigError, WeightsNotFoundError
+from pgc3d.schedules import noise_levels
+
+SUPPORTED = "the model must be a checkpoint in SD, SDXL or Zero123 layout"
+# Other uses of the same UNet, by what it sees: latents beside the noisy ones.
+OTHER_INPUTS = {9: "for inpainting", 8: "for editing pictures", 7: "for upscaling", 5: "for depth"}
+ENCODERS = ("CLIPTextModel", "CLIPTextModelWithProjection")
+DISTILLED = re.compile(r"(?<![a-z])(turbo|lightning|lcm|hyper|dmd2?|schnell)(?![a-z])", re.IGNORECASE)
+DISTILLED_SAMPLERS = ("LCMScheduler", "TCDScheduler")
+
+
+def layout_of(path: Path, name: str = "") -> Layout:
+    """The layout of a checkpoint folder, from its small files; `name` is what a message calls it.
+
+    Raises:
+        WeightsNotFoundError: one of them is missing or damaged.
+        ConfigError: it is another kind of model.
+    """
+    index = read_json(path / "model_index.json")
+    if reason := _foreign(index):
+        raise _refusal(name or path, index, reason)
+    unet = read_json(path / "unet" / "config.json")
+    added, pictured = unet.get("addition_embed_type"), index.get("image_encoder", [None])[0] is not None
+    layout: Layout
+    if added == "text_time" and index.get("text_encoder", [None])[0] is not None:
+        layout = "sdxl"
+    elif added is None and "text_encoder" in index and not pictured:
+        layout = "sd"
+    elif added is None and "image_encoder" in index and any(name in index for name in PROJECTIONS):
+        layout = "zero123"
+    else:
+        raise _refusal(name or path, index, f"its UNet is conditioned otherwise ({added or 'not on text'})")
+    if reason := _foreign_unet(unet, layout):
+        raise _refusal(name or path, index, reason)
+    return layout
+
+
+def _refusal(name: Path | str, index: Mapping[str, Any], reason: str) -> ConfigError:
+    return ConfigError(f"{SUPPORTED}, {name} is {index.get('_class_name')}: {reason}")
+
+
+def _foreign(index: Mapping[str, Any]) -> str:
+    """Why a pipeline is none of ours, from its model_index.json alone."""
+    classes = {part: entry[-1] for part, entry in index.items() if isinstance(entry, list) and entry}
+    unet, text = classes.get("unet"), classes.get("text_encoder")
+    if classes.get("transformer"):
+        return f"a transformer ({classes['transformer']}) in the place of a UNet"
+    if unet is None:
+        return "it has no UNet"
+    if unet != "UNet2DConditionModel":
+        return f"its UNet is a {unet}"
+    if text is not None and text not in ENCODERS:
+        return f"its text encoder is a {text}"
+    return ""
+
+
+def _foreign_unet(unet: Mapping[str, Any], layout: Layout) -> str:
+    channels, latent = int(unet.get("in_channels", 4)), int(unet.get("out_channels", 4))
+    expected = 2 * latent if layout == "zero123" else latent
+    if channels != expected:
+        use = OTHER_INPUTS.get(channels, "for something else")
+        return f"its UNet must see {expected} channels, but sees {channels}, {use}"
+    if unet.get("time_cond_proj_dim") is not None:
+        return "its UNet takes the guidance scale as an input (time_cond_proj_dim), as LCM does"
+    for key in ("class_embed_type", "encoder_hid_dim_type"):
+        if unet.get(key) is not None:
+            return f"its UNet has another condition ({key} {unet[key]})"
+    return ""
+
+
+def look_at_pipeline(name: str, names: Sequence[str], folder: Path | None) -> None:
+    """Refuse a repository of the hub from its listing and its small files.
+
+    Raises:
+        ConfigError: it holds no pipeline, or one of another kind.
+        WeightsNotFoundError: weights are there as pickles only.
+    """
+    if folder is None or "model_index.json" not in names:
+        raise ConfigError(f"{SUPPORTED}, {name} holds no pipeline: {_instead(name, names, folder)}")
+    layout = layout_of(folder, name)
+    check_sizes(folder, layout)
+    for part in parts_of(folder, layout):
+        _require_safetensors(name, names, part)
+
+
+def look_at_part(name: str, names: Sequence[str], _: Path | None) -> None:
+    """As `look_at_pipeline`, for a repository of one module: a VAE or a ControlNet."""
+    if "config.json" in names:
+        _require_safetensors(name, names, "")
+
+
+def _instead(name: str, names: Sequence[str], folder: Path | None) -> str:
+    """What a repository without a pipeline holds, and what to do with it."""
+    files = [file for file in names if file.endswith(".safetensors") and "/" not in file]
+    if folder is not None and (folder / "config.json").is_file():
+        config = read_json(folder / "config.json")
+        return f"it is a {config.get('_class_name') or ', '.join(config.get('architectures', ['module']))}"
+    if files:
+        return f"fetch a file as `hf download {name} {files[0]}` and give that to --model"
+    pickles = [file for file in names if file.endswith(PICKLES)]
+    return f"{pickles[0]} is a pickle, which is never loaded" if pickles else "it has no model_index.json"
+
+
+def _require_safetensors(name: str, names: Sequence[str], part: str) -> None:
+    if any(part_weights(names, part, variant) for variant in ("", ".fp16")):
+        return
+    prefix = f"{part}/" if part else ""
+    pickles = [file for file in names if file.startswith(prefix) and file.endswith(PICKLES)]
+    hint = f", only {pickles[0]}, a pickle, which is never loaded; convert it" if pickles else ""
+    stem = WEIGHTS[part.removesuffix("_2")] if part else WEIGHTS["vae"]
+    raise WeightsNotFoundError(f"{name} must hold {prefix}{stem}.safetensors, it does not{hint}")
+
+
+def parts_of(path: Path, layout: Layout) -> list[str]:
+    """The folders with weights of a checkpoint."""
+    if layout == "zero123":
+        return ["unet", "vae", "image_encoder", projection_folder(path).name]
+    return ["unet", "vae", "text_encoder", *(["text_encoder_2"] if layout == "sdxl" else [])]
+
+
+def check_sizes(path: Path, layout: Layout, vae: Path | None = None) -> None:
+    """Refuse a checkpoint whose parts do not fit each other, or whose noise is not DDPM's.
+
+    Args:
+        path: its folder.
+        layout: its layout.
+        vae: the folder of a VAE in the place of its own.
+
+    Raises:
+        ConfigError: they do not; the line names both.
+    """
+    unet = read_json(path / "unet" / "config.json")
+    check_vae(vae or path / "vae", unet)
+    read_schedule(path)
+    if layout == "zero123":
+        return
+    encoders = [read_json(path / part / "config.json") for part in parts_of(path, layout)[2:]]
+    width = sum(int(config.get("hidden_size", 512)) for config in encoders)
+    _agree(path, "cross_attention_dim", unet.get("cross_attention_dim", 1280), width, "text encoders give")
+    if layout == "sdxl":
+        pooled = int(encoders[1].get("projection_dim", 512))
+        pooled += 6 * int(unet.get("addition_time_embed_dim") or 0)
+        found = unet.get("projection_class_embeddings_input_dim")
+        _agree(path, "projection_class_embeddings_input_dim", found, pooled, "second text encoder gives")
+
+
+def _agree(path: Path, key: str, found: Any, expected: int, whose: str) -> None:
+    widths = set(found) if isinstance(found, list | tuple) else {found}
+    if widths != {expected}:
+        raise ConfigError(
+            f"the parts of {path} must fit each other, but its UNet's {key} is {found} and its {whose} "
+            f"{expected}"
+        )
+
+
+def check_vae(folder: Path, unet: Mapping[str, Any]) -> None:
+    """Refuse a VAE whose latents a UNet of this configuration cannot see.
+
+    Raises:
+        ConfigError: it has other latents.
+    """
+    config = read_json(folder / "config.json")
+    kind, channels = config.get("_class_name", "AutoencoderKL"), int(config.get("latent_channels", 4))
+    expected = int(unet.get("out_channels", 4))
+    if kind != "AutoencoderKL" or channels != expected:
+        raise ConfigError(
+            f"the VAE must be an AutoencoderKL with the UNet's {expected} latent channels, {folder} is "
+            f"{kind} with {channels}"
+        )
+    if config.get("latents_mean") is not None:
+        raise ConfigError(
+            f"a VAE must scale all latents alike, but {folder} has means of each; use another VAE"
+        )
+
+
+def read_schedule(path: Path, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """A checkpoint's scheduler configuration with changes over it, checked.
+
+    Raises:
+        ConfigError: its noise or what it predicts is not supported.
+    """
+    scheduler = read_json(path / "scheduler" / "scheduler_config.json") | dict(changes or {})
+    scheduler.setdefault("prediction_type", "epsilon")
+    if scheduler["prediction_type"] not in get_args(Prediction):
+        raise ConfigError(
+            f"prediction_type must be one of {get_args(Prediction)}, {path} has "
+            f"{scheduler['prediction_type']!r}"
+        )
+    try:
+        noise_levels(scheduler)
+    except ConfigError as error:
+        raise ConfigError(f"{error}; it is that of {path}") from error
+    return scheduler
+
+
+def why_distilled(name: str, path: Path | None) -> str:
+    """What says that weights were made for a few steps without guidance; empty where nothing does.
+
+    Args:
+        name: of the model or LoRA.
+        path: the checkpoint's folder, None for a LoRA.
+    """
+    if DISTILLED.search(Path(name).name):
+        return "its name"
+    if path is None:
+        return ""
+    scheduler = read_json(path / "scheduler" / "scheduler_config.json")
+    if scheduler.get("_class_name") in DISTILLED_SAMPLERS:
+        return f"its {scheduler['_class_name']}"
+    # Models with zero terminal signal, which predict v, are sampled from the last level on as well.
+    trailing = scheduler.get("timestep_spacing") == "trailing"
+    if trailing and scheduler.get("prediction_type", "epsilon") == "epsilon":
+        return "its sampler's trailing timesteps"
+    return ""
+
+
+def zeros_for_empty_prompt(path: Path) -> bool:
+    """Whether a checkpoint's own pipeline puts zeros in the place of an empty negative prompt."""
+    return bool(read_json(path / "model_index.json").get("force_zeros_for_empty_prompt"))

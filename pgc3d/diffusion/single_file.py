@@ -1,0 +1,244 @@
+"""Checkpoints that are one safetensors file, in the names of the first implementations.
+
+The file has the weights of all parts; configurations and tokenizers come from another checkpoint's folder,
+the base's. Nothing is converted on the disk: `read_part` renames the tensors while it reads them.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pgc3d.diffusion.files import PICKLES, ModelFolder, read_json, tensor_names
+from pgc3d.diffusion.first_names import open_clip_layer, unet_layer, vae_layer
+from pgc3d.diffusion.kinds import OTHER_INPUTS, SUPPORTED, parts_of
+from pgc3d.diffusion.latent import Layout
+from pgc3d.errors import ConfigError, WeightsNotFoundError
+
+SUFFIX = ".safetensors"
+PREFIXES = {
+    "unet": ("model.diffusion_model.",),
+    "vae": ("first_stage_model.",),
+    "text_encoder": (
+        "conditioner.embedders.0.transformer.",
+        "cond_stage_model.transformer.",
+        "cond_stage_model.model.",
+    ),
+    "text_encoder_2": ("conditioner.embedders.1.model.",),
+}
+OPEN_CLIP = ("cond_stage_model.model.", "conditioner.embedders.1.model.")
+# Training state and constants inside the parts; what lies outside of them is never read.
+UNUSED = re.compile(r"(loss|model_ema)\..+|(.+\.)?(position_ids|logit_scale|attn_mask)")
+FOREIGN = {
+    r"(^|\.)double_blocks\.": "FLUX or one of its kind",
+    r"(^|\.)joint_blocks\.": "SD 3",
+    r"\.lora_(up|down|A|B)\.|\.lora\.(up|down)\.": "a LoRA, which is for --lora",
+    r"^control_model\.|^controlnet_": "a ControlNet",
+    r"^edm_": "a model with the noise of EDM",
+    r"^conditioner\.embedders\.0\.model\.": "the refiner of SDXL",
+    r"^(transformer|diffusion_model|model\.diffusion_model)\.(transformer_)?(blocks|layers)\.": (
+        "a transformer in the place of a UNet"
+    ),
+}
+
+
+@dataclass(frozen=True)
+class FileKind:
+    """What a file says of itself."""
+
+    layout: Layout
+    base: str  # the alias of the checkpoint whose configurations and tokenizers fit
+    scheduler: Mapping[str, Any] = field(default_factory=dict)  # over what the base's says
+    known_prediction: bool = True  # whether what the UNet predicts follows from the file
+
+
+def is_single_file(name: str) -> bool:
+    """Whether a model is spelled like a file with weights."""
+    return Path(name).suffix.lower() in {SUFFIX, *PICKLES}
+
+
+def describe_file(path: Path) -> FileKind:
+    """Which kind of checkpoint a file is, from its header.
+
+    Raises:
+        WeightsNotFoundError: there is no such file, it is a pickle, or not whole.
+        ConfigError: it is none that is supported.
+    """
+    if path.suffix.lower() != SUFFIX:
+        raise WeightsNotFoundError(
+            f"--model must be a safetensors file, {path} is a pickle, which is never loaded; convert it"
+        )
+    if not path.is_file():
+        raise WeightsNotFoundError(f"--model must be a file that exists, {path} does not")
+    names = tensor_names(path)
+    for pattern, kind in FOREIGN.items():
+        if found := next((name for name in names if re.search(pattern, name)), None):
+            raise ConfigError(f"{SUPPORTED}, {path} is {kind}, by its tensor {found}")
+    first = {part: next((p for p in PREFIXES[part] if _has(names, p)), None) for part in PREFIXES}
+    if first["unet"] is None or first["text_encoder"] is None:
+        missing = "UNet" if first["unet"] is None else "text encoder"
+        raise ConfigError(
+            f"{SUPPORTED}, as one file with all parts in the names of the first implementation, {path} has "
+            f"no {missing} in them, its first tensor is {names[0] if names else 'none'}"
+        )
+    scheduler = _noise_of(names, _metadata(path))
+    if first["text_encoder_2"] is not None:
+        return FileKind("sdxl", "sdxl", {"prediction_type": "epsilon"} | scheduler)
+    if first["text_encoder"] in OPEN_CLIP:
+        return FileKind("sd", "sd21", scheduler, known_prediction="prediction_type" in scheduler)
+    return FileKind("sd", "sd", {"prediction_type": "epsilon"} | scheduler)
+
+
+def _noise_of(names: Sequence[str], metadata: Mapping[str, str]) -> dict[str, Any]:
+    """What a file says of its noise, by the header's entries or by empty tensors that are marks."""
+    scheduler: dict[str, Any] = {}
+    architecture = metadata.get("modelspec.architecture", "")
+    said = metadata.get("modelspec.prediction_type", "v" if architecture.endswith("768-v") else "")
+    if "v_pred" in names or said.startswith("v"):
+        scheduler["prediction_type"] = "v_prediction"
+    elif said.startswith("eps"):
+        scheduler["prediction_type"] = "epsilon"
+    if "ztsnr" in names:
+        scheduler["rescale_betas_zero_snr"] = True
+    return scheduler
+
+
+def open_single(name: str, path: Path, kind: FileKind, base: ModelFolder) -> ModelFolder:
+    """A file with its base as one checkpoint.
+
+    Args:
+        name: what the user asked for.
+        path: the file.
+        kind: from `describe_file`.
+        base: whose configurations and tokenizers it takes.
+
+    Raises:
+        ConfigError: the file does not fit its base.
+    """
+    if base.layout != kind.layout:
+        raise ConfigError(
+            f"the base of {path} must be in the layout of {kind.layout}, {base.name} is in that of "
+            f"{base.layout}; use --set model.base=FOLDER"
+        )
+    shapes = _shapes(path)
+    unet = read_json(base.path / "unet" / "config.json")
+    entry = shapes.get("model.diffusion_model.input_blocks.0.0.weight", [0, 0])
+    expected = [unet["block_out_channels"][0], unet.get("in_channels", 4)]
+    if entry[1] != expected[1]:
+        use = OTHER_INPUTS.get(entry[1], "for something else")
+        raise ConfigError(f"{SUPPORTED}, the UNet of {path} sees {entry[1]} channels, {use}")
+    widths = {shape[1] for key, shape in shapes.items() if key.endswith(".attn2.to_k.weight")}
+    if entry[0] != expected[0] or widths != {unet.get("cross_attention_dim")}:
+        raise ConfigError(
+            f"the UNet of {path} must fit its base {base.name}, {expected[0]} channels and prompts of "
+            f"{unet.get('cross_attention_dim')} numbers, got {entry[0]} and {sorted(widths)}; use --set "
+            "model.base=FOLDER with the model that it was made from"
+        )
+    return replace(base, name=name, commit=None, file=path, scheduler=kind.scheduler)
+
+
+def has_part(path: Path, part: str) -> bool:
+    """Whether a file has weights of a part."""
+    return any(_has(tensor_names(path), prefix) for prefix in PREFIXES[part])
+
+
+def require_parts(path: Path, base: ModelFolder, *, vae: bool) -> None:
+    """Refuse a file that lacks a part; the VAE only where `vae` says so.
+
+    Raises:
+        ConfigError: it does.
+    """
+    for part in parts_of(base.path, base.layout):
+        if (part != "vae" or vae) and not has_part(path, part):
+            hint = "; name one with --set model.vae=sdxl-vae-fp16-fix or a folder" if part == "vae" else ""
+            raise ConfigError(f"the file {path} must hold all parts of its model, it has no {part}{hint}")
+
+
+def count_unet(path: Path) -> int:
+    """How many numbers the UNet of a file has; reads only the header."""
+    shapes = _shapes(path)
+    prefix = PREFIXES["unet"][0]
+    return sum(torch.Size(shape).numel() for key, shape in shapes.items() if key.startswith(prefix))
+
+
+def read_part(path: Path, part: str, config: Mapping[str, Any], device: str) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of one part, by today's names.
+
+    Args:
+        path: the file.
+        part: "unet", "vae", "text_encoder" or "text_encoder_2".
+        config: of the part.
+        device: where the tensors go.
+
+    Raises:
+        ConfigError: a tensor has no place in such a model; the first one is named.
+    """
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt", device=device) as file:
+        names = list(file.keys())
+        prefix = next(prefix for prefix in PREFIXES[part] if _has(names, prefix))
+        for key in names:
+            inner = key.removeprefix(prefix)
+            if not key.startswith(prefix) or UNUSED.fullmatch(inner):
+                continue
+            name = _today(part, prefix, inner, config)
+            if name is None:
+                raise ConfigError(f"{SUPPORTED}, the {part} of {path} has an unknown tensor {key}")
+            if name:
+                yield from _split(name, file.get_tensor(key))
+
+
+def _today(part: str, prefix: str, inner: str, config: Mapping[str, Any]) -> str | None:
+    """Today's name of a tensor, None for one that is unknown, empty for one that is not needed."""
+    layer, _, kind = inner.rpartition(".")
+    if part in {"unet", "vae"}:
+        if part == "unet":
+            name = unet_layer(layer, int(config.get("layers_per_block", 2)))
+        else:
+            name = vae_layer(layer, len(config["block_out_channels"]))
+        return name and f"{name}.{kind}"
+    if prefix not in OPEN_CLIP:
+        return inner if inner.startswith(("text_model.", "text_projection.")) else f"text_model.{inner}"
+    index = re.match(r"transformer\.resblocks\.(\d+)\.", inner)
+    # SD 2 looks at the last but one layer: its configuration leaves the last one out, and the projection.
+    if index is not None and int(index[1]) >= int(config["num_hidden_layers"]):
+        return ""
+    if inner == "text_projection" and part == "text_encoder":
+        return ""
+    return open_clip_layer(inner)
+
+
+def _split(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """A tensor as today's modules have it."""
+    if ".self_attn.in_proj." in name:
+        for letter, third in zip("qkv", tensor.chunk(3), strict=True):
+            yield name.replace("in_proj", f"{letter}_proj"), third.clone()
+    elif name == "text_projection.weight":
+        yield name, tensor.T.contiguous()
+    elif re.search(r"mid_block\.attentions\.0\.to_\w+(\.0)?\.weight$", name) and tensor.ndim == 4:
+        yield name, tensor[:, :, 0, 0]  # the VAE's attention was written with convolutions
+    else:
+        yield name, tensor
+
+
+def _has(names: Sequence[str], prefix: str) -> bool:
+    return any(name.startswith(prefix) for name in names)
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        return dict(file.metadata() or {})
+
+
+def _shapes(path: Path) -> dict[str, list[int]]:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        return {key: list(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 - no mapping
