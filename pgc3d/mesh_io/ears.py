@@ -29,7 +29,8 @@ class _Ring:
 
     def __init__(self, points: NDArray[np.float64]) -> None:
         count = len(points)
-        self.x, self.y = points[:, 0].tolist(), points[:, 1].tolist()
+        self.x: list[float] = points[:, 0].tolist()
+        self.y: list[float] = points[:, 1].tolist()
         self.before = [(k - 1) % count for k in range(count)]
         self.after = [(k + 1) % count for k in range(count)]
         self.alive = [True] * count
@@ -123,9 +124,9 @@ class _Ring:
         near = TINY * (max(xs) - min(xs) + high_y - low_y) ** 2
         reach = slice(bisect_left(self.inward_x, min(xs)), bisect_right(self.inward_x, max(xs)))
         for p in self.candidates(a, b, c, near, reach):
-            if self.reflex[p] and self.alive[p] and low_y <= y[p] <= high_y and p not in (a, b, c):
-                if self.blocks(p, a, b, c, near):
-                    return True
+            matters = self.reflex[p] and self.alive[p] and low_y <= y[p] <= high_y and p not in (a, b, c)
+            if matters and self.blocks(p, a, b, c, near):
+                return True
         return False
 
     def candidates(self, a: int, b: int, c: int, near: float, reach: slice) -> list[int]:
@@ -137,7 +138,8 @@ class _Ring:
                 ux, uy = self.x[u], self.y[u]
                 inside &= (self.x[v] - ux) * (py - uy) - (self.y[v] - uy) * (px - ux) >= -near
             found = found[inside]
-        return found.tolist()
+        corners: list[int] = found.tolist()
+        return corners
 
     def blocks(self, p: int, a: int, b: int, c: int, near: float) -> bool:
         ab, bc, ca = self.side(a, b, p), self.side(b, c, p), self.side(c, a, p)

@@ -1,4 +1,4 @@
-"""Lines of words and numbers in mesh files made of text, many at once, with the line number of what is wrong."""
+"""Lines of words and numbers in mesh files made of text, many at once; messages name the line."""
 
 import codecs
 import re
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from numpy.typing import NDArray
 
 from pgc3d.errors import InputError
@@ -41,7 +41,7 @@ def counted(number: int, noun: str, plural: str | None = None) -> str:
 
 
 def plain_text(data: bytes) -> bytes:
-    """Text in UTF-8 (or what a byte above 127 may mean otherwise), without a byte order mark, lines ended by LF."""
+    """Text as UTF-8 (or in an 8-bit code), without a byte order mark, lines ended by LF."""
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         data = data.decode("utf-16", errors="replace").encode("utf-8")
     elif len(data) >= 8 and data[0] and not any(data[1:64:2]):
@@ -107,7 +107,7 @@ class Lines:
         return self.text(row).split(b"#")[0].split()[1:]
 
     def blocks(self, rows: Ints, skip: int) -> Iterator[tuple[Ints, bytes]]:
-        """Lines behind their first `skip` bytes and without comments, each ended by LF, in pieces of some MB."""
+        """Lines without their first `skip` bytes and comments, each ended by LF, in pieces of some MB."""
         size = np.cumsum(self.ends[rows] - self.first[rows])
         bounds = np.arange(CHUNK, int(size[-1]) if len(rows) else 0, CHUNK)
         for part in np.split(rows, np.unique(np.searchsorted(size, bounds) + 1)):
@@ -183,7 +183,7 @@ def line_fault(path: Path, number: int, rule: str, found: bytes | int) -> str:
 
 
 def number(word: str) -> float | None:
-    """The value of a decimal number, NaN or infinity as C and Microsoft's compiler print them; None otherwise."""
+    """The value of a decimal number, also NaN and infinity as C prints them; None for another word."""
     if NUMBER.fullmatch(word):
         return float(word)
     if NOT_FINITE.fullmatch(word):
@@ -198,7 +198,7 @@ def parse_numbers(block: bytes, count: int, kind: type = np.float64) -> NDArray[
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", DeprecationWarning)
-            values = np.fromstring(block, dtype=kind, sep=" ")
+            values: NDArray[Any] = np.fromstring(block, dtype=kind, sep=" ")
     except (ValueError, DeprecationWarning):
         return None
     return values if len(values) == count else None

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import torch
 
-from pgc3d.errors import InputError
-from pgc3d.mesh_io.lines import decoded, number, plain_text, quoted
 from pgc3d.mesh_io.limits import inside
+from pgc3d.mesh_io.lines import decoded, number, plain_text, quoted
 from pgc3d.mesh_io.side_images import image_loader, is_inside, refusal
 from pgc3d.mesh_io.source import SourceMaterial
 
@@ -34,6 +33,11 @@ class MtlMaterial:
     offset: tuple[float, float] = (0.0, 0.0)
     clamped: bool = False
     library: Path = Path()
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the texture coordinates count as they are."""
+        return self.scale == (1.0, 1.0) and self.offset == (0.0, 0.0)
 
     def source(self, name: str) -> SourceMaterial:
         """An image takes the place of the colour, as in most programs."""
@@ -78,8 +82,8 @@ def read_libraries(names: Sequence[str], path: Path) -> Libraries:
             )
         elif not found:
             faults.append(
-                f"a mesh may refer to files in its own folder only, but {path.name} names {quoted(name, 200)}; "
-                "put all files into one folder"
+                f"a mesh may refer to files in its own folder only, but {path.name} names "
+                f"{quoted(name, 200)}; put all files into one folder"
             )
         for library in found:
             for key, material in parse_mtl(_read(library), library).items():
@@ -88,7 +92,7 @@ def read_libraries(names: Sequence[str], path: Path) -> Libraries:
 
 
 def source_files(data: bytes | str, path: Path) -> Iterator[Path]:
-    """The files beside an OBJ that its colours come from: libraries and the images of base colours that they name.
+    """The files beside an OBJ that its colours come from: libraries and the base colour images in them.
 
     Those that do not exist, or lie outside the folder, are left out.
     """
@@ -159,7 +163,7 @@ def _with_line(material: MtlMaterial, key: str, rest: str) -> MtlMaterial:
 
 
 def _unit(value: float) -> float:
-    return min(max(value, 0.0), 1.0) if value == value else 0.0  # noqa: PLR0124
+    return min(max(value, 0.0), 1.0) if value == value else 0.0
 
 
 def _with_map(material: MtlMaterial, rest: str) -> MtlMaterial:
@@ -172,12 +176,16 @@ def _with_map(material: MtlMaterial, rest: str) -> MtlMaterial:
         values = _take(words, *OPTIONS[option])
         if option == "-clamp":
             material = replace(material, clamped=values == ["on"])
-        elif option in ("-s", "-o"):
-            u, v, *_ = [*(float(value) for value in values), *((1.0, 1.0) if option == "-s" else (0.0, 0.0))]
-            v = v if len(values) > 1 else (1.0 if option == "-s" else 0.0)
-            key = "scale" if option == "-s" else "offset"
-            material = replace(material, **{key: (u, v)})
+        elif option == "-s":
+            material = replace(material, scale=_pair(values, 1.0))
+        elif option == "-o":
+            material = replace(material, offset=_pair(values, 0.0))
     return replace(material, image=" ".join(words).strip().strip('"'))
+
+
+def _pair(words: list[str], usual: float) -> tuple[float, float]:
+    values = [number(word) or 0.0 for word in words] + [usual] * 2
+    return values[0], values[1]
 
 
 def _take(words: list[str], least: int, most: int) -> list[str]:

@@ -1,5 +1,6 @@
 """Read a Wavefront OBJ with its own vertices, faces and order of both."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,9 +21,46 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 FREE_FORM = frozenset(
-    "vp cstype deg bmat step curv curv2 surf parm trim hole scrv sp end con ctech stech bzp bsp cdc cdp res".split()
+    [
+        "vp",
+        "cstype",
+        "deg",
+        "bmat",
+        "step",
+        "curv",
+        "curv2",
+        "surf",
+        "parm",
+        "trim",
+        "hole",
+        "scrv",
+        "sp",
+        "end",
+        "con",
+        "ctech",
+        "stech",
+        "bzp",
+        "bsp",
+        "cdc",
+        "cdp",
+        "res",
+    ]
 )
-SILENT = frozenset("bevel c_interp d_interp lod maplib usemap shadow_obj trace_obj call csh mg".split())
+SILENT = frozenset(
+    [
+        "bevel",
+        "c_interp",
+        "d_interp",
+        "lod",
+        "maplib",
+        "usemap",
+        "shadow_obj",
+        "trace_obj",
+        "call",
+        "csh",
+        "mg",
+    ]
+)
 
 
 @dataclass
@@ -43,8 +81,8 @@ class _Others:
 def read_obj(data: bytes, path: Path, *, colors: bool = True) -> SourceMesh:
     """The surface of an OBJ; with `colors` also its material libraries, as far as they lie in its folder.
 
-    With `colors`, the scales and offsets of textures (`map_Kd -s -o`) are in the texture coordinates. Images are
-    opened by `SourceMaterial.load_image` only. Lines, points and free-form curves are passed over.
+    With `colors`, scales and offsets of textures (`map_Kd -s -o`) are counted into the texture coordinates.
+    Images are opened by `SourceMaterial.load_image` only. Lines, points and free-form curves are passed over.
 
     Raises:
         InputError: a line cannot be understood, an index points at nothing, or there are no faces.
@@ -101,7 +139,7 @@ def _vertices(lines: Lines) -> tuple[Ints, Floats, Floats | None]:
 
 
 def _slot(lines: Lines, faces: Faces, slot: int, cut: Ints) -> tuple[Floats, Ints]:
-    """Texture coordinates or normals, and which of them the triangles use; indices into no list mean nothing."""
+    """Texture coordinates or normals, and which of them the triangles use; without a list indices are nothing."""
     word, width = ((b"vt", 2), (b"vn", 3))[slot - 1]
     rows, values, counts = lines.numbers(word, least=1 if slot == 1 else 3)
     if not len(rows):
@@ -165,8 +203,8 @@ def _notes(others: _Others, faces: Faces) -> list[str]:
     if kinds:
         notes.append(f"{' and '.join(kinds)} passed over")
     if others.unknown:
-        shown = ", ".join(quoted(word) for word in others.unknown[:3])
-        notes.append(f"lines of an unknown kind passed over: {shown}{', ...' if len(others.unknown) > 3 else ''}")
+        shown = ", ".join([*map(quoted, others.unknown[:3]), *(["..."] if len(others.unknown) > 3 else [])])
+        notes.append(f"lines of an unknown kind passed over: {shown}")
     return notes
 
 
@@ -178,11 +216,11 @@ def _face_material(others: _Others, rows: Ints) -> Ints | None:
     return np.where(last < 0, -1, index[last.clip(0)]).astype(np.int64)
 
 
-def _transformed(uv: Values, material: Ints, found: list[MtlMaterial | None]) -> Values:
+def _transformed(uv: Values, material: Ints, found: Sequence[MtlMaterial | None]) -> Values:
     """Texture coordinates with the scales and offsets of the materials' images."""
     values, faces = [uv.values], uv.faces.clone()
     for number, item in enumerate(found):
-        if item is None or not item.image or (item.scale == (1, 1) and item.offset == (0, 0)):
+        if item is None or not item.image or item.is_plain:
             continue
         own = torch.from_numpy(material == number)[:, None] & (uv.faces >= 0)
         used, place = torch.unique(uv.faces[own], return_inverse=True)
@@ -201,7 +239,11 @@ def _colors(colors: Floats | None) -> Tensor | None:
 
 def _lost(others: _Others, colors: Floats | None) -> tuple[str, ...]:
     lost = []
-    for names, noun in ((others.objects, "object name"), (others.groups, "group"), (others.materials, "material")):
+    for names, noun in (
+        (others.objects, "object name"),
+        (others.groups, "group"),
+        (others.materials, "material"),
+    ):
         if names:
             lost.append(counted(len(names), noun))
     if others.smooth:

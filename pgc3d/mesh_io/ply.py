@@ -94,9 +94,7 @@ def _indices_name(element: Element) -> str | None:
 
 
 def _refuse_points(path: Path, header: Header) -> NoReturn:
-    held = ", ".join(
-        f"{item.count} of {quoted(item.name)}" for item in header.elements[:6] if item.count
-    )
+    held = ", ".join(f"{item.count} x {quoted(item.name)}" for item in header.elements[:6] if item.count)
     face = header.element(*FACES)
     if face is not None and face.count and _indices_name(face) is None:
         raise InputError(
@@ -121,8 +119,8 @@ def _indices(columns: Columns, path: Path, vertices: int, *, restarts: bool) -> 
     if len(wrong):
         row = int(np.searchsorted(np.cumsum(column.counts), wrong[0], side="right"))
         raise InputError(
-            f"faces must use vertices that exist, got vertex {values[wrong[0]]:g} of {vertices}, counted from 0, "
-            f"in face {row} of {path}; export it again"
+            f"faces must use vertices that exist, got vertex {values[wrong[0]]:g} of {vertices}, counted "
+            f"from 0, in face {row} of {path}; export it again"
         )
     return whole, column.counts
 
@@ -137,8 +135,8 @@ def _faces(columns: Columns, positions: Floats, path: Path) -> _Surface:
     cut, rows = cut_polygons(positions, corners, counts, path)
     if not len(cut):
         raise InputError(
-            f"the mesh must have faces, got none of three corners or more in {path}; points and lines cannot be "
-            "painted"
+            f"the mesh must have faces, got none of three corners or more in {path}; points and lines cannot "
+            "be painted"
         )
     return _Surface(corners[cut], cut, rows)
 
@@ -211,10 +209,10 @@ def _face_material(listed: Columns, surface: _Surface, count: int) -> Tensor | N
 
 def _colors(element: Element, vertex: Columns) -> Tensor | None:
     """Colours of the vertices [V, 4]; the type that the header gives says which number is full colour."""
-    names = next((three for three in COLORS if element.has(*three)), None)
-    if names is None:
+    three = next((names for names in COLORS if element.has(*names)), None)
+    if three is None:
         return None
-    names += tuple(name for name in ALPHA if element.has(name))[:1]
+    names = three + tuple(name for name in ALPHA if element.has(name))[:1]
     kinds = {item.name: item.kind for item in element.properties}
     channels = _stack(vertex, names) / [LARGEST.get(kinds[name], 255.0) for name in names]
     channels = np.nan_to_num(channels, nan=1.0)
@@ -234,7 +232,11 @@ def _lost(header: Header, vertex: Element, listed: Element, images: int) -> tupl
     if images:
         lost.append(counted(images, "material"))
     colors = {name for names in COLORS for name in names} | set(ALPHA)
-    known = colors | {"x", "y", "z", *NORMALS, *INDICES, "texcoord", "texnumber"} | {n for pair in UV for n in pair}
+    known = (
+        colors
+        | {"x", "y", "z", *NORMALS, *INDICES, "texcoord", "texnumber"}
+        | {n for pair in UV for n in pair}
+    )
     for element in (vertex, listed):
         others = [item.name for item in element.properties if item.name not in known]
         if others:

@@ -1,7 +1,7 @@
 """The header of a PLY file: its elements, their properties, and where the values begin."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -9,7 +9,7 @@ from pgc3d.errors import InputError
 from pgc3d.mesh_io.lines import decoded, quoted
 
 MAX_HEADER = 1 << 20  # bytes; comments may be long
-MAX_PROPERTIES = 1000  # of all elements together
+MAX_PROPERTIES = 1000  # of an element
 MAX_DIGITS = 18  # of a count
 TYPES = {
     "char": "i1", "int8": "i1", "uchar": "u1", "uint8": "u1", "short": "i2", "int16": "i2", "ushort": "u2",
@@ -62,38 +62,42 @@ def read_header(data: bytes, path: Path) -> Header:
     Raises:
         InputError: it is damaged, or something else.
     """
-    start = re.match(rb"(?:\xef\xbb\xbf)?ply[ \t]*(\r\n|\n|\r)", data[:64])
-    if start is None:
-        _refuse(path, "begin with the line 'ply'", quoted(data[:16]))
-    newline = start[1]
-    found = re.compile(rb"(?:^|[\r\n])[ \t]*end_header[ \t]*" + newline).search(data, start.end() - 1, MAX_HEADER)
-    if found is None and (end := re.search(rb"[\r\n]end_header[ \t]*\Z", data[:MAX_HEADER])):
-        found = end  # a file of no values
-    if found is None:
-        _refuse(path, "have a line 'end_header'", "none")
-    text = re.split(rb"\r\n|\n|\r", data[start.end() : found.start()])
+    lines, begin = _lines(data, path)
     order: str | None = None
-    elements: list[tuple[str, int, list[Property]]] = []
+    elements: list[Element] = []
     images: list[str] = []
-    for number, line in enumerate(text, 2):
-        words = decoded(line).split()
-        key = words[0].lower() if words else ""
+    for number, line in enumerate(lines, 2):
+        words = line.split() or ["comment"]
+        key = words[0].lower()
         if key == "format":
             order = _order(words, path, number)
         elif key == "element":
-            elements.append((*_element(words, path, number), []))
+            elements.append(_element(words, path, number))
         elif key == "property":
-            if not elements or sum(len(item[2]) for item in elements) >= MAX_PROPERTIES:
-                _refuse(path, f"have at most {MAX_PROPERTIES} properties, each behind its element", "others", number)
-            elements[-1][2].append(_property(words, path, number))
-        elif key == "comment" and len(words) > 2 and words[1].lower() == "texturefile":
-            images.append(decoded(line).strip().split(None, 2)[2])
-        elif key not in ("", "comment", "obj_info"):
-            _refuse(path, "have lines that begin with element, property or comment", quoted(words[0]), number)
+            elements[-1:] = [_with_property(elements, words, path, number)]
+        elif key == "comment":
+            if len(words) > 2 and words[1].lower() == "texturefile":
+                images.append(line.strip().split(None, 2)[2])
+        elif key != "obj_info":
+            rule = "have lines that begin with element, property or comment"
+            _refuse(path, rule, quoted(words[0]), number)
     if order is None:
         _refuse(path, "have a line 'format'", "none")
-    tables = tuple(Element(name, count, tuple(properties)) for name, count, properties in elements)
-    return Header(order, tables, tuple(images), found.end(), len(text) + 2)
+    return Header(order, tuple(elements), tuple(images), begin, len(lines) + 2)
+
+
+def _lines(data: bytes, path: Path) -> tuple[list[str], int]:
+    """The lines between the first and the last one, and where the values begin."""
+    first = re.match(rb"(?:\xef\xbb\xbf)?ply[ \t]*(\r\n|\n|\r)", data[:64])
+    if first is None:
+        _refuse(path, "begin with the line 'ply'", quoted(data[:16]))
+    # values may begin with a byte that looks like a line end, so that the first line's end counts
+    last = re.compile(rb"[\r\n][ \t]*end_header[ \t]*(?:" + first[1] + rb"|\Z)")
+    found = last.search(data[:MAX_HEADER], first.end() - 1)
+    if found is None:
+        _refuse(path, "have a line 'end_header'", "none")
+    text = data[first.end() : max(found.start(), first.end())]
+    return [decoded(line) for line in re.split(rb"\r\n|\n|\r", text)], found.end()
 
 
 def _refuse(path: Path, rule: str, found: str, number: int | None = None) -> NoReturn:
@@ -107,16 +111,21 @@ def _order(words: list[str], path: Path, number: int) -> str:
     return FORMATS[words[1].lower()]
 
 
-def _element(words: list[str], path: Path, number: int) -> tuple[str, int]:
+def _element(words: list[str], path: Path, number: int) -> Element:
     if len(words) != 3 or not re.fullmatch(r"\d+", words[2], re.ASCII) or len(words[2]) > MAX_DIGITS:
         _refuse(path, "give each element a name and a count", quoted(" ".join(words[1:])), number)
-    return words[1].lower(), int(words[2])
+    return Element(words[1].lower(), int(words[2]), ())
 
 
-def _property(words: list[str], path: Path, number: int) -> Property:
+def _with_property(elements: list[Element], words: list[str], path: Path, number: int) -> Element:
+    """The last element with one more property."""
     kinds, name = [word.lower() for word in words[1:-1]], words[-1].lower()
     as_list = len(kinds) == 3 and kinds[0] == "list"
     kinds = kinds[1:] if as_list else kinds
-    if len(kinds) != (2 if as_list else 1) or any(kind not in TYPES for kind in kinds):
-        _refuse(path, "give each property a type and a name", quoted(" ".join(words[1:])), number)
-    return Property(name, TYPES[kinds[-1]], TYPES[kinds[0]] if as_list else None)
+    if not elements or len(kinds) != (2 if as_list else 1) or any(kind not in TYPES for kind in kinds):
+        rule = "give each property a type and a name, behind its element"
+        _refuse(path, rule, quoted(" ".join(words[1:])), number)
+    if len(elements[-1].properties) >= MAX_PROPERTIES:
+        _refuse(path, f"have at most {MAX_PROPERTIES} properties in an element", "more", number)
+    found = Property(name, TYPES[kinds[-1]], TYPES[kinds[0]] if as_list else None)
+    return replace(elements[-1], properties=(*elements[-1].properties, found))

@@ -1,8 +1,8 @@
-"""The values of a PLY's elements: rows of numbers and lists, of one length or of many, in either byte order."""
+"""The values of a PLY's elements: rows of numbers and lists, in text or either byte order."""
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,7 +26,8 @@ Array = NDArray[Any]
 Ints = NDArray[np.int64]
 
 CODES = {
-    "i1": "b", "u1": "B", "i2": "h", "u2": "H", "i4": "i", "u4": "I", "i8": "q", "u8": "Q", "f4": "f", "f8": "d"
+    "i1": "b", "u1": "B", "i2": "h", "u2": "H", "i4": "i", "u4": "I", "i8": "q", "u8": "Q", "f4": "f",
+    "f8": "d",
 }  # fmt: skip
 
 
@@ -35,7 +36,7 @@ class Column:
     """The values of a property, row after row; of a list, `counts` says how many each row has."""
 
     values: Array
-    counts: Ints = np.zeros(0, dtype=np.int64)
+    counts: Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     is_list: bool = False
 
 
@@ -66,9 +67,9 @@ class _Table:
         return total
 
     def refuse(self, reason: str) -> NoReturn:
+        rows = f"{counted(self.element.count, 'row')} of {quoted(self.element.name)}"
         raise InputError(
-            f"a PLY must hold what its header says, got {self.path}, whose {counted(self.element.count, 'row')} "
-            f"of {quoted(self.element.name)} {reason}; export it again"
+            f"a PLY must hold what its header says, got {self.path}, whose {rows} {reason}; export it again"
         )
 
 
@@ -122,7 +123,9 @@ def _read(table: _Table) -> tuple[dict[str, Column], int]:
         table.refuse(f"end after {left // least} at most")
     if not element.count or not element.properties:
         empty = np.zeros(0, dtype=np.int64)
-        columns = {item.name: Column(empty, is_list=item.count_kind is not None) for item in element.properties}
+        columns = {
+            item.name: Column(empty, is_list=item.count_kind is not None) for item in element.properties
+        }
         return columns, table.place
     lengths = _walk(table, 1).counts[0].tolist() if lists else []
     if element.count * table.size(lengths) <= left:

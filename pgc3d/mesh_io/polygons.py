@@ -22,9 +22,9 @@ def triangulate(
 ) -> tuple[Int[NDArray[np.int64], "T 3"], Int[NDArray[np.int64], " T"]]:
     """Triangles of polygons that lie one after the other in `corners`, in their order.
 
-    A polygon of n corners becomes n - 2 triangles, whose corners are places in `corners`; with fewer than three
-    it becomes none. No vertex is added. A fan from the first corner is kept where all of its triangles face as
-    the polygon does (always, if it is convex); else a fan from another corner or clipped ears take its place.
+    A polygon of n corners becomes n - 2 triangles, whose corners are places in `corners`; one with fewer than
+    three becomes none. No vertex is added. A fan from the first corner is kept where all its triangles face as
+    the polygon does (always, if it is convex), else a fan from another corner or clipped ears are taken.
 
     Returns:
         Places in `corners` [T, 3], and the polygon of each triangle [T].
@@ -69,7 +69,7 @@ def _fan(count: int, start: int) -> Ints:
 
 
 def _area_vectors(points: Floats) -> Floats:
-    """Of the fan from the first corner, which is the origin: twice the area along the normal [K, n - 2, 3]."""
+    """Of a fan from the first corner, the origin: normals as long as twice the areas [K, n - 2, 3]."""
     return np.cross(points[:, 1:-1], points[:, 2:])
 
 
@@ -77,7 +77,8 @@ def _facing(points: Floats, normal: Floats) -> Floats:
     """Of the fan from the first corner: sine of each triangle's angle there about the normal [K, n - 2]."""
     lengths = np.linalg.norm(points[:, 1:], axis=2)
     area = np.einsum("kij,kj->ki", _area_vectors(points), normal)
-    return area / np.maximum(lengths[:, :-1] * lengths[:, 1:], 1e-300)
+    sines: Floats = area / np.maximum(lengths[:, :-1] * lengths[:, 1:], 1e-300)
+    return sines
 
 
 def _best_fans(points: Floats, normal: Floats, local: Ints, rest: Ints) -> Ints:

@@ -62,5 +62,7 @@ def _load(name: str, source: Path) -> Image.Image:
         raise
     except Exception as error:  # decoders of damaged files raise anything
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise InputError(f"an image of a mesh must be readable, got {path}: {reason}; save it again") from error
+        raise InputError(
+            f"an image of a mesh must be readable, got {path}: {reason}; save it again"
+        ) from error
     return image

@@ -49,13 +49,15 @@ def _count(data: bytes) -> int:
 
 def _read_binary(data: bytes, path: Path) -> SourceMesh:
     if len(data) < HEADER:
-        raise InputError(f"a binary STL must have at least {HEADER} bytes, got {len(data)} in {path}; export it again")
+        raise InputError(
+            f"a binary STL must have at least {HEADER} bytes, got {len(data)} in {path}; export it again"
+        )
     said, there = _count(data), (len(data) - HEADER) // TRIANGLE
     whole = len(data) == HEADER + TRIANGLE * there
     if said > there and not whole:
         raise InputError(
-            f"a binary STL must be whole, but {path} says {counted(said, 'triangle')} and ends after {there}; "
-            "export it again"
+            f"a binary STL must be whole, but {path}: it says {counted(said, 'triangle')} and ends after "
+            f"{there}; export it again"
         )
     rows = np.frombuffer(data, ROW, there, HEADER)
     count = there if whole and _belong(rows, said) else min(said, there)
@@ -75,7 +77,7 @@ def _read_binary(data: bytes, path: Path) -> SourceMesh:
 
 
 def _belong(rows: NDArray[np.void], said: int) -> bool:
-    """Whether the rows behind the `said` first ones are triangles of the same surface, not something appended."""
+    """Whether the rows behind the first `said` ones are triangles of the same surface, nothing appended."""
     own, more = rows["corners"][:said], rows["corners"][said:]
     if not len(more):
         return True

@@ -1,4 +1,4 @@
-"""Steps that all readers of simple formats share: single precision, normals and texture coordinates in use."""
+"""What readers of simple formats share: single precision, normals and texture coordinates."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +40,9 @@ def in_single(vertices: Floats, faces: Ints, path: Path) -> tuple[Tensor, list[s
     notes, idle = [], ~finite & ~used
     if idle.any():
         vertices = np.where(idle[:, None], 0.0, vertices)
-        notes.append(f"{counted(int(idle.sum()), 'unused vertex', 'unused vertices')} without finite coordinates")
+        notes.append(
+            f"{counted(int(idle.sum()), 'unused vertex', 'unused vertices')} without finite coordinates"
+        )
     surface = vertices[used & finite]
     if len(surface):
         with np.errstate(over="ignore", invalid="ignore"):
@@ -73,12 +75,16 @@ def own_normals(normals: Floats, faces: Ints, notes: list[str]) -> Values | None
     if not len(normals) or lacking == len(faces):
         return None
     if lacking:
-        notes.append(f"{lacking} of {counted(len(faces), 'face')} have no normals; those of the others are not used")
+        notes.append(
+            f"{lacking} of {counted(len(faces), 'face')} have no normals; those of the others are not used"
+        )
         return None
     length = np.linalg.norm(normals[np.unique(faces)], axis=1)
     blunt = int((~np.isfinite(length) | (length == 0)).sum())
     if blunt:
-        notes.append(f"{counted(blunt, 'normal')} without a direction, so that the file's normals are not used")
+        notes.append(
+            f"{counted(blunt, 'normal')} without a direction, so that the file's normals are not used"
+        )
         return None
     with np.errstate(over="ignore", invalid="ignore"):
         return Values(normalize(torch.from_numpy(normals).float(), dim=1), torch.from_numpy(faces))
@@ -88,7 +94,7 @@ def own_uv(uv: Floats, faces: Ints, notes: list[str]) -> Values | None:
     """Texture coordinates where a corner has some; a note where others have none."""
     with np.errstate(over="ignore", invalid="ignore"):
         single = uv.astype(np.float32)
-    finite = np.isfinite(single).all(axis=1)
+    finite: NDArray[np.bool_] = np.isfinite(single).all(axis=1)
     if not finite.all():
         faces = np.where((faces >= 0) & finite[faces.clip(0)], faces, -1)
         single[~finite] = 0
