@@ -1,0 +1,202 @@
+"""Material libraries of Wavefront OBJ files, and which files an OBJ refers to."""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from pgc3d.mesh_io.limits import inside
+from pgc3d.mesh_io.lines import decoded, number, plain_text, quoted
+from pgc3d.mesh_io.side_images import image_loader, is_inside, refusal
+from pgc3d.mesh_io.source import SourceMaterial
+
+MAX_LIBRARY = 1 << 24  # bytes
+UNDEFINED = 0.8  # grey of a material without a colour
+# options of a map and how many words follow: (at least, at most)
+OPTIONS = {
+    "-blendu": (1, 1), "-blendv": (1, 1), "-boost": (1, 1), "-bm": (1, 1), "-cc": (1, 1), "-clamp": (1, 1),
+    "-imfchan": (1, 1), "-mm": (2, 2), "-o": (1, 3), "-s": (1, 3), "-t": (1, 3), "-texres": (1, 1),
+    "-type": (1, 1),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class MtlMaterial:
+    """What a library says of a material's base colour."""
+
+    color: tuple[float, float, float] = (UNDEFINED, UNDEFINED, UNDEFINED)  # sRGB
+    alpha: float = 1.0
+    image: str = ""  # as the library names it
+    scale: tuple[float, float] = (1.0, 1.0)  # of the texture coordinates, before `offset` is added
+    offset: tuple[float, float] = (0.0, 0.0)
+    clamped: bool = False
+    library: Path = Path()
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the texture coordinates count as they are."""
+        return self.scale == (1.0, 1.0) and self.offset == (0.0, 0.0)
+
+    def source(self, name: str) -> SourceMaterial:
+        """An image takes the place of the colour, as in most programs."""
+        rgb = (1.0, 1.0, 1.0) if self.image else self.color
+        wrap = "clamp" if self.clamped else "repeat"
+        load = image_loader(self.image, self.library) if self.image else None
+        return SourceMaterial(name, torch.tensor([*rgb, self.alpha]), load, (wrap, wrap))
+
+
+@dataclass(frozen=True)
+class Libraries:
+    """Materials by name, and one line for each library that is not read."""
+
+    materials: dict[str, MtlMaterial]
+    faults: tuple[str, ...] = ()
+
+    def source(self, name: str) -> SourceMaterial:
+        """The material of a name; one that may be in a library not read refuses when its image is opened."""
+        if name in self.materials:
+            return self.materials[name].source(name)
+        load = refusal(self.faults[0]) if self.faults else None
+        return SourceMaterial(name, torch.tensor([UNDEFINED, UNDEFINED, UNDEFINED, 1.0]), load)
+
+    def notes(self, names: Sequence[str]) -> list[str]:
+        """What is not known about the materials of these names: one line at most."""
+        if self.faults:
+            return [self.faults[0].partition(";")[0]]
+        missing = [name for name in names if name not in self.materials]
+        return [f"no library describes the material {quoted(missing[0])}, so it is grey"] if missing else []
+
+
+def read_libraries(names: Sequence[str], path: Path) -> Libraries:
+    """The material libraries that an OBJ names, as far as they exist in its folder; never refused here."""
+    materials: dict[str, MtlMaterial] = {}
+    faults = []
+    for name in names:
+        found = list(_library_paths(name, path))
+        if not found and is_inside(name, path):
+            faults.append(
+                f"the material library of a mesh must exist, but {path.name} names {quoted(name, 200)}; "
+                "put it beside the mesh"
+            )
+        elif not found:
+            faults.append(
+                f"a mesh may refer to files in its own folder only, but {path.name} names "
+                f"{quoted(name, 200)}; put all files into one folder"
+            )
+        for library in found:
+            for key, material in parse_mtl(_read(library), library).items():
+                materials.setdefault(key, material)
+    return Libraries(materials, tuple(faults))
+
+
+def source_files(data: bytes | str, path: Path) -> Iterator[Path]:
+    """The files beside an OBJ that its colours come from: libraries and the base colour images in them.
+
+    Those that do not exist, or lie outside the folder, are left out.
+    """
+    text = plain_text(data.encode() if isinstance(data, str) else data)
+    for match in re.findall(rb"^[ \t]*mtllib[ \t]+([^\n]*)", text, re.MULTILINE):
+        for library in _library_paths(decoded(match).strip(), path):
+            yield library
+            for material in parse_mtl(_read(library), library).values():
+                if material.image and is_inside(material.image, library):
+                    image = inside(library.parent, material.image, library)
+                    if image.is_file():
+                        yield image
+
+
+def _library_paths(name: str, path: Path) -> Iterator[Path]:
+    """The file of this name (with its blanks), or the files that the words of `name` name."""
+    name = name.strip()
+    for candidate in dict.fromkeys((name, name.strip('"'))):
+        if candidate and is_inside(candidate, path):
+            whole = inside(path.parent, candidate, path)
+            if _readable(whole):
+                yield whole
+                return
+    words = name.split()
+    for word in words if len(words) > 1 else ():
+        if is_inside(word, path) and _readable(library := inside(path.parent, word, path)):
+            yield library
+
+
+def _readable(path: Path) -> bool:
+    try:
+        return path.is_file() and path.stat().st_size <= MAX_LIBRARY
+    except (OSError, ValueError):
+        return False
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+def parse_mtl(data: bytes, library: Path) -> dict[str, MtlMaterial]:
+    """Materials by name; what cannot be understood is passed over, and the first one of a name counts."""
+    found: dict[str, MtlMaterial] = {}
+    name: str | None = None
+    for line in decoded(plain_text(data)).split("\n"):
+        key, _, rest = line.strip().replace("\t", " ").partition(" ")
+        if key.lower() == "newmtl":
+            name = rest.strip()
+            name = None if name in found else name
+        if name is not None and not key.startswith("#"):
+            found[name] = _with_line(found.get(name, MtlMaterial(library=library)), key.lower(), rest.strip())
+    return found
+
+
+def _with_line(material: MtlMaterial, key: str, rest: str) -> MtlMaterial:
+    values = [value for word in rest.split() if (value := number(word)) is not None]
+    if key == "kd" and values:
+        red, green, blue = (values * 3)[:3] if len(values) < 3 else values[:3]
+        return replace(material, color=(_unit(red), _unit(green), _unit(blue)))
+    if key in ("d", "tr") and values:
+        return replace(material, alpha=_unit(values[-1] if key == "d" else 1 - values[-1]))
+    if key == "map_kd":
+        return _with_map(material, rest)
+    return material
+
+
+def _unit(value: float) -> float:
+    return min(max(value, 0.0), 1.0) if value == value else 0.0
+
+
+def _with_map(material: MtlMaterial, rest: str) -> MtlMaterial:
+    """`-s 2 2 -clamp on a name with blanks.png`: the options and what is behind them."""
+    words = rest.split(" ")
+    while words and (words[0] == "" or words[0].lower() in OPTIONS):
+        option = words.pop(0).lower()
+        if not option:
+            continue
+        values = _take(words, *OPTIONS[option])
+        if option == "-clamp":
+            material = replace(material, clamped=values == ["on"])
+        elif option == "-s":
+            material = replace(material, scale=_pair(values, 1.0))
+        elif option == "-o":
+            material = replace(material, offset=_pair(values, 0.0))
+    return replace(material, image=" ".join(words).strip().strip('"'))
+
+
+def _pair(words: list[str], usual: float) -> tuple[float, float]:
+    values = [number(word) or 0.0 for word in words] + [usual] * 2
+    return values[0], values[1]
+
+
+def _take(words: list[str], least: int, most: int) -> list[str]:
+    """Take the words of an option from the front; those beyond the least only while they are numbers."""
+    taken: list[str] = []
+    while words and len(taken) < most:
+        if not words[0]:
+            words.pop(0)
+            continue
+        is_number = number(words[0]) is not None
+        if (most > least and not is_number) or (len(taken) >= least and len(words) == 1):
+            break
+        taken.append(words.pop(0))
+    return taken

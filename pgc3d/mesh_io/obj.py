@@ -1,0 +1,258 @@
+"""Read a Wavefront OBJ with its own vertices, faces and order of both."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pgc3d.errors import InputError
+from pgc3d.mesh_io.limits import require_counts
+from pgc3d.mesh_io.lines import Lines, counted, decoded, quoted
+from pgc3d.mesh_io.mtl import MtlMaterial, read_libraries
+from pgc3d.mesh_io.obj_faces import Faces, read_faces
+from pgc3d.mesh_io.source import SourceMaterial, SourceMesh
+from pgc3d.mesh_io.surface import Values, cut_polygons, in_single, own_normals, own_uv
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+FREE_FORM = frozenset(
+    [
+        "vp",
+        "cstype",
+        "deg",
+        "bmat",
+        "step",
+        "curv",
+        "curv2",
+        "surf",
+        "parm",
+        "trim",
+        "hole",
+        "scrv",
+        "sp",
+        "end",
+        "con",
+        "ctech",
+        "stech",
+        "bzp",
+        "bsp",
+        "cdc",
+        "cdp",
+        "res",
+    ]
+)
+SILENT = frozenset(
+    [
+        "bevel",
+        "c_interp",
+        "d_interp",
+        "lod",
+        "maplib",
+        "usemap",
+        "shadow_obj",
+        "trace_obj",
+        "call",
+        "csh",
+        "mg",
+    ]
+)
+
+
+@dataclass
+class _Others:
+    """What the lines say that hold no numbers of the surface."""
+
+    libraries: list[str] = field(default_factory=list)
+    materials: dict[str, int] = field(default_factory=dict)
+    material_rows: list[int] = field(default_factory=list)
+    material_index: list[int] = field(default_factory=list)
+    groups: set[str] = field(default_factory=set)
+    objects: set[str] = field(default_factory=set)
+    smooth: bool = False
+    counts: dict[str, int] = field(default_factory=dict)  # of lines by what they are
+    unknown: list[str] = field(default_factory=list)
+
+
+def read_obj(data: bytes, path: Path, *, colors: bool = True) -> SourceMesh:
+    """The surface of an OBJ; with `colors` also its material libraries, as far as they lie in its folder.
+
+    With `colors`, scales and offsets of textures (`map_Kd -s -o`) are counted into the texture coordinates.
+    Images are opened by `SourceMaterial.load_image` only. Lines, points and free-form curves are passed over.
+
+    Raises:
+        InputError: a line cannot be understood, an index points at nothing, or there are no faces.
+    """
+    lines = Lines(data, path)
+    rows = lines.starting_with(b"f")
+    others = _other_lines(lines, rows)
+    require_counts(path, vertices=len(lines.starting_with(b"v")), faces=len(rows) or -1)
+    listed, positions, extra = _vertices(lines)
+    faces = read_faces(lines, rows)
+    if not len(faces.counts):
+        raise InputError(_no_faces(path, len(listed), others, faces))
+    places = faces.places(0, lines, listed)
+    cut, polygon = cut_polygons(positions, places, faces.counts, path)
+    triangles = places[cut]
+    vertices, notes = in_single(positions, triangles, path)
+    notes += _notes(others, faces)
+    uv = own_uv(*_slot(lines, faces, 1, cut), notes)
+    normals = own_normals(*_slot(lines, faces, 2, cut), notes)
+    material = _face_material(others, faces.rows[polygon])
+    libraries = read_libraries(others.libraries, path) if colors else None
+    if libraries is not None:
+        notes += libraries.notes(list(others.materials))
+    if uv is not None and material is not None and libraries is not None:
+        uv = _transformed(uv, material, [libraries.materials.get(name) for name in others.materials])
+    return SourceMesh(
+        vertices=vertices,
+        faces=torch.from_numpy(triangles),
+        normals=None if normals is None else normals.values,
+        normal_faces=None if normals is None else normals.faces,
+        uv=None if uv is None else uv.values,
+        uv_faces=None if uv is None else uv.faces,
+        vertex_color=_colors(extra),
+        face_material=None if material is None else torch.from_numpy(material),
+        materials=tuple(
+            libraries.source(name) if libraries else SourceMaterial(name) for name in others.materials
+        ),
+        notes=tuple(notes),
+        lost=_lost(others, extra),
+    )
+
+
+def _vertices(lines: Lines) -> tuple[Ints, Floats, Floats | None]:
+    """The lines that list vertices, their positions [V, 3] and, where some have them, colours [V, 3]."""
+    rows, values, counts = lines.numbers(b"v", least=3)
+    starts = np.cumsum(counts) - counts
+    positions = values[starts[:, None] + np.arange(3)]
+    colored = counts >= 6  # a fourth number alone is a weight, which means nothing to faces
+    if not colored.any():
+        return rows, positions, None
+    colors = np.ones((len(rows), 3))
+    colors[colored] = values[starts[colored][:, None] + np.arange(3, 6)]
+    return rows, positions, colors
+
+
+def _slot(lines: Lines, faces: Faces, slot: int, cut: Ints) -> tuple[Floats, Ints]:
+    """Texture coordinates or normals, and which of them the triangles use; without a list indices are nothing."""
+    word, width = ((b"vt", 2), (b"vn", 3))[slot - 1]
+    rows, values, counts = lines.numbers(word, least=1 if slot == 1 else 3)
+    if not len(rows):
+        return np.zeros((0, width)), np.full(cut.shape, -1)
+    starts = np.cumsum(counts) - counts
+    place = starts[:, None] + np.arange(width)
+    table = np.where(np.arange(width) < counts[:, None], values[place.clip(0, len(values) - 1)], 0.0)
+    return table, faces.places(slot, lines, rows)[cut]
+
+
+def _other_lines(lines: Lines, faces: Ints) -> _Others:
+    letter = lines.bytes[lines.first]
+    left = (lines.first < lines.ends) & (letter != ord("#"))
+    left[faces] = False
+    for word in (b"v", b"vt", b"vn"):
+        left[lines.starting_with(word)] = False
+    others = _Others()
+    for row in np.flatnonzero(left).tolist():
+        key, _, rest = lines.text(row).replace(b"\t", b" ").partition(b" ")
+        _add_line(others, row, decoded(key), rest)
+    return others
+
+
+def _add_line(others: _Others, row: int, key: str, rest: bytes) -> None:
+    if key == "usemtl":
+        name = decoded(rest).strip()
+        others.material_rows.append(row)
+        others.material_index.append(others.materials.setdefault(name, len(others.materials)))
+    elif key == "mtllib":
+        others.libraries.append(decoded(rest).strip())
+    elif key in ("g", "o"):
+        (others.groups if key == "g" else others.objects).add(decoded(rest).strip())
+    elif key == "s":
+        others.smooth |= rest.strip() not in (b"", b"off", b"0")
+    elif key in ("l", "p") or key in FREE_FORM:
+        kind = {"l": "line", "p": "point"}.get(key, "free-form")
+        others.counts[kind] = others.counts.get(kind, 0) + 1
+    elif key not in SILENT and key not in others.unknown and len(others.unknown) < 100:
+        others.unknown.append(key)
+
+
+def _no_faces(path: Path, vertices: int, others: _Others, faces: Faces) -> str:
+    held = [counted(vertices, "vertex", "vertices")] if vertices else []
+    if "free-form" in others.counts:
+        held.append("free-form curves or surfaces")
+    held += [counted(others.counts[kind], kind) for kind in ("line", "point") if kind in others.counts]
+    if faces.short:
+        held.append(f"{counted(faces.short, 'face')} of fewer than three corners")
+    if others.unknown and not held:
+        held.append(f"lines that begin with {quoted(others.unknown[0])}")
+    found = ", ".join(held) or "nothing"
+    return f"the mesh must have faces, got none in {path}, which holds {found}; export it as polygons"
+
+
+def _notes(others: _Others, faces: Faces) -> list[str]:
+    notes = []
+    if faces.short:
+        notes.append(f"{counted(faces.short, 'face')} of fewer than three corners passed over")
+    passed = {"line": "lines", "point": "points", "free-form": "free-form curves or surfaces"}
+    kinds = [name for kind, name in passed.items() if kind in others.counts]
+    if kinds:
+        notes.append(f"{' and '.join(kinds)} passed over")
+    if others.unknown:
+        shown = ", ".join([*map(quoted, others.unknown[:3]), *(["..."] if len(others.unknown) > 3 else [])])
+        notes.append(f"lines of an unknown kind passed over: {shown}")
+    return notes
+
+
+def _face_material(others: _Others, rows: Ints) -> Ints | None:
+    if not others.materials:
+        return None
+    last = np.searchsorted(np.array(others.material_rows), rows) - 1
+    index = np.array(others.material_index)
+    return np.where(last < 0, -1, index[last.clip(0)]).astype(np.int64)
+
+
+def _transformed(uv: Values, material: Ints, found: Sequence[MtlMaterial | None]) -> Values:
+    """Texture coordinates with the scales and offsets of the materials' images."""
+    values, faces = [uv.values], uv.faces.clone()
+    for number, item in enumerate(found):
+        if item is None or not item.image or item.is_plain:
+            continue
+        own = torch.from_numpy(material == number)[:, None] & (uv.faces >= 0)
+        used, place = torch.unique(uv.faces[own], return_inverse=True)
+        faces[own] = place + sum(len(part) for part in values)
+        values.append(uv.values[used] * torch.tensor(item.scale) + torch.tensor(item.offset))
+    return Values(torch.cat(values), faces)
+
+
+def _colors(colors: Floats | None) -> Tensor | None:
+    if colors is None:
+        return None
+    rgb = np.nan_to_num(colors, nan=1.0)
+    rgb = (rgb / 255 if rgb.max() > 1 else rgb).clip(0, 1)  # some programs write 0 to 255
+    return torch.from_numpy(np.concatenate([rgb, np.ones((len(rgb), 1))], axis=1)).float()
+
+
+def _lost(others: _Others, colors: Floats | None) -> tuple[str, ...]:
+    lost = []
+    for names, noun in (
+        (others.objects, "object name"),
+        (others.groups, "group"),
+        (others.materials, "material"),
+    ):
+        if names:
+            lost.append(counted(len(names), noun))
+    if others.smooth:
+        lost.append("smoothing groups")
+    if colors is not None:
+        lost.append("vertex colours")
+    for kind, noun in (("line", "line"), ("point", "point")):
+        if kind in others.counts:
+            lost.append(counted(others.counts[kind], noun))
+    if "free-form" in others.counts:
+        lost.append("free-form curves and surfaces")
+    return tuple(lost)

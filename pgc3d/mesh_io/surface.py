@@ -1,0 +1,107 @@
+"""What readers of simple formats share: single precision, normals and texture coordinates."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from pgc3d.errors import InputError
+from pgc3d.mesh_io.limits import require_counts
+from pgc3d.mesh_io.lines import counted
+from pgc3d.mesh_io.polygons import triangulate
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+MAX_BEND = 1e-4  # by which vertices may move when they are rounded, of the mesh's extent
+
+
+@dataclass(frozen=True)
+class Values:
+    """Values [N, k] and which of them each corner of each triangle [F, 3] uses, -1 for none."""
+
+    values: Tensor
+    faces: Tensor
+
+
+def in_single(vertices: Floats, faces: Ints, path: Path) -> tuple[Tensor, list[str]]:
+    """Vertices [V, 3] in float32, and notes; one that is not finite and that no face uses goes to the origin.
+
+    Raises:
+        InputError: rounding would bend the mesh, since it is small and far from the origin.
+    """
+    used = np.zeros(len(vertices), dtype=bool)
+    used[faces.reshape(-1)] = True
+    finite = np.isfinite(vertices).all(axis=1)
+    notes, idle = [], ~finite & ~used
+    if idle.any():
+        vertices = np.where(idle[:, None], 0.0, vertices)
+        notes.append(
+            f"{counted(int(idle.sum()), 'unused vertex', 'unused vertices')} without finite coordinates"
+        )
+    surface = vertices[used & finite]
+    if len(surface):
+        with np.errstate(over="ignore", invalid="ignore"):
+            moved, size = np.abs(surface - surface.astype(np.float32)).max(), np.ptp(surface, axis=0).max()
+        if size > 0 and MAX_BEND * size < moved < np.inf:
+            raise InputError(
+                f"the mesh must lie near the origin, got {path}, where rounding to single precision moves "
+                f"vertices by {moved / size:.2g} of its size; move it to the origin"
+            )
+    with np.errstate(over="ignore", invalid="ignore"):
+        return torch.from_numpy(vertices.astype(np.float32)), notes
+
+
+def cut_polygons(vertices: Floats, corners: Ints, counts: Ints, path: Path) -> tuple[Ints, Ints]:
+    """`triangulate` within the limits of a mesh.
+
+    Raises:
+        InputError: there would be too many triangles, or a polygon that cannot be cut.
+    """
+    require_counts(path, vertices=len(vertices), faces=int(np.maximum(counts - 2, 0).sum()) or -1)
+    try:
+        return triangulate(vertices, corners, counts)
+    except ValueError as error:
+        raise InputError(f"{error}: {path}") from error
+
+
+def own_normals(normals: Floats, faces: Ints, notes: list[str]) -> Values | None:
+    """Unit normals where each corner has one with a direction; else None and a note."""
+    lacking = int((faces < 0).any(axis=1).sum())
+    if not len(normals) or lacking == len(faces):
+        return None
+    if lacking:
+        notes.append(
+            f"{lacking} of {counted(len(faces), 'face')} have no normals; those of the others are not used"
+        )
+        return None
+    length = np.linalg.norm(normals[np.unique(faces)], axis=1)
+    blunt = int((~np.isfinite(length) | (length == 0)).sum())
+    if blunt:
+        notes.append(
+            f"{counted(blunt, 'normal')} without a direction, so that the file's normals are not used"
+        )
+        return None
+    with np.errstate(over="ignore", invalid="ignore"):
+        return Values(normalize(torch.from_numpy(normals).float(), dim=1), torch.from_numpy(faces))
+
+
+def own_uv(uv: Floats, faces: Ints, notes: list[str]) -> Values | None:
+    """Texture coordinates where a corner has some; a note where others have none."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        single = uv.astype(np.float32)
+    finite: NDArray[np.bool_] = np.isfinite(single).all(axis=1)
+    if not finite.all():
+        faces = np.where((faces >= 0) & finite[faces.clip(0)], faces, -1)
+        single[~finite] = 0
+    lacking = int((faces < 0).any(axis=1).sum())
+    if not len(uv) or not (faces >= 0).any():
+        return None
+    if lacking:
+        have = "has" if lacking == 1 else "have"
+        notes.append(f"{lacking} of {counted(len(faces), 'face')} {have} no texture coordinates")
+    return Values(torch.from_numpy(single), torch.from_numpy(faces))
