@@ -6,12 +6,12 @@ import pytest
 import torch
 import trimesh
 from meshes import cube_arrays, lumpy, write, write_cube
+from pgc3d.export.obj_reader import parse_obj
 
 from pgc3d.errors import InputError
 from pgc3d.export import given_mesh
 from pgc3d.export.given_mesh import inside, read_given
 from pgc3d.export.gltf import pack_glb, unpack_glb
-from pgc3d.export.obj_reader import parse_obj
 
 
 @pytest.mark.parametrize("kind", ["glb", "gltf", "ply", "stl", "obj"])
