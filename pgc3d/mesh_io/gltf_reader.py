@@ -1,6 +1,6 @@
 """Read the surface of a glTF or GLB as its default scene shows it, with its colours.
 
-Skins stand in the pose of their joints, morph targets have their weights at rest, copies of a mesh are copied.
+Skins stand in the pose of their joints, morph targets have their weights at rest, instances are copies.
 """
 
 from dataclasses import dataclass, field

@@ -30,8 +30,8 @@ def read_source(path: Path) -> SourceMesh:
     """Read a GLB, glTF, OBJ, PLY or STL; scenes are put together with their transforms.
 
     Raises:
-        InputError: the file is missing, too large, damaged, without faces or not finite, or its surface is in a
-            file outside its folder.
+        InputError: the file is missing, too large, damaged, without faces or not finite, or its surface is in
+            a file outside its folder.
     """
     kind = path.suffix.lower().removeprefix(".")
     if kind not in READERS:

@@ -11,14 +11,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class SourceMaterial:
-    """Base colour of a group of faces: sRGB `color`, multiplied in linear light by the image where there is one.
+    """Base colour of a group of faces: sRGB `color`, times, in linear light, the image where there is one.
 
     `load_image` opens the image only when it is called, so that a reader of surfaces opens none; it raises
     InputError where the image is missing, damaged or outside the mesh file's folder.
     """
 
     name: str = ""
-    color: Float[Tensor, " 4"] = torch.ones(4)  # sRGB and alpha in [0, 1]
+    color: Float[Tensor, " 4"] = torch.ones(4)  # noqa: RUF009 - sRGB and alpha in [0, 1]
     load_image: Callable[[], Image.Image] | None = None
     wrap: tuple[str, str] = ("repeat", "repeat")  # of u and v: repeat, clamp or mirror
     uv_transform: Float[Tensor, "2 3"] | None = None  # of texture coordinates before the look-up
