@@ -20,7 +20,8 @@ from pgc3d.mesh_io.gltf_document import BINARY_CHUNK, JSON_CHUNK, MAGIC, split_g
 
 FLOAT, UINT16, UINT32 = 5126, 5123, 5125
 VERTEX_BUFFER, INDEX_BUFFER = 34962, 34963
-LINEAR, LINEAR_MIPMAP_LINEAR, CLAMP_TO_EDGE = 9729, 9987, 33071
+LINEAR, LINEAR_MIPMAP_LINEAR = 9729, 9987
+WRAPS = {"clamp": 33071, "mirror": 33648, "repeat": 10497}
 
 
 def encode_png(image: Tensor) -> bytes:
@@ -83,8 +84,8 @@ def encode_glb(asset: TexturedMesh, *, generator: str, name: str) -> bytes:
             {
                 "magFilter": LINEAR,
                 "minFilter": LINEAR_MIPMAP_LINEAR,
-                "wrapS": CLAMP_TO_EDGE,
-                "wrapT": CLAMP_TO_EDGE,
+                "wrapS": WRAPS[asset.wrap[0]],
+                "wrapT": WRAPS[asset.wrap[1]],
             }
         ],
         "images": [{"bufferView": view, "mimeType": "image/png"} for view in views],

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
+from PIL import Image
+
 from pgc3d.errors import InputError
 from pgc3d.mesh_io.limits import inside, read_limited
 
@@ -144,6 +146,7 @@ class Document:
     meshes: list[Entry]
     nodes: list[Entry]
     opened: dict[int, bytes] = field(default_factory=dict)
+    decoded: dict[str, Image.Image] = field(default_factory=dict)  # images, by their place
 
     def buffer(self, index: int) -> bytes:
         """The content of a buffer.
@@ -250,7 +253,7 @@ def parse_document(data: bytes, path: Path) -> Document:
 def _parse_json(data: bytes, path: Path) -> dict[str, Any]:
     try:
         # a byte order mark stands before what some editors save, zeros behind what some programs pack
-        document = json.loads(data.decode("utf-8-sig").rstrip("\0"))
+        document = json.loads(data.decode("utf-8-sig").rstrip("\0"), object_hook=_without_null)
     except UnicodeDecodeError:
         reason = "its JSON is not UTF-8"
     except json.JSONDecodeError as error:
@@ -264,6 +267,11 @@ def _parse_json(data: bytes, path: Path) -> dict[str, Any]:
             return document
         reason = "its JSON is no object"
     raise InputError(f"the mesh file must be readable, got {path}: {reason}; export it again")
+
+
+def _without_null(values: dict[str, Any]) -> dict[str, Any]:
+    """Some programs write null for what they have not."""
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def _require_version(root: Entry, path: Path) -> None:

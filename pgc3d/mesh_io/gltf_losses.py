@@ -2,6 +2,7 @@
 
 import re
 
+from pgc3d.errors import InputError
 from pgc3d.mesh_io.gltf_document import Document, Entry
 from pgc3d.mesh_io.gltf_scene import INSTANCING, Scene
 
@@ -14,15 +15,17 @@ KEPT_MATERIALS = "KHR_materials_unlit"
 
 
 def losses(document: Document, scene: Scene) -> tuple[str, ...]:
-    """Noun phrases with their numbers, the largest things first.
+    """Noun phrases with their numbers, the largest things first; what is damaged here refuses no surface."""
+    try:
+        return _losses(document, scene)
+    except InputError:
+        return ("what the file holds besides, which is damaged",)
 
-    Raises:
-        InputError: something that is counted has a wrong type.
-    """
+
+def _losses(document: Document, scene: Scene) -> tuple[str, ...]:
     root = document.root
     found = [
-        (scene.nodes if scene.nodes > 1 else 0, "node with its name and place in the hierarchy",
-         "nodes with their names and hierarchy"),
+        (scene.nodes if scene.nodes > 1 else 0, "", "nodes with their names and hierarchy"),
         (len(root.entries("skins")), "skeleton", "skeletons"),
         (len(root.entries("animations")), "animation", "animations"),
         (sum(_targets(mesh) for mesh in document.meshes), "morph target", "morph targets"),
@@ -58,7 +61,7 @@ def _attributes(document: Document) -> list[tuple[int, str, str]]:
     own = sum(name.startswith("_") for name in every)
     return [
         (max(further, 0), "further set of texture coordinates", "further sets of texture coordinates"),
-        (colors, "part's vertex colours", "parts' vertex colours"),
+        (colors, "part with vertex colours", "parts with vertex colours"),
         (own, "attribute of its own", "attributes of its own"),
     ]
 

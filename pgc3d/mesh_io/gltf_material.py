@@ -23,23 +23,33 @@ OTHER_IMAGES = ("EXT_texture_webp", "EXT_texture_avif", "KHR_texture_basisu", "M
 
 
 def read_materials(document: Document) -> tuple[SourceMaterial, ...]:
-    """The materials in the file's order.
+    """The materials in the file's order. One that is damaged is refused when its image is loaded."""
+    return tuple(_tolerated(document, entry) for entry in document.root.entries("materials"))
 
-    Raises:
-        InputError: one of them has a value of a wrong type.
-    """
-    return tuple(_material(document, entry) for entry in document.root.entries("materials"))
+
+def _tolerated(document: Document, entry: Entry) -> SourceMaterial:
+    try:
+        return _material(document, entry)
+    except InputError as error:
+        return SourceMaterial(load_image=partial(_refuse, str(error)))
+
+
+def _refuse(message: str) -> Image.Image:
+    raise InputError(message)
 
 
 def coordinate_set(material: Entry | None) -> int:
     """The set of texture coordinates that the base colour's image uses, 0 where there is no image."""
-    texture = None if material is None else _base(material)[1]
-    if texture is None:
+    try:
+        texture = None if material is None else _base(material)[1]
+        if texture is None:
+            return 0
+        transform = texture.extension(TRANSFORM)
+        if transform is not None and "texCoord" in transform:
+            return transform.integer("texCoord")
+        return texture.integer("texCoord", 0)
+    except InputError:  # `read_materials` keeps it for those who look at the colours
         return 0
-    transform = texture.extension(TRANSFORM)
-    if transform is not None and "texCoord" in transform:
-        return transform.integer("texCoord")
-    return texture.integer("texCoord", 0)
 
 
 def _base(material: Entry) -> tuple[list[float], Entry | None]:
@@ -62,7 +72,7 @@ def _material(document: Document, entry: Entry) -> SourceMaterial:
         load_surface=_loader(document, surface.entry(rough)) if rough in surface else None,
     )
     if entry.extension(SHADERS) is not None:
-        return SourceMaterial(name=material.name, load_image=partial(_refuse_shader, document))
+        return SourceMaterial(name=material.name, load_image=partial(_refuse, _shader(document)))
     if texture is None:
         return material
     return SourceMaterial(
@@ -75,8 +85,8 @@ def _material(document: Document, entry: Entry) -> SourceMaterial:
     )
 
 
-def _refuse_shader(document: Document) -> Image.Image:
-    raise InputError(
+def _shader(document: Document) -> str:
+    return (
         f"the colours of a glTF file must be in its materials, but those of {document.path.name} are made by "
         f"shaders ({SHADERS}); export it with plain materials"
     )
@@ -131,18 +141,20 @@ def _loader(document: Document, info: Entry) -> Callable[[], Image.Image] | None
         return partial(_open, document, images[source])
     other = [name for name in OTHER_IMAGES if entry.extension(name) is not None]
     if other:
-        return partial(_refuse_image, document, other[0])
+        return partial(_refuse, _image_kind(document, other[0]))
     return None  # a texture without an image is white
 
 
-def _refuse_image(document: Document, extension: str) -> Image.Image:
-    raise InputError(
+def _image_kind(document: Document, extension: str) -> str:
+    return (
         f"the images of a glTF file must be PNG, JPEG, WebP or AVIF, but {document.path.name} has others "
         f"({extension}); export it with PNG"
     )
 
 
 def _open(document: Document, image: Entry) -> Image.Image:
+    if image.place in document.decoded:
+        return document.decoded[image.place]
     if "uri" in image:
         data = document.resource(image, "image")
     else:
@@ -150,7 +162,8 @@ def _open(document: Document, image: Entry) -> Image.Image:
         if view is None:
             raise image.fault("bufferView", "an index")
         data = bytes(document.view(view))
-    return decode_image(data, f"{image.place} of {document.path.name}")
+    document.decoded[image.place] = decode_image(data, f"{image.place} of {document.path.name}")
+    return document.decoded[image.place]
 
 
 def decode_image(data: bytes, name: str) -> Image.Image:

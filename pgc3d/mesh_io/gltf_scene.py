@@ -39,7 +39,7 @@ class Scene:
 
     shown: tuple[Shown, ...]
     matrices: NDArray[np.float64]  # [nodes, 4, 4], of all nodes of the file
-    nodes: int  # how many the scene has
+    nodes: int  # with a mesh, seen or hidden
     hidden: int  # nodes with a mesh that are not visible
 
 
@@ -67,7 +67,7 @@ def read_scene(document: Document) -> Scene:
     return Scene(
         shown=tuple(_shown(document, index, matrices[index]) for index in with_mesh if visible[index]),
         matrices=matrices,
-        nodes=len(reached),
+        nodes=len(with_mesh),
         hidden=sum(not visible[index] for index in with_mesh),
     )
 
