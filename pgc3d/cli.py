@@ -35,6 +35,7 @@ from pgc3d.options import (
     Space,
     Texture,
     TextureOption,
+    Uv,
     configured,
     configured_item,
     with_run_options,
@@ -141,6 +142,13 @@ def texture(
     texture: Annotated[
         Texture | None, typer.Option(help="Learn a field, which is baked at the end, or the image itself.")
     ] = None,
+    uv: Annotated[
+        Uv | None,
+        typer.Option(
+            help="auto keeps the file's texture coordinates where each place has its own texel, own also "
+            "where places share texels or the image repeats, new makes new ones."
+        ),
+    ] = None,
     negative: Annotated[str | None, typer.Option(help="What the pictures should not show.")] = None,
     background: Annotated[
         list[str] | None,
@@ -158,7 +166,13 @@ def texture(
     if options.faces:
         raise InputError(f"--faces must not be given for a mesh that stays as it is, got {options.faces}")
     image_size = options.texture_size if texture is Texture.IMAGE else None
-    own = {"up": up, "front": front, "texture": texture.value if texture else None, "image_size": image_size}
+    own = {
+        "up": up,
+        "front": front,
+        "texture": texture.value if texture else None,
+        "image_size": image_size,
+        "uv": uv.value if uv else None,
+    }
     backgrounds, picture = split_backgrounds(background or [])
     every = {"backgrounds": backgrounds or None, "guidance": {"negative_prompt": negative}}
     resolved = configured(guidance.value, options, TEXTURE, {"representation": own}, every_objective=every)

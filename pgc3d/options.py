@@ -54,6 +54,14 @@ class Texture(StrEnum):
     IMAGE = "image"
 
 
+class Uv(StrEnum):
+    """Whose texture coordinates a painted mesh has."""
+
+    AUTO = "auto"
+    OWN = "own"
+    NEW = "new"
+
+
 class Format(StrEnum):
     """Mesh file formats."""
 

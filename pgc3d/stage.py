@@ -88,6 +88,7 @@ def adopt_mesh(
         texture_size=max(explicit, config.export.texture_size),
         rasterizer=build_rasterizer(config.run.rasterizer, device),
         device=device,
+        uv=chosen.uv,
         say=say,
     )
 

@@ -126,18 +126,6 @@ class GuidanceOutput:
 
 
 @dataclass(frozen=True)
-class GivenMesh:
-    """A mesh as its maker left it; see `UvMesh`, but it may lack normals and texture coordinates."""
-
-    vertices: Float[Tensor, "V 3"]
-    faces: Int[Tensor, "F 3"]
-    normals: Float[Tensor, "N 3"] | None = None  # unit, outward
-    normal_faces: Int[Tensor, "F 3"] | None = None
-    uv: Float[Tensor, "U 2"] | None = None
-    uv_faces: Int[Tensor, "F 3"] | None = None
-
-
-@dataclass(frozen=True)
 class UvMesh:
     """A mesh whose faces index positions, normals and texture coordinates each on their own.
 
@@ -189,6 +177,8 @@ class Canvas:
     placement: Placement
     joined: Int[Tensor, "F 3"]  # the faces, with one vertex for all at the same place
     uv_method: str  # "own", or how the texture coordinates were made
+    uv_shared: bool = False  # places may share a texel, so that colours belong to texture coordinates
+    uv_wraps: bool = False  # the coordinates leave the unit square, and the image repeats
 
     def in_world(self) -> UvMesh:
         """The mesh in the world's axes, inside the unit sphere."""

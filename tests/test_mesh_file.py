@@ -246,7 +246,10 @@ def test_a_materials_colour_counts_beside_its_image_and_alone(tmp_path):
 
 
 def test_unreadable_files_are_one_line(tmp_path):
-    for name, expected in {"a.glb": "must be readable", "a.xyz": "must be one of glb, obj, ply, stl"}.items():
+    for name, expected in {
+        "a.glb": "must be readable",
+        "a.xyz": "must be one of glb, gltf, obj, ply, stl",
+    }.items():
         (tmp_path / name).write_bytes(b"nothing")
         with pytest.raises(InputError, match=expected):
             read_mesh(tmp_path / name)

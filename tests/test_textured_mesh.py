@@ -9,7 +9,6 @@ from pgc3d.cameras import orbit, turntable
 from pgc3d.closeups import CloseUpConfig, sample_close_ups
 from pgc3d.errors import InputError, OutOfMemoryError, RunDirectoryError
 from pgc3d.export.canvas import load_canvas, prepare_canvas, save_canvas
-from pgc3d.export.given_mesh import read_given
 from pgc3d.export.mesh_file import read_mesh
 from pgc3d.export.painting import bake_painting, export_painting
 from pgc3d.geometry.normals import crease_normals, vertex_normals
@@ -17,6 +16,7 @@ from pgc3d.geometry.own_uv import draw_atlas
 from pgc3d.geometry.placement import AXES, orientation
 from pgc3d.geometry.surface import sample_surface
 from pgc3d.memory import require_texture_memory
+from pgc3d.mesh_io.reader import read_source
 from pgc3d.optimize import Objective, Problem, optimization_step
 from pgc3d.render.cpu import CpuRasterizer
 from pgc3d.representation.textured_mesh import TexturedMeshConfig, build_painted_mesh
@@ -56,7 +56,7 @@ def test_geometry_comes_back_as_it_was(tmp_path, kind, up, front):
     inside = canvas.in_world().vertices.norm(dim=1)
     assert inside.max() <= 1 + 1e-6
     export_painting(painted(canvas), tmp_path / f"out.{kind}", format=kind, rasterizer=CPU, texture_size=128)
-    found, given = read_given(tmp_path / f"out.{kind}"), read_given(source)
+    found, given = read_source(tmp_path / f"out.{kind}"), read_source(source)
     assert torch.equal(found.vertices[found.faces], given.vertices[given.faces])
     if kind != "glb":  # a new atlas splits vertices there
         assert torch.equal(found.vertices, given.vertices)
@@ -70,7 +70,7 @@ def test_sane_texture_coordinates_survive(tmp_path, kind, out):
     canvas = canvas_of(write_cube(tmp_path / f"cube.{kind}"))
     assert canvas.uv_method == "own"
     export_painting(painted(canvas), tmp_path / f"out.{out}", format=out, rasterizer=CPU, texture_size=128)
-    found, given = (read_given(tmp_path / name) for name in (f"out.{out}", f"cube.{kind}"))
+    found, given = (read_source(tmp_path / name) for name in (f"out.{out}", f"cube.{kind}"))
     torch.testing.assert_close(
         found.uv[found.uv_faces], given.uv[given.uv_faces], atol=1.2e-7, rtol=0
     )  # glTF stores 1 - v
@@ -99,8 +99,9 @@ def test_unusable_texture_coordinates_are_replaced_and_said(tmp_path, fault):
         mesh.visual = trimesh.visual.TextureVisuals(uv=uv)
     canvas = canvas_of(write(mesh, tmp_path / "cube.glb"), say=said.append)
     assert canvas.uv_method != "own"
-    assert len(said) == 1
-    assert f"cube.glb {fault}" in said[0]
+    lines = [line for line in said if "coordinates" in line]
+    assert len(lines) == 1
+    assert f"cube.glb {fault}" in lines[0]
 
 
 def test_atlas_in_another_tile_is_moved_by_whole_numbers(tmp_path):

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -22,10 +21,10 @@ from pgc3d.evaluation.protocol import Protocol, compare
 from pgc3d.evaluation.render import render_views
 from pgc3d.evaluation.results import Record
 from pgc3d.evaluation.retrieval import Retriever, load_retriever
-from pgc3d.export.given_mesh import obj_references
 from pgc3d.export.mesh_file import read_mesh
 from pgc3d.inputs.image import PhotoConfig
 from pgc3d.interfaces import Rasterizer
+from pgc3d.mesh_io.reader import source_files
 from pgc3d.mini import text_model
 from pgc3d.render import build_rasterizer
 from pgc3d.run import CONFIG
@@ -116,7 +115,7 @@ def record_key(result: Result, measure: Measure) -> str:
     """Hash of what the numbers depend on: files, item, protocol, models, version."""
     digest = hashlib.sha256()
     for path in (result.mesh, result.item.truth):
-        for file in () if path is None else (path, *_side_files(path)):
+        for file in () if path is None else source_files(path):
             digest.update(file.read_bytes())
     item = {name: value for name, value in asdict(result.item).items() if not isinstance(value, Path)}
     models: dict[str, Any] = {"vae": _hash(text_model() / "vae"), "texts": None}
@@ -125,15 +124,6 @@ def record_key(result: Result, measure: Measure) -> str:
     facts = [item, asdict(measure.protocol), models, pgc3d.__version__]
     digest.update(json.dumps(facts, sort_keys=True).encode())
     return digest.hexdigest()
-
-
-def _side_files(path: Path) -> list[Path]:
-    """Files beside a mesh that its colours come from, up to one that lies elsewhere."""
-    files: list[Path] = []
-    if path.suffix.lower() == ".obj":
-        with suppress(InputError):
-            files.extend(obj_references(path.read_text(encoding="utf-8", errors="replace"), path))
-    return files
 
 
 @lru_cache(maxsize=4)

@@ -1,20 +1,17 @@
 """Pictures of mesh files for comparison: supersampled, lit from both sides, with the file's own normals."""
 
-from dataclasses import replace
-from typing import Any
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, normalize
 
 from pgc3d.export.asset import TexturedMesh
+from pgc3d.export.asset_colors import surface_colors
 from pgc3d.interfaces import Rasterizer
-from pgc3d.render.mesh_renderer import project, sample_texture
+from pgc3d.render.mesh_renderer import project
 from pgc3d.render.shading import key_direction, shade
-from pgc3d.types import Cameras, Fragments, Rendering
+from pgc3d.types import Cameras, Rendering
 
-BARE = 0.5  # sRGB of a file without colours
 SUPERSAMPLING = 2
 VIEWS_AT_ONCE = 4  # bounds the memory
 
@@ -37,7 +34,7 @@ def render_views(
         rasterizer: the backend.
     """
     device = cameras.azimuth.device
-    mesh = _to(asset, device)
+    mesh = asset.to(device)
     parts = []
     for start in range(0, len(cameras), VIEWS_AT_ONCE):
         views = cameras[start : start + VIEWS_AT_ONCE]
@@ -46,13 +43,6 @@ def render_views(
     color, normal, alpha, depth = torch.split(torch.cat(parts), [3, 3, 1, 1], dim=-1)
     background = torch.ones(len(cameras), 3, device=device)
     return Rendering(color=color, normal=normal, depth=depth, alpha=alpha, background=background)
-
-
-def _to(asset: TexturedMesh, device: torch.device) -> TexturedMesh:
-    tensors: dict[str, Any] = {
-        name: value.to(device) for name, value in vars(asset).items() if isinstance(value, Tensor)
-    }
-    return replace(asset, **tensors)
 
 
 def _samples(
@@ -67,23 +57,10 @@ def _samples(
     view = hit.nonzero()[:, 0]
     away = ((cameras.position[view] - position) * normal).sum(-1, keepdim=True) < 0
     normal = torch.where(away, -normal, normal)
-    color = shade(_colors(mesh, fragments, rasterizer, hit), normal, key_direction(cameras)[view])
+    color = shade(surface_colors(mesh, fragments, rasterizer), normal, key_direction(cameras)[view])
     backward = cameras.camera_from_world[view, 2]
     depth = -(backward[:, :3] * position).sum(-1, keepdim=True) - backward[:, 3:]
     empty = torch.tensor([1.0, 1.0, 1.0, 0.5, 0.5, 0.5, 0.0, 0.0], device=normal.device)
     samples = empty.expand(*hit.shape, 8).clone()
     samples[hit] = torch.cat([color, 0.5 * normal + 0.5, torch.ones_like(depth), depth], dim=1)
     return samples
-
-
-def _colors(
-    mesh: TexturedMesh, fragments: Fragments, rasterizer: Rasterizer, hit: Tensor
-) -> Float[Tensor, "P 3"]:
-    """Base colour in sRGB at the samples that hit something."""
-    if mesh.uv is not None and mesh.uv_faces is not None and mesh.base_color is not None:
-        uv = rasterizer.interpolate(mesh.uv[None], fragments, mesh.uv_faces)[hit]
-        return sample_texture(mesh.base_color.float() / 255, uv)
-    if mesh.vertex_color is not None:
-        colors = mesh.vertex_color.float()[None] / 255
-        return rasterizer.interpolate(colors, fragments, mesh.faces)[hit]
-    return torch.full((int(hit.sum()), 3), BARE, device=hit.device)

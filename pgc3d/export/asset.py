@@ -1,10 +1,26 @@
 """What is written to a file and read back from it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
+import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class AssetMaterial:
+    """Base colour of some faces: sRGB `color` times, in linear light, the image where there is one."""
+
+    color: Float[Tensor, " 3"]  # in [0, 1]
+    image: UInt8[Tensor, "H W 3"] | None = None  # sRGB
+    wrap: tuple[str, str] = ("repeat", "repeat")  # of u and v: repeat, clamp or mirror
+
+    def to(self, device: torch.device | str) -> "AssetMaterial":
+        """The same material on another device."""
+        image = None if self.image is None else self.image.to(device)
+        return replace(self, color=self.color.to(device), image=image)
 
 
 @dataclass(frozen=True)
@@ -13,7 +29,9 @@ class TexturedMesh:
 
     The normals belong to the vertices, or to the corners of the faces through `normal_faces`.
     `uv`, `uv_faces` and `base_color` are there together or not at all. (0, 0) is the lower left of the image,
-    whose row 0 is on top. A PLY file carries `vertex_color` instead, an STL file neither.
+    whose row 0 is on top. A PLY file carries `vertex_color` instead, an STL file neither. A file of another
+    program may have several `materials` in place of `base_color`, indexed by `face_material` (-1 is white);
+    they are multiplied with the vertex colours in linear light.
     """
 
     vertices: Float[Tensor, "V 3"]
@@ -26,6 +44,24 @@ class TexturedMesh:
     vertex_color: UInt8[Tensor, "V 3"] | None = None  # sRGB
     normal_faces: Int[Tensor, "F 3"] | None = None
     metadata: Mapping[str, str | int | float] = field(default_factory=dict)
+    wrap: tuple[str, str] = ("clamp", "clamp")  # of the image, in u and v: repeat, clamp or mirror
+    color_faces: Int[Tensor, "F 3"] | None = None  # the faces' corners in `vertex_color`, `faces` when None
+    linear_colors: bool = False  # vertex colours are mixed in linear light between vertices
+    materials: tuple[AssetMaterial, ...] = ()
+    face_material: Int[Tensor, " F"] | None = None
+
+    def to(self, device: torch.device | str) -> "TexturedMesh":
+        """The same surface on another device."""
+        tensors: dict[str, Any] = {
+            name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        materials = tuple(material.to(device) for material in self.materials)
+        return replace(self, materials=materials, **tensors)
+
+    @property
+    def bare(self) -> bool:
+        """Whether there are no colours at all."""
+        return self.base_color is None and self.vertex_color is None and not self.materials
 
     @property
     def normals_of_corners(self) -> Int[Tensor, "F 3"]:
@@ -36,7 +72,9 @@ class TexturedMesh:
         if self.normal_faces is None and len(self.normals) != len(self.vertices):
             raise ValueError("normals must be one for each vertex, or come with normal_faces")
         present = [part is not None for part in (self.uv, self.uv_faces, self.base_color)]
-        if any(present) and not all(present):
+        if any(present) and not all(present) and not self.materials:
             raise ValueError("uv, uv_faces and base_color must be given together")
         if self.metallic_roughness is not None and self.base_color is None:
             raise ValueError("metallic_roughness needs uv, uv_faces and base_color")
+        if self.materials and self.face_material is None:
+            raise ValueError("materials need face_material")

@@ -1,5 +1,6 @@
 """Make a given mesh ready for painting, and keep it in a file of the run."""
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import fields
@@ -10,17 +11,18 @@ from torch import Tensor
 
 from pgc3d.errors import InputError, RunDirectoryError
 from pgc3d.export.atomic import write_files
-from pgc3d.export.given_mesh import read_given
-from pgc3d.export.mesh_file import weld
-from pgc3d.geometry.normals import crease_normals
-from pgc3d.geometry.own_uv import unit_square, uv_fault
+from pgc3d.export.coordinates import Coordinates, UvChoice, choose_coordinates
+from pgc3d.export.given_normals import MAX_OPPOSED, complete_normals, is_inside_out
+from pgc3d.export.source_colors import weld
 from pgc3d.geometry.placement import place
 from pgc3d.geometry.uv import unwrap
 from pgc3d.interfaces import Rasterizer
-from pgc3d.types import Canvas, GivenMesh, Placement, UvMesh
+from pgc3d.mesh_io.reader import read_source
+from pgc3d.mesh_io.source import SourceMesh
+from pgc3d.types import Canvas, Placement, UvMesh
 
 
-def prepare_canvas(
+def prepare_canvas(  # noqa: PLR0913 - each of them is a choice of the user
     path: Path,
     *,
     up: str,
@@ -29,48 +31,60 @@ def prepare_canvas(
     texture_size: int,
     rasterizer: Rasterizer,
     device: torch.device | str = "cpu",
+    uv: UvChoice = "auto",
     say: Callable[[str], None] = lambda _: None,
 ) -> Canvas:
     """Read a mesh, place it in the world, and give it the normals and texture coordinates that it lacks.
 
-    Its own texture coordinates stay where `uv_fault` finds nothing; `say` is told in one line otherwise.
+    `say` gets a line about everything that was passed over, that the result will lack, or that was made.
 
     Raises:
-        InputError: the file cannot be used.
+        InputError: the file cannot be used, or it has no texture coordinates that `uv` "own" could keep.
     """
-    given = read_given(path)
+    source = read_source(path)
     try:
-        placement = place(given.vertices, given.faces, up=up, front=front)
+        placement = place(source.vertices, source.faces, up=up, front=front)
     except ValueError as error:
         raise InputError(f"{error}: {path}") from error
-    welded, joined, _ = weld(given.vertices, given.faces)
-    normals, normal_faces = given.normals, given.normal_faces
-    if normals is None or normal_faces is None or not _unit(normals):
-        normals, normal_faces = crease_normals(welded, joined, crease=math.radians(crease_degrees))
-    uv, uv_faces, method = None if given.uv is None else unit_square(given.uv), given.uv_faces, "own"
-    fault = _fault(given, uv, rasterizer, device)
-    if uv is None or uv_faces is None or fault is not None:
+    welded, joined, _ = weld(source.vertices, source.faces)
+    normals, normal_faces, opposed = complete_normals(
+        source, welded, joined, crease=math.radians(crease_degrees)
+    )
+    _say_findings(source, path, say, opposed=opposed, inside_out=is_inside_out(welded, joined))
+    own = choose_coordinates(source, path, choice=uv, rasterizer=rasterizer, device=device)
+    method = "own"
+    if isinstance(own, str):
         atlas = unwrap(placement.to_world(welded), joined, texture_size=texture_size)
-        uv, uv_faces, method = atlas.uv, atlas.uv_faces, atlas.method
-        say(f"the texture coordinates of {path.name} {fault}; new ones were made ({method})")
+        method = atlas.method
+        say(own.format(method=method))
+        own = Coordinates(atlas.uv, atlas.uv_faces)
     return Canvas(
-        mesh=UvMesh(given.vertices, given.faces, normals, normal_faces, uv, uv_faces),
+        mesh=UvMesh(source.vertices, source.faces, normals, normal_faces, own.uv, own.uv_faces),
         placement=placement,
-        joined=_representatives(given.faces, joined),
+        joined=_representatives(source.faces, joined),
         uv_method=method,
+        uv_shared=own.shared,
+        uv_wraps=own.wraps,
     )
 
 
-def _fault(
-    given: GivenMesh, uv: Tensor | None, rasterizer: Rasterizer, device: torch.device | str
-) -> str | None:
-    if uv is None or given.uv_faces is None:
-        return "are missing"
-    return uv_fault(uv, given.uv_faces, given.vertices, given.faces, rasterizer=rasterizer, device=device)
-
-
-def _unit(normals: Tensor) -> bool:
-    return bool(((normals.norm(dim=1) - 1).abs() < 1e-3).all())
+def _say_findings(
+    source: SourceMesh, path: Path, say: Callable[[str], None], *, opposed: float, inside_out: bool
+) -> None:
+    for note in source.notes:
+        say(f"{path.name}: {note}")
+    if source.lost:
+        say(f"not kept in the result: {', '.join(source.lost)}")
+    if opposed > MAX_OPPOSED:
+        say(
+            f"{path.name}: {opposed:.0%} of the normals point to the other side than their faces; "
+            "normals were made from the faces"
+        )
+    if inside_out:
+        say(
+            f"{path.name}: the surface is closed and inside out; it is painted and written as it is, "
+            "flip its faces for programs that hide back sides"
+        )
 
 
 def _representatives(faces: Tensor, joined: Tensor) -> Tensor:
@@ -97,7 +111,11 @@ def save_canvas(path: Path, canvas: Canvas) -> None:
     }
     content = save(
         {name: tensor.contiguous().clone() for name, tensor in tensors.items()},
-        metadata={"uv_method": canvas.uv_method},
+        metadata={
+            "uv_method": canvas.uv_method,
+            "uv_shared": json.dumps(canvas.uv_shared),
+            "uv_wraps": json.dumps(canvas.uv_wraps),
+        },
     )
     write_files({path: content})
 
@@ -113,10 +131,11 @@ def load_canvas(path: Path) -> Canvas:
     try:
         with safe_open(path, framework="pt") as stream:
             tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
-            method = stream.metadata()["uv_method"]
+            facts = stream.metadata()
         mesh = UvMesh(**{item.name: tensors[item.name] for item in fields(UvMesh)})
         placement = Placement(tensors["rotation"], tensors["centre"], float(tensors["scale"]))
-        return Canvas(mesh, placement, tensors["joined"], method)
+        flags = {name: facts.get(name) == "true" for name in ("uv_shared", "uv_wraps")}
+        return Canvas(mesh, placement, tensors["joined"], facts["uv_method"], **flags)
     except (OSError, KeyError, ValueError, TypeError, SafetensorError) as error:
         raise RunDirectoryError(
             f"{path} must be the mesh that the run paints, but is missing or damaged "

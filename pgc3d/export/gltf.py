@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pgc3d.export.asset import TexturedMesh
+from pgc3d.mesh_io.gltf_document import BINARY_CHUNK, JSON_CHUNK, MAGIC, split_glb
 
-MAGIC, JSON_CHUNK, BINARY_CHUNK = 0x46546C67, 0x4E4F534A, 0x004E4942
 FLOAT, UINT16, UINT32 = 5126, 5123, 5125
 VERTEX_BUFFER, INDEX_BUFFER = 34962, 34963
-LINEAR, LINEAR_MIPMAP_LINEAR, CLAMP_TO_EDGE = 9729, 9987, 33071
+LINEAR, LINEAR_MIPMAP_LINEAR = 9729, 9987
+WRAPS = {"clamp": 33071, "mirror": 33648, "repeat": 10497}
 
 
 def encode_png(image: Tensor) -> bytes:
@@ -83,8 +84,8 @@ def encode_glb(asset: TexturedMesh, *, generator: str, name: str) -> bytes:
             {
                 "magFilter": LINEAR,
                 "minFilter": LINEAR_MIPMAP_LINEAR,
-                "wrapS": CLAMP_TO_EDGE,
-                "wrapT": CLAMP_TO_EDGE,
+                "wrapS": WRAPS[asset.wrap[0]],
+                "wrapT": WRAPS[asset.wrap[1]],
             }
         ],
         "images": [{"bufferView": view, "mimeType": "image/png"} for view in views],
@@ -170,23 +171,18 @@ def unpack_glb(data: bytes) -> tuple[dict[str, Any], bytes]:
     Raises:
         ValueError: it is no GLB of version 2, or is cut off.
     """
-    if len(data) < 20 or struct.unpack_from("<II", data) != (MAGIC, 2):
-        raise ValueError("it is no GLB of version 2")
-    length, kind = struct.unpack_from("<II", data, 12)
-    if kind != JSON_CHUNK or 20 + length > len(data):
-        raise ValueError("its JSON chunk is damaged")
-    document = json.loads(data[20 : 20 + length])
+    text, binary = split_glb(data)
+    document = json.loads(text)
     if not isinstance(document, dict):
         raise ValueError("its JSON chunk is no object")
-    start = 20 + length + 8
-    if start > len(data):
-        return document, b""
-    size = struct.unpack_from("<I", data, start - 8)[0]
-    if start + size > len(data):
-        raise ValueError("its binary chunk is cut off")
-    return document, data[start : start + size]
+    return document, binary or b""
 
 
-def read_metadata(data: bytes) -> dict[str, Any]:
-    """What `encode_glb` stored as metadata, empty when there is none."""
-    return dict(unpack_glb(data)[0]["asset"].get("extras", {}))
+def read_metadata(data: bytes) -> dict[str, str | int | float]:
+    """What `encode_glb` stored as metadata; what another program stored in its place counts where it fits."""
+    try:
+        document, _ = unpack_glb(data)
+        extras = document["asset"]["extras"]
+        return {key: value for key, value in extras.items() if isinstance(value, str | int | float)}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return {}

@@ -6,23 +6,18 @@ No format changes the axes: y up, front +z, or those of a given mesh. Files appe
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
-from numpy.typing import NDArray
 from torch import Tensor
 
 import pgc3d
-from pgc3d.errors import InputError
 from pgc3d.export.asset import TexturedMesh
 from pgc3d.export.atomic import write_files
-from pgc3d.export.given_mesh import in_scene
 from pgc3d.export.gltf import encode_glb, encode_png, read_metadata
-from pgc3d.export.turntable import to_bytes
-from pgc3d.geometry.cleanup import vertex_normals
-from pgc3d.render.shading import linear_to_srgb, srgb_to_linear
+from pgc3d.export.source_colors import colored
+from pgc3d.mesh_io.reader import read_source
 
 Format = Literal["glb", "obj", "ply", "stl"]
 FORMATS: tuple[str, ...] = get_args(Format)
@@ -131,111 +126,14 @@ def _encode_stl(path: Path, asset: TexturedMesh) -> dict[Path, bytes]:
 
 
 def read_mesh(path: Path) -> TexturedMesh:
-    """Read a file that `write_mesh` or another program made, with its colours, through an independent reader.
+    """Read a file that `write_mesh` or another program made, with its colours.
 
-    Vertices that differ in their texture coordinates only become one again. Metadata is read from a GLB. Of a
-    scene, all meshes become one, where its nodes put them.
+    Vertices at the same place become one, whatever normals, texture coordinates and colours the faces have
+    there. Metadata is read from a GLB. Of a scene, all meshes become one, where its nodes put them.
 
     Raises:
-        InputError: there is no such file, its format is unknown, or it is damaged.
+        InputError: there is no such file, its format is unknown, it is damaged, or one of its images is.
     """
-    import trimesh
-
-    if path.suffix.lower().removeprefix(".") not in FORMATS:
-        raise InputError(f"a mesh file must be one of {', '.join(FORMATS)}, got {path.name}")
-    if not path.is_file():
-        raise InputError(f"the mesh file must exist, got {path}; check the path")
-    try:
-        scene = trimesh.load_scene(path, process=False)
-        metadata = read_metadata(path.read_bytes()) if path.suffix.lower() == ".glb" else {}
-        return _from_trimesh(_joined(scene), metadata)
-    except Exception as error:  # readers of foreign formats raise whatever they like
-        raise InputError(f"the mesh file must be readable, got {path}: {error}; export it again") from error
-
-
-def _joined(scene: Any) -> Any:
-    """One mesh in the scene's coordinates."""
-    import trimesh
-
-    meshes = []
-    for matrix, name in (scene.graph[node] for node in scene.graph.nodes_geometry):
-        mesh = scene.geometry[name]
-        if isinstance(mesh, trimesh.Trimesh) and len(mesh.faces):
-            vertices, faces, normals = in_scene(matrix, mesh)
-            part = {"vertices": vertices, "faces": faces, "vertex_normals": normals, "visual": mesh.visual}
-            meshes.append(trimesh.Trimesh(**part, process=False))
-    if not meshes:
-        raise ValueError("it has no faces")
-    return meshes[0] if len(meshes) == 1 else trimesh.util.concatenate(meshes)
-
-
-def _from_trimesh(geometry: Any, metadata: Mapping[str, Any]) -> TexturedMesh:
-    corner_faces = torch.from_numpy(np.array(geometry.faces, dtype=np.int64))
-    stored = np.array(geometry.vertices, dtype=np.float32)
-    has_normals = "vertex_normals" in geometry._cache
-    normals = np.array(geometry.vertex_normals, dtype=np.float32) if has_normals else None
-    vertices, faces, first = weld(torch.from_numpy(stored), corner_faces)
-    if normals is None:
-        unit = torch.from_numpy(vertex_normals(vertices.double().numpy(), faces.numpy()).astype(np.float32))
-    else:
-        unit = _unit(torch.from_numpy(normals)[first])
-    kind = geometry.visual.kind
-    material = geometry.visual.material if kind == "texture" else None
-    if material is not None and geometry.visual.uv is not None and _image(material) is not None:
-        color, surface = _images(material)
-        return TexturedMesh(
-            vertices=vertices,
-            faces=faces,
-            normals=unit if normals is None else _unit(torch.from_numpy(normals)),
-            uv=torch.from_numpy(np.array(geometry.visual.uv, dtype=np.float32)),
-            uv_faces=corner_faces,
-            base_color=color,
-            metallic_roughness=surface,
-            normal_faces=None if normals is None else corner_faces,
-            metadata=metadata,
-        )
-    colors = None
-    if material is not None:
-        colors = _factor(material).expand(len(vertices), 3).clone()
-    elif kind == "vertex":
-        colors = torch.from_numpy(np.array(geometry.visual.vertex_colors)[:, :3])[first]
-    return TexturedMesh(vertices=vertices, faces=faces, normals=unit, vertex_color=colors, metadata=metadata)
-
-
-def _unit(normals: Tensor) -> Tensor:
-    return torch.nn.functional.normalize(normals, dim=1)
-
-
-def _image(material: Any) -> Any:
-    return getattr(material, "baseColorTexture", None) or getattr(material, "image", None)
-
-
-def _images(material: Any) -> tuple[Tensor, Tensor | None]:
-    def array(image: Any) -> Tensor:
-        pixels: NDArray[np.uint8] = np.array(image.convert("RGB"))
-        return torch.from_numpy(pixels)
-
-    surface = getattr(material, "metallicRoughnessTexture", None)
-    color, factor = array(_image(material)), _factor(material)
-    if getattr(material, "baseColorFactor", None) is not None and bool((factor < 255).any()):
-        light = srgb_to_linear(color.float() / 255) * srgb_to_linear(factor.float() / 255)
-        color = to_bytes(linear_to_srgb(light))
-    return color, None if surface is None else array(surface)
-
-
-def _factor(material: Any) -> Tensor:
-    """What a material says of its colour beside an image, in sRGB; glTF counts it in linear light."""
-    linear = getattr(material, "baseColorFactor", None)
-    if linear is not None:
-        return to_bytes(linear_to_srgb(torch.tensor(np.array(linear)[:3] / 255).float())[None, None])[0, 0]
-    stored = getattr(material, "diffuse", None)
-    return torch.from_numpy(np.array([255, 255, 255] if stored is None else stored[:3], dtype=np.uint8))
-
-
-def weld(
-    vertices: Float[Tensor, "N 3"], faces: Int[Tensor, "F 3"]
-) -> tuple[Float[Tensor, "V 3"], Int[Tensor, "F 3"], Int[Tensor, " V"]]:
-    """Join vertices at the same place; also the first of the old vertices that each new one stands for."""
-    _, first, index = np.unique(vertices.numpy(), axis=0, return_index=True, return_inverse=True)
-    order = torch.from_numpy(first)
-    return vertices[order], torch.from_numpy(index.reshape(-1))[faces], order
+    source = read_source(path)
+    metadata = read_metadata(path.read_bytes()) if path.suffix.lower() == ".glb" else {}
+    return colored(source, metadata)

@@ -81,6 +81,7 @@ def export_painting(
                 uv=given.uv,
                 uv_faces=given.uv_faces,
                 base_color=color,
+                wrap=("repeat", "repeat") if painted.canvas.uv_wraps else ("clamp", "clamp"),
                 metallic_roughness=torch.tensor(surface, dtype=torch.uint8).reshape(1, 1, 3),
             )
     with watch.part("write"):
@@ -112,12 +113,23 @@ def bake_painting(
 ) -> Float[Tensor, "S S 3"]:
     """Base colour of every texel, continued beyond the charts; see `bake`."""
     mesh = painted.mesh
+    if painted.canvas.uv_wraps:
+        return _repeating(painted, texture_size)
     points, covered = surface_texels(
         mesh.vertices, mesh.faces, mesh.uv, mesh.uv_faces, texture_size=texture_size, rasterizer=rasterizer
     )
     image = torch.zeros_like(points)
     image[covered] = painted.texels(points[covered], _centres(covered), texture_size=texture_size)
     return fill(image, covered, padding=padding)
+
+
+def _repeating(painted: PaintedMesh, texture_size: int) -> Float[Tensor, "S S 3"]:
+    """An image that repeats on the surface: all of it may be seen, and colours belong to its coordinates."""
+    device = painted.mesh.vertices.device
+    everywhere = torch.ones(texture_size, texture_size, dtype=torch.bool, device=device)
+    nowhere = torch.zeros(texture_size**2, 3, device=device)
+    colors = painted.texels(nowhere, _centres(everywhere), texture_size=texture_size)
+    return colors.view(texture_size, texture_size, 3)
 
 
 def _centres(covered: Bool[Tensor, "S S"]) -> Float[Tensor, "P 2"]:

@@ -30,18 +30,16 @@ def uv_fault(
     rasterizer: Rasterizer,
     device: torch.device | str = "cpu",
 ) -> str | None:
-    """Why the coordinates cannot be used, None where they can.
+    """Why the coordinates cannot hold a painting with a texel for each place, None where they can.
 
     The overlap is the share of the charts' summed area that a drawing of them all does not cover.
     """
-    if not bool(torch.isfinite(uv).all()):
-        return "are not finite"
-    if not 0 <= int(uv_faces.min()) <= int(uv_faces.max()) < len(uv):
-        return "do not belong to the faces"
-    if bool(((uv < -TOLERANCE) | (uv > 1 + TOLERANCE)).any()):
-        return "leave the unit square"
-    a, b, c = (uv.double()[corner] for corner in uv_faces.T)
-    area = torch.linalg.det(torch.stack([b - a, c - a], dim=1)).abs() / 2
+    fault = uv_obstacle(uv, uv_faces)
+    if fault is not None and "no area" not in fault:
+        return fault
+    if bool(((uv < -TOLERANCE) | (uv > 1 + TOLERANCE))[uv_faces].any()):
+        return _tiles(uv, uv_faces) or "leave the unit square"
+    area = chart_areas(uv, uv_faces)
     surface = face_vectors(vertices.double(), faces).norm(dim=1)
     flat = float(surface[area < 1e-12].sum() / surface.sum().clamp_min(1e-300))
     if flat > MAX_DEGENERATE:
@@ -54,6 +52,61 @@ def uv_fault(
     if overlap > MAX_OVERLAP:
         return f"overlap on {overlap:.0%} of their area"
     return None
+
+
+def uv_obstacle(uv: Float[Tensor, "U 2"], uv_faces: Int[Tensor, "F 3"]) -> str | None:
+    """Why no painting at all can use the coordinates, None where one can."""
+    if not 0 <= int(uv_faces.min()) <= int(uv_faces.max()) < len(uv):
+        return "do not belong to the faces"
+    if not bool(torch.isfinite(uv[uv_faces]).all()):
+        return "are not finite"
+    if float(chart_areas(uv, uv_faces).sum()) < 1e-9:
+        return "give no area to 100% of the surface"
+    return None
+
+
+def chart_areas(uv: Float[Tensor, "U 2"], uv_faces: Int[Tensor, "F 3"]) -> Float[Tensor, " F"]:
+    """Area of each face in the image."""
+    a, b, c = (uv.double()[corner] for corner in uv_faces.T)
+    return torch.linalg.det(torch.stack([b - a, c - a], dim=1)).abs() / 2
+
+
+def _bounds(uv: Tensor, uv_faces: Tensor) -> tuple[Int[Tensor, "F 2"], Int[Tensor, "F 2"]]:
+    """The first tile that a face touches, and the one behind the last."""
+    corners = uv[uv_faces].double()
+    low, high = corners.amin(dim=1) + TOLERANCE, corners.amax(dim=1) - TOLERANCE
+    return low.floor().long(), high.ceil().long()
+
+
+def _tiles(uv: Tensor, uv_faces: Tensor) -> str | None:
+    """The tiles that the charts lie in, None where a face crosses the border of one."""
+    low, high = _bounds(uv, uv_faces)
+    if bool((high - low > 1).any()):
+        return None
+    tiles = torch.unique(low, dim=0)
+    if bool((tiles < 0).any()) or bool((tiles[:, 0] > 9).any()):
+        return f"lie in {len(tiles)} tiles"
+    names = sorted((1001 + tiles[:, 0] + 10 * tiles[:, 1]).tolist())
+    listed = ", ".join(map(str, names[:6])) + (" ..." if len(names) > 6 else "")
+    return f"lie in {len(tiles)} UDIM tiles {listed}"
+
+
+def fold_tiles(
+    uv: Float[Tensor, "U 2"], uv_faces: Int[Tensor, "F 3"]
+) -> tuple[Float[Tensor, "N 2"], Int[Tensor, "F 3"], bool]:
+    """Each face moved by whole numbers into the unit square, which shows the same of an image that repeats.
+
+    Returns:
+        The coordinates, their faces, and whether a face crosses the square's border, so that it needs an
+        image that repeats.
+    """
+    low, high = _bounds(uv, uv_faces)
+    wraps = bool((high - low > 1).any())
+    if not bool((low != 0).any()):
+        return uv, uv_faces, wraps
+    keys = torch.cat([uv_faces.reshape(-1, 1), low.repeat_interleave(3, dim=0)], dim=1)
+    unique, index = torch.unique(keys, dim=0, return_inverse=True)
+    return uv[unique[:, 0]] - unique[:, 1:].to(uv.dtype), index.reshape(-1, 3), wraps
 
 
 def draw_atlas(

@@ -90,13 +90,36 @@ def render_textured(  # noqa: PLR0913
         rasterizer: The backend of the device that holds the tensors.
         shading: Light the base colour; otherwise the picture shows it as it is.
     """
+
+    def color(fragments: Fragments) -> Tensor:
+        places = rasterizer.interpolate(uv[None], fragments, uv_faces)
+        return sample_texture(texture, _pick(places, _visible(fragments)))
+
+    return render_colored(
+        vertices, faces, cameras, resolution, background, rasterizer=rasterizer, color=color, shading=shading
+    )
+
+
+def render_colored(
+    vertices: Float[Tensor, "V 3"],
+    faces: Int[Tensor, "F 3"],
+    cameras: Cameras,
+    resolution: int,
+    background: Float[Tensor, "B 3"],
+    *,
+    rasterizer: Rasterizer,
+    color: Callable[[Fragments], Float[Tensor, "P 3"]],
+    shading: bool = True,
+) -> Rendering:
+    """Render a mesh with smooth normals; `color` is the sRGB base colour of the covered pixels, in order."""
     clip = project(vertices, cameras)
     fragments = rasterizer.rasterize(clip, faces, (resolution, resolution))
     mesh = Mesh(vertices, faces, vertex_normals(vertices, faces))
     pixel = _visible(fragments)
     places = _pick(_places(mesh, fragments, rasterizer), pixel)
-    color = sample_texture(texture, _pick(rasterizer.interpolate(uv[None], fragments, uv_faces), pixel))
-    picture, depth = _compose(color, places, pixel, fragments, cameras, background, shading=shading)
+    picture, depth = _compose(
+        color(fragments), places, pixel, fragments, cameras, background, shading=shading
+    )
     return _rendering(antialias(picture, fragments, clip, faces), depth, background)
 
 
@@ -159,13 +182,47 @@ def _sides(mesh: UvMesh, face_normals: Float[Tensor, "F 3"], cameras: Cameras) -
     return torch.where(height < 0, -1.0, 1.0).flatten()
 
 
-def sample_texture(texture: Float[Tensor, "H W C"], uv: Float[Tensor, "P 2"]) -> Float[Tensor, "P C"]:
-    """Bilinear lookup; v points up while row 0 is on top."""
+def sample_texture(
+    texture: Float[Tensor, "H W C"], uv: Float[Tensor, "P 2"], wrap: tuple[str, str] = ("clamp", "clamp")
+) -> Float[Tensor, "P C"]:
+    """Bilinear lookup; v points up while row 0 is on top. `wrap` of u and v: repeat, clamp or mirror."""
+    if wrap != ("clamp", "clamp"):
+        return _sample_wrapped(texture, uv, wrap)
     grid = torch.stack([2 * uv[:, 0] - 1, 1 - 2 * uv[:, 1]], dim=-1)
     values = torch.nn.functional.grid_sample(
         texture.permute(2, 0, 1)[None], grid[None, None], padding_mode="border", align_corners=False
     )
     return values[0, :, 0].T
+
+
+def _sample_wrapped(
+    texture: Float[Tensor, "H W C"], uv: Float[Tensor, "P 2"], wrap: tuple[str, str]
+) -> Float[Tensor, "P C"]:
+    height, width = texture.shape[:2]
+    columns, x = _texels(uv[:, 0], width, wrap[0])
+    rows, y = _texels(1 - uv[:, 1].double(), height, wrap[1])
+    upper, lower = (texture[row, columns[0]] * (1 - x) + texture[row, columns[1]] * x for row in rows)
+    return upper * (1 - y) + lower * y
+
+
+def _texels(
+    place: Float[Tensor, " P"], size: int, mode: str
+) -> tuple[tuple[Int[Tensor, " P"], Int[Tensor, " P"]], Float[Tensor, "P 1"]]:
+    """The two texels around places along an axis of the image, and the share of the second one."""
+    # two turns have the same texels, however far they are away
+    scaled = size * (place.double().clamp(-1, 2) if mode == "clamp" else place.double().fmod(2.0)) - 0.5
+    first = scaled.floor()
+    share = (scaled - first).to(torch.float32)[:, None]
+
+    def index(texel: Tensor) -> Tensor:
+        if mode == "clamp":
+            return texel.clamp(0, size - 1)
+        if mode == "repeat":
+            return texel % size
+        turned = texel % (2 * size)
+        return torch.where(turned < size, turned, 2 * size - 1 - turned)
+
+    return (index(first.long()), index(first.long() + 1)), share
 
 
 def _places(mesh: Mesh, fragments: Fragments, rasterizer: Rasterizer) -> Float[Tensor, "B H W 6"]:

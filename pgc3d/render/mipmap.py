@@ -27,32 +27,46 @@ def mip_chain(
 
 
 def sample_chain(
-    chain: Float[Tensor, "N C"], size: int, uv: Float[Tensor, "P 2"], level: Float[Tensor, " P"]
+    chain: Float[Tensor, "N C"],
+    size: int,
+    uv: Float[Tensor, "P 2"],
+    level: Float[Tensor, " P"],
+    *,
+    repeat: bool = False,
 ) -> Float[Tensor, "P C"]:
     """Trilinear lookup in the chain of an image of `size` texels a side.
 
-    v points up while row 0 is on top; the border is clamped. `level` 0 and below is the bilinear lookup in
-    the image itself, log2(size) and above the mean.
+    v points up while row 0 is on top; the border is clamped, or the image repeats. `level` 0 and below is the
+    bilinear lookup in the image itself, log2(size) and above the mean.
     """
     last = size.bit_length() - 1
     level = level.clamp(0, last)
     fine = level.floor().long()
-    lower = _bilinear(chain, size, uv, fine)
-    upper = _bilinear(chain, size, uv, (fine + 1).clamp(max=last))
+    lower = _bilinear(chain, size, uv, fine, repeat=repeat)
+    upper = _bilinear(chain, size, uv, (fine + 1).clamp(max=last), repeat=repeat)
     return lower + (level - fine)[:, None] * (upper - lower)
 
 
 def _bilinear(
-    chain: Float[Tensor, "N C"], size: int, uv: Float[Tensor, "P 2"], level: Int[Tensor, " P"]
+    chain: Float[Tensor, "N C"],
+    size: int,
+    uv: Float[Tensor, "P 2"],
+    level: Int[Tensor, " P"],
+    *,
+    repeat: bool,
 ) -> Float[Tensor, "P C"]:
     side = size >> level  # [P]
     start = 4 * (size * size - side * side) // 3  # texels of the finer levels
     place = torch.stack([uv[:, 0], 1 - uv[:, 1]], dim=1) * side[:, None] - 0.5
-    place = torch.minimum(place.clamp(min=0), (side - 1)[:, None])
+    if not repeat:
+        place = torch.minimum(place.clamp(min=0), (side - 1)[:, None])
     corner = place.floor()
     x, y = (place - corner)[:, :1], (place - corner)[:, 1:]
     column, row = corner.long().unbind(1)
-    right, below = torch.minimum(column + 1, side - 1), torch.minimum(row + 1, side - 1)
+    if repeat:
+        right, below, column, row = (index % side for index in (column + 1, row + 1, column, row))
+    else:
+        right, below = torch.minimum(column + 1, side - 1), torch.minimum(row + 1, side - 1)
 
     def texel(rows: Tensor, columns: Tensor) -> Tensor:
         return chain.index_select(0, start + rows * side + columns)

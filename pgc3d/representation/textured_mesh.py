@@ -34,6 +34,8 @@ class TexturedMeshConfig:
     kind: Literal["textured_mesh"] = "textured_mesh"
     up: str = "+y"  # the file's axis that points up, one of +x -x +y -y +z -z
     front: str = "auto"  # the file's axis that the object looks along; auto is +z, or -y where z is up
+    # texture coordinates: the file's where they are valid, always the file's, or always new ones
+    uv: Literal["auto", "own", "new"] = "auto"
     # Angle between faces above which an edge is sharp, for files without normals.
     crease_degrees: float = number(40.0, 0.0, 180.0, unit="degrees")
     shading: bool = True  # light the colours; else the pictures show them as they are
@@ -153,7 +155,7 @@ class PaintedMesh(nn.Module):
 
         def color(hits: Hits) -> Tensor:
             if isinstance(texture, ColorField):
-                return cast("Tensor", texture(hits.points).base_color)
+                return cast("Tensor", texture(self._places(hits.points, hits.uv)).base_color)
             level = footprint_level(
                 self._gradients.index_select(0, hits.triangle),
                 hits.points,
@@ -163,7 +165,7 @@ class PaintedMesh(nn.Module):
                 resolution=resolution,
                 texture_size=len(texture.image),
             )
-            return sample_chain(chain, len(texture.image), hits.uv, level)
+            return sample_chain(chain, len(texture.image), hits.uv, level, repeat=self.canvas.uv_wraps)
 
         return render_corners(
             self.mesh,
@@ -176,6 +178,16 @@ class PaintedMesh(nn.Module):
             face_normals=self._face_normals,
             shading=shading,
         )
+
+    def _places(self, points: Float[Tensor, "P 3"], uv: Float[Tensor, "P 2"]) -> Float[Tensor, "P 3"]:
+        """Where the field has the colour of a point: at the point, or on a plane of texture coordinates.
+
+        Where places of the surface share a texel, the file holds one colour for them, and so must the field.
+        """
+        if not self.canvas.uv_shared:
+            return points
+        flat = 2 * (uv - uv.floor() if self.canvas.uv_wraps else uv) - 1
+        return torch.cat([flat, torch.zeros_like(flat[:, :1])], dim=1)
 
     def parameter_groups(self) -> list[ParameterGroup]:
         groups: dict[str, list[Tensor]]
@@ -201,10 +213,12 @@ class PaintedMesh(nn.Module):
         """
         texture, parts = self.texture, torch.split(torch.arange(len(points), device=points.device), CHUNK)
         if isinstance(texture, ColorField):
-            return torch.cat([texture(points[part]).base_color for part in parts])
+            places = self._places(points, uv)
+            return torch.cat([texture(places[part]).base_color for part in parts])
         chain, size = texture.chain(), len(texture.image)
         level = torch.full_like(uv[:, 0], math.log2(max(size / texture_size, 1.0)))
-        return torch.cat([sample_chain(chain, size, uv[part], level[part]) for part in parts])
+        repeat = self.canvas.uv_wraps
+        return torch.cat([sample_chain(chain, size, uv[part], level[part], repeat=repeat) for part in parts])
 
 
 def build_painted_mesh(
@@ -219,7 +233,8 @@ def build_painted_mesh(
     texture: ColorField | ImageTexture
     if config.texture == "image":
         mesh = canvas.mesh.to(device)
-        texture = ImageTexture(uv_coverage(mesh, config.image_size, rasterizer), color=config.color)
+        covered = uv_coverage(mesh, config.image_size, rasterizer)
+        texture = ImageTexture(torch.ones_like(covered) if canvas.uv_wraps else covered, color=config.color)
     else:
         grid = HashGrid(
             levels=config.color_levels,

@@ -8,10 +8,11 @@ import trimesh
 from meshes import cube_arrays, lumpy, write, write_cube
 
 from pgc3d.errors import InputError
-from pgc3d.export import given_mesh
-from pgc3d.export.given_mesh import inside, read_given
 from pgc3d.export.gltf import pack_glb, unpack_glb
-from pgc3d.export.obj_reader import parse_obj
+from pgc3d.export.mesh_file import read_mesh
+from pgc3d.mesh_io import limits
+from pgc3d.mesh_io.limits import inside
+from pgc3d.mesh_io.reader import read_source
 
 
 @pytest.mark.parametrize("kind", ["glb", "gltf", "ply", "stl", "obj"])
@@ -19,7 +20,7 @@ def test_vertices_and_faces_keep_coordinates_and_order(tmp_path, kind):
     mesh = lumpy()
     folder = tmp_path / kind
     folder.mkdir()
-    given = read_given(write(mesh, folder / f"mesh.{kind}"))
+    given = read_source(write(mesh, folder / f"mesh.{kind}"))
     corners = torch.from_numpy(mesh.vertices[mesh.faces]).float()
     torch.testing.assert_close(given.vertices[given.faces], corners, rtol=1e-6, atol=1e-5)
     if kind != "stl":
@@ -32,7 +33,7 @@ def test_vertices_and_faces_keep_coordinates_and_order(tmp_path, kind):
 @pytest.mark.parametrize("kind", ["glb", "gltf", "obj"])
 def test_texture_coordinates_come_with_the_corners(tmp_path, kind):
     _, faces, uv = cube_arrays()
-    given = read_given(write_cube(tmp_path / f"cube.{kind}"))
+    given = read_source(write_cube(tmp_path / f"cube.{kind}"))
     torch.testing.assert_close(
         given.uv[given.uv_faces], torch.from_numpy(uv[faces]).float(), atol=1e-6, rtol=0
     )
@@ -44,7 +45,7 @@ def test_texture_coordinates_need_no_material(tmp_path):
         document.pop(key, None)
     del document["meshes"][0]["primitives"][0]["material"]
     (tmp_path / "bare.glb").write_bytes(pack_glb(document, binary))
-    assert torch.equal(read_given(tmp_path / "bare.glb").uv, read_given(tmp_path / "cube.glb").uv)
+    assert torch.equal(read_source(tmp_path / "bare.glb").uv, read_source(tmp_path / "cube.glb").uv)
 
 
 def test_scene_is_flattened_with_its_transforms(tmp_path):
@@ -55,7 +56,7 @@ def test_scene_is_flattened_with_its_transforms(tmp_path):
     scene.add_geometry(box, transform=mirror)
     scene.add_geometry(lumpy())
     scene.export(tmp_path / "scene.glb")
-    given = read_given(tmp_path / "scene.glb")
+    given = read_source(tmp_path / "scene.glb")
     expected = trimesh.load_scene(tmp_path / "scene.glb").to_mesh()
     assert len(given.faces) == len(expected.faces)
     found = trimesh.Trimesh(given.vertices.numpy(), given.faces.numpy())
@@ -63,22 +64,28 @@ def test_scene_is_flattened_with_its_transforms(tmp_path):
     np.testing.assert_allclose(found.volume, 2 + lumpy().volume, rtol=1e-5)  # the mirrored box faces outwards
 
 
-def test_obj_indices_count_from_both_ends_and_polygons_become_fans():
-    given = parse_obj(
+def obj(tmp_path, text):
+    (tmp_path / "a.obj").write_text(text)
+    return read_source(tmp_path / "a.obj")
+
+
+def test_obj_indices_count_from_both_ends_and_polygons_become_fans(tmp_path):
+    given = obj(
+        tmp_path,
         "v 0 0 0\nv 1 0 0 # corner\nv 1 1 0\nv 0 1 0\nvt 0 0\nvt 1 1\nvn 0 0 2\n"
-        "f -4/1/1 2/1/-1 3/2/1 4/-1/1\n"
+        "f -4/1/1 2/1/-1 3/2/1 4/-1/1\n",
     )
     assert given.faces.tolist() == [[0, 1, 2], [0, 2, 3]]
     assert given.uv_faces.tolist() == [[0, 0, 1], [0, 1, 1]]
     assert given.normals.tolist() == [[0, 0, 1]]
 
 
-def test_obj_keeps_vertices_that_no_face_uses():
-    assert len(parse_obj("v 9 9 9\nv 0 0 0\nv 1 0 0\nv 0 1 0\nf 2 3 4").vertices) == 4
+def test_obj_keeps_vertices_that_no_face_uses(tmp_path):
+    assert len(obj(tmp_path, "v 9 9 9\nv 0 0 0\nv 1 0 0\nv 0 1 0\nf 2 3 4").vertices) == 4
 
 
-def test_obj_may_have_tabs_comments_and_textures_of_one_number():
-    given = parse_obj("v\t0 0 0\nv 1\t0 0#\n\tv 0 1 0\nvt 0.5\nvt .25 1 0\nf\t1/1 2/2\t3/1 # last\n")
+def test_obj_may_have_tabs_comments_and_textures_of_one_number(tmp_path):
+    given = obj(tmp_path, "v\t0 0 0\nv 1\t0 0#\n\tv 0 1 0\nvt 0.5\nvt .25 1 0\nf\t1/1 2/2\t3/1 # last\n")
     assert given.vertices.tolist() == [[0, 0, 0], [1, 0, 0], [0, 1, 0]]
     assert given.uv.tolist() == [[0.5, 0], [0.25, 1]]
     assert given.uv_faces.tolist() == [[0, 1, 0]]
@@ -92,7 +99,7 @@ def test_small_meshes_far_from_the_origin_are_refused_before_they_are_bent(tmp_p
     path = tmp_path / f"far.{kind[:3]}"
     mesh.export(path, file_type=kind)
     if fits:
-        np.testing.assert_allclose(read_given(path).vertices.mean(0)[0], far, rtol=1e-5)
+        np.testing.assert_allclose(read_source(path).vertices.mean(0)[0], far, rtol=1e-5)
     else:
         assert_line(path, "of its size; move it to the origin")
 
@@ -100,7 +107,7 @@ def test_small_meshes_far_from_the_origin_are_refused_before_they_are_bent(tmp_p
 def test_stl_may_have_bytes_behind_it_but_not_be_cut_off(tmp_path):
     path, data = tmp_path / "box.stl", trimesh.creation.box().export(file_type="stl")
     path.write_bytes(data + b"\0\0")
-    assert len(read_given(path).faces) == 12
+    assert len(read_source(path).faces) == 12
     path.write_bytes(data[:300])
     assert_line(path, "it says 12 triangles and ends after 4")
 
@@ -108,17 +115,7 @@ def test_stl_may_have_bytes_behind_it_but_not_be_cut_off(tmp_path):
 def test_obj_may_begin_with_a_byte_order_mark(tmp_path):
     path = tmp_path / "marked.obj"
     path.write_bytes(b"\xef\xbb\xbfv 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n")
-    assert len(read_given(path).vertices) == 3
-
-
-def test_gltf_that_would_be_misread_is_one_line(tmp_path):
-    path = gltf(tmp_path)
-    before = path.read_text()
-    edit_gltf(path, lambda document: document["meshes"][0]["primitives"][0].update(mode=6))
-    assert_line(path, "cube.gltf has triangle fans")
-    path.write_text(before)
-    edit_gltf(path, lambda document: document["accessors"][0].update(sparse={"count": 1}))
-    assert_line(path, "cube.gltf has sparse accessors")
+    assert len(read_source(path).vertices) == 3
 
 
 def edit_gltf(path, change):
@@ -137,31 +134,38 @@ def gltf(tmp_path):
 @pytest.mark.parametrize(
     "uri", ["../cube.bin", "/etc/passwd", "http://example.org/x", "file:///x", "a/%2e%2e/../x"]
 )
-@pytest.mark.parametrize("key", ["buffers", "images"])
-def test_gltf_reference_outside_is_one_line(tmp_path, uri, key):
-    path = edit_gltf(gltf(tmp_path), lambda document: document[key][0].update(uri=uri))
+def test_a_buffer_outside_is_one_line_and_an_image_is_passed_over(tmp_path, uri):
+    path = gltf(tmp_path)
+    before = path.read_text()
+    edit_gltf(path, lambda document: document["buffers"][0].update(uri=uri))
     assert_line(path, "may refer to files in its own folder only")
+    path.write_text(before)
+    edit_gltf(path, lambda document: document["images"][0].update(uri=uri))
+    given = read_source(path)
+    assert len(given.faces) == 12
+    assert given.notes == (f"image {uri!r} lies outside the folder; it is not opened",)
+    with pytest.raises(InputError, match="may refer to files in its own folder only"):
+        read_mesh(path)
 
 
 @pytest.mark.parametrize("name", ["../a.mtl", "/a.mtl", "https://a/b.mtl", "C:\\a.mtl"])
-def test_obj_library_outside_is_one_line(tmp_path, name):
-    path = tmp_path / "a.obj"
-    path.write_text(f"mtllib {name}\nv 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n")
-    assert_line(path, "may refer to files in its own folder only")
+def test_obj_library_outside_is_not_needed_for_the_surface(tmp_path, name):
+    assert len(obj(tmp_path, f"mtllib {name}\nv 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n").faces) == 1
 
 
-def test_picture_of_a_library_outside_is_one_line(tmp_path):
+def test_image_of_a_library_outside_is_one_line_where_it_is_opened(tmp_path):
     (tmp_path / "a.mtl").write_text("newmtl a\nmap_Kd -s 1 1 1 ../secret.png\n")
-    path = tmp_path / "a.obj"
-    path.write_text("mtllib a.mtl\nv 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n")
-    assert_line(path, "a.mtl names '../secret.png'")
+    text = "mtllib a.mtl\nv 0 0 0\nv 1 0 0\nv 0 1 0\nvt 0 0\nusemtl a\nf 1/1 2/1 3/1\n"
+    assert len(obj(tmp_path, text).faces) == 1
+    with pytest.raises(InputError, match=r"own folder only, but a\.mtl names '\.\./secret\.png'"):
+        read_mesh(tmp_path / "a.obj")
 
 
-def test_ply_texture_outside_is_one_line(tmp_path):
+def test_ply_texture_outside_is_not_needed_for_the_surface(tmp_path):
     path = tmp_path / "a.ply"
     data = trimesh.creation.box().export(file_type="ply")
     path.write_bytes(data.replace(b"ply\n", b"ply\ncomment TextureFile ../a.png\n", 1))
-    assert_line(path, "may refer to files in its own folder only")
+    assert len(read_source(path).faces) == 12
 
 
 def test_symbolic_link_out_of_the_folder_is_refused(tmp_path):
@@ -179,7 +183,7 @@ def test_symbolic_link_out_of_the_folder_is_refused(tmp_path):
 def assert_line(path, match):
     before = path.read_bytes() if path.is_file() and path.stat().st_size < 1 << 20 else None
     with pytest.raises(InputError, match=match) as caught:
-        read_given(path)
+        read_source(path)
     assert "\n" not in str(caught.value)
     assert before is None or path.read_bytes() == before
 
@@ -229,8 +233,7 @@ def test_points_without_faces_are_refused(tmp_path, name):
     assert_line(tmp_path / name, "must have faces, got none")
 
 
-def test_five_million_faces_are_refused_before_they_are_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(given_mesh, "_load", lambda *_: pytest.fail("must not be read"))
+def test_five_million_faces_are_refused_before_they_are_read(tmp_path):
     count, size = 5_000_000, 84 + 50 * 5_000_000
     with (tmp_path / "a.stl").open("wb") as stream:
         stream.write(b"\0" * 80 + struct.pack("<I", count))
@@ -246,14 +249,15 @@ def test_five_million_faces_are_refused_before_they_are_read(tmp_path, monkeypat
 
 
 def test_a_small_mesh_shown_often_counts_as_often(tmp_path):
-    path = gltf(tmp_path)
-    edit_gltf(path, lambda document: document.update(nodes=[{"mesh": 0}] * 200_000))
+    path, count = gltf(tmp_path), 200_000
+    shown_often = {"nodes": [{"mesh": 0}] * count, "scenes": [{"nodes": list(range(count))}]}
+    edit_gltf(path, lambda document: document.update(shown_often))
     assert_line(path, "with 2400000 faces")
 
 
 def test_large_file_is_refused_unread(tmp_path):
     with (tmp_path / "a.stl").open("wb") as stream:
-        stream.truncate(given_mesh.MAX_BYTES + 1)
+        stream.truncate(limits.MAX_BYTES + 1)
     assert_line(tmp_path / "a.stl", "at most 1074 MB")
 
 
@@ -262,4 +266,4 @@ def test_unknown_format_missing_file_and_compression_are_one_line(tmp_path):
     assert_line(tmp_path / "a.glb", "must exist")
     required = {"extensionsRequired": ["KHR_draco_mesh_compression", "KHR_materials_unlit"]}
     path = edit_gltf(gltf(tmp_path), lambda document: document.update(required))
-    assert_line(path, "requires KHR_draco_mesh_compression; export it without")
+    assert_line(path, r"compresses it with Draco \(KHR_draco_mesh_compression\); export it without")

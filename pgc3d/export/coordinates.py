@@ -1,0 +1,129 @@
+"""Which texture coordinates a painting uses: those of the file, or new ones, and why."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from pgc3d.errors import InputError
+from pgc3d.geometry.own_uv import fold_tiles, unit_square, uv_fault, uv_obstacle
+from pgc3d.interfaces import Rasterizer
+from pgc3d.mesh_io.source import SourceMesh
+
+UvChoice = Literal["auto", "own", "new"]
+
+
+@dataclass(frozen=True)
+class Coordinates:
+    """Texture coordinates for a painting; see `Canvas`."""
+
+    uv: Float[Tensor, "U 2"]
+    uv_faces: Int[Tensor, "F 3"]
+    shared: bool = False
+    wraps: bool = False
+
+
+def choose_coordinates(
+    source: SourceMesh,
+    path: Path,
+    *,
+    choice: UvChoice,
+    rasterizer: Rasterizer,
+    device: torch.device | str = "cpu",
+) -> Coordinates | str:
+    """The file's coordinates, or a line that says why new ones are made, with a place for {method}.
+
+    auto: the file's where every place has a texel of its own. own: the file's even where places share texels
+    or the image repeats. new: never the file's.
+
+    Raises:
+        InputError: `choice` is "own" and the file has no coordinates that can be used.
+    """
+    if choice == "new":
+        return "new texture coordinates were made, as --uv new demands ({method})"
+    missing = _missing(source)
+    if missing is not None:
+        if choice == "own":
+            raise InputError(
+                f"--uv own needs texture coordinates of every face, but {missing.format(name=path.name)}; "
+                "use --uv auto"
+            )
+        return _escaped(missing.format(name=path.name)) + "; new ones were made ({method})"
+    faults = []
+    candidates = _candidates(source)
+    for uv, uv_faces in candidates:
+        whole = unit_square(uv)
+        fault = uv_fault(whole, uv_faces, source.vertices, source.faces, rasterizer=rasterizer, device=device)
+        if fault is None:
+            return Coordinates(whole, uv_faces)
+        faults.append(fault)
+    usable = [pair for pair in candidates if uv_obstacle(*pair) is None]
+    if choice == "own":
+        if not usable:
+            raise InputError(
+                f"--uv own needs texture coordinates that can be used, but those of {path.name} {faults[0]}; "
+                "use --uv auto"
+            )
+        return _folded(usable[0], source, rasterizer, device)
+    way_out = "; --uv own keeps them, and places with the same coordinates share their colours"
+    return _escaped(f"the texture coordinates of {path.name} {faults[0]}") + (
+        "; new ones were made ({method})" + (way_out if usable else "")
+    )
+
+
+def _escaped(text: str) -> str:
+    return text.replace("{", "{{").replace("}", "}}")
+
+
+def _folded(
+    pair: tuple[Tensor, Tensor], source: SourceMesh, rasterizer: Rasterizer, device: torch.device | str
+) -> Coordinates:
+    uv, uv_faces, wraps = fold_tiles(*pair)
+    shared = wraps or (
+        uv_fault(uv, uv_faces, source.vertices, source.faces, rasterizer=rasterizer, device=device)
+        is not None
+    )
+    return Coordinates(uv, uv_faces, shared, wraps)
+
+
+def _missing(source: SourceMesh) -> str | None:
+    """Which faces lack texture coordinates, with a place for {name}; None where none does."""
+    if source.uv is None or source.uv_faces is None:
+        return "the texture coordinates of {name} are missing"
+    without = (source.uv_faces < 0).any(dim=1)
+    if not bool(without.any()):
+        return None
+    if source.face_part is not None:
+        parts = torch.unique(source.face_part)
+        lacking = torch.unique(source.face_part[without])
+        if int(torch.isin(source.face_part, lacking).sum()) == int(without.sum()):
+            return _count(len(lacking), len(parts), "part")
+    return _count(int(without.sum()), len(without), "face")
+
+
+def _count(some: int, every: int, noun: str) -> str:
+    if some == every:
+        return "the texture coordinates of {name} are missing"
+    number, verb = ("one", "has") if some == 1 else (str(some), "have")
+    return f"{number} of {every} {noun}s of {{name}} {verb} no texture coordinates"
+
+
+def _candidates(source: SourceMesh) -> list[tuple[Tensor, Tensor]]:
+    """The coordinates as the materials move them, and as the file has them."""
+    if source.uv is None or source.uv_faces is None:
+        return []
+    stored = (source.uv, source.uv_faces)
+    moves = [material.uv_transform for material in source.materials]
+    if source.face_material is None or not any(move is not None for move in moves):
+        return [stored]
+    keys = torch.stack([source.uv_faces, source.face_material[:, None].expand(-1, 3)], dim=-1).reshape(-1, 2)
+    unique, index = torch.unique(keys, dim=0, return_inverse=True)
+    uv = source.uv[unique[:, 0]].double()
+    for number, move in enumerate(moves):
+        if move is not None:
+            rows = unique[:, 1] == number
+            uv[rows] = uv[rows] @ move[:, :2].double().T + move[:, 2].double()
+    return [(uv.float(), index.reshape(-1, 3)), stored]

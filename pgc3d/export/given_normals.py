@@ -1,0 +1,67 @@
+"""The normals of a mesh that somebody else made, completed and checked against its faces; on the CPU."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from pgc3d.geometry.normals import crease_normals, face_normals, face_vectors
+from pgc3d.mesh_io.source import SourceMesh
+
+MAX_OPPOSED = 0.5  # share of the surface whose normals may point to the other side
+
+
+def complete_normals(
+    source: SourceMesh, welded: Float[Tensor, "W 3"], joined: Int[Tensor, "F 3"], *, crease: float
+) -> tuple[Float[Tensor, "N 3"], Int[Tensor, "F 3"], float]:
+    """The file's normals, and normals of the faces where it has none that can be used.
+
+    Args:
+        source: the mesh.
+        welded: its vertices, one for all at the same place.
+        joined: its faces with them.
+        crease: see `crease_normals`.
+
+    Returns:
+        Unit normals, the faces that index them, and the share of the surface where those of the file point to
+        the other side than the faces. Above `MAX_OPPOSED` none of the file's are used, since a surface that
+        is seen from its front would be lit from behind.
+    """
+    if source.normals is None or source.normal_faces is None:
+        return *crease_normals(welded, joined, crease=crease), 0.0
+    usable = ((source.normals.norm(dim=1) - 1).abs() < 1e-3)[source.normal_faces.clamp_min(0)]
+    known = usable & (source.normal_faces >= 0)
+    opposed = _opposed(source, welded, joined, known)
+    if bool(known.all()) and opposed <= MAX_OPPOSED:
+        return source.normals, source.normal_faces, opposed
+    made, made_faces = crease_normals(welded, joined, crease=crease)
+    if opposed > MAX_OPPOSED or not bool(known.any()):
+        return made, made_faces, opposed
+    kept, index = torch.unique(source.normal_faces[known], return_inverse=True)
+    normal_faces = made_faces + len(kept)
+    normal_faces[known] = index
+    return torch.cat([source.normals[kept], made]), normal_faces, opposed
+
+
+def _opposed(source: SourceMesh, welded: Tensor, joined: Tensor, known: Tensor) -> float:
+    """The share of the area whose corners' normals point away from the face's own side."""
+    if source.normals is None or source.normal_faces is None:
+        return 0.0
+    normals = source.normals[source.normal_faces.clamp_min(0)] * known[..., None]
+    vectors = face_vectors(welded.double(), joined)
+    height = (normals.double().sum(dim=1) * vectors).sum(dim=1)
+    area = vectors.norm(dim=1)
+    return float(area[height < 0].sum() / area.sum().clamp_min(1e-300))
+
+
+def is_inside_out(welded: Float[Tensor, "W 3"], joined: Int[Tensor, "F 3"]) -> bool:
+    """Whether the surface is closed and its faces look inwards."""
+    a, b, c = joined.T
+    faces = joined[(a != b) & (b != c) & (c != a)]
+    start, end = faces.reshape(-1), faces.roll(-1, dims=1).reshape(-1)
+    count = len(welded)
+    forward, backward = start * count + end, end * count + start
+    if not torch.equal(forward.sort().values, backward.sort().values):
+        return False
+    corners = welded.double()[faces] - welded.double().mean(dim=0)
+    volume = (corners[:, 0] * torch.linalg.cross(corners[:, 1], corners[:, 2])).sum() / 6
+    return float(volume) < 0 and len(torch.nonzero(face_normals(welded, faces).norm(dim=1))) > 0

@@ -1,0 +1,185 @@
+"""From a mesh as its file describes it to a surface with the colours that a viewer shows."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from pgc3d.export.asset import AssetMaterial, TexturedMesh
+from pgc3d.export.turntable import to_bytes
+from pgc3d.geometry.cleanup import vertex_normals
+from pgc3d.mesh_io.source import SourceMaterial, SourceMesh
+from pgc3d.render.shading import linear_to_srgb, srgb_to_linear
+
+WHITE = 0.999  # of colours that change nothing
+
+
+def colored(source: SourceMesh, metadata: Mapping[str, str | int | float] | None = None) -> TexturedMesh:
+    """The surface with vertices at the same place made one; images are opened here.
+
+    Raises:
+        InputError: an image is missing, damaged or outside the folder.
+    """
+    vertices, faces, first = weld(source.vertices, source.faces)
+    normals, normal_faces = _normals(source, vertices, faces)
+    bare = TexturedMesh(
+        vertices=vertices,
+        faces=faces,
+        normals=normals,
+        normal_faces=normal_faces,
+        metadata=dict(metadata or {}),
+    )
+    vertex = _vertex_colors(source, first, faces)
+    if source.face_material is None or not bool((source.face_material >= 0).any()):
+        return replace(bare, **vertex)
+    looks = _Looks(source)
+    used = looks.used
+    image = looks.image(used[0].load_image) if len(used) == 1 else None
+    if len(used) == 1 and image is not None and not vertex and looks.complete:
+        return _with_image(bare, source, used[0], image, looks)
+    if len({tuple(look.color.tolist()) for look in used}) == 1 and not any(look.load_image for look in used):
+        color = used[0].color[:3]
+        if bool((color > WHITE).all()) and vertex:
+            return replace(bare, **vertex)
+        if not vertex:
+            return replace(bare, vertex_color=_to_bytes(color).expand(len(vertices), 3).clone())
+    return _with_materials(bare, source, looks, vertex)
+
+
+def weld(
+    vertices: Float[Tensor, "N 3"], faces: Int[Tensor, "F 3"]
+) -> tuple[Float[Tensor, "V 3"], Int[Tensor, "F 3"], Int[Tensor, " V"]]:
+    """Join vertices at the same place; also the first of the old vertices that each new one stands for."""
+    _, first, index = np.unique(vertices.numpy(), axis=0, return_index=True, return_inverse=True)
+    order = torch.from_numpy(first)
+    return vertices[order], torch.from_numpy(index.reshape(-1))[faces], order
+
+
+def _normals(source: SourceMesh, vertices: Tensor, faces: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The file's normals, smooth ones where it has none that can be used."""
+    smooth = torch.from_numpy(vertex_normals(vertices.double().numpy(), faces.numpy()).astype(np.float32))
+    if source.normals is None or source.normal_faces is None:
+        return smooth, None
+    usable = (source.normals.norm(dim=1) > 0.5)[source.normal_faces.clamp_min(0)]
+    known = (source.normal_faces >= 0) & usable
+    if bool(known.all()):
+        return source.normals, source.normal_faces
+    both = torch.cat([source.normals, smooth])
+    return both, torch.where(known, source.normal_faces, faces + len(source.normals))
+
+
+def _vertex_colors(source: SourceMesh, first: Tensor, faces: Tensor) -> dict[str, Tensor | bool]:
+    """Fields of a `TexturedMesh` for the colours of the vertices, none where they change nothing."""
+    if source.vertex_color is None:
+        return {}
+    colors = source.vertex_color[:, :3]
+    if source.materials and bool((colors > WHITE).all()):
+        return {}
+    stored = _to_bytes(colors)
+    joined = stored[first]
+    if torch.equal(joined[faces], stored[source.faces]):
+        return {"vertex_color": joined, "linear_colors": source.linear_colors}
+    return {"vertex_color": stored, "color_faces": source.faces, "linear_colors": source.linear_colors}
+
+
+@dataclass(frozen=True)
+class _Looks:
+    """The materials that the faces of a mesh use, and their images, each opened once."""
+
+    source: SourceMesh
+    opened: dict[int, tuple[Image.Image, UInt8[Tensor, "H W 3"]]] = field(default_factory=dict)
+
+    @property
+    def used(self) -> list[SourceMaterial]:
+        """In the order of their numbers; faces without a material are white."""
+        if self.source.face_material is None:
+            return []
+        numbers = torch.unique(self.source.face_material).tolist()
+        return [SourceMaterial() if number < 0 else self.source.materials[number] for number in numbers]
+
+    @property
+    def complete(self) -> bool:
+        """Whether all corners have texture coordinates."""
+        return self.source.uv_faces is not None and bool((self.source.uv_faces >= 0).all())
+
+    def image(self, load: Callable[[], Image.Image] | None) -> UInt8[Tensor, "H W 3"] | None:
+        """The pixels of an image; several materials may share one."""
+        if load is None:
+            return None
+        found = load()
+        if id(found) not in self.opened:
+            self.opened[id(found)] = (found, _pixels(found))
+        return self.opened[id(found)][1]
+
+
+def _pixels(image: Image.Image) -> UInt8[Tensor, "H W 3"]:
+    if image.mode.startswith("I;16"):
+        high: NDArray[np.uint8] = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
+        return torch.from_numpy(np.repeat(high[..., None], 3, axis=2))
+    pixels: NDArray[np.uint8] = np.array(image.convert("RGB"))
+    return torch.from_numpy(pixels)
+
+
+def _with_image(
+    bare: TexturedMesh, source: SourceMesh, look: SourceMaterial, image: Tensor, looks: _Looks
+) -> TexturedMesh:
+    """One material with an image for all faces."""
+    if source.uv is None or source.uv_faces is None:
+        raise ValueError("an image needs texture coordinates")
+    if bool((look.color[:3] < WHITE).any()):
+        light = srgb_to_linear(image.float() / 255) * srgb_to_linear(look.color[:3])
+        image = to_bytes(linear_to_srgb(light))
+    return replace(
+        bare,
+        uv=_transformed(source.uv, look),
+        uv_faces=source.uv_faces,
+        base_color=image,
+        metallic_roughness=looks.image(look.load_surface),
+        wrap=look.wrap,
+    )
+
+
+def _with_materials(
+    bare: TexturedMesh, source: SourceMesh, looks: _Looks, vertex: Mapping[str, Tensor | bool]
+) -> TexturedMesh:
+    """Several materials side by side; a face without texture coordinates shows its material without image."""
+    if source.face_material is None:
+        raise ValueError("the mesh has no materials")
+    numbers = torch.unique(source.face_material).tolist()
+    materials: list[AssetMaterial] = []
+    face_material = torch.full_like(source.face_material, -1)
+    uv_faces = torch.zeros_like(source.faces)
+    uv: list[Tensor] = []
+    start = 0
+    for number, look in zip(numbers, looks.used, strict=True):
+        rows = (source.face_material == number).nonzero()[:, 0]
+        image = looks.image(look.load_image)
+        plain = rows
+        if image is not None and source.uv is not None and source.uv_faces is not None:
+            known = (source.uv_faces[rows] >= 0).all(dim=1)
+            face_material[rows[known]] = len(materials)
+            uv_faces[rows[known]] = source.uv_faces[rows[known]] + start
+            uv.append(_transformed(source.uv, look))
+            start += len(source.uv)
+            materials.append(AssetMaterial(look.color[:3], image, look.wrap))
+            plain = rows[~known]
+        if len(plain):
+            face_material[plain] = len(materials)
+            materials.append(AssetMaterial(look.color[:3]))
+    coordinates = {"uv": torch.cat(uv), "uv_faces": uv_faces} if uv else {}
+    return replace(bare, materials=tuple(materials), face_material=face_material, **coordinates, **vertex)
+
+
+def _transformed(uv: Float[Tensor, "U 2"], look: SourceMaterial) -> Float[Tensor, "U 2"]:
+    if look.uv_transform is None:
+        return uv
+    return (uv.double() @ look.uv_transform[:, :2].double().T + look.uv_transform[:, 2].double()).to(uv.dtype)
+
+
+def _to_bytes(colors: Float[Tensor, "*N 3"]) -> UInt8[Tensor, "*N 3"]:
+    return (255 * colors).round().clamp(0, 255).to(torch.uint8)

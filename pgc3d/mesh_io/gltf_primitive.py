@@ -1,0 +1,182 @@
+"""Triangles and attributes of a glTF primitive, in the coordinates of its mesh."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pgc3d.errors import InputError
+from pgc3d.mesh_io.gltf_accessor import count, read_floats, read_indices, read_joints
+from pgc3d.mesh_io.gltf_document import Document, Entry, compressed
+
+Floats = NDArray[np.float64]
+Indices = NDArray[np.int64]
+
+TRIANGLES, STRIP, FAN = 4, 5, 6
+DRACO = "KHR_draco_mesh_compression"
+
+
+@dataclass(frozen=True)
+class Block:
+    """Vertices that one or more primitives share."""
+
+    positions: Floats  # [V, 3]
+    normals: Floats | None  # [V, 3], of any length
+    colors: Floats | None  # [V, 4], linear
+    joints: Indices | None  # [V, K]
+    weights: Floats | None  # [V, K]
+
+
+@dataclass(frozen=True)
+class Primitive:
+    """Faces with one material."""
+
+    block: int  # of the mesh
+    faces: Indices  # [F, 3]
+    uv: Floats | None  # [V, 2], v downwards
+    material: int | None
+
+
+def is_surface(primitive: Entry) -> bool:
+    """Whether it has triangles, not points or lines."""
+    mode = primitive.integer("mode", TRIANGLES)
+    if mode > FAN:
+        raise primitive.fault("mode", "at most 6")
+    return mode >= TRIANGLES
+
+
+def require_plain(document: Document, primitive: Entry) -> None:
+    """Refuse a surface that is compressed and has no plain copy.
+
+    Raises:
+        InputError: it is so.
+    """
+    if primitive.extension(DRACO) is None:
+        return
+    needed = [*primitive.entry("attributes").value.values()]
+    needed += [primitive.value["indices"]] if "indices" in primitive else []
+    places = [value for value in needed if isinstance(value, int) and 0 <= value < len(document.accessors)]
+    plain = all("bufferView" in document.accessors[place] for place in places)
+    if DRACO in document.root.texts("extensionsRequired") or not plain:
+        raise compressed(document.path, "Draco", DRACO)
+
+
+def sizes(document: Document, primitive: Entry) -> tuple[int, int]:
+    """Vertices and faces that a primitive says that it has; nothing is read.
+
+    Raises:
+        InputError: it has no positions, or something has a wrong type.
+    """
+    position = attribute(document, primitive, "POSITION")
+    if position is None:
+        raise primitive.entry("attributes").fault("POSITION", "an index")
+    vertices = corners = count(document, position)
+    indices = primitive.index("indices", len(document.accessors))
+    if indices is not None:
+        corners = count(document, indices)
+    if primitive.integer("mode", TRIANGLES) == TRIANGLES:
+        return vertices, corners // 3
+    return vertices, max(corners - 2, 0)
+
+
+def attribute(document: Document, primitive: Entry, name: str) -> int | None:
+    """The accessor of an attribute."""
+    return primitive.entry("attributes").index(name, len(document.accessors))
+
+
+def read_faces(document: Document, primitive: Entry) -> Indices:
+    """Triangles [F, 3] of a list, strip or fan, all wound alike.
+
+    Those of a strip that have no area, which only join its pieces, are left out.
+
+    Raises:
+        InputError: an index points at nothing.
+    """
+    vertices, number = sizes(document, primitive)
+    mode = primitive.integer("mode", TRIANGLES)
+    corners = 3 * number if mode == TRIANGLES else (number + 2 if number else 0)
+    index = primitive.index("indices", len(document.accessors))
+    if index is None:
+        order = np.arange(corners, dtype=np.int64)
+    else:
+        order = read_indices(document, index, rows=corners)
+    if len(order) and order.max() >= vertices:
+        raise InputError(
+            f"faces must use vertices that exist, got index {order.max()} of {vertices} vertices in "
+            f"{primitive.place} of {document.path.name}; export it again"
+        )
+    if mode == TRIANGLES:
+        return order.reshape(-1, 3)
+    if mode == FAN:
+        first = np.broadcast_to(order[:1], number)
+        return np.stack([order[1:-1], order[2:], first], axis=1)
+    faces = np.stack([order[:-2], order[1:-1], order[2:]], axis=1)
+    faces[1::2] = faces[1::2][:, [0, 2, 1]]
+    a, b, c = faces.T
+    return faces[(a != b) & (b != c) & (c != a)]
+
+
+def read_block(
+    document: Document, primitive: Entry, targets: list[Entry], weights: tuple[float, ...]
+) -> Block:
+    """The vertices of a primitive, its morph targets added with their weights.
+
+    Raises:
+        InputError: an attribute is damaged or has fewer elements than there are positions.
+    """
+    vertices, _ = sizes(document, primitive)
+
+    def floats(entry: Entry, name: str, *kinds: str) -> Floats | None:
+        index = entry.index(name, len(document.accessors))
+        return None if index is None else read_floats(document, index, kinds, rows=vertices)
+
+    attributes = primitive.entry("attributes")
+    positions, normals = floats(attributes, "POSITION", "VEC3"), floats(attributes, "NORMAL", "VEC3")
+    colors = floats(attributes, "COLOR_0", "VEC3", "VEC4")
+    if positions is None:
+        raise attributes.fault("POSITION", "an index")
+    for target, weight in zip(targets, weights, strict=False):
+        if weight:
+            moved, turned = floats(target, "POSITION", "VEC3"), floats(target, "NORMAL", "VEC3")
+            positions = positions if moved is None else positions + weight * moved
+            normals = normals if turned is None or normals is None else normals + weight * turned
+    joints, shares = _influences(document, attributes, vertices)
+    return Block(positions, normals, None if colors is None else _rgba(colors), joints, shares)
+
+
+def _rgba(colors: Floats) -> Floats:
+    full = np.ones((len(colors), 4))
+    full[:, : colors.shape[1]] = colors.clip(0.0, 1.0)
+    return full
+
+
+def _influences(document: Document, attributes: Entry, vertices: int) -> tuple[Indices | None, Floats | None]:
+    """Joints and weights of all sets side by side."""
+    joints, weights, number = [], [], 0
+    while f"JOINTS_{number}" in attributes and f"WEIGHTS_{number}" in attributes:
+        first = attributes.index(f"JOINTS_{number}", len(document.accessors)) or 0
+        second = attributes.index(f"WEIGHTS_{number}", len(document.accessors)) or 0
+        joints.append(read_joints(document, first, rows=vertices))
+        weights.append(read_floats(document, second, ("VEC4",), rows=vertices))
+        number += 1
+    if not joints:
+        return None, None
+    return np.concatenate(joints, axis=1), np.concatenate(weights, axis=1)
+
+
+def read_uv(document: Document, primitive: Entry, number: int) -> Floats | None:
+    """A set of texture coordinates [V, 2] as the file has them, v downwards, None where it lacks the set."""
+    index = attribute(document, primitive, f"TEXCOORD_{number}")
+    if index is None:
+        return None
+    vertices, _ = sizes(document, primitive)
+    return read_floats(document, index, ("VEC2",), rows=vertices)
+
+
+def block_key(primitive: Entry) -> str:
+    """Equal for primitives whose vertices are the same."""
+    attributes: Mapping[str, object] = primitive.entry("attributes").value
+    names = ("POSITION", "NORMAL", "COLOR_0", "JOINTS_", "WEIGHTS_")
+    used = {name: value for name, value in attributes.items() if name.startswith(names)}
+    return repr((sorted(used.items(), key=lambda item: item[0]), primitive.value.get("targets")))

@@ -1,0 +1,278 @@
+"""Read the surface of a glTF or GLB as its default scene shows it, with its colours.
+
+Skins stand in the pose of their joints, morph targets have their weights at rest, instances are copies.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pgc3d.errors import InputError
+from pgc3d.mesh_io.gltf_deform import Placed, joint_matrices, moved, placed, skinned
+from pgc3d.mesh_io.gltf_document import Document, Entry, compressed, parse_document
+from pgc3d.mesh_io.gltf_losses import losses
+from pgc3d.mesh_io.gltf_material import SHADERS, coordinate_set, image_files, read_materials
+from pgc3d.mesh_io.gltf_primitive import (
+    Block,
+    Floats,
+    Indices,
+    Primitive,
+    block_key,
+    is_surface,
+    read_block,
+    read_faces,
+    read_uv,
+    require_plain,
+    sizes,
+)
+from pgc3d.mesh_io.gltf_scene import INSTANCING, Scene, Shown, placements, read_scene
+from pgc3d.mesh_io.limits import inside, require_counts
+from pgc3d.mesh_io.single import in_single
+from pgc3d.mesh_io.source import SourceMesh
+from pgc3d.render.shading import linear_to_srgb
+
+READ = (INSTANCING, "KHR_mesh_quantization", "KHR_node_visibility", SHADERS, "KHR_texture_transform")
+# they say nothing about where the surface is
+HARMLESS = (
+    "KHR_materials", "KHR_texture", "KHR_lights", "KHR_animation", "KHR_xmp", "KHR_audio", "EXT_texture",
+    "EXT_materials", "EXT_lights", "MSFT_texture", "MSFT_packing", "VRM", "VRMC",
+)  # fmt: skip
+COMPRESSIONS = {
+    "KHR_draco_mesh_compression": "Draco",
+    "EXT_meshopt_compression": "meshopt",
+    "KHR_meshopt_compression": "meshopt",
+}
+
+
+def read_gltf(data: bytes, path: Path) -> SourceMesh:
+    """The surface of a glTF or GLB, whichever `data` is; `path` says where its other files are.
+
+    Raises:
+        InputError: it is damaged, compressed, too large, or needs something that is not read.
+    """
+    document = parse_document(data, path)
+    _require_known(document)
+    scene = read_scene(document)
+    notes = [*_require_sizes(document, scene), *_notes(document, scene)]
+    builder = _Builder(document, scene)
+    for shown in scene.shown:
+        builder.add(shown)
+    return builder.finish(tuple(notes), losses(document, scene))
+
+
+def gltf_files(data: bytes, path: Path) -> list[Path]:
+    """The files beside a glTF that its surface and its colours come from, where they exist."""
+    document = parse_document(data, path)
+    uris = [entry.text("uri") for entry in document.buffers if "uri" in entry]
+    named = [uri for uri in uris if uri[:5].lower() != "data:"] + image_files(document)
+    found = []
+    for uri in named:
+        try:
+            target = inside(path.parent, uri, path)
+        except InputError:
+            continue
+        if target.is_file():
+            found.append(target)
+    return found
+
+
+def _require_known(document: Document) -> None:
+    required = document.root.texts("extensionsRequired")
+    for name in required:
+        if name in COMPRESSIONS:
+            raise compressed(document.path, COMPRESSIONS[name], name)
+    unknown = [name[:60] for name in required if name not in READ and not name.startswith(HARMLESS)]
+    if unknown:
+        raise InputError(
+            f"a glTF file must not require extensions that are not read, but {document.path.name} requires "
+            f"{', '.join(unknown[:5])}; export it without"
+        )
+
+
+def _require_sizes(document: Document, scene: Scene) -> list[str]:
+    """Refuse what is too large, before anything is read; notes about what is no surface."""
+    vertices = faces = lines = 0
+    of_mesh: dict[int, tuple[int, int, int]] = {}
+    for shown in scene.shown:
+        if shown.mesh not in of_mesh:
+            of_mesh[shown.mesh] = _size(document, document.meshes[shown.mesh])
+        size = of_mesh[shown.mesh]
+        vertices += shown.copies * size[0]
+        faces += shown.copies * size[1]
+        lines += size[2]
+    require_counts(document.path, vertices=vertices, faces=faces)
+    if not lines:
+        return []
+    return [f"{lines} {'part' if lines == 1 else 'parts'} of points or lines passed over"]
+
+
+def _size(document: Document, mesh: Entry) -> tuple[int, int, int]:
+    """Vertices, faces, and primitives that are no surface."""
+    blocks: dict[str, int] = {}
+    faces = others = 0
+    for primitive in mesh.entries("primitives"):
+        if not is_surface(primitive):
+            others += 1
+            continue
+        require_plain(document, primitive)
+        vertices, number = sizes(document, primitive)
+        blocks[block_key(primitive)] = vertices
+        faces += number
+    return sum(blocks.values()), faces, others
+
+
+def _notes(document: Document, scene: Scene) -> list[str]:
+    notes = []
+    if scene.hidden:
+        notes.append(f"{scene.hidden} hidden {'node' if scene.hidden == 1 else 'nodes'} left out")
+    outside = []
+    for uri in image_files(document):
+        try:
+            inside(document.path.parent, uri, document.path)
+        except InputError:
+            outside.append(uri)
+    if outside:
+        more = "" if len(outside) == 1 else f" and {len(outside) - 1} more"
+        notes.append(f"image {outside[0][:100]!r}{more} lies outside the folder; it is not opened")
+    return notes
+
+
+@dataclass
+class _Builder:
+    """The lists of a `SourceMesh` while they grow."""
+
+    document: Document
+    scene: Scene
+    vertices: list[Floats] = field(default_factory=list)
+    faces: list[Indices] = field(default_factory=list)
+    normals: list[Floats] = field(default_factory=list)
+    normal_faces: list[Indices] = field(default_factory=list)
+    uv: list[Floats] = field(default_factory=list)
+    uv_faces: list[Indices] = field(default_factory=list)
+    colors: list[Floats] = field(default_factory=list)
+    materials: list[Indices] = field(default_factory=list)
+    parts: list[Indices] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=lambda: {"vertices": 0, "normals": 0, "uv": 0, "parts": 0})
+    colored: bool = False
+    meshes: dict[tuple[int, tuple[float, ...]], tuple[list[Block], list[Primitive]]] = field(
+        default_factory=dict
+    )
+
+    def add(self, shown: Shown) -> None:
+        """All copies of a mesh at a node."""
+        mesh = self.document.meshes[shown.mesh]
+        weights = shown.weights
+        if weights is None:
+            weights = tuple(mesh.numbers("weights", None) or ())
+        key = (shown.mesh, weights)
+        if key not in self.meshes:
+            self.meshes[key] = _read_mesh(self.document, mesh, weights)
+        blocks, primitives = self.meshes[key]
+        joints = None if shown.skin is None else joint_matrices(self.document, shown.skin, self.scene)
+        for matrix in placements(self.document, shown):
+            self._add_copy(blocks, primitives, matrix, joints, instanced=shown.instances is not None)
+
+    def _add_copy(
+        self,
+        blocks: list[Block],
+        primitives: list[Primitive],
+        matrix: Floats,
+        joints: Floats | None,
+        *,
+        instanced: bool,
+    ) -> None:
+        starts = []
+        for block in blocks:
+            if joints is None or block.joints is None:
+                found = placed(block, matrix)
+            else:
+                found = skinned(self.document, block, joints)
+                found = moved(found, matrix) if instanced else found
+            starts.append((self.counts["vertices"], self.counts["normals"], found))
+            self._add_vertices(block, found)
+        for primitive in primitives:
+            self._add_faces(primitive, *starts[primitive.block])
+
+    def _add_vertices(self, block: Block, found: Placed) -> None:
+        self.vertices.append(found.positions)
+        self.counts["vertices"] += len(found.positions)
+        if found.normals is not None:
+            self.normals.append(found.normals)
+            self.counts["normals"] += len(found.normals)
+        self.colored |= block.colors is not None
+        self.colors.append(np.ones((len(found.positions), 4)) if block.colors is None else block.colors)
+
+    def _add_faces(self, primitive: Primitive, vertex: int, normal: int, found: Placed) -> None:
+        faces = primitive.faces
+        turned = found.mirrored[faces].sum(axis=1) >= 2
+        if turned.any():
+            faces = np.where(turned[:, None], faces[:, ::-1], faces)
+        nowhere = np.full_like(faces, -1)
+        self.faces.append(faces + vertex)
+        self.normal_faces.append(nowhere if found.normals is None else faces + normal)
+        self.uv_faces.append(nowhere if primitive.uv is None else faces + self.counts["uv"])
+        if primitive.uv is not None:
+            self.uv.append(primitive.uv * (1, -1) + (0, 1))  # v points up
+            self.counts["uv"] += len(primitive.uv)
+        material = -1 if primitive.material is None else primitive.material
+        self.materials.append(np.full(len(faces), material, dtype=np.int64))
+        self.parts.append(np.full(len(faces), self.counts["parts"], dtype=np.int64))
+        self.counts["parts"] += 1
+
+    def finish(self, notes: tuple[str, ...], lost: tuple[str, ...]) -> SourceMesh:
+        """All of it as tensors."""
+        if not self.faces:
+            require_counts(self.document.path, faces=0)
+        colors = torch.from_numpy(np.concatenate(self.colors)).float() if self.colored else None
+        if colors is not None:
+            colors = torch.cat([linear_to_srgb(colors[:, :3]), colors[:, 3:]], dim=1)
+        return SourceMesh(
+            vertices=in_single(np.concatenate(self.vertices), self.document.path),
+            faces=_indices(self.faces),
+            normals=_floats(self.normals),
+            normal_faces=_indices(self.normal_faces) if self.normals else None,
+            uv=_floats(self.uv),
+            uv_faces=_indices(self.uv_faces) if self.uv else None,
+            vertex_color=colors,
+            face_material=torch.from_numpy(np.concatenate(self.materials)),
+            materials=read_materials(self.document),
+            notes=notes,
+            lost=lost,
+            face_part=torch.from_numpy(np.concatenate(self.parts)),
+            linear_colors=True,
+        )
+
+
+def _floats(parts: list[Floats]) -> Tensor | None:
+    return torch.from_numpy(np.concatenate(parts)).float() if parts else None
+
+
+def _indices(parts: list[Indices]) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(np.concatenate(parts)))
+
+
+def _read_mesh(
+    document: Document, mesh: Entry, weights: tuple[float, ...]
+) -> tuple[list[Block], list[Primitive]]:
+    """The primitives of a mesh that are surfaces, with the vertices that they share."""
+    materials = document.root.entries("materials")
+    blocks: list[Block] = []
+    places: dict[str, int] = {}
+    primitives = []
+    for entry in mesh.entries("primitives"):
+        if not is_surface(entry):
+            continue
+        key = block_key(entry)
+        if key not in places:
+            places[key] = len(blocks)
+            blocks.append(read_block(document, entry, entry.entries("targets"), weights))
+        material = entry.index("material", len(materials))
+        number = coordinate_set(None if material is None else materials[material])
+        uv = read_uv(document, entry, number)
+        if uv is None and number:
+            uv = read_uv(document, entry, 0)
+        primitives.append(Primitive(places[key], read_faces(document, entry), uv, material))
+    return blocks, primitives

@@ -1,0 +1,88 @@
+"""Read a mesh that somebody else made, with distrust; nothing in it is joined, dropped or moved.
+
+Images are opened when their colours are needed; a file can refer to nothing outside its own folder.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+
+from pgc3d.errors import InputError
+from pgc3d.mesh_io.foreign import explain_foreign
+from pgc3d.mesh_io.gltf_reader import gltf_files, read_gltf
+from pgc3d.mesh_io.limits import read_limited, require_counts
+from pgc3d.mesh_io.mtl import source_files as obj_files
+from pgc3d.mesh_io.obj import read_obj
+from pgc3d.mesh_io.ply import read_ply
+from pgc3d.mesh_io.source import SourceMesh
+from pgc3d.mesh_io.stl import read_stl
+
+READERS: Mapping[str, Callable[[bytes, Path], SourceMesh]] = {
+    "glb": read_gltf,
+    "gltf": read_gltf,
+    "obj": read_obj,
+    "ply": read_ply,
+    "stl": read_stl,
+}
+
+
+def read_source(path: Path) -> SourceMesh:
+    """Read a GLB, glTF, OBJ, PLY or STL; scenes are put together with their transforms.
+
+    Raises:
+        InputError: the file is missing, too large, damaged, without faces or not finite, or its surface is in
+            a file outside its folder.
+    """
+    kind = path.suffix.lower().removeprefix(".")
+    if kind not in READERS:
+        advice = explain_foreign(path, _beginning(path))
+        raise InputError(
+            advice or f"a mesh file must be one of {', '.join(READERS)}, got {path.name}; convert it"
+        )
+    data = read_limited(path)
+    try:
+        mesh = READERS[kind](data, path)
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:  # what no reader foresaw in a stranger's file is one line all the same
+        raise InputError(
+            f"the mesh file must be readable, but {path} is damaged in a way that is not known "
+            f"({type(error).__name__}); export it again"
+        ) from error
+    _check(mesh, path)
+    return mesh
+
+
+def _beginning(path: Path) -> bytes:
+    """The first bytes of a file, none where it cannot be read."""
+    try:
+        with path.open("rb") as stream:
+            return stream.read(4096)
+    except OSError:
+        return b""
+
+
+def _check(mesh: SourceMesh, path: Path) -> None:
+    require_counts(path, vertices=len(mesh.vertices), faces=len(mesh.faces))
+    bad = int((~torch.isfinite(mesh.vertices)).any(dim=1).sum())
+    if bad:
+        raise InputError(
+            f"vertices must be finite, got {bad} with NaN or infinity in {path}; repair the mesh"
+        )
+    if not 0 <= int(mesh.faces.min()) <= int(mesh.faces.max()) < len(mesh.vertices):
+        raise InputError(f"faces must use vertices that exist, got an index out of range in {path}")
+
+
+def source_files(path: Path) -> list[Path]:
+    """The file and those beside it that its surface and its colours come from, where they exist."""
+    kind = path.suffix.lower().removeprefix(".")
+    files = [path]
+    try:
+        if kind in ("glb", "gltf"):
+            files += gltf_files(read_limited(path), path)
+        elif kind == "obj":
+            files += obj_files(read_limited(path), path)
+    except InputError:  # said by whoever reads the mesh
+        pass
+    return files
