@@ -20,7 +20,7 @@ from pgc3d.errors import DivergedError, InputError, RunDirectoryError
 from pgc3d.export.canvas import save_canvas
 from pgc3d.export.export import ExportReport, export_asset
 from pgc3d.export.painting import export_painting
-from pgc3d.interfaces import Rasterizer, Representation, Shape
+from pgc3d.interfaces import Meshable, Rasterizer, Representation
 from pgc3d.plan import plan_run
 from pgc3d.render import build_rasterizer
 from pgc3d.representation.textured_mesh import PaintedMesh
@@ -308,7 +308,7 @@ def _write_asset(session: Session, representation: Representation, rasterizer: R
             rasterizer=rasterizer,
         )
     return export_asset(
-        cast("Shape", representation),
+        cast("Meshable", representation),
         path,
         format=settings.format,
         texture_size=settings.texture_size,

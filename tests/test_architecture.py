@@ -32,6 +32,7 @@ LAYERS = (
     ("diffusion", "geometry", "kernels", "mini"),
     ("cameras", "closeups", "maps", "photo", "prompts", "schedules", "pgc", "image_statistics"),
     ("interfaces",),
+    ("parameters",),
     ("types", "task", "errors", "__init__"),
 )
 

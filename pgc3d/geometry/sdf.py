@@ -26,6 +26,15 @@ def ellipsoid_sdf(radii: tuple[float, float, float], resolution: int) -> Float[T
     return distance.reshape(resolution + 1, resolution + 1, resolution + 1)
 
 
+def sample_grid(values: Float[Tensor, "X Y Z C"], points: Float[Tensor, "P 3"]) -> Float[Tensor, "P C"]:
+    """Trilinear values of a grid over [-1, 1]^3 at points; outside, those of the nearest point inside."""
+    volume = values.permute(3, 2, 1, 0)[None]  # grid_sample's last axis is x
+    found = torch.nn.functional.grid_sample(
+        volume, points[None, None, None], mode="bilinear", padding_mode="border", align_corners=True
+    )
+    return found[0, :, 0, 0].T
+
+
 @torch.no_grad()
 def redistance(sdf: Float[Tensor, "X Y Z"], *, width: int = 8) -> Float[Tensor, "X Y Z"]:
     """Make a field a distance again without moving its zero set; every sign is kept.
