@@ -13,19 +13,13 @@ from pgc3d.run import Checkpoint
 
 
 def pack(built: Built, step: int) -> Checkpoint:
-    """The parameters, the optimiser, the adaptive clips and the states of all generators."""
-    optimizer = built.problem.optimizer.state_dict()
-    tensors: dict[str, Tensor] = _prefixed("representation", built.problem.representation.state_dict())
-    for index, state in optimizer["state"].items():
-        tensors |= _prefixed(f"optimizer.{index}", state)
+    """The representation, the optimiser, and the guidances and clips that have a state."""
+    representation = built.problem.representation
+    tensors: dict[str, Tensor] = _prefixed("representation", representation.state_dict())
+    tensors |= _prefixed("optimizer", representation.parameter_store().state_dict())
     for name, stateful in built.states.items():
         tensors |= _prefixed(f"state.{name}", stateful.state_dict())
-    for name, generator in built.generators.items():
-        tensors[f"generator.{name}"] = generator.get_state()
-    tensors["torch.cpu"] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        tensors["torch.cuda"] = torch.cuda.get_rng_state()
-    return Checkpoint(step=step, tensors=tensors, values={"param_groups": optimizer["param_groups"]})
+    return Checkpoint(step=step, tensors=tensors)
 
 
 def unpack(checkpoint: Checkpoint, built: Built) -> None:
@@ -37,21 +31,12 @@ def unpack(checkpoint: Checkpoint, built: Built) -> None:
     unpack_representation(checkpoint, built.problem.representation)
     tensors = checkpoint.tensors
     try:
-        states: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in _below("optimizer", tensors).items():
-            index, _, key = name.partition(".")
-            states.setdefault(int(index), {})[key] = tensor
-        groups = checkpoint.values["param_groups"]
-        built.problem.optimizer.load_state_dict({"state": states, "param_groups": groups})
+        store = built.problem.representation.parameter_store()
+        store.load_state_dict(_below("optimizer", tensors))
         for name, stateful in built.states.items():
             stateful.load_state_dict(_below(f"state.{name}", tensors))
-        for name, generator in built.generators.items():
-            generator.set_state(tensors[f"generator.{name}"])
     except (KeyError, ValueError, RuntimeError) as error:
         raise _mismatch(checkpoint, error) from error
-    torch.set_rng_state(tensors["torch.cpu"])
-    if torch.cuda.is_available() and "torch.cuda" in tensors:
-        torch.cuda.set_rng_state(tensors["torch.cuda"])
 
 
 def unpack_representation(checkpoint: Checkpoint, representation: Representation) -> None:

@@ -1,4 +1,4 @@
-"""The parameters of a representation in named groups, together with the optimiser state that belongs to them."""
+"""The parameters of a representation in named groups, with the optimiser state that belongs to them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NotRequired, TypedDict

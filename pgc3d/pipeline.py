@@ -28,7 +28,7 @@ from pgc3d.run import Checkpoint, RunDirectory, replace_file, require_free_space
 from pgc3d.session import Event, Reporter, Session, StopFlag, explain_memory
 from pgc3d.task import Task
 from pgc3d.teachers import Models, locate_models, unknown_prompt_words
-from pgc3d.types import Cameras, Canvas, Rendering
+from pgc3d.types import Cameras, Canvas, Rendering, Views
 
 PICTURES = {  # what is made of the task's, in the run's folder
     "image": "input.png",
@@ -283,7 +283,7 @@ def _painter(session: Session, representation: Representation) -> Callable[[Came
     def paint(cameras: Cameras) -> Rendering:
         background = torch.ones(len(cameras), 3, device=session.device)
         size = session.config.logging.preview_resolution
-        return representation.render(cameras.to(session.device), size, background, progress=1.0)
+        return representation.render(Views(cameras.to(session.device), background), size, None)
 
     return paint
 

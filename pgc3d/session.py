@@ -7,28 +7,26 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from pgc3d import __version__
 from pgc3d.build import Built
 from pgc3d.checkpoint import pack, unpack
 from pgc3d.config import Config
 from pgc3d.errors import DivergedError, OutOfMemoryError, Pgc3dError
-from pgc3d.interfaces import Divisible
+from pgc3d.interfaces import SupportsMicroBatch
 from pgc3d.optimize import StepReport, optimize
 from pgc3d.run import Checkpoint, RunDirectory
 
 logger = logging.getLogger(__name__)
 
 LIBRARIES = ("torch", "diffusers", "transformers", "numpy", "numba", "xatlas", "trimesh", "safetensors")
-EXTRA = "_extra_state"  # how torch names what a module keeps beside tensors
 Stage = Literal["build", "optimize", "export", "render"]
 
 
@@ -153,22 +151,20 @@ class Session:
                 start=step,
                 steps=config.run.steps,
                 resolution_at=config.run.resolution_at,
+                seed=config.run.seed,
                 log_every=config.logging.log_every,
                 max_skipped=config.optimizer.max_skipped,
             )
             try:
-                before = _Edge.of(built)
                 for report in reports:
                     step = report.step
                     yield report
-                    before = _Edge.of(built)
             except (MemoryError, RuntimeError) as error:
                 micro_batch = self._smaller(built) if ran_out_of_memory(error) else 0
                 if not micro_batch:
                     raise
             else:
                 return
-            before.restore(built)
             self._retry(built, step, micro_batch)
 
     def _smaller(self, built: Built) -> int:
@@ -181,18 +177,18 @@ class Session:
         return {
             name: min(objective.guidance.micro_batch or batches[name], batches[name])
             for name, objective in built.problem.objectives.items()
-            if isinstance(objective.guidance, Divisible)
+            if isinstance(objective.guidance, SupportsMicroBatch)
         }
 
     def _divide(self, built: Built, micro_batch: int) -> None:
         """Let every guidance look at so many views at once, or fewer where it does."""
         for name, now in self._views(built).items():
             guidance = built.problem.objectives[name].guidance
-            assert isinstance(guidance, Divisible)
+            assert isinstance(guidance, SupportsMicroBatch)
             guidance.micro_batch = min(micro_batch, now)
 
     def _retry(self, built: Built, step: int, micro_batch: int) -> None:
-        built.problem.optimizer.zero_grad(set_to_none=True)
+        built.problem.representation.parameter_store().zero_grad()
         self._divide(built, micro_batch)
         gc.collect()
         if self.device.type == "cuda":
@@ -218,37 +214,6 @@ class Session:
             if name.startswith("seconds/"):
                 self.add_seconds(name.removeprefix("seconds/"), seconds * (report.step - logged))
         return report.step
-
-
-@dataclass(frozen=True)
-class _Edge:
-    """What a step changes beside parameters, as it was before: one that failed is done again from there.
-
-    A representation's extra state counts its steps; what it did on its way, as restoring a distance field,
-    it does again.
-    """
-
-    generators: Mapping[str, Tensor]
-    states: Mapping[str, Mapping[str, Tensor]]
-    extra: Mapping[str, Any]
-
-    @classmethod
-    def of(cls, built: Built) -> "_Edge":
-        representation = built.problem.representation.state_dict()
-        return cls(
-            generators={name: source.get_state() for name, source in built.generators.items()},
-            states={name: dict(stateful.state_dict()) for name, stateful in built.states.items()},
-            extra={name: value for name, value in representation.items() if name.endswith(EXTRA)},
-        )
-
-    def restore(self, built: Built) -> None:
-        """Put it back."""
-        for name, source in built.generators.items():
-            source.set_state(self.generators[name])
-        for name, stateful in built.states.items():
-            stateful.load_state_dict(self.states[name])
-        representation = built.problem.representation
-        representation.load_state_dict({**representation.state_dict(), **self.extra})
 
 
 def describe_environment(device: torch.device) -> dict[str, Any]:

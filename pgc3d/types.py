@@ -178,8 +178,8 @@ class GuidanceOutput:
     """How a guidance would change an image.
 
     `gradient` is d loss / d image in float32, summed over the image, not divided by the batch, with no loss
-    scale in it, so that a clipping threshold is absolute. `buffers` are such gradients on other buffers of the
-    rendering, which no rule clips. `metrics` are scalars that stay on the device.
+    scale in it, so that a clipping threshold is absolute. `buffers` are such gradients on other buffers of
+    the rendering, which no rule clips. `metrics` are scalars that stay on the device.
     """
 
     gradient: Float[Tensor, "B H W 3"]

@@ -1,4 +1,4 @@
-"""What all score distillation shares: draw noise, predict it, and pull the latent gradient back to the image."""
+"""What all score distillation shares: draw noise, predict it, and pull the score back to the image."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -216,7 +216,7 @@ class DMTet(nn.Module):
 
     @torch.no_grad()
     def handover(self) -> Handover:
-        """The surface, the field with the deformation taken into account, and the colours with their weights."""
+        """The surface, the field of the deformed grid, and the colours with their weights."""
         sdf, bound = self.sdf().detach(), self.deformation_limit * self.cell
         offset = (torch.tanh(self.deformation.detach()) * bound).reshape(*sdf.shape, 3)
 

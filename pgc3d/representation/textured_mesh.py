@@ -195,7 +195,7 @@ class PaintedMesh(nn.Module):
 
     @torch.no_grad()
     def _nearest_material(self, points: Float[Tensor, "P 3"]) -> Material:
-        """The material of a field at the points themselves, that of an image at the nearest corner of a face."""
+        """Of a field at the points themselves, of an image at the nearest corner of a face."""
         if isinstance(self.texture, ColorField):
             return cast("Material", self.texture(points))
         corners, uv = self.mesh.vertices[self.mesh.faces].flatten(0, 1), self.mesh.uv[self.mesh.uv_faces]
