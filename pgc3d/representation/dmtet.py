@@ -34,6 +34,8 @@ from pgc3d.types import Handover, Material, Mesh, Rendering, Step, Views
 
 logger = logging.getLogger(__name__)
 
+INVERSIONS = 8  # fixed-point steps that find where a point was before the deformation
+
 
 @dataclass(frozen=True)
 class DMTetConfig:
@@ -216,18 +218,21 @@ class DMTet(nn.Module):
 
     @torch.no_grad()
     def handover(self) -> Handover:
-        """The surface, the field of the deformed grid, and the colours with their weights."""
-        sdf, bound = self.sdf().detach(), self.deformation_limit * self.cell
-        offset = (torch.tanh(self.deformation.detach()) * bound).reshape(*sdf.shape, 3)
+        """The last valid surface, its field with the deformation, and the colours with their weights."""
+        sdf, deformation, found = self._last_valid_field()
+        surface = self._place(sdf, found, deformation).mesh
+        field = sdf[..., None].clone()
+        offset = (torch.tanh(deformation) * self.deformation_limit * self.cell).reshape(*sdf.shape, 3)
 
         def distance(points: Tensor) -> Tensor:
-            moved = points - sample_grid(
-                offset, points
-            )  # a grid point x with offset d carries its value to x + d
-            return sample_grid(sdf[..., None], moved)[:, 0]
+            # a grid point x with offset d carries its value to x + d, as do the points between them
+            source = points
+            for _ in range(INVERSIONS):
+                source = points - sample_grid(offset, source)
+            return sample_grid(field, source)[:, 0]
 
         state = {f"color.{name}": value for name, value in self.color.state_dict().items()}
-        return Handover(surface=self.to_mesh(), sdf=distance, material=self.material, state=state)
+        return Handover(surface=surface, sdf=distance, material=self.material, state=state)
 
     def _begun(self, step: Step) -> "_StepSurface":
         if self._current is None or self._current.index != step.index:
@@ -308,18 +313,24 @@ class DMTet(nn.Module):
             first, last = (max(deviation, 1e-3) for deviation in self.sdf_smoothing)
             self._set_smoothing(first * (last / first) ** step.progress)
 
+    @torch.no_grad()
     def _last_valid_surface(self) -> Surface:
         """The surface as it is, without gradients; of an earlier field where this one has none."""
-        with torch.no_grad():
-            still = torch.zeros_like(self.deformation)
-            for sdf, deformation in (
-                (self.sdf(), self.deformation),
-                (self.good, still),
-                (self.initial, still),
-            ):
-                found = find_crossings(sdf, deformation)
-                if find_error(found.size.tolist(), self.max_faces) is None:
-                    return self._place(sdf, found, deformation)
+        sdf, deformation, found = self._last_valid_field()
+        return self._place(sdf, found, deformation)
+
+    @torch.no_grad()
+    def _last_valid_field(self) -> tuple[Tensor, Tensor, Crossings]:
+        """The SDF, the deformation and where they cut the grid; those of an earlier state if need be."""
+        still = torch.zeros_like(self.deformation)
+        for sdf, deformation in (
+            (self.sdf(), self.deformation),
+            (self.good, still),
+            (self.initial, still),
+        ):
+            found = find_crossings(sdf, deformation)
+            if find_error(found.size.tolist(), self.max_faces) is None:
+                return sdf, deformation, found
         raise DivergedError("the shape must be a closed surface, but the first one is none; check init")
 
     def _surface(self) -> Surface:

@@ -199,7 +199,8 @@ class PaintedMesh(nn.Module):
         if isinstance(self.texture, ColorField):
             return cast("Material", self.texture(points))
         corners, uv = self.mesh.vertices[self.mesh.faces].flatten(0, 1), self.mesh.uv[self.mesh.uv_faces]
-        nearest = [torch.cdist(part, corners).argmin(dim=1) for part in torch.split(points, 1024)]
+        parts = torch.split(points, max(1, (1 << 24) // len(corners)))  # 64 MB of distances
+        nearest = [torch.cdist(part, corners).argmin(dim=1) for part in parts]
         found = uv.flatten(0, 1)[torch.cat(nearest)]
         color = self.texels(points, found, texture_size=len(self.texture.image))
         constant = torch.ones_like(color[:, :1])
