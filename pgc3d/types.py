@@ -17,7 +17,7 @@ from torch import Tensor
 
 def seeded(*names: object) -> torch.Generator:
     """A CPU generator whose numbers depend on the names alone, as a seed, a stage and a use."""
-    digest = hashlib.sha256("/".join(map(str, names)).encode()).digest()
+    digest = hashlib.sha256("\0".join(map(str, names)).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
 
 

@@ -3,7 +3,7 @@ import torch
 
 from pgc3d.parameters import ParameterGroup, ParameterStore
 
-FINITE = torch.tensor(True)
+FINITE = torch.ones((), dtype=torch.bool)
 
 
 def make(values, *, relative_eps=None, lr=0.1):
@@ -58,7 +58,7 @@ def test_a_step_that_is_not_finite_changes_nothing(relative_eps):
     run(store, param, gradients[:2])
     store.zero_grad()
     param.grad = torch.tensor([float("nan"), 1.0])
-    store.step(torch.tensor(False))
+    store.step(~FINITE)
     run(store, param, gradients[2:])
     assert torch.equal(param, run(whole, other, gradients))
 

@@ -179,36 +179,6 @@ def test_texels_are_in_range_after_a_step_and_not_changed_by_a_render(tmp_path):
     assert torch.equal(model.texture.image, before.clamp(0, 1))
 
 
-@pytest.mark.parametrize("texture", ["field", "image"])
-def test_what_is_handed_over_is_the_surface_in_the_world_with_its_colours(tmp_path, texture):
-    canvas = canvas_of(write_cube(tmp_path / "cube.glb"), "+z")
-    model = painted(canvas, texture=texture, image_size=64)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for tensor in model.parameter_store().tensors():
-            tensor.copy_(torch.randn(tensor.shape, generator=generator))
-    mesh, handover = model.mesh, model.handover()
-    assert torch.equal(handover.surface.vertices, canvas.in_world().vertices)
-    assert torch.equal(handover.surface.faces, mesh.faces)
-    outwards = torch.nn.functional.normalize(mesh.vertices, dim=1)
-    assert (handover.surface.normals * outwards).sum(1).min() > 0.5
-    assert handover.sdf is None
-    corners, uv = mesh.vertices[mesh.faces].flatten(0, 1), mesh.uv[mesh.uv_faces].flatten(0, 1)
-    colors = model.texels(corners, uv, texture_size=64)
-    found = handover.material(corners)
-    same_place = (corners[:, None] - corners).norm(dim=-1) < 1e-5  # three sides meet there
-    same_color = (found.base_color[:, None] - colors).abs().amax(-1) < 1e-5
-    assert (same_place & same_color).any(dim=1).all()
-    assert colors.std(dim=0).min() > 1e-4
-    assert (found.roughness == 0.8).all()
-    assert (found.metallic == 0.0).all()
-    other = painted(canvas, texture=texture, image_size=64)
-    other.texture.load_state_dict(
-        {name.removeprefix("color."): value for name, value in handover.state.items()}, strict=False
-    )
-    assert torch.equal(other.texels(corners, uv, texture_size=64), colors)
-
-
 @pytest.mark.parametrize(("up", "front"), [("+y", "+z"), ("+z", "-y"), ("-x", "+y")])
 @pytest.mark.parametrize("out", ["glb", "obj"])
 def test_letters_read_correctly_from_every_side(tmp_path, up, front, out):
