@@ -170,7 +170,7 @@ class ScoreDistillation:
         noise: Float[Tensor, "B C h w"],
         posterior_noise: Float[Tensor, "B C h w"],
         texts: Int[Tensor, " B"],
-        conditions: Sequence[Float[Tensor, "B H W 3"]] = (),
+        conditions: Sequence[Float[Tensor, "B _ _ 3"]] = (),
     ) -> GuidanceOutput:
         """The gradient for given noise, texts and one condition per control; see `distill`."""
         draws = Draws(timesteps, noise, posterior_noise)
