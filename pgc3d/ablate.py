@@ -27,6 +27,7 @@ from pgc3d import build, pgc
 from pgc3d.backgrounds import draw_backgrounds
 from pgc3d.cameras import turntable
 from pgc3d.config import COLORS, Config, dump_config
+from pgc3d.diffusion.latent import resize
 from pgc3d.disk import new_folder, writing
 from pgc3d.errors import ConfigError
 from pgc3d.export.atomic import write_files
@@ -42,7 +43,7 @@ from pgc3d.schedules import PiecewiseLinear
 from pgc3d.session import Event, Reporter, describe_environment, explain_memory, used_memory
 from pgc3d.task import Task
 from pgc3d.teachers import load_teachers, locate_models
-from pgc3d.types import Cameras, Rendering
+from pgc3d.types import Rendering, Step, Views
 
 Space = Literal["pixels", "latents"]
 RULES = ("none", "channel", "pngd", "pixel")
@@ -58,7 +59,7 @@ class Canvas:
     """What is optimised and how it is judged and shown; everything is channel last."""
 
     start: Float[Tensor, "1 H W C"]
-    gradient: Callable[[Tensor, float], Float[Tensor, "1 H W C"]]  # (canvas, progress) -> d loss / d canvas
+    gradient: Callable[[Tensor, Step], Float[Tensor, "1 H W C"]]  # d loss / d canvas
     show: Callable[[Tensor], Float[Tensor, "1 h w 3"]]
     limits: tuple[float, float]
 
@@ -155,9 +156,7 @@ def ablate(
     new_folder(out)
     with explain_memory(config, device):
         report(Event("build"))
-        objectives, generators = build.build_objectives(
-            config, load_teachers(config, task, models, device), device
-        )
+        objectives = build.build_objectives(config, load_teachers(config, task, models, device), device)
         name, objective = next(iter(objectives.items()))
         drawing = torch.Generator().manual_seed(config.run.seed)
         background, _ = draw_backgrounds(objective.backgrounds[:1], 1, drawing, device)
@@ -168,14 +167,12 @@ def ablate(
             start=empty.expand(1, config.run.resolution[0], config.run.resolution[0], 3).clone(),
             background=background,
         )
-        generator, steps = generators[f"guidance.{name}"], config.run.steps
-        state = generator.get_state()
+        steps = config.run.steps
         paintings: dict[str, Painting] = {}
         for number, (rule, clip) in enumerate(clips.items()):
-            generator.set_state(state)  # every rule sees the same noise
             observed = _Observed(report, number * steps, len(clips) * steps, device)
             paintings[rule] = paint(
-                canvas, clip, config=config, learning_rate=learning_rate, observe=observed
+                canvas, clip, config=config, scope=name, learning_rate=learning_rate, observe=observed
             )
     record = {
         **task.record(out), "rules": {rule: asdict(clip) for rule, clip in clips.items()}, "space": space,
@@ -208,33 +205,37 @@ def make_canvas(
     Raises:
         ConfigError: latents of a guidance that has none.
     """
-    cameras = turntable(1).to(start.device)
+    views = Views(turntable(1).to(start.device), background)
 
     def around(image: Tensor) -> Rendering:
         ones, half = torch.ones_like(image[..., :1]), torch.full_like(image, 0.5)
         return Rendering(color=image, normal=half, depth=ones, alpha=ones, background=background)
 
+    def gradient(image: Tensor, step: Step) -> Tensor:
+        leaf = image.detach().requires_grad_()
+        seen = resize(leaf, guidance.input_resolution(image.shape[1]))
+        output = guidance(seen.detach(), around(image), views, step)
+        return torch.autograd.grad(seen, leaf, output.gradient)[0]
+
     if space == "pixels":
         return Canvas(
             start=start,
-            gradient=lambda image, progress: guidance(image, around(image), cameras, progress).gradient,
+            gradient=gradient,
             show=lambda image: image,
             limits=(0.0, 1.0),
         )
     if not isinstance(guidance, ScoreDistillation):
         raise ConfigError("--space latents must go with a text-to-image guidance; use --space pixels")
-    return _latent_canvas(guidance, start, around(start), cameras)
+    return _latent_canvas(guidance, start, around(start), views)
 
 
-def _latent_canvas(
-    guidance: ScoreDistillation, start: Tensor, rendering: Rendering, cameras: Cameras
-) -> Canvas:
+def _latent_canvas(guidance: ScoreDistillation, start: Tensor, rendering: Rendering, views: Views) -> Canvas:
     model = guidance.model
     noise = torch.zeros(model.latent_shape(1, start.shape[1]), device=start.device)
 
-    def gradient(latents: Tensor, progress: float) -> Tensor:
-        wish = guidance.latent_gradient(latents.permute(0, 3, 1, 2), rendering, cameras, progress)
-        return wish.permute(0, 2, 3, 1)
+    def gradient(latents: Tensor, step: Step) -> Tensor:
+        score = guidance.latent_gradient(latents.permute(0, 3, 1, 2), rendering, views, step)
+        return score.permute(0, 2, 3, 1)
 
     with torch.no_grad():
         encoded = model.encode(start, noise)
@@ -252,6 +253,7 @@ def paint(
     *,
     config: Config,
     learning_rate: float,
+    scope: str = "",
     observe: Callable[[int, Mapping[str, Tensor]], None] = lambda *_: None,
 ) -> Painting:
     """Optimise a canvas under one rule; pixels are kept in their range by projection after each step.
@@ -261,25 +263,26 @@ def paint(
         clip: the rule.
         config: steps, betas and the schedule of the learning rate.
         learning_rate: of Adam.
+        scope: names the random numbers; equal ones give every rule the same noise.
         observe: called with every step and its measurements, which stay on the device.
     """
     steps, schedule = config.run.steps, PiecewiseLinear(config.optimizer.lr_scale)
     rule, picture = clip.build(), canvas.start.clone().requires_grad_()
     optimizer = torch.optim.Adam([picture], betas=config.optimizer.betas, eps=config.optimizer.eps)
     shown, tally, pictures, start = set(columns(steps)), _Tally(), [], time.perf_counter()
-    for step in range(steps):
-        progress = step / max(steps - 1, 1)
-        gradient = canvas.gradient(picture.detach(), progress)
+    for index in range(steps):
+        step = Step(index=index, total=steps, seed=config.run.seed, scope=scope)
+        gradient = canvas.gradient(picture.detach(), step)
         picture.grad = clipped = rule(gradient)
         if isinstance(clip, pgc.ParameterClip):
             picture.grad = clipped = clipped.clone()
             pgc.clip_parameters([picture], clip.max_norm)
-        optimizer.param_groups[0]["lr"] = learning_rate * schedule(progress)
+        optimizer.param_groups[0]["lr"] = learning_rate * schedule(step.progress)
         optimizer.step()
         with torch.no_grad():
             picture.clamp_(*canvas.limits)
-        observe(step + 1, tally.add(gradient, clipped))
-        if step + 1 in shown:
+        observe(index + 1, tally.add(gradient, clipped))
+        if index + 1 in shown:
             pictures.append(canvas.show(picture.detach().clone()))
     metrics = tally.means() | statistics(pictures[-1]) | {"seconds": time.perf_counter() - start}
     return Painting(pictures=pictures, heat=tally.heat(), metrics=metrics)

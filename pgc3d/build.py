@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Literal
 
 import torch
 
@@ -19,22 +19,13 @@ from pgc3d.inputs.decode import ignore
 from pgc3d.inputs.formats import Say
 from pgc3d.inputs.image import frame_photo
 from pgc3d.inputs.maps import CHANNELS, MapName, prepare_map
-from pgc3d.interfaces import Guidance, Rasterizer, Representation
+from pgc3d.interfaces import Guidance, Rasterizer, Representation, Stateful
 from pgc3d.optimize import CameraSampler, Objective, ParameterClipper, Problem
 from pgc3d.render import build_rasterizer
 from pgc3d.schedules import PiecewiseLinear
-from pgc3d.stage import build_representation, camera_sampler, seeded
+from pgc3d.stage import build_representation, camera_sampler
 from pgc3d.task import Task
 from pgc3d.teachers import Models, Teachers, build_guidance, load_teachers, needs_photo
-
-
-@runtime_checkable
-class Stateful(Protocol):
-    """Something whose tensors belong into a checkpoint."""
-
-    def state_dict(self) -> Mapping[str, Any]: ...
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -43,8 +34,7 @@ class Built:
 
     problem: Problem
     rasterizer: Rasterizer
-    generators: Mapping[str, torch.Generator]
-    states: Mapping[str, Stateful]  # adaptive clips
+    states: Mapping[str, Stateful]  # of guidances and clips, by "KIND.OBJECTIVE"
 
 
 def resolve_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
@@ -140,10 +130,7 @@ def prepare_task_backdrop(config: Config, task: Task, say: Say = ignore) -> byte
 
 
 def build(config: Config, task: Task, models: Models, device: torch.device) -> Built:
-    """Make everything that the optimisation needs.
-
-    Every source of randomness gets its own CPU generator, seeded from the run's seed and its name.
-    """
+    """Make everything that the optimisation needs."""
     rasterizer = build_rasterizer(config.run.rasterizer, device)
     representation = build_representation(config, task, rasterizer, device)
     teachers = load_teachers(config, task, models, device)
@@ -151,25 +138,22 @@ def build(config: Config, task: Task, models: Models, device: torch.device) -> B
         release_decoder(model)
     file = _background_file(config, task)
     backdrop = None if file is None else load_backdrop(file, device)
-    objectives, generators = build_objectives(config, teachers, device, representation, backdrop)
-    generators["cameras"] = seeded(config.run.seed, "cameras")
+    objectives = build_objectives(config, teachers, device, representation, backdrop)
+    representation.parameter_store().use_adam(betas=config.optimizer.betas, eps=config.optimizer.eps)
     problem = Problem(
         representation=representation,
         objectives=objectives,
-        optimizer=torch.optim.Adam(
-            [dict(group) for group in representation.parameter_groups()],
-            betas=config.optimizer.betas,
-            eps=config.optimizer.eps,
-            fused=True,
-        ),
-        generator=generators["cameras"],
         clip_parameters=_parameter_clipper(config),
         lr_scale=PiecewiseLinear(config.optimizer.lr_scale),
     )
-    clips = {
-        f"clip.{name}": item.clip for name, item in objectives.items() if isinstance(item.clip, Stateful)
-    }
-    return Built(problem=problem, rasterizer=rasterizer, generators=generators, states=clips)
+    return Built(problem=problem, rasterizer=rasterizer, states=stateful_parts(objectives))
+
+
+def stateful_parts(objectives: Mapping[str, Objective]) -> dict[str, Stateful]:
+    """The guidances and clips whose state belongs into a checkpoint."""
+    parts = {f"clip.{name}": objective.clip for name, objective in objectives.items()}
+    guidances = {f"guidance.{name}": objective.guidance for name, objective in objectives.items()}
+    return {name: part for name, part in {**parts, **guidances}.items() if isinstance(part, Stateful)}
 
 
 def build_objectives(
@@ -178,8 +162,8 @@ def build_objectives(
     device: torch.device,
     representation: Representation | None = None,
     backdrop: Backdrop | None = None,
-) -> tuple[dict[str, Objective], dict[str, torch.Generator]]:
-    """Make what judges the pictures; the generators are those of the guidances.
+) -> dict[str, Objective]:
+    """Make the objectives.
 
     `representation` is what the cameras look at, where they need to know; `backdrop` is the background
     "image".
@@ -189,13 +173,11 @@ def build_objectives(
     if backdrop is not None:
         backgrounds["image"] = backdrop
     objectives: dict[str, Objective] = {}
-    generators: dict[str, torch.Generator] = {}
     for name, objective in config.objectives.items():
-        generators[f"guidance.{name}"] = generator = seeded(config.run.seed, name)
-        guidance = build_guidance(config, objective.guidance, teachers, generator)
+        guidance = build_guidance(config, objective.guidance, teachers)
         cameras = camera_sampler(config, objective, representation, device)
         objectives[name] = _build_objective(objective, guidance, cameras, backgrounds)
-    return objectives, generators
+    return objectives
 
 
 def _build_objective(

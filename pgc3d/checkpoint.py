@@ -10,24 +10,17 @@ from torch import Tensor
 from pgc3d.build import Built
 from pgc3d.checkpoint_files import Checkpoint
 from pgc3d.errors import RunDirectoryError
-from pgc3d.interfaces import Representation, parameters
+from pgc3d.interfaces import Representation
 
 
 def pack(built: Built, step: int) -> Checkpoint:
-    """The parameters, the optimiser, the adaptive clips and the states of all generators."""
-    optimizer = built.problem.optimizer.state_dict()
-    groups = [group["name"] for group in built.problem.representation.parameter_groups()]
-    tensors: dict[str, Tensor] = _prefixed("representation", built.problem.representation.state_dict())
-    for index, state in optimizer["state"].items():
-        tensors |= _prefixed(f"optimizer.{index}", state)
+    """The representation, the optimiser, and the guidances and clips that have a state."""
+    representation = built.problem.representation
+    tensors: dict[str, Tensor] = _prefixed("representation", representation.state_dict())
+    tensors |= _prefixed("optimizer", representation.parameter_store().state_dict())
     for name, stateful in built.states.items():
         tensors |= _prefixed(f"state.{name}", stateful.state_dict())
-    for name, generator in built.generators.items():
-        tensors[f"generator.{name}"] = generator.get_state()
-    tensors["torch.cpu"] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        tensors["torch.cuda"] = torch.cuda.get_rng_state()
-    return Checkpoint(step=step, tensors=tensors, values={"groups": groups})
+    return Checkpoint(step=step, tensors=tensors)
 
 
 def unpack(checkpoint: Checkpoint, built: Built) -> None:
@@ -38,35 +31,12 @@ def unpack(checkpoint: Checkpoint, built: Built) -> None:
     """
     unpack_representation(checkpoint, built.problem.representation)
     tensors = checkpoint.tensors
-    groups = [group["name"] for group in built.problem.representation.parameter_groups()]
     with _fitting(checkpoint):
-        if checkpoint.values.get("groups", groups) != groups:
-            raise ValueError(f"its groups of parameters must be {', '.join(groups)}")
-        _load_optimizer(built, _below("optimizer", tensors))
+        built.problem.representation.parameter_store().load_state_dict(_below("optimizer", tensors))
         for name, stateful in built.states.items():
             found = _below(f"state.{name}", tensors)
             _require_alike(found, stateful.state_dict())
             stateful.load_state_dict(found)
-        for name, generator in built.generators.items():
-            generator.set_state(tensors[f"generator.{name}"])
-        torch.set_rng_state(tensors["torch.cpu"])
-        if torch.cuda.is_available() and "torch.cuda" in tensors:
-            torch.cuda.set_rng_state(tensors["torch.cuda"])
-
-
-def _load_optimizer(built: Built, tensors: Mapping[str, Tensor]) -> None:
-    """The moments of Adam; the learning rates and the rest are the configuration's."""
-    optimizer = built.problem.optimizer
-    states: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        index, _, key = name.partition(".")
-        states.setdefault(int(index), {})[key] = tensor
-    weights = parameters(built.problem.representation.parameter_groups())
-    for number, state in states.items():
-        like = weights[number].detach()
-        _require_alike(state, {"step": torch.zeros(()), "exp_avg": like, "exp_avg_sq": like})
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": states, "param_groups": groups})
 
 
 def unpack_representation(checkpoint: Checkpoint, representation: Representation) -> None:

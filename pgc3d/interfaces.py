@@ -1,21 +1,13 @@
 """The seams of pgc3d: what the loop and the composition root know of each family."""
 
-from collections.abc import Iterable, Mapping
-from typing import Any, NotRequired, Protocol, TypedDict, runtime_checkable
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pgc3d.types import Cameras, Fragments, GuidanceOutput, Material, Mesh, Rendering
-
-
-class ParameterGroup(TypedDict):
-    """A group as torch's optimisers take it."""
-
-    name: str
-    params: list[Tensor]
-    lr: float
-    eps: NotRequired[float]  # Adam's, where gradients far below a known size should move little
+from pgc3d.parameters import ParameterStore
+from pgc3d.types import Fragments, GuidanceOutput, Handover, Material, Mesh, Rendering, Step, Views
 
 
 @runtime_checkable
@@ -36,25 +28,8 @@ class Rasterizer(Protocol):
 
 
 @runtime_checkable
-class Representation(Protocol):
-    """A 3D asset that can be rendered and optimised."""
-
-    def render(
-        self,
-        cameras: Cameras,
-        resolution: int,
-        background: Float[Tensor, "B 3"],
-        *,
-        progress: float = 1.0,
-    ) -> Rendering:
-        """Render square pictures; `Rendering.losses` holds the weighted regularisers of what was rendered.
-
-        Raises:
-            DivergedError: the surface is empty or not finite and could not be recovered.
-        """
-        ...
-
-    def parameter_groups(self) -> list[ParameterGroup]: ...
+class Stateful(Protocol):
+    """Something whose tensors belong into a checkpoint."""
 
     def state_dict(self) -> Mapping[str, Any]: ...
 
@@ -62,8 +37,47 @@ class Representation(Protocol):
 
 
 @runtime_checkable
-class Shape(Representation, Protocol):
-    """A representation whose surface is made by the run, too, and can be turned into a mesh."""
+class Representation(Stateful, Protocol):
+    """A 3D asset that can be rendered and optimised.
+
+    A step calls `begin_step`, then `render` for each objective, `regularizers` once, and after the optimiser
+    `end_step`. Only `begin_step` and `end_step` change the representation's own state.
+    """
+
+    def begin_step(self, step: Step) -> None:
+        """Prepare a step: what all its renders share is computed here, once.
+
+        Raises:
+            DivergedError: the surface is empty or not finite and could not be recovered.
+        """
+        ...
+
+    def render(self, views: Views, resolution: int, step: Step | None) -> Rendering:
+        """Render square images of `resolution` pixels a side.
+
+        With a step, the one that was begun, the images carry gradients; None is for evaluation: exact, and
+        without jitter.
+        """
+        ...
+
+    def regularizers(self, step: Step) -> Mapping[str, Float[Tensor, ""]]:
+        """The weighted regularisers of the step that was begun."""
+        ...
+
+    def parameter_store(self) -> ParameterStore: ...
+
+    def end_step(self, step: Step) -> None:
+        """Finish a step after the optimiser has changed the parameters."""
+        ...
+
+    def handover(self) -> Handover:
+        """What a later stage can start from."""
+        ...
+
+
+@runtime_checkable
+class Meshable(Representation, Protocol):
+    """A representation whose surface is made by the run and can be turned into a mesh."""
 
     def to_mesh(self) -> Mesh:
         """The surface now, detached."""
@@ -76,20 +90,26 @@ class Shape(Representation, Protocol):
 
 @runtime_checkable
 class Guidance(Protocol):
-    """Says how a picture should change; it never sees the representation."""
+    """Computes how an image should change, without access to the representation."""
+
+    def input_resolution(self, rendered: int) -> int:
+        """Side in pixels of the images that the guidance evaluates, for renders of `rendered` pixels."""
+        ...
 
     def __call__(
         self,
         image: Float[Tensor, "B H W 3"],
         rendering: Rendering,
-        cameras: Cameras,
-        progress: float,
-    ) -> GuidanceOutput: ...
+        views: Views,
+        step: Step,
+    ) -> GuidanceOutput:
+        """The gradient on `image`, the rendering's colours or normals at the guidance's input resolution."""
+        ...
 
 
 @runtime_checkable
-class Divisible(Protocol):
-    """A guidance that can look at fewer pictures at a time, with the same answer in less memory."""
+class SupportsMicroBatch(Protocol):
+    """A guidance that can evaluate fewer images at a time, with the same gradient in less memory."""
 
     micro_batch: int  # 0: all at once; may be changed between calls
 
@@ -99,8 +119,3 @@ class Clipper(Protocol):
     """Bounds a pixel gradient."""
 
     def __call__(self, gradient: Float[Tensor, "*B H W C"], /) -> Float[Tensor, "*B H W C"]: ...
-
-
-def parameters(groups: Iterable[ParameterGroup]) -> list[Tensor]:
-    """All tensors of the groups, in order."""
-    return [parameter for group in groups for parameter in group["params"]]

@@ -13,22 +13,25 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn.functional import max_pool2d
 
 from pgc3d import pgc
 from pgc3d.backgrounds import Background, draw_backgrounds, put_behind
+from pgc3d.diffusion.latent import resize
 from pgc3d.errors import DivergedError
-from pgc3d.interfaces import Clipper, Guidance, Representation, parameters
-from pgc3d.types import Cameras, Layer, Rendering
+from pgc3d.interfaces import Clipper, Guidance, Representation
+from pgc3d.types import Cameras, Step, Views
 
-CameraSampler = Callable[[float, torch.Generator], Cameras]
+CameraSampler = Callable[[Step], Cameras]
 ParameterClipper = Callable[[Sequence[Tensor]], Any]
+Roots = list[tuple[Tensor, Tensor]]  # tensors to backpropagate from, each with its gradient
 
 
 @dataclass(frozen=True)
 class Objective:
-    """One wish for the asset: where to look from, who judges, and how much of the answer is believed."""
+    """One term of the loss: its cameras, its guidance, and what is done to the guidance's gradient."""
 
-    sample_cameras: CameraSampler  # (progress, generator) -> cameras
+    sample_cameras: CameraSampler
     guidance: Guidance
     clip: Clipper
     backgrounds: tuple[Background, ...]  # every view draws one
@@ -38,18 +41,12 @@ class Objective:
 
 @dataclass(frozen=True)
 class Problem:
-    """What is optimised, and towards what."""
+    """A representation, and the objectives that it is optimised for."""
 
     representation: Representation
     objectives: Mapping[str, Objective]
-    optimizer: torch.optim.Optimizer  # fused: only those can skip a step without asking the host
-    generator: torch.Generator  # on the CPU; draws cameras and backgrounds
     clip_parameters: ParameterClipper | None = None  # in place, on whole parameters, after all objectives
     lr_scale: Callable[[float], float] = lambda _: 1.0  # over progress, for all groups
-
-    def __post_init__(self) -> None:
-        if not self.optimizer.defaults.get("fused"):
-            raise ValueError("optimizer must be built with fused=True")
 
 
 class Stopwatch:
@@ -102,61 +99,68 @@ class StepReport:
     metrics: Mapping[str, float] | None = None
 
 
-def _backpropagate(
-    rendering: Rendering,
-    gradients: Sequence[tuple[Layer, Float[Tensor, "B H W _"]]],
-    share: float,
-) -> None:
-    """Send gradients on layers and a share of the regularisers through the renderer in one pass."""
-    roots = [(getattr(rendering, layer), gradient) for layer, gradient in gradients]
-    roots += [(loss, torch.full_like(loss, share)) for loss in rendering.losses.values()]
-    roots = [(root, seed) for root, seed in roots if root.requires_grad]
-    if not roots:
-        raise DivergedError(
-            "the rendering must depend on the parameters, but nothing was visible in any view"
-        )
-    torch.autograd.backward([root for root, _ in roots], [seed for _, seed in roots])
+def _backpropagate(roots: Roots, *, again: bool) -> None:
+    """Add gradients to the parameters; `again` keeps what all objectives of a step share."""
+    roots = [(root, gradient) for root, gradient in roots if root.requires_grad]
+    if roots:
+        tensors, gradients = zip(*roots, strict=True)
+        torch.autograd.backward(tensors, gradients, retain_graph=again)
 
 
-def accumulate(
+def evaluate(
     representation: Representation,
     objective: Objective,
+    step: Step,
     *,
     resolution: int,
-    progress: float,
-    generator: torch.Generator,
     stopwatch: Stopwatch,
     percentiles: bool = False,
-    regulariser_share: float = 1.0,
-) -> dict[str, Float[Tensor, ""]]:
-    """Add one objective's gradient to the parameters and return its metrics.
+) -> tuple[Roots, dict[str, Float[Tensor, ""]]]:
+    """Render one objective's views and compute its clipped gradients.
 
-    Every objective renders, so each brings the regularisers; `regulariser_share` keeps their sum the same
-    for any number of objectives.
+    The guidance evaluates the image at its own resolution, and the gradient is clipped there, so that a
+    threshold has one meaning whatever the resolution of the rendering. Only pixels that show the object are
+    clipped and counted: the others reach no parameter.
+
     """
     with stopwatch.part("cameras"):
-        cameras = objective.sample_cameras(progress, generator)
+        cameras = objective.sample_cameras(step)
         background, backdrops = draw_backgrounds(
-            objective.backgrounds, len(cameras), generator, cameras.azimuth.device
+            objective.backgrounds, len(cameras), step.generator("backgrounds"), cameras.azimuth.device
         )
+        views = Views(cameras, background)
     with stopwatch.part("render"):
-        rendering = representation.render(cameras, resolution, background, progress=progress)
-        rendering = put_behind(rendering, backdrops)
-    image: Tensor = getattr(rendering, objective.target)
+        rendering = put_behind(representation.render(views, resolution, step), backdrops)
+        rendered: Tensor = getattr(rendering, objective.target)
+        side = objective.guidance.input_resolution(resolution)
+        image = resize(rendered, side)
+        inside = visible_pixels(rendering.alpha, side)
     with stopwatch.part("guidance"):
-        output = objective.guidance(image.detach(), rendering, cameras, progress)
+        output = objective.guidance(image.detach(), rendering, views, step)
     with stopwatch.part("backward"):
-        clipped = objective.clip(output.gradient)
-        gradients = [(objective.target, clipped), *output.layers.items()]
-        weighted = [(layer, objective.weight * gradient) for layer, gradient in gradients]
-        _backpropagate(rendering, weighted, regulariser_share)
-    losses = {f"loss_{name}": loss.detach() for name, loss in rendering.losses.items()}
+        gradient = torch.where(inside, output.gradient, 0.0)
+        clipped = objective.clip(gradient)
+        roots = [(image, objective.weight * clipped)]
+        roots += [
+            (getattr(rendering, buffer), objective.weight * values)
+            for buffer, values in output.buffers.items()
+        ]
     with stopwatch.part("metrics"):
-        measured = pgc.statistics(output.gradient, clipped, percentiles=percentiles)
+        measured = pgc.statistics(gradient, clipped, percentiles=percentiles, mask=inside)
         measured["coverage"] = rendering.alpha.detach().mean()
     if rendering.complete is not None:
         measured["complete"] = rendering.complete.float()
-    return {**output.metrics, **losses, **measured}
+    return roots, {**output.metrics, **measured}
+
+
+def visible_pixels(alpha: Float[Tensor, "B H W 1"], side: int) -> Bool[Tensor, "B S S 1"]:
+    """The pixels of an image of `side` pixels that the object can change, its silhouettes included.
+
+    One pixel around the coverage belongs to it: antialiasing reaches that far.
+    """
+    covered = (alpha.detach() > 0).to(alpha.dtype).movedim(-1, 1)
+    grown = max_pool2d(covered, 3, stride=1, padding=1).movedim(1, -1)
+    return resize(grown, side) > 0
 
 
 def all_finite(tensors: Sequence[Tensor]) -> Bool[Tensor, ""]:
@@ -165,66 +169,77 @@ def all_finite(tensors: Sequence[Tensor]) -> Bool[Tensor, ""]:
 
 
 def _usable(metrics: Mapping[str, Tensor], objective: str) -> Bool[Tensor, ""]:
-    """Whether an objective judged a whole surface, and by at least one finite pixel.
+    """Whether an objective saw a whole surface, and the guidance gave at least one finite pixel.
 
-    A rule turns non-finite pixels into zeros; a picture of nothing else must not pass as a good step.
+    A rule turns non-finite pixels into zeros; an image of nothing else must not pass as a good step.
     """
-    sighted = metrics[f"{objective}/nonfinite_fraction"] < 1
+    finite = metrics[f"{objective}/nonfinite_fraction"] < 1
     complete = metrics.get(f"{objective}/complete")
-    return sighted if complete is None else sighted & (complete > 0)
+    return finite if complete is None else finite & (complete > 0)
 
 
 def optimization_step(
     problem: Problem,
+    step: Step,
     *,
     resolution: int,
-    progress: float,
     stopwatch: Stopwatch | None = None,
     percentiles: bool = False,
 ) -> StepOutput:
-    """Render, ask, clip, send back, and step.
+    """Render, evaluate the guidances, clip, backpropagate, and step.
 
     A step with a non-finite parameter gradient, or with an incomplete rendering, changes nothing.
 
     Args:
         problem: what is optimised, and towards what.
+        step: where the run is; also the source of all random numbers.
         resolution: side of the square renderings in pixels.
-        progress: share of the run that is done, in [0, 1].
         stopwatch: takes the times of the parts.
         percentiles: also measure the percentiles of the pixel gradients.
     """
-    optimizer = problem.optimizer
-    tensors = parameters(problem.representation.parameter_groups())
-    stopwatch = stopwatch or Stopwatch(tensors[0].device)
-    optimizer.zero_grad(set_to_none=True)
+    representation = problem.representation
+    store = representation.parameter_store()
+    stopwatch = stopwatch or Stopwatch(store.device)
+    store.zero_grad()
     metrics: dict[str, Tensor] = {}
+    with stopwatch.part("render"):
+        representation.begin_step(step)
+    pending: Roots = []
     for name, objective in problem.objectives.items():
-        measured = accumulate(
-            problem.representation,
+        with stopwatch.part("backward"):
+            _backpropagate(pending, again=True)
+        pending, measured = evaluate(
+            representation,
             objective,
+            step.within(name),
             resolution=resolution,
-            progress=progress,
-            generator=problem.generator,
             stopwatch=stopwatch,
             percentiles=percentiles,
-            regulariser_share=1.0 / len(problem.objectives),
         )
         metrics |= {f"{name}/{key}": value for key, value in measured.items()}
+    with stopwatch.part("backward"):
+        losses = representation.regularizers(step)
+        metrics |= {f"regularizers/{name}": loss.detach() for name, loss in losses.items()}
+        pending += [(loss, torch.ones_like(loss)) for loss in losses.values()]
+        _backpropagate(pending, again=False)
     with stopwatch.part("optimizer"):
-        finite = all_finite([tensor.grad for tensor in tensors if tensor.grad is not None])
+        tensors = store.tensors()
+        gradients = [tensor.grad for tensor in tensors if tensor.grad is not None]
+        if not gradients:
+            raise DivergedError(
+                "the rendering must depend on the parameters, but nothing was visible in any view"
+            )
+        finite = all_finite(gradients)
         finite = finite & torch.stack([_usable(metrics, name) for name in problem.objectives]).all()
         if problem.clip_parameters is not None:
             problem.clip_parameters(tensors)
-        for group in optimizer.param_groups:
-            group["lr"] = group.setdefault("initial_lr", group["lr"]) * problem.lr_scale(progress)
-        # The hook that fused optimisers offer to GradScaler: 1 makes the kernel leave everything as it is.
-        optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
-        optimizer.step()
+        store.step(finite, lr_scale=problem.lr_scale(step.progress))
+        representation.end_step(step)
     return StepOutput(metrics=metrics, finite=finite)
 
 
 @dataclass
-class _Tally:
+class _RunningMeans:
     """Sums of the device scalars since the last log."""
 
     sums: dict[str, Tensor] = field(default_factory=dict)
@@ -259,37 +274,39 @@ def optimize(
     steps: int,
     resolution_at: Callable[[float], int],
     start: int = 0,
+    seed: int = 0,
+    stage: str = "main",
     log_every: int = 10,
     max_skipped: int = 20,
 ) -> Iterator[StepReport]:
     """Run steps `start` to `steps` and hand over control after each one.
 
-    The numbers of a report are means over the log interval, with `seconds/<part>` per step.
+    The numbers of a report are means over the log interval, with `seconds/<part>` per step. `seed` and
+    `stage` name the random numbers of the steps (see `Step`).
 
     Raises:
-        DivergedError: `max_skipped` steps in a row had no finite gradient (looked at when logging), or the
+        DivergedError: `max_skipped` steps in a row had no finite gradient (checked when logging), or the
             representation lost its surface. The parameters are those of the last good step.
     """
-    device = parameters(problem.representation.parameter_groups())[0].device
-    stopwatch, tally, logged = Stopwatch(device), _Tally(), start
-    for step in range(start, steps):
-        log = (step + 1) % log_every == 0 or step + 1 == steps
-        progress = step / max(steps - 1, 1)
-        output = optimization_step(
-            problem,
-            resolution=resolution_at(progress),
-            progress=progress,
-            stopwatch=stopwatch,
-            percentiles=log,
+    stopwatch, means, logged = (
+        Stopwatch(problem.representation.parameter_store().device),
+        _RunningMeans(),
+        start,
+    )
+    for index in range(start, steps):
+        step = Step(index=index, total=steps, seed=seed, stage=stage)
+        log = (index + 1) % log_every == 0 or index + 1 == steps
+        resolution = resolution_at(step.progress)
+        means.add(
+            optimization_step(problem, step, resolution=resolution, stopwatch=stopwatch, percentiles=log)
         )
-        tally.add(output)
         metrics = None
         if log:
-            seconds = {name: total / (step + 1 - logged) for name, total in stopwatch.read().items()}
-            metrics = tally.read() | {f"seconds/{name}": value for name, value in seconds.items()}
-            logged = step + 1
-            _require_finite(metrics["skipped_in_a_row"], max_skipped, step + 1)
-        yield StepReport(step=step + 1, steps=steps, metrics=metrics)
+            seconds = {name: total / (index + 1 - logged) for name, total in stopwatch.read().items()}
+            metrics = means.read() | {f"seconds/{name}": value for name, value in seconds.items()}
+            logged = index + 1
+            _require_finite(metrics["skipped_in_a_row"], max_skipped, index + 1)
+        yield StepReport(step=index + 1, steps=steps, metrics=metrics)
 
 
 def _require_finite(skipped: float, limit: int, step: int) -> None:

@@ -22,7 +22,7 @@ from functools import partial
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 Norm = Literal["linf", "l2"]
@@ -116,26 +116,38 @@ def statistics(
     norm: Norm = "linf",
     dim: int = -1,
     percentiles: bool = True,
+    mask: Bool[Tensor, "..."] | None = None,
 ) -> dict[str, Float[Tensor, ""]]:
     """Measure a gradient and what a rule made of it, as scalars on the device.
 
+    Args:
+        gradient: before clipping.
+        clipped: after clipping.
+        norm: how a pixel vector is measured over its channels.
+        dim: the channel axis.
+        percentiles: also measure lengths.
+        mask: the pixels that count, of size 1 along `dim`; None for all of them.
+
     Returns:
-        The shares of the pixels that the rule changed (`clipped_fraction`) and that were not finite
+        The fractions of the pixels that the rule changed (`clipped_fraction`) and that were not finite
         (`nonfinite_fraction`), and with `percentiles` those of the pixel vectors' lengths before clipping
         (`gradient_p50`, `gradient_p90`, `gradient_p99`, from at most 65536 evenly spread pixels, and
         `gradient_max`); a pixel that was not finite counts as length 0.
     """
-    changed = (gradient != clipped).any(dim)
+    largest = _largest(gradient, dim)
+    counted = torch.ones_like(largest, dtype=torch.bool) if mask is None else mask.expand_as(largest)
+    number = counted.sum().clamp_min(1)
+    changed = (gradient != clipped).any(dim, keepdim=True) & counted
     metrics = {
-        "clipped_fraction": changed.float().mean(),
-        "nonfinite_fraction": count_nonfinite(gradient, dim=dim) / changed.numel(),
+        "clipped_fraction": changed.sum() / number,
+        "nonfinite_fraction": (~(largest < math.inf) & counted).sum() / number,
     }
     if percentiles:
         _, _, length = _polar(gradient, norm, dim)
-        ordered = _sample(length).sort().values
+        ordered = _sample(torch.where(counted, length, -1.0)).sort().values  # what does not count comes first
         for percent in (50, 90, 99):
-            metrics[f"gradient_p{percent}"] = ordered[round(percent / 100 * (len(ordered) - 1))]
-        metrics["gradient_max"] = length.amax()
+            metrics[f"gradient_p{percent}"] = _quantile(ordered, ordered < 0, percent / 100).clamp_min(0.0)
+        metrics["gradient_max"] = torch.where(counted, length, 0.0).amax()
     return metrics
 
 
@@ -169,9 +181,7 @@ class AdaptivePixelClip:
 
     def _update(self, length: Tensor) -> None:
         ordered = _sample(length).float().sort().values
-        zeros = (ordered == 0).sum()
-        rank = zeros + (self.quantile * (len(ordered) - zeros - 1)).round().long()
-        value = ordered.gather(0, rank.clamp(0, len(ordered) - 1)[None])[0]
+        value = _quantile(ordered, ordered == 0, self.quantile)
         rate = torch.where(value > 0, 1 - self.decay, 0.0)
         self._total = torch.lerp(self._total.to(value.device), value, rate)
         self._weight = torch.lerp(self._weight.to(value.device), torch.ones_like(value), rate)
@@ -368,6 +378,13 @@ def _polar(gradient: Tensor, norm: Norm, dim: int) -> tuple[Tensor, Tensor, Tens
         return clean, direction, largest
     length = torch.linalg.vector_norm(direction, dim=dim, keepdim=True)
     return clean, direction / torch.where(length > 0, length, 1.0), largest * length
+
+
+def _quantile(ordered: Tensor, skipped: Tensor, fraction: float) -> Tensor:
+    """The quantile of sorted numbers without the first ones, those that `skipped` marks."""
+    first = skipped.sum()
+    rank = first + (fraction * (len(ordered) - first - 1)).round().long()
+    return ordered.gather(0, rank.clamp(0, len(ordered) - 1)[None])[0]
 
 
 def _sample(length: Tensor) -> Tensor:

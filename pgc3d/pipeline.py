@@ -20,7 +20,7 @@ from pgc3d.errors import DivergedError, InputError, RunDirectoryError
 from pgc3d.export.canvas import save_canvas
 from pgc3d.export.export import ExportReport, export_asset
 from pgc3d.export.painting import export_painting
-from pgc3d.interfaces import Rasterizer, Representation, Shape
+from pgc3d.interfaces import Meshable, Rasterizer, Representation
 from pgc3d.model_record import describe_models, require_same_models, with_absolute_paths
 from pgc3d.plan import plan_run
 from pgc3d.prompts import prompt_notes
@@ -31,7 +31,7 @@ from pgc3d.session import Event, Reporter, Session, explain_memory
 from pgc3d.signals import StopFlag
 from pgc3d.task import KEPT, Task
 from pgc3d.teachers import Models, locate_models, model_notes
-from pgc3d.types import Cameras, Canvas, Rendering
+from pgc3d.types import Cameras, Canvas, Rendering, Views
 
 FREE_SPACE = 500_000_000  # bytes: two checkpoints, the asset with its textures, previews
 
@@ -289,7 +289,7 @@ def _painter(session: Session, representation: Representation) -> Callable[[Came
     def paint(cameras: Cameras) -> Rendering:
         background = torch.ones(len(cameras), 3, device=session.device)
         size = session.config.logging.preview_resolution
-        return representation.render(cameras.to(session.device), size, background, progress=1.0)
+        return representation.render(Views(cameras.to(session.device), background), size, None)
 
     return paint
 
@@ -314,7 +314,7 @@ def _write_asset(session: Session, representation: Representation, rasterizer: R
             rasterizer=rasterizer,
         )
     return export_asset(
-        cast("Shape", representation),
+        cast("Meshable", representation),
         path,
         format=settings.format,
         texture_size=settings.texture_size,

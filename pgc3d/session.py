@@ -21,7 +21,7 @@ from pgc3d.checkpoint import pack, unpack
 from pgc3d.checkpoint_files import Checkpoint
 from pgc3d.config import Config
 from pgc3d.errors import DivergedError, OutOfMemoryError, Pgc3dError
-from pgc3d.interfaces import Divisible, parameters
+from pgc3d.interfaces import SupportsMicroBatch
 from pgc3d.optimize import StepReport, optimize
 from pgc3d.run import RunDirectory
 from pgc3d.signals import StopFlag, interrupt_held
@@ -29,7 +29,6 @@ from pgc3d.signals import StopFlag, interrupt_held
 logger = logging.getLogger(__name__)
 
 LIBRARIES = ("torch", "diffusers", "transformers", "numpy", "numba", "xatlas", "trimesh", "safetensors")
-EXTRA = "_extra_state"  # how torch names what a module keeps beside tensors
 Stage = Literal["build", "optimize", "export", "render"]
 
 
@@ -174,6 +173,7 @@ class Session:
                 start=step,
                 steps=config.run.steps,
                 resolution_at=config.run.resolution_at,
+                seed=config.run.seed,
                 log_every=config.logging.log_every,
                 max_skipped=config.optimizer.max_skipped,
             )
@@ -204,18 +204,18 @@ class Session:
         return {
             name: min(objective.guidance.micro_batch or batches[name], batches[name])
             for name, objective in built.problem.objectives.items()
-            if isinstance(objective.guidance, Divisible)
+            if isinstance(objective.guidance, SupportsMicroBatch)
         }
 
     def _divide(self, built: Built, micro_batch: int) -> None:
         """Let every guidance look at so many views at once, or fewer where it does."""
         for name, now in self._views(built).items():
             guidance = built.problem.objectives[name].guidance
-            assert isinstance(guidance, Divisible)
+            assert isinstance(guidance, SupportsMicroBatch)
             guidance.micro_batch = min(micro_batch, now)
 
     def _retry(self, built: Built, step: int, micro_batch: int) -> None:
-        built.problem.optimizer.zero_grad(set_to_none=True)
+        built.problem.representation.parameter_store().zero_grad()
         self._divide(built, micro_batch)
         gc.collect()
         if self.device.type == "cuda":
@@ -254,24 +254,15 @@ class _Reached:
 
 @dataclass(frozen=True)
 class _Edge:
-    """What a step changes beside parameters, as it was before: one that failed is done again from there.
+    """What a step changes beside parameters, as it was before: one that failed is done again from there."""
 
-    A representation's extra state counts its steps; what it did on its way, as restoring a distance field,
-    it does again.
-    """
-
-    generators: Mapping[str, Tensor]
-    states: Mapping[str, Mapping[str, Tensor]]
-    extra: Mapping[str, Any]
+    states: Mapping[str, Mapping[str, Tensor]]  # of guidances and clips
     versions: tuple[int, ...]  # of the parameters: torch counts what is done to them in place
 
     @classmethod
     def of(cls, built: Built) -> "_Edge":
-        representation = built.problem.representation.state_dict()
         return cls(
-            generators={name: source.get_state() for name, source in built.generators.items()},
             states={name: dict(stateful.state_dict()) for name, stateful in built.states.items()},
-            extra={name: value for name, value in representation.items() if name.endswith(EXTRA)},
             versions=_versions(built),
         )
 
@@ -281,17 +272,12 @@ class _Edge:
 
     def restore(self, built: Built) -> None:
         """Put it back."""
-        for name, source in built.generators.items():
-            source.set_state(self.generators[name])
         for name, stateful in built.states.items():
             stateful.load_state_dict(self.states[name])
-        representation = built.problem.representation
-        representation.load_state_dict({**representation.state_dict(), **self.extra})
 
 
 def _versions(built: Built) -> tuple[int, ...]:
-    groups = built.problem.representation.parameter_groups()
-    return tuple(tensor._version for tensor in parameters(groups))
+    return tuple(tensor._version for tensor in built.problem.representation.parameter_store().tensors())
 
 
 def describe_environment(device: torch.device) -> dict[str, Any]:

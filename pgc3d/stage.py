@@ -1,6 +1,5 @@
 """The asset of a run, the mesh that it paints, and the cameras around it, from a configuration."""
 
-import hashlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -22,7 +21,7 @@ from pgc3d.representation.dmtet import build_dmtet
 from pgc3d.representation.fields import ColorField
 from pgc3d.representation.textured_mesh import PaintedMesh, TexturedMeshConfig, build_painted_mesh
 from pgc3d.task import Task
-from pgc3d.types import Canvas
+from pgc3d.types import Canvas, seeded
 
 
 def build_representation(
@@ -100,21 +99,15 @@ def camera_sampler(
     batch = objective.batch
     match objective.cameras:
         case OrbitConfig() as orbit:
-            return lambda _, generator: sample_orbit(batch, orbit, generator, device)
+            return lambda step: sample_orbit(batch, orbit, step.generator("cameras"), device)
         case ReferenceCameraConfig():
             cameras = reference_view(config.view, batch).to(device)
-            return lambda *_: cameras
+            return lambda _: cameras
         case CloseUpConfig() as close:
             if not isinstance(representation, PaintedMesh):
                 raise ConfigError("cameras.kind close_up needs representation.kind textured_mesh")
             mesh = representation.canvas.in_world()
             surface = partial(sample_surface, mesh.vertices, mesh.faces)
-            return lambda progress, generator: sample_close_ups(
-                batch, close, surface, progress, generator, device
+            return lambda step: sample_close_ups(
+                batch, close, surface, step.progress, step.generator("cameras"), device
             )
-
-
-def seeded(seed: int, name: str) -> torch.Generator:
-    """A stream of its own for every use, so that another objective leaves the cameras of this one alone."""
-    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))

@@ -27,7 +27,7 @@ from pgc3d.guidance.sds import ScoreDistillation, SdsConfig
 from pgc3d.guidance.zero123 import NovelViewDistillation, Zero123Config
 from pgc3d.inputs.image import load_photo
 from pgc3d.inputs.maps import MapName, load_map
-from pgc3d.interfaces import Divisible, Guidance
+from pgc3d.interfaces import Guidance, SupportsMicroBatch
 from pgc3d.prompts import ViewPromptConfig, unknown_words, view_prompts
 from pgc3d.schedules import PiecewiseLinear
 from pgc3d.task import Task
@@ -284,29 +284,26 @@ def _economical(
     return spare_memory(model) if low_memory else model, networks
 
 
-def build_guidance(
-    config: Config, guidance: GuidanceConfig, teachers: Teachers, generator: torch.Generator
-) -> Guidance:
+def build_guidance(config: Config, guidance: GuidanceConfig, teachers: Teachers) -> Guidance:
     """Make the guidance that a configuration describes.
 
     Raises:
         ValueError: its model or picture was not loaded.
     """
-    built = _build(guidance, teachers, generator)
-    if isinstance(built, Divisible):
+    built = _build(guidance, teachers)
+    if isinstance(built, SupportsMicroBatch):
         built.micro_batch = 1 if config.run.low_memory else config.run.micro_batch
     return built
 
 
-def _build(config: GuidanceConfig, teachers: Teachers, generator: torch.Generator) -> Guidance:
+def _build(config: GuidanceConfig, teachers: Teachers) -> Guidance:
     match config:
         case SdsConfig() if teachers.text is not None:
-            return _build_sds(config, teachers.text, generator)
+            return _build_sds(config, teachers.text)
         case Zero123Config() if teachers.image is not None:
             return NovelViewDistillation(
                 model=teachers.image,
                 reference=teachers.reference,
-                generator=generator,
                 guidance_scale=config.guidance_scale,
                 t_min=PiecewiseLinear(config.t_min),
                 t_max=PiecewiseLinear(config.t_max),
@@ -325,13 +322,12 @@ def _build(config: GuidanceConfig, teachers: Teachers, generator: torch.Generato
     raise ValueError(f"the guidance {config.kind!r} lacks its model or picture")
 
 
-def _build_sds(config: SdsConfig, text: TextTeacher, generator: torch.Generator) -> ScoreDistillation:
+def _build_sds(config: SdsConfig, text: TextTeacher) -> ScoreDistillation:
     return ScoreDistillation(
         model=text.model,
         positive=text.positive,
         negative=text.negatives[config.negative_prompt],
         view_prompts_config=text.views,
-        generator=generator,
         guidance_scale=config.guidance_scale,
         t_min=PiecewiseLinear(config.t_min),
         t_max=PiecewiseLinear(config.t_max),

@@ -5,13 +5,65 @@ Images are channel last, row 0 on top, sRGB in [0, 1] unless said otherwise. Ang
 The world is right handed, y up, the object's front is +z (glTF axes); a camera looks along its -z.
 """
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+
+def seeded(*names: object) -> torch.Generator:
+    """A CPU generator whose numbers depend on the names alone, as a seed, a stage and a use."""
+    digest = hashlib.sha256("\0".join(map(str, names)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The part of every step's views that this process computes."""
+
+    rank: int = 0
+    size: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.size:
+            raise ValueError(f"rank must lie in [0, {self.size}), got {self.rank}")
+
+    def rows(self, batch: int) -> slice:
+        """The rows of a batch that belong to this process: all shards together cover each row once."""
+        return slice(batch * self.rank // self.size, batch * (self.rank + 1) // self.size)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimisation step: where the run is, and its source of random numbers.
+
+    Generators are made anew from (seed, stage, scope, name, index), so they have no state: a resumed run
+    draws what an uninterrupted one draws, whatever else draws numbers.
+    """
+
+    index: int  # from 0
+    total: int
+    seed: int = 0
+    stage: str = "main"
+    scope: str = ""  # of an objective: its name
+    shard: Shard = Shard()
+
+    @property
+    def progress(self) -> float:
+        """In [0, 1]: 0 at the first step, 1 at the last one."""
+        return self.index / max(self.total - 1, 1)
+
+    def within(self, scope: str) -> "Step":
+        """The same step with random numbers of its own for `scope`."""
+        return replace(self, scope=scope)
+
+    def generator(self, name: str) -> torch.Generator:
+        """A new CPU generator for the use `name`; equal calls give equal numbers."""
+        return seeded(self.seed, self.stage, self.scope, name, self.index)
 
 
 @dataclass(frozen=True)
@@ -46,6 +98,17 @@ class Cameras:
         """The same cameras on another device; copies to it from the host are not waited for."""
         moved = {name: value.to(device, non_blocking=not value.is_cuda) for name, value in vars(self).items()}
         return Cameras(**moved)
+
+
+@dataclass(frozen=True)
+class Views:
+    """What is to be rendered: B cameras, and the colour behind the object in each."""
+
+    cameras: Cameras
+    background: Float[Tensor, "B 3"]  # sRGB; of an image, its mean
+
+    def __len__(self) -> int:
+        return len(self.cameras)
 
 
 @dataclass(frozen=True)
@@ -87,20 +150,19 @@ class Fragments:
         return self.data[..., 3].long() - 1
 
 
-Layer = Literal["color", "normal", "depth", "alpha"]
+Buffer = Literal["color", "normal", "depth", "alpha"]
 
 
 @dataclass(frozen=True)
 class Rendering:
-    """B pictures of a representation, differentiable, composited over `background`."""
+    """B images of a representation, differentiable, composited over `background`."""
 
     color: Float[Tensor, "B H W 3"]  # sRGB, shaded
     normal: Float[Tensor, "B H W 3"]  # world space, outward, (n + 1) / 2; background 0.5
     depth: Float[Tensor, "B H W 1"]  # distance along the camera's -z, 0 where nothing was hit
     alpha: Float[Tensor, "B H W 1"]  # antialiased coverage
-    background: Float[Tensor, "B 3"]  # sRGB; of a picture, its mean
-    losses: Mapping[str, Float[Tensor, ""]] = field(default_factory=dict)  # weighted regularisers
-    complete: Bool[Tensor, ""] | None = None  # False, on the device: not the whole surface, take no step
+    background: Float[Tensor, "B 3"]  # sRGB; of an image, its mean
+    complete: Bool[Tensor, ""] | None = None  # on the device; False: part of the surface is missing
 
 
 @dataclass(frozen=True)
@@ -113,16 +175,26 @@ class TextEmbedding:
 
 @dataclass(frozen=True)
 class GuidanceOutput:
-    """A guidance's wish for the image.
+    """How a guidance would change an image.
 
     `gradient` is d loss / d image in float32, summed over the image, not divided by the batch, with no loss
-    scale in it, so that a clipping threshold is absolute. `layers` are such gradients on other layers of the
-    rendering, which no rule clips. `metrics` are scalars that stay on the device.
+    scale in it, so that a clipping threshold is absolute. `buffers` are such gradients on other buffers of
+    the rendering, which no rule clips. `metrics` are scalars that stay on the device.
     """
 
     gradient: Float[Tensor, "B H W 3"]
-    layers: Mapping[Layer, Float[Tensor, "B H W _"]] = field(default_factory=dict)
+    buffers: Mapping[Buffer, Float[Tensor, "B h w _"]] = field(default_factory=dict)
     metrics: Mapping[str, Float[Tensor, ""]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Handover:
+    """What one stage leaves for the next, on the device, whatever the two representations are."""
+
+    surface: Mesh | None
+    sdf: Callable[[Float[Tensor, "P 3"]], Float[Tensor, " P"]] | None  # negative inside
+    material: Callable[[Float[Tensor, "P 3"]], Material]
+    state: Mapping[str, Tensor] = field(default_factory=dict)  # weights, copied where names and shapes agree
 
 
 @dataclass(frozen=True)

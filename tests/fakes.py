@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from pgc3d.interfaces import ParameterGroup
-from pgc3d.types import Cameras, GuidanceOutput, Material, Mesh, Rendering
+from pgc3d.parameters import ParameterGroup, ParameterStore
+from pgc3d.types import GuidanceOutput, Handover, Material, Mesh, Rendering, Step, Views
 
 
 class FlatColor(nn.Module):
-    """An asset that looks the same from everywhere: one colour over the whole picture."""
+    """An asset that looks the same from everywhere: one colour over the whole image."""
 
     def __init__(
         self, color: tuple[float, float, float] = (0.5, 0.5, 0.5), lr: float = 0.05, decay: float = 0.0
@@ -20,24 +20,38 @@ class FlatColor(nn.Module):
         self.color = nn.Parameter(torch.tensor(color))
         self.lr, self.decay = lr, decay
         self.resolutions: list[int] = []
+        self.begun: list[int] = []
+        self.ended: list[int] = []
+        self._store: ParameterStore | None = None
 
-    def render(
-        self, cameras: Cameras, resolution: int, background: Tensor, *, progress: float = 1.0
-    ) -> Rendering:
+    def begin_step(self, step: Step) -> None:
+        self.begun.append(step.index)
+
+    def end_step(self, step: Step) -> None:
+        self.ended.append(step.index)
+
+    def render(self, views: Views, resolution: int, step: Step | None) -> Rendering:
         self.resolutions.append(resolution)
-        size = (len(cameras), resolution, resolution)
+        size = (len(views), resolution, resolution)
         color = self.color.expand(*size, 3)
         return Rendering(
             color=color,
             normal=color,
             depth=torch.ones(*size, 1),
             alpha=torch.ones(*size, 1),
-            background=background,
-            losses={"size": self.decay * self.color.square().sum()},
+            background=views.background,
         )
 
-    def parameter_groups(self) -> list[ParameterGroup]:
-        return [{"name": "color", "params": [self.color], "lr": self.lr}]
+    def regularizers(self, step: Step) -> dict[str, Tensor]:
+        return {"size": self.decay * self.color.square().sum()}
+
+    def parameter_store(self) -> ParameterStore:
+        if self._store is None:
+            self._store = ParameterStore([ParameterGroup(name="color", params=[self.color], lr=self.lr)])
+        return self._store
+
+    def handover(self) -> Handover:
+        return Handover(surface=self.to_mesh(), sdf=None, material=self.material)
 
     def to_mesh(self) -> Mesh:
         vertices = torch.tensor([[0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
@@ -59,23 +73,24 @@ class PullTowardColor:
     color: tuple[float, float, float] = (1.0, 0.0, 0.0)
     broken: frozenset[int] = frozenset()
     noise: float = 0.0
-    generator: torch.Generator = field(default_factory=torch.Generator)
+    side: int = 0  # of the images that are evaluated, 0 for the rendering's
     calls: int = 0
     seen: list[Mapping[str, object]] = field(default_factory=list)
 
-    def __call__(
-        self, image: Tensor, rendering: Rendering, cameras: Cameras, progress: float
-    ) -> GuidanceOutput:
+    def input_resolution(self, rendered: int) -> int:
+        return self.side or rendered
+
+    def __call__(self, image: Tensor, rendering: Rendering, views: Views, step: Step) -> GuidanceOutput:
         self.seen.append(
             {
                 "requires_grad": image.requires_grad,
-                "progress": progress,
+                "progress": step.progress,
                 "background": rendering.background,
                 "finite": bool(image.isfinite().all()),
             }
         )
         gradient = image - torch.tensor(self.color)
-        gradient = gradient + self.noise * torch.randn(gradient.shape, generator=self.generator)
+        gradient = gradient + self.noise * torch.randn(gradient.shape, generator=step.generator("noise"))
         if self.calls in self.broken:
             gradient = torch.full_like(gradient, float("nan"))
         self.calls += 1

@@ -38,6 +38,7 @@ LAYERS = (
     ("ranges",),
     ("schedules",),
     ("interfaces",),
+    ("parameters",),
     ("task",),
     ("types", "errors", "plain_files", "records", "signals", "__init__"),
 )

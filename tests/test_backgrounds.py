@@ -8,6 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from meshes import write_cube
 from PIL import Image
+from steps import backpropagate
+from steps import render as render_step
 
 from pgc3d.backgrounds import (
     Backdrop,
@@ -24,8 +26,7 @@ from pgc3d.export.canvas import prepare_canvas
 from pgc3d.guidance.reference import ReferenceConfig
 from pgc3d.inputs import formats
 from pgc3d.inputs.image import frame_photo
-from pgc3d.interfaces import parameters
-from pgc3d.optimize import Objective, Stopwatch, accumulate
+from pgc3d.optimize import Objective
 from pgc3d.render.cpu import CpuRasterizer
 from pgc3d.representation.dmtet import DMTetConfig, build_dmtet
 from pgc3d.representation.textured_mesh import TexturedMeshConfig, build_painted_mesh
@@ -65,13 +66,13 @@ def asset(request, tmp_path_factory):
 
 
 def render(asset, color, picture=None):
-    rendering = asset.render(turntable(2), SIDE, torch.tensor([color] * 2))
+    rendering = render_step(asset, turntable(2), SIDE, torch.tensor([color] * 2))
     return put_behind(rendering, [backdrop(picture)] * 2) if picture is not None else rendering
 
 
 def gradients(asset, rendering, weights):
     torch.autograd.backward((weights * rendering.color).sum())
-    tensors = parameters(asset.parameter_groups())
+    tensors = asset.parameter_store().tensors()
     found = [torch.zeros_like(t) if t.grad is None else t.grad.clone() for t in tensors]
     for tensor in tensors:
         tensor.grad = None
@@ -105,32 +106,31 @@ def test_the_object_hides_the_picture_and_nothing_else_does(asset):
         assert torch.equal(getattr(composed, layer), getattr(plain, layer))
 
 
-class WishesForTheBackground:
-    """Asks for changes where nothing is in front of the background."""
+class ChangesTheBackground:
+    """A gradient where nothing is in front of the background."""
 
-    def __call__(self, image, rendering, cameras, progress):
+    def input_resolution(self, rendered):
+        return rendered
+
+    def __call__(self, image, rendering, views, step):
         self.image, self.rendering = image, rendering
         return GuidanceOutput(gradient=(rendering.alpha == 0) * noise(*image.shape))
 
 
-def test_a_wish_about_the_background_reaches_no_parameter(asset):
-    guidance, picture = WishesForTheBackground(), noise(48, 48, 3)
+def test_a_gradient_on_the_background_reaches_no_parameter(asset):
+    guidance, picture = ChangesTheBackground(), noise(48, 48, 3)
+    composed = render(asset, GREY, picture)
+    free = composed.alpha == 0
+    assert free.any()
+    assert not any(found.any() for found in gradients(asset, composed, free * noise(2, SIDE, SIDE, 3)))
     objective = Objective(
-        sample_cameras=lambda *_: turntable(2),
+        sample_cameras=lambda step: turntable(2),
         guidance=guidance,
         clip=lambda gradient: gradient,
         backgrounds=(backdrop(picture),),
     )
-    accumulate(
-        asset,
-        objective,
-        resolution=SIDE,
-        progress=0.0,
-        generator=torch.Generator().manual_seed(0),
-        stopwatch=Stopwatch(CPU),
-        regulariser_share=0.0,
-    )
-    for tensor in parameters(asset.parameter_groups()):
+    backpropagate(asset, objective, SIDE)
+    for tensor in asset.parameter_store().tensors():
         assert tensor.grad is None or not tensor.grad.any()
         tensor.grad = None
     free = guidance.rendering.alpha[..., 0] == 0
@@ -141,7 +141,7 @@ def test_a_wish_about_the_background_reaches_no_parameter(asset):
 
 
 def test_views_before_a_colour_stay_as_they_are():
-    rendering = FlatColor().render(turntable(3), 8, noise(3, 3))
+    rendering = render_step(FlatColor(), turntable(3), 8, noise(3, 3))
     assert put_behind(rendering, [None] * 3) is rendering
     mixed = put_behind(rendering, [None, backdrop(noise(8, 8, 3)), None])
     assert torch.equal(mixed.color[::2], rendering.color[::2])
@@ -249,14 +249,7 @@ def test_the_guidance_is_told_the_pictures_mean():
     """So that a prompt with a slot for the background names the nearest colour."""
     guidance, drop = PullTowardColor(), backdrop(noise(8, 8, 3))
     objective = Objective(
-        sample_cameras=lambda *_: turntable(1), guidance=guidance, clip=lambda g: g, backgrounds=(drop,)
+        sample_cameras=lambda step: turntable(1), guidance=guidance, clip=lambda g: g, backgrounds=(drop,)
     )
-    accumulate(
-        FlatColor(),
-        objective,
-        resolution=8,
-        progress=0.0,
-        generator=torch.Generator(),
-        stopwatch=Stopwatch(CPU),
-    )
+    backpropagate(FlatColor(), objective, 8)
     torch.testing.assert_close(guidance.seen[0]["background"], torch.tensor([drop.color]))

@@ -6,6 +6,7 @@ import torch
 import trimesh
 from hypothesis import given
 from hypothesis import strategies as st
+from steps import FIRST
 from tiny import edit_json, tiny_score_distillation, write_tiny_controlnet, write_tiny_sd, write_tiny_sdxl
 
 from pgc3d.cameras import turntable
@@ -25,7 +26,7 @@ from pgc3d.diffusion.models import resolve_model
 from pgc3d.errors import ConfigError, WeightsNotFoundError
 from pgc3d.render.cpu import CpuRasterizer
 from pgc3d.render.mesh_renderer import render_mesh
-from pgc3d.types import Material, Mesh
+from pgc3d.types import Material, Mesh, Views
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,7 @@ def gradient(guidance, controls, conditions):
     noise, posterior = draw(2, 2, 4, 8, 8)
     guidance.controls = tuple(controls)
     output = guidance.gradient(
-        draw(2, 48, 48, 3).sigmoid(),
+        draw(2, 64, 64, 3).sigmoid(),
         timesteps=torch.tensor([20, 900]),
         noise=noise,
         posterior_noise=posterior,
@@ -126,9 +127,9 @@ def test_guidance_shows_its_render_to_the_network(guidance, network):
     guidance.controls = (Control(network=network, condition="depth"),)
     gradients = []
     for scale in (1.0, 0.5):
-        guidance.generator.manual_seed(0)
-        picture, cameras = ball(64, scale=scale)
-        gradients.append(guidance(draw(1, 64, 64, 3).sigmoid(), picture, cameras, 0.5).gradient)
+        picture, cameras = ball(96, scale=scale)  # conditions are resized, as the rendering is
+        views = Views(cameras, picture.background)
+        gradients.append(guidance(draw(1, 64, 64, 3).sigmoid(), picture, views, FIRST).gradient)
     assert gradients[0].shape == (1, 64, 64, 3)
     assert (gradients[0] - gradients[1]).norm() > 0.001 * gradients[0].norm()
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import trimesh
+from steps import show
 from torch import Tensor
 
 from pgc3d.cameras import turntable
@@ -18,9 +19,10 @@ from pgc3d.export.export import export_asset
 from pgc3d.export.gltf_check import check_glb
 from pgc3d.export.mesh_file import FORMATS, read_mesh, write_mesh
 from pgc3d.export.roundtrip import comparison_views, psnr, render_asset, round_trip_psnr
-from pgc3d.interfaces import ParameterGroup, Representation
+from pgc3d.interfaces import Meshable
+from pgc3d.parameters import ParameterStore
 from pgc3d.render import build_rasterizer
-from pgc3d.types import Cameras, Material, Mesh, Rendering
+from pgc3d.types import Handover, Material, Mesh, Rendering, Step, Views
 
 CPU = torch.device("cpu")
 
@@ -48,9 +50,14 @@ class Painted:
         flat = torch.full_like(points[:, :1], 0.5)
         return Material(base_color=0.5 + 0.4 * torch.sin(3 * points), roughness=flat, metallic=flat)
 
-    def render(
-        self, cameras: Cameras, resolution: int, background: Tensor, *, progress: float = 1.0
-    ) -> Rendering:
+    def begin_step(self, step: Step) -> None: ...
+
+    def end_step(self, step: Step) -> None: ...
+
+    def regularizers(self, step: Step) -> dict[str, Tensor]:
+        return {}
+
+    def render(self, views: Views, resolution: int, step: Step | None) -> Rendering:
         """Rendered with a colour at every vertex of the dense surface: no texture is involved."""
         asset = TexturedMesh(
             self.vertices,
@@ -58,10 +65,15 @@ class Painted:
             torch.nn.functional.normalize(self.vertices, dim=1),
             vertex_color=vertex_colors(self.vertices, self.material),
         )
-        return render_asset(asset, cameras, resolution, background=background, rasterizer=self.rasterizer)
+        return render_asset(
+            asset, views.cameras, resolution, background=views.background, rasterizer=self.rasterizer
+        )
 
-    def parameter_groups(self) -> list[ParameterGroup]:
-        return []
+    def parameter_store(self) -> ParameterStore:
+        return ParameterStore([])
+
+    def handover(self) -> Handover:
+        return Handover(surface=self.to_mesh(), sdf=None, material=self.material)
 
     def state_dict(self) -> Mapping[str, Any]:
         return {}
@@ -77,7 +89,7 @@ def sphere(rasterizer) -> Painted:
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_every_format_shows_what_the_run_showed(tmp_path, sphere, rasterizer, format):
-    assert isinstance(sphere, Representation)
+    assert isinstance(sphere, Meshable)
     path = tmp_path / f"ball.{format}"
     report = export_asset(
         sphere, path, format=format, rasterizer=rasterizer, texture_size=256, faces=2000, metadata={"seed": 3}
@@ -118,7 +130,7 @@ def test_a_wrong_file_is_not_faithful(tmp_path, sphere, rasterizer):
     right = read_mesh(path)
     write_mesh(path, replace(right, uv=right.uv.flip(1)), "glb")
     cameras, background = comparison_views()
-    reference = sphere.render(cameras, 64, background)
+    reference = show(sphere, cameras, 64, background)
     assert round_trip_psnr(path, reference, cameras, rasterizer=rasterizer) < 20
 
 

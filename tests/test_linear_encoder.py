@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from steps import FIRST
 from tiny import tiny_score_distillation, write_tiny_sdxl
 
 from pgc3d.build import build_objectives
@@ -19,7 +20,7 @@ from pgc3d.errors import InputError
 from pgc3d.guidance.distillation import draw as draw_noise
 from pgc3d.task import Task
 from pgc3d.teachers import Models, load_teachers
-from pgc3d.types import Rendering
+from pgc3d.types import Rendering, Views
 
 
 def draw(*shape, seed=0):
@@ -93,7 +94,7 @@ def guidance_of(folder, options):
     config = load_config(options={"model": {"name": str(folder)}, **options})
     device = torch.device("cpu")
     teachers = load_teachers(config, Task("a red chair"), Models(text=resolve_model(folder)), device)
-    objectives, _ = build_objectives(config, teachers, device)
+    objectives = build_objectives(config, teachers, device)
     return objectives["color"].guidance
 
 
@@ -104,34 +105,28 @@ def test_guidance_sends_the_same_latent_gradient_through_the_matrix(folder, writ
     guidance = guidance_of(folder, options)
     ones = torch.ones(1, 64, 64, 1)
     rendering = Rendering(image, image, ones, ones, background=torch.ones(1, 3))
-    output = guidance(image, rendering, turntable(1), 0.0)
+    inputs = rendering, Views(turntable(1), rendering.background), FIRST
+    output = guidance(image, *inputs)
     exact = guidance_of(folder, {})
-    expected = exact(image, rendering, turntable(1), 0.0)
+    expected = exact(image, *inputs)
     assert torch.equal(output.metrics["latent_gradient"], expected.metrics["latent_gradient"])
     assert not torch.allclose(output.gradient, expected.gradient)
-    # The same seed once more: the draws behind the gradient.
-    again = guidance_of(folder, options)
-    state = again.generator.get_state()
-    draws = draw_noise(again.model, 1, 64, (again.t_min(0.0), again.t_max(0.0)), again.generator)
-    latents = again.model.encode(image, draws.posterior_noise)
-    again.generator.set_state(state)
-    wish = again.latent_gradient(latents, rendering, turntable(1), 0.0)
-    pulled = guidance.linear_encoder.pull_back(wish, (64, 64))
+    draws = draw_noise(guidance.model, 1, 64, (guidance.t_min(0.0), guidance.t_max(0.0)), FIRST)
+    latents = guidance.model.encode(image, draws.posterior_noise)
+    pulled = guidance.linear_encoder.pull_back(guidance.latent_gradient(latents, *inputs), (64, 64))
     torch.testing.assert_close(output.gradient, pulled)
 
 
-def test_latents_can_be_judged_by_themselves(folder):
+def test_latents_can_be_evaluated_by_themselves(folder):
     guidance = tiny_score_distillation(folder)
     image = torch.rand((1, 64, 64, 3), generator=torch.Generator().manual_seed(9))
     ones = torch.ones(1, 64, 64, 1)
     rendering = Rendering(image, image, ones, ones, background=torch.ones(1, 3))
-    guidance.generator.manual_seed(3)
-    draws = draw_noise(guidance.model, 1, 64, (guidance.t_min(0.0), guidance.t_max(0.0)), guidance.generator)
+    inputs = rendering, Views(turntable(1), rendering.background), FIRST
+    draws = draw_noise(guidance.model, 1, 64, (guidance.t_min(0.0), guidance.t_max(0.0)), FIRST)
     latents = guidance.model.encode(image, draws.posterior_noise)
-    guidance.generator.manual_seed(3)
-    found = guidance.latent_gradient(latents, rendering, turntable(1), 0.0)
-    guidance.generator.manual_seed(3)
-    through_pixels = guidance(image, rendering, turntable(1), 0.0)
+    found = guidance.latent_gradient(latents, *inputs)
+    through_pixels = guidance(image, *inputs)
     assert found.flatten(1).norm(dim=1).mean() == pytest.approx(
         through_pixels.metrics["latent_gradient"].item()
     )

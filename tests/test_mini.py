@@ -146,7 +146,7 @@ def test_the_gradient_follows_the_colour_in_the_prompt(model, texts):
     for color in ("red", "blue"):
         guidance = ScoreDistillation(
             model=model, positive=texts[color], negative=texts["none"], view_prompts_config=views,
-            generator=torch.Generator(), guidance_scale=7.5, resolution=SIZE,
+            guidance_scale=7.5, resolution=SIZE,
         )  # fmt: skip
         wish = -guidance.gradient(
             torch.full((4, SIZE, SIZE, 3), 0.5),

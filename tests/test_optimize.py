@@ -9,17 +9,19 @@ from fakes import FlatColor, PullTowardColor
 from pgc3d.cameras import OrbitConfig, sample_orbit
 from pgc3d.errors import DivergedError
 from pgc3d.optimize import Objective, Problem, optimization_step, optimize
-from pgc3d.pgc import NoClip
+from pgc3d.pgc import NoClip, PixelClip
+from pgc3d.types import Step
 
 GREY = ((0.5, 0.5, 0.5),)
+FIRST = Step(index=0, total=10)
 
 
 def identity(gradient):
     return gradient
 
 
-def sampler(progress, generator, batch=2):
-    return sample_orbit(batch, OrbitConfig(), generator)
+def sampler(step, batch=2):
+    return sample_orbit(batch, OrbitConfig(), step.generator("cameras"))
 
 
 def objective(guidance, **settings):
@@ -27,18 +29,14 @@ def objective(guidance, **settings):
     return Objective(guidance=guidance, **settings)
 
 
-def adam(asset, **settings):
-    return torch.optim.Adam(asset.parameter_groups(), fused=True, **settings)
-
-
 def problem(asset, objectives, **settings):
-    settings = {"optimizer": adam(asset), "generator": torch.Generator().manual_seed(0)} | settings
+    asset.parameter_store().use_adam()
     return Problem(representation=asset, objectives=objectives, **settings)
 
 
 def step(asset, objectives, *, percentiles=False, **settings):
     return optimization_step(
-        problem(asset, objectives, **settings), resolution=4, progress=0.0, percentiles=percentiles
+        problem(asset, objectives, **settings), FIRST, resolution=4, percentiles=percentiles
     )
 
 
@@ -64,13 +62,14 @@ def test_weights_and_objectives_add_up():
     torch.testing.assert_close(asset.color.grad, expected)
 
 
-def test_a_weight_counts_for_other_layers_too():
-    def guidance(image, rendering, cameras, progress):
-        output = PullTowardColor()(image, rendering, cameras, progress)
-        return replace(output, layers={"normal": 2.0 * output.gradient})
+def test_a_weight_counts_for_other_buffers_too():
+    class WithNormals(PullTowardColor):
+        def __call__(self, *inputs):
+            output = super().__call__(*inputs)
+            return replace(output, buffers={"normal": 2.0 * output.gradient})
 
     asset = FlatColor()
-    step(asset, {"a": objective(guidance, weight=0.5)})
+    step(asset, {"a": objective(WithNormals(), weight=0.5)})
     expected = 0.5 * 3.0 * 32 * (torch.tensor([0.5, 0.5, 0.5]) - torch.tensor([1.0, 0.0, 0.0]))
     torch.testing.assert_close(asset.color.grad, expected)
 
@@ -120,7 +119,7 @@ def test_metrics_come_at_the_log_interval_only():
     metrics = reports[-1].metrics
     parts = {"seconds/render", "seconds/guidance", "seconds/backward", "seconds/optimizer"}
     assert parts <= set(metrics)
-    assert {"color/loss", "color/loss_size", "color/gradient_p50", "color/gradient_max"} <= set(metrics)
+    assert {"color/loss", "regularizers/size", "color/gradient_p50", "color/gradient_max"} <= set(metrics)
 
 
 def test_progress_runs_from_zero_to_one_and_picks_the_resolution():
@@ -133,9 +132,10 @@ def test_progress_runs_from_zero_to_one_and_picks_the_resolution():
 def test_learning_rates_follow_their_schedule():
     asset = FlatColor()
     task = problem(asset, {"color": objective(PullTowardColor())}, lr_scale=lambda progress: 1.0 - progress)
-    first, rates = task.optimizer.param_groups[0]["lr"], []
+    optimizer = asset.parameter_store().optimizer
+    first, rates = optimizer.param_groups[0]["lr"], []
     for _ in optimize(task, steps=3, resolution_at=lambda progress: 4):
-        rates.append(task.optimizer.param_groups[0]["lr"])
+        rates.append(optimizer.param_groups[0]["lr"])
     assert rates == pytest.approx([first, 0.5 * first, 0.0])
 
 
@@ -147,10 +147,10 @@ def test_non_finite_step_changes_nothing_and_is_counted():
     assert reports[-1].metrics["skipped_steps"] == 2
 
 
-def test_picture_without_a_finite_pixel_is_skipped_though_clipping_zeroes_it():
+def test_image_without_a_finite_pixel_is_skipped_though_clipping_zeroes_it():
     asset = FlatColor()
     task = problem(asset, {"color": objective(PullTowardColor(broken=frozenset({0})), clip=NoClip().build())})
-    output = optimization_step(task, resolution=4, progress=0.0)
+    output = optimization_step(task, FIRST, resolution=4)
     assert not output.finite
     torch.testing.assert_close(asset.color.data, torch.tensor([0.5, 0.5, 0.5]))
 
@@ -191,10 +191,44 @@ def test_interrupted_loop_ends_like_an_uninterrupted_one():
     torch.testing.assert_close(asset.color, other.color, rtol=0, atol=0)
 
 
-def test_optimizer_that_cannot_skip_is_refused():
+def test_each_step_is_begun_and_ended_once_for_any_number_of_objectives():
     asset = FlatColor()
-    with pytest.raises(ValueError, match="fused"):
-        problem(asset, {}, optimizer=torch.optim.Adam(asset.parameter_groups()))
+    task = problem(asset, {name: objective(PullTowardColor()) for name in "abc"})
+    list(optimize(task, steps=4, resolution_at=lambda progress: 4))
+    assert asset.begun == asset.ended == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("rendered", [8, 16, 32])
+def test_a_threshold_means_the_same_at_every_resolution_of_the_rendering(rendered):
+    guidance = PullTowardColor(side=32)
+    asset = FlatColor()
+    task = problem(asset, {"a": objective(guidance, clip=PixelClip(threshold=0.1).build())})
+    output = optimization_step(task, FIRST, resolution=rendered)
+    torch.testing.assert_close(asset.color.grad, 2 * 32**2 * torch.tensor([-0.1, 0.1, 0.1]))
+    torch.testing.assert_close(output.metrics["a/clipped_fraction"], torch.tensor(1.0))
+
+
+class HalfVisible(FlatColor):
+    """The left half of every image shows the object."""
+
+    def render(self, views, resolution, step):
+        rendering = super().render(views, resolution, step)
+        alpha = rendering.alpha.clone()
+        alpha[:, :, resolution // 2 :] = 0.0
+        background = rendering.background[:, None, None]
+        return replace(rendering, alpha=alpha, color=torch.where(alpha > 0, rendering.color, background))
+
+
+def test_only_pixels_of_the_object_are_clipped_and_counted():
+    far = PullTowardColor(color=(0.9, 0.9, 0.9))  # the background is black, the object nearly there
+    asset = HalfVisible(color=(0.89, 0.89, 0.89))
+    clip = PixelClip(threshold=0.1).build()
+    settings = {"clip": clip, "backgrounds": ((0.0, 0.0, 0.0),)}
+    task = problem(asset, {"a": objective(far, **settings)})
+    output = optimization_step(task, FIRST, resolution=16, percentiles=True)
+    # of the background only the column along the silhouette counts: 1 of 9
+    torch.testing.assert_close(output.metrics["a/clipped_fraction"], torch.tensor(1 / 9))
+    torch.testing.assert_close(output.metrics["a/gradient_p50"], torch.tensor(0.01), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("stratified", [True, False])

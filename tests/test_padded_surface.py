@@ -3,7 +3,8 @@
 import pytest
 import torch
 from fakes import PullTowardColor
-from test_dmtet import cpu_rasterizer, make
+from steps import FIRST, render, steps
+from test_dmtet import cpu_rasterizer, make, ruin
 from test_marching_tetrahedra import sphere, torus
 
 from pgc3d.cameras import OrbitConfig, sample_orbit, turntable
@@ -15,6 +16,7 @@ from pgc3d.optimize import Objective, Problem, optimization_step
 from pgc3d.render.antialias import edge_topology
 from pgc3d.representation.dmtet import DMTet
 from pgc3d.representation.surface import LOSSES, SizeWatch
+from pgc3d.types import Views
 
 ROOMY = Room(cubes=3000, vertices=9000, faces=18000)
 ALL_LOSSES = dict.fromkeys(LOSSES, 1.0)
@@ -25,9 +27,11 @@ def noise(resolution: int = 6) -> torch.Tensor:
 
 
 def padded(asset: DMTet) -> DMTet:
-    """Make it pad from its next render on; the sizes of the surface now are known."""
+    """Make it pad from its next step on; the sizes of the surface now are known."""
     asset.padded = True
-    asset.to_mesh()
+    asset.begin_step(FIRST)
+    asset.end_step(FIRST)
+    assert asset.watch.room is not None
     return asset
 
 
@@ -42,18 +46,13 @@ def disturbed(**options: object) -> DMTet:
 
 def problem(asset: DMTet) -> Problem:
     objective = Objective(
-        sample_cameras=lambda progress, generator: sample_orbit(2, OrbitConfig(), generator),
+        sample_cameras=lambda step: sample_orbit(2, OrbitConfig(), step.generator("cameras")),
         guidance=PullTowardColor(),
         clip=lambda gradient: gradient,
         backgrounds=((1.0, 1.0, 1.0),),
     )
-    groups = [dict(group) for group in asset.parameter_groups()]
-    return Problem(
-        representation=asset,
-        objectives={"color": objective},
-        optimizer=torch.optim.Adam(groups, fused=True),
-        generator=torch.Generator().manual_seed(0),
-    )
+    asset.parameter_store().use_adam()
+    return Problem(representation=asset, objectives={"color": objective})
 
 
 def parameters(asset: DMTet) -> list[torch.Tensor]:
@@ -108,17 +107,17 @@ def test_one_sort_gives_the_edges_and_the_pairs_of_faces(field: torch.Tensor) ->
 def test_padded_step_is_the_exact_one(sdf: str) -> None:
     """Pictures, regularisers and all gradients."""
     results = []
+    views = Views(turntable(3), torch.rand(3, 3, generator=torch.Generator().manual_seed(1)))
     for asset in (disturbed(sdf=sdf), padded(disturbed(sdf=sdf))):
-        rendering = asset.render(
-            turntable(3), 48, torch.rand(3, 3, generator=torch.Generator().manual_seed(1))
-        )
+        asset.begin_step(FIRST)
+        rendering, losses = asset.render(views, 48, FIRST), asset.regularizers(FIRST)
         assert (rendering.complete is not None) == asset.padded
         assert rendering.complete is None or rendering.complete
         pictures = [rendering.color, rendering.normal, rendering.depth, rendering.alpha]
         weights = [torch.rand(p.shape, generator=torch.Generator().manual_seed(7)) for p in pictures]
         total = sum((picture * weight).sum() for picture, weight in zip(pictures, weights, strict=True))
-        torch.autograd.backward(total + 100 * sum(rendering.losses.values()))
-        results.append((pictures, dict(rendering.losses), [p.grad for p in asset.parameters()]))
+        torch.autograd.backward(total + 100 * sum(losses.values()))
+        results.append((pictures, losses, [p.grad for p in asset.parameters()]))
     (pictures, losses, gradients), (padded_pictures, padded_losses, padded_gradients) = results
     torch.testing.assert_close(padded_pictures, pictures, rtol=0, atol=1e-6)
     torch.testing.assert_close(padded_losses, losses, rtol=1e-5, atol=1e-6)
@@ -131,7 +130,7 @@ def test_surface_without_room_takes_no_step_and_gets_room() -> None:
     asset = padded(disturbed())
     task, before = problem(asset), parameters(asset)
     asset.watch.room = Room(100, 100, 100)
-    outcomes = [optimization_step(task, resolution=32, progress=0.0) for _ in range(3)]
+    outcomes = [optimization_step(task, step, resolution=32) for step in steps(3)]
     assert [bool(outcome.finite) for outcome in outcomes] == [False, True, True]
     assert [outcome.metrics["color/complete"].item() for outcome in outcomes] == [0.0, 1.0, 1.0]
     assert asset.recoveries == 0
@@ -142,7 +141,7 @@ def test_skipped_step_changes_nothing() -> None:
     asset = padded(disturbed())
     before = parameters(asset)
     asset.watch.room = Room(100, 100, 100)
-    optimization_step(problem(asset), resolution=32, progress=0.0)
+    optimization_step(problem(asset), FIRST, resolution=32)
     assert all(torch.equal(a, b) for a, b in zip(before, parameters(asset), strict=True))
 
 
@@ -151,19 +150,14 @@ def test_skipped_step_changes_nothing() -> None:
 def test_lost_surface_is_recovered_one_step_later(sdf: str, value: float) -> None:
     asset = padded(make(cpu_rasterizer(), sdf=sdf, redistance_every=0))
     task, expected = problem(asset), asset.to_mesh()
-    optimization_step(task, resolution=32, progress=0.0)
-    with torch.no_grad():
-        if asset.residual is not None:
-            asset.residual.fill_(value)
-        else:
-            asset.sdf_field.mlp.layers[-1].bias.fill_(value)
-    if value < 0:
-        asset.max_faces = 5000  # the whole cube has twice as many
-    lost = optimization_step(task, resolution=32, progress=0.0)
+    first, second, third = steps(3)
+    optimization_step(task, first, resolution=32)
+    ruin(asset, value)
+    lost = optimization_step(task, second, resolution=32)
     assert not lost.finite
     assert task.objectives["color"].guidance.seen[-1]["finite"]
     assert asset.recoveries == 0
-    found = optimization_step(task, resolution=32, progress=0.0)
+    found = optimization_step(task, third, resolution=32)
     assert found.finite
     assert asset.recoveries == 1
     extent = asset.to_mesh().vertices.amax(0)
@@ -175,9 +169,9 @@ def test_surface_that_is_lost_again_and_again_ends_the_run() -> None:
     task = problem(asset)
 
     def lose_it() -> None:
-        for _ in range(20):
+        for step in steps(20):
             asset.residual.data.fill_(5.0)
-            optimization_step(task, resolution=16, progress=0.0)
+            optimization_step(task, step, resolution=16)
 
     with pytest.raises(DivergedError, match="lower lr_sdf"):
         lose_it()
@@ -187,11 +181,12 @@ def test_surface_that_is_lost_again_and_again_ends_the_run() -> None:
 @pytest.mark.parametrize("broken", [False, True])
 def test_redistancing_keeps_only_a_sound_surface(broken: bool) -> None:  # noqa: FBT001
     asset = padded(make(cpu_rasterizer(), redistance_every=1))
-    background = torch.ones(1, 3)
-    asset.render(turntable(1), 16, background)
+    _, first, second = steps(3)
+    views = turntable(1), 16, torch.ones(1, 3)
+    render(asset, *views, first)
     asset.residual.data.fill_(float("nan") if broken else 0.02)
     good = asset.good.clone()
-    asset.render(turntable(1), 16, background)
+    render(asset, *views, second)
     assert torch.equal(asset.good, good) == broken
 
 

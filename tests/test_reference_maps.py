@@ -7,21 +7,24 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from steps import FIRST, show
 
 from pgc3d import pgc
 from pgc3d.cameras import ViewConfig, orbit, reference_view
 from pgc3d.evaluation.procedural import shapes
 from pgc3d.geometry.normals import vertex_normals
+from pgc3d.guidance.reference import SIDE as STATED
 from pgc3d.guidance.reference import ReferenceView, depth_disagreement, normal_disagreement
-from pgc3d.optimize import Objective, Problem, optimization_step
+from pgc3d.optimize import Objective, Problem, optimize
 from pgc3d.render import build_rasterizer
 from pgc3d.render.mesh_renderer import render_mesh
 from pgc3d.representation.dmtet import DMTetConfig, build_dmtet
-from pgc3d.types import Material, Mesh, Rendering
+from pgc3d.types import Material, Mesh, Rendering, Views
 
 RASTERIZER = build_rasterizer("auto", torch.device("cpu"))
 CAMERA = orbit(*(torch.tensor([value]) for value in (0.7, 0.35, 3.0, math.radians(40.0))))
 SIDE = 64
+SCALE = (STATED / SIDE) ** 2  # of the terms' sums over the pixels
 
 
 def draw(*shape, seed=0):
@@ -33,7 +36,7 @@ def gray(points):
     return Material(base_color=0.5 * ones.expand(-1, 3), roughness=ones, metallic=0 * ones)
 
 
-def show(vertices, faces, side=SIDE, camera=CAMERA):
+def draw_mesh(vertices, faces, side=SIDE, camera=CAMERA):
     mesh = Mesh(vertices, faces, vertex_normals(vertices, faces))
     return render_mesh(mesh, camera, side, torch.zeros(1, 3), rasterizer=RASTERIZER, material=gray)
 
@@ -46,6 +49,11 @@ def chair(turn):
     corners = 0.65 * (vertices - torch.tensor([0.0, 0.15, 0.0]))[faces].reshape(-1, 3)  # flat: none is shared
     rotation = torch.stack([x, torch.tensor([0.0, 1.0, 0.0]), z])
     return corners @ rotation.T, torch.arange(3 * len(faces)).reshape(-1, 3)
+
+
+def compare(guidance, rendering, camera=CAMERA):
+    """The guidance's output for a rendering of that camera."""
+    return guidance(rendering.color.detach(), rendering, Views(camera, rendering.background), FIRST)
 
 
 def maps_of(rendering, camera=CAMERA):
@@ -85,48 +93,47 @@ def test_normal_term_is_one_minus_the_cosine():
     )
 
 
-def test_gradients_are_those_of_the_losses_and_reach_their_layers_alone():
+def test_gradients_are_those_of_the_losses_and_reach_their_buffers_alone():
     photo, depth_map, normal_map = draw(8, 8, 4), draw(8, 8, 1, seed=1), draw(8, 8, 3, seed=2) - 0.5
     photo[2:6, 2:6, 3] = 0.9
-    layers = {"depth": 1 + draw(1, 8, 8, 1, seed=3), "normal": draw(1, 8, 8, 3, seed=4)}
+    buffers = {"depth": 1 + draw(1, 8, 8, 1, seed=3), "normal": draw(1, 8, 8, 3, seed=4)}
     color, alpha = draw(1, 8, 8, 3, seed=5), draw(1, 8, 8, 1, seed=6)
     options = {"depth_map": depth_map, "normal_map": normal_map, "depth": 0.3, "normal": 0.7}
 
     def ask(**changed):
-        rendering = Rendering(**(layers | changed), color=color, alpha=alpha, background=draw(1, 3, seed=7))
+        rendering = Rendering(**(buffers | changed), color=color, alpha=alpha, background=draw(1, 3, seed=7))
         camera = orbit(*(torch.tensor([value], dtype=torch.float64) for value in (0.7, 0.35, 3.0, 0.7)))
-        return ReferenceView(photo=photo, **options)(color, rendering, camera, 0.0)
+        return compare(ReferenceView(photo=photo, **options), rendering, camera)
 
     output = ask()
-    assert set(output.layers) == {"alpha", "depth", "normal"}
+    assert set(output.buffers) == {"alpha", "depth", "normal"}
     for name in ("depth", "normal"):
-        direction = draw(*layers[name].shape, seed=8) - 0.5
-        ends = [ask(**{name: layers[name] + step * direction}) for step in (1e-5, -1e-5)]
+        direction = draw(*buffers[name].shape, seed=8) - 0.5
+        ends = [ask(**{name: buffers[name] + step * direction}) for step in (1e-5, -1e-5)]
         change = ends[0].metrics[f"loss_{name}"] - ends[1].metrics[f"loss_{name}"]
-        along = (output.layers[name] * direction).sum()
+        along = (output.buffers[name] * direction).sum()
         torch.testing.assert_close(along, change / 2e-5, rtol=1e-4, atol=1e-7)
         others = set(output.metrics) - {f"loss_{name}"}
         assert all(torch.equal(ends[0].metrics[key], output.metrics[key]) for key in others)
 
 
 def test_without_maps_there_are_no_such_terms():
-    rendering = show(*chair(torch.tensor(0.3)))
-    output = ReferenceView(photo=maps_of(rendering)[0])(rendering.color, rendering, CAMERA, 0.0)
-    assert set(output.layers) == {"alpha"}
+    rendering = draw_mesh(*chair(torch.tensor(0.3)))
+    output = compare(ReferenceView(photo=maps_of(rendering)[0]), rendering)
+    assert set(output.buffers) == {"alpha"}
     assert set(output.metrics) == {"loss_color", "loss_mask"}
 
 
 def test_every_resolution_weighs_the_terms_alike():
-    """Per pixel: the terms are sums over the pixels, as that of the colours."""
-    photo, depth, normal = maps_of(show(*chair(torch.tensor(0.3)), side=128))
+    """Their sums are stated for one resolution, as that of the colours."""
+    photo, depth, normal = maps_of(draw_mesh(*chair(torch.tensor(0.3)), side=128))
     guidance = ReferenceView(photo=photo, depth_map=depth, normal_map=normal)
     found = []
     for side in (64, 128):
-        rendering = show(*chair(torch.tensor(0.8)), side=side)
-        metrics = guidance(rendering.color, rendering, CAMERA, 0.0).metrics
-        found.append({name: value.item() / side**2 for name, value in metrics.items()})
+        rendering = draw_mesh(*chair(torch.tensor(0.8)), side=side)
+        found.append({name: value.item() for name, value in compare(guidance, rendering).metrics.items()})
     for name in ("loss_depth", "loss_normal", "loss_mask"):
-        assert found[0][name] == pytest.approx(found[1][name], rel=0.2)  # of four times the pixels
+        assert found[0][name] == pytest.approx(found[1][name], rel=0.2)
 
 
 EMPTY = torch.zeros(1, 8, 8, 1)
@@ -144,9 +151,9 @@ def test_gradients_stay_finite_where_a_term_is_not_defined(depth, alpha):
     rendering = Rendering(photo[None, ..., :3], normal, depth, alpha, background=torch.zeros(1, 3))
     for normal_map in (torch.zeros(8, 8, 3), torch.ones(8, 8, 3)):
         guidance = ReferenceView(photo=photo, depth_map=draw(8, 8, 1).float(), normal_map=normal_map)
-        output = guidance(rendering.color, rendering, CAMERA, 0.0)
-        assert all(value.isfinite().all() for value in [*output.layers.values(), *output.metrics.values()])
-        assert all(layer.abs().max() < 1e3 for layer in output.layers.values())
+        output = compare(guidance, rendering)
+        assert all(value.isfinite().all() for value in [*output.buffers.values(), *output.metrics.values()])
+        assert all(pull.abs().max() < 1e3 * (STATED / 8) ** 2 for pull in output.buffers.values())
 
 
 # Conventions
@@ -164,7 +171,7 @@ def test_normal_map_is_in_camera_space_with_x_right_y_up_z_to_the_viewer():
     ball = trimesh.creation.icosphere(subdivisions=4)
     vertices, faces = torch.tensor(ball.vertices).float(), torch.tensor(ball.faces).long()
     camera = orbit(*(torch.tensor([value]) for value in (0.7, 0.35, 30.0, 2 * math.atan(1 / 30))))
-    rendering = show(vertices, faces, camera=camera)
+    rendering = draw_mesh(vertices, faces, camera=camera)
     axis = (torch.arange(SIDE) + 0.5) / SIDE * 2 - 1
     y, x = torch.meshgrid(-axis, axis, indexing="ij")
     z = (1 - x * x - y * y).clamp(min=0).sqrt()
@@ -172,7 +179,7 @@ def test_normal_map_is_in_camera_space_with_x_right_y_up_z_to_the_viewer():
 
     def disagreement(normal_map):
         guidance = ReferenceView(photo=photo, normal_map=normal_map, normal=1.0)
-        return guidance(rendering.color, rendering, camera, 0.0).metrics["loss_normal"] / photo[..., 3].sum()
+        return compare(guidance, rendering, camera).metrics["loss_normal"] / SCALE / photo[..., 3].sum()
 
     assert disagreement(normal) < 0.01
     for signs in SIGNS.values():
@@ -182,14 +189,14 @@ def test_normal_map_is_in_camera_space_with_x_right_y_up_z_to_the_viewer():
 
 
 def test_near_is_bright():
-    rendering = show(*chair(torch.tensor(0.3)))
+    rendering = draw_mesh(*chair(torch.tensor(0.3)))
     photo, depth, _ = maps_of(rendering)
     near = rendering.depth[rendering.depth > 0].min()
     assert depth.max() == pytest.approx(1 / near.item(), rel=1e-3)
 
     def disagreement(depth_map):
         guidance = ReferenceView(photo=photo, depth_map=depth_map, depth=1.0)
-        return guidance(rendering.color, rendering, CAMERA, 0.0).metrics["loss_depth"] / photo[..., 3].sum()
+        return compare(guidance, rendering).metrics["loss_depth"] / SCALE / photo[..., 3].sum()
 
     assert disagreement(depth) < 0.01
     assert disagreement(1 - depth) > 1.5
@@ -198,17 +205,17 @@ def test_near_is_bright():
 def pull(name, given, turn):
     """Derivative of a term by the chair's turn, through the renderer."""
     turn = torch.tensor(turn, requires_grad=True)
-    rendering = show(*chair(turn))
+    rendering = draw_mesh(*chair(turn))
     photo, depth, normal = given
     guidance = ReferenceView(photo=photo, depth_map=depth, normal_map=normal)
-    output = guidance(rendering.color.detach(), rendering, CAMERA, 0.0)
-    torch.autograd.backward(getattr(rendering, name), output.layers[name])
-    return turn.grad.item(), output.metrics[f"loss_{name}"].item()
+    output = compare(guidance, rendering)
+    torch.autograd.backward(getattr(rendering, name), output.buffers[name] / SCALE)
+    return turn.grad.item(), output.metrics[f"loss_{name}"].item() / SCALE
 
 
 @pytest.mark.parametrize("name", ["depth", "normal"])
 def test_gradient_turns_an_asymmetric_object_towards_its_map(name):
-    given = maps_of(show(*chair(torch.tensor(0.3))))
+    given = maps_of(draw_mesh(*chair(torch.tensor(0.3))))
     before, behind = pull(name, given, 0.3 - 0.15), pull(name, given, 0.3 + 0.15)
     assert before[0] < 0 < behind[0]
     right = pull(name, given, 0.3)[1]
@@ -217,7 +224,7 @@ def test_gradient_turns_an_asymmetric_object_towards_its_map(name):
 
 @pytest.mark.parametrize("name", ["depth", "normal"])
 def test_a_mirrored_or_negated_map_is_worse(name):
-    photo, depth, normal = maps_of(show(*chair(torch.tensor(0.3))))
+    photo, depth, normal = maps_of(draw_mesh(*chair(torch.tensor(0.3))))
     right = pull(name, (photo, depth, normal), 0.3)[1]
     mirrored = photo, depth.flip(1), normal.flip(1) * torch.tensor([-1, 1, 1])
     for wrong in (mirrored, (photo, -depth, -normal)):
@@ -230,7 +237,7 @@ def test_a_mirrored_or_negated_map_is_worse(name):
 def fit(*, with_maps):
     """How a shape differs from the chair after some steps: normals in degrees, correlation of depths."""
     view = reference_view(ViewConfig(elevation_degrees=15.0))
-    goal = show(*chair(torch.tensor(0.6)), camera=view)
+    goal = draw_mesh(*chair(torch.tensor(0.6)), camera=view)
     photo, depth, normal = maps_of(goal, view)
     maps = {"depth_map": depth, "normal_map": normal} if with_maps else {}
     shape = build_dmtet(
@@ -238,17 +245,11 @@ def fit(*, with_maps):
         generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
     guidance = ReferenceView(photo=photo, **maps)
-    objective = Objective(lambda *_: view, guidance, pgc.NoClip().build(), ((1.0, 1.0, 1.0),))
-    groups = [dict(group) for group in shape.parameter_groups()]
-    problem = Problem(
-        representation=shape, objectives={"reference": objective},
-        optimizer=torch.optim.Adam(groups, betas=(0.9, 0.99), fused=True),
-        generator=torch.Generator().manual_seed(0),
-    )  # fmt: skip
-    for step in range(40):
-        optimization_step(problem, resolution=SIDE, progress=step / 40)
-    with torch.no_grad():
-        found = shape.render(view, SIDE, torch.zeros(1, 3))
+    objective = Objective(lambda step: view, guidance, pgc.NoClip().build(), ((1.0, 1.0, 1.0),))
+    shape.parameter_store().use_adam()
+    problem = Problem(representation=shape, objectives={"reference": objective})
+    list(optimize(problem, steps=40, resolution_at=lambda _: SIDE))
+    found = show(shape, view, SIDE, torch.zeros(1, 3))
     both = (found.alpha > 0.9)[..., 0] & (goal.alpha > 0.9)[..., 0]
     cosine = torch.cosine_similarity(2 * found.normal[both] - 1, 2 * goal.normal[both] - 1, dim=-1)
     angle = cosine.clamp(-1, 1).acos().rad2deg().mean().item()

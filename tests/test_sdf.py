@@ -2,9 +2,11 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pgc3d.geometry.marching_tetrahedra import grid_points, march
-from pgc3d.geometry.sdf import ellipsoid_sdf, mesh_sdf, redistance, winding_number
+from pgc3d.geometry.sdf import ellipsoid_sdf, mesh_sdf, redistance, sample_grid, winding_number
 
 CELL = 2.0 / 32
 
@@ -83,3 +85,31 @@ def test_box_with_large_triangles_has_its_volume() -> None:
     vertices, triangles = march(mesh_sdf(corners, faces, 32))
     a, b, c = vertices[triangles].unbind(1)
     torch.testing.assert_close(((torch.linalg.cross(a, b) * c).sum() / 6).item(), 0.48, rtol=0.05, atol=0.0)
+
+
+@given(st.integers(1, 9), st.integers(0, 99))
+def test_sampling_a_linear_function_gives_it_exactly(resolution: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    slope, offset = torch.randn((3, 2), generator=generator, dtype=torch.float64), 0.3
+    points = 2 * torch.rand((50, 3), generator=generator, dtype=torch.float64) - 1
+    size = resolution + 1
+    axis = torch.linspace(-1.0, 1.0, size, dtype=torch.float64)
+    corners = torch.cartesian_prod(axis, axis, axis)
+    values = (corners @ slope + offset).reshape(size, size, size, 2)
+    torch.testing.assert_close(sample_grid(values, points), points @ slope + offset)
+    torch.testing.assert_close(sample_grid(values, corners), values.reshape(-1, 2))
+    outside = 3 * points
+    torch.testing.assert_close(sample_grid(values, outside), outside.clamp(-1, 1) @ slope + offset)
+
+
+def test_sampled_field_is_zero_on_the_marched_surface_only() -> None:
+    field = torch.randn(9, 9, 9, generator=torch.Generator().manual_seed(0))
+    vertices, faces = march(field)
+    inner = vertices.abs().amax(1) < 0.74  # the border counts as outside
+    weight = torch.rand((len(faces), 3), generator=torch.Generator().manual_seed(1))
+    weight = weight / weight.sum(dim=1, keepdim=True)
+    kept = inner[faces].all(dim=1)
+    assert kept.sum() > 1000
+    points = (weight[..., None] * vertices[faces]).sum(1)[kept]  # inside the triangles
+    assert sample_grid(field[..., None], points).abs().max() < 1e-4
+    assert sample_grid(field[..., None], points + 0.1).abs().mean() > 0.1

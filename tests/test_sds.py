@@ -2,6 +2,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from fakes import FlatColor
+from steps import FIRST, at, backpropagate
 from tiny import tiny_score_distillation, write_tiny_sd, write_tiny_sdxl
 
 from pgc3d.cameras import turntable
@@ -10,10 +12,11 @@ from pgc3d.diffusion.models import load_latent_diffusion, resolve_model
 from pgc3d.diffusion.text import encode_prompts
 from pgc3d.guidance.distillation import draw
 from pgc3d.guidance.sds import ScoreDistillation, SdsConfig
-from pgc3d.interfaces import Divisible, Guidance
+from pgc3d.interfaces import Guidance, SupportsMicroBatch
+from pgc3d.optimize import Objective
 from pgc3d.prompts import ViewPromptConfig, view_index, view_prompts
 from pgc3d.schedules import PiecewiseLinear
-from pgc3d.types import Rendering, TextEmbedding
+from pgc3d.types import Rendering, Step, TextEmbedding, Views
 
 BATCH = 3
 
@@ -34,7 +37,6 @@ def guidances(folders):
 
 @pytest.fixture
 def guidance(guidances):
-    guidances["sdxl"].generator.manual_seed(0)
     return guidances["sdxl"]
 
 
@@ -56,6 +58,12 @@ def draw_inputs(batch=BATCH, seed=2):
 def rendering_of(image):
     one = image[..., :1]
     return Rendering(color=image, normal=image, depth=one, alpha=one, background=torch.ones(len(image), 3))
+
+
+def evaluate(guidance, image, step=FIRST):
+    """The guidance's output for images of cameras all around."""
+    rendering = rendering_of(image)
+    return guidance(image, rendering, Views(turntable(len(image)), rendering.background), step)
 
 
 def in_double(guidance):
@@ -137,15 +145,15 @@ def test_pictures_of_a_batch_do_not_influence_each_other(guidance):
         torch.testing.assert_close(together[row : row + 1], alone, rtol=1e-3, atol=1e-5)
 
 
-def test_same_generator_state_same_gradient(guidance):
+def test_noise_is_the_steps(guidance):
     image = draw_image()
-    state = guidance.generator.get_state()
-    first = guidance(image, rendering_of(image), turntable(BATCH), 0.3)
-    second = guidance(image, rendering_of(image), turntable(BATCH), 0.3)
-    guidance.generator.set_state(state)
-    again = guidance(image, rendering_of(image), turntable(BATCH), 0.3)
-    assert torch.equal(first.gradient, again.gradient)
-    assert not torch.equal(first.gradient, second.gradient)
+    step = Step(index=3, total=10, seed=1, stage="main", scope="color")
+    gradient = evaluate(guidance, image, step).gradient
+    for other in (replace(step, index=4), replace(step, seed=2), replace(step, stage="fine"),
+                  replace(step, scope="normal")):  # fmt: skip
+        assert not torch.allclose(evaluate(guidance, image, other).gradient, gradient)
+    torch.randn(7)
+    assert torch.equal(evaluate(guidance, image, step).gradient, gradient)
 
 
 def test_image_is_left_alone_and_output_carries_no_graph(guidance):
@@ -153,7 +161,7 @@ def test_image_is_left_alone_and_output_carries_no_graph(guidance):
     image = draw_image().requires_grad_()
     before = image.detach().clone()
     with torch.no_grad():
-        output = guidance(image, rendering_of(image), turntable(BATCH), 0.0)
+        output = evaluate(guidance, image)
     assert torch.equal(image, before)
     assert image.grad is None
     assert not output.gradient.requires_grad
@@ -161,11 +169,34 @@ def test_image_is_left_alone_and_output_carries_no_graph(guidance):
 
 
 @pytest.mark.parametrize("size", [48, 96, 200])
-def test_any_size_is_looked_at_in_the_models_resolution(guidance, size):
-    image, inputs = draw_image(size=size), draw_inputs()
-    output = guidance.gradient(image, **inputs)
-    assert output.gradient.shape == image.shape
-    assert (output.gradient != 0).float().mean() > 0.99  # shrinking skips no pixel
+def test_any_rendering_is_evaluated_at_the_models_resolution(guidance, size):
+    assert guidance.input_resolution(size) == guidance.model.resolution == 64
+    image = draw_image(size=size).requires_grad_()
+    shown = resize(image, guidance.input_resolution(size))
+    output = guidance.gradient(shown.detach(), **draw_inputs())
+    assert output.gradient.shape == shown.shape == (BATCH, 64, 64, 3)
+    shown.backward(output.gradient)
+    assert (image.grad != 0).float().mean() > 0.99  # shrinking skips no pixel
+    torch.testing.assert_close(
+        image.grad.sum((1, 2)),
+        output.gradient.sum((1, 2)),
+        rtol=1e-3,
+        atol=1e-4 * float(image.grad.abs().sum()),
+    )
+
+
+@pytest.mark.parametrize("size", [32, 64, 128])
+def test_a_step_sends_the_models_gradient_to_the_asset_whatever_is_rendered(guidance, size):
+    """A plain asset is the same image at every resolution, so its gradient is too."""
+    asset = FlatColor(color=(0.2, 0.6, 0.4))
+    cameras = turntable(2)
+    objective = Objective(lambda step: cameras, guidance, lambda gradient: gradient, ((1.0, 1.0, 1.0),))
+    backpropagate(asset, objective, size, Step(index=2, total=10))
+    image = torch.tensor([0.2, 0.6, 0.4]).expand(2, 64, 64, 3)
+    rendering = rendering_of(image)
+    output = guidance(image, rendering, Views(cameras, rendering.background), Step(index=2, total=10))
+    length = float(output.gradient.abs().sum())
+    torch.testing.assert_close(asset.color.grad, output.gradient.sum((0, 1, 2)), rtol=0, atol=1e-5 * length)
 
 
 @pytest.mark.parametrize("size", [32, 64, 100])
@@ -212,13 +243,13 @@ def test_a_call_asks_about_its_own_views_backgrounds_and_noise_levels(folders):
         positive=encode_prompts(resolve_model(folder), texts),
         negative=encode_prompts(resolve_model(folder), [""]),
         view_prompts_config=config,
-        generator=torch.Generator().manual_seed(0),
         t_max=PiecewiseLinear((0.0, 0.98, 1.0, 0.1)),
     )
-    cameras, image, progress = turntable(BATCH), draw_image(), 0.5
+    cameras, image, step = turntable(BATCH), draw_image(), at(0.5)
     background = torch.tensor([[1.0, 1.0, 1.0], [0.0, 0.0, 0.0], [1.0, 1.0, 1.0]])
-    found = guidance(image, replace(rendering_of(image), background=background), cameras, progress).gradient
-    draws = draw(guidance.model, BATCH, 64, (0.02, 0.54), torch.Generator().manual_seed(0))
+    rendering = replace(rendering_of(image), background=background)
+    found = guidance(image, rendering, Views(cameras, background), step).gradient
+    draws = draw(guidance.model, BATCH, 64, (0.02, 0.54), step)
     index = view_index(cameras.azimuth, cameras.elevation, background, config)
     assert len(index.unique()) == BATCH
     expected = guidance.gradient(image, **vars(draws), texts=index).gradient
@@ -228,20 +259,20 @@ def test_a_call_asks_about_its_own_views_backgrounds_and_noise_levels(folders):
 def test_smaller_resolution_and_size_conditions(folders):
     small = tiny_score_distillation(folders["sdxl"], resolution=32)
     image = draw_image(2, size=32)
-    output = small(image, rendering_of(image), turntable(2), 0.0)
+    assert small.input_resolution(100) == 32
+    output = evaluate(small, image)
     assert output.gradient.shape == image.shape
     assert small._time_ids[32].tolist() == [[32.0, 32.0, 0.0, 0.0, 32.0, 32.0]]
 
 
-def test_resolution_minus_one_is_the_pictures_own(folders):
-    image = draw_image(2, size=32)
-    gradients = [
-        tiny_score_distillation(folders["sdxl"], resolution=resolution)(
-            image, rendering_of(image), turntable(2), 0.0
-        ).gradient
-        for resolution in (-1, 32)
-    ]
+def test_resolution_minus_one_is_the_renderings_own(folders):
+    image, gradients = draw_image(2, size=32), []
+    for resolution in (-1, 32):
+        guidance = tiny_score_distillation(folders["sdxl"], resolution=resolution)
+        assert guidance.input_resolution(32) == 32
+        gradients.append(evaluate(guidance, image).gradient)
     torch.testing.assert_close(*gradients)
+    assert tiny_score_distillation(folders["sdxl"], resolution=-1).input_resolution(72) == 72
 
 
 def test_timesteps_shrink_with_progress(folders):
@@ -249,7 +280,7 @@ def test_timesteps_shrink_with_progress(folders):
         folders["sdxl"], t_min=PiecewiseLinear((0.02,)), t_max=PiecewiseLinear((0.0, 0.98, 1.0, 0.02))
     )
     image = draw_image(1)
-    output = guidance(image, rendering_of(image), turntable(1), 1.0)
+    output = evaluate(guidance, image, at(1.0))
     assert output.metrics["timestep"].item() == 20.0
 
 
@@ -261,7 +292,6 @@ def test_wrong_number_of_prompts_is_refused(guidance):
             positive=short,
             negative=guidance.negative,
             view_prompts_config=guidance.view_prompts_config,
-            generator=torch.Generator(),
         )
 
 
@@ -282,16 +312,13 @@ def test_wrong_config_is_refused(change):
 
 @pytest.mark.parametrize("micro_batch", [1, 2, 3])
 def test_a_few_pictures_at_a_time_give_the_same_gradient(guidance, micro_batch):
-    inputs = (image := draw_image()), rendering_of(image), turntable(BATCH), 0.5
-    whole = guidance(*inputs)
-    state = guidance.generator.get_state()
-    guidance.generator.manual_seed(0)
+    image = draw_image()
+    whole = evaluate(guidance, image, at(0.5))
     guidance.micro_batch = micro_batch
     try:
-        pieces = guidance(*inputs)
+        pieces = evaluate(guidance, image, at(0.5))
     finally:
         guidance.micro_batch = 0
-    assert torch.equal(guidance.generator.get_state(), state)
     torch.testing.assert_close(pieces.gradient, whole.gradient, rtol=1e-3, atol=1e-5)
     assert pieces.metrics.keys() == whole.metrics.keys()
     for name, value in whole.metrics.items():
@@ -303,6 +330,6 @@ def test_the_whole_batch_at_once_is_one_call(guidance, monkeypatch):
     gradient = guidance.gradient
     monkeypatch.setattr(guidance, "gradient", lambda **inputs: calls.append(1) or gradient(**inputs))
     monkeypatch.setattr(guidance, "micro_batch", BATCH + 1)
-    guidance((image := draw_image()), rendering_of(image), turntable(BATCH), 0.5)
+    evaluate(guidance, draw_image())
     assert len(calls) == 1
-    assert isinstance(guidance, Divisible)
+    assert isinstance(guidance, SupportsMicroBatch)

@@ -4,6 +4,7 @@ import torch
 import trimesh
 from fakes import PullTowardColor
 from meshes import cube_arrays, letter_texture, lumpy, write, write_cube
+from steps import FIRST, render, show
 
 from pgc3d.cameras import orbit, turntable
 from pgc3d.closeups import CloseUpConfig, sample_close_ups
@@ -15,11 +16,13 @@ from pgc3d.geometry.normals import crease_normals, vertex_normals
 from pgc3d.geometry.own_uv import draw_atlas
 from pgc3d.geometry.placement import AXES, orientation
 from pgc3d.geometry.surface import sample_surface
+from pgc3d.interfaces import Representation
 from pgc3d.memory import require_texture_memory
 from pgc3d.mesh_io.reader import read_source
-from pgc3d.optimize import Objective, Problem, optimization_step
+from pgc3d.optimize import Objective, Problem, optimize
 from pgc3d.render.cpu import CpuRasterizer
 from pgc3d.representation.textured_mesh import TexturedMeshConfig, build_painted_mesh
+from pgc3d.types import Views
 
 CPU = CpuRasterizer()
 PAIRS = [(up, front) for up in AXES for front in AXES if up[1] != front[1]]
@@ -118,10 +121,10 @@ def test_constant_wish_is_baked_into_every_texel(tmp_path, texture):
     wish = (0.8, 0.3, 0.1)
     canvas = canvas_of(write_cube(tmp_path / "cube.glb"))
     model = painted(canvas, texture=texture, image_size=64, shading=False, lr_color_mlp=0.05, lr_image=0.1)
-    generator = torch.Generator().manual_seed(1)
+    model.parameter_store().use_adam()
 
-    def cameras(_, stream):
-        azimuth, height = torch.rand(2, 4, generator=stream)
+    def cameras(step):
+        azimuth, height = torch.rand(2, 4, generator=step.generator("cameras"))
         flat = torch.ones(4)
         return orbit(7 * azimuth, 2.4 * height - 1.2, 3 * flat, 0.8 * flat)
 
@@ -135,12 +138,9 @@ def test_constant_wish_is_baked_into_every_texel(tmp_path, texture):
                 backgrounds=(wish,),
             )
         },
-        optimizer=torch.optim.Adam([dict(group) for group in model.parameter_groups()], fused=True),
-        generator=generator,
         lr_scale=lambda progress: 1 - 0.98 * progress,
     )
-    for step in range(150):
-        optimization_step(problem, resolution=64, progress=step / 149)
+    list(optimize(problem, steps=150, resolution_at=lambda _: 64))
     image = bake_painting(model, texture_size=64, rasterizer=CPU)
     torch.testing.assert_close(image, torch.tensor(wish).expand(64, 64, 3), atol=0.02, rtol=0)
 
@@ -150,6 +150,34 @@ def letters(canvas):
     with torch.no_grad():
         model.texture.image.copy_(letter_texture())
     return model
+
+
+@pytest.mark.parametrize("texture", ["field", "image"])
+def test_a_step_has_gradients_and_no_regularisers_and_evaluation_has_none(tmp_path, texture):
+    model = painted(canvas_of(write_cube(tmp_path / "cube.glb")), texture=texture, image_size=64)
+    assert isinstance(model, Representation)
+    views = turntable(2), 32, torch.ones(2, 3)
+    rendering, shown = render(model, *views), show(model, *views)
+    assert torch.equal(shown.color, rendering.color)
+    assert not shown.color.requires_grad
+    torch.autograd.backward(rendering.color.sum())
+    store = model.parameter_store()
+    assert store is model.parameter_store()
+    assert all(tensor.grad is not None and tensor.grad.any() for tensor in store.tensors()[:1])
+    assert model.regularizers(FIRST) == {}
+
+
+def test_texels_are_in_range_after_a_step_and_not_changed_by_a_render(tmp_path):
+    model = painted(canvas_of(write_cube(tmp_path / "cube.glb")), texture="image", image_size=64)
+    with torch.no_grad():
+        model.texture.image.copy_(3 * torch.rand(64, 64, 3, generator=torch.Generator().manual_seed(0)) - 1)
+    before = model.texture.image.detach().clone()
+    model.begin_step(FIRST)
+    for step in (FIRST, None):
+        model.render(Views(turntable(1), torch.ones(1, 3)), 16, step)
+    assert torch.equal(model.texture.image, before)
+    model.end_step(FIRST)
+    assert torch.equal(model.texture.image, before.clamp(0, 1))
 
 
 @pytest.mark.parametrize(("up", "front"), [("+y", "+z"), ("+z", "-y"), ("-x", "+y")])
@@ -164,7 +192,7 @@ def test_letters_read_correctly_from_every_side(tmp_path, up, front, out):
     turn = torch.tensor([0.0, 90, 180, 270]).deg2rad()
     flat = torch.ones(4)
     cameras = orbit(turn, 0 * flat, 4 * flat, 0.5 * flat)
-    shown = model.render(cameras, 96, torch.zeros(4, 3)).color
+    shown = show(model, cameras, 96, torch.zeros(4, 3)).color
     for picture in shown:
         rows, columns = (picture[..., 0] > 0.1).nonzero().unbind(1)
         box = picture[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1, 0]
@@ -221,8 +249,7 @@ def test_faces_that_are_wound_the_wrong_way_look_the_same(tmp_path, turned):
         faces[some] = faces[some][:, ::-1]
         trimesh.Trimesh(mesh.vertices, faces, process=False).export(tmp_path / f"{name}.stl")
         asset = painted(canvas_of(tmp_path / f"{name}.stl"))
-        with torch.no_grad():
-            pictures.append(asset.picture(turntable(3), 64, torch.ones(3, 3), shading=True))
+        pictures.append(show(asset, turntable(3), 64, torch.ones(3, 3)))
     right, wrong = pictures
     assert right.alpha.mean() > 0.2
     for part in ("color", "normal"):

@@ -1,5 +1,6 @@
 import math
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from steps import FIRST, at
 from tiny import edit_json, write_tiny_sdxl, write_tiny_zero123
 
 from pgc3d.cameras import orbit
@@ -20,11 +22,11 @@ from pgc3d.errors import ConfigError, WeightsNotFoundError
 from pgc3d.geometry.normals import vertex_normals
 from pgc3d.guidance.distillation import draw
 from pgc3d.guidance.zero123 import NovelViewDistillation, Zero123Config
-from pgc3d.interfaces import Guidance
+from pgc3d.interfaces import Guidance, SupportsMicroBatch
 from pgc3d.render import build_rasterizer
 from pgc3d.render.mesh_renderer import render_mesh
 from pgc3d.schedules import PiecewiseLinear
-from pgc3d.types import Material, Mesh
+from pgc3d.types import Material, Mesh, Step, Views
 
 
 @pytest.fixture(scope="module")
@@ -287,9 +289,7 @@ def test_gradient_draws_the_view_that_our_camera_renders(fitted, timestep):
     # Each picture is half its own view and half the opposite one (+30 and -30 degrees): following the
     # gradient must bring out the former.
     cameras = views(*TARGETS)
-    guidance = NovelViewDistillation(
-        model=fitted, reference=views([0.0], [10.0]), generator=torch.Generator(), guidance_scale=1.0
-    )
+    guidance = NovelViewDistillation(model=fitted, reference=views([0.0], [10.0]), guidance_scale=1.0)
     own = paint(cameras).color
     other = own[OPPOSITE]
     noise = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(1)).expand(4, -1, -1, -1)
@@ -317,27 +317,34 @@ def test_sampled_view_is_the_one_that_our_camera_renders(fitted):
 
 
 def make_guidance(model, **options):
-    generator = torch.Generator().manual_seed(0)
-    return NovelViewDistillation(model=model, reference=views([0.0], [10.0]), generator=generator, **options)
+    return NovelViewDistillation(model=model, reference=views([0.0], [10.0]), **options)
 
 
-def test_guidance_satisfies_the_protocol_and_repeats_itself(model):
-    image = torch.rand((2, 48, 48, 3), generator=torch.Generator().manual_seed(0))
-    rendering = paint(views([0.0, 90.0], [0.0, 0.0]))
-    outputs = [make_guidance(model)(image, rendering, views([0.0, 90.0], [0.0, 0.0]), 0.5) for _ in range(2)]
-    assert isinstance(make_guidance(model), Guidance)
-    assert outputs[0].gradient.shape == image.shape
-    assert torch.equal(outputs[0].gradient, outputs[1].gradient)
-    assert not outputs[0].gradient.requires_grad
+def evaluate(guidance, image, cameras, step=FIRST):
+    rendering = paint(cameras)
+    return guidance(image, rendering, Views(cameras, rendering.background), step)
+
+
+def test_guidance_satisfies_the_protocol_and_draws_the_steps_noise(model):
+    image = torch.rand((2, 64, 64, 3), generator=torch.Generator().manual_seed(0))
+    cameras, guidance = views([0.0, 90.0], [0.0, 0.0]), make_guidance(model)
+    assert isinstance(guidance, Guidance)
+    assert isinstance(guidance, SupportsMicroBatch)
+    assert guidance.input_resolution(48) == guidance.input_resolution(200) == 64
+    step = Step(index=3, total=10, scope="novel")
+    first, again = (evaluate(make_guidance(model), image, cameras, step) for _ in range(2))
+    assert first.gradient.shape == image.shape
+    assert torch.equal(first.gradient, again.gradient)
+    assert not first.gradient.requires_grad
+    for other in (replace(step, index=4), step.within("color"), replace(step, seed=1)):
+        assert not torch.allclose(evaluate(guidance, image, cameras, other).gradient, first.gradient)
 
 
 def test_a_call_asks_about_its_own_views_with_its_own_scale(model):
     cameras, reference = views([10.0, 100.0, -60.0], [5.0, 40.0, -10.0]), views([0.0], [10.0])
     image = torch.rand((3, 64, 64, 3), generator=torch.Generator().manual_seed(0))
-    found = make_guidance(model, guidance_scale=5.0)(image, paint(cameras), cameras, 0.5).gradient
-    draws = draw(
-        model.diffusion, 3, model.diffusion.resolution, (0.02, 0.98), torch.Generator().manual_seed(0)
-    )
+    found = evaluate(make_guidance(model, guidance_scale=5.0), image, cameras, at(0.5)).gradient
+    draws = draw(model.diffusion, 3, model.diffusion.resolution, (0.02, 0.98), at(0.5))
     poses = relative_pose(cameras, reference, model.pose)
     for row in range(3):  # each picture by itself
         one = {name: value[row : row + 1] for name, value in vars(draws).items()}
@@ -357,9 +364,9 @@ def test_noise_levels_follow_their_schedule(model):
     guidance = make_guidance(
         model, t_min=PiecewiseLinear((0.0, 0.7, 1.0, 0.2)), t_max=PiecewiseLinear((0.0, 0.7, 1.0, 0.2))
     )
-    rendering = paint(views([0.0], [0.0]))
+    cameras = views([0.0], [0.0])
     for progress, level in ((0.0, 700.0), (1.0, 200.0)):
-        output = guidance(rendering.color, rendering, views([0.0], [0.0]), progress)
+        output = evaluate(guidance, paint(cameras).color, cameras, at(progress))
         assert output.metrics["timestep"] == level
 
 
@@ -369,6 +376,4 @@ def test_wrong_settings_are_refused(model):
     with pytest.raises(ValueError, match="t_min must not exceed t_max"):
         Zero123Config(t_min=(0.9,), t_max=(0.5,))
     with pytest.raises(ValueError, match="reference must be one camera, got 2"):
-        NovelViewDistillation(
-            model=model, reference=views([0.0, 0.0], [0.0, 0.0]), generator=torch.Generator()
-        )
+        NovelViewDistillation(model=model, reference=views([0.0, 0.0], [0.0, 0.0]))

@@ -90,9 +90,7 @@ def _loaded(
     return load_latent_diffusion(source), positive, negative, config
 
 
-def tiny_score_distillation(
-    folder: Path, *, prompt: str = "a red chair", seed: int = 0, **options
-) -> ScoreDistillation:
+def tiny_score_distillation(folder: Path, *, prompt: str = "a red chair", **options) -> ScoreDistillation:
     """The guidance over a tiny checkpoint, as the composition root builds it; loads each folder once."""
     model, positive, negative, config = _loaded(folder, prompt)
     return ScoreDistillation(
@@ -100,6 +98,5 @@ def tiny_score_distillation(
         positive=positive,
         negative=negative,
         view_prompts_config=config,
-        generator=torch.Generator().manual_seed(seed),
         **options,
     )

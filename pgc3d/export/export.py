@@ -17,7 +17,7 @@ from pgc3d.export.roundtrip import MIN_PSNR, comparison_views, round_trip_psnr
 from pgc3d.geometry.cleanup import clean
 from pgc3d.geometry.normals import face_vectors
 from pgc3d.geometry.uv import UvAtlas, unwrap
-from pgc3d.interfaces import Rasterizer, Shape
+from pgc3d.interfaces import Meshable, Rasterizer
 from pgc3d.render.mesh_renderer import render_mesh
 from pgc3d.types import Mesh
 
@@ -70,7 +70,7 @@ class Stopwatch:
 
 @torch.no_grad()
 def export_asset(
-    representation: Shape,
+    representation: Meshable,
     path: Path,
     *,
     format: Format,
@@ -143,7 +143,7 @@ def export_asset(
 def _with_textures(
     asset: TexturedMesh,
     atlas: UvAtlas,
-    representation: Shape,
+    representation: Meshable,
     *,
     texture_size: int,
     device: torch.device,

@@ -17,7 +17,7 @@ from pgc3d.export.mesh_file import Format, write_mesh
 from pgc3d.export.roundtrip import comparison_views, round_trip_psnr
 from pgc3d.interfaces import Rasterizer
 from pgc3d.representation.textured_mesh import PaintedMesh
-from pgc3d.types import UvMesh
+from pgc3d.types import UvMesh, Views
 
 FINEST = 1 << 16  # an image size beyond all others: nothing is filtered
 
@@ -90,7 +90,7 @@ def export_painting(
         cameras, background = comparison_views(painted.mesh.vertices.device)
         psnr = round_trip_psnr(
             path,
-            painted.picture(cameras, CHECK_RESOLUTION, background, shading=False),
+            painted.shaded(Views(cameras, background), CHECK_RESOLUTION, shading=False),
             cameras,
             rasterizer=rasterizer,
             placement=painted.canvas.placement,

@@ -26,6 +26,26 @@ def ellipsoid_sdf(radii: tuple[float, float, float], resolution: int) -> Float[T
     return distance.reshape(resolution + 1, resolution + 1, resolution + 1)
 
 
+def sample_grid(values: Float[Tensor, "X X X C"], points: Float[Tensor, "P 3"]) -> Float[Tensor, "P C"]:
+    """Values of a grid over [-1, 1]^3 at points; outside, those of the nearest point inside.
+
+    Linear on the tetrahedra of `marching_tetrahedra`, so that the zero set is the surface found there.
+    """
+    last = values.shape[0] - 1
+    place = (points.clamp(-1.0, 1.0) + 1.0) * (0.5 * last)
+    corner = place.floor().clamp(max=last - 1)
+    share, axes = (place - corner).sort(dim=1, descending=True)
+    strides = torch.tensor([(last + 1) ** 2, last + 1, 1], device=points.device)
+    flat, index = values.flatten(0, 2), (corner.long() * strides).sum(dim=1)
+    value = flat[index]
+    result = value
+    for step in range(3):  # along the path from the lowest corner of the cube to its highest
+        index = index + strides[axes[:, step]]
+        before, value = value, flat[index]
+        result = result + share[:, step, None] * (value - before)
+    return result
+
+
 @torch.no_grad()
 def redistance(sdf: Float[Tensor, "X Y Z"], *, width: int = 8) -> Float[Tensor, "X Y Z"]:
     """Make a field a distance again without moving its zero set; every sign is kept.

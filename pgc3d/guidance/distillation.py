@@ -1,4 +1,4 @@
-"""What all score distillation shares: draw noise, ask the model, and pull the answer back to the picture."""
+"""What all score distillation shares: draw noise, predict it, and pull the score back to the image."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,11 +8,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pgc3d.diffusion.latent import LatentDiffusion, Latents, resize
+from pgc3d.diffusion.latent import LatentDiffusion, Latents
 from pgc3d.diffusion.linear_encoder import LinearEncoder
 from pgc3d.guidance import score
 from pgc3d.schedules import add_noise, sample_timesteps
-from pgc3d.types import GuidanceOutput
+from pgc3d.types import GuidanceOutput, Step
 
 Formula = Literal["sds", "csd"]
 Predict = Callable[[Latents, Tensor], tuple[Latents, Latents]]  # (z_t, t) -> (eps_uncond, eps_cond)
@@ -20,20 +20,19 @@ Predict = Callable[[Latents, Tensor], tuple[Latents, Latents]]  # (z_t, t) -> (e
 
 @dataclass(frozen=True)
 class Draws:
-    """What a step draws for its B pictures, on the model's device."""
+    """The random numbers of a step for its B images, on the model's device."""
 
     timesteps: Int[Tensor, " B"]
     noise: Float[Tensor, "B C h w"]
     posterior_noise: Float[Tensor, "B C h w"]
 
 
-def draw(
-    model: LatentDiffusion, batch: int, side: int, levels: tuple[float, float], generator: torch.Generator
-) -> Draws:
-    """A noise level between the two fractions `levels`, and noise, for every picture of `side` pixels.
+def draw(model: LatentDiffusion, batch: int, side: int, levels: tuple[float, float], step: Step) -> Draws:
+    """A timestep between the two fractions `levels`, and noise, for every image of `side` pixels.
 
-    The numbers come from a CPU generator, so that every device sees the same ones.
+    The numbers come from the step's CPU generator, so that every device sees the same ones.
     """
+    generator = step.generator("noise")
     timesteps = sample_timesteps(batch, *levels, train_steps=model.train_steps, generator=generator)
     noise, posterior = torch.randn((2, *model.latent_shape(batch, side)), generator=generator)
     return Draws(
@@ -53,7 +52,7 @@ def score_latents(
     formula: Formula = "sds",
     weighting: score.Weighting = "sigma2",
 ) -> Latents:
-    """What the latents should change by: w(t) (eps_hat - eps), or its variant of `formula`."""
+    """The latent gradient w(t) (eps_hat - eps), or its variant of `formula`."""
     signal = model.alphas_cumprod[draws.timesteps]
     unconditional, conditional = predict(add_noise(latents, draws.noise, signal), draws.timesteps)
     weights = score.weight(signal, weighting)
@@ -66,21 +65,20 @@ def score_latents(
 def distill(
     model: LatentDiffusion,
     image: Float[Tensor, "B H W 3"],
-    side: int,
     draws: Draws,
-    wish: Callable[[Latents], Latents],
+    score_of: Callable[[Latents], Latents],
     *,
     linear_encoder: LinearEncoder | None = None,
 ) -> GuidanceOutput:
-    """The gradient on the pictures for given noise; pictures do not influence each other.
+    """The gradient on the images for given noise; images do not influence each other.
 
-    d loss / d image = J^T wish(z) with the Jacobian J of resizing to `side` pixels and encoding; the UNet's
-    own Jacobian is left out (arXiv 2209.14988, eq. 3). `linear_encoder` takes the encoder's place in J.
+    d loss / d image = J^T score_of(z) with the Jacobian J of the encoder; the UNet's own Jacobian is left out
+    (arXiv 2209.14988, eq. 3). `linear_encoder` takes the encoder's place in J.
     """
     image = image.detach().requires_grad_()
     with torch.set_grad_enabled(linear_encoder is None):
-        latents = model.encode(resize(image, side), draws.posterior_noise)
-    latent_gradient = wish(latents.detach())
+        latents = model.encode(image, draws.posterior_noise)
+    latent_gradient = score_of(latents.detach())
     if linear_encoder is None:
         gradient = model.encoder_gradient(image, latents, latent_gradient)
     else:

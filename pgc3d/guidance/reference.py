@@ -1,4 +1,4 @@
-"""The reference view: from the camera of the input picture, the asset should look as the picture does."""
+"""The reference view: the difference between the input image and the rendering from its camera."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,15 +11,20 @@ from torch.nn.functional import cosine_similarity
 
 from pgc3d.diffusion.latent import resize
 from pgc3d.ranges import MAX_WEIGHT, check, number
-from pgc3d.types import Cameras, GuidanceOutput, Layer, Rendering
+from pgc3d.types import Buffer, Cameras, GuidanceOutput, Rendering, Step, Views
 
 LEAST_DEVIATION = 1e-3  # of inverse depths, in inverse world units: a plane that faces the camera has none
 LEAST_LENGTH = 1e-2  # of an antialiased normal
+SIDE = 256  # pixels a side of the image over which the weights' sums are stated
 
 
 @dataclass(frozen=True)
 class ReferenceConfig:
-    """Weights of differences, summed over the pixels; those of maps count where the maps are given."""
+    """Weights of differences, summed over an image of `SIDE` pixels a side; maps count where they are given.
+
+    The sum does not depend on the rendering's resolution, so that the balance with other guidances, whose
+    gradients are stated at their model's resolution, does not either.
+    """
 
     kind: Literal["reference"] = "reference"
     color: float = number(0.5, 0.0, MAX_WEIGHT)  # squared, sRGB, on the object's pixels
@@ -44,7 +49,7 @@ class _Wanted:
 
 
 class ReferenceView:
-    """Compares a view with the input picture; satisfies `interfaces.Guidance`."""
+    """The loss of a view against the input image; an `interfaces.Guidance`."""
 
     def __init__(
         self,
@@ -72,35 +77,43 @@ class ReferenceView:
         self.color, self.mask, self.depth, self.normal = color, mask, depth, normal
         self._sizes: dict[int, _Wanted] = {}
 
-    def __call__(
-        self, image: Float[Tensor, "B H W 3"], rendering: Rendering, cameras: Cameras, progress: float
-    ) -> GuidanceOutput:
-        """Compare views from the picture's camera with the picture over the same background.
+    def input_resolution(self, rendered: int) -> int:
+        """The rendering's own: the input image is resized to it."""
+        return rendered
 
-        color * sum alpha |image - picture|^2 + mask * sum (coverage - alpha)^2 with the picture's alpha, over
-        all pixels, and the weighted disagreements with the maps that there are, on pixels that both show the
-        object. The gradients of all terms but the first reach the layer that they compare alone.
+    def __call__(
+        self, image: Float[Tensor, "B H W 3"], rendering: Rendering, views: Views, step: Step
+    ) -> GuidanceOutput:
+        """Compare views from the input image's camera with it, over the same background.
+
+        color * sum alpha |image - input|^2 + mask * sum (coverage - alpha)^2 with the input's alpha, over all
+        pixels, and the weighted disagreements with the maps that there are, on pixels that both show the
+        object; all of it times (`SIDE` / resolution)^2. The gradients of all terms but the first are those of
+        the buffer that the term compares.
         """
+        scale = (SIDE / image.shape[1]) ** 2
         wanted = self._at(image.shape[1])
         alpha = wanted.photo[..., 3:]
         background = rendering.background[:, None, None]
         difference = image - (wanted.photo[..., :3] + (1.0 - alpha) * background)
         excess = rendering.alpha.detach() - alpha
         losses = {
-            "loss_color": self.color * (alpha * difference.square()).sum(),
-            "loss_mask": self.mask * excess.square().sum(),
+            "loss_color": scale * self.color * (alpha * difference.square()).sum(),
+            "loss_mask": scale * self.mask * excess.square().sum(),
         }
-        layers: dict[Layer, Tensor] = {"alpha": 2.0 * self.mask * excess}
-        for name, disagreement in self._disagreements(wanted, rendering, cameras).items():
-            losses[f"loss_{name}"], layers[name] = _differentiate(disagreement, getattr(rendering, name))
-        return GuidanceOutput(gradient=2.0 * self.color * alpha * difference, layers=layers, metrics=losses)
+        buffers: dict[Buffer, Tensor] = {"alpha": 2.0 * scale * self.mask * excess}
+        for name, disagreement in self._disagreements(wanted, rendering, views.cameras).items():
+            loss, gradient = _differentiate(disagreement, getattr(rendering, name))
+            losses[f"loss_{name}"], buffers[name] = scale * loss, scale * gradient
+        gradient = 2.0 * scale * self.color * alpha * difference
+        return GuidanceOutput(gradient=gradient, buffers=buffers, metrics=losses)
 
     def _disagreements(
         self, wanted: _Wanted, rendering: Rendering, cameras: Cameras
-    ) -> dict[Layer, Callable[[Tensor], Float[Tensor, ""]]]:
+    ) -> dict[Buffer, Callable[[Tensor], Float[Tensor, ""]]]:
         """The weighted terms of the maps, each a function of its layer."""
         weight = wanted.share * rendering.alpha.detach()
-        terms: dict[Layer, Callable[[Tensor], Float[Tensor, ""]]] = {}
+        terms: dict[Buffer, Callable[[Tensor], Float[Tensor, ""]]] = {}
         if (depth := wanted.depth) is not None:
             terms["depth"] = lambda layer: self.depth * depth_disagreement(layer, depth, weight)
         if wanted.normal is not None:

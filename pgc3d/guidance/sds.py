@@ -1,4 +1,4 @@
-"""Score distillation from a latent diffusion model, as a gradient on the picture."""
+"""Score distillation from a latent diffusion model, as a gradient on the image."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,11 +14,11 @@ from pgc3d.diffusion.latent import LatentDiffusion, Latents, resize, select
 from pgc3d.diffusion.linear_encoder import LinearEncoder
 from pgc3d.guidance import score
 from pgc3d.guidance.distillation import Draws, Formula, distill, draw, score_latents
-from pgc3d.guidance.pieces import in_pieces
+from pgc3d.guidance.micro_batch import in_micro_batches
 from pgc3d.prompts import ViewPromptConfig, view_index, view_prompts
 from pgc3d.ranges import check, number, schedule
 from pgc3d.schedules import PiecewiseLinear, check_timestep_range
-from pgc3d.types import Cameras, GuidanceOutput, Rendering, TextEmbedding
+from pgc3d.types import GuidanceOutput, Rendering, Step, TextEmbedding, Views
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class SdsConfig:
 
 
 class ScoreDistillation:
-    """Asks a frozen text-to-image model how pictures should change; satisfies `interfaces.Guidance`."""
+    """Score distillation from a frozen text-to-image model; an `interfaces.Guidance`."""
 
     def __init__(  # noqa: PLR0913 - flat on purpose
         self,
@@ -61,7 +61,6 @@ class ScoreDistillation:
         positive: TextEmbedding,
         negative: TextEmbedding,
         view_prompts_config: ViewPromptConfig,
-        generator: torch.Generator,
         guidance_scale: float = 100.0,
         t_min: PiecewiseLinear = PiecewiseLinear((0.02,)),  # noqa: B008 - immutable
         t_max: PiecewiseLinear = PiecewiseLinear((0.98,)),  # noqa: B008
@@ -76,21 +75,20 @@ class ScoreDistillation:
         """Hold what every step needs on the device.
 
         Args:
-            model: the teacher.
+            model: the guidance model.
             positive: one entry per text of `view_prompts(prompt, view_prompts_config)`, in that order.
             negative: one entry.
             view_prompts_config: chooses the text for a camera.
-            generator: on the CPU, so that every device sees the same noise; nothing else changes here.
             guidance_scale: s in uncond + s (cond - uncond); unused by "csd".
             t_min: lowest noise level over progress, a fraction of all levels.
             t_max: highest noise level.
             formula: "sds" or "csd".
             weighting: w(t).
-            resolution: side in pixels at which the model looks, 0 for its own, -1 for the picture's.
+            resolution: side in pixels of the model's input, 0 for its own, -1 for the rendering's.
             original_size: SDXL size condition, 0 for the resolution.
             target_size: SDXL size condition, 0 for the resolution.
-            controls: ControlNets of the teacher's layout, which see the render's depth or normals.
-            linear_encoder: pulls gradients back to the picture in place of the encoder.
+            controls: ControlNets of the model's layout, conditioned on the render's depth or normals.
+            linear_encoder: pulls gradients back to the image in place of the encoder.
         """
         expected = len(view_prompts("x", view_prompts_config))
         if len(positive.tokens) != expected or len(negative.tokens) != 1:
@@ -101,40 +99,43 @@ class ScoreDistillation:
             raise ValueError(f"resolution must be a multiple of {model.downscale}, got {self.resolution}")
         check_timestep_range(t_min, t_max)
         self.model, self.positive, self.negative = model, positive, negative
-        self.view_prompts_config, self.generator = view_prompts_config, generator
+        self.view_prompts_config = view_prompts_config
         self.guidance_scale, self.formula, self.weighting = guidance_scale, formula, weighting
         self.t_min, self.t_max = t_min, t_max
         self.controls = tuple(controls)
         self.linear_encoder = linear_encoder
-        self.micro_batch = 0  # see `interfaces.Divisible`
+        self.micro_batch = 0  # see `interfaces.SupportsMicroBatch`
         self._sizes = (original_size, target_size)
         self._time_ids: dict[int, Tensor | None] = {}  # by resolution; making them waits for the device
 
+    def input_resolution(self, rendered: int) -> int:
+        """Side in pixels of the model's input, for renders of `rendered` pixels."""
+        return rendered if self.resolution < 0 else self.resolution
+
     def __call__(
-        self, image: Float[Tensor, "B H W 3"], rendering: Rendering, cameras: Cameras, progress: float
+        self, image: Float[Tensor, "B H W 3"], rendering: Rendering, views: Views, step: Step
     ) -> GuidanceOutput:
-        """Draw a noise level and noise for each picture and return the gradient on the pictures."""
-        inputs = self._draw(len(image), self._side(image), rendering, cameras, progress)
-        return in_pieces(self.gradient, self.micro_batch, image=image, **inputs)
+        """Draw a timestep and noise for each image and return the gradient on the images."""
+        inputs = self._draw(len(image), image.shape[1], rendering, views, step)
+        return in_micro_batches(self.gradient, self.micro_batch, image=image, **inputs)
 
     def latent_gradient(
-        self, latents: Float[Tensor, "B C h w"], rendering: Rendering, cameras: Cameras, progress: float
+        self, latents: Float[Tensor, "B C h w"], rendering: Rendering, views: Views, step: Step
     ) -> Float[Tensor, "B C h w"]:
-        """The gradient on latents that are optimised themselves, with the draws that pictures would get.
+        """The gradient on latents that are optimised themselves, with the noise that images would get.
 
-        They stand for the pictures in `rendering`, whose size they must have.
+        They stand for the images in `rendering`, whose size they must have.
         """
-        side = self._side(rendering.color)
-        inputs = self._draw(len(latents), side, rendering, cameras, progress)
+        side = self.input_resolution(rendering.color.shape[1])
+        inputs = self._draw(len(latents), side, rendering, views, step)
         texts, conditions = inputs.pop("texts"), inputs.pop("conditions")
-        return self._wish(latents, Draws(**inputs), texts, conditions, side)
+        return self._score(latents, Draws(**inputs), texts, conditions, side)
 
-    def _draw(
-        self, batch: int, side: int, rendering: Rendering, cameras: Cameras, progress: float
-    ) -> dict[str, Any]:
-        """Noise levels, noise, texts and conditions, as `gradient` takes them."""
-        levels = self.t_min(progress), self.t_max(progress)
-        draws = draw(self.model, batch, side, levels, self.generator)
+    def _draw(self, batch: int, side: int, rendering: Rendering, views: Views, step: Step) -> dict[str, Any]:
+        """Timesteps, noise, texts and conditions, as `gradient` takes them."""
+        levels = self.t_min(step.progress), self.t_max(step.progress)
+        draws = draw(self.model, batch, side, levels, step)
+        cameras = views.cameras
         texts = view_index(
             cameras.azimuth.to(self.model.device),
             cameras.elevation.to(self.model.device),
@@ -144,13 +145,12 @@ class ScoreDistillation:
         conditions = [condition_image(control, rendering, cameras) for control in self.controls]
         return {**vars(draws), "texts": texts, "conditions": conditions}
 
-    def _side(self, image: Float[Tensor, "B H W 3"]) -> int:
-        """Pixels at which the model looks at these pictures."""
-        side = image.shape[1] if self.resolution < 0 else self.resolution
+    def _size_conditions(self, side: int) -> Tensor | None:
+        """SDXL's size conditions for inputs of `side` pixels, made once."""
         if side not in self._time_ids:
             original, target = self._sizes
             self._time_ids[side] = self.model.time_ids(original or side, target or side)
-        return side
+        return self._time_ids[side]
 
     def gradient(
         self,
@@ -160,17 +160,17 @@ class ScoreDistillation:
         noise: Float[Tensor, "B C h w"],
         posterior_noise: Float[Tensor, "B C h w"],
         texts: Int[Tensor, " B"],
-        conditions: Sequence[Float[Tensor, "B H W 3"]] = (),
+        conditions: Sequence[Float[Tensor, "B _ _ 3"]] = (),
     ) -> GuidanceOutput:
         """The gradient for given noise, texts and one condition per control; see `distill`."""
-        side, draws = self._side(image), Draws(timesteps, noise, posterior_noise)
+        draws = Draws(timesteps, noise, posterior_noise)
 
-        def wish(latents: Latents) -> Latents:
-            return self._wish(latents, draws, texts, conditions, side)
+        def score_of(latents: Latents) -> Latents:
+            return self._score(latents, draws, texts, conditions, image.shape[1])
 
-        return distill(self.model, image, side, draws, wish, linear_encoder=self.linear_encoder)
+        return distill(self.model, image, draws, score_of, linear_encoder=self.linear_encoder)
 
-    def _wish(
+    def _score(
         self, latents: Latents, draws: Draws, texts: Tensor, conditions: Sequence[Tensor], side: int
     ) -> Latents:
         controls = [(c, resize(shown, side)) for c, shown in zip(self.controls, conditions, strict=True)]
@@ -181,7 +181,7 @@ class ScoreDistillation:
                 timesteps,
                 conditional=select(self.positive, texts),
                 unconditional=select(self.negative, torch.zeros_like(texts)),
-                time_ids=self._time_ids[side],
+                time_ids=self._size_conditions(side),
                 residuals=partial(control_residuals, controls) if controls else None,
             )
 

@@ -1,9 +1,8 @@
-"""Score distillation from a novel-view model, which has seen the object in a picture."""
+"""Score distillation from a novel-view model, which is conditioned on the input image."""
 
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -11,10 +10,10 @@ from pgc3d.diffusion.latent import Latents
 from pgc3d.diffusion.zero123 import Zero123, relative_pose
 from pgc3d.guidance import score
 from pgc3d.guidance.distillation import Draws, distill, draw, score_latents
-from pgc3d.guidance.pieces import in_pieces
+from pgc3d.guidance.micro_batch import in_micro_batches
 from pgc3d.ranges import check, number, schedule
 from pgc3d.schedules import PiecewiseLinear, check_timestep_range
-from pgc3d.types import Cameras, GuidanceOutput, Rendering
+from pgc3d.types import Cameras, GuidanceOutput, Rendering, Step, Views
 
 
 @dataclass(frozen=True)
@@ -33,14 +32,13 @@ class Zero123Config:
 
 
 class NovelViewDistillation:
-    """Asks a frozen Zero123 how other views should change; satisfies `interfaces.Guidance`."""
+    """Score distillation from a frozen Zero123; an `interfaces.Guidance`."""
 
     def __init__(
         self,
         *,
         model: Zero123,
         reference: Cameras,
-        generator: torch.Generator,
         guidance_scale: float = 3.0,
         t_min: PiecewiseLinear = PiecewiseLinear((0.02,)),  # noqa: B008 - immutable
         t_max: PiecewiseLinear = PiecewiseLinear((0.98,)),  # noqa: B008
@@ -49,9 +47,8 @@ class NovelViewDistillation:
         """Hold what every step needs on the device.
 
         Args:
-            model: the teacher, which has seen the picture.
-            reference: the camera that took the picture, one view, on the model's device.
-            generator: on the CPU, so that every device sees the same noise; nothing else changes here.
+            model: the guidance model, conditioned on the input image.
+            reference: the camera of the input image, one view, on the model's device.
             guidance_scale: s in uncond + s (cond - uncond).
             t_min: lowest noise level over progress, a fraction of all levels.
             t_max: highest noise level.
@@ -60,20 +57,23 @@ class NovelViewDistillation:
         if len(reference) != 1:
             raise ValueError(f"reference must be one camera, got {len(reference)}")
         check_timestep_range(t_min, t_max)
-        self.model, self.reference, self.generator = model, reference, generator
+        self.model, self.reference = model, reference
         self.guidance_scale, self.weighting = guidance_scale, weighting
         self.t_min, self.t_max = t_min, t_max
-        self.micro_batch = 0  # see `interfaces.Divisible`
+        self.micro_batch = 0  # see `interfaces.SupportsMicroBatch`
+
+    def input_resolution(self, rendered: int) -> int:
+        """Side in pixels of the model's input, whatever the rendering's."""
+        return self.model.diffusion.resolution
 
     def __call__(
-        self, image: Float[Tensor, "B H W 3"], rendering: Rendering, cameras: Cameras, progress: float
+        self, image: Float[Tensor, "B H W 3"], rendering: Rendering, views: Views, step: Step
     ) -> GuidanceOutput:
-        """Draw a noise level and noise for each picture and return the gradient on the pictures."""
-        model = self.model.diffusion
-        levels = self.t_min(progress), self.t_max(progress)
-        draws = draw(model, len(image), model.resolution, levels, self.generator)
-        pose = relative_pose(cameras, self.reference, self.model.pose)
-        return in_pieces(self.gradient, self.micro_batch, image=image, pose=pose, **vars(draws))
+        """Draw a timestep and noise for each image and return the gradient on the images."""
+        levels = self.t_min(step.progress), self.t_max(step.progress)
+        draws = draw(self.model.diffusion, len(image), image.shape[1], levels, step)
+        pose = relative_pose(views.cameras, self.reference, self.model.pose)
+        return in_micro_batches(self.gradient, self.micro_batch, image=image, pose=pose, **vars(draws))
 
     def gradient(
         self,
@@ -90,7 +90,7 @@ class NovelViewDistillation:
         def predict(noisy: Latents, timesteps: Tensor) -> tuple[Latents, Latents]:
             return self.model.predict(noisy, timesteps, pose)
 
-        def wish(latents: Latents) -> Latents:
+        def score_of(latents: Latents) -> Latents:
             return score_latents(
                 self.model.diffusion,
                 latents,
@@ -100,4 +100,4 @@ class NovelViewDistillation:
                 weighting=self.weighting,
             )
 
-        return distill(self.model.diffusion, image, self.model.diffusion.resolution, draws, wish)
+        return distill(self.model.diffusion, image, draws, score_of)

@@ -17,22 +17,25 @@ from torch import Tensor, nn
 
 from pgc3d.errors import DivergedError
 from pgc3d.geometry.marching_tetrahedra import Crossings, Room, find_crossings, grid_points, surface_size
-from pgc3d.geometry.sdf import blur_matrix, ellipsoid_sdf, mesh_sdf, redistance
-from pgc3d.interfaces import ParameterGroup, Rasterizer
-from pgc3d.ranges import LEAST_EPS, MAX_RATE, MAX_WEIGHT, check, number
+from pgc3d.geometry.sdf import blur_matrix, ellipsoid_sdf, mesh_sdf, redistance, sample_grid
+from pgc3d.interfaces import Rasterizer
+from pgc3d.parameters import ParameterGroup, ParameterStore
+from pgc3d.ranges import MAX_RATE, MAX_WEIGHT, check, number
 from pgc3d.representation.fields import ColorField, HashGrid, Mlp, SdfField, check_color_field
 from pgc3d.representation.surface import (
     LOSSES,
     SizeWatch,
     Surface,
     build_surface,
-    find_fault,
-    is_sound,
+    find_error,
+    is_valid,
     surface_losses,
 )
-from pgc3d.types import Cameras, Material, Mesh, Rendering
+from pgc3d.types import Handover, Material, Mesh, Rendering, Step, Views
 
 logger = logging.getLogger(__name__)
+
+INVERSIONS = 8  # fixed-point steps that find where a point was before the deformation
 
 
 @dataclass(frozen=True)
@@ -47,10 +50,10 @@ class DMTetConfig:
     # Standard deviation of the blur first and last; 0 is off.
     sdf_smoothing: tuple[float, float] = number((1.0, 0.7), 0.0, 8.0, unit="cells")
     deformation_limit: float = number(0.45, 0.0, 0.5, unit="cells")
-    redistance_every: int = number(50, 0, 10_000_000, unit="renders with gradients")  # 0 is off
+    redistance_every: int = number(50, 0, 10_000_000, unit="steps")  # 0 is off
     lr_sdf: float = number(0.01, 0.0, MAX_RATE)
-    # Adam's for the SDF: gradients below it move the shape less than lr_sdf.
-    eps_sdf: float = number(1e-15, LEAST_EPS, 1.0)
+    # Of the SDF gradients' root mean square: far smaller ones move the shape less than lr_sdf; 0 is off.
+    eps_sdf: float = number(0.0, 0.0, 10.0)
     lr_deformation: float = number(0.01, 0.0, MAX_RATE)
     lr_color_grid: float = number(0.01, 0.0, MAX_RATE)
     lr_color_mlp: float = number(0.002, 0.0, MAX_RATE)
@@ -103,7 +106,7 @@ class DMTet(nn.Module):
         initial: Float[Tensor, "X Y Z"],
         color: ColorField,
         learning_rates: Mapping[str, float],
-        eps_sdf: float = 1e-15,
+        eps_sdf: float = 0.0,
         weights: Mapping[str, float] | None = None,
         sdf_field: SdfField | None = None,
         sdf_smoothing: tuple[float, float] = (1.0, 0.7),
@@ -120,18 +123,18 @@ class DMTet(nn.Module):
             initial: the SDF on the grid's (R + 1)^3 points, negative inside.
             color: the field that `material` asks.
             learning_rates: of "sdf", "deformation", "color.grid" and "color.mlp".
-            eps_sdf: Adam's eps of the "sdf" group.
+            eps_sdf: Adam's eps of the "sdf" group, relative to the group's gradients; 0 is plain Adam.
             weights: of the regularisers in `LOSSES`; those left out or 0 are not computed.
             sdf_field: the residual; when None it is stored on the grid.
             sdf_smoothing: standard deviation of the blur of a stored residual at progress 0 and 1, in cells;
                 it follows the progress, geometrically, whenever the residual starts anew.
             deformation_limit: how far a grid point may move along each axis, in cells.
-            redistance_every: renders with gradients between two times that the SDF is made a distance again.
+            redistance_every: steps between two times that the SDF is made a distance again.
             shape_until: progress from which on the shape gets no gradients and no regularisers.
             max_recoveries: how often a lost surface is brought back before `DivergedError`.
             padded: render with gradients without waiting for the device. The surface gets more room than it
                 needs; where it does not fit, or is lost, `Rendering.complete` is False, and that is mended a
-                render or two later.
+                step or two later.
         """
         super().__init__()
         size = initial.shape[0]
@@ -152,8 +155,10 @@ class DMTet(nn.Module):
         self.max_faces = 50 * self.resolution**2  # a sphere as large as the cube has about 28
         self.padded = padded
         self.watch = SizeWatch()
-        self.calls = 0
         self.recoveries = 0
+        self._prepared = -1  # the last step that was begun
+        self._current: _StepSurface | None = None
+        self._store: ParameterStore | None = None
         self.register_buffer("base", initial.clone())
         self.register_buffer("good", initial.clone())
         self.register_buffer("initial", initial.clone(), persistent=False)
@@ -163,36 +168,80 @@ class DMTet(nn.Module):
         self.residual = nn.Parameter(torch.zeros_like(initial)) if sdf_field is None else None
         self.deformation = nn.Parameter(torch.zeros(size**3, 3, device=initial.device))
 
-    def render(
-        self,
-        cameras: Cameras,
-        resolution: int,
-        background: Float[Tensor, "B 3"],
-        *,
-        progress: float = 1.0,
-    ) -> Rendering:
+    def begin_step(self, step: Step) -> None:
+        """Extract the step's surface once, for all of its renders and its regularisers.
+
+        Now and then the SDF is made a distance field first, and the state is remembered.
+
+        Raises:
+            DivergedError: the surface was lost too often.
+        """
+        shaping = step.progress < self.shape_until or self.shape_until >= 1.0
+        if shaping and step.index != self._prepared:  # a step that is done again begins where it began
+            self._prepared = step.index
+            self._restore_distance(step)
+        with torch.set_grad_enabled(shaping):
+            surface, complete = self._padded_surface() if self.padded else (self._surface(), None)
+        self._current = _StepSurface(step.index, surface, complete, shaping=shaping)
+
+    def end_step(self, step: Step) -> None:
+        """Release the step's surface."""
+        self._current = None
+
+    def render(self, views: Views, resolution: int, step: Step | None) -> Rendering:
         """See `Representation.render`; colour gradients stop at the surface and do not bend the shape."""
         from pgc3d.render.mesh_renderer import render_mesh
 
-        shaping = progress < self.shape_until or self.shape_until >= 1.0
-        if torch.is_grad_enabled() and shaping:
-            self._advance(progress)
-        padded = self.padded and torch.is_grad_enabled()
-        with torch.set_grad_enabled(torch.is_grad_enabled() and shaping):
-            surface, complete = self._padded_surface() if padded else (self._surface(), None)
-        rendering = render_mesh(
-            surface.mesh,
-            cameras,
-            resolution,
-            background,
-            rasterizer=self.rasterizer,
-            material=lambda points: self.material(points.detach()),
-            topology=surface.topology,
-        )
-        losses = surface_losses(surface, self.weights, self.sdf, self.cell) if shaping else {}
-        return replace(rendering, losses={**rendering.losses, **losses}, complete=complete)
+        training = step is not None
+        current = self._begun(step) if step is not None else None
+        with torch.set_grad_enabled(training and torch.is_grad_enabled()):
+            surface = current.surface if current is not None else self._last_valid_surface()
+            rendering = render_mesh(
+                surface.mesh,
+                views.cameras,
+                resolution,
+                views.background,
+                rasterizer=self.rasterizer,
+                material=lambda points: self.material(points.detach()),
+                topology=surface.topology,
+            )
+        return replace(rendering, complete=current.complete if current is not None else None)
 
-    def parameter_groups(self) -> list[ParameterGroup]:
+    def regularizers(self, step: Step) -> dict[str, Float[Tensor, ""]]:
+        """The weighted regularisers of the step's surface; none once the shape stays."""
+        current = self._begun(step)
+        return surface_losses(current.surface, self.weights, self.sdf, self.cell) if current.shaping else {}
+
+    def parameter_store(self) -> ParameterStore:
+        """The groups "sdf", "deformation", "color.grid" and "color.mlp"."""
+        if self._store is None:
+            self._store = ParameterStore(self._groups())
+        return self._store
+
+    @torch.no_grad()
+    def handover(self) -> Handover:
+        """The last valid surface, its field with the deformation, and the colours with their weights."""
+        sdf, deformation, found = self._last_valid_field()
+        surface = self._place(sdf, found, deformation).mesh
+        field = sdf[..., None].clone()
+        offset = (torch.tanh(deformation) * self.deformation_limit * self.cell).reshape(*sdf.shape, 3)
+
+        def distance(points: Tensor) -> Tensor:
+            # a grid point x with offset d carries its value to x + d, as do the points between them
+            source = points
+            for _ in range(INVERSIONS):
+                source = points - sample_grid(offset, source)
+            return sample_grid(field, source)[:, 0]
+
+        state = {f"color.{name}": value for name, value in self.color.state_dict().items()}
+        return Handover(surface=surface, sdf=distance, material=self.material, state=state)
+
+    def _begun(self, step: Step) -> "_StepSurface":
+        if self._current is None or self._current.index != step.index:
+            raise RuntimeError(f"begin_step must be called before step {step.index} is rendered")
+        return self._current
+
+    def _groups(self) -> list[ParameterGroup]:
         sdf = [self.residual] if self.sdf_field is None else list(self.sdf_field.parameters())
         groups: dict[str, list[Tensor]] = {
             "sdf": cast("list[Tensor]", sdf),
@@ -204,16 +253,17 @@ class DMTet(nn.Module):
             ParameterGroup(name=name, params=params, lr=self.learning_rates[name])
             for name, params in groups.items()
         ]
-        result[0]["eps"] = self.eps_sdf
+        if self.eps_sdf > 0:
+            result[0]["relative_eps"] = self.eps_sdf
         return result
 
     @torch.no_grad()
     def to_mesh(self) -> Mesh:
-        """See `Representation.to_mesh`."""
-        return self._surface().mesh
+        """See `Meshable.to_mesh`."""
+        return self._last_valid_surface().mesh
 
     def material(self, points: Float[Tensor, "P 3"]) -> Material:
-        """See `Representation.material`."""
+        """See `Meshable.material`."""
         return cast("Material", self.color(points))
 
     def sdf(self) -> Float[Tensor, "X Y Z"]:
@@ -226,12 +276,13 @@ class DMTet(nn.Module):
         self._replace(redistance(self.sdf()))
 
     def get_extra_state(self) -> Tensor:
-        """What a checkpoint needs beside tensors: renders so far, recoveries and the blur."""
-        return torch.tensor([self.calls, self.recoveries, self.smoothing], dtype=torch.float64)
+        """What a checkpoint needs beside tensors: the last step begun, recoveries and the blur."""
+        return torch.tensor([self._prepared, self.recoveries, self.smoothing], dtype=torch.float64)
 
     def set_extra_state(self, state: Tensor) -> None:
-        calls, recoveries, smoothing = state.tolist()
-        self.calls, self.recoveries = int(calls), int(recoveries)
+        prepared, recoveries, smoothing = state.tolist()
+        self._prepared, self.recoveries = int(prepared), int(recoveries)
+        self._current = None
         self.watch.reset()
         self._set_smoothing(smoothing)
 
@@ -250,34 +301,54 @@ class DMTet(nn.Module):
         self.smoothing = deviation
         self.blur = blur_matrix(self.resolution + 1, deviation, self.base.device)
 
-    def _advance(self, progress: float) -> None:
-        """Count a training step; now and then restore the distance and remember the state."""
-        if self.redistance_every and self.calls and self.calls % self.redistance_every == 0:
-            with torch.no_grad():
-                sdf = self.sdf()
-                sound = is_sound(surface_size(sdf, self.deformation), self.max_faces)
-                if self.padded or sound:  # the host does not ask a device for it
-                    sdf = torch.where(sound, redistance(sdf), sdf)
-                    self._replace(sdf)
-                    self.good.copy_(torch.where(sound, sdf, self.good))
-                    first, last = (max(deviation, 1e-3) for deviation in self.sdf_smoothing)
-                    self._set_smoothing(first * (last / first) ** progress)
-        self.calls += 1
+    @torch.no_grad()
+    def _restore_distance(self, step: Step) -> None:
+        """Every `redistance_every` steps, make the SDF a distance again and remember it."""
+        if not (self.redistance_every and step.index and step.index % self.redistance_every == 0):
+            return
+        sdf = self.sdf()
+        valid = is_valid(surface_size(sdf, self.deformation), self.max_faces)
+        if self.padded or valid:  # on a device the host does not wait for the answer
+            sdf = torch.where(valid, redistance(sdf), sdf)
+            self._replace(sdf)
+            self.good.copy_(torch.where(valid, sdf, self.good))
+            first, last = (max(deviation, 1e-3) for deviation in self.sdf_smoothing)
+            self._set_smoothing(first * (last / first) ** step.progress)
+
+    @torch.no_grad()
+    def _last_valid_surface(self) -> Surface:
+        """The surface as it is, without gradients; of an earlier field where this one has none."""
+        sdf, deformation, found = self._last_valid_field()
+        return self._place(sdf, found, deformation)
+
+    @torch.no_grad()
+    def _last_valid_field(self) -> tuple[Tensor, Tensor, Crossings]:
+        """The SDF, the deformation and where they cut the grid; those of an earlier state if need be."""
+        still = torch.zeros_like(self.deformation)
+        for sdf, deformation in (
+            (self.sdf(), self.deformation),
+            (self.good, still),
+            (self.initial, still),
+        ):
+            found = find_crossings(sdf, deformation)
+            if find_error(found.size.tolist(), self.max_faces) is None:
+                return sdf, deformation, found
+        raise DivergedError("the shape must be a closed surface, but the first one is none; check init")
 
     def _surface(self) -> Surface:
         """Extract the mesh as it is; recovers a lost surface."""
         sdf, found = self._find(None)
-        while (fault := find_fault(size := found.size.tolist(), self.max_faces)) is not None:
-            self._recover(fault)
+        while (error := find_error(size := found.size.tolist(), self.max_faces)) is not None:
+            self._recover(error)
             sdf, found = self._find(None)
         self.watch.fit(size)
-        return self._place(sdf, found)
+        return self._place(sdf, found, self.deformation)
 
     def _padded_surface(self) -> tuple[Surface, Bool[Tensor, ""] | None]:
         """Extract the mesh without waiting, and whether it is complete; recovers one that was lost before."""
         size = self.watch.receive()
-        if size is not None and (fault := find_fault(size, self.max_faces)) is not None:
-            self._recover(fault)
+        if size is not None and (error := find_error(size, self.max_faces)) is not None:
+            self._recover(error)
         elif size is not None:
             self.watch.fit(size)
         room = self.watch.room
@@ -285,20 +356,20 @@ class DMTet(nn.Module):
             return self._surface(), None
         sdf, found = self._find(room)
         self.watch.send(found.size)
-        complete = is_sound(found.size, self.max_faces) & room.holds(found.size)
-        return self._place(sdf, found, padded=True), complete
+        complete = is_valid(found.size, self.max_faces) & room.holds(found.size)
+        return self._place(sdf, found, self.deformation, padded=True), complete
 
     def _find(self, room: Room | None) -> tuple[Tensor, Crossings]:
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.sdf_field is None):
             sdf = self.sdf()
         return sdf, find_crossings(sdf.detach(), self.deformation.detach(), room=room)
 
-    def _place(self, sdf: Tensor, found: Crossings, *, padded: bool = False) -> Surface:
+    def _place(self, sdf: Tensor, found: Crossings, deformation: Tensor, *, padded: bool = False) -> Surface:
         # both ends in one gather: its gradient is dense, and zeroing that is what costs on a CPU
         both = torch.cat([found.first, found.second])
         first, second = self._values(sdf, both).chunk(2)
         bound = self.deformation_limit * self.cell
-        start, end = (torch.tanh(self.deformation.index_select(0, both)) * bound).chunk(2)
+        start, end = (torch.tanh(deformation.index_select(0, both)) * bound).chunk(2)
         return build_surface(found, (first, second), (start, end), padded=padded)
 
     def _values(self, sdf: Tensor, index: Tensor) -> Tensor:
@@ -311,17 +382,17 @@ class DMTet(nn.Module):
         return self.base.reshape(-1).index_select(0, index) + residual
 
     @torch.no_grad()
-    def _recover(self, fault: str) -> None:
+    def _recover(self, error: str) -> None:
         """Go back to the last good field, and from the second time on to the first one."""
         self.recoveries += 1
         if self.recoveries > self.max_recoveries:
             raise DivergedError(
-                f"the shape must stay a closed surface, but {fault} after {self.max_recoveries} recoveries; "
+                f"the shape must stay a closed surface, but {error} after {self.max_recoveries} recoveries; "
                 "lower lr_sdf or raise normal_consistency"
             )
         source = self.good if self.recoveries == 1 else self.initial
         logger.warning(
-            "%s: going back to %s", fault, "an earlier" if source is self.good else "the first shape"
+            "%s: going back to %s", error, "an earlier" if source is self.good else "the first shape"
         )
         if self.sdf_field is not None:
             self.sdf_field.restart()
@@ -341,6 +412,16 @@ class DMTet(nn.Module):
             self.base.copy_(sdf)
         else:
             self.base.copy_(sdf - self._residual())
+
+
+@dataclass(frozen=True)
+class _StepSurface:
+    """The surface of one step."""
+
+    index: int  # of the step
+    surface: Surface
+    complete: Bool[Tensor, ""] | None
+    shaping: bool  # whether the shape gets gradients
 
 
 def build_dmtet(

@@ -90,7 +90,7 @@ def surface_losses(
     return losses
 
 
-def find_fault(size: Sequence[int], max_faces: int) -> str | None:
+def find_error(size: Sequence[int], max_faces: int) -> str | None:
     """What is wrong with a surface of that size (see `surface_size`), or None."""
     finite, _, _, faces = size
     if not finite:
@@ -100,8 +100,8 @@ def find_fault(size: Sequence[int], max_faces: int) -> str | None:
     return f"the surface has {faces} faces, more than {max_faces}" if faces > max_faces else None
 
 
-def is_sound(size: Int[Tensor, "4"], max_faces: int) -> Bool[Tensor, ""]:
-    """Whether `find_fault` would find nothing, as a tensor on the device."""
+def is_valid(size: Int[Tensor, "4"], max_faces: int) -> Bool[Tensor, ""]:
+    """Whether `find_error` would find nothing, as a tensor on the device."""
     return (size[0] > 0) & (size[3] > 0) & (size[3] <= max_faces)
 
 

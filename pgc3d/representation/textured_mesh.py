@@ -12,16 +12,17 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import max_pool2d
 
-from pgc3d.geometry.normals import face_normals
+from pgc3d.geometry.normals import face_normals, vertex_normals
 from pgc3d.geometry.own_uv import uv_coverage
 from pgc3d.geometry.placement import orientation
-from pgc3d.interfaces import ParameterGroup, Rasterizer
+from pgc3d.interfaces import Rasterizer
+from pgc3d.parameters import ParameterGroup, ParameterStore
 from pgc3d.ranges import MAX_RATE, check, number
 from pgc3d.render.antialias import edge_topology
 from pgc3d.render.mesh_renderer import Hits, render_corners
 from pgc3d.render.mipmap import footprint_level, mip_chain, sample_chain, uv_gradients
 from pgc3d.representation.fields import ColorField, HashGrid, Mlp, check_color_field
-from pgc3d.types import Cameras, Canvas, Rendering
+from pgc3d.types import Canvas, Handover, Material, Mesh, Rendering, Step, Views
 
 CHUNK = 1 << 17  # points per query: bounds the memory of a field's hidden layers
 GUTTER_WEIGHT = 1e-4  # of texels that no face covers, in the means of the mip levels
@@ -126,32 +127,34 @@ class PaintedMesh(nn.Module):
         self.learning_rates = learning_rates
         self.shading = shading
         self.roughness, self.metallic = roughness, metallic
+        self._store: ParameterStore | None = None
         device = next(texture.parameters()).device
         self.mesh = mesh = canvas.in_world().to(device)
         self._topology = edge_topology(canvas.joined.to(device), len(mesh.vertices))
         self._face_normals = face_normals(mesh.vertices, mesh.faces)
         self._gradients = uv_gradients(mesh)
 
-    def render(
-        self,
-        cameras: Cameras,
-        resolution: int,
-        background: Float[Tensor, "B 3"],
-        *,
-        progress: float = 1.0,
-    ) -> Rendering:
-        """See `Representation.render`."""
-        return self.picture(cameras, resolution, background, shading=self.shading)
+    def begin_step(self, step: Step) -> None:
+        """See `Representation.begin_step`; nothing is shared by a step's renders."""
 
-    def picture(
-        self, cameras: Cameras, resolution: int, background: Float[Tensor, "B 3"], *, shading: bool
-    ) -> Rendering:
+    def end_step(self, step: Step) -> None:
+        """Keep the texels of an image in [0, 1]."""
+        if isinstance(self.texture, ImageTexture):
+            self.texture.project()
+
+    def regularizers(self, step: Step) -> dict[str, Float[Tensor, ""]]:
+        """None: the geometry is fixed."""
+        return {}
+
+    def render(self, views: Views, resolution: int, step: Step | None) -> Rendering:
+        """See `Representation.render`."""
+        with torch.set_grad_enabled(step is not None and torch.is_grad_enabled()):
+            return self.shaded(views, resolution, shading=self.shading)
+
+    def shaded(self, views: Views, resolution: int, *, shading: bool) -> Rendering:
         """Render with or without light."""
-        texture = self.texture
-        if isinstance(texture, ImageTexture):
-            if torch.is_grad_enabled():
-                texture.project()
-            chain = texture.chain()
+        texture, cameras = self.texture, views.cameras
+        chain = texture.chain() if isinstance(texture, ImageTexture) else None
 
         def color(hits: Hits) -> Tensor:
             if isinstance(texture, ColorField):
@@ -165,13 +168,14 @@ class PaintedMesh(nn.Module):
                 resolution=resolution,
                 texture_size=len(texture.image),
             )
+            assert chain is not None
             return sample_chain(chain, len(texture.image), hits.uv, level, repeat=self.canvas.uv_wraps)
 
         return render_corners(
             self.mesh,
             cameras,
             resolution,
-            background,
+            views.background,
             rasterizer=self.rasterizer,
             color=color,
             topology=self._topology,
@@ -189,7 +193,35 @@ class PaintedMesh(nn.Module):
         flat = 2 * (uv - uv.floor() if self.canvas.uv_wraps else uv) - 1
         return torch.cat([flat, torch.zeros_like(flat[:, :1])], dim=1)
 
-    def parameter_groups(self) -> list[ParameterGroup]:
+    def parameter_store(self) -> ParameterStore:
+        """The texture's parameters."""
+        if self._store is None:
+            self._store = ParameterStore(self._groups())
+        return self._store
+
+    def handover(self) -> Handover:
+        """The surface in the world, and its colours."""
+        mesh = self.mesh
+        surface = Mesh(mesh.vertices, mesh.faces, vertex_normals(mesh.vertices, mesh.faces))
+        state = {f"color.{name}": value for name, value in self.texture.state_dict().items()}
+        return Handover(surface=surface, sdf=None, material=self._nearest_material, state=state)
+
+    @torch.no_grad()
+    def _nearest_material(self, points: Float[Tensor, "P 3"]) -> Material:
+        """Of a field at the points themselves, of an image at the nearest corner of a face."""
+        texture = self.texture
+        if isinstance(texture, ColorField) and not self.canvas.uv_shared:
+            return cast("Material", texture(points))
+        corners, uv = self.mesh.vertices[self.mesh.faces].flatten(0, 1), self.mesh.uv[self.mesh.uv_faces]
+        parts = torch.split(points, max(1, (1 << 24) // len(corners)))  # 64 MB of distances
+        nearest = [torch.cdist(part, corners).argmin(dim=1) for part in parts]
+        found = uv.flatten(0, 1)[torch.cat(nearest)]
+        size = len(texture.image) if isinstance(texture, ImageTexture) else 1  # no filtering
+        color = self.texels(points, found, texture_size=size)
+        constant = torch.ones_like(color[:, :1])
+        return Material(color, self.roughness * constant, self.metallic * constant)
+
+    def _groups(self) -> list[ParameterGroup]:
         groups: dict[str, list[Tensor]]
         if isinstance(self.texture, ImageTexture):
             groups = {"texture.image": [self.texture.image]}

@@ -1,4 +1,4 @@
-"""A guidance that looks at a few pictures at a time: the same gradient in less memory."""
+"""Evaluate a guidance on a few images at a time: the same gradient in less memory."""
 
 from collections.abc import Callable, Sequence
 
@@ -8,27 +8,27 @@ from torch import Tensor
 from pgc3d.types import GuidanceOutput
 
 
-def in_pieces(
+def in_micro_batches(
     gradient: Callable[..., GuidanceOutput], size: int, **inputs: Tensor | Sequence[Tensor]
 ) -> GuidanceOutput:
-    """Call `gradient` with at most `size` pictures at a time and put the answers together.
+    """Call `gradient` with at most `size` images at a time and concatenate the gradients.
 
     Args:
-        gradient: its answer for a picture must not depend on the others, and its metrics must be means.
-        size: pictures of a call, 0 for all of them.
-        inputs: tensors with one row per picture, or sequences of such; the first is a tensor.
+        gradient: its result for an image must not depend on the others, and its metrics must be means.
+        size: images of a call, 0 for all of them.
+        inputs: tensors with one row per image, or sequences of such; the first is a tensor.
     """
     batch = len(next(iter(inputs.values())))
     if not 0 < size < batch:
         return gradient(**inputs)
-    outputs, shares = [], []
+    outputs, fractions = [], []
     for start in range(0, batch, size):
         rows = slice(start, start + size)
         outputs.append(gradient(**{name: _select(value, rows) for name, value in inputs.items()}))
-        shares.append(min(size, batch - start) / batch)
-    pairs = list(zip(shares, outputs, strict=True))
+        fractions.append(min(size, batch - start) / batch)
+    pairs = list(zip(fractions, outputs, strict=True))
     metrics = {
-        name: torch.stack([share * output.metrics[name] for share, output in pairs]).sum()
+        name: torch.stack([fraction * output.metrics[name] for fraction, output in pairs]).sum()
         for name in outputs[0].metrics
     }
     return GuidanceOutput(gradient=torch.cat([output.gradient for output in outputs]), metrics=metrics)

@@ -1,0 +1,196 @@
+"""The parameters of a representation in named groups, with the optimiser state that belongs to them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NotRequired, TypedDict
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+_SCALE_DECAY = 0.99  # of the running mean square of a group's gradients
+
+
+class ParameterGroup(TypedDict):
+    """A group as torch's optimisers take it."""
+
+    name: str
+    params: list[Tensor]
+    lr: float
+    # Adam's eps as a fraction of the root mean square of the group's gradients: entries far below it move
+    # little, and a common factor on all gradients changes nothing
+    relative_eps: NotRequired[float]
+
+
+class ParameterStore:
+    """Named groups of parameters and Adam's state of each, by name.
+
+    A representation makes one store and always returns the same one. `keep` and `append` change the number
+    of rows of all parameters of a group, for representations that grow and prune.
+    """
+
+    def __init__(self, groups: Sequence[ParameterGroup]) -> None:
+        names = [group["name"] for group in groups]
+        if len(set(names)) != len(names):
+            raise ValueError(f"parameter groups must have different names, got {names}")
+        self.groups = list(groups)
+        self._optimizer: torch.optim.Adam | None = None
+        self._scales: dict[str, Tensor] = {}  # by group: [running mean square, its weight]
+
+    def tensors(self) -> list[Tensor]:
+        """All parameters, in the order of the groups."""
+        return [tensor for group in self.groups for tensor in group["params"]]
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the parameters."""
+        return self.tensors()[0].device
+
+    @property
+    def optimizer(self) -> torch.optim.Adam:
+        """The optimiser that `use_adam` made.
+
+        Raises:
+            RuntimeError: there is none yet.
+        """
+        if self._optimizer is None:
+            raise RuntimeError("use_adam must be called before the parameters can be optimised")
+        return self._optimizer
+
+    def use_adam(self, *, betas: tuple[float, float] = (0.9, 0.99), eps: float = 1e-15) -> None:
+        """Make a new fused Adam for all groups; fused kernels can skip a step without a host copy."""
+        groups: list[dict[str, Any]] = []
+        for group in self.groups:
+            relative = group.get("relative_eps")
+            entry = {"name": group["name"], "params": group["params"], "lr": group["lr"]}
+            groups.append(entry if relative is None else entry | {"eps": relative})
+        self._optimizer = torch.optim.Adam(groups, betas=betas, eps=eps, fused=True)
+        self._scales = {
+            group["name"]: torch.zeros(2, device=self.device)
+            for group in self.groups
+            if group.get("relative_eps") is not None
+        }
+
+    def zero_grad(self) -> None:
+        """Forget all gradients."""
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def step(self, finite: Bool[Tensor, ""], *, lr_scale: float = 1.0) -> None:
+        """One step of Adam where `finite` is true, else nothing changes; the host does not wait.
+
+        `lr_scale` multiplies the learning rates of this step.
+        """
+        optimizer = self.optimizer
+        for group in optimizer.param_groups:
+            group["lr"] = group.setdefault("initial_lr", group["lr"]) * lr_scale
+            if group["name"] in self._scales:
+                self._normalize(group["name"], group["params"], finite)
+        # fused optimisers read this for GradScaler: 1 makes the kernel leave everything as it is
+        optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+        optimizer.step()
+
+    def _normalize(self, name: str, params: Sequence[Tensor], finite: Tensor) -> None:
+        """Divide a group's gradients by their running root mean square."""
+        gradients = [param.grad for param in params if param.grad is not None]
+        if not gradients:
+            return
+        count = sum(gradient.numel() for gradient in gradients)
+        square = torch.stack([gradient.square().sum() for gradient in gradients]).sum() / count
+        seen = finite & (square > 0)
+        target = torch.stack([torch.where(seen, square, 0.0), torch.ones_like(square)])
+        rate = torch.where(seen, 1.0 - _SCALE_DECAY, 0.0)
+        running = self._scales[name] = torch.lerp(self._scales[name], target, rate)
+        mean = running[0] / running[1].clamp_min(1e-30)
+        scale = torch.where(running[1] > 0, mean.clamp_min(1e-30).rsqrt(), 1.0)
+        for gradient in gradients:
+            gradient.mul_(scale)
+
+    @torch.no_grad()
+    def keep(self, name: str, mask: Bool[Tensor, " N"]) -> None:
+        """Keep the rows of a group's parameters and of their state where `mask` is true."""
+        self._replace_rows(name, lambda tensor: tensor[mask])
+
+    @torch.no_grad()
+    def append(self, name: str, rows: Sequence[Float[Tensor, "M ..."]]) -> None:
+        """Add rows to each of a group's parameters, with an empty state."""
+        group = self._group(name)
+        added = dict(zip(map(id, group["params"]), rows, strict=True))
+
+        for param in group["params"]:
+            new = added[id(param)]
+            zeros = torch.zeros_like(new)
+            self._set_rows(
+                param, torch.cat([param.data, new]), lambda value, zeros=zeros: torch.cat([value, zeros])
+            )
+
+    def _replace_rows(self, name: str, select: Any) -> None:
+        for param in self._group(name)["params"]:
+            self._set_rows(param, select(param.data), select)
+
+    def _set_rows(self, param: Tensor, data: Tensor, change: Any) -> None:
+        rows = len(param)
+        state = self._optimizer.state.get(param, {}) if self._optimizer else {}
+        for key, value in state.items():
+            if value.ndim and len(value) == rows:
+                state[key] = change(value)
+        param.data = data
+        param.grad = None
+
+    def _group(self, name: str) -> ParameterGroup:
+        for group in self.groups:
+            if group["name"] == name:
+                return group
+        raise KeyError(f"there is no parameter group {name!r}")
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The optimiser's state as named tensors: GROUP.NUMBER.KEY, and GROUP.scale where there is one."""
+        found: dict[str, Tensor] = {}
+        for group in self.groups:
+            for number, param in enumerate(group["params"]):
+                for key, value in self.optimizer.state.get(param, {}).items():
+                    found[f"{group['name']}.{number}.{key}"] = value
+        return found | {f"{name}.scale": value for name, value in self._scales.items()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
+        """Continue from a `state_dict`.
+
+        Raises:
+            KeyError: an entry belongs to no parameter.
+            ValueError: an entry has another shape than its parameter, is missing, or is not finite.
+        """
+        params = {
+            f"{group['name']}.{number}": param
+            for group in self.groups
+            for number, param in enumerate(group["params"])
+        }
+        state: dict[Tensor, dict[str, Tensor]] = {}
+        for name, value in state_dict.items():
+            owner, _, key = name.rpartition(".")
+            if key == "scale" and owner in self._scales:
+                self._scales[owner] = _like(self._scales[owner], value, name)
+            else:
+                state.setdefault(params[owner], {})[key] = value
+        for owner, param in params.items():
+            if param in state:
+                state[param] = _adam_state(param, state[param], owner)
+        self.optimizer.state.clear()
+        self.optimizer.state.update(state)
+
+
+def _adam_state(param: Tensor, found: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    like = param.detach()
+    own = {"step": torch.zeros((), device=like.device), "exp_avg": like, "exp_avg_sq": like}
+    if found.keys() != own.keys():
+        raise ValueError(f"the state of {name} must hold {', '.join(own)}, got {', '.join(found)}")
+    return {key: _like(wanted, found[key], f"{name}.{key}") for key, wanted in own.items()}
+
+
+def _like(wanted: Tensor, value: Tensor, name: str) -> Tensor:
+    """A copy of `value` in the place of `wanted`."""
+    if value.shape != wanted.shape or value.dtype != wanted.dtype:
+        raise ValueError(
+            f"{name} must be {wanted.dtype} of the shape {list(wanted.shape)}, got {value.dtype} of "
+            f"{list(value.shape)}"
+        )
+    if not bool(torch.isfinite(value).all()):
+        raise ValueError(f"{name} must be finite")
+    return value.to(wanted.device).clone()
