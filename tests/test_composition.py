@@ -45,7 +45,7 @@ def settings(folder, seed=1):
 def test_settings_of_a_text_guidance_arrive(folder):
     config, source = settings(folder), resolve_model(folder)
     teachers = load_teachers(config, Task("a red chair"), Models(text=source), CPU)
-    guidance = build_objectives(config, teachers, CPU)[0]["color"].guidance
+    guidance = build_objectives(config, teachers, CPU)["color"].guidance
     assert (guidance.guidance_scale, guidance.formula, guidance.weighting) == (7.0, "csd", "uniform")
     assert (guidance.resolution, guidance._sizes) == (32, (48, 40))
     assert (guidance.t_min(0.5), guidance.t_max(0.0), guidance.t_max(1.0)) == (0.1, 0.9, 0.3)
@@ -62,15 +62,14 @@ def test_settings_of_the_optimisation_arrive_and_every_seed_counts(folder):
     assert (objective.weight, objective.target) == (0.3, "normal")
     assert objective.backgrounds == ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     assert problem.lr_scale(1.0) == 0.2
-    defaults = problem.optimizer.defaults
+    defaults = problem.representation.parameter_store().optimizer.defaults
     assert (defaults["betas"], defaults["eps"]) == ((0.5, 0.6), 0.001)
     parameter = torch.zeros(100)
     parameter.grad = torch.ones(100)
     problem.clip_parameters([parameter])
     torch.testing.assert_close(parameter.grad.norm(), torch.tensor(5.0))
-    seeds = [{name: source.initial_seed() for name, source in made.generators.items()} for made in (one, two)]
-    assert seeds[0].keys() == {"cameras", "guidance.color"}
-    assert len({seed for run in seeds for seed in run.values()}) == 4
+    tables = [made.problem.representation.color.grid.table for made in (one, two)]
+    assert not torch.equal(*tables)  # the first weights; steps carry the seed themselves
 
 
 def test_settings_of_picture_guidances_arrive(tmp_path):
@@ -89,9 +88,9 @@ def test_settings_of_picture_guidances_arrive(tmp_path):
         reference=reference_view(ViewConfig(elevation_degrees=25.0)),
     )
     config = load_config()
-    found = build_guidance(config, novel, teachers, torch.Generator())
+    found = build_guidance(config, novel, teachers)
     assert (found.guidance_scale, found.weighting) == (7.0, "uniform")
     assert (found.t_min(1.0), found.t_max(0.0), found.t_max(1.0)) == (0.2, 0.9, 0.5)
     assert found.reference is teachers.reference
-    found = build_guidance(config, compared, teachers, torch.Generator())
+    found = build_guidance(config, compared, teachers)
     assert (found.color, found.mask, found.depth, found.normal) == (0.1, 0.2, 0.3, 0.4)

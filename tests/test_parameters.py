@@ -77,7 +77,7 @@ def test_a_state_of_another_shape_or_name_is_refused():
     param, store = make([0.5] * 6)
     run(store, param, draws(1))
     _, other = make([0.5] * 5)
-    with pytest.raises(ValueError, match="must have the shape"):
+    with pytest.raises(ValueError, match="of the shape"):
         other.load_state_dict(store.state_dict())
     with pytest.raises(KeyError):
         store.load_state_dict({"unknown.0.exp_avg": torch.zeros(6)})
