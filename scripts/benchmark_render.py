@@ -21,7 +21,7 @@ from pgc3d import pgc
 from pgc3d.cameras import OrbitConfig, sample_orbit, turntable
 from pgc3d.config import load_config, preset
 from pgc3d.geometry.edges import EdgeTopology
-from pgc3d.interfaces import Rasterizer, Shape
+from pgc3d.interfaces import Meshable, Rasterizer
 from pgc3d.optimize import Objective, Problem, Stopwatch, optimization_step
 from pgc3d.render import Backend, build_rasterizer
 from pgc3d.render.antialias import antialias, edge_topology
@@ -29,7 +29,7 @@ from pgc3d.render.mesh_renderer import project
 from pgc3d.representation.dmtet import DMTet, DMTetConfig, build_dmtet
 from pgc3d.representation.textured_mesh import PaintedMesh, TexturedMeshConfig, build_painted_mesh
 from pgc3d.stage import adopt_mesh
-from pgc3d.types import Cameras, Fragments, GuidanceOutput, Rendering
+from pgc3d.types import Cameras, Fragments, GuidanceOutput, Rendering, Step, Views
 
 PARTS = (
     "topology",
@@ -122,9 +122,11 @@ class FixedGradient:
         noise = torch.randn(views, resolution, resolution, 3, generator=torch.Generator().manual_seed(0))
         self.gradient = 0.05 * noise.to(device)
 
-    def __call__(
-        self, image: Tensor, rendering: Rendering, cameras: Cameras, progress: float
-    ) -> GuidanceOutput:
+    def input_resolution(self, rendered: int) -> int:
+        """The rendering's own."""
+        return rendered
+
+    def __call__(self, image: Tensor, rendering: Rendering, views: Views, step: Step) -> GuidanceOutput:
         for _ in range(self.products):
             torch.mm(self.factor, self.factor)
         return GuidanceOutput(gradient=self.gradient)
@@ -143,8 +145,8 @@ def build_step(
         config = DMTetConfig(resolution=options.cells, radii=(0.6, 0.5, 0.45), sdf_smoothing=(1.0, 1.0))
         asset = build_dmtet(config, rasterizer=rasterizer, generator=generator, device=device)
 
-    def sample(_: float, generator: torch.Generator) -> Cameras:
-        return sample_orbit(views, OrbitConfig(), generator, device)
+    def sample(step: Step) -> Cameras:
+        return sample_orbit(views, OrbitConfig(), step.generator("cameras"), device)
 
     objective = Objective(
         sample_cameras=sample,
@@ -152,13 +154,8 @@ def build_step(
         clip=pgc.PixelClip().build(),
         backgrounds=((1.0, 1.0, 1.0), (0.0, 0.0, 0.0)),
     )
-    groups = [dict(group) for group in asset.parameter_groups()]
-    return Problem(
-        representation=asset,
-        objectives={"color": objective},
-        optimizer=torch.optim.Adam(groups, betas=(0.9, 0.95), fused=True),
-        generator=generator,
-    )
+    asset.parameter_store().use_adam()
+    return Problem(representation=asset, objectives={"color": objective})
 
 
 def build_painting(
@@ -185,19 +182,24 @@ def nothing_waits(device: torch.device) -> Iterator[None]:
             torch.cuda.set_sync_debug_mode("default")
 
 
+def step_at(index: int) -> Step:
+    """A step at the start of a long run; the distance is restored in its time."""
+    return Step(index=index, total=100_000)
+
+
 def time_step(problem: Problem, resolution: int, steps: int, device: torch.device) -> dict[str, float]:
     """Milliseconds a step by part; `whole` is from the first launch to the end of the last kernel."""
     stopwatch = Stopwatch(device)
 
-    def run(count: int) -> None:
-        for _ in range(count):
-            optimization_step(problem, resolution=resolution, progress=0.0, stopwatch=stopwatch)
+    def run(indices: range) -> None:
+        for index in indices:
+            optimization_step(problem, step_at(index), resolution=resolution, stopwatch=stopwatch)
 
-    run(5)
+    run(range(5))
     stopwatch.read()
     begin = time.perf_counter()
     with nothing_waits(device):
-        run(steps)
+        run(range(5, 5 + steps))
     launched = time.perf_counter() - begin
     seconds = stopwatch.read()
     whole = time.perf_counter() - begin
@@ -210,8 +212,8 @@ def profile_step(problem: Problem, resolution: int, steps: int = 5, rows: int = 
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as found:
-        for _ in range(steps):
-            optimization_step(problem, resolution=resolution, progress=0.0)
+        for index in range(1, 1 + steps):
+            optimization_step(problem, step_at(index), resolution=resolution)
     averages = found.key_averages()
     print(averages.table(sort_by="self_cuda_time_total", row_limit=rows, max_name_column_width=60))
     counts = {event.key: event.count for event in averages}
@@ -231,7 +233,7 @@ def benchmark_step(options: argparse.Namespace, device: torch.device, backend: B
         if isinstance(asset, PaintedMesh):
             scene = f"{len(asset.mesh.faces)} painted triangles"
         else:
-            assert isinstance(asset, Shape)
+            assert isinstance(asset, Meshable)
             scene = f"{options.cells} cells, {len(asset.to_mesh().faces)} triangles"
         scene += f", {views} views, {resolution} px"
         print(f"{device}, {backend} rasterizer, {scene}, milliseconds a step")

@@ -80,7 +80,7 @@ def gradients(
     for row, image in enumerate(images):
         guidance = ScoreDistillation(
             model=model, positive=select(positive, torch.tensor([row], device=model.device)),
-            negative=negative, view_prompts_config=ONE_VIEW, generator=generator,
+            negative=negative, view_prompts_config=ONE_VIEW,
             guidance_scale=guidance_scale, resolution=images.shape[1],
         )  # fmt: skip
         generator.manual_seed(seed)

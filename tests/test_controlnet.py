@@ -134,6 +134,20 @@ def test_guidance_shows_its_render_to_the_network(guidance, network):
     assert (gradients[0] - gradients[1]).norm() > 0.001 * gradients[0].norm()
 
 
+def test_a_few_images_at_a_time_have_their_own_conditions(guidance, network):
+    guidance.controls = (Control(network=network, condition="depth"),)
+    picture, cameras = ball(96, views=2, elevation=20.0)
+    views, image = Views(cameras, picture.background), draw(2, 64, 64, 3).sigmoid()
+    shown = replace(picture, depth=torch.cat([picture.depth[:1], 0 * picture.depth[1:]]))
+    together = guidance(image, shown, views, FIRST).gradient
+    guidance.micro_batch = 1
+    try:
+        alone = guidance(image, shown, views, FIRST).gradient
+    finally:
+        guidance.micro_batch = 0
+    torch.testing.assert_close(alone, together, rtol=1e-3, atol=1e-4 * float(together.abs().max()))
+
+
 def test_control_without_its_condition_is_refused(guidance, network):
     with pytest.raises(ValueError, match="zip"):
         gradient(guidance, [Control(network=network, condition="depth")], [])

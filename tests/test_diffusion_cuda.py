@@ -1,5 +1,6 @@
 import pytest
 import torch
+from steps import FIRST
 from test_fast_encoder import make_encoder, run
 from tiny import write_tiny_sdxl
 
@@ -12,7 +13,7 @@ from pgc3d.diffusion.text import encode_prompts
 from pgc3d.guidance.sds import ScoreDistillation
 from pgc3d.kernels.attention import attention, attention_plain
 from pgc3d.prompts import ViewPromptConfig, view_prompts
-from pgc3d.types import Rendering
+from pgc3d.types import Rendering, Views
 
 pytestmark = pytest.mark.gpu
 
@@ -30,19 +31,19 @@ def build(folder, device, *, dtype=torch.float32, vae_dtype=torch.float32, fast=
         positive=encode_prompts(source, view_prompts("a cat", views), device=device, dtype=dtype),
         negative=encode_prompts(source, [""], device=device, dtype=dtype),
         view_prompts_config=views,
-        generator=torch.Generator().manual_seed(0),
         guidance_scale=7.5,
     )
 
 
-def step(guidance):
+def inputs_of(guidance):
     device = guidance.model.device
-    image = torch.rand((2, 96, 96, 3), generator=torch.Generator().manual_seed(1)).to(device)
+    side = guidance.input_resolution(96)
+    image = torch.rand((2, side, side, 3), generator=torch.Generator().manual_seed(1)).to(device)
     one = image[..., :1]
     rendering = Rendering(
         color=image, normal=image, depth=one, alpha=one, background=torch.ones(2, 3, device=device)
     )
-    return image, rendering, turntable(2).to(device)
+    return image, rendering, Views(turntable(2).to(device), rendering.background), FIRST
 
 
 def cosine(a, b):
@@ -55,13 +56,13 @@ def cosine(a, b):
 def test_a_step_does_not_wait_for_the_device(folder, fast, micro_batch):
     guidance = build(folder, "cuda", dtype=torch.float16, vae_dtype=torch.float16, fast=fast)
     guidance.micro_batch = micro_batch
-    inputs = step(guidance)
-    guidance(*inputs, 0.5)
-    guidance(*inputs, 0.5)
+    inputs = inputs_of(guidance)
+    guidance(*inputs)
+    guidance(*inputs)
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        output = guidance(*inputs, 0.5)
+        output = guidance(*inputs)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert output.gradient.isfinite().all()
@@ -78,7 +79,7 @@ def test_a_step_does_not_wait_for_the_device(folder, fast, micro_batch):
 )
 def test_both_devices_give_the_same_gradient(folder, dtype, vae_dtype, least):
     found, expected = (
-        guidance(*step(guidance), 0.5).gradient
+        guidance(*inputs_of(guidance)).gradient
         for guidance in (build(folder, "cuda", dtype=dtype, vae_dtype=vae_dtype), build(folder, "cpu"))
     )
     assert found.dtype == torch.float32
@@ -89,12 +90,12 @@ def test_both_devices_give_the_same_gradient(folder, dtype, vae_dtype, least):
 @pytest.mark.parametrize("low_memory", [False, True])
 def test_the_fast_path_gives_the_same_gradient(folder, low_memory):
     plain = build(folder, "cuda")
-    expected = plain(*step(plain), 0.5).gradient
+    expected = plain(*inputs_of(plain)).gradient
     fast = build(folder, "cuda", fast={"low_memory": low_memory, "compiled": True})
-    assert cosine(fast(*step(fast), 0.5).gradient, expected) > 0.9999
+    assert cosine(fast(*inputs_of(fast)).gradient, expected) > 0.9999
     half = {"dtype": torch.float16, "vae_dtype": torch.float16}
     fast = build(folder, "cuda", fast={"low_memory": low_memory, "compiled": True}, **half)
-    assert cosine(fast(*step(fast), 0.5).gradient, expected) > 0.99
+    assert cosine(fast(*inputs_of(fast)).gradient, expected) > 0.99
 
 
 @pytest.mark.parametrize(("dtype", "least"), [(torch.float16, 0.999), (torch.bfloat16, 0.99)], ids=str)

@@ -72,6 +72,7 @@ def test_handed_over_material_and_weights_are_the_shapes() -> None:
     found, expected = handover.material(points), shape.material(points)
     for name in ("base_color", "roughness", "metallic"):
         assert torch.equal(getattr(found, name), getattr(expected, name))
+        assert not getattr(found, name).requires_grad
     weights = {name: value for name, value in handover.state.items() if name in other.state_dict()}
     assert weights
     other.load_state_dict(other.state_dict() | weights)
@@ -95,6 +96,7 @@ def test_what_is_handed_over_is_the_surface_in_the_world_with_its_colours(tmp_pa
     corners, uv = mesh.vertices[mesh.faces].flatten(0, 1), mesh.uv[mesh.uv_faces].flatten(0, 1)
     colors = model.texels(corners, uv, texture_size=64)
     found = handover.material(corners)
+    assert not found.base_color.requires_grad
     same_place = (corners[:, None] - corners).norm(dim=-1) < 1e-5  # three sides meet there
     same_color = (found.base_color[:, None] - colors).abs().amax(-1) < 1e-5
     assert (same_place & same_color).any(dim=1).all()

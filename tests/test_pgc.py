@@ -220,6 +220,23 @@ def test_statistics_of_a_known_gradient() -> None:
     )
 
 
+@pytest.mark.parametrize("norm", NORMS)
+@given(st.integers(0, 2**20), st.floats(0.0, 1.0))
+def test_statistics_of_some_pixels_are_those_of_an_image_of_them(norm: Any, seed: int, share: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    gradient = torch.randn(2, 6, 7, 3, generator=generator)
+    gradient[torch.rand(2, 6, 7, generator=generator) < 0.1] = float("nan")
+    mask = torch.rand(2, 6, 7, 1, generator=generator) < share
+    clipped = pgc.clip_pixelwise(gradient, 0.5, norm=norm)
+    found = pgc.statistics(gradient, clipped, norm=norm, mask=mask)
+    inside = mask[..., 0]
+    if inside.any():
+        expected = pgc.statistics(gradient[inside][None], clipped[inside][None], norm=norm)
+        torch.testing.assert_close(found, expected)
+    else:
+        assert all(value == 0 for value in found.values())
+
+
 def test_statistics_of_a_picture_larger_than_the_sample() -> None:
     gradient = torch.rand(1, 512, 512, 1, generator=torch.Generator().manual_seed(3))
     found = pgc.statistics(gradient, pgc.clip_pixelwise(gradient, 0.25))

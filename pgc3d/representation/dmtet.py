@@ -176,6 +176,7 @@ class DMTet(nn.Module):
         Raises:
             DivergedError: the surface was lost too often.
         """
+        self._current = None  # a step that broke off leaves its surface here
         shaping = step.progress < self.shape_until or self.shape_until >= 1.0
         if shaping and step.index != self._prepared:  # a step that is done again begins where it began
             self._prepared = step.index
@@ -234,7 +235,8 @@ class DMTet(nn.Module):
             return sample_grid(field, source)[:, 0]
 
         state = {f"color.{name}": value for name, value in self.color.state_dict().items()}
-        return Handover(surface=surface, sdf=distance, material=self.material, state=state)
+        material = torch.no_grad()(self.material)
+        return Handover(surface=surface, sdf=distance, material=material, state=state)
 
     def _begun(self, step: Step) -> "_StepSurface":
         if self._current is None or self._current.index != step.index:
