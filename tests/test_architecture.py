@@ -30,7 +30,7 @@ LAYERS = (
     ("guidance", "representation"),
     ("render",),
     ("diffusion", "geometry", "inputs", "kernels", "mini"),
-    ("cameras", "closeups", "prompts", "schedules", "pgc", "image_statistics"),
+    ("cameras", "closeups", "prompts", "schedules", "pgc", "image_statistics", "heat"),
     ("interfaces",),
     ("types", "task", "errors", "__init__"),
 )
