@@ -26,7 +26,7 @@ from torch import Tensor
 from pgc3d import build, pgc
 from pgc3d.backgrounds import draw_backgrounds
 from pgc3d.cameras import turntable
-from pgc3d.config import COLORS, Config, dump_config
+from pgc3d.config import Config, dump_config
 from pgc3d.diffusion.latent import resize
 from pgc3d.disk import new_folder, writing
 from pgc3d.errors import ConfigError
@@ -34,7 +34,9 @@ from pgc3d.export.atomic import write_files
 from pgc3d.export.gltf import encode_png
 from pgc3d.export.turntable import tile, to_bytes
 from pgc3d.guidance.sds import ScoreDistillation
+from pgc3d.heat import enlarge, heat_colors
 from pgc3d.image_statistics import statistics
+from pgc3d.inputs.colors import COLORS, named_color
 from pgc3d.interfaces import Guidance
 from pgc3d.optimize import StepReport
 from pgc3d.pipeline import check_prompt, ignore
@@ -49,9 +51,10 @@ Space = Literal["pixels", "latents"]
 RULES = ("none", "channel", "pngd", "pixel")
 METRICS = "metrics.json"
 COLUMNS = 6  # pictures of each rule in the strip
-CELL = 192  # pixels, the least side of a picture on a sheet
 LOG_EVERY = 10
-HEAT = ((0, 0, 4), (81, 18, 124), (183, 55, 121), (252, 137, 97), (252, 253, 191))  # dark to light, sRGB
+START = "#bfbfbf"  # light grey, see `draw_start`
+NOISE = "noise"
+SINGULAR = 0.02  # from the middle grey, on every channel
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,7 @@ def ablate(
     rules: Sequence[str] = RULES,
     space: Space = "pixels",
     learning_rate: float = 0.03,
-    start: str = "gray",
+    start: str = START,
     report: Reporter = ignore,
 ) -> Path:
     """Paint one picture for each rule and write what is listed at the top of this file.
@@ -134,7 +137,7 @@ def ablate(
         space: "latents" optimises the model's latents and decodes them for the eye only, so that no gradient
             goes through the encoder; text-to-image guidances can do that.
         learning_rate: of Adam, in units of the canvas, scaled by `config.optimizer.lr_scale` as in a run.
-        start: the colour of the empty canvas; from the background's colour there is less to clean up.
+        start: the colour of the empty canvas, or "noise", see `draw_start`.
         report: called at every step and for every file made.
 
     Returns:
@@ -146,8 +149,12 @@ def ablate(
     clips = {rule: parse_rule(rule) for rule in rules}
     if not clips:
         raise ConfigError("--rules must name at least one rule, got none")
-    if start not in COLORS:
-        raise ConfigError(f"--start must be one of {', '.join(COLORS)}, got {start!r}")
+    color = named_color(start)
+    if color is None and start != NOISE:
+        raise ConfigError(f"--start must be one of {', '.join(COLORS)}, #rrggbb or {NOISE}, got {start!r}")
+    if color is not None and all(abs(value - 0.5) < SINGULAR for value in color):
+        report(Event("build", message="the middle grey is a singular point of image encoders, so that the "
+                     f"first gradients are noise; --start {START} is not"))  # fmt: skip
     if build.needs_backdrop(config):
         raise ConfigError("backgrounds must be colours where a picture itself is optimised, got 'image'")
     device = build.resolve_device(config.run.device)
@@ -160,11 +167,10 @@ def ablate(
         name, objective = next(iter(objectives.items()))
         drawing = torch.Generator().manual_seed(config.run.seed)
         background, _ = draw_backgrounds(objective.backgrounds[:1], 1, drawing, device)
-        empty = torch.tensor([COLORS[start]], device=device)
         canvas = make_canvas(
             objective.guidance,
             space,
-            start=empty.expand(1, config.run.resolution[0], config.run.resolution[0], 3).clone(),
+            start=draw_start(color, config.run.resolution[0], drawing).to(device),
             background=background,
         )
         steps = config.run.steps
@@ -185,6 +191,19 @@ def ablate(
     for path in files:
         report(Event("render", file=path))
     return out
+
+
+def draw_start(
+    color: tuple[float, float, float] | None, side: int, generator: torch.Generator
+) -> Float[Tensor, "1 S S 3"]:
+    """The empty canvas: one colour, or for None uniform noise from the generator.
+
+    The middle grey is no good start: encoders take 2x - 1, which is zero there, and their normalisation then
+    divides by almost nothing. Gradients are tens of times as long as later ones and mostly of high frequency.
+    """
+    if color is None:
+        return torch.rand(1, side, side, 3, generator=generator)
+    return torch.tensor(color).expand(1, side, side, 3).clone()
 
 
 def make_canvas(
@@ -361,7 +380,7 @@ def _slug(rule: str) -> str:
 
 def _strip(paintings: Mapping[str, Painting], steps: int) -> UInt8[Tensor, "H W 3"]:
     shown = columns(steps)
-    cells = [_enlarge(to_bytes(picture[0])) for item in paintings.values() for picture in item.pictures]
+    cells = [enlarge(to_bytes(picture[0])) for item in paintings.values() for picture in item.pictures]
     return tile(cells, len(shown), [f"{rule}, step {step}" for rule in paintings for step in shown])
 
 
@@ -379,20 +398,6 @@ def _heat_sheet(paintings: Mapping[str, Painting]) -> UInt8[Tensor, "H W 3"]:
             "mean, clipped": heat.mean_clipped / ceiling,
             "share of steps clipped": heat.bound,
         }
-        cells += [_enlarge(to_bytes(heat_colors(values))) for values in maps.values()]
+        cells += [enlarge(to_bytes(heat_colors(values))) for values in maps.values()]
         labels += [f"{rule}: {name}" for name in maps]
     return tile(cells, len(labels) // len(paintings), labels)
-
-
-def heat_colors(values: Float[Tensor, "H W"]) -> Float[Tensor, "H W 3"]:
-    """0 is black, then violet, red and yellow, 1 nearly white; values beyond are cut off."""
-    stops = torch.tensor(HEAT, device=values.device) / 255
-    position = values.clamp(0, 1) * (len(HEAT) - 1)
-    index = position.floor().long().clamp(max=len(HEAT) - 2)
-    return torch.lerp(stops[index], stops[index + 1], (position - index)[..., None])
-
-
-def _enlarge(image: UInt8[Tensor, "H W 3"]) -> UInt8[Tensor, "H2 W2 3"]:
-    """Repeat pixels until a side has at least `CELL`; nothing is smoothed."""
-    factor = max(1, -(-CELL // image.shape[0]))
-    return image.repeat_interleave(factor, 0).repeat_interleave(factor, 1)

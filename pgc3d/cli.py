@@ -152,7 +152,7 @@ def texture(
     negative: Annotated[str | None, typer.Option(help="What the pictures should not show.")] = None,
     background: Annotated[
         list[str] | None,
-        typer.Option(help="Colour behind the object, random, or a picture's file; may be repeated."),
+        typer.Option(help="Colour (name, '#rrggbb') behind the object, random, or a picture; repeatable."),
     ] = None,
     out: OutOption = None,
     options: RunOptions,
@@ -288,7 +288,7 @@ def ablate(  # noqa: PLR0917 - one option each
     ] = "none,channel,pngd,pixel",
     space: Annotated[Space, typer.Option(help="What is optimised.")] = Space.PIXELS,
     learning_rate: Annotated[float, typer.Option(min=1e-6, help="Of Adam.")] = 0.03,
-    start: Annotated[str, typer.Option(help="Colour of the empty canvas.")] = "gray",
+    start: Annotated[str, typer.Option(help="Colour of the empty canvas, or noise.")] = "#bfbfbf",
     out: OutOption = None,
     model: ModelOption = None,
     seed: SeedOption = None,

@@ -155,12 +155,14 @@ class AdaptivePixelClip:
     """Clip per pixel at a threshold that follows the gradient: a running quantile of the non-zero lengths.
 
     The threshold is an exponential mean of each call's quantile, corrected for its start, so the first call
-    uses its own quantile. A gradient of zeros changes nothing; until another one came the threshold is 0, and
-    nothing is clipped.
+    uses its own quantile. Its memory of about 1 / (1 - decay) calls is short: the gradient of a first picture
+    may be tens of times as long as all later ones, and until the mean has forgotten it nothing else is
+    clipped, which takes 50 calls with 0.9 and 600 with 0.99. A gradient of zeros changes nothing; until
+    another one came the threshold is 0, and nothing is clipped.
     """
 
     def __init__(
-        self, *, quantile: float = 0.9, decay: float = 0.99, norm: Norm = "linf", dim: int = -1
+        self, *, quantile: float = 0.9, decay: float = 0.9, norm: Norm = "linf", dim: int = -1
     ) -> None:
         self.quantile, self.decay, self.norm, self.dim = quantile, decay, norm, dim
         self._total = torch.zeros(())
@@ -327,7 +329,8 @@ class AdaptiveClip:
 
     kind: Literal["adaptive"] = "adaptive"
     quantile: float = field(default=0.9, metadata=_SHARE)
-    decay: float = field(default=0.99, metadata={"range": {"low": 0.0, "high": 1.0, "below": True}})
+    # Of the running mean, at each step.
+    decay: float = field(default=0.9, metadata={"range": {"low": 0.0, "high": 1.0, "below": True}})
     norm: Norm = "linf"
 
     def __post_init__(self) -> None:

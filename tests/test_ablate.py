@@ -8,12 +8,15 @@ from hypothesis import strategies as st
 from PIL import Image
 from tiny import write_tiny_sdxl
 
-from pgc3d import pgc
-from pgc3d.ablate import Canvas, ablate, columns, heat_colors, make_canvas, paint, parse_rule
+from pgc3d import build, pgc
+from pgc3d.ablate import START, Canvas, ablate, columns, draw_start, make_canvas, paint, parse_rule
 from pgc3d.cli import main
-from pgc3d.config import load_config
+from pgc3d.config import load_config, preset
 from pgc3d.errors import ConfigError, RunDirectoryError
+from pgc3d.heat import heat_colors
+from pgc3d.inputs.colors import named_color
 from pgc3d.task import Task
+from pgc3d.teachers import locate_models
 
 SETTINGS = ["run.steps=7", "run.resolution=[64]", "run.resolution_until=[]", "run.device=cpu"]
 
@@ -169,6 +172,55 @@ def test_latents_are_painted_without_the_encoder(config, tmp_path):
     out = ablate(Task("a red chair"), out=tmp_path / "out", config=config, rules=["none"], space="latents")
     with Image.open(out / "final" / "none.png") as picture:
         assert picture.size == (64, 64)
+
+
+@pytest.fixture(scope="module")
+def mini():
+    """The bundled prior's guidance and its generator."""
+    config, device = load_config([preset("mini")], overrides=["run.device=cpu"]), torch.device("cpu")
+    task = Task("a red chair")
+    teachers = build.load_teachers(config, task, locate_models(config, device), device)
+    objectives, generators = build.build_objectives(config, teachers, device)
+    return objectives["color"].guidance, generators["guidance.color"]
+
+
+def first_gradients(mini, start, calls=3):
+    """The mean length of the first gradients, and the share of their energy above a quarter of the samples."""
+    guidance, generator = mini
+    generator.manual_seed(0)
+    canvas = make_canvas(guidance, "pixels", start=start, background=torch.ones(1, 3))
+    gradient = torch.cat([canvas.gradient(start, call / calls) for call in range(calls)])
+    energy = torch.fft.fft2(gradient, dim=(1, 2)).abs().square().sum(dim=(0, 3))
+    frequency = torch.fft.fftfreq(start.shape[1]).abs()
+    high = torch.maximum(frequency[:, None], frequency[None]) > 0.25
+    return gradient.abs().amax(-1).mean().item(), (energy[high].sum() / energy.sum()).item()
+
+
+def test_the_start_is_no_singular_point_of_the_encoder(mini):
+    """From the middle grey the first gradients are many times as long, and mostly of high frequency."""
+    generator = torch.Generator().manual_seed(0)
+    gray, usual, noise = (
+        first_gradients(mini, draw_start(color, 64, generator))
+        for color in (named_color("gray"), named_color(START), None)
+    )
+    assert gray[0] > 3 * usual[0]
+    assert gray[1] > 0.4
+    for length, share in (usual, noise):
+        assert length < 4 * noise[0]
+        assert share < 0.2
+
+
+def test_the_middle_grey_as_a_start_is_reported_and_kept(config, tmp_path):
+    for number, (start, said) in enumerate(
+        {"gray": 1, "#808080": 1, "white": 0, "noise": 0, START: 0}.items()
+    ):
+        events = []
+        out = ablate(
+            Task("a red chair"), out=tmp_path / str(number), config=config, rules=["none"], start=start,
+            report=events.append,
+        )  # fmt: skip
+        assert sum("singular point" in (event.message or "") for event in events) == said
+        assert json.loads((out / "manifest.json").read_text())["start"] == start
 
 
 def test_latents_need_a_guidance_that_has_them():

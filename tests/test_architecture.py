@@ -34,7 +34,7 @@ LAYERS = (
     ("guidance", "representation"),
     ("render",),
     ("diffusion", "geometry", "inputs", "kernels", "mini"),
-    ("cameras", "closeups", "prompts", "pgc", "image_statistics"),
+    ("cameras", "closeups", "prompts", "pgc", "image_statistics", "heat"),
     ("ranges",),
     ("schedules",),
     ("interfaces",),

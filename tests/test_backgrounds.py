@@ -6,6 +6,7 @@ import torch
 from fakes import FlatColor, PullTowardColor
 from hypothesis import given
 from hypothesis import strategies as st
+from images import grid, png, profile_bytes, to_srgb
 from meshes import write_cube
 from PIL import Image
 from steps import backpropagate
@@ -19,12 +20,14 @@ from pgc3d.backgrounds import (
     put_behind,
 )
 from pgc3d.cameras import ReferenceCameraConfig, turntable
-from pgc3d.config import ObjectiveConfig
+from pgc3d.config import ObjectiveConfig, dump_config, load_config
+from pgc3d.configure import split_backgrounds
 from pgc3d.diffusion.latent import resize
 from pgc3d.errors import InputError
 from pgc3d.export.canvas import prepare_canvas
 from pgc3d.guidance.reference import ReferenceConfig
 from pgc3d.inputs import formats
+from pgc3d.inputs.colors import named_color
 from pgc3d.inputs.image import frame_photo
 from pgc3d.optimize import Objective
 from pgc3d.render.cpu import CpuRasterizer
@@ -230,6 +233,26 @@ def test_files_are_read_as_photos_are(tmp_path, monkeypatch):
         assert "\n" not in lines[0]
 
 
+def test_a_background_has_its_profile_applied(tmp_path):
+    levels = grid(3, 255, cell=8)
+    for profile in (None, "p3", "broken"):
+        said = []
+        path = tmp_path / "in.png"
+        path.write_bytes(png(levels, bits=8, color=2, profile=profile_bytes(profile)))
+        (tmp_path / "prepared.png").write_bytes(prepare_backdrop(path, 16, said.append))
+        found = load_backdrop(tmp_path / "prepared.png", CPU).picture.numpy()
+        meant = to_srgb(levels[:, 4:-4] / 255, "p3" if profile == "p3" else None)
+        np.testing.assert_allclose(found, meant, atol=3 / 255)
+        assert ["cannot be used" in line for line in said] == [True] * (profile == "broken")
+
+
+def test_a_wide_background_keeps_its_fineness(tmp_path):
+    pixels = np.zeros((200, 3000, 3), np.uint8)
+    pixels[:, 1401:1599:2] = 255  # as fine as can be, in the middle square
+    found = loaded(store(tmp_path / "wide.png", pixels), tmp_path, 200).picture.numpy()
+    np.testing.assert_allclose(found, pixels[:, 1400:1600] / 255)
+
+
 def test_what_can_be_seen_through_is_refused(tmp_path):
     path = store(tmp_path / "glass.png", np.full((8, 8, 4), 100, np.uint8))
     with pytest.raises(InputError, match="must be opaque"):
@@ -253,3 +276,24 @@ def test_the_guidance_is_told_the_pictures_mean():
     )
     backpropagate(FlatColor(), objective, 8)
     torch.testing.assert_close(guidance.seen[0]["background"], torch.tensor([drop.color]))
+
+
+@pytest.mark.parametrize(
+    ("text", "color"),
+    [
+        ("#ff8000", (255, 128, 0)), ("#FF8000", (255, 128, 0)), ("#f80", (255, 136, 0)), ("red", (255, 0, 0)),
+        ("#ff80", None), ("ff8000", None), ("#gg0000", None), ("#ff8000\n", None), ("", None),
+    ],
+)  # fmt: skip
+def test_colours_have_names_and_numbers(text, color):
+    found = named_color(text)
+    assert (found and tuple(round(255 * value) for value in found)) == color
+
+
+def test_a_background_by_its_number_is_no_file_and_stays_in_the_configuration(tmp_path):
+    names, picture = split_backgrounds(["#ff8000", "white", "#0c0"])
+    assert (names, picture) == (["#ff8000", "white", "#0c0"], None)
+    config = load_config(options={"objectives": {"color": {"backgrounds": names}}})
+    again = tmp_path / "config.yaml"
+    again.write_text(dump_config(config))
+    assert load_config([again]) == config

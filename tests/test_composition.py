@@ -33,7 +33,7 @@ def settings(folder, seed=1):
             "optimizer.eps=0.001",
             "objectives.color.weight=0.3",
             "objectives.color.target=normal",
-            "objectives.color.backgrounds=[black,white]",
+            "objectives.color.backgrounds=[black,white,'#ff8000']",
             "objectives.color.clip={kind: parameter, max_norm: 5}",
             "objectives.color.guidance={guidance_scale: 7.0, formula: csd, weighting: uniform,"
             " resolution: 32, original_size: 48, target_size: 40, t_min: [0.1], t_max: [0.0, 0.9, 1.0, 0.3],"
@@ -60,7 +60,7 @@ def test_settings_of_the_optimisation_arrive_and_every_seed_counts(folder):
     problem = one.problem
     objective = problem.objectives["color"]
     assert (objective.weight, objective.target) == (0.3, "normal")
-    assert objective.backgrounds == ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    assert objective.backgrounds == ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (1.0, 128 / 255, 0.0))
     assert problem.lr_scale(1.0) == 0.2
     defaults = problem.representation.parameter_store().optimizer.defaults
     assert (defaults["betas"], defaults["eps"]) == ((0.5, 0.6), 0.001)

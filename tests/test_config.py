@@ -99,8 +99,12 @@ ERRORS = {
         "--set: objectives.color.clip.treshold: Key 'treshold' not in 'PixelClip'. Did you mean: 'threshold'?"
     ),
     "objectives.color.backgrounds=[whte]": (
-        "objectives.color: backgrounds must be of white, gray, black, red, green, blue, random, image, got "
-        "'whte'; did you mean 'white'?"
+        "objectives.color: backgrounds must be of white, gray, black, red, green, blue, random, image or "
+        "#rrggbb, got 'whte'; did you mean 'white'?"
+    ),
+    "objectives.color.backgrounds=['#ff80']": (
+        "objectives.color: backgrounds must be of white, gray, black, red, green, blue, random, image or "
+        "#rrggbb, got '#ff80'"
     ),
     "export.texture_size=1": "export: texture_size must lie in [64, 8192], got 1",
 }

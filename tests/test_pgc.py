@@ -257,6 +257,25 @@ def test_adaptive_threshold_follows_the_quantile_of_nonzero_lengths() -> None:
     assert rule.threshold.item() == pytest.approx(20.0, rel=1e-3)
 
 
+def later_share(first_calls: int, spread: float) -> float:
+    """The share that is clipped from 50 calls after a start of gradients that are 24 times as long."""
+    generator = torch.Generator().manual_seed(5)
+    rule, shares = pgc.AdaptiveClip().build(), []
+    for call in range(20 + 130):
+        scale = (spread * torch.randn((), generator=generator)).exp()
+        gradient = scale * torch.randn(1, 32, 32, 3, generator=generator)
+        gradient = gradient * 24 if 20 - first_calls <= call < 20 else gradient
+        shares.append((rule(gradient) != gradient).any(-1).float().mean().item())
+    return sum(shares[20 + 50 :]) / 80
+
+
+@pytest.mark.parametrize("first_calls", [1, 5, 20])
+def test_adaptive_clip_finds_its_share_after_a_start_of_long_gradients(first_calls: int) -> None:
+    """A picture of one colour may have gradients 24 times as long as all later ones."""
+    assert later_share(first_calls, 0.0) == pytest.approx(0.1, abs=0.01)
+    assert later_share(first_calls, 0.7) == pytest.approx(later_share(0, 0.7), abs=0.01)
+
+
 def test_adaptive_state_round_trip() -> None:
     generator = torch.Generator().manual_seed(4)
     pictures = [torch.randn(1, 4, 4, 3, generator=generator) * size for size in (1, 3, 9)]

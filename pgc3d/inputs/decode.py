@@ -1,7 +1,7 @@
 """Images as they are stored, turned into what is worked with: sRGB with 8 bits, or the levels of a map.
 
-Large images are shrunk in strips before anything else is made of them, so that hardly more than the decoder's
-own buffer is in memory.
+Of colours with 16 bits a picture keeps the upper 8. Large images are shrunk in strips before anything else is
+made of them, so that hardly more than the decoder's own buffer is in memory.
 """
 
 from collections.abc import Callable
@@ -76,13 +76,15 @@ def decode_image(path: Path, *, target: Callable[[Size], Size] = keep_size, say:
     with open_picture(path) as opened:
         size, wanted = opened.size, target(opened.size)
         drafted = opened.draft(None, wanted) if wanted != size else None  # a JPEG is decoded smaller
-        box = drafted[1] if drafted else (0.0, 0.0, *map(float, size))
+        width, height = drafted[1][2:] if drafted else size
         stored.repair_tiles(opened, path)
         expand, convert = _steps(opened, path, say)
         keyed = _read_transparent_color(opened, path)
         opened.load()
         orientation = opened.getexif().get(ExifTags.Base.Orientation, 1)
-    image = convert(_shrink(opened if keyed is None else keyed, expand, box, wanted))
+    image = convert(
+        _shrink(opened if keyed is None else keyed, expand, (float(width), float(height)), wanted)
+    )
     if orientation in _TURNS:
         image = image.transpose(_TURNS[orientation])
     return Decoded(image=image, original=(size[1], size[0]) if orientation in {5, 6, 7, 8} else size)
@@ -104,19 +106,20 @@ def decode_levels(path: Path) -> Levels:
         stored.repair_tiles(image, path)
         low = stored.low_bytes(path) if stored.has_low_bytes(image) else None
         top, inverted = stored.top_level(image), stored.counts_from_white(image)
+        grey = stored.holds_grey(image)
         image.load()
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
         values = _numbers(image, path)
     if low is not None:
         values, top = values.astype(np.uint16) << 8 | low, 65535.0
     if values.ndim == 3:
-        values = values[..., :3] if values.shape[2] > 2 else values[..., 0]
+        values = values[..., 0] if grey or values.shape[2] == 2 else values[..., :3]
     if inverted:
         values = values.dtype.type(top or 0) - values
     return Levels(_turned(values, orientation), top)
 
 
-def _steps(image: Image.Image, path: Path, say: Say) -> tuple[Convert, Convert]:
+def _steps(image: Image.Image, path: Path, say: Say) -> tuple[Convert | None, Convert]:
     """What is done to strips of an open file before they are shrunk, and to the whole afterwards."""
     transparent = stored.transparent_level(image)
     if image.mode in {"I", "F"}:
@@ -125,17 +128,21 @@ def _steps(image: Image.Image, path: Path, say: Say) -> tuple[Convert, Convert]:
             "sign; scale its levels and save it as PNG"
         )
     if image.mode == "LAB":
-        return converter(image, say), plain
+        return converter(image, path, say), plain
     if image.mode.startswith("I;16"):
         by_profile = grey_table(image)
         table = _grey_of_levels(image, by_profile)
-        convert = converter(image, say) if by_profile is None else plain
+        convert = converter(image, path, say) if by_profile is None else plain
         return partial(_look_up, table=table, transparent=transparent), convert
     if isinstance(transparent, int):
         table = np.arange(256, dtype=np.uint8)
-        return partial(_look_up, table=table, transparent=transparent), converter(image, say)
+        return partial(_look_up, table=table, transparent=transparent), converter(image, path, say)
+    if stored.holds_grey(image):
+        return lambda strip: strip.convert("LA"), converter(image, path, say, grey=True)
+    if image.mode in _READY:
+        return None, converter(image, path, say)
     goal = {"1": "L", "La": "LA", "P": "RGBA" if image.has_transparency_data else "RGB", "PA": "RGBA"}
-    return lambda strip: strip.convert(goal.get(strip.mode, "RGB")), converter(image, say)
+    return lambda strip: strip.convert(goal.get(strip.mode, "RGB")), converter(image, path, say)
 
 
 def _grey_of_levels(
@@ -178,22 +185,28 @@ def _read_transparent_color(image: Image.Image, path: Path) -> Image.Image | Non
 
 
 def _shrink(
-    image: Image.Image, expand: Convert, box: tuple[float, float, float, float], wanted: Size
+    image: Image.Image, expand: Convert | None, extent: tuple[float, float], wanted: Size
 ) -> Image.Image:
-    """The box of an image at the size that is wanted, in a mode of `_READY`.
+    """An image at the size that is wanted, in a mode of `_READY`.
 
     A box filter in strips first, then a smooth one, each with colours weighted by alpha.
+
+    Args:
+        image: as decoded.
+        expand: brings a strip into such a mode; None where the image is in one.
+        extent: width and height; the last pixels of a JPEG that is decoded smaller may lie half beyond it.
+        wanted: not larger than the image.
     """
-    factor = max(1, int(min((box[2] - box[0]) / wanted[0], (box[3] - box[1]) / wanted[1]) / _GAP))
+    factor = max(1, int(min(extent[0] / wanted[0], extent[1] / wanted[1]) / _GAP))
     small = _expand_strips(image, expand, factor)
-    scaled = (box[0] / factor, box[1] / factor, box[2] / factor, box[3] / factor)
-    if small.size == wanted and scaled == (0, 0, *wanted):
+    box = (0.0, 0.0, extent[0] / factor, extent[1] / factor)
+    if small.size == wanted and box[2:] == wanted:
         return small
-    return small.resize(wanted, Image.Resampling.BICUBIC, box=scaled)
+    return small.resize(wanted, Image.Resampling.BICUBIC, box=box)
 
 
-def _expand_strips(image: Image.Image, expand: Convert, factor: int) -> Image.Image:
-    if image.mode in _READY and "transparency" not in image.info:
+def _expand_strips(image: Image.Image, expand: Convert | None, factor: int) -> Image.Image:
+    if expand is None:
         return image.reduce(factor) if factor > 1 else image
     rows = max(1, _STRIP // factor) * factor
     small: Image.Image | None = None

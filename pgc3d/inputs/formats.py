@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
@@ -97,7 +98,9 @@ def open_picture(path: Path) -> Iterator[Image.Image]:
     require_small_file(path)
     if _RAW_SUFFIX.fullmatch(path.suffix):  # many open as a TIFF with the preview in it
         raise _other_format(path, *_RAW)
-    with decoding(path), Image.open(path, formats=FORMATS) as image:
+    _name_layouts()
+    # Not by its name: the decoder would map the file into memory and forget its orientation.
+    with decoding(path), path.open("rb") as file, Image.open(file, formats=FORMATS) as image:
         if image.width * image.height > MAX_PIXELS:
             raise _too_many_pixels(path, f"{image.width} x {image.height}")
         if min(image.size) < 1:
@@ -109,6 +112,16 @@ def open_picture(path: Path) -> Iterator[Image.Image]:
             )
         _require_plain_numbers(image, path)
         yield image
+
+
+def _name_layouts() -> None:
+    """Let the decoder open grey TIFFs that it has no name for; `stored` says what their levels mean."""
+    table: dict[Any, tuple[str, str]] = TiffImagePlugin.OPEN_INFO
+    for order in (TiffImagePlugin.II, TiffImagePlugin.MM):
+        for photometric in (0, 1):
+            deep = "I;16" if order == TiffImagePlugin.II else "I;16B"
+            for bits, modes in ((12, ("I;16", "I;12")), (16, (deep, deep))):
+                table.setdefault((order, photometric, (1,), 1, (bits,), ()), modes)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,8 @@ from pgc3d.inputs.formats import Say
 
 _KINDS = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK", "Lab ": "LAB"}  # by the profile's colour space
 _INTENT = ImageCms.Intent.RELATIVE_COLORIMETRIC
-_FLAGS = ImageCms.Flags.BLACKPOINTCOMPENSATION
+# Not optimised, which puts a coarse table in the place of the curves.
+_FLAGS = ImageCms.Flags.BLACKPOINTCOMPENSATION | ImageCms.Flags.NOOPTIMIZE
 _ROUNDING = 1  # of 255, what a profile that says sRGB in other words may change
 
 Convert = Callable[[Image.Image], Image.Image]
@@ -24,31 +26,33 @@ def plain(image: Image.Image) -> Image.Image:
     return _convert(image, kind="", transform=None)
 
 
-def converter(image: Image.Image, say: Say) -> Convert:
+def converter(image: Image.Image, path: Path, say: Say, *, grey: bool = False) -> Convert:
     """How the colours of an image that was just opened become sRGB.
 
     A profile that cannot be read or used is reported, and the values are kept, as they are without one.
 
     Args:
         image: an open file; its profile and its mode are looked at.
+        path: its name.
         say: takes a line about a profile that cannot be used, or about colours whose meaning is not known.
+        grey: the file holds grey levels, though it is decoded as RGB.
 
     Returns:
         A function of an image in mode L, LA, RGB, RGBA, CMYK or LAB that gives RGB or RGBA.
     """
-    name, info, kind = getattr(image, "filename", "") or "the image", image.info, _kind(image.mode)
+    info, kind = image.info, "L" if grey else _kind(image.mode)
     if kind == "LAB":  # its numbers have a meaning of their own
         return partial(_convert, kind="LAB", transform=_transform(ImageCms.createProfile("LAB"), "LAB"))
     if "icc_profile" in info:
         found = _from_profile(info["icc_profile"])
         if found is not None and (found[0] == kind or (found[0], kind) == ("RGB", "L")):
             return partial(_convert, kind=found[0], transform=found[1])
-        say(f"the colour profile of {name} cannot be used; its colours are taken as sRGB")
+        say(f"the colour profile of {path} cannot be used; its colours are taken as sRGB")
     elif kind == "CMYK":
-        say(f"{name} has CMYK colours without a profile, which are approximate; save it as sRGB to be exact")
+        say(f"{path} has CMYK colours without a profile, which are approximate; save it as sRGB to be exact")
     elif abs(info.get("gamma", 1 / 2.2) - 1 / 2.2) > 0.05 and "srgb" not in info:
         gamma = info["gamma"]
-        say(f"{name} names a gamma of {gamma:.3g}, which is not applied; its colours are taken as sRGB")
+        say(f"{path} names a gamma of {gamma:.3g}, which is not applied; its colours are taken as sRGB")
     return plain
 
 

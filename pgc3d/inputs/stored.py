@@ -72,8 +72,18 @@ def repair_tiles(image: Image.Image, path: Path) -> None:
 
 
 def has_low_bytes(image: Image.Image) -> bool:
-    """Whether the decoder, before it runs, is going to leave out the low bytes of 16 bit colours."""
-    return image.mode in {"RGB", "RGBA"} and ";16" in _raw_mode(image) and "a;" not in _raw_mode(image)
+    """Whether the decoder, before it runs, is going to leave out low bytes that `low_bytes` can read.
+
+    It cannot where alpha is multiplied in, nor where channels are compressed one after the other.
+    """
+    raw = _raw_mode(image)
+    apart = _tags(image).get(PLANAR) == APART and _tags(image).get(COMPRESSION, 1) != NOT_COMPRESSED
+    return image.mode in {"RGB", "RGBA"} and ";16" in raw and "a;" not in raw and not apart
+
+
+def holds_grey(image: Image.Image) -> bool:
+    """Whether the decoder, before it runs, is going to make RGBA of grey levels with alpha."""
+    return _raw_mode(image) == "LA;16B"
 
 
 def low_bytes(path: Path) -> UInt8[np.ndarray, "H W C"]:
@@ -84,7 +94,7 @@ def low_bytes(path: Path) -> UInt8[np.ndarray, "H W C"]:
     """
     with open_picture(path) as image:
         repair_tiles(image, path)
-        grey = _raw_mode(image) == "LA;16B"
+        grey = holds_grey(image)
         image.tile = [tile._replace(args=_other_bytes(tile.args)) for tile in image.tile]
         image.load()
         values = np.array(image)
