@@ -101,8 +101,6 @@ def generate(
     models = locate_models(config, device)
     check_prompt(task, config, models, report)
     check_cameras(config, models, report)
-    for note in model_notes(config, models):
-        report(Event("build", message=note))
     pictures = dict(build.prepare_task_photo(config, task))
     if backdrop is not None:
         pictures["background"] = backdrop
@@ -120,7 +118,7 @@ def generate(
 
 
 def check_prompt(task: Task, config: Config, models: Models, report: Reporter) -> None:
-    """Refuse an empty prompt, and report words that the model does not know.
+    """Refuse an empty prompt, and report words that the model does not know and what it was not made for.
 
     Raises:
         InputError: a text-to-image model is asked and the prompt is empty.
@@ -131,6 +129,8 @@ def check_prompt(task: Task, config: Config, models: Models, report: Reporter) -
     for word, close in unknown_prompt_words(task.prompt, models.text):
         hint = f"; close known words: {', '.join(close)}" if close else ""
         report(Event("build", message=f"{config.model.name} does not know the word {word!r}{hint}"))
+    for note in model_notes(config, models):
+        report(Event("build", message=note))
 
 
 def check_cameras(config: Config, models: Models, report: Reporter) -> None:

@@ -222,7 +222,7 @@ def test_sd_layout_with_controls_and_a_lora(run, sd_checkpoint, tmp_path):
     sha256 = hashlib.sha256(lora.read_bytes()).hexdigest()
     assert manifest["loras"] == [{"path": str(lora), "scale": 0.01, "sha256": sha256}]
     shown = (tmp_path / "chair" / "config.yaml").read_text()
-    assert "guidance_scale: 100.0" in shown
+    assert "guidance_scale: 101.0" in shown
     assert "polarity: near_bright" in shown
 
     save_file({name: 2 * tensor for name, tensor in factors.items()}, lora)
