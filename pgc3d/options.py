@@ -136,7 +136,9 @@ TextureOption = Annotated[int | None, typer.Option(help="Side of the texture in 
 FacesOption = Annotated[int | None, typer.Option(help="Decimate to this many triangles, 0 keeps all.")]
 ModelOption = Annotated[
     str | None,
-    typer.Option(help="Folder in diffusers' layout, hub id, or alias, as sdxl-turbo.", callback=_given),
+    typer.Option(
+        help="Folder in diffusers' layout, safetensors file, hub id, or alias, as sdxl-turbo.", callback=_given
+    ),
 ]
 SeedOption = Annotated[int | None, typer.Option(help="Same seed, same result (on a CPU).")]
 DeviceOption = Annotated[Device | None, typer.Option(help="auto is CUDA where there is one.")]
@@ -153,7 +155,10 @@ class RunOptions:
     model: ModelOption = None
     lora: Annotated[
         list[str] | None,
-        typer.Option(metavar="FILE[:SCALE]", help="Safetensors added to the model; may be repeated."),
+        typer.Option(
+            metavar="FILE[:SCALE]",
+            help="Safetensors added to the model, or OWNER/NAME[:FILE] of the hub; may be repeated.",
+        ),
     ] = None
     seed: SeedOption = None
     device: DeviceOption = None

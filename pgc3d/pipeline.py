@@ -82,8 +82,6 @@ def generate(
     models = locate_models(config, device)
     check_prompt(task, config, models, report)
     check_cameras(config, models, report)
-    for note in model_notes(config, models):
-        say(note)
     pictures = dict(build.prepare_task_photo(config, task, say))
     if backdrop is not None:
         pictures["background"] = backdrop
@@ -104,7 +102,7 @@ def generate(
 
 
 def check_prompt(task: Task, config: Config, models: Models, report: Reporter) -> None:
-    """Refuse an empty prompt, and report what the model will not read in it.
+    """Refuse an empty prompt, and report what the model will not read in it and what it was not made for.
 
     Raises:
         InputError: a text-to-image model is asked and the prompt is empty.
@@ -112,7 +110,8 @@ def check_prompt(task: Task, config: Config, models: Models, report: Reporter) -
     if not models.text:
         return
     build.require_prompt(task.prompt)
-    for note in prompt_notes(task.prompt, models.text.vocabulary or (), config.model.name):
+    notes = prompt_notes(task.prompt, models.text.vocabulary or (), config.model.name)
+    for note in [*notes, *model_notes(config, models)]:
         report(Event("build", message=note))
 
 

@@ -111,12 +111,13 @@ def locate_text_model(config: ModelConfig, *, half: bool) -> ModelFolder:
         WeightsNotFoundError: it is missing or broken.
         ConfigError: it is another kind of model.
     """
-    if config.name == "mini":
+    name = config.name
+    if name == "mini":
         from pgc3d.mini import text_model
 
-        return resolve_model(text_model())
+        name = str(text_model())
     folder = resolve_model(
-        config.name,
+        name,
         half=half,
         base=config.base,
         prediction=None if config.prediction == "auto" else config.prediction,

@@ -1,16 +1,14 @@
 import json
 import shutil
-import threading
-from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
+from hub import Hub, Repository, files_of, online, serving
 from safetensors.torch import load_file, save_file
 from tiny import edit_json, write_tiny_sd, write_tiny_sdxl
 
 from pgc3d.diffusion.hub import ALIASES, is_hub_id, record_file, wanted_files
-from pgc3d.diffusion.models import load_latent_diffusion, resolve_model
+from pgc3d.diffusion.models import find_part, load_latent_diffusion, resolve_model
 from pgc3d.diffusion.text import encode_prompts
 from pgc3d.errors import ConfigError, WeightsNotFoundError
 from pgc3d.prompts import ViewPromptConfig
@@ -257,91 +255,27 @@ def test_another_vae_takes_the_place_of_the_checkpoints_own(folder, original):
 # The hub, played by a server on this machine.
 
 
-class Hub(BaseHTTPRequestHandler):
-    """What a download asks of the hub: what a commit holds, and its files."""
-
-    def __init__(self, root, state, *args):
-        self.root, self.state = root, state
-        super().__init__(*args)
-
-    def log_message(self, *_):
-        pass
-
-    def do_HEAD(self):
-        self.do_GET()
-
-    def do_GET(self):
-        self.state["requests"].append(self.path)
-        path = self.path.split("?")[0]
-        if path.startswith(f"/api/models/{OWNED}"):
-            self.describe(path)
-        elif "/resolve/" in path:
-            commit, _, name = path.split("/resolve/")[1].partition("/")
-            file = self.root / name
-            self.answer(file.read_bytes(), commit) if file.is_file() else self.fail("EntryNotFound")
-        else:
-            self.fail("RepoNotFound")
-
-    def describe(self, path):
-        asked = path.split("/")[6] if path.count("/") > 5 else "main"
-        commit = self.state["commit"]
-        if asked not in ("main", commit):
-            self.fail("RevisionNotFound")
-            return
-        files = {str(file.relative_to(self.root)): file.stat().st_size for file in self.root.rglob("*.*")}
-        files["single_file_checkpoint.safetensors"] = 1  # listed, but nobody may fetch it
-        body = {"id": OWNED, "sha": commit, "siblings": [{"rfilename": name} for name in files]}
-        if "/tree/" in path:
-            body = [
-                {"type": "file", "path": name, "size": size, "oid": "0" * 40} for name, size in files.items()
-            ]
-        self.answer(json.dumps(body).encode(), commit)
-
-    def answer(self, body, commit):
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("Content-Type", "application/json")
-        self.send_header("X-Repo-Commit", commit)
-        self.send_header("ETag", f'"{hash(body) & (2**63 - 1):x}"')
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
-
-    def fail(self, code):
-        self.send_response(404)
-        self.send_header("X-Error-Code", code)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-
 @pytest.fixture
-def hub(original, monkeypatch):
-    state = {"commit": COMMIT, "requests": []}
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Hub, original, state))
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    yield state
-    server.shutdown()
-    thread.join()
-    server.server_close()
+def hub(original, monkeypatch, tmp_path):
+    files = files_of(original, extra=("single_file_checkpoint.safetensors",))
+    with serving(Hub({OWNED: Repository(files, COMMIT)})) as hub:
+        online(monkeypatch, hub, tmp_path)
+        yield hub
 
 
 def test_download_is_recorded_and_the_network_is_not_asked_again(hub, tmp_path):
     source = resolve_model(OWNED, cache=tmp_path / "hub")
     assert (source.layout, source.commit) == ("sdxl", COMMIT)
     assert json.loads(record_file().read_text()) == {OWNED: {"commit": COMMIT}}
-    hub["requests"].clear()
-    hub["commit"] = LATER
+    hub.forget()
+    hub.repositories[OWNED].commit = LATER
     assert resolve_model(OWNED, cache=tmp_path / "hub").commit == COMMIT
-    assert hub["requests"] == []
+    assert hub.requests == []
 
 
 def test_moved_commit_is_refused(hub, tmp_path):
     resolve_model(OWNED, cache=tmp_path / "hub")
-    hub["commit"] = LATER
+    hub.repositories[OWNED].commit = LATER
     with pytest.raises(WeightsNotFoundError, match=f"no longer has commit {COMMIT}.*models.json"):
         resolve_model(OWNED, cache=tmp_path / "another")
 
@@ -359,6 +293,21 @@ def test_incomplete_cache_without_network_names_the_file(hub, tmp_path, monkeypa
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(WeightsNotFoundError, match=r"unet/config\.json.*HF_HUB_OFFLINE"):
         resolve_model(OWNED, cache=tmp_path / "hub")
+
+
+def test_commit_that_cannot_be_written_down_is_said(hub, tmp_path, monkeypatch, caplog):
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert resolve_model(OWNED, cache=tmp_path / "hub").commit == COMMIT
+    assert f"the commit of {OWNED} cannot be held" in caplog.text
+
+
+def test_pipeline_in_the_place_of_a_module_is_refused_before_its_weights(hub):
+    with pytest.raises(
+        ConfigError, match=rf"{OWNED} must hold one module with its config\.json, .* pipeline"
+    ):
+        find_part(OWNED, "vae")
+    assert hub.weights == []
 
 
 def test_unknown_repository(hub, tmp_path):

@@ -54,6 +54,20 @@ def test_more_prompts_than_one_batch_keep_their_order(source):
     torch.testing.assert_close(together.pooled[20:21], alone.pooled)
 
 
+def test_empty_prompts_become_zeros_where_that_is_said(source, tmp_path):
+    prompts = ["a cat", "", "a dog"]
+    plain, zeros = encode_prompts(source, prompts), encode_prompts(source, prompts, empty_zeros=True)
+    assert plain.tokens[1].abs().max() > 0
+    assert plain.pooled[1].abs().max() > 0
+    assert zeros.tokens[1].count_nonzero() == zeros.pooled[1].count_nonzero() == 0
+    for row in (0, 2):
+        assert torch.equal(zeros.tokens[row], plain.tokens[row])
+        assert torch.equal(zeros.pooled[row], plain.pooled[row])
+    sd = encode_prompts(resolve_model(write_tiny_sd(tmp_path / "sd")), ["", "a"], empty_zeros=True)
+    assert sd.pooled is None
+    assert sd.tokens[0].count_nonzero() == 0
+
+
 def test_encoders_are_gone_afterwards(source):
     encode_prompts(source, ["a cat"])
     gc.collect()

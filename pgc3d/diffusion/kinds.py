@@ -95,8 +95,14 @@ def look_at_pipeline(name: str, names: Sequence[str], folder: Path | None) -> No
 
 def look_at_part(name: str, names: Sequence[str], _: Path | None) -> None:
     """As `look_at_pipeline`, for a repository of one module: a VAE or a ControlNet."""
-    if "config.json" in names:
-        _require_safetensors(name, names, "")
+    if "config.json" not in names:
+        kind = (
+            "it is a whole pipeline; give the folder of that part"
+            if "model_index.json" in names
+            else "it has none"
+        )
+        raise ConfigError(f"{name} must hold one module with its config.json, {kind}")
+    _require_safetensors(name, names, "")
 
 
 def _instead(name: str, names: Sequence[str], folder: Path | None) -> str:

@@ -63,6 +63,8 @@ def resolve_model(
     name = str(model)
     if is_single_file(name) and not Path(name).is_dir():
         folder = _resolve_file(name, base, prediction, cache=cache, network=network, own_vae=vae is None)
+    elif base is not None:
+        raise ConfigError(f"model.base must go with a model that is one file, {name} has its own parts")
     else:
         folder = _resolve_folder(name, half=half, cache=cache, network=network)
     if vae is not None:

@@ -105,7 +105,7 @@ def load_clip(kind: Any, folder: Path, *, dtype: torch.dtype, file: Path | None 
     if file is None:
         source = weight_files(folder, "model", prefer_half=dtype != torch.float32)[0]
         variant = "fp16" if ".fp16." in source.name else None
-        where = {"variant": variant, "local_files_only": True, "use_safetensors": True}
+        where: dict[str, Any] = {"variant": variant, "local_files_only": True, "use_safetensors": True}
         place: str | None = str(folder)
     else:
         source, place = file, None
