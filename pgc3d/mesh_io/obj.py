@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -100,8 +101,10 @@ def _materials(text: str, path: Path) -> tuple[SourceMaterial, ...]:
             key, *words = line.split() or [""]
             if key == "newmtl":
                 if name:
-                    loader = None if image is None else partial(_open, image, library)
-                    found.append(SourceMaterial(name=name, color=color, load_image=loader))
+                    material = SourceMaterial(name=name, color=color)
+                    if image is not None:
+                        material = replace(material, load_image=partial(_open, image, library))
+                    found.append(material)
                 name, color, image = " ".join(words), torch.ones(4), None
             elif key == "Kd" and len(words) >= 3:
                 color = torch.tensor([*(float(word) for word in words[:3]), 1.0])
