@@ -41,7 +41,7 @@ class TexturedMesh:
     uv_faces: Int[Tensor, "F 3"] | None = None
     base_color: UInt8[Tensor, "H W 3"] | None = None  # sRGB
     metallic_roughness: UInt8[Tensor, "R S 3"] | None = None  # linear: 255, roughness, metallic, as in glTF
-    vertex_color: UInt8[Tensor, "V 3"] | None = None  # sRGB
+    vertex_color: UInt8[Tensor, "C 3"] | None = None  # sRGB
     normal_faces: Int[Tensor, "F 3"] | None = None
     metadata: Mapping[str, str | int | float] = field(default_factory=dict)
     wrap: tuple[str, str] = ("clamp", "clamp")  # of the image, in u and v: repeat, clamp or mirror
@@ -71,6 +71,9 @@ class TexturedMesh:
     def __post_init__(self) -> None:
         if self.normal_faces is None and len(self.normals) != len(self.vertices):
             raise ValueError("normals must be one for each vertex, or come with normal_faces")
+        own = self.vertices if self.vertex_color is None else self.vertex_color
+        if self.color_faces is None and len(own) != len(self.vertices):
+            raise ValueError("vertex colours must be one for each vertex, or come with color_faces")
         present = [part is not None for part in (self.uv, self.uv_faces, self.base_color)]
         if any(present) and not all(present) and not self.materials:
             raise ValueError("uv, uv_faces and base_color must be given together")

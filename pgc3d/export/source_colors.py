@@ -34,21 +34,22 @@ def colored(source: SourceMesh, metadata: Mapping[str, str | int | float] | None
         normal_faces=normal_faces,
         metadata=dict(metadata or {}),
     )
-    vertex = _vertex_colors(source, first, faces)
+    tinted = _tinted(bare, source, first)
     if source.face_material is None or not bool((source.face_material >= 0).any()):
-        return replace(bare, **vertex)
+        return tinted
     looks = _Looks(source)
     used = looks.used
     image = looks.image(used[0].load_image) if len(used) == 1 else None
-    if len(used) == 1 and image is not None and not vertex and looks.complete:
-        return _with_image(bare, source, used[0], image, looks)
+    plain = tinted.vertex_color is None
+    if len(used) == 1 and image is not None and plain and looks.complete:
+        return _with_image(tinted, source, used[0], image, looks)
     if len({tuple(look.color.tolist()) for look in used}) == 1 and not any(look.load_image for look in used):
         color = used[0].color[:3]
-        if bool((color > WHITE).all()) and vertex:
-            return replace(bare, **vertex)
-        if not vertex:
-            return replace(bare, vertex_color=_to_bytes(color).expand(len(vertices), 3).clone())
-    return _with_materials(bare, source, looks, vertex)
+        if bool((color > WHITE).all()) and not plain:
+            return tinted
+        if plain:
+            return replace(tinted, vertex_color=_to_bytes(color).expand(len(vertices), 3).clone())
+    return _with_materials(tinted, source, looks)
 
 
 def weld(
@@ -73,18 +74,18 @@ def _normals(source: SourceMesh, vertices: Tensor, faces: Tensor) -> tuple[Tenso
     return both, torch.where(known, source.normal_faces, faces + len(source.normals))
 
 
-def _vertex_colors(source: SourceMesh, first: Tensor, faces: Tensor) -> dict[str, Tensor | bool]:
-    """Fields of a `TexturedMesh` for the colours of the vertices, none where they change nothing."""
+def _tinted(bare: TexturedMesh, source: SourceMesh, first: Tensor) -> TexturedMesh:
+    """With the colours of the vertices, unless these are white beside materials and change nothing."""
     if source.vertex_color is None:
-        return {}
+        return bare
     colors = source.vertex_color[:, :3]
     if source.materials and bool((colors > WHITE).all()):
-        return {}
+        return bare
     stored = _to_bytes(colors)
-    joined = stored[first]
-    if torch.equal(joined[faces], stored[source.faces]):
-        return {"vertex_color": joined, "linear_colors": source.linear_colors}
-    return {"vertex_color": stored, "color_faces": source.faces, "linear_colors": source.linear_colors}
+    joined, linear = stored[first], source.linear_colors
+    if torch.equal(joined[bare.faces], stored[source.faces]):
+        return replace(bare, vertex_color=joined, linear_colors=linear)
+    return replace(bare, vertex_color=stored, color_faces=source.faces, linear_colors=linear)
 
 
 @dataclass(frozen=True)
@@ -144,9 +145,7 @@ def _with_image(
     )
 
 
-def _with_materials(
-    bare: TexturedMesh, source: SourceMesh, looks: _Looks, vertex: Mapping[str, Tensor | bool]
-) -> TexturedMesh:
+def _with_materials(tinted: TexturedMesh, source: SourceMesh, looks: _Looks) -> TexturedMesh:
     """Several materials side by side; a face without texture coordinates shows its material without image."""
     if source.face_material is None:
         raise ValueError("the mesh has no materials")
@@ -171,8 +170,15 @@ def _with_materials(
         if len(plain):
             face_material[plain] = len(materials)
             materials.append(AssetMaterial(look.color[:3]))
-    coordinates = {"uv": torch.cat(uv), "uv_faces": uv_faces} if uv else {}
-    return replace(bare, materials=tuple(materials), face_material=face_material, **coordinates, **vertex)
+    if not uv:
+        return replace(tinted, materials=tuple(materials), face_material=face_material)
+    return replace(
+        tinted,
+        uv=torch.cat(uv),
+        uv_faces=uv_faces,
+        materials=tuple(materials),
+        face_material=face_material,
+    )
 
 
 def _transformed(uv: Float[Tensor, "U 2"], look: SourceMaterial) -> Float[Tensor, "U 2"]:

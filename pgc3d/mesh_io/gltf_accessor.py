@@ -32,7 +32,8 @@ def read_floats(document: Document, index: int, kinds: Collection[str], *, rows:
     values = _read(document, entry, rows)
     if not entry.flag("normalized", default=False) or values.dtype.kind == "f":
         return values.astype(np.float64)
-    top = np.iinfo(values.dtype).max
+    signed = values.dtype.kind == "i"
+    top = 2 ** (8 * values.dtype.itemsize - signed) - 1
     return np.maximum(values.astype(np.float64) / top, -1.0)
 
 

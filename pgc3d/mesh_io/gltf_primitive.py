@@ -114,7 +114,8 @@ def read_faces(document: Document, primitive: Entry) -> Indices:
     faces = np.stack([order[:-2], order[1:-1], order[2:]], axis=1)
     faces[1::2] = faces[1::2][:, [0, 2, 1]]
     a, b, c = faces.T
-    return faces[(a != b) & (b != c) & (c != a)]
+    with_area: Indices = faces[(a != b) & (b != c) & (c != a)]
+    return with_area
 
 
 def read_block(

@@ -130,7 +130,8 @@ def _local(node: Entry) -> Matrix:
         np.array([PARTS[name][1] if part is None else part], dtype=np.float64)
         for name, part in zip(PARTS, (translation, rotation, scale), strict=True)
     ]
-    return compose(*parts)[0]
+    composed: Matrix = compose(*parts)[0]
+    return composed
 
 
 def compose(translation: Matrix, rotation: Matrix, scale: Matrix) -> NDArray[np.float64]:
