@@ -18,12 +18,13 @@ TETRAHEDRON = [
 ]
 SLANTED = 1.5 + math.sqrt(3) / 2
 SLAB = [(0, 0), (2, 0), (2, -1), (1, -1), (1, -2), (0, -2)]  # an L: x and z
+SLAB_SIDES = [(k, (k + 1) % 6, (k + 1) % 6 + 6, k + 6) for k in range(6)]
 NOTCHED = [(0, 0, 0), (2, 0, 0), (2, 2, 0), (1, 0.2, 0), (0, 2, 0)]
 
 
 @dataclass(frozen=True)
 class Case:
-    """A file, what lies beside it, and the surface that is in it, or a part of the message that refuses it."""
+    """A file, what lies beside it, and the surface in it or a part of the message that refuses it."""
 
     content: bytes
     vertices: int = 8
@@ -58,9 +59,8 @@ def cube(before="", after="", **expected):
 def slab(turn):
     ring = SLAB[turn:] + SLAB[:turn]
     points = [(x, y, z) for y in (0, 0.3) for x, z in ring]
-    sides = [(k, (k + 1) % 6, (k + 1) % 6 + 6, k + 6) for k in range(6)]
     return obj(
-        v(points) + f([(5, 4, 3, 2, 1, 0), (6, 7, 8, 9, 10, 11), *sides]),
+        v(points) + f([(5, 4, 3, 2, 1, 0), (6, 7, 8, 9, 10, 11), *SLAB_SIDES]),
         vertices=12, faces=20, area=8.4, low=(0, 0, -2), high=(2, 0.3, 0), volume=0.9,
     )  # fmt: skip
 
@@ -230,7 +230,9 @@ OBJ_CASES = {
         note="6 of 12 faces have no texture coordinates",
     ),
     "some_without_vn.obj": obj(
-        v(CUBE) + "vn 0 0 1\n" + f(QUADS[:4], "{0}//1") + f(QUADS[4:]), volume=1.0, note="4 of 12 faces have no"
+        v(CUBE) + "vn 0 0 1\n" + f(QUADS[:4], "{0}//1") + f(QUADS[4:]),
+        volume=1.0,
+        note="4 of 12 faces have no normals",
     ),
     "zero_normal.obj": obj(
         v(CUBE) + "vn 0 0 0\n" + f(QUADS, "{0}//1"), volume=1.0, note="1 normal without a direction"
@@ -241,7 +243,7 @@ OBJ_CASES = {
     "one_vertex.obj": obj("v 388.018188 778.077576 347.121552\n", error="got none .* holds 1 vertex;"),
     "lines_only.obj": obj(v(CUBE) + "l 1 2 3\n", error="got none .* 8 vertices, 1 line;"),
     "freeform.obj": obj(
-        v(CUBE) + "cstype bezier\ndeg 3\ncurv 0 1 1 2 3 4\nend\n", error="got none .* free-form curves or surfaces"
+        v(CUBE) + "cstype bezier\ndeg 3\ncurv 0 1 1 2 3 4\nend\n", error="got none .* free-form curves"
     ),
     "zero_index.obj": obj(v(CUBE) + "f 0 1 2\n", error="counted from 1, got vertex 0 of 8 in line 9 of"),
     "far_index.obj": obj(v(CUBE) + "\nf 1 2 9\n", error="got vertex 9 of 8 in line 10 of"),
@@ -262,6 +264,8 @@ OBJ_CASES = {
     "long_word.obj": obj(f"v 0 0 {'x' * 10_000}\nf 1 1 1\n", error=r"'x{37}\.\.\.' in line 1 of"),
     "after_continued.obj": obj("v 0 0 \\\n0\nv 0 0 a\nf 1 1 1\n", error="got 'a' in line 3 of"),
 }  # fmt: skip
+
+QUADS_PLY = ply(CUBE, QUADS).content
 
 PLY_CASES = {
     "quads.ply": ply(CUBE, QUADS, name="vertex_index", volume=1.0),
@@ -285,7 +289,8 @@ PLY_CASES = {
     ),
     "normals.ply": ply([(*point, 0, 0, 2) for point in CUBE], QUADS, more=("nx", "ny", "nz"), volume=1.0),
     "quality.ply": ply(
-        [(*point, 5) for point in CUBE], QUADS, more=("quality",), volume=1.0, lost=("vertex property quality",)
+        [(*point, 5) for point in CUBE], QUADS, more=("quality",), volume=1.0,
+        lost=("vertex property quality",),
     ),
     "texture_file_missing.ply": ply(
         CUBE, QUADS, comment="TextureFile my wood.png", volume=1.0, lost=("1 material",)
@@ -300,7 +305,7 @@ PLY_CASES = {
     },
     "slab_little.ply": binary_ply(
         [(x, y, z) for y in (0, 0.3) for x, z in SLAB],
-        [(5, 4, 3, 2, 1, 0), (6, 7, 8, 9, 10, 11), *((k, (k + 1) % 6, (k + 1) % 6 + 6, k + 6) for k in range(6))],
+        [(5, 4, 3, 2, 1, 0), (6, 7, 8, 9, 10, 11), *SLAB_SIDES],
         vertices=12, faces=20, area=8.4, low=(0, 0, -2), high=(2, 0.3, 0), volume=0.9,
     ),
     "two_corners.ply": ply(CUBE, [*QUADS, (0, 1)], volume=1.0),
@@ -310,12 +315,12 @@ PLY_CASES = {
     "points.ply": ply(CUBE, None, error="must have faces, got none .* 8 x 'vertex'"),
     "no_faces.ply": ply(CUBE, [], error="must have faces, got none"),
     "lines_only.ply": ply(CUBE, [(0, 1)], error="none of three corners or more"),
-    "cut.ply": Case(PLY_CUT := binary_ply(CUBE, MIXED).content[:-1], error="7 rows of 'face' end after 6"),
-    "cut_vertices.ply": Case(binary_ply(CUBE, []).content[:-1] + b"", error="got none"),
+    "cut.ply": Case(binary_ply(CUBE, MIXED).content[:-1], error="7 rows of 'face' end after 6"),
+    "cut_ascii.ply": Case(QUADS_PLY[:-3], error="6 rows of 'face' end after 5"),
     "no_values.ply": Case(ply_header("ascii", 8, 6).encode(), error="8 rows of 'vertex' end after 0"),
-    "cut_header.ply": Case(PLY_CUT[:60], error="must have a line 'end_header', got none"),
+    "cut_header.ply": Case(QUADS_PLY[:60], error="must have a line 'end_header', got none"),
     "huge_count.ply": Case(
-        ply_header("binary_little_endian", 9, 10**17).encode(), error="at most 2 M faces .* 100000000000000000"
+        ply_header("binary_little_endian", 9, 10**17).encode(), error="at most 2 M faces .* 10{17} faces"
     ),
     "huge_list.ply": Case(
         binary_ply(CUBE, [], "<").content.replace(b"face 0", b"face 1").replace(b"list uchar", b"list uint")
@@ -325,20 +330,20 @@ PLY_CASES = {
     "negative_list.ply": Case(
         ply(CUBE, [(0, 1, 2)]).content.replace(b"3 0 1 2", b"-3 0 1 2"), error="a list of -3 values in row 0"
     ),
-    "negative_index.ply": ply(CUBE, [(0, 1, 3), (0, 1, -3)], error="got vertex -3 of 8, counted from 0, in face 1"),
+    "negative_index.ply": ply(CUBE, [(0, 1, 3), (0, 1, -3)], error="got vertex -3 of 8, .* in face 1 of"),
     "far_index.ply": ply(CUBE, [(0, 1, 8)], error="got vertex 8 of 8, counted from 0, in face 0"),
     "fraction_index.ply": ply(CUBE, [(0, 1, 2.5)], error=r"got vertex 2\.5 of 8"),
     "decimal_comma.ply": Case(
-        ply(CUBE, QUADS).content.replace(b"\n0 0 1\n", b"\n0 0 1,5\n"), error="'1,5' in line 12 of .*comma"
+        QUADS_PLY.replace(b"\n0 0 1\n", b"\n0 0 1,5\n"), error="'1,5' in line 12 of .*comma"
     ),
     "bad_type.ply": Case(
-        ply(CUBE, QUADS).content.replace(b"float y", b"flaot y"), error="got 'flaot y' in line 6 of"
+        QUADS_PLY.replace(b"float y", b"flaot y"), error="got 'flaot y' in line 6 of"
     ),
-    "bad_count.ply": Case(ply(CUBE, QUADS).content.replace(b"vertex 8", b"vertex -8"), error="'vertex -8' in line 4"),
-    "bad_format.ply": Case(ply(CUBE, QUADS).content.replace(b"ascii", b"text"), error="got 'text 1.0' in line 2"),
-    "no_x.ply": Case(ply(CUBE, QUADS).content.replace(b"float x", b"float a"), error="vertices with x, y and z"),
+    "bad_count.ply": Case(QUADS_PLY.replace(b"vertex 8", b"vertex -8"), error="'vertex -8' in line 4"),
+    "bad_format.ply": Case(QUADS_PLY.replace(b"ascii", b"text"), error="got 'text 1.0' in line 2"),
+    "no_x.ply": Case(QUADS_PLY.replace(b"float x", b"float a"), error="vertices with x, y and z"),
     "no_list.ply": Case(
-        ply(CUBE, QUADS).content.replace(b"vertex_indices", b"corners"), error="a list vertex_indices"
+        QUADS_PLY.replace(b"vertex_indices", b"corners"), error="a list vertex_indices"
     ),
     "empty.ply": Case(b"", error="begin with the line 'ply'"),
 }  # fmt: skip
@@ -360,7 +365,7 @@ STL_CASES = {
     "binary.stl": stl(binary_stl(4)),
     "binary_solid_header.stl": stl(binary_stl(4, b"solid facet")),
     "binary_count_zero.stl": stl(binary_stl(0), note="says 0 triangles, but the file holds 4"),
-    "binary_count_more.stl": stl(binary_stl(2**32 - 1), note="says 4294967295 triangles, but the file holds 4"),
+    "binary_count_more.stl": stl(binary_stl(2**32 - 1), note="says 4294967295 triangles, but"),
     "binary_count_fewer.stl": stl(binary_stl(3), note="says 3 triangles, but the file holds 4"),
     "binary_appended.stl": stl(binary_stl(4, after=b"\0\0")),
     "binary_appended_zeros.stl": stl(binary_stl(4, after=b"\0" * 100)),
@@ -374,7 +379,7 @@ STL_CASES = {
     "text.stl": stl("solid a\nendsolid a\n", error="text without a facet"),
     "ascii_cut.stl": stl(solid()[:400], error="followed by three vertices, got [012] in line"),
     "ascii_four.stl": stl(
-        solid().replace("vertex 0 1 0", "vertex 0 1 0\nvertex 1 1 0", 1), error="three vertices, got 4 in line 2 of"
+        solid().replace("vertex 0 1 0", "vertex 0 1 0\nvertex 1 1 0", 1), error="got 4 in line 2 of"
     ),
     "ascii_comma.stl": stl(solid(scale=0.5).replace("0.5", "0,5", 1), error="'0,5' in line 5 of .*comma"),
     "ascii_word.stl": stl(solid().replace("vertex 1 0 0", "vertex 1 0 x", 1), error="got 'x' in line 5 of"),

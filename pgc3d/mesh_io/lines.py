@@ -26,6 +26,8 @@ NOT_FINITE = re.compile(r"[+-]?(nan|inf(inity)?|1\.#(inf|ind|q?nan|snan)0*)(\(.*
 _CONTINUED = re.compile(rb"\\[ \t]*\n")
 _COMMENT = re.compile(rb"(?<![0-9]\.)#[^\n]*")  # 1.#IND is how Microsoft's compiler prints NaN
 _BLANKS = bytes(range(BLANK + 1))
+_IS_BLANK = np.zeros(256, dtype=bool)
+_IS_BLANK[list(b" \t\n\v\f")] = True
 
 
 def quoted(word: str | bytes, limit: int = QUOTED) -> str:
@@ -98,7 +100,7 @@ class Lines:
         found = np.flatnonzero(self.ends - self.first >= len(word))
         for place, letter in enumerate(word):
             found = found[self.bytes[self.first[found] + place] == letter]
-        return found[self.bytes[self.first[found] + len(word)] <= BLANK]
+        return found[_IS_BLANK[self.bytes[self.first[found] + len(word)]]]
 
     def words(self, row: int) -> list[bytes]:
         """The words of a line of numbers behind its first one, without a comment."""
