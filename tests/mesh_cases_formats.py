@@ -308,11 +308,14 @@ PLY_CASES = {
         [(5, 4, 3, 2, 1, 0), (6, 7, 8, 9, 10, 11), *SLAB_SIDES],
         vertices=12, faces=20, area=8.4, low=(0, 0, -2), high=(2, 0.3, 0), volume=0.9,
     ),
-    "two_corners.ply": ply(CUBE, [*QUADS, (0, 1)], volume=1.0),
+    "two_corners.ply": ply(CUBE, [*QUADS, (0, 1)], volume=1.0, note="1 face of fewer than three corners"),
+    "gaussians.ply": ply(
+        [(*point, 1) for point in CUBE], None, more=("f_dc_0",), error="8 vertices of a cloud of Gaussians"
+    ),
     "strips_two.ply": Case(strips("12 0 1 2 3 -1 4 5 6 7 -1 0 4"), faces=4, area=2.0),
     "strips_rows.ply": Case(strips("4 0 1 2 3\n4 4 5 6 7", 2), faces=4, area=2.0),
     "strips_stitched.ply": Case(strips("10 0 1 2 3 3 4 4 5 6 7"), faces=4, area=2.0),
-    "points.ply": ply(CUBE, None, error="must have faces, got none .* 8 x 'vertex'"),
+    "points.ply": ply(CUBE, None, error="must have faces, got none .* holds 8 vertices;"),
     "no_faces.ply": ply(CUBE, [], error="must have faces, got none"),
     "lines_only.ply": ply(CUBE, [(0, 1)], error="none of three corners or more"),
     "cut.ply": Case(binary_ply(CUBE, MIXED).content[:-1], error="7 rows of 'face' end after 6"),

@@ -319,6 +319,11 @@ def test_image_that_is_missing_or_damaged_is_one_line(tmp_path):
     (tmp_path / "a.mtl").write_text("newmtl a\nmap_Kd a.png\n")
     with pytest.raises(InputError, match=r"must exist, but a.mtl names 'a\.png'"):
         read(path).materials[0].load_image()
+    (tmp_path / "a.mtl").write_text(f"newmtl a\nmap_Kd {'a' * 300}.png\n")
+    assert list(source_files(path.read_bytes(), path)) == [tmp_path / "a.mtl"]
+    with pytest.raises(InputError, match="must exist"):
+        read(path).materials[0].load_image()
+    (tmp_path / "a.mtl").write_text("newmtl a\nmap_Kd a.png\n")
     (tmp_path / "a.png").write_bytes(b"no image")
     with pytest.raises(InputError, match="must be readable") as caught:
         read(path).materials[0].load_image()

@@ -36,7 +36,8 @@ def in_single(vertices: Floats, faces: Ints, path: Path) -> tuple[Tensor, list[s
     """
     used = np.zeros(len(vertices), dtype=bool)
     used[faces.reshape(-1)] = True
-    finite = np.isfinite(vertices).all(axis=1)
+    with np.errstate(over="ignore", invalid="ignore"):
+        finite = np.isfinite(vertices.astype(np.float32)).all(axis=1)
     notes, idle = [], ~finite & ~used
     if idle.any():
         vertices = np.where(idle[:, None], 0.0, vertices)
