@@ -53,7 +53,7 @@ STARTS: tuple[tuple[bytes, str], ...] = (
     (b"# .PCD", "pcd"), (b"LASF", "las"), (b"//Maya ASCII", "ma"), (b"QC4DC4D6", "c4d"),
 )  # fmt: skip
 OTHERS: tuple[tuple[bytes, str, str], ...] = (
-    (b"version https://git-lfs.github.com/spec", "a Git LFS pointer, not the mesh itself", "run git lfs pull"),
+    (b"version https://git-lfs.github.com/spec", "a Git LFS pointer, not the mesh", "run git lfs pull"),
     (b"\x1f\x8b", "compressed with gzip", UNPACK),
     (b"\x28\xb5\x2f\xfd", "compressed with Zstandard (as Blender files are)", BLENDER),
     (b"Rar!", "a RAR archive", UNPACK),

@@ -24,8 +24,10 @@ NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE | re.AS
 NOT_FINITE = re.compile(r"[+-]?(nan|inf(inity)?|1\.#(inf|ind|q?nan|snan)0*)(\(.*\))?", re.IGNORECASE)
 
 _CONTINUED = re.compile(rb"\\[ \t]*\n")
-_COMMENT = re.compile(rb"#[^\n]*")
+_COMMENT = re.compile(rb"(?<![0-9]\.)#[^\n]*")  # 1.#IND is how Microsoft's compiler prints NaN
 _BLANKS = bytes(range(BLANK + 1))
+_IS_BLANK = np.zeros(256, dtype=bool)
+_IS_BLANK[list(b" \t\n\v\f")] = True
 
 
 def quoted(word: str | bytes, limit: int = QUOTED) -> str:
@@ -63,15 +65,13 @@ def decoded(word: bytes) -> str:
 class Lines:
     """The lines of a text; lines that end in a backslash go on in the next one, unless they are comments."""
 
-    def __init__(self, data: bytes, path: Path) -> None:
+    def __init__(self, data: bytes, path: Path, splits: re.Pattern[bytes] | None = None) -> None:
+        """`splits` matches the blanks in the places of which lines shall begin too."""
         self.path = path
-        data = plain_text(data)
-        ends = [match for match in _CONTINUED.finditer(data) if not _in_comment(data, match.start())]
-        self.continued = np.array([match.end() - 1 for match in ends], dtype=np.int64)
-        if ends:
-            data = _CONTINUED.sub(
-                lambda match: match[0] if _in_comment(data, match.start()) else b" " * len(match[0]), data
-            )
+        self.original = plain_text(data)  # with as many bytes before each word as in `data`
+        data = _CONTINUED.sub(_joined, self.original)
+        if splits is not None:
+            data = splits.sub(lambda match: b"\n" * len(match[0]), data)
         self.data = data + b"\n\n"
         self.bytes = np.frombuffer(self.data, dtype=np.uint8)
         self.ends = np.flatnonzero(self.bytes == 10)[:-1]
@@ -90,7 +90,7 @@ class Lines:
 
     def number(self, row: int) -> int:
         """The number of a line in the file, from 1."""
-        return row + 1 + int((self.continued < self.first[row]).sum())
+        return self.original.count(b"\n", 0, int(self.first[row])) + 1
 
     def text(self, row: int) -> bytes:
         return self.data[self.first[row] : self.ends[row]]
@@ -100,11 +100,11 @@ class Lines:
         found = np.flatnonzero(self.ends - self.first >= len(word))
         for place, letter in enumerate(word):
             found = found[self.bytes[self.first[found] + place] == letter]
-        return found[self.bytes[self.first[found] + len(word)] <= BLANK]
+        return found[_IS_BLANK[self.bytes[self.first[found] + len(word)]]]
 
     def words(self, row: int) -> list[bytes]:
         """The words of a line of numbers behind its first one, without a comment."""
-        return self.text(row).split(b"#")[0].split()[1:]
+        return _COMMENT.sub(b"", self.text(row)).split()[1:]
 
     def blocks(self, rows: Ints, skip: int) -> Iterator[tuple[Ints, bytes]]:
         """Lines without their first `skip` bytes and comments, each ended by LF, in pieces of some MB."""
@@ -206,11 +206,12 @@ def parse_numbers(block: bytes, count: int, kind: type = np.float64) -> NDArray[
 
 def counts_per_line(marks: NDArray[np.bool_], block: NDArray[np.uint8]) -> Ints:
     """How many marks each line of a block has."""
-    ends = np.flatnonzero(block == 10)
-    total = np.cumsum(marks, dtype=np.int32)[ends]
-    return np.diff(total, prepend=0).astype(np.int64)
+    total = np.searchsorted(np.flatnonzero(marks), np.flatnonzero(block == 10))
+    return np.diff(total, prepend=0)
 
 
-def _in_comment(data: bytes, place: int) -> bool:
-    start = data.rfind(b"\n", 0, place) + 1
-    return data[start:place].lstrip().startswith(b"#")
+def _joined(match: re.Match[bytes]) -> bytes:
+    """Blanks in place of a line's end behind a backslash, unless the line is a comment."""
+    start = match.string.rfind(b"\n", 0, match.start()) + 1
+    is_comment = match.string[start : match.start()].lstrip().startswith(b"#")
+    return match[0] if is_comment else b" " * len(match[0])

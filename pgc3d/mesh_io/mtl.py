@@ -9,10 +9,11 @@ import torch
 
 from pgc3d.mesh_io.limits import inside
 from pgc3d.mesh_io.lines import decoded, number, plain_text, quoted
-from pgc3d.mesh_io.side_images import image_loader, is_inside, refusal
+from pgc3d.mesh_io.side_images import image_loader, is_file, is_inside, refusal
 from pgc3d.mesh_io.source import SourceMaterial
 
 MAX_LIBRARY = 1 << 24  # bytes
+MAX_LIBRARIES = 1000
 UNDEFINED = 0.8  # grey of a material without a colour
 # options of a map and how many words follow: (at least, at most)
 OPTIONS = {
@@ -73,7 +74,7 @@ def read_libraries(names: Sequence[str], path: Path) -> Libraries:
     """The material libraries that an OBJ names, as far as they exist in its folder; never refused here."""
     materials: dict[str, MtlMaterial] = {}
     faults = []
-    for name in names:
+    for name in list(dict.fromkeys(names))[:MAX_LIBRARIES]:
         found = list(_library_paths(name, path))
         if not found and is_inside(name, path):
             faults.append(
@@ -97,13 +98,14 @@ def source_files(data: bytes | str, path: Path) -> Iterator[Path]:
     Those that do not exist, or lie outside the folder, are left out.
     """
     text = plain_text(data.encode() if isinstance(data, str) else data)
-    for match in re.findall(rb"^[ \t]*mtllib[ \t]+([^\n]*)", text, re.MULTILINE):
-        for library in _library_paths(decoded(match).strip(), path):
+    found = re.findall(rb"^[ \t]*mtllib[ \t]+([^\n]*)", text, re.MULTILINE)
+    for name in list(dict.fromkeys(found))[:MAX_LIBRARIES]:
+        for library in _library_paths(decoded(name), path):
             yield library
             for material in parse_mtl(_read(library), library).values():
                 if material.image and is_inside(material.image, library):
                     image = inside(library.parent, material.image, library)
-                    if image.is_file():
+                    if is_file(image):
                         yield image
 
 
@@ -124,8 +126,8 @@ def _library_paths(name: str, path: Path) -> Iterator[Path]:
 
 def _readable(path: Path) -> bool:
     try:
-        return path.is_file() and path.stat().st_size <= MAX_LIBRARY
-    except (OSError, ValueError):
+        return is_file(path) and path.stat().st_size <= MAX_LIBRARY
+    except OSError:
         return False
 
 

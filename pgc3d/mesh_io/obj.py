@@ -139,7 +139,7 @@ def _vertices(lines: Lines) -> tuple[Ints, Floats, Floats | None]:
 
 
 def _slot(lines: Lines, faces: Faces, slot: int, cut: Ints) -> tuple[Floats, Ints]:
-    """Texture coordinates or normals, and which of them the triangles use; without a list indices are nothing."""
+    """Texture coordinates or normals and which of them the triangles use: none where there is no list."""
     word, width = ((b"vt", 2), (b"vn", 3))[slot - 1]
     rows, values, counts = lines.numbers(word, least=1 if slot == 1 else 3)
     if not len(rows):

@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 from jaxtyping import Int
@@ -12,6 +12,7 @@ from pgc3d.errors import InputError
 from pgc3d.mesh_io.lines import BLANK, Lines, counts_per_line, parse_numbers
 
 Ints = NDArray[np.int64]
+Marks = NDArray[np.bool_]
 
 WORD = re.compile(rb"[+-]?\d+(/([+-]?\d+)?){0,2}")
 KINDS = ("vertex", "texture coordinate", "normal")
@@ -82,17 +83,29 @@ def _corners(lines: Lines, rows: Ints, block: bytes) -> tuple[Ints, Ints]:
         values = parse_numbers(text, int(first_number.sum()), np.int64)
     if values is None:
         _refuse_word(lines, rows)
-    owner = np.cumsum(first_word, dtype=np.int32)[first_number] - 1
-    slashes = np.cumsum(slash, dtype=np.int32)
-    slot = slashes[first_number] - (slashes - slash)[first_word][owner]
-    index = np.zeros((int(first_word.sum()), 3), dtype=np.int64)
-    if len(slot) and slot.max() > 2:
+    count = counts_per_line(first_word, array)
+    place, first = _slots(first_word, first_number, slash)
+    if len(place) and place.max() > 2:
         _refuse_word(lines, rows)
-    index[owner, slot] = values
-    return counts_per_line(first_word, array), index
+    index = np.zeros((int(first_word.sum()), 3), dtype=np.int64)
+    index[first, place] = values
+    return count, index
 
 
-def _starts(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def _slots(first_word: Marks, first_number: Marks, slash: Marks) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Which list each number points into, by the slashes before it, and which corner it belongs to."""
+    words, numbers = np.flatnonzero(first_word), np.flatnonzero(first_number)
+    each = len(numbers) // max(len(words), 1)
+    if each and len(numbers) == each * len(words) and slash.sum() == (each - 1) * len(words):
+        bounds = np.append(words, len(slash))
+        if (numbers[::each] >= words).all() and (numbers[each - 1 :: each] < bounds[1:]).all():
+            return np.tile(np.arange(each), len(words)), np.repeat(np.arange(len(words)), each)
+    owner = np.cumsum(first_word, dtype=np.int32)[numbers] - 1
+    slashes = np.cumsum(slash, dtype=np.int32)
+    return slashes[numbers] - (slashes - slash)[words][owner], owner
+
+
+def _starts(inside: Marks) -> Marks:
     starts = inside.copy()
     starts[1:] &= ~inside[:-1]
     return starts

@@ -40,6 +40,7 @@ class _Surface:
     triangles: Ints
     corners: Ints | None = None  # [F, 3], places in the list of all corners
     rows: Ints | None = None  # [F]
+    short: int = 0  # faces with fewer than three corners, which are left out
 
 
 def read_ply(data: bytes, path: Path) -> SourceMesh:
@@ -62,6 +63,8 @@ def read_ply(data: bytes, path: Path) -> SourceMesh:
     positions, own = _stack(tables[vertex.name], ("x", "y", "z")), tables[listed.name]
     surface = _strips(own, positions, path) if is_strips else _faces(own, positions, path)
     vertices, notes = in_single(positions, surface.triangles, path)
+    if surface.short:
+        notes.append(f"{counted(surface.short, 'face')} of fewer than three corners passed over")
     uv = own_uv(*_uv(tables[vertex.name], own, surface, notes), notes)
     normals = own_normals(*_normals(tables[vertex.name], surface), notes)
     materials = tuple(
@@ -94,7 +97,13 @@ def _indices_name(element: Element) -> str | None:
 
 
 def _refuse_points(path: Path, header: Header) -> NoReturn:
-    held = ", ".join(f"{item.count} x {quoted(item.name)}" for item in header.elements[:6] if item.count)
+    held = ", ".join(
+        f"{item.count} {'vertices' if item.name == 'vertex' else quoted(item.name)}"
+        for item in header.elements[:6]
+        if item.count
+    )
+    if any(item.has("f_dc_0") for item in header.elements):
+        held = f"{held} of a cloud of Gaussians"
     face = header.element(*FACES)
     if face is not None and face.count and _indices_name(face) is None:
         raise InputError(
@@ -138,7 +147,7 @@ def _faces(columns: Columns, positions: Floats, path: Path) -> _Surface:
             f"the mesh must have faces, got none of three corners or more in {path}; points and lines cannot "
             "be painted"
         )
-    return _Surface(corners[cut], cut, rows)
+    return _Surface(corners[cut], cut, rows, int((counts < 3).sum()))
 
 
 def _strips(columns: Columns, positions: Floats, path: Path) -> _Surface:

@@ -23,8 +23,8 @@ def triangulate(
     """Triangles of polygons that lie one after the other in `corners`, in their order.
 
     A polygon of n corners becomes n - 2 triangles, whose corners are places in `corners`; one with fewer than
-    three becomes none. No vertex is added. A fan from the first corner is kept where all its triangles face as
-    the polygon does (always, if it is convex), else a fan from another corner or clipped ears are taken.
+    three becomes none. No vertex is added. A fan from the first corner is kept where all its triangles face
+    as the polygon does (always, if it is convex), else a fan from another corner or clipped ears are taken.
 
     Returns:
         Places in `corners` [T, 3], and the polygon of each triangle [T].

@@ -40,11 +40,19 @@ def is_inside(name: str, source: Path) -> bool:
     return True
 
 
+def is_file(path: Path) -> bool:
+    """Whether there is a file, also for names that no file can have."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
 def _load(name: str, source: Path) -> Image.Image:
     path = inside(source.parent, name, source)
-    if not path.is_file():
+    if not is_file(path):
         raise InputError(
-            f"an image of a mesh must exist, but {source.name} names {quoted(name)} and there is no {path}; "
+            f"an image of a mesh must exist, but {source.name} names {quoted(name)} and there is none; "
             "put it beside the mesh"
         )
     data = read_limited(path, "image of a mesh")

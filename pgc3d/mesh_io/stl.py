@@ -3,6 +3,7 @@
 import re
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ Floats = NDArray[np.float64]
 
 HEADER, TRIANGLE = 84, 50  # bytes
 ROW = np.dtype([("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("attribute", "<u2")])
-KEYWORDS = re.compile(rb"(?<=\s)(facet|outer|vertex|endloop|endfacet|endsolid)(?=\s)")
+KEYWORDS = re.compile(rb"[ \t](?=(?:facet|outer|vertex|endloop|endfacet|endsolid)\s)")
 REACH = 4.0  # sizes of the counted triangles in which uncounted ones must lie
 
 
@@ -76,7 +77,7 @@ def _read_binary(data: bytes, path: Path) -> SourceMesh:
     return _mesh(rows["corners"].reshape(-1, 3).astype(np.float64), path, notes, lost)
 
 
-def _belong(rows: NDArray[np.void], said: int) -> bool:
+def _belong(rows: NDArray[Any], said: int) -> bool:
     """Whether the rows behind the first `said` ones are triangles of the same surface, nothing appended."""
     own, more = rows["corners"][:said], rows["corners"][said:]
     if not len(more):
@@ -93,11 +94,10 @@ def _belong(rows: NDArray[np.void], said: int) -> bool:
 
 def _read_text(data: bytes, path: Path) -> SourceMesh:
     lines = Lines(data.lower(), path)
-    rows = lines.starting_with(b"vertex")
-    if KEYWORDS.search(re.sub(rb"(?:\A|\n)[ \t]*\w+", b"\n", lines.data)):
-        lines = _one_keyword_a_line(lines, path)
-        rows = lines.starting_with(b"vertex")
-    facets = lines.starting_with(b"facet")
+    rows, facets = lines.starting_with(b"vertex"), lines.starting_with(b"facet")
+    if not len(rows) == 3 * len(facets) == 3 * len(lines.starting_with(b"endloop")) > 0:
+        lines = Lines(lines.original, path, KEYWORDS)  # several of them may stand in one line
+        rows, facets = lines.starting_with(b"vertex"), lines.starting_with(b"facet")
     if not len(facets) and not len(rows):
         raise InputError(
             f"the mesh must have faces, got none in {path}, which is text without a facet; export it again"
@@ -111,10 +111,6 @@ def _read_text(data: bytes, path: Path) -> SourceMesh:
         notes.append("the last solid has no end, so that the file may have been cut off")
     lost = (f"names of {len(solids)} solids",) if len(solids) > 1 else ()
     return _mesh(values[starts[:, None] + np.arange(3)], path, notes, lost)
-
-
-def _one_keyword_a_line(lines: Lines, path: Path) -> Lines:
-    return Lines(KEYWORDS.sub(rb"\n\1", lines.data), path)
 
 
 def _check_facets(lines: Lines, facets: NDArray[np.int64], rows: NDArray[np.int64]) -> None:

@@ -36,7 +36,8 @@ def in_single(vertices: Floats, faces: Ints, path: Path) -> tuple[Tensor, list[s
     """
     used = np.zeros(len(vertices), dtype=bool)
     used[faces.reshape(-1)] = True
-    finite = np.isfinite(vertices).all(axis=1)
+    with np.errstate(over="ignore", invalid="ignore"):
+        finite = np.isfinite(vertices.astype(np.float32)).all(axis=1)
     notes, idle = [], ~finite & ~used
     if idle.any():
         vertices = np.where(idle[:, None], 0.0, vertices)
@@ -79,7 +80,9 @@ def own_normals(normals: Floats, faces: Ints, notes: list[str]) -> Values | None
             f"{lacking} of {counted(len(faces), 'face')} have no normals; those of the others are not used"
         )
         return None
-    length = np.linalg.norm(normals[np.unique(faces)], axis=1)
+    used = np.zeros(len(normals), dtype=bool)
+    used[faces.reshape(-1)] = True
+    length = np.linalg.norm(normals[used], axis=1)
     blunt = int((~np.isfinite(length) | (length == 0)).sum())
     if blunt:
         notes.append(
@@ -94,7 +97,7 @@ def own_uv(uv: Floats, faces: Ints, notes: list[str]) -> Values | None:
     """Texture coordinates where a corner has some; a note where others have none."""
     with np.errstate(over="ignore", invalid="ignore"):
         single = uv.astype(np.float32)
-    finite: NDArray[np.bool_] = np.isfinite(single).all(axis=1)
+    finite = np.asarray(np.isfinite(single).all(axis=1))
     if not finite.all():
         faces = np.where((faces >= 0) & finite[faces.clip(0)], faces, -1)
         single[~finite] = 0
