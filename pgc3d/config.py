@@ -64,6 +64,8 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check(self)
+        if not self.name.strip():
+            raise ValueError("name must be a model, got an empty text")
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,8 @@ class ImageModelConfig:
 
     def __post_init__(self) -> None:
         check(self)
+        if not self.name.strip():
+            raise ValueError("name must be a model, got an empty text")
 
 
 @dataclass(frozen=True)
