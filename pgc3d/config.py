@@ -61,6 +61,8 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check(self)
+        if not self.name.strip():
+            raise ValueError("name must be a model, got an empty text")
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,8 @@ class ImageModelConfig:
 
     def __post_init__(self) -> None:
         check(self)
+        if not self.name.strip():
+            raise ValueError("name must be a model, got an empty text")
 
 
 @dataclass(frozen=True)

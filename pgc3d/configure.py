@@ -8,13 +8,13 @@ from typing import Any, Literal
 
 from pgc3d.build import resolve_device
 from pgc3d.cameras import OrbitConfig
-from pgc3d.config import Config, load_config, preset, read_yaml
+from pgc3d.config import Config, load_config, preset
 from pgc3d.diffusion.hub import ALIASES, POSES, is_hub_id
 from pgc3d.diffusion.latent import Layout
 from pgc3d.diffusion.models import local_model, model_layout
 from pgc3d.errors import ConfigError, InputError, WeightsNotFoundError
 from pgc3d.teachers import local_image_model
-from pgc3d.yaml_text import parse_override
+from pgc3d.yaml_text import parse_override, read_yaml
 
 GuidanceName = Literal["auto", "mini", "sdxl", "sd", "zero123"]
 Quality = Literal["draft", "standard", "high"]
@@ -54,9 +54,9 @@ class _Given:
         """What `--set` gives."""
         return [parse_override(override) for override in self.overrides]
 
-    def named_by_file(self, family: Family) -> Any:
+    def named_by_file(self, family: Family) -> str | None:
         """The model that the files are for, None where they name none."""
-        return _flat(*self.by_file).get(f"{family.section}.name")
+        return _name(family, self.by_file)
 
 
 def configure(  # noqa: PLR0913 - one for each layer
@@ -151,7 +151,7 @@ def _training_cameras(config: Config, model: str) -> dict[str, Any]:
 
 def _choose(family: Family, guidance: GuidanceName, given: _Given) -> tuple[GuidanceName, str, list[str]]:
     """The guidance, the name of its model, and what there is to say about the choice."""
-    named_by_key = _flat(*given.by_key).get(f"{family.section}.name")
+    named_by_key = _name(family, given.by_key)
     by_user = named_by_key or given.model
     if guidance == "mini" and given.model is not None:
         raise ConfigError(
@@ -229,6 +229,12 @@ def _layout(model: str, family: Family, *, ask: bool) -> Layout | None:
             f"{layout}"
         )
     return layout
+
+
+def _name(family: Family, layers: Sequence[Mapping[str, Any]]) -> str | None:
+    """The model that layers name, None where they do not, or not by a text."""
+    name = _flat(*layers).get(f"{family.section}.name")
+    return name if isinstance(name, str) else None
 
 
 def _flat(*layers: Mapping[str, Any]) -> dict[str, Any]:

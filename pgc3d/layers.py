@@ -97,18 +97,19 @@ def _check_leaf(where: str, expected: Any, value: Any) -> None:
         if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
             raise ConfigError(f"{where} must be a list, got {shown(value)}")
         kinds = typing.get_args(expected)
+        last = len(kinds) - (2 if kinds[-1] is ... else 1)
         for index, entry in enumerate(value[:MAX_ENTRIES]):
-            _check_leaf(f"{where}[{index}]", kinds[min(index, len(kinds) - 1 - (kinds[-1] is ...))], entry)
+            _check_leaf(f"{where}[{index}]", kinds[min(index, last)], entry)
         return
-    kinds = {_plain_type(kind) for kind in _members(expected)}
     if value is None and types.NoneType in typing.get_args(expected):
         return
-    if kinds == {str} and not isinstance(value, str):
+    plain = {_plain_type(kind) for kind in _members(expected)}
+    if plain == {str} and not isinstance(value, str):
         advice = "; put it in quotes" if isinstance(value, (int, float)) else ""
         raise ConfigError(f"{where} must be text, got {shown(value)}{advice}")
-    if kinds == {bool} and not isinstance(value, (bool, str)):
+    if plain == {bool} and not isinstance(value, (bool, str)):
         raise ConfigError(f"{where} must be true or false, got {shown(value)}")
-    if kinds <= {int, float} and isinstance(value, bool):
+    if plain <= {int, float} and isinstance(value, bool):
         raise ConfigError(f"{where} must be a number, got {str(value).lower()}")
 
 

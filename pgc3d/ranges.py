@@ -78,7 +78,8 @@ def ranges(config: Any) -> dict[str, Range]:
 
 def check(config: Any) -> None:
     """Raise ValueError, in one line, where a number or a string of a configuration cannot be used."""
-    known, hints = ranges(config), _hints(type(config))
+    kind: Any = type(config)
+    known, hints = ranges(config), _hints(kind)
     for item in fields(config):
         value = getattr(config, item.name)
         for entry in _strings(value):
@@ -158,7 +159,7 @@ def _plain(value: Number) -> str:
 
 
 @lru_cache(maxsize=64)
-def _hints(kind: type) -> dict[str, set[Any]]:
+def _hints(kind: Any) -> dict[str, set[Any]]:
     """The plain types that occur in the type of each field."""
 
     def plain(hint: Any) -> set[Any]:

@@ -73,7 +73,7 @@ def one_line(action: Callable[[], Any], source: str) -> Any:
         raise ConfigError(f"{source}: {error}" if source else str(error)) from error
     except OmegaConfBaseException as error:
         where = [part for part in (source, error.full_key) if part]
-        raise ConfigError(": ".join([*where, _shortened(str(error).splitlines()[0])])) from error
+        raise ConfigError(_shortened(": ".join([*where, str(error).splitlines()[0]]))) from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{source} must be YAML, got: {_shortened(str(error))}") from error
     except OSError as error:
@@ -136,6 +136,8 @@ def _check_events(text: str) -> None:
             case yaml.ScalarEvent():
                 sizes[-1] += 1
                 check_text(place, event.value)
+            case _:
+                pass  # where the text, a document or a plain value begins or ends
         _check_size(sizes, place)
 
 

@@ -4,10 +4,12 @@ import types
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
 from itertools import islice
 from pathlib import Path
 
 import torch
+import yaml
 from fakes import PullTowardColor
 from meshes import write_cube
 from PIL import Image
@@ -226,33 +228,36 @@ def written(setting: Setting, value: str) -> str:
     return setting.written(WHOLE.get(value, value) if setting.whole else value)
 
 
-def as_yaml(path: str, value: str) -> str:
-    """A file with one value."""
-    names = path.split(".")
-    return "".join(f"{'  ' * depth}{name}:\n" for depth, name in enumerate(names[:-1])) + (
-        f"{'  ' * (len(names) - 1)}{names[-1]}: {value}\n"
-    )
+def nested(path: str, value: object) -> dict[str, object]:
+    """One value as the mapping of a file."""
+    first, _, rest = path.partition(".")
+    return {first: nested(rest, value) if rest else value}
 
 
-def base_of(setting: Setting) -> list[str]:
-    """Overrides that make the setting's place, small and quick."""
-    base = list(setting.base)
-    kind = "textured_mesh" if "representation.kind=textured_mesh" in base else "dmtet"
-    return [*SMALL, *SETTINGS[kind], *base]
+@cache
+def base_of(setting: Setting) -> dict[str, object]:
+    """What makes the setting's place, small and quick, as the mapping of a file."""
+    kind = "textured_mesh" if "representation.kind=textured_mesh" in setting.base else "dmtet"
+    base: dict[str, object] = {}
+    for item in [*SMALL, *SETTINGS[kind], *setting.base]:
+        path, _, text = item.partition("=")
+        _update(base, nested(path, yaml.safe_load(text)))
+    return base
+
+
+def _update(base: dict, layer: dict) -> None:
+    for key, value in layer.items():
+        if isinstance(value, dict):
+            _update(base.setdefault(key, {}), value)
+        else:
+            base[key] = value
 
 
 def load(setting: Setting, value: str, folder: Path, *, by_file: bool) -> Config:
     """The configuration with a value, by `--set` or by a file."""
     if not by_file:
-        return load_config(overrides=[*base_of(setting), f"{setting.path}={value}"])
-    path = folder / "value.yaml"
-    path.write_text(as_yaml(setting.path, value))
-    kinds = [item for item in setting.base if ".kind=" in item]
-    layers: list[object] = [path]
-    if kinds:  # a file's values belong to the kinds that stand before it
-        base = load_config(overrides=base_of(setting))
-        from pgc3d.config import dump_config
-
-        (folder / "base.yaml").write_text(dump_config(base))
-        layers.insert(0, folder / "base.yaml")
-    return load_config(layers, overrides=[] if kinds else base_of(Setting(setting.path, setting.type, ())))
+        return load_config([base_of(setting)], overrides=[f"{setting.path}={value}"])
+    names, path = setting.path.split("."), folder / "value.yaml"
+    lines = [f"{'  ' * depth}{name}:" for depth, name in enumerate(names)]
+    path.write_text("\n".join(lines) + f" {value}\n")
+    return load_config([base_of(setting), path])

@@ -94,16 +94,28 @@ ERRORS = {
     "export of no run": (["export", "none"], 2, "error: none must be the folder of a run"),
     "render of no run": (["render", "none"], 2, "error: none must be the folder of a run"),
     "unknown format": (["export", "none", "--format", "fbx"], 2, "Invalid value for '--format'"),
+    "empty folder": (["text", "x", "--out", ""], 2, "it must not be empty"),
+    "empty model": (["text", "x", "--model", ""], 2, "it must not be empty"),
+    "line break in a path": (["resume", "a\nb"], 2, r"error: a\nb must be the folder of a run"),
+    "long path": (["image", "x" * 300, "--guidance", "mini"], 2, "File name too long"),
+    "prompt that is no text": (["text", "a \udcff"], 2, "error: the prompt must be UTF-8 text"),
+    "interpolation": (["text", "x", "--model", "${oc.env:HOME}"], 2, "must be written out"),
+    "mesh without a mesh": (
+        ["text", "x", "--guidance", "mini", "--out", "o", "--set", "representation.kind=textured_mesh"],
+        2,
+        "needs a mesh; use `pgc3d texture MESH PROMPT`",
+    ),
     "wrong config file": (["config", "validate", "none.yaml"], 2, "none.yaml does not"),
 }
 
 
 @pytest.mark.parametrize(("arguments", "code", "line"), ERRORS.values(), ids=ERRORS)
-def test_mistake_is_one_line(run, arguments, code, line):
+def test_mistake_is_one_line(run, tmp_path, arguments, code, line):
     found, out, err = run(*arguments)
     lines = [text for text in err.splitlines() if not text.startswith("guidance:")]
     assert (found, out, len(lines)) == (code, "", 1), err
     assert line in lines[0]
+    assert list(tmp_path.iterdir()) == [], "nothing is left behind"
 
 
 def test_missing_sdxl_weights_say_how_to_get_them(run):
@@ -167,6 +179,67 @@ def test_options_win_over_files_and_set_wins_over_options(run, tmp_path):
 def test_quality_changes_steps_resolution_and_texture(run):
     shown = [run("config", "show", "--quality", quality)[1] for quality in ("draft", "standard", "high")]
     assert len(set(shown)) == 3
+
+
+def test_quality_beside_a_file_that_fixes_the_same_is_said(run, tmp_path):
+    (tmp_path / "old.yaml").write_text(run("config", "show", "--guidance", "mini")[1])
+    for quality, kept in (("draft", 3), ("high", 4)):
+        code, shown, err = run("config", "show", "--config", "old.yaml", "--quality", quality)
+        assert (code, shown) == (0, (tmp_path / "old.yaml").read_text())
+        assert err.count("\n") == 1
+        assert err.startswith(f"--quality {quality} does not change what --config gives: run.steps, ")
+        assert err.split(" stay as in ")[0].count(",") + 1 == kept
+        assert "stay as in old.yaml" in err
+    assert run("config", "show", "--config", "old.yaml", "--quality", "standard")[2] == ""
+    assert run("config", "show", "--config", "old.yaml")[2] == ""
+
+
+def test_what_an_option_or_key_takes_is_not_said_to_be_kept(run, tmp_path):
+    (tmp_path / "my.yaml").write_text("model: {name: mini}\nrun: {steps: 5}\n")
+    err = run("config", "show", "--config", "my.yaml", "--quality", "draft")[2]
+    assert "draft does not change what --config gives: run.steps stays as in my.yaml" in err
+    for taken in (("--steps", "9"), ("--set", "run.steps=9")):
+        assert run("config", "show", "--config", "my.yaml", "--quality", "draft", *taken)[2] == ""
+    (tmp_path / "my.yaml").write_text("model: {name: mini}\nrun: {seed: 5}\n")
+    assert run("config", "show", "--config", "my.yaml", "--quality", "draft")[2] == ""
+
+
+def test_guidance_beside_a_file_for_another_model_is_said(run, tmp_path):
+    (tmp_path / "old.yaml").write_text(run("config", "show", "--guidance", "mini")[1])
+    for options in (("--guidance", "sd"), ("--model", "sd")):
+        code, shown, err = run("config", "show", "--config", "old.yaml", *options)
+        assert (code, "  name: sd\n" in shown, err.count("\n")) == (0, True, 1)
+        assert err.startswith(f"{' '.join(options)} does not change what --config gives: run.steps, ")
+        assert "which is for the model mini" in err
+    assert run("config", "show", "--config", "old.yaml", "--guidance", "mini")[2] == ""
+
+
+def test_key_that_wins_over_an_option_is_said(run):
+    code, shown, err = run("config", "show", "--guidance", "mini", "--steps", "5", "--set", "run.steps=7")
+    assert (code, "  steps: 7\n" in shown) == (0, True)
+    assert err == "--set run.steps wins: 7 instead of the 5 that an option gives\n"
+    assert run("config", "show", "--guidance", "mini", "--steps", "7", "--set", "run.steps=7")[2] == ""
+
+
+@pytest.mark.parametrize(
+    "options", [["--model", "mini"], ["--set", "model.name=mini"], ["--set", "model.name=zero123"]]
+)
+def test_model_that_does_not_go_with_the_guidance_is_refused(run, options):
+    code, _, err = run("config", "show", "--guidance", "sdxl", *options)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "the model must" in err
+
+
+def test_device_and_model_choose_the_guidance_however_they_are_given(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("pgc3d.configure.local_model", lambda name: object())
+    (tmp_path / "cpu.yaml").write_text("run: {device: cpu}\n")
+    for options in (["--device", "cpu"], ["--set", "run.device=cpu"], ["--config", "cpu.yaml"]):
+        assert "  name: mini\n" in run("config", "show", *options)[1], options
+    for options in ([], ["--config", "cpu.yaml", "--set", "run.device=cuda"]):
+        assert "  name: sdxl\n" in run("config", "show", *options)[1], options
+    shown = run("config", "show", "--set", "model.name=sd")[1]
+    assert shown == run("config", "show", "--model", "sd")[1]
 
 
 def test_resolution_scales_all_stages(run):

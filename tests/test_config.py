@@ -1,3 +1,6 @@
+import os
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -172,3 +175,165 @@ def test_what_saves_memory_is_off_unless_asked_for():
 def test_what_could_not_show_anything_is_refused(overrides, message):
     with pytest.raises(ConfigError, match=message):
         load_config(overrides=overrides)
+
+
+def named(text):
+    return f"model:\n  name: {text}\n"
+
+
+REFUSED_FILES = {
+    "interpolation": (named("${oc.env:HOME}"), "line 2 must be written out, since ${...} is not replaced"),
+    "interpolation in a list": ("model: {loras: ['${oc.env:HOME}']}\n", "line 1 must be written out"),
+    "interpolation in a name": ("objectives:\n  ${run.seed}: {batch: 1}\n", "line 2 must be written out"),
+    "missing": (named("???"), "must be given, got '???'"),
+    "wrong tag": ("run: {low_memory: !!bool maybe}\n", "must have no tags, got 'tag:yaml.org,2002:bool'"),
+    "tag of Python": ("run: !!python/object/apply:os.getcwd []\n", "must have no tags, got 'tag:yaml.org"),
+    "own tag": (named("!mine mini"), "must have no tags, got '!mine'"),
+    "deep": (f"run: {'[' * 400}{']' * 400}\n", "nested at most 16 deep, got more in line 1"),
+    "deep mappings": ("".join(f"{'  ' * depth}a:\n" for depth in range(400)), "nested at most 16 deep"),
+    "deep without an end": ("run: " + "[" * 100_000, "nested at most 16 deep"),
+    "many": ("".join(f"k{index}: 1\n" for index in range(6_000)), "at most 10000 values"),
+    "aliases of aliases": (
+        "a: &a [x, x, x, x, x, x, x, x, x]\n"
+        + "".join(
+            f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+        ),
+        "at most 10000 values",
+    ),
+    "alias of itself": ("run: &a\n  steps: *a\n", "recursive aliases"),
+    "twice": ("run:\n  steps: 5\n  steps: 6\n", "duplicate key steps"),
+    "two documents": ("run: {steps: 2}\n---\nrun: {steps: 3}\n", "expected a single document"),
+    "number as a key": ("1: 2\n", "must be text, got 1"),
+    "nothing as a key": ("run:\n  ~: 2\n", "must be text, got None"),
+    "list in a list": ("model: {loras: [[a]]}\n", "model.loras[0] must be text, got ['a']"),
+    "text for a list": ("model: {loras: a.safetensors}\n", "model.loras must be a list, got 'a.safetensors'"),
+    "number for a text": (named("1e5"), "model.name must be text, got 100000.0; put it in quotes"),
+    "truth for a text": (named("on"), "model.name must be text, got True; put it in quotes"),
+    "truth for a number": ("run: {steps: true}\n", "run.steps must be a number, got true"),
+    "number for a truth": ("run: {low_memory: 3}\n", "run.low_memory must be true or false, got 3"),
+    "date": ("run: {seed: 2020-01-01}\n", "run.seed"),
+    "a name that is a path": ("objectives: {a/b: {batch: 1}}\n", "the names of objectives must be up to 64"),
+    "no name": (named("''"), "model: name must be a model, got an empty text"),
+    "lone surrogate": (named('"\\uDC80"'), ""),
+}
+
+
+@pytest.mark.parametrize(("text", "line"), REFUSED_FILES.values(), ids=REFUSED_FILES)
+def test_hostile_file_is_one_short_line(text, line, write):
+    path = write(text)
+    with pytest.raises(ConfigError) as caught:
+        load_config([path])
+    assert line in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 1000
+    with pytest.raises(ConfigError):
+        load_config([path, path])
+
+
+def test_nothing_of_the_environment_reaches_a_configuration(write, monkeypatch):
+    monkeypatch.setenv("SECRET", "hunter2")
+    text = "${oc.env:SECRET}"
+    path = write(named(text))
+    attempts = [
+        lambda: load_config([path]),
+        lambda: read_yaml(path),
+        lambda: load_config([{"model": {"name": text}}]),
+        lambda: load_config(options={"model": {"loras": [text]}}),
+        lambda: load_config(overrides=[f"model.name={text}"]),
+        lambda: load_config(overrides=[f"model={{name: '{text}'}}"]),
+        lambda: dump_config(replace(load_config(), model=replace(load_config().model, name=text))),
+    ]
+    for attempt in attempts:
+        with pytest.raises((ConfigError, ValueError), match="must be written out") as caught:
+            attempt()
+        assert "hunter2" not in str(caught.value)
+
+
+def test_dollar_signs_and_braces_are_text(write):
+    prompts = ["costs $5", "$HOME", "a $ {b}", "{x}", "\\$", "100 %"]
+    for prompt in prompts:
+        path = write(f"objectives: {{color: {{guidance: {{negative_prompt: {prompt!r}}}}}}}\n")
+        config = load_config([path])
+        assert load_config([write(dump_config(config))]) == config
+
+
+FILES = {
+    "UTF-8 with a mark": "run: {steps: 7}\n".encode("utf-8-sig"),
+    "UTF-16 as PowerShell writes it": "run: {steps: 7}\r\n".encode("utf-16"),
+    "UTF-16, big end first": b"\xfe\xff" + "run: {steps: 7}\n".encode("utf-16-be"),
+    "anchors": b"x: &a 7\n".replace(b"x: &a 7\n", b"run: {seed: &a 7, steps: *a}\n"),
+}
+
+
+@pytest.mark.parametrize("content", FILES.values(), ids=FILES)
+def test_readable_encodings_are_read(content, tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_bytes(content)
+    assert load_config([path]).run.steps == 7
+
+
+BROKEN_FILES = {
+    "Latin-1": ("model: {name: caf\xe9}\n".encode("latin-1"), "must be UTF-8 text"),
+    "NUL": (b"run: {steps: 7}\n\0", "must be YAML"),
+    "binary": (bytes(range(256)) * 8, "must be UTF-8 text"),
+    "half of UTF-16": (b"\xff\xfer", "must be UTF-8 text"),
+    "large": (b"# " + b"x" * (2 << 20), "must have at most 1 MiB"),
+}
+
+
+@pytest.mark.parametrize(("content", "line"), BROKEN_FILES.values(), ids=BROKEN_FILES)
+def test_unreadable_file_is_one_line(content, line, tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        read_yaml(path)
+    assert line in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_a_path_that_is_no_file_says_what_it_is(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to("loop")
+    expected = {
+        tmp_path: "is a folder",
+        tmp_path / "pipe": "is a device or a pipe",
+        Path("/dev/zero"): "is a device or a pipe",
+        tmp_path / "loop": "does not; give a YAML file",
+        tmp_path / ("x" * 300): "File name too long",
+        tmp_path / "none.yaml" / "x": "does not; give a YAML file",
+    }
+    for path, line in expected.items():
+        with pytest.raises(ConfigError) as caught:
+            read_yaml(path)
+        assert line in str(caught.value), path
+
+
+REFUSED_OVERRIDES = {
+    "too many names": (".".join(["a"] * 2000) + "=1", "at most 16 names with dots between, got 2000"),
+    "too many entries": (f"run={{{','.join(f'k{i}: 1' for i in range(2000))}}}", "at most 256 entries"),
+    "an empty name": ("run..steps=3", "--set must be key=value, got 'run..steps=3'"),
+    "a long value": (f"run.steps={'x' * 100_000}", "could not be converted to Integer"),
+    "a long name": (f"{'x' * 100_000}=1", "--set: xxx"),
+    "a large number": (f"run.seed={'9' * 5000}", "--set"),
+    "a number beyond floats": (f"run.seed=1{'0' * 400}", "seed must lie in [0, 2^63 - 1], got 1000"),
+    "a weight beyond floats": (f"objectives.color.weight=1{'0' * 400}", "objectives.color"),
+    "slots with a width": ("model.view_prompts.template='{prompt:>999999999}'", "must have plain slots"),
+    "thousands of sectors": ("model.view_prompts.azimuth_step_degrees=1e-7", "lie in [1, 360], or be 0"),
+    "too many pixels": ("run={resolution: [4096], resolution_until: []}", ""),
+    "close-ups of nothing": (
+        "objectives.color.cameras.kind=close_up", "close_up must go with representation.kind textured_mesh",
+    ),
+    "a surface in no cell": ("representation.radii=[0.01,0.5,0.5]", "radii must be at least a cell"),
+    "a large table": ("representation={color_log2_rows: 24, color_levels: 16, color_features: 8}", "2^28"),
+    "a finest below the base": ("representation={color_base: 64, color_finest: 32}", "not be less than"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("override", "line"), REFUSED_OVERRIDES.values(), ids=REFUSED_OVERRIDES)
+def test_hostile_override_is_one_short_line(override, line):
+    more = ["objectives.color.batch=32"] if "4096" in override else []
+    with pytest.raises(ConfigError) as caught:
+        load_config(overrides=[override, *more])
+    assert line in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 1000

@@ -5,7 +5,7 @@ import torch
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from pgc3d.prompts import ViewPromptConfig, unknown_words, view_index, view_prompts
+from pgc3d.prompts import ViewPromptConfig, prompt_notes, unknown_words, view_index, view_prompts
 
 NUMERIC = ViewPromptConfig(
     template="{prompt}, {azimuth}, seen from {elevation}, {background} background",
@@ -118,6 +118,13 @@ def test_prompt_with_braces_is_taken_literally():
         ({"azimuth_words": ("front",)}, "same length"),
         ({"elevation_bounds_degrees": (10.0,)}, "one entry less"),
         ({"backgrounds": {}}, "at least one"),
+        ({"backgrounds": {"pink": (2.0, 0.0, 0.0)}}, r"backgrounds must lie in \[0, 1\]"),
+        ({"template": "{prompt:>9}"}, "plain slots"),
+        ({"template": "{prompt!r}"}, "plain slots"),
+        ({"azimuth_number": "{degrees:03d}"}, "plain slots"),
+        ({"azimuth_step_degrees": 1e-6}, "lie in"),
+        ({"overhead_above_degrees": math.nan}, "lie in"),
+        ({"elevation_bounds_degrees": (math.nan,), "elevation_words": ("a", "b")}, "lie in"),
     ],
 )
 def test_wrong_configuration_says_what_must_hold(change, message):
@@ -131,3 +138,42 @@ def test_unknown_words_name_close_known_ones():
     assert "chair" in found[0][1]
     assert found[1][1] == []
     assert unknown_words("the red Chair", ["red", "chair"]) == []
+
+
+WORDS = ["red", "chair", "car", "table"]
+
+
+@pytest.mark.parametrize(
+    "prompt", ["\N{CAT FACE}", "!!!", "- , .", "\u200b", "a", "of the", "\u6905\u5b50", "zzyzx"]
+)
+def test_prompt_without_one_known_word_is_said(prompt):
+    notes = prompt_notes(prompt, WORDS, "mini")
+    assert notes[0] == f"mini knows no word of the prompt {prompt!r}, so the asset will be a random one"
+    assert len(notes) == 1 + len(unknown_words(prompt, WORDS))
+
+
+def test_known_words_beside_others_are_enough():
+    assert prompt_notes("a red chair!", WORDS, "mini") == []
+    assert prompt_notes("a RED chair \N{CAT FACE}", WORDS, "mini") == []
+    assert prompt_notes("a red chiar", WORDS, "mini") == [
+        "mini does not know the word 'chiar'; close known words: chair, car"
+    ]
+
+
+@pytest.mark.parametrize("prompt", ["a (red:1.3) chair", "((red: .5)) (chair:-2)", "a (red chair:1.1)"])
+def test_weights_are_no_words_and_said_once(prompt):
+    assert unknown_words(prompt, WORDS) == []
+    (note,) = prompt_notes(prompt, WORDS, "mini")
+    assert note.startswith("weights in a prompt, as in (red")
+    assert prompt_notes(prompt, (), "sdxl") == [note]
+
+
+def test_numbers_are_whole_words():
+    assert [word for word, _ in unknown_words("2 chairs, 1.5 m, 10,000 red", WORDS)] == [
+        "2", "chairs", "1.5", "m", "10,000",
+    ]  # fmt: skip
+    assert unknown_words("re\u0301d", ["r\u00e9d"]) == []  # one letter, however it is written
+
+
+def test_model_that_knows_most_words_is_told_nothing():
+    assert prompt_notes("\N{CAT FACE}", (), "sdxl") == []

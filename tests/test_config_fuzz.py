@@ -1,0 +1,191 @@
+"""Any value of any number: one line, or a configuration that builds and takes two steps."""
+
+import math
+from dataclasses import fields, is_dataclass
+
+import pytest
+import torch
+from config_sweep import VALUES, Bench, Setting, base_of, load, settings, written
+from omegaconf import OmegaConf
+
+from pgc3d.config import Config, dump_config, load_config
+from pgc3d.errors import ConfigError
+from pgc3d.pgc import PixelClip
+from pgc3d.ranges import MAX_ENTRIES, Range, check, number, ranges, schedule, span
+
+SETTINGS = settings()
+IDS = [f"{'/'.join(item.partition('=')[2] for item in place.base[-1:])}:{place.path}" for place in SETTINGS]
+NEVER = (".nan", ".inf", "-.inf", "-1e9", "1e30", "text", "true", "{}")  # no number is one of these
+
+
+def outcome(place: Setting, value: str, folder, *, by_file: bool) -> Config | None:
+    """The configuration, or None where the value was refused in one line that names the setting."""
+    try:
+        return load(place, written(place, value), folder, by_file=by_file)
+    except ConfigError as error:
+        line = str(error)
+    assert "\n" not in line
+    assert place.path.rpartition(".")[2] in line
+    return None
+
+
+def class_of(place: Setting) -> type:
+    """The configuration class that holds a setting."""
+    node = OmegaConf.structured(load_config([base_of(place)]))
+    for name in place.path.split(".")[:-1]:
+        node = node[name]
+    return OmegaConf.get_type(node)
+
+
+def takes_two_steps(place: Setting, config: Config, bench: Bench) -> None:
+    if place.path.startswith("photo"):
+        bench.frame(config)
+    elif "controls" not in place.path:  # it names a model that is not there
+        model = ".guidance." in place.path or place.path.startswith(("view.", "model."))
+        bench.run(config, model=model)
+    assert load_config(overrides=[]) == Config()
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory):
+    return Bench(tmp_path_factory.mktemp("bench"))
+
+
+def test_the_walk_reaches_every_family():
+    paths = {place.path for place in SETTINGS}
+    assert {"run.steps", "representation.color_log2_rows", "objectives.color.clip.decay"} <= paths
+    assert {"objectives.color.cameras.orbit.fill", "model.view_prompts.backgrounds.white"} <= paths
+    assert len(SETTINGS) > 90
+
+
+@pytest.mark.parametrize("place", SETTINGS, ids=IDS)
+def test_every_number_has_a_range(place):
+    kind, name = class_of(place), place.path.split(".")[-1]
+    if not is_dataclass(kind):  # the mapping of named colours
+        pytest.skip("its range is that of the mapping")
+    found = ranges(kind)[name]
+    assert math.isfinite(found.low)
+    assert math.isfinite(found.high)
+
+
+@pytest.mark.parametrize("index", range(len(NEVER)), ids=NEVER)
+def test_what_is_no_number_is_refused_everywhere(index, tmp_path):
+    value = NEVER[index]
+    for place in SETTINGS if index == 0 else SETTINGS[index % 4 :: 4]:  # all of them in the slow test
+        if not (value == "{}" and "backgrounds" in place.path):
+            assert outcome(place, value, tmp_path, by_file=False) is None, place.path
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("representation.lr_sdf", "representation.eikonal", "representation.roughness"),
+        ("representation.deformation_limit", "representation.redistance_every", "optimizer.betas"),
+        ("objectives.color.clip.decay", "objectives.color.guidance.guidance_scale", "view.elevation_degrees"),
+    ],
+)
+def test_zero_where_it_is_valid_takes_two_steps(names, bench, tmp_path):
+    for place in SETTINGS:
+        if place.path in names:
+            config = outcome(place, "0", tmp_path, by_file=False)
+            assert config is not None
+            takes_two_steps(place, config, bench)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("by_file", [False, True], ids=["set", "file"])
+@pytest.mark.parametrize("place", SETTINGS, ids=IDS)
+def test_any_value_is_refused_or_takes_two_steps(place, by_file, bench, tmp_path):
+    for value in VALUES:
+        config = outcome(place, value, tmp_path, by_file=by_file)
+        if config is not None:
+            assert load_config([OmegaConf.to_container(OmegaConf.create(dump_config(config)))]) == config
+            takes_two_steps(place, config, bench)
+
+
+def ends(found: Range, *, whole: bool) -> list[float]:
+    """The least and the largest values of a range that a small computer can bear."""
+    low = found.low + (1 if whole else 1e-3 * (found.high - found.low)) * found.above
+    high = found.high - (1 if whole else 1e-3 * (found.high - found.low)) * found.below
+    return [low, high]
+
+
+HEAVY = {  # at the upper end more than a test may use, or more than the other settings here allow
+    "run.resolution", "objectives.color.batch", "representation.resolution", "representation.color_log2_rows",
+    "objectives.color.guidance.resolution", "photo.size", "representation.image_size",
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", SETTINGS, ids=IDS)
+def test_both_ends_of_every_range_take_two_steps(place, bench, tmp_path):
+    kind, name = class_of(place), place.path.split(".")[-1]
+    if not is_dataclass(kind):
+        pytest.skip("a mapping")
+    found = ranges(kind)[name]
+    for index, end in enumerate(ends(found, whole=place.whole)):
+        if index == 1 and place.path in HEAVY:
+            continue
+        value = max(end, found.multiple * 8) if found.multiple > 1 else end
+        text = place.written(repr(int(value) if place.whole else float(value)))
+        config, line = None, ""
+        try:
+            config = load(place, text, tmp_path, by_file=False)
+        except ConfigError as error:
+            line = str(error)
+        assert f"{name} must lie in" not in line  # what two settings share may be wrong
+        if config is not None:
+            takes_two_steps(place, config, bench)
+
+
+def test_range_says_what_it_holds():
+    assert str(Range(0, 1, above=True)) == "lie in (0, 1]"
+    assert (
+        str(Range(8, 4096, multiple=8, also={0: "none"}))
+        == "lie in [8, 4096], a multiple of 8, or be 0 for none"
+    )
+    assert [Range(8, 24, multiple=8, also={0: "none"}).holds(v) for v in (0, 1, 8, 12, 24, 32)] == [
+        True, False, True, False, True, False,
+    ]  # fmt: skip
+    assert not Range(-1e300, 1e300).holds(math.nan)
+    assert not Range(-1e300, 1e300).holds(math.inf)
+
+
+@pytest.mark.parametrize("value", [True, "1", None, torch.tensor(1.0), math.nan, math.inf])
+def test_instances_are_checked_as_files_are(value):
+    from pgc3d.config import ObjectiveConfig, OptimizerConfig, RunConfig
+
+    for kind, name in ((OptimizerConfig, "eps"), (ObjectiveConfig, "weight"), (RunConfig, "steps")):
+        with pytest.raises(ValueError, match=name):
+            kind(**{name: value})
+    with pytest.raises(ValueError, match="resolution"):
+        RunConfig(resolution=(16, value), resolution_until=(0.5,))
+
+
+def test_clip_of_an_objective_has_its_range_too():
+    from pgc3d.config import ObjectiveConfig
+
+    with pytest.raises(ValueError, match=r"threshold must lie in \[1e-12, 1000000\], got 1e\+300"):
+        ObjectiveConfig(clip=PixelClip(threshold=1e300))
+
+
+def test_fields_of_a_new_class():
+    from dataclasses import dataclass
+
+    @dataclass(frozen=True)
+    class New:
+        share: float = number(0.5, 0.0, 1.0, unit="of the views")
+        draw: tuple[float, float] = span((0.1, 0.2), 0.0, 1.0)
+        rate: tuple[float, ...] = schedule((1.0,), 0.0, 2.0)
+
+        def __post_init__(self):
+            check(self)
+
+    assert ranges(New)["share"].unit == "of the views"
+    assert [item.name for item in fields(New)] == list(ranges(New))
+    New(rate=(0.0, 2.0, 1.0, 0.0))
+    for wrong in ({"share": 2.0}, {"draw": (0.2, 0.1)}, {"rate": (0.0, 3.0, 1.0, 0.0)}, {"rate": (5.0, 1.0)}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            New(**wrong)
+    with pytest.raises(ValueError, match=f"at most {MAX_ENTRIES} entries"):
+        New(rate=(1.0,) * 1000)
