@@ -207,7 +207,7 @@ def test_links_in_a_run_are_never_followed(used, tmp_path, name):
     shutil.move(place, outside)
     place.symlink_to(outside)
     before = {path: path.read_bytes() for path in (outside.rglob("*") if outside.is_dir() else [outside])}
-    with pytest.raises(RunDirectoryError, match="must be a .* of the run itself, but is a symbolic link"):
+    with pytest.raises(RunDirectoryError, match=r"must be a .* of the run itself, but is a symbolic link"):
         work(used.path)
     assert {path: path.read_bytes() for path in before} == before
     assert not outside.is_dir() or set(outside.rglob("*")) == set(before)
@@ -342,7 +342,7 @@ def test_a_folder_in_which_no_run_began_is_used_again(tmp_path, stage):
     for _ in range(stage + 1):
         next(start)
     if stage:
-        with pytest.raises(RunDirectoryError, match="must hold a run that has begun.*may be used for it"):
+        with pytest.raises(RunDirectoryError, match=r"must hold a run that has begun.*may be used for it"):
             RunDirectory.open(path)
     with RunDirectory.create(path) as run:
         run.begin()
@@ -366,7 +366,7 @@ def test_a_folder_with_anything_else_in_it_is_not_used(tmp_path, name, prepared)
 @pytest.mark.parametrize("name", [".lock", "config.yaml", "input.png"])
 def test_files_of_those_names_that_pgc3d_did_not_write_stay(tmp_path, name):
     (tmp_path / name).write_text("mine")
-    with pytest.raises(RunDirectoryError, match="choose another --out$"):
+    with pytest.raises(RunDirectoryError, match=r"choose another --out$"):
         RunDirectory.create(tmp_path)
     assert (tmp_path / name).read_text() == "mine"
 
@@ -542,7 +542,7 @@ def test_inputs_that_changed_are_refused(run, change):
     record = {"image": "input.png", "files": run.hash_files([path])}
     run.require_same_inputs(record)
     path.write_bytes(b"Picture") if change == "other content" else path.unlink()
-    with pytest.raises(RunDirectoryError, match="must be as when the run began|must be there"):
+    with pytest.raises(RunDirectoryError, match=r"must be as when the run began|must be there"):
         run.require_same_inputs(record)
 
 

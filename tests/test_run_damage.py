@@ -69,7 +69,7 @@ def make(folder):
 
 @dataclass(frozen=True)
 class Damage:
-    """What is done to a copy of the folder; `elsewhere` is a folder outside, with files that must not change."""
+    """What is done to a copy of the folder; `elsewhere` is outside of it and must not change."""
 
     name: str
     place: str
@@ -215,7 +215,7 @@ def damages(folder, count):
 def contents(folder):
     """What lies in a folder, links as such."""
     return {
-        str(path.relative_to(folder)): os.readlink(path) if path.is_symlink() else path.read_bytes()
+        str(path.relative_to(folder)): path.readlink() if path.is_symlink() else path.read_bytes()
         for path in folder.rglob("*")
         if path.is_symlink() or path.is_file()
     }
@@ -281,7 +281,7 @@ def try_all(whole, tmp_path, caplog, chosen):
             bad.append(f"{job} after {damage}: {found}")
         for place in (folder, elsewhere):
             shutil.rmtree(place)
-    print(dict(counts))
+    print(dict(counts))  # noqa: T201 - the numbers of the long test
     assert not bad, f"{dict(counts)}\n" + "\n".join(bad)
     return counts
 
