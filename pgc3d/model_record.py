@@ -145,8 +145,8 @@ def require_same_models(record: Mapping[str, Any], config: Config, models: Model
     """
     now = describe_models(config, models)
     for use, found in now["models"].items():
-        known = record.get("models", {}).get(use, {})
-        if {"commit", "sha256"} <= known.keys() | found.keys() and _differs(known, found):
+        known = record.get("models", {}).get(use)
+        if known and _differs(known, found):
             raise RunDirectoryError(_changed(use, known, found))
     known_loras = {lora["path"]: lora["sha256"] for lora in record.get("loras", ())}
     for lora in models.loras:
@@ -156,7 +156,7 @@ def require_same_models(record: Mapping[str, Any], config: Config, models: Model
 
 def _differs(known: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
     if known.get("commit") != found.get("commit"):
-        return bool(known)
+        return True
     return "sha256" in known and known["sha256"] != found.get("sha256")
 
 

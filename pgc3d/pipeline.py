@@ -182,9 +182,7 @@ def _read_record(run: RunDirectory, report: Reporter, *, edited: bool = False) -
     """The manifest of a run whose configuration and inputs are as it left them."""
     record, found = run.read_manifest(), run.config_digest()
     if "config" not in record:
-        message = (
-            f"{run.path} was made by an earlier pgc3d: its configuration has no hash and is taken as it is"
-        )
+        message = f"{run.path} was made by an earlier pgc3d, without hashes: it is taken as it is"
         report(Event("build", message=message))
     elif record["config"] != found and not edited:
         raise RunDirectoryError(

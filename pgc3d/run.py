@@ -93,7 +93,8 @@ class RunDirectory:
                     "`pgc3d text` wrote"
                 ) from error
         with writing(path):
-            (path / PREVIEWS).mkdir(exist_ok=True)
+            if not os.path.lexists(path / PREVIEWS):
+                (path / PREVIEWS).mkdir()
             require_folder(path / PREVIEWS)
         return run
 

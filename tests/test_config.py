@@ -1,6 +1,5 @@
 import os
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 
 import pytest

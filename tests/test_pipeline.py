@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import logging
 import os
@@ -12,7 +13,7 @@ from tiny import write_tiny_sdxl
 
 from pgc3d import pipeline
 from pgc3d.config import load_config
-from pgc3d.errors import DivergedError, InputError, RunDirectoryError
+from pgc3d.errors import DivergedError, InputError, RunDirectoryError, WeightsNotFoundError
 from pgc3d.records import seal
 from pgc3d.run import RunDirectory
 from pgc3d.signals import StopFlag, stop_on_signals
@@ -216,3 +217,125 @@ def test_free_names_count_up(tmp_path):
         free = pipeline.free_name(path)
         assert free.name == expected
         free.touch()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_every_signal_that_ends_a_process_ends_the_run_at_a_step(number):
+    before = signal.getsignal(number)
+    with stop_on_signals() as stop:
+        signal.raise_signal(number)
+        assert stop.signal == number
+    assert signal.getsignal(number) is before
+
+
+def test_a_signal_that_is_ignored_stays_ignored():
+    """As SIGHUP below nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with stop_on_signals() as stop:
+        signal.raise_signal(signal.SIGHUP)
+        assert stop.signal is None
+    signal.signal(signal.SIGHUP, before)
+
+
+def test_an_error_of_the_callers_code_is_saved_and_goes_on_to_the_caller(config, finished, tmp_path):
+    out = tmp_path / "run"
+
+    def report(event):
+        if event.report is not None and event.report.step == 3:
+            raise LookupError("mine")
+
+    with pytest.raises(LookupError, match="mine"):
+        pipeline.generate(Task("a red chair"), out=out, config=config, report=report)
+    assert manifest(out)["status"] == "stopped by LookupError"
+    with noisy_export():
+        pipeline.resume(out)
+    assert_same_asset(out, finished)
+
+
+@pytest.fixture
+def model(config, tmp_path):
+    """A copy of the tiny model that a test may change."""
+    return shutil.copytree(config.model.name, tmp_path / "here" / "model")
+
+
+@pytest.fixture
+def stopped(config, model, tmp_path, monkeypatch):
+    """A run that names its model by a relative path, and was stopped."""
+    monkeypatch.chdir(tmp_path / "here")
+    relative = dataclasses.replace(config, model=dataclasses.replace(config.model, name="model"))
+    stop = StopFlag()
+    return generate(tmp_path / "run", relative, report=stop_after(stop, 4), stop=stop)
+
+
+def test_a_run_with_a_relative_model_goes_on_from_anywhere(stopped, finished, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.move(stopped, tmp_path / "moved")
+    with noisy_export():
+        pipeline.resume(tmp_path / "moved")
+    assert_same_asset(tmp_path / "moved", finished)
+
+
+@pytest.mark.parametrize(
+    "name", ["unet/diffusion_pytorch_model.safetensors", "scheduler/scheduler_config.json"]
+)
+def test_a_model_that_changed_is_refused(stopped, model, name):
+    content = bytearray((model / name).read_bytes())
+    if name.endswith(".json"):
+        content = content.replace(b"0.012", b"0.013")
+    else:
+        content[-1] ^= 1
+    (model / name).write_bytes(content)
+    with pytest.raises(
+        RunDirectoryError, match=r"the text model .*/here/model must be as when the run began"
+    ):
+        pipeline.resume(stopped)
+
+
+def test_other_files_beside_a_model_may_change(stopped, model):
+    (model / "README.md").write_text("mine")
+    with noisy_export():
+        pipeline.resume(stopped)
+
+
+def test_a_model_that_is_gone_is_one_line(stopped, model, tmp_path):
+    shutil.move(model, tmp_path / "elsewhere")
+    with pytest.raises(WeightsNotFoundError, match=r"no folder .*/here/model"):
+        pipeline.resume(stopped)
+
+
+def test_a_stranger_cannot_lead_a_job_out_of_the_folder(copy, tmp_path):
+    victim = tmp_path / "victim.png"
+    victim.write_bytes(b"mine")
+    own = (copy / "manifest.json").read_bytes()
+    (copy / "manifest.json").write_text(json.dumps(seal(manifest(copy) | {"image": str(victim)})))
+    for job in (pipeline.resume, pipeline.export, pipeline.render):
+        with pytest.raises(RunDirectoryError, match="must be named inside its folder"):
+            job(copy)
+    (copy / "manifest.json").write_bytes(own)
+    (copy / "asset-2.stl").symlink_to(victim)
+    with noisy_export():
+        pipeline.export(copy, file_format="stl")
+    assert victim.read_bytes() == b"mine"
+    assert (copy / "asset-3.stl").is_file()
+
+
+def test_a_run_of_the_first_pgc3d_is_said_to_have_no_hashes(copy):
+    first = {key: value for key, value in manifest(copy).items() if key not in {"format", "digest", "config"}}
+    (copy / "manifest.json").write_text(json.dumps(first | {"status": "done"}))
+    messages = []
+    pipeline.resume(copy, report=lambda event: messages.append(event.message))
+    assert "earlier pgc3d, without hashes" in messages[0]
+    assert "nothing to do" in messages[1]
+
+
+def test_a_folder_in_which_no_run_began_is_used_by_the_next_one(config, tmp_path, monkeypatch):
+    def killed(*_):
+        raise SystemExit
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "_keep_inputs", killed)
+        with pytest.raises(SystemExit):
+            generate(tmp_path / "run", config)
+    with pytest.raises(RunDirectoryError, match="must hold a run that has begun"):
+        pipeline.resume(tmp_path / "run")
+    assert "asset.stl" in {path.name for path in generate(tmp_path / "run", config).iterdir()}

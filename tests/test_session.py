@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import signal
 
 import pytest
 import torch
@@ -300,3 +301,215 @@ def test_a_resumed_run_never_looks_at_more_views_than_it_may_now(session):
     assert session.optimize(parts, None, no_preview)
     assert guidance.micro_batch == 1
     assert len(session.record["out_of_memory"]) == 1
+
+
+class Gone(Exception):
+    """What a caller's own code raises."""
+
+
+def raise_at(step, error):
+    def report(event):
+        if event.report is not None and event.report.step == step:
+            raise error
+
+    return report
+
+
+def finish(session, parts):
+    """Resume with other objects, as a new process has them."""
+    session.report = lambda event: None
+    session.stop.signal = None
+    assert session.optimize(parts, session.run.load_checkpoint(), no_preview)
+    return color(parts)
+
+
+@pytest.fixture
+def whole(tmp_path):
+    """The colour that a run without a stop ends with."""
+    parts = built()
+    with RunDirectory.create(tmp_path / "whole") as run:
+        Session(run, CONFIG, CPU, lambda event: None, StopFlag()).optimize(parts, None, no_preview)
+    return color(parts)
+
+
+@pytest.mark.parametrize("step", [1, 5, 7, 12])
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt(), SystemExit(3), Gone("mine")], ids=lambda e: type(e).__name__
+)
+def test_whatever_a_caller_raises_between_steps_loses_none(session, whole, step, error):
+    session.report = raise_at(step, error)
+    with pytest.raises(type(error)) as raised, session.recorded():
+        session.optimize(built(), None, no_preview)
+    assert raised.value is error
+    assert session.run.load_checkpoint().step == step
+    manifest = session.run.read_manifest()
+    assert manifest["status"] == f"stopped by {type(error).__name__}"
+    assert manifest["steps_done"] == step
+    torch.testing.assert_close(finish(session, built(seed=99)), whole, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["preview", "metrics"])
+def test_an_error_while_something_is_written_loses_no_step(session, whole, monkeypatch, kind):
+    def broken(*_):
+        raise Gone
+
+    if kind == "metrics":
+        monkeypatch.setattr(session.run, "log_metrics", broken)
+    with pytest.raises(Gone):
+        session.optimize(built(), None, broken)
+    assert session.run.load_checkpoint().step == {"preview": 5, "metrics": 4}[kind]
+    monkeypatch.undo()
+    torch.testing.assert_close(finish(session, built(seed=99)), whole, rtol=0, atol=0)
+
+
+class Interrupted(PullTowardColor):
+    """Interrupts a step in its middle, after it has drawn from its generators."""
+
+    error: BaseException | None = None
+    at = 7
+    times = 1
+
+    def __call__(self, image, rendering, cameras, progress):
+        output = super().__call__(image, rendering, cameras, progress)
+        if self.calls == self.at:
+            if self.error is not None:
+                raise self.error
+            for _ in range(self.times):
+                signal.raise_signal(signal.SIGINT)
+        return output
+
+
+def interrupted(error=None):
+    parts = built()
+    objective = parts.problem.objectives["color"]
+    guidance = Interrupted(noise=0.3, generator=objective.guidance.generator)
+    guidance.error = error
+    problem = dataclasses.replace(
+        parts.problem, objectives={"color": dataclasses.replace(objective, guidance=guidance)}
+    )
+    return dataclasses.replace(parts, problem=problem), guidance
+
+
+@pytest.fixture
+def python_handles_sigint():
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("python_handles_sigint")
+def test_an_interrupt_waits_for_the_end_of_the_step(session, whole):
+    """As from a notebook's stop button."""
+    parts, guidance = interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        session.optimize(parts, None, no_preview)
+    assert session.run.load_checkpoint().step == guidance.at
+    torch.testing.assert_close(finish(session, built(seed=99)), whole, rtol=0, atol=0)
+
+
+@pytest.mark.usefixtures("python_handles_sigint")
+def test_a_second_interrupt_waits_for_nothing(session):
+    parts, guidance = interrupted()
+    guidance.at, guidance.times = 3, 2
+    with pytest.raises(KeyboardInterrupt):
+        session.optimize(parts, None, no_preview)
+    assert session.run.load_checkpoint().step == 2
+
+
+@pytest.mark.parametrize("error", [Gone(), KeyboardInterrupt(), ValueError()], ids=lambda e: type(e).__name__)
+def test_an_error_inside_a_step_takes_that_step_back(session, whole, error):
+    parts, guidance = interrupted(error)
+    with pytest.raises(type(error)):
+        session.optimize(parts, None, no_preview)
+    assert session.run.load_checkpoint().step == guidance.at - 1
+    torch.testing.assert_close(finish(session, built(seed=99)), whole, rtol=0, atol=0)
+
+
+def test_a_step_that_had_changed_parameters_is_not_saved(session, whole):
+    """It is between two states; the last checkpoint counts."""
+    parts, guidance = interrupted(Gone())
+    asset = parts.problem.representation
+    render = asset.render
+
+    def render_and_change(*arguments, **named):
+        if guidance.calls == guidance.at - 1:
+            with torch.no_grad():
+                asset.color.add_(1.0)
+        return render(*arguments, **named)
+
+    asset.render = render_and_change
+    with pytest.raises(Gone):
+        session.optimize(parts, None, no_preview)
+    assert session.run.load_checkpoint().step == 5
+    torch.testing.assert_close(finish(session, built(seed=99)), whole, rtol=0, atol=0)
+
+
+def test_the_first_error_is_told_where_saving_fails_too(session, monkeypatch, caplog):
+    def full(_):
+        raise RunDirectoryError("the disk must have room")
+
+    monkeypatch.setattr(session.run, "save_checkpoint", full)
+    session.report = raise_at(2, Gone())
+    with pytest.raises(Gone):
+        session.optimize(built(), None, no_preview)
+    assert "step 2 could not be saved: the disk must have room" in caplog.text
+
+
+def changed(tensors, name, change):
+    tensors = dict(tensors)
+    value = tensors.pop(name)
+    return tensors if change is None else tensors | {name: change(value)}
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("representation.color", lambda t: t * float("nan")),
+        ("representation.color", lambda t: t.double()),
+        ("representation.color", lambda t: t[:2]),
+        ("representation.color", None),
+        ("optimizer.0.exp_avg", lambda t: t[:1]),
+        ("optimizer.0.exp_avg_sq", lambda t: t * float("inf")),
+        ("optimizer.0.step", lambda t: t.expand(3)),
+        ("optimizer.0.step", None),
+        ("state.clip.color.total", lambda t: torch.zeros(7)),
+        ("generator.cameras", lambda t: t[:10]),
+        ("generator.cameras", None),
+        ("torch.cpu", lambda t: t.float()),
+        ("torch.cpu", None),
+    ],
+)
+def test_a_checkpoint_of_other_tensors_is_one_line(session, name, change):
+    parts = built()
+    session.report = stop_at(session, 3)
+    session.optimize(parts, None, no_preview)
+    found = session.run.load_checkpoint()
+    other = dataclasses.replace(found, tensors=changed(found.tensors, name, change))
+    with pytest.raises(RunDirectoryError, match=r"must fit the run's config\.yaml"):
+        unpack(other, built())
+
+
+@pytest.mark.parametrize(
+    "name", ["optimizer.7.step", "optimizer.x.step", "optimizer.-9.step", "representation.more"]
+)
+def test_a_checkpoint_with_more_tensors_is_one_line(session, name):
+    found = pack(built(), 3)
+    more = dataclasses.replace(found, tensors={**found.tensors, name: torch.zeros(3)})
+    with pytest.raises(RunDirectoryError, match=r"must fit the run's config\.yaml"):
+        unpack(more, built())
+
+
+@pytest.mark.parametrize("values", [{"groups": ["sdf"]}, {"groups": None}, {"groups": [1]}])
+def test_a_checkpoint_of_other_parameters_is_one_line(values):
+    found = dataclasses.replace(pack(built(), 3), values=values)
+    with pytest.raises(RunDirectoryError, match="groups of parameters must be color"):
+        unpack(found, built())
+
+
+def test_learning_rates_are_the_configurations(session):
+    """Those in the records of the first pgc3d are not looked at."""
+    found = dataclasses.replace(pack(built(), 3), values={"param_groups": [{"lr": float("nan")}]})
+    parts = built()
+    unpack(found, parts)
+    assert parts.problem.optimizer.param_groups[0]["lr"] == 0.05

@@ -4,6 +4,7 @@ import torch
 import trimesh
 from fakes import PullTowardColor
 from meshes import cube_arrays, letter_texture, lumpy, write, write_cube
+from safetensors.torch import load_file, save_file
 from steps import FIRST, render, show
 
 from pgc3d.cameras import orbit, turntable
@@ -219,6 +220,35 @@ def test_canvas_comes_back_from_its_file(tmp_path):
     assert torch.equal(canvas.placement.to_world(points), found.placement.to_world(points))
     (tmp_path / "canvas").write_bytes(b"damaged")
     with pytest.raises(RunDirectoryError, match="missing or damaged"):
+        load_canvas(tmp_path / "canvas")
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("faces", lambda faces: faces + 100),
+        ("faces", lambda faces: faces - 1),
+        ("faces", lambda faces: faces.int()),
+        ("joined", lambda joined: joined[:2]),
+        ("uv_faces", lambda faces: faces[:, :2]),
+        ("vertices", lambda vertices: vertices.reshape(-1)),
+        ("vertices", lambda vertices: vertices * float("nan")),
+        ("uv", lambda uv: torch.cat([uv, uv], dim=1)),
+        ("normals", lambda normals: normals[:1]),
+        ("rotation", lambda rotation: rotation[0]),
+        ("scale", lambda scale: -scale),
+        ("scale", lambda scale: scale / 0),
+        ("centre", None),
+    ],
+)
+def test_canvas_of_someone_else_is_checked(tmp_path, name, change):
+    save_canvas(tmp_path / "canvas", canvas_of(write_cube(tmp_path / "cube.glb")))
+    tensors = load_file(tmp_path / "canvas")
+    value = tensors.pop(name)
+    if change is not None:
+        tensors[name] = change(value).contiguous()
+    save_file(tensors, tmp_path / "canvas", metadata={"uv_method": "own"})
+    with pytest.raises(RunDirectoryError, match=rf"missing or damaged.*{name}"):
         load_canvas(tmp_path / "canvas")
 
 

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
 
@@ -131,7 +131,8 @@ def load_canvas(path: Path) -> Canvas:
     try:
         with safe_open(path, framework="pt") as stream:
             tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
-            facts = stream.metadata()
+            facts = stream.metadata() or {}
+        _require_canvas(tensors)
         mesh = UvMesh(**{item.name: tensors[item.name] for item in fields(UvMesh)})
         placement = Placement(tensors["rotation"], tensors["centre"], float(tensors["scale"]))
         flags = {name: facts.get(name) == "true" for name in ("uv_shared", "uv_wraps")}
@@ -141,3 +142,27 @@ def load_canvas(path: Path) -> Canvas:
             f"{path} must be the mesh that the run paints, but is missing or damaged "
             f"({error}); start a new run"
         ) from error
+
+
+def _require_canvas(tensors: Mapping[str, Tensor]) -> None:
+    """See that the tensors of a file, which may be anyone's, make up a mesh.
+
+    Raises:
+        ValueError: they do not.
+        KeyError: one is missing.
+    """
+    for name, rows in {"rotation": (3, 3), "centre": (3,), "scale": ()}.items():
+        if tensors[name].shape != rows or not bool(tensors[name].isfinite().all()):
+            raise ValueError(f"{name} must be finite, of shape {list(rows)}")
+    if not float(tensors["scale"]) > 0:
+        raise ValueError("scale must be positive")
+    indexed = {"faces": ("vertices", 3), "normal_faces": ("normals", 3), "uv_faces": ("uv", 2)}
+    count = len(tensors["faces"]) if tensors["faces"].ndim == 2 else -1
+    for name, (target, width) in {**indexed, "joined": ("vertices", 3)}.items():
+        points, faces = tensors[target], tensors[name]
+        if points.ndim != 2 or points.shape[1] != width or not points.is_floating_point():
+            raise ValueError(f"{target} must be rows of {width} numbers")
+        if faces.shape != (count, 3) or faces.dtype != torch.int64 or count < 1:
+            raise ValueError(f"{name} must be rows of 3 whole numbers, as many as there are faces")
+        if int(faces.min()) < 0 or int(faces.max()) >= len(points) or not bool(points.isfinite().all()):
+            raise ValueError(f"{name} must name finite {target} that are there")

@@ -29,15 +29,19 @@ def compiled(**options: Any) -> Any:
 
 
 def _keep(dispatcher: Any) -> bool:
-    for prepare in (lambda: True, _use_temporary_folder):
-        if prepare():
-            try:
-                dispatcher.enable_caching()
-            except (RuntimeError, OSError) as error:
-                logger.debug("numba keeps no compiled code: %s", error)
-            else:
-                return True
-    return False
+    """Let numba keep what it compiles, below the temporary folder if it must; False where it cannot."""
+    if _enable(dispatcher):
+        return True
+    return _use_temporary_folder() and _enable(dispatcher)
+
+
+def _enable(dispatcher: Any) -> bool:
+    try:
+        dispatcher.enable_caching()
+    except (RuntimeError, OSError) as error:
+        logger.debug("numba has no place for compiled code: %s", error)
+        return False
+    return True
 
 
 def _use_temporary_folder() -> bool:
@@ -53,7 +57,7 @@ def _use_temporary_folder() -> bool:
 
 
 def temporary_folder() -> Path | None:
-    """A folder below the temporary one to which nobody else can write, as code is loaded from it; else None."""
+    """A folder below the temporary one to which nobody else can write, as code is loaded from it, or None."""
     user = os.getuid()
     try:
         parent = Path(tempfile.gettempdir())

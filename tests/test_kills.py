@@ -1,0 +1,124 @@
+"""Runs that are killed again and again, in every phase, and end with the same bytes as one that was not."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from tiny import write_tiny_sdxl
+
+from pgc3d.plain_files import is_temporary
+
+KILLS = int(os.environ.get("PGC3D_KILLS", "50"))
+CHAIN = 8  # kills of one run, before it may end
+STEPS = 24
+TINY = [
+    "--set", "representation.resolution=16", "--set", "representation.redistance_every=3",
+    "--set", "objectives.color.batch=1", "--set", "objectives.color.clip.kind=adaptive",
+    "--set", "logging.log_every=1", "--set", "logging.preview_every=3", "--set", "logging.checkpoint_every=4",
+    "--set", "logging.preview_resolution=64", "--set", "run.device=cpu",
+    "--steps", str(STEPS), "--resolution", "32", "--texture-size", "64", "--faces", "200",
+]  # fmt: skip
+PHASES = ("begin", "build", "steps", "checkpoint", "preview", "export")
+WAITS = {
+    "begin": 0.03,
+    "build": 1.0,
+    "steps": 1.0,
+    "checkpoint": 0.02,
+    "preview": 0.05,
+    "export": 1.5,
+}  # seconds
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "GOMP_SPINCOUNT": "0"}
+
+
+def status(folder):
+    try:
+        return json.loads((folder / "manifest.json").read_text())["status"]
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def count(folder, name, pattern):
+    return len(list((folder / name).glob(pattern))) if (folder / name).is_dir() else 0
+
+
+def temporaries(folder):
+    return {path for path in folder.rglob(".*") if is_temporary(path.name)}
+
+
+def marks(folder):
+    """What shows each phase; one that grows after the start of a process is the phase's beginning."""
+    names = [path.name for path in (folder / "checkpoints").glob("*")] if folder.is_dir() else []
+    return {
+        "begin": folder.is_dir() and (folder / ".lock").exists(),
+        "build": status(folder) == "running",
+        "steps": (folder / "metrics.jsonl").exists() and (folder / "metrics.jsonl").stat().st_size,
+        "checkpoint": tuple(sorted(names)),
+        "preview": count(folder, "previews", "*") + count(folder, "previews", ".*.tmp"),
+        "export": f"step-{STEPS:06d}.json" in names,
+    }
+
+
+def start(checkpoint, folder):
+    """A process that begins the run, or goes on with one that has begun."""
+    if status(folder) in {None, "preparing"}:
+        arguments = ["text", "a red chair", "--model", str(checkpoint), *TINY, "--out", str(folder)]
+    else:
+        arguments = ["resume", str(folder)]
+    command = [sys.executable, "-m", "pgc3d", *arguments]
+    return subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+
+
+def kill_in(phase, rng, checkpoint, folder):
+    """Kill a process in a phase, or in what comes after it; the phase where it was, None where it had ended."""
+    before = marks(folder)
+    with start(checkpoint, folder) as process:
+        while process.poll() is None:
+            now = marks(folder)
+            if now[phase] and (now[phase] != before[phase] or phase in {"begin", "export"}):
+                break
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0, WAITS[phase]))
+        process.send_signal(signal.SIGKILL)
+        error = process.stderr.read().decode()
+    assert "Traceback" not in error, error
+    assert process.returncode in {-signal.SIGKILL, 0, 5}, error
+    return phase if process.returncode < 0 else None
+
+
+def finish(checkpoint, folder):
+    with start(checkpoint, folder) as process:
+        error = process.communicate()[1].decode()
+    assert process.returncode in {0, 5}, error  # random weights make noise, which may be too fine to export
+    assert "Traceback" not in error, error
+
+
+@pytest.mark.slow
+def test_killed_runs_end_with_the_same_mesh(tmp_path):
+    checkpoint, rng = write_tiny_sdxl(tmp_path / "model"), random.Random(0)
+    finish(checkpoint, tmp_path / "whole")
+    expected = (tmp_path / "whole" / "asset.glb").read_bytes()
+    kills, left, number = Counter(), 0, 0
+    while sum(kills.values()) < KILLS:
+        folder: Path = tmp_path / f"run-{number}"
+        number += 1
+        for _ in range(min(CHAIN, KILLS - sum(kills.values()))):
+            # later phases come later: in a row of kills each one has its turn
+            phase = rng.choice(PHASES)
+            killed = kill_in(phase, rng, checkpoint, folder)
+            left += bool(temporaries(folder))
+            if killed is None:
+                break
+            kills[killed] += 1
+        finish(checkpoint, folder)
+        assets = sorted(folder.glob("asset*.glb"))
+        assert assets
+        assert all(path.read_bytes() == expected for path in assets), folder
+        assert not temporaries(folder)
+    print(f"{sum(kills.values())} kills of {number} runs: {dict(kills)}, {left} left a temporary file")  # noqa: T201

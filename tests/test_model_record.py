@@ -1,0 +1,145 @@
+"""How weights are named and recognised in a run's records."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from pgc3d.config import ModelConfig, load_config
+from pgc3d.diffusion.files import ModelFolder
+from pgc3d.errors import RunDirectoryError
+from pgc3d.model_record import (
+    SAMPLE,
+    SAMPLES,
+    WHOLE,
+    describe_models,
+    fingerprint,
+    require_same_models,
+    with_absolute_paths,
+)
+from pgc3d.teachers import Models
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("model/unet", "vae", "control"):
+        (tmp_path / name).mkdir(parents=True)
+    for name in ("style.safetensors", "linear.json", "model/model_index.json", "model/unet/config.json"):
+        (tmp_path / name).write_text(name)
+    return tmp_path
+
+
+def named(**sections):
+    return with_absolute_paths(load_config([sections]))
+
+
+def test_what_is_on_this_disk_is_named_in_full(here):
+    guidance = {"controls": {"depth": {"model": "control"}}, "linear_encoder": "linear.json"}
+    found = named(
+        model={"name": "model", "vae": "./vae", "loras": ["style.safetensors:0.5", "style.safetensors"]},
+        image_model={"name": "../" + here.name + "/model", "vae": "vae"},
+        objectives={"color": {"guidance": guidance}},
+    )
+    assert found.model.name == str(here / "model")
+    assert found.model.vae == str(here / "vae")
+    assert found.model.loras == (f"{here}/style.safetensors:0.5", f"{here}/style.safetensors")
+    assert Path(found.image_model.name).samefile(here / "model")
+    assert found.image_model.vae == str(here / "vae")
+    guidance = found.objectives["color"].guidance
+    assert guidance.controls["depth"].model == str(here / "control")
+    assert guidance.linear_encoder == str(here / "linear.json")
+
+
+@pytest.mark.parametrize("name", ["mini", "sdxl", "owner/name", "nowhere/at/all"])
+def test_names_of_the_hub_and_the_bundled_model_stay(here, name):
+    (here / "owner").write_text("a file of that name")
+    (here / "mini").mkdir()
+    config = ModelConfig(name=name, vae=name, loras=("owner/lora:0.5",))
+    found = with_absolute_paths(dataclasses.replace(load_config(), model=config))
+    assert found.model == config
+    assert with_absolute_paths(found) == found
+
+
+def test_the_home_folder_is_found(here, monkeypatch):
+    monkeypatch.setenv("HOME", str(here))
+    assert named(model={"name": "~/model"}).model.name == str(here / "model")
+
+
+def size(path, count):
+    with path.open("wb") as stream:
+        stream.truncate(count)
+    return path
+
+
+@pytest.mark.parametrize("count", [0, 1, WHOLE, WHOLE + 1, 3 * WHOLE])
+def test_length_and_ends_of_a_file_count(tmp_path, count):
+    path = size(tmp_path / "w.safetensors", count)
+    found = {fingerprint(path)}
+    assert fingerprint(path) in found
+    found.add(fingerprint(size(path, count + 1)))
+    for place in [0, count // 2, count - 1] if count > 2 else []:
+        size(path, count)
+        with path.open("r+b") as stream:
+            # In the middle of a large file a block is read at least every `count / SAMPLES` bytes.
+            start = max(0, place - count // SAMPLES) if count > WHOLE and place == count // 2 else place
+            stream.seek(start)
+            stream.write(b"x" * (place - start + 1))
+        found.add(fingerprint(path))
+    assert len(found) == (5 if count > 2 else 2)
+
+
+def test_little_is_read_of_a_large_file(tmp_path):
+    path = size(tmp_path / "w.safetensors", 2**36)  # a hole, which takes no room
+    assert len(fingerprint(path)) == 64
+    assert SAMPLES * SAMPLE <= 2**24
+
+
+def test_names_and_places_in_a_folder_count(here):
+    before = fingerprint(here / "model")
+    (here / "model" / "README.md").write_text("not loaded")
+    (here / "model" / "unet" / "deeper").mkdir()
+    assert fingerprint(here / "model") == before
+    (here / "model/unet/config.json").rename(here / "model/unet/other.json")
+    assert fingerprint(here / "model") != before
+
+
+def models(path, commit=None, name="sdxl"):
+    return Models(text=ModelFolder(name=name, path=path, layout="sdxl", commit=commit))
+
+
+COMMITS = ("a" * 40, "b" * 40)
+
+
+def test_a_folder_with_the_name_of_an_alias_is_not_taken_for_it(here):
+    record = describe_models(load_config(), models(here / "model", COMMITS[0]))
+    require_same_models(record, load_config(), models(here / "model", COMMITS[0]))
+    with pytest.raises(RunDirectoryError, match=r"must be sdxl of the hub.*resume from another folder"):
+        require_same_models(record, load_config(), models(here / "model"))
+
+
+def test_another_commit_of_the_hub_is_refused(here):
+    record = describe_models(load_config(), models(here / "model", COMMITS[0]))
+    with pytest.raises(RunDirectoryError, match=r"must be of commit aaaaaaaaaaaa.*found bbbbbbbbbbbb"):
+        require_same_models(record, load_config(), models(here / "model", COMMITS[1]))
+
+
+@pytest.mark.parametrize("part", ["model/unet/config.json", "vae/config.json", "linear.json"])
+def test_every_local_part_is_compared(here, part):
+    (here / "vae" / "config.json").write_text("{}")
+    sections = {
+        "model": {"vae": "vae"},
+        "objectives": {"color": {"guidance": {"linear_encoder": "linear.json"}}},
+    }
+    config, found = named(**sections), models(here / "model", name="model")
+    record = describe_models(config, found)
+    require_same_models(record, config, found)
+    (here / part).write_text("changed")
+    with pytest.raises(RunDirectoryError, match="must be as when the run began, but its files have changed"):
+        require_same_models(record, config, found)
+
+
+def test_records_without_hashes_are_taken_as_they_are(here):
+    record = {"models": {"text": {"name": "model", "commit": None}}, "loras": []}
+    require_same_models(record, load_config(), models(here / "model", name="model"))
+    require_same_models({}, load_config(), models(here / "model", COMMITS[0]))
