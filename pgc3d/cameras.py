@@ -6,7 +6,8 @@ its -z with x to the right of the image, and det(R) = +1: nothing is mirrored.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 import torch
@@ -14,11 +15,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pgc3d.ranges import check, number, span
-from pgc3d.types import Cameras
+from pgc3d.requirements import Requirements
+from pgc3d.types import Cameras, Step
 
 NEAR, FAR = 0.1, 100.0
 FRAMING_ROUNDS = 8
 MAX_FILL = 10.0  # the camera nearly touches the unit sphere
+
+CameraSampler: TypeAlias = Callable[[Step], Cameras]
+# (count, CPU generator) -> random points of a surface and their unit normals
+SurfaceSampler: TypeAlias = Callable[
+    [int, torch.Generator], tuple[Float[Tensor, "N 3"], Float[Tensor, "N 3"]]
+]
 
 
 def perspective(fovy: Float[Tensor, " B"]) -> Float[Tensor, "B 4 4"]:
@@ -87,6 +95,15 @@ class OrbitConfig:
         check(self)
         _check_distance(self.fovy_degrees[0], self.fill[0])
 
+    def requires(self) -> Requirements:
+        """Nothing."""
+        return Requirements()
+
+    def build(self, context: "CameraContext") -> CameraSampler:
+        """New random cameras for each step."""
+        batch, device = context.batch, context.device
+        return lambda step: sample_orbit(batch, self, step.generator("cameras"), device)
+
 
 @dataclass(frozen=True)
 class ViewConfig:
@@ -103,12 +120,28 @@ class ViewConfig:
 
 @dataclass(frozen=True)
 class ReferenceCameraConfig:
-    """The camera of the input picture, which the configuration describes as `view`."""
+    """The camera of the input image, which the configuration describes as `view`."""
 
     kind: Literal["reference"] = "reference"
 
+    def requires(self) -> Requirements:
+        """Nothing: the camera is known without the image."""
+        return Requirements()
 
-CamerasConfig: TypeAlias = OrbitConfig | ReferenceCameraConfig
+    def build(self, context: "CameraContext") -> CameraSampler:
+        """The same camera for each step and view."""
+        cameras = reference_view(context.view, context.batch).to(context.device)
+        return lambda step: cameras
+
+
+@dataclass(frozen=True)
+class CameraContext:
+    """What cameras are built from."""
+
+    batch: int  # views of a step
+    device: torch.device
+    view: ViewConfig = field(default_factory=ViewConfig)  # of the input image
+    surface: SurfaceSampler | None = None  # of a given mesh, in the world
 
 
 def fill_distance(fovy: Float[Tensor, " B"], fill: Float[Tensor, " B"]) -> Float[Tensor, " B"]:

@@ -1,21 +1,26 @@
 """Cameras that come closer while a run goes on: first the whole object, later parts of its surface."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from pgc3d.cameras import OrbitConfig, fill_distance, orbit, sample_orbit
+from pgc3d.cameras import (
+    CameraContext,
+    CameraSampler,
+    OrbitConfig,
+    SurfaceSampler,
+    fill_distance,
+    orbit,
+    sample_orbit,
+)
 from pgc3d.ranges import check, number, schedule
+from pgc3d.requirements import Requirements
 from pgc3d.schedules import PiecewiseLinear
 from pgc3d.types import Cameras
-
-SurfaceSampler = Callable[[int, torch.Generator], tuple[Float[Tensor, "N 3"], Float[Tensor, "N 3"]]]
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,23 @@ class CloseUpConfig:
 
     def __post_init__(self) -> None:
         check(self)
+
+    def requires(self) -> Requirements:
+        """A given mesh, whose surface is known before the run."""
+        return Requirements(inputs=frozenset({"mesh"}))
+
+    def build(self, context: CameraContext) -> CameraSampler:
+        """New random cameras for each step.
+
+        Raises:
+            ValueError: there is no surface.
+        """
+        surface, batch, device = context.surface, context.batch, context.device
+        if surface is None:
+            raise ValueError("close-ups must have a surface to point at")
+        return lambda step: sample_close_ups(
+            batch, self, surface, step.progress, step.generator("cameras"), device
+        )
 
 
 def sample_close_ups(

@@ -3,164 +3,77 @@
 Layers, later ones win: defaults, the presets of guidance and quality in `configs/`, the cameras that a
 novel-view model's folder names, `--config` files, command-line options, `--set key=value`. A layer that
 names another `kind` replaces that entry by the defaults of the new kind. A file that names objectives
-replaces the default set of objectives.
+replaces the default set of objectives, and one that names stages the set of stages: a new stage begins as a
+copy of the last one so far. A file without `stages` has one, `main`; settings of a stage at the top of a
+layer (`steps`, `resolution`, `representation`, `objectives`, `optimizer`, ...) belong to the last stage.
 """
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
+from operator import or_
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, Literal, cast
 
 import yaml
-from omegaconf import OmegaConf, read_write
+from omegaconf import DictConfig, OmegaConf, read_write
 
-from pgc3d.cameras import CamerasConfig, OrbitConfig, ViewConfig
-from pgc3d.closeups import CloseUpConfig
+from pgc3d.cameras import ViewConfig
 from pgc3d.errors import ConfigError
-from pgc3d.guidance.reference import ReferenceConfig
-from pgc3d.guidance.sds import SdsConfig
-from pgc3d.guidance.zero123 import Zero123Config
-from pgc3d.inputs.colors import COLORS, named_color
 from pgc3d.inputs.image import PhotoConfig
 from pgc3d.layers import check_parts, merge, nearest
-from pgc3d.pgc import ClipConfig, ParameterClip, PixelClip
 from pgc3d.prompts import ViewPromptConfig
-from pgc3d.ranges import LEAST_EPS, check, number, schedule, shown
+from pgc3d.ranges import PATH, check, number, shown
 from pgc3d.render import Backend
-from pgc3d.representation.dmtet import DMTetConfig
-from pgc3d.representation.textured_mesh import TexturedMeshConfig
+from pgc3d.requirements import Requirements
+from pgc3d.stage_config import MAX_STEPS, NAME, ObjectiveConfig, OptimizerConfig, StageConfig
 from pgc3d.yaml_text import one_line, parse_override, read_yaml
 
+__all__ = ["ObjectiveConfig", "OptimizerConfig", "StageConfig", "read_yaml"]
+
 PRESETS = Path(__file__).parent / "configs"
-BACKGROUNDS = (*COLORS, "random", "image")
-MAX_STEPS = 10_000_000
-MAX_PIXELS = 2**28  # of a step's views: 300 GB of what the renderer keeps
+MAIN = "main"  # the stage of a configuration that names none
+STAGE_NUMBERS = ("steps", "resolution", "resolution_until")  # also below `run`, for the last stage
+STAGE_KEYS = (*STAGE_NUMBERS, "start", "representation", "objectives", "optimizer")
 
 Precision = Literal["auto", "float32", "float16", "bfloat16"]
-GuidanceConfig: TypeAlias = SdsConfig | Zero123Config | ReferenceConfig
-RepresentationConfig: TypeAlias = DMTetConfig | TexturedMeshConfig
-CameraConfig: TypeAlias = CamerasConfig | CloseUpConfig
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The text-to-image model behind the guidance; all objectives of kind `sds` share it."""
+    """A diffusion model behind guidances, which name it by its entry in `models`."""
 
-    name: str = "mini"  # "mini", an alias as "sdxl", a hub id, a folder in diffusers' layout, or one file
+    # "mini", an alias as "sdxl", a hub id, a folder in diffusers' layout, or one safetensors file
+    name: str = field(default="mini", metadata=PATH)
     # Of a single file: whose configurations and tokenizers it takes, None for what such files are made from.
-    base: str | None = None
-    prediction: Literal["auto", "epsilon", "v_prediction"] = "auto"  # of the UNet; auto asks the checkpoint
+    base: str | None = field(default=None, metadata=PATH)
+    prediction: Literal["auto", "epsilon", "v_prediction"] = "auto"  # of the UNet; auto reads the checkpoint
     empty_prompt: Literal["text", "zeros"] = "text"  # what an empty negative prompt becomes
-    loras: tuple[str, ...] = ()  # FILE or OWNER/NAME[:FILE], each with or without :SCALE; safetensors
-    dtype: Precision = "auto"  # of the UNet and the text encoders
-    vae: str | None = None  # another VAE's folder, hub id or alias, as "sdxl-vae-fp16-fix"
+    # FILE or OWNER/NAME[:FILE], each with or without :SCALE; safetensors
+    loras: tuple[str, ...] = field(default=(), metadata=PATH)
+    dtype: Precision = "auto"  # of the UNet and the text or image encoders
+    vae: str | None = field(default=None, metadata=PATH)  # another VAE, as "sdxl-vae-fp16-fix"
     vae_dtype: Precision = "auto"
     fast: Literal["auto", "never"] = "auto"  # auto: own encoder and compiled UNet on CUDA; else diffusers'
     view_prompts: ViewPromptConfig | None = None  # None: the model's own, else the usual four sectors
+    pose: Literal["auto", "radius", "polar"] = "auto"  # of a Zero123: the 4th entry; auto: the checkpoint's
 
     def __post_init__(self) -> None:
         check(self)
         if not self.name.strip():
             raise ValueError("name must be a model, got an empty text")
-
-
-@dataclass(frozen=True)
-class ImageModelConfig:
-    """The novel-view model behind the guidance; all objectives of kind `zero123` share it."""
-
-    name: str = "mini"  # "mini", an alias as "zero123", a hub id, or a folder in diffusers' layout
-    dtype: Precision = "auto"  # of the UNet and the image encoder
-    vae: str | None = None  # another VAE's folder or hub id
-    vae_dtype: Precision = "auto"
-    pose: Literal["auto", "radius", "polar"] = "auto"  # the 4th entry of its pose; auto asks the checkpoint
-
-    def __post_init__(self) -> None:
-        check(self)
-        if not self.name.strip():
-            raise ValueError("name must be a model, got an empty text")
-
-
-@dataclass(frozen=True)
-class ObjectiveConfig:
-    """One guidance, the cameras it looks through, and what is done to its gradient."""
-
-    guidance: GuidanceConfig = field(default_factory=SdsConfig)
-    clip: ClipConfig = field(default_factory=PixelClip)
-    cameras: CameraConfig = field(default_factory=OrbitConfig)
-    backgrounds: tuple[str, ...] = ("white",)  # names or #rrggbb; every view draws one
-    batch: int = number(4, 1, 1024, unit="views")  # of a step
-    weight: float = number(1.0, 1e-6, 1e6)
-    target: Literal["color", "normal"] = "color"
-
-    def __post_init__(self) -> None:
-        check(self)
-        check(self.clip)  # whose module stands alone
-        if isinstance(self.guidance, ReferenceConfig) and (self.cameras.kind, self.target) != (
-            "reference",
-            "color",
-        ):
-            raise ValueError(
-                "the guidance 'reference' must have cameras of kind 'reference' and the target 'color', got "
-                f"{self.cameras.kind!r} and {self.target!r}"
-            )
-        if isinstance(self.guidance, ReferenceConfig) and "image" in self.backgrounds:
-            raise ValueError("the guidance 'reference' must have backgrounds of one colour, got 'image'")
-        if not self.backgrounds:
-            raise ValueError(f"backgrounds must name at least one of {', '.join(BACKGROUNDS)}")
-        for name in self.backgrounds:
-            if name not in BACKGROUNDS and named_color(name) is None:
-                raise ValueError(
-                    f"backgrounds must be of {', '.join(BACKGROUNDS)} or #rrggbb, got {name!r}"
-                    f"{nearest(name, BACKGROUNDS)}"
-                )
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """How long, where, and at which resolutions."""
+    """What all stages share."""
 
-    steps: int = number(500, 1, MAX_STEPS)
     seed: int = number(0, 0, 2**63 - 1)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     rasterizer: Backend = "auto"  # auto: triton on CUDA, cpu on a CPU
-    resolution: tuple[int, ...] = number((128, 256), 16, 4096, unit="pixels")  # one per stage
-    # Progress at which each stage but the last one ends.
-    resolution_until: tuple[float, ...] = number((0.6,), 0.0, 1.0)
-    # Views that a guidance looks at at once, 0 for all; the same result in less memory.
+    # Views that a guidance evaluates at once, 0 for all; the same result in less memory.
     micro_batch: int = number(0, 0, 1024, unit="views")
     low_memory: bool = False  # one view at once, and recompute what would have to be kept
-
-    def __post_init__(self) -> None:
-        check(self)
-        ends = (0.0, *self.resolution_until, 1.0)
-        if not self.resolution:
-            raise ValueError("resolution must have at least one entry, got []")
-        if len(self.resolution_until) != len(self.resolution) - 1 or sorted(ends) != list(ends):
-            raise ValueError(
-                "resolution_until must grow within [0, 1] and have one entry less than resolution, got "
-                f"{list(self.resolution_until)} for {list(self.resolution)}"
-            )
-
-    def resolution_at(self, progress: float) -> int:
-        """The resolution of the stage that `progress` lies in."""
-        return self.resolution[sum(progress >= end for end in self.resolution_until)]
-
-    def scaled_to(self, resolution: int) -> tuple[int, ...]:
-        """The stages with their proportions kept and `resolution` as the last one, in multiples of 8."""
-        earlier = (round(side * resolution / self.resolution[-1] / 8) * 8 for side in self.resolution[:-1])
-        return (*(max(16, side) for side in earlier), resolution)
-
-
-@dataclass(frozen=True)
-class OptimizerConfig:
-    """Adam; the learning rates belong to the representation."""
-
-    betas: tuple[float, float] = number((0.9, 0.99), 0.0, 1.0, below=True)
-    eps: float = number(1e-15, LEAST_EPS, 1.0)
-    # A schedule (see PiecewiseLinear) that all learning rates follow.
-    lr_scale: tuple[float, ...] = schedule((1.0,), 0.0, 1000.0)
-    max_skipped: int = number(20, 1, MAX_STEPS)  # non-finite steps in a row that end the run
 
     def __post_init__(self) -> None:
         check(self)
@@ -196,55 +109,53 @@ class Config:
     """Everything that a run depends on, except its task."""
 
     run: RunConfig = field(default_factory=RunConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    image_model: ImageModelConfig = field(default_factory=ImageModelConfig)
+    models: dict[str, ModelConfig] = field(
+        default_factory=lambda: {"text": ModelConfig(), "image": ModelConfig()}
+    )
     photo: PhotoConfig = field(default_factory=PhotoConfig)
     view: ViewConfig = field(default_factory=ViewConfig)
-    representation: RepresentationConfig = field(default_factory=DMTetConfig)
-    objectives: dict[str, ObjectiveConfig] = field(default_factory=lambda: {"color": ObjectiveConfig()})
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    stages: dict[str, StageConfig] = field(default_factory=lambda: {MAIN: StageConfig()})
     export: ExportConfig = field(default_factory=ExportConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
 
     def __post_init__(self) -> None:
-        if not self.objectives:
-            raise ValueError("objectives must hold at least one entry")
-        for name, objective in self.objectives.items():
-            _check_objective(name, objective, self)
-        clips = [objective.clip for objective in self.objectives.values()]
-        norms = {clip.max_norm for clip in clips if isinstance(clip, ParameterClip)}
-        if len(norms) > 1:
+        if not self.stages:
+            raise ValueError("stages must hold at least one entry")
+        for kind, names in (("stages", self.stages), ("models", self.models)):
+            for name in names:
+                if not NAME.fullmatch(name):
+                    raise ValueError(
+                        f"the names of {kind} must be up to 64 letters, digits, - and _, got {shown(name)}"
+                    )
+        for name, stage in self.stages.items():
+            self._check_stage(name, stage)
+
+    def _check_stage(self, name: str, stage: StageConfig) -> None:
+        for entry in stage.requires().models:
+            if entry not in self.models:
+                raise ValueError(
+                    f"models must hold {entry!r}, which stages.{name} uses, got {', '.join(self.models)}"
+                    f"{nearest(entry, self.models)}"
+                )
+        names = list(self.stages)
+        if stage.start in names and names.index(stage.start) >= names.index(name):
             raise ValueError(
-                f"max_norm must be the same in all objectives that clip parameters, got {sorted(norms)}"
-            )
-        blind = [name for name, objective in self.objectives.items() if objective.target == "normal"]
-        if blind and isinstance(self.representation, TexturedMeshConfig):
-            raise ValueError(
-                "objectives of a given mesh must have the target color, since its shape is fixed, got normal "
-                f"for {', '.join(blind)}"
+                f"stages.{name}.start must be a stage before it, or the folder of a run, got {stage.start!r}"
             )
 
+    @property
+    def first(self) -> StageConfig:
+        """The first stage."""
+        return next(iter(self.stages.values()))
 
-def _check_objective(name: str, objective: ObjectiveConfig, config: Config) -> None:
-    """What an objective must have in common with the rest, and its name with the files that it stands in."""
-    if not re.fullmatch(r"[\w-]{1,64}", name) or name == "seconds":
-        raise ValueError(
-            "the names of objectives must be up to 64 letters, digits, - and _, and not 'seconds', got "
-            f"{shown(name)}"
-        )
-    pixels = objective.batch * max(config.run.resolution) ** 2
-    if pixels > MAX_PIXELS:
-        raise ValueError(
-            f"the views of a step must have at most {MAX_PIXELS} pixels, objectives.{name} has {pixels}; "
-            "lower its batch or run.resolution"
-        )
-    if isinstance(objective.cameras, CloseUpConfig) and not isinstance(
-        config.representation, TexturedMeshConfig
-    ):
-        raise ValueError(
-            f"objectives.{name}.cameras.kind close_up must go with representation.kind textured_mesh, got "
-            f"{config.representation.kind}"
-        )
+    @property
+    def last(self) -> StageConfig:
+        """The last stage, whose result is exported."""
+        return next(reversed(self.stages.values()))
+
+    def requires(self) -> Requirements:
+        """What all stages need."""
+        return reduce(or_, (stage.requires() for stage in self.stages.values()))
 
 
 def load_config(
@@ -266,17 +177,64 @@ def load_config(
     tree = OmegaConf.structured(Config)
     for file in files:
         layer = read_yaml(file) if isinstance(file, Path) else file
-        if isinstance(layer.get("objectives"), dict) and layer["objectives"]:
-            for name in set(tree.objectives) - set(layer["objectives"]):
-                with read_write(tree.objectives):
-                    del tree.objectives[name]
-        tree = merge(tree, layer, Config, str(file) if isinstance(file, Path) else "")
+        tree = _with_layer(tree, layer, str(file) if isinstance(file, Path) else "", whole=True)
     if options:
-        tree = merge(tree, _without_none(options), Config, "")
+        tree = _with_layer(tree, _without_none(options), "")
     for override in overrides:
-        tree = merge(tree, parse_override(override), Config, "--set")
+        tree = _with_layer(tree, parse_override(override), "--set")
     one_line(lambda: check_parts(tree), "")
     return cast("Config", OmegaConf.to_object(tree))
+
+
+def _with_layer(tree: DictConfig, layer: Mapping[str, Any], source: str, *, whole: bool = False) -> DictConfig:
+    """The tree with a layer over it; a `whole` one replaces the set of stages and objectives that it names."""
+    layer = one_line(lambda: _in_stages(layer, list(tree.stages)), source)
+    stages = layer.get("stages")
+    if whole and isinstance(stages, dict):
+        _take_stages(tree, stages)
+        for name, stage in stages.items():
+            own = stage.get("objectives") if isinstance(stage, dict) else None
+            if isinstance(own, dict) and own:
+                _keep_only(tree.stages[name].objectives, own)
+    return merge(tree, layer, Config, source)
+
+
+def _in_stages(layer: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """A layer with the settings of a stage that it has at its top in the last stage."""
+    layer = dict(layer)
+    own = {key: layer.pop(key) for key in STAGE_KEYS if key in layer}
+    if isinstance(layer.get("run"), dict):
+        run = layer["run"]
+        own |= {key: run[key] for key in STAGE_NUMBERS if key in run}
+        layer["run"] = {key: value for key, value in run.items() if key not in STAGE_NUMBERS}
+    if not own:
+        return layer
+    stages = dict(layer.get("stages") or {})
+    last = list(stages or names)[-1]
+    if not isinstance(stages.get(last, {}), dict):
+        raise ConfigError(f"stages.{last} must hold keys and values, got {shown(stages[last])}")
+    stages[last] = {**own, **stages.get(last, {})}
+    return {**layer, "stages": stages}
+
+
+def _take_stages(tree: DictConfig, stages: Mapping[str, Any]) -> None:
+    """Make the tree's stages those of a layer; a new one begins as a copy of the last one so far."""
+    before = OmegaConf.to_container(tree.stages)
+    template = OmegaConf.to_object(tree.stages[list(before)[-1]])
+    if set(stages) <= set(before) and len(before) > 1:
+        return  # a layer over some of the stages
+    known = {name: tree.stages[name] for name in before}
+    with read_write(tree.stages):
+        for name in before:
+            del tree.stages[name]
+        for name in stages:
+            tree.stages[name] = known.get(name, OmegaConf.structured(template))
+
+
+def _keep_only(tree: DictConfig, names: Collection[str]) -> None:
+    with read_write(tree):
+        for name in set(tree) - set(names):
+            del tree[name]
 
 
 def dump_config(config: Config, *, ascii_only: bool = False) -> str:

@@ -2,16 +2,15 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from pgc3d.config import Config, ObjectiveConfig
+from pgc3d.build.models import LocatedModel
+from pgc3d.config import Config
 from pgc3d.diffusion.files import ModelFolder
 from pgc3d.diffusion.lora import parse_lora
 from pgc3d.errors import RunDirectoryError, WeightsNotFoundError
-from pgc3d.guidance.sds import SdsConfig
-from pgc3d.teachers import Models, text_objectives
 
 BUNDLED = "mini"
 SUFFIXES = frozenset({".json", ".txt", ".model", ".safetensors"})  # of what is loaded from a checkpoint
@@ -20,31 +19,29 @@ SAMPLES, SAMPLE = 256, 2**16  # blocks of a larger file, and bytes in each
 
 
 def with_absolute_paths(config: Config) -> Config:
-    """The configuration with every model that is on this disk by its whole path; hub ids and aliases stay."""
-    model = replace(
-        config.model,
-        name=_absolute(config.model.name),
-        vae=None if config.model.vae is None else _absolute(config.model.vae),
-        loras=tuple(map(_absolute_lora, config.model.loras)),
-    )
-    image_model = replace(
-        config.image_model,
-        name=_absolute(config.image_model.name),
-        vae=None if config.image_model.vae is None else _absolute(config.image_model.vae),
-    )
-    objectives = {name: _objective(objective) for name, objective in config.objectives.items()}
-    return replace(config, model=model, image_model=image_model, objectives=objectives)
+    """The configuration with every model that is on this disk by its whole path; hub ids and aliases stay.
+
+    What may be a path is marked so in the fields of the configuration classes.
+    """
+    return cast("Config", _map_paths(config))
 
 
-def _objective(config: ObjectiveConfig) -> ObjectiveConfig:
-    guidance = config.guidance
-    if not isinstance(guidance, SdsConfig):
-        return config
-    controls = {
-        name: replace(control, model=_absolute(control.model)) for name, control in guidance.controls.items()
-    }
-    linear = guidance.linear_encoder and str(Path(guidance.linear_encoder).absolute())
-    return replace(config, guidance=replace(guidance, controls=controls, linear_encoder=linear))
+def _map_paths(value: Any) -> Any:
+    """A copy of nested configurations with `_whole` of every text that may be a path."""
+    if isinstance(value, dict):
+        return {key: _map_paths(entry) for key, entry in value.items()}
+    if not is_dataclass(value) or isinstance(value, type):
+        return value
+    changed = {}
+    for item in fields(value):
+        found = getattr(value, item.name)
+        if not item.metadata.get("path"):
+            changed[item.name] = _map_paths(found)
+        elif isinstance(found, tuple):
+            changed[item.name] = tuple(map(_absolute_lora, found))
+        else:
+            changed[item.name] = found and _absolute(found)
+    return replace(value, **changed)
 
 
 def _local(name: str) -> Path | None:
@@ -107,16 +104,37 @@ def _blocks(file: Path) -> Iterator[bytes]:
             yield stream.read(SAMPLE)
 
 
-def describe_models(config: Config, models: Models) -> dict[str, Any]:
+def describe_models(config: Config, located: Mapping[str, LocatedModel]) -> dict[str, Any]:
     """What a manifest keeps of the weights: the hub's commit, or the place and a hash of local ones."""
-    found = {"text": models.text, "image": models.image}
-    found |= {f"control {name}": folder for name, folder in models.controls.items()}
-    described = {use: _describe(folder) for use, folder in found.items() if folder}
-    for use, name in _parts(config).items():
+    described, loras = {}, []
+    for entry, model in located.items():
+        described[entry] = _describe(model.folder)
+        for name, folder in model.controls.items():
+            described[f"control {name}"] = _describe(folder)
+        for part, name in {"vae": model.config.vae, "base": model.config.base}.items():
+            if name is not None and (path := _local(name)) is not None:
+                described[f"{entry} {part}"] = _describe_file(name, path)
+        loras += [{"path": str(item.path), "scale": item.scale, "sha256": item.sha256} for item in model.loras]
+    for key, name in _guidance_files(config).items():
         if (path := _local(name)) is not None:
-            described[use] = {"name": name, "commit": None, "path": str(path), "sha256": fingerprint(path)}
-    loras = [{"path": str(lora.path), "scale": lora.scale, "sha256": lora.sha256} for lora in models.loras]
+            described[key] = _describe_file(name, path)
     return {"models": described, "loras": loras}
+
+
+def _describe_file(name: str, path: Path) -> dict[str, Any]:
+    return {"name": name, "commit": None, "path": str(path), "sha256": fingerprint(path)}
+
+
+def _guidance_files(config: Config) -> dict[str, str]:
+    """The files that guidances name themselves, by where the configuration has them."""
+    found = {}
+    for stage, settings in config.stages.items():
+        for objective, part in settings.objectives.items():
+            for item in fields(part.guidance):
+                value = getattr(part.guidance, item.name)
+                if item.metadata.get("path") and isinstance(value, str):
+                    found[f"{stage}.{objective}.{item.name}"] = value
+    return found
 
 
 def _describe(folder: ModelFolder) -> dict[str, Any]:
@@ -129,27 +147,21 @@ def _describe(folder: ModelFolder) -> dict[str, Any]:
     return {**entry, **place, "sha256": hashlib.sha256("".join(parts).encode()).hexdigest()}
 
 
-def _parts(config: Config) -> dict[str, str]:
-    """What is loaded beside whole checkpoints, by its use."""
-    vaes = {"vae": config.model.vae, "image vae": config.image_model.vae}
-    named = {use: name for use, name in vaes.items() if name is not None}
-    encoders = {name: guidance.linear_encoder for name, guidance in text_objectives(config).items()}
-    return named | {f"linear encoder {name}": file for name, file in encoders.items() if file}
-
-
-def require_same_models(record: Mapping[str, Any], config: Config, models: Models) -> None:
+def require_same_models(
+    record: Mapping[str, Any], config: Config, located: Mapping[str, LocatedModel]
+) -> None:
     """See that the weights are those that a manifest describes.
 
     Raises:
         RunDirectoryError: one has changed, or its name means another one here.
     """
-    now = describe_models(config, models)
+    now = describe_models(config, located)
     for use, found in now["models"].items():
         known = record.get("models", {}).get(use)
         if known and _differs(known, found):
             raise RunDirectoryError(_changed(use, known, found))
     known_loras = {lora["path"]: lora["sha256"] for lora in record.get("loras", ())}
-    for lora in models.loras:
+    for lora in (lora for model in located.values() for lora in model.loras):
         if known_loras.get(str(lora.path), lora.sha256) != lora.sha256:
             raise RunDirectoryError(f"the LoRA {lora.path} must be as when the run began, but it has changed")
 

@@ -17,12 +17,12 @@ from torch.nn.functional import max_pool2d
 
 from pgc3d import pgc
 from pgc3d.backgrounds import Background, draw_backgrounds, put_behind
+from pgc3d.cameras import CameraSampler
 from pgc3d.diffusion.latent import resize
 from pgc3d.errors import DivergedError
 from pgc3d.interfaces import Clipper, Guidance, Representation
-from pgc3d.types import Cameras, Step, Views
+from pgc3d.types import Step, Views
 
-CameraSampler = Callable[[Step], Cameras]
 ParameterClipper = Callable[[Sequence[Tensor]], Any]
 Roots = list[tuple[Tensor, Tensor]]  # tensors to backpropagate from, each with its gradient
 

@@ -23,13 +23,12 @@ from pathlib import Path
 
 import torch
 
-from pgc3d.config import Config
+from pgc3d.build.models import LocatedModel
+from pgc3d.config import Config, ObjectiveConfig, StageConfig
 from pgc3d.diffusion.accelerate import SMALL
 from pgc3d.diffusion.files import WEIGHTS, ModelFolder, read_json, weight_files
 from pgc3d.diffusion.single_file import count_unet
 from pgc3d.errors import OutOfMemoryError
-from pgc3d.guidance.sds import SdsConfig
-from pgc3d.teachers import Models, text_objectives
 
 RESERVE = 0.05  # of the free memory, for what the allocator cannot use
 # Times that what ControlNets answer lies in memory where it goes from one recording to another.
@@ -51,7 +50,6 @@ class Costs:
     # Kept of all ControlNets' answers and conditions, in the same sizes: counted from the shapes, 5.8 in
     # SDXL's layout and 7.2 in SD's.
     control_tensors: float = 7.2
-    render_bytes: int = 1100  # kept of the renderer, for each pixel
     # Parameters from which on a UNet is not recorded. A recorded one's memory is its own, and beside it the
     # encoder keeps the probabilities of its attention.
     recorded_below: float = 0.0
@@ -61,12 +59,12 @@ PLAIN = Costs(encoder_tensors=6.4, encoder_work=2.0, share=0.17)  # diffusers' o
 PLAIN_LOW = replace(PLAIN, encoder_tensors=1.5, encoder_work=3.0)
 FAST = Costs(encoder_tensors=2.0, encoder_work=2.0, share=0.5, unet_tensors=25.0, recorded_below=math.inf)
 FAST_LOW = replace(
-    FAST, encoder_tensors=1.0, encoder_work=2.4, share=0.45, render_bytes=720, recorded_below=SMALL
+    FAST, encoder_tensors=1.0, encoder_work=2.4, share=0.45, recorded_below=SMALL
 )
 
 
 @dataclass(frozen=True)
-class Teacher:
+class ModelSize:
     """The sizes of a latent diffusion model that the estimate needs."""
 
     unet_parameters: int
@@ -90,12 +88,12 @@ class Estimate:
     operations: float
 
 
-def read_teacher(folder: ModelFolder, controls: Mapping[str, ModelFolder]) -> Teacher:
+def read_size(folder: ModelFolder, controls: Mapping[str, ModelFolder]) -> ModelSize:
     """The sizes of a checkpoint and its ControlNets, from their configs and the headers of their weights."""
     parts = (folder.path / "unet", folder.vae or folder.path / "vae")
     unet, vae = (read_json(part / "config.json") for part in parts)
     channels = tuple(vae["block_out_channels"])
-    return Teacher(
+    return ModelSize(
         unet_parameters=count_unet(folder.file) if folder.file else _parameters_of(folder.path / "unet"),
         unet_channels=int(unet["block_out_channels"][0]),
         vae_channels=channels,
@@ -122,7 +120,7 @@ def count_parameters(files: Sequence[Path]) -> int:
 
 
 def estimate(
-    teacher: Teacher,
+    size: ModelSize,
     costs: Costs,
     *,
     side: int,
@@ -131,50 +129,56 @@ def estimate(
     micro_batch: int,
     item: int,
     controls: Collection[str] = (),
+    render_bytes: int = 1100,
 ) -> Estimate:
     """What one objective's share of a step takes, with the weights of everything that is loaded.
 
     Args:
-        teacher: the model.
+        size: the model.
         costs: how it runs.
-        side: pixels at which the model looks.
+        side: of the images that the model evaluates, in pixels.
         render_side: pixels of the rendering.
         batch: views of a step.
-        micro_batch: views that the model looks at at once.
+        micro_batch: views that the model evaluates at once.
         item: bytes of a number.
-        controls: names of the teacher's ControlNets that this objective asks, once for each time.
+        controls: names of the model's ControlNets that this objective uses, once for each time.
+        render_bytes: kept of the renderer for each pixel.
     """
-    pixels = [side**2 / 4**level for level in range(len(teacher.vae_channels))]
-    levels = list(zip(pixels, teacher.vae_channels, strict=True))
+    pixels = [side**2 / 4**level for level in range(len(size.vae_channels))]
+    levels = list(zip(pixels, size.vae_channels, strict=True))
     levels.append(levels[-1])  # the middle block has about as much as one level
     kept = sum(2 * count * channels for count, channels in levels) * costs.encoder_tensors / 2
-    working = 4 * pixels[0] * teacher.vae_channels[0]
-    latent = (side / teacher.downscale) ** 2
-    recorded = teacher.unet_parameters < costs.recorded_below
+    working = 4 * pixels[0] * size.vae_channels[0]
+    latent = (side / size.downscale) ** 2
+    recorded = size.unet_parameters < costs.recorded_below
     answers = costs.control_tensors * (RECORDED_ANSWERS if recorded else 1.0)
     tensors = costs.unet_tensors + (answers if controls else 0.0)
-    unet = 2 * latent * teacher.unet_channels * tensors
+    unet = 2 * latent * size.unet_channels * tensors
     passing = working + unet + latent**2 if recorded else max(working, unet)
-    views = micro_batch * item * (teacher.vae_layers * kept + passing)
-    weights = (teacher.unet_parameters + sum(teacher.controls.values())) * item
+    views = micro_batch * item * (size.vae_layers * kept + passing)
+    weights = _weights(size, item)
     recordings = RECORDING_BYTES * (1 + len(controls)) if recorded else 0.0
     return Estimate(
-        bytes=weights + views + recordings + batch * render_side**2 * costs.render_bytes,
-        operations=batch * _operations(teacher, costs, levels, latent, controls),
+        bytes=weights + views + recordings + batch * render_side**2 * render_bytes,
+        operations=batch * _operations(size, costs, levels, latent, controls),
     )
 
 
+def _weights(size: ModelSize, item: int) -> float:
+    return float((size.unet_parameters + sum(size.controls.values())) * item)
+
+
 def _operations(
-    teacher: Teacher,
+    size: ModelSize,
     costs: Costs,
     levels: Sequence[tuple[float, int]],
     latent: float,
     controls: Collection[str],
 ) -> float:
     """Arithmetic for one view; of each of the encoder's levels the pixels and channels are given."""
-    convolutions = sum(2 * teacher.vae_layers * 18 * count * channels**2 for count, channels in levels)
-    attention = 4 * latent**2 * teacher.vae_channels[-1]
-    asked = teacher.unet_parameters + sum(teacher.controls[name] for name in controls)
+    convolutions = sum(2 * size.vae_layers * 18 * count * channels**2 for count, channels in levels)
+    attention = 4 * latent**2 * size.vae_channels[-1]
+    asked = size.unet_parameters + sum(size.controls[name] for name in controls)
     predict = 2 * latent * asked * costs.unet_work
     return (convolutions + attention) * costs.encoder_work + predict
 
@@ -185,39 +189,61 @@ def costs_of(config: Config, *, fast: bool) -> Costs:
     return (FAST_LOW if low else FAST) if fast else (PLAIN_LOW if low else PLAIN)
 
 
-def estimate_run(config: Config, teacher: Teacher, *, fast: bool) -> Estimate:
-    """The largest step of a run: memory of its largest objective, arithmetic of all."""
-    low, costs = config.run.low_memory, costs_of(config, fast=fast)
-    item = 4 if config.model.dtype == "float32" else 2
-    steps = []
-    for name, guidance in text_objectives(config).items():
-        objective = config.objectives[name]
-        render_side = max(config.run.resolution)
-        steps.append(
-            estimate(
-                teacher,
-                costs,
-                side=_side(guidance, teacher, render_side),
-                render_side=render_side,
-                batch=objective.batch,
-                micro_batch=1 if low else min(config.run.micro_batch or objective.batch, objective.batch),
-                item=item,
-                controls=[control.model for control in guidance.controls.values()],
-            )
-        )
+def estimate_run(config: Config, sizes: Mapping[str, ModelSize]) -> Estimate:
+    """The largest step of a run, over its stages; `sizes` are those of the entries of `models`."""
+    steps = [estimate_stage(config, stage, sizes) for stage in config.stages.values()]
+    return max(steps, key=lambda step: step.bytes)
+
+
+def estimate_stage(config: Config, stage: StageConfig, sizes: Mapping[str, ModelSize]) -> Estimate:
+    """The largest step of a stage: all weights with the rest of its largest objective, and all arithmetic."""
+    names = stage.requires().models
+    weights = sum(_weights(sizes[name], _item(config, name)) for name in names)
+    parts = [_estimate_objective(config, stage, item, sizes) for item in stage.objectives.values()]
     return Estimate(
-        bytes=max(step.bytes for step in steps), operations=sum(step.operations for step in steps)
+        bytes=weights + max(part.bytes for part in parts), operations=sum(part.operations for part in parts)
     )
 
 
-def _side(guidance: SdsConfig, teacher: Teacher, render_side: int) -> int:
-    asked = guidance.resolution
-    return render_side if asked < 0 else asked or teacher.resolution
+def _estimate_objective(
+    config: Config, stage: StageConfig, objective: ObjectiveConfig, sizes: Mapping[str, ModelSize]
+) -> Estimate:
+    """What one objective takes beside the weights; one without a model renders only."""
+    run, side = config.run, max(stage.resolution)
+    rendered = stage.representation.render_bytes(low_memory=run.low_memory)
+    found = [Estimate(bytes=float(objective.batch * side**2 * rendered), operations=0.0)]
+    for name, use in objective.guidance.requires().models.items():
+        step = estimate(
+            sizes[name],
+            costs_of(config, fast=is_fast(config, name)),
+            side=objective.guidance.input_resolution(side, sizes[name].resolution),
+            render_side=side,
+            batch=objective.batch,
+            micro_batch=1 if run.low_memory else min(run.micro_batch or objective.batch, objective.batch),
+            item=_item(config, name),
+            controls=use.controls,
+            render_bytes=rendered,
+        )
+        found.append(replace(step, bytes=step.bytes - _weights(sizes[name], _item(config, name))))
+    return Estimate(
+        bytes=max(step.bytes for step in found), operations=sum(step.operations for step in found)
+    )
+
+
+def _item(config: Config, name: str) -> int:
+    """Bytes of a number of a model."""
+    return 4 if config.models[name].dtype == "float32" else 2
+
+
+def is_fast(config: Config, name: str) -> bool:
+    """Whether a model runs in our own way on CUDA."""
+    return config.models[name].fast == "auto"
 
 
 def lowered(config: Config) -> list[Config]:
     """The configuration, and what to try instead, each needing less memory than the one before."""
-    largest = max(objective.batch for objective in config.objectives.values())
+    stages = config.stages.values()
+    largest = max(objective.batch for stage in stages for objective in stage.objectives.values())
     now = min(config.run.micro_batch or largest, largest)
     tries = [config]
     while now > 1 and not config.run.low_memory:
@@ -228,57 +254,64 @@ def lowered(config: Config) -> list[Config]:
     return tries
 
 
-def fit(config: Config, teacher: Teacher, free: int, *, fast: bool) -> tuple[Config, Estimate]:
-    """The first of `lowered` that fits.
-
-    Args:
-        config: what was asked for.
-        teacher: the model.
-        free: bytes that the run may use.
-        fast: whether the fast path runs.
+def fit(config: Config, sizes: Mapping[str, ModelSize], free: int) -> tuple[Config, Estimate]:
+    """The first of `lowered` that fits into `free` bytes.
 
     Raises:
         OutOfMemoryError: none does.
     """
     for candidate in lowered(config):
-        expected = estimate_run(candidate, teacher, fast=fast)
+        expected = estimate_run(candidate, sizes)
         if expected.bytes <= free * (1 - RESERVE):
             return candidate, expected
-    fewer = "use fewer ControlNets, " if teacher.controls else ""
+    fewer = "use fewer ControlNets, " if any(size.controls for size in sizes.values()) else ""
+    largest = max(max(stage.resolution) for stage in config.stages.values())
     raise OutOfMemoryError(
         f"the run must fit the GPU, where {free / 1e9:.1f} GB are free, but about "
         f"{expected.bytes / 1e9:.1f} GB are needed even with --low-memory; {fewer}lower "
-        f"--resolution (now {max(config.run.resolution)}) or stop what else uses the GPU"
+        f"--resolution (now {largest}) or stop what else uses the GPU"
     )
 
 
-def plan_run(config: Config, models: Models, device: torch.device) -> tuple[Config, str]:
+def plan_run(
+    config: Config, located: Mapping[str, LocatedModel], device: torch.device
+) -> tuple[Config, str]:
     """Make a run fit the GPU; the configuration to use, and one line for the user.
 
-    The line is empty on a CPU and for runs without a text-to-image model, which nothing is known about.
+    The line is empty on a CPU and for runs without a model, which nothing is known about.
 
     Raises:
         OutOfMemoryError: it cannot be made to fit.
     """
-    if device.type != "cuda" or models.text is None:
+    if device.type != "cuda" or not located:
         return config, ""
     free, _ = torch.cuda.mem_get_info(device)
-    fast = config.model.fast == "auto"
-    fitting, expected = fit(config, read_teacher(models.text, models.controls), free, fast=fast)
+    sizes = {name: read_size(model.folder, model.controls) for name, model in located.items()}
+    fitting, expected = fit(config, sizes, free)
     rate = matmul_rate(device, torch.float16)
-    seconds = expected.operations / (rate * costs_of(fitting, fast=fast).share)
+    seconds = sum(
+        stage.steps * estimate_stage(fitting, stage, sizes).operations / (rate * _share(fitting, stage))
+        for stage in fitting.stages.values()
+    )
     return fitting, describe(config, fitting, expected, seconds, free, torch.cuda.get_device_name(device))
 
 
+def _share(config: Config, stage: StageConfig) -> float:
+    """Of the matmul rate, by the slowest way in which a model of the stage runs."""
+    ways = [costs_of(config, fast=is_fast(config, name)) for name in stage.requires().models]
+    return min((way.share for way in ways), default=1.0)
+
+
 def describe(asked: Config, fitting: Config, expected: Estimate, seconds: float, free: int, name: str) -> str:
-    """The plan in one line."""
+    """The plan in one line; `seconds` is the time of all steps."""
     changed = ""
     if fitting.run.low_memory and not asked.run.low_memory:
         changed = "; more would not fit, so this run is as with --low-memory"
     elif fitting.run.micro_batch != asked.run.micro_batch:
-        changed = f"; more would not fit, so the model looks at {fitting.run.micro_batch} views at a time"
-    minutes = seconds * fitting.run.steps / 60
-    time = f", about {seconds:.2f} s a step at the full resolution, {minutes:.0f} min"
+        changed = f"; more would not fit, so the model evaluates {fitting.run.micro_batch} views at a time"
+    minutes = seconds / 60
+    each = seconds / sum(stage.steps for stage in fitting.stages.values())
+    time = f", about {each:.2f} s a step at the full resolution, {minutes:.0f} min"
     # Small models wait for the host, of which the estimate knows nothing.
     return (
         f"expected on {name}: at most {expected.bytes / 1e9:.1f} of {free / 1e9:.1f} GB free"

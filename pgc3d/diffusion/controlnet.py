@@ -1,7 +1,7 @@
 """ControlNets: what they are shown of our own render, and what they add to the UNet (arXiv 2302.05543)."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ from pgc3d.diffusion.hub import CONTROL_ALIASES
 from pgc3d.diffusion.latent import LatentDiffusion
 from pgc3d.diffusion.models import find_part, load_module
 from pgc3d.errors import ConfigError
-from pgc3d.ranges import check, number
+from pgc3d.ranges import PATH, check, number
 from pgc3d.types import Cameras, Rendering
 
 Condition = Literal["depth", "normal"]
@@ -29,7 +29,7 @@ SHARED = {"in_channels": 4, "block_out_channels": [320, 640, 1280, 1280], "layer
 class ControlConfig:
     """A ControlNet beside the text-to-image model, conditioned from the render."""
 
-    model: str  # a folder, a hub id, or an alias as "sdxl-depth-small"
+    model: str = field(metadata=PATH)  # a folder, a hub id, or an alias as "sdxl-depth-small"
     condition: Condition = "depth"
     scale: float = number(1.0, 0.0, 100.0)
     polarity: Polarity = "near_bright"  # of depth; "far_bright" is what the original code shows

@@ -64,7 +64,7 @@ def resolve_model(
     if is_single_file(name) and not Path(name).is_dir():
         folder = _resolve_file(name, base, prediction, cache=cache, network=network, own_vae=vae is None)
     elif base is not None:
-        raise ConfigError(f"model.base must go with a model that is one file, {name} has its own parts")
+        raise ConfigError(f"base must go with a model that is one file, {name} has its own parts")
     else:
         folder = _resolve_folder(name, half=half, cache=cache, network=network)
     if vae is not None:
@@ -154,7 +154,7 @@ def _resolve_file(
     kind = describe_file(path)
     if not kind.known_prediction and prediction is None:
         raise ConfigError(
-            f"what the UNet of {path} predicts must be known; use --set model.prediction=v_prediction for a "
+            f"what the UNet of {path} predicts must be known; use --set models.text.prediction=v_prediction for a "
             "model made from SD 2's 768 px, or =epsilon for one from its 512 px base, whose "
             "objectives.color.guidance.resolution is 512"
         )
@@ -163,7 +163,7 @@ def _resolve_file(
     except WeightsNotFoundError as error:
         raise WeightsNotFoundError(
             f"{path} has no tokenizers, which come with its configurations from {base or kind.base} (a few "
-            f"MB) or from a folder with --set model.base=FOLDER: {error}"
+            f"MB) or from a folder with --set models.text.base=FOLDER: {error}"
         ) from error
     require_parts(path, found, vae=own_vae)
     return open_single(name, path, kind, found)
@@ -304,7 +304,7 @@ def _vae_dtype(
     if dtype == torch.float16 and upcast:
         raise ConfigError(
             f"a VAE in float16 must not need float32 (force_upcast), {folder} does and would overflow; use "
-            "bfloat16 (model.vae_dtype) or the VAE sdxl-vae-fp16-fix (model.vae)"
+            "bfloat16 (vae_dtype) or the VAE sdxl-vae-fp16-fix (vae)"
         )
     if dtype is not None:
         return dtype

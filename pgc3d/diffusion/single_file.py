@@ -122,7 +122,7 @@ def open_single(name: str, path: Path, kind: FileKind, base: ModelFolder) -> Mod
     if base.layout != kind.layout:
         raise ConfigError(
             f"the base of {path} must be in the layout of {kind.layout}, {base.name} is in that of "
-            f"{base.layout}; use --set model.base=FOLDER"
+            f"{base.layout}; use --set models.text.base=FOLDER"
         )
     shapes = _shapes(path)
     unet = read_json(base.path / "unet" / "config.json")
@@ -136,7 +136,7 @@ def open_single(name: str, path: Path, kind: FileKind, base: ModelFolder) -> Mod
         raise ConfigError(
             f"the UNet of {path} must fit its base {base.name}, {expected[0]} channels and prompts of "
             f"{unet.get('cross_attention_dim')} numbers, got {entry[0]} and {sorted(widths)}; use --set "
-            "model.base=FOLDER with the model that it was made from"
+            "models.text.base=FOLDER with the model that it was made from"
         )
     return replace(base, name=name, commit=None, file=path, scheduler=kind.scheduler)
 
@@ -154,7 +154,7 @@ def require_parts(path: Path, base: ModelFolder, *, vae: bool) -> None:
     """
     for part in parts_of(base.path, base.layout):
         if (part != "vae" or vae) and not has_part(path, part):
-            hint = "; name one with --set model.vae=sdxl-vae-fp16-fix or a folder" if part == "vae" else ""
+            hint = "; name one with --set models.text.vae=sdxl-vae-fp16-fix or a folder" if part == "vae" else ""
             raise ConfigError(f"the file {path} must hold all parts of its model, it has no {part}{hint}")
 
 

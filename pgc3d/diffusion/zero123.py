@@ -129,7 +129,7 @@ def require_zero123(folder: ModelFolder, pose: Pose | None = None) -> ModelFolde
         raise ConfigError(f"the image model must be in Zero123 layout, {folder.name} is in {folder.layout}'s")
     if (pose or folder.pose) is None:
         raise ConfigError(
-            f"the pose convention of {folder.name} must be known; use --set image_model.pose=radius for a "
+            f"the pose convention of {folder.name} must be known; use --set models.image.pose=radius for a "
             "model as Zero123-XL, or =polar for one as Stable Zero123"
         )
     return replace(folder, pose=pose or folder.pose)
@@ -144,7 +144,7 @@ def load_zero123(
     vae: str | Path | None = None,
     vae_dtype: torch.dtype | None = None,
 ) -> Zero123:
-    """Load a checkpoint in Zero123 layout and show it the picture; its image encoder is gone afterwards.
+    """Load a checkpoint in Zero123 layout and condition it on an image; see `condition`.
 
     Args:
         folder: from `require_zero123`.
@@ -157,12 +157,30 @@ def load_zero123(
     Raises:
         WeightsNotFoundError: weights are missing or damaged.
     """
-    if folder.pose is None:
-        raise ValueError("the folder must come from require_zero123")
     device = torch.device(device)
     dtype = dtype or (torch.float32 if device.type == "cpu" else torch.float16)
     diffusion = load_latent_diffusion(folder, device=device, dtype=dtype, vae=vae, vae_dtype=vae_dtype)
-    picture = resize(photo[None].to(device), diffusion.resolution)
+    return condition(folder, diffusion, photo.to(device), dtype=dtype)
+
+
+def condition(
+    folder: ModelFolder, diffusion: LatentDiffusion, photo: Float[Tensor, "S S 4"], *, dtype: torch.dtype
+) -> Zero123:
+    """A loaded model conditioned on an image; the image encoder is on the device for the call only.
+
+    Args:
+        folder: from `require_zero123`.
+        diffusion: its network, with or without the VAE's decoder.
+        photo: the object alone, on the model's device, RGBA in [0, 1], colours premultiplied.
+        dtype: of the image encoder and the projection.
+
+    Raises:
+        WeightsNotFoundError: weights are missing or damaged.
+    """
+    if folder.pose is None:
+        raise ValueError("the folder must come from require_zero123")
+    device = diffusion.device
+    picture = resize(photo[None], diffusion.resolution)
     picture = picture[..., :3] + (1.0 - picture[..., 3:])  # on white
     embedding = _embed(folder.path, picture, dtype)
     projection = _load_projection(projection_folder(folder.path), device, dtype)

@@ -9,8 +9,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
+from pgc3d.context import GuidanceContext
 from pgc3d.diffusion.latent import resize
 from pgc3d.ranges import MAX_WEIGHT, check, number
+from pgc3d.requirements import Requirements
 from pgc3d.types import Buffer, Cameras, GuidanceOutput, Rendering, Step, Views
 
 LEAST_DEVIATION = 1e-3  # of inverse depths, in inverse world units: a plane that faces the camera has none
@@ -29,13 +31,37 @@ class ReferenceConfig:
     kind: Literal["reference"] = "reference"
     color: float = number(0.5, 0.0, MAX_WEIGHT)  # squared, sRGB, on the object's pixels
     mask: float = number(0.2, 0.0, MAX_WEIGHT)  # squared, coverage
-    depth: float = number(
-        0.02, 0.0, MAX_WEIGHT
-    )  # 1 - correlation of inverse depths, times the object's pixels
+    # 1 - correlation of inverse depths, times the object's pixels
+    depth: float = number(0.02, 0.0, MAX_WEIGHT)
     normal: float = number(0.02, 0.0, MAX_WEIGHT)  # 1 - cosine, on the object's pixels
 
     def __post_init__(self) -> None:
         check(self)
+
+    def requires(self) -> Requirements:
+        """An input image and its camera; its maps where they have a weight."""
+        maps = {"depth": self.depth, "normal": self.normal}
+        return Requirements(
+            inputs=frozenset({"image"}),
+            accepts=frozenset(name for name, weight in maps.items() if weight > 0),
+            reference_view=True,
+        )
+
+    def input_resolution(self, rendered: int, model: int) -> int:
+        """The rendering's own side in pixels."""
+        return rendered
+
+    def build(self, context: GuidanceContext) -> "ReferenceView":
+        """The loss against the input image and the maps that were given."""
+        return ReferenceView(
+            photo=context.image(),
+            depth_map=context.map("depth") if self.depth else None,
+            normal_map=context.map("normal") if self.normal else None,
+            color=self.color,
+            mask=self.mask,
+            depth=self.depth,
+            normal=self.normal,
+        )
 
 
 @dataclass(frozen=True)

@@ -3,20 +3,23 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from pgc3d.context import GuidanceContext
 from pgc3d.diffusion.controlnet import Control, ControlConfig, condition_image, control_residuals
 from pgc3d.diffusion.latent import LatentDiffusion, Latents, resize, select
-from pgc3d.diffusion.linear_encoder import LinearEncoder
+from pgc3d.diffusion.linear_encoder import LinearEncoder, read_linear_encoder
 from pgc3d.guidance import score
 from pgc3d.guidance.distillation import Draws, Formula, distill, draw, score_latents
 from pgc3d.guidance.micro_batch import in_micro_batches
 from pgc3d.prompts import ViewPromptConfig, view_index, view_prompts
-from pgc3d.ranges import check, number, schedule
+from pgc3d.ranges import PATH, check, number, schedule
+from pgc3d.requirements import ModelUse, Requirements
 from pgc3d.schedules import PiecewiseLinear, check_timestep_range
 from pgc3d.types import GuidanceOutput, Rendering, Step, TextEmbedding, Views
 
@@ -26,12 +29,13 @@ class SdsConfig:
     """Score distillation.
 
     `t_min` and `t_max` are schedules (see `PiecewiseLinear`) of fractions of the noise levels. Sizes are in
-    pixels; `resolution` 0 means the model's own and -1 the picture's, for models trained at several sizes.
+    pixels; `resolution` 0 means the model's own and -1 the rendering's, for models trained at several sizes.
     `original_size` and `target_size` are SDXL's size conditions, 0 for the resolution. `linear_encoder` is a
     file of `scripts/fit_linear_encoder.py`, through which gradients then go instead of the encoder.
     """
 
     kind: Literal["sds"] = "sds"
+    model: str = "text"  # an entry of `models`
     formula: Formula = "sds"
     guidance_scale: float = number(100.0, 0.0, 1e4)  # uncond + s (cond - uncond)
     negative_prompt: str = ""
@@ -39,16 +43,56 @@ class SdsConfig:
     t_max: tuple[float, ...] = schedule((0.0, 0.98, 0.5, 0.5), 0.0, 1.0)
     weighting: score.Weighting = "sigma2"
     resolution: int = number(
-        0, 8, 4096, unit="pixels", multiple=8, also={0: "the model's own", -1: "the picture's"}
+        0, 8, 4096, unit="pixels", multiple=8, also={0: "the model's own", -1: "the rendering's"}
     )
     original_size: int = number(0, 0, 16384, unit="pixels")
     target_size: int = number(0, 0, 16384, unit="pixels")
     controls: dict[str, ControlConfig] = field(default_factory=dict)  # by a name of your choice
-    linear_encoder: str | None = None
+    linear_encoder: str | None = field(default=None, metadata=PATH)
 
     def __post_init__(self) -> None:
         check(self)
         check_timestep_range(PiecewiseLinear(self.t_min), PiecewiseLinear(self.t_max))
+
+    def requires(self) -> Requirements:
+        """A prompt, and a text-to-image model with its ControlNets."""
+        return Requirements(prompt=True, models={self.model: self._use()})
+
+    def _use(self) -> ModelUse:
+        names = dict.fromkeys(control.model for control in self.controls.values())
+        return ModelUse(layouts=("sdxl", "sd"), controls=tuple(names))
+
+    def input_resolution(self, rendered: int, model: int) -> int:
+        """Side of the model's input in pixels, for renders and for a model of such sides."""
+        return rendered if self.resolution < 0 else self.resolution or model
+
+    def build(self, context: GuidanceContext) -> "ScoreDistillation":
+        """The guidance; prompts are encoded before the network is loaded, for less memory at once."""
+        views = context.models.view_prompts(self.model)
+        texts = view_prompts(context.prompt, views)
+        encoded = context.models.embed(self.model, (*texts, self.negative_prompt))
+        loaded = context.models.get(self.model, self._use())
+        index = torch.arange(len(texts) + 1, device=loaded.diffusion.device)
+        linear = self.linear_encoder
+        return ScoreDistillation(
+            model=loaded.diffusion,
+            positive=select(encoded, index[:-1]),
+            negative=select(encoded, index[-1:]),
+            view_prompts_config=views,
+            guidance_scale=self.guidance_scale,
+            t_min=PiecewiseLinear(self.t_min),
+            t_max=PiecewiseLinear(self.t_max),
+            formula=self.formula,
+            weighting=self.weighting,
+            resolution=self.resolution,
+            original_size=self.original_size,
+            target_size=self.target_size,
+            controls=[
+                Control(loaded.controls[item.model], item.condition, item.scale, item.polarity)
+                for item in self.controls.values()
+            ],
+            linear_encoder=read_linear_encoder(Path(linear), loaded.diffusion) if linear else None,
+        )
 
 
 class ScoreDistillation:

@@ -6,12 +6,14 @@ from typing import Literal
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from pgc3d.context import GuidanceContext
 from pgc3d.diffusion.latent import Latents
 from pgc3d.diffusion.zero123 import Zero123, relative_pose
 from pgc3d.guidance import score
 from pgc3d.guidance.distillation import Draws, distill, draw, score_latents
 from pgc3d.guidance.micro_batch import in_micro_batches
 from pgc3d.ranges import check, number, schedule
+from pgc3d.requirements import ModelUse, Requirements
 from pgc3d.schedules import PiecewiseLinear, check_timestep_range
 from pgc3d.types import Cameras, GuidanceOutput, Rendering, Step, Views
 
@@ -21,6 +23,7 @@ class Zero123Config:
     """Novel-view score distillation at the model's own resolution; `t_min` and `t_max` as in `SdsConfig`."""
 
     kind: Literal["zero123"] = "zero123"
+    model: str = "image"  # an entry of `models`
     guidance_scale: float = number(3.0, 0.0, 1e4)  # uncond + s (cond - uncond)
     t_min: tuple[float, ...] = schedule((0.0, 0.4, 0.33, 0.2), 0.0, 1.0)
     t_max: tuple[float, ...] = schedule((0.0, 0.85, 0.33, 0.5), 0.0, 1.0)
@@ -29,6 +32,28 @@ class Zero123Config:
     def __post_init__(self) -> None:
         check(self)
         check_timestep_range(PiecewiseLinear(self.t_min), PiecewiseLinear(self.t_max))
+
+    def requires(self) -> Requirements:
+        """An input image, and a novel-view model."""
+        return Requirements(inputs=frozenset({"image"}), models={self.model: self._use()})
+
+    def _use(self) -> ModelUse:
+        return ModelUse(layouts=("zero123",))
+
+    def input_resolution(self, rendered: int, model: int) -> int:
+        """The model's own side in pixels."""
+        return model
+
+    def build(self, context: GuidanceContext) -> "NovelViewDistillation":
+        """The guidance, with the model conditioned on the input image."""
+        return NovelViewDistillation(
+            model=context.models.novel_view(self.model, self._use(), context.image()),
+            reference=context.reference,
+            guidance_scale=self.guidance_scale,
+            t_min=PiecewiseLinear(self.t_min),
+            t_max=PiecewiseLinear(self.t_max),
+            weighting=self.weighting,
+        )
 
 
 class NovelViewDistillation:

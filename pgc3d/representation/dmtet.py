@@ -9,7 +9,7 @@ a gradient at one point moves a patch of the surface (a Sobolev gradient), not a
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal, cast
+from typing import cast
 
 import torch
 from jaxtyping import Bool, Float
@@ -17,11 +17,10 @@ from torch import Tensor, nn
 
 from pgc3d.errors import DivergedError
 from pgc3d.geometry.marching_tetrahedra import Crossings, Room, find_crossings, grid_points, surface_size
-from pgc3d.geometry.sdf import blur_matrix, ellipsoid_sdf, mesh_sdf, redistance, sample_grid
+from pgc3d.geometry.sdf import blur_matrix, redistance, sample_grid
 from pgc3d.interfaces import Rasterizer
 from pgc3d.parameters import ParameterGroup, ParameterStore
-from pgc3d.ranges import MAX_RATE, MAX_WEIGHT, check, number
-from pgc3d.representation.fields import ColorField, HashGrid, Mlp, SdfField, check_color_field
+from pgc3d.representation.fields import ColorField, SdfField
 from pgc3d.representation.surface import (
     LOSSES,
     SizeWatch,
@@ -36,59 +35,6 @@ from pgc3d.types import Handover, Material, Mesh, Rendering, Step, Views
 logger = logging.getLogger(__name__)
 
 INVERSIONS = 8  # fixed-point steps that find where a point was before the deformation
-
-
-@dataclass(frozen=True)
-class DMTetConfig:
-    """The defaults suit two CPU cores; lengths in cells are independent of the resolution."""
-
-    kind: Literal["dmtet"] = "dmtet"
-    resolution: int = number(64, 8, 512, unit="cells along an axis")
-    init: Literal["ellipsoid", "mesh"] = "ellipsoid"  # a sphere is an ellipsoid with equal radii
-    radii: tuple[float, float, float] = number((0.6, 0.6, 0.6), 0.0, 0.98, above=True)
-    sdf: Literal["grid", "mlp"] = "grid"
-    # Standard deviation of the blur first and last; 0 is off.
-    sdf_smoothing: tuple[float, float] = number((1.0, 0.7), 0.0, 8.0, unit="cells")
-    deformation_limit: float = number(0.45, 0.0, 0.5, unit="cells")
-    redistance_every: int = number(50, 0, 10_000_000, unit="steps")  # 0 is off
-    lr_sdf: float = number(0.01, 0.0, MAX_RATE)
-    # Of the SDF gradients' root mean square: far smaller ones move the shape less than lr_sdf; 0 is off.
-    eps_sdf: float = number(0.0, 0.0, 10.0)
-    lr_deformation: float = number(0.01, 0.0, MAX_RATE)
-    lr_color_grid: float = number(0.01, 0.0, MAX_RATE)
-    lr_color_mlp: float = number(0.002, 0.0, MAX_RATE)
-    normal_consistency: float = number(10.0, 0.0, MAX_WEIGHT)  # weights of the regularisers
-    laplacian: float = number(0.0, 0.0, MAX_WEIGHT)
-    sign_changes: float = number(0.0, 0.0, MAX_WEIGHT)
-    eikonal: float = number(0.0, 0.0, MAX_WEIGHT)
-    area: float = number(0.0, 0.0, MAX_WEIGHT)
-    color_levels: int = number(8, 1, 16)
-    color_features: int = number(2, 1, 8)
-    color_log2_rows: int = number(15, 4, 24)
-    color_base: int = number(8, 2, 512, unit="cells along an axis")
-    color_finest: int = number(256, 2, 16384, unit="cells along an axis")
-    color_hidden: int = number(32, 1, 256)
-    color: tuple[float, float, float] = number((0.5, 0.5, 0.5), 0.001, 0.999, unit="in sRGB")  # at the start
-    roughness: float = number(0.8, 0.0, 1.0)
-    metallic: float = number(0.0, 0.0, 1.0)
-    # Progress from which on the shape stays and only the colours are optimised.
-    shape_until: float = number(1.0, 0.0, 1.0, above=True)
-    max_recoveries: int = number(3, 0, 1000)
-
-    def __post_init__(self) -> None:
-        check(self)
-        check_color_field(
-            levels=self.color_levels,
-            features=self.color_features,
-            log2_rows=self.color_log2_rows,
-            base=self.color_base,
-            finest=self.color_finest,
-        )
-        if min(self.radii) < 2.0 / self.resolution:
-            raise ValueError(
-                f"radii must be at least a cell, {2.0 / self.resolution:g} at resolution {self.resolution}, "
-                f"got {list(self.radii)}"
-            )
 
 
 class DMTet(nn.Module):
@@ -424,57 +370,3 @@ class _StepSurface:
     surface: Surface
     complete: Bool[Tensor, ""] | None
     shaping: bool  # whether the shape gets gradients
-
-
-def build_dmtet(
-    config: DMTetConfig,
-    *,
-    rasterizer: Rasterizer,
-    generator: torch.Generator,
-    device: torch.device | str = "cpu",
-    mesh: Mesh | None = None,
-) -> DMTet:
-    """Make the representation that a configuration describes.
-
-    `mesh` is the first shape, inside the cube, for `init = "mesh"`; `generator`, on the CPU, draws the
-    fields' first weights.
-    """
-    if (config.init == "mesh") != (mesh is not None):
-        raise ValueError(f"a mesh must be given exactly when init is 'mesh', got init {config.init!r}")
-    if mesh is None:
-        initial = ellipsoid_sdf(config.radii, config.resolution)
-    else:
-        initial = mesh_sdf(mesh.vertices, mesh.faces, config.resolution)
-    sizes = {
-        "levels": config.color_levels,
-        "features": config.color_features,
-        "log2_rows": config.color_log2_rows,
-        "base": config.color_base,
-    }
-    grid = HashGrid(**sizes, finest=config.color_finest, generator=generator)
-    mlp = Mlp(grid.width, 3, hidden=config.color_hidden, generator=generator)
-    color = ColorField(grid, mlp, color=config.color, roughness=config.roughness, metallic=config.metallic)
-    sdf_field = None
-    if config.sdf == "mlp":
-        sdf_grid = HashGrid(**sizes, finest=max(config.resolution, config.color_base), generator=generator)
-        sdf_field = SdfField(sdf_grid, generator=generator)
-    return DMTet(
-        rasterizer=rasterizer,
-        initial=initial,
-        color=color,
-        learning_rates={
-            "sdf": config.lr_sdf,
-            "deformation": config.lr_deformation,
-            "color.grid": config.lr_color_grid,
-            "color.mlp": config.lr_color_mlp,
-        },
-        eps_sdf=config.eps_sdf,
-        weights={name: getattr(config, name) for name in LOSSES},
-        sdf_field=sdf_field,
-        sdf_smoothing=config.sdf_smoothing,
-        deformation_limit=config.deformation_limit,
-        redistance_every=config.redistance_every,
-        shape_until=config.shape_until,
-        max_recoveries=config.max_recoveries,
-        padded=torch.device(device).type == "cuda",
-    ).to(device)

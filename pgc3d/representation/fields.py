@@ -8,9 +8,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from pgc3d.geometry.surface import sample_surface
 from pgc3d.kernels import hash_grid, require_triton
 from pgc3d.kernels.hash_grid import HashLayout, hash_layout
-from pgc3d.types import Material
+from pgc3d.types import Handover, Material
 
 MAX_ENTRIES = 2**28  # of a hash grid's table, 1 GiB
 
@@ -227,3 +228,34 @@ class ColorField(nn.Module):
         layers = (first.weight, first.bias, second.weight, bias)
         found = _Color.apply(_unit(points), self.grid.table, self.grid.layout, *layers)  # type: ignore[no-untyped-call]
         return cast("Tensor", found)
+
+
+def start_colors(
+    field: ColorField, start: Handover, generator: torch.Generator, *, steps: int = 300, batch: int = 16384
+) -> None:
+    """Give a field the colours that an earlier stage left.
+
+    Weights are copied where all names and shapes agree. Otherwise the field is fitted to the material at
+    random points beside the surface, by Adam; `generator`, on the CPU, draws them.
+    """
+    own = field.state_dict()
+    left = {name: start.state.get(f"color.{name}") for name in own}
+    if all(value is not None and value.shape == own[name].shape for name, value in left.items()):
+        field.load_state_dict({name: value.clone() for name, value in left.items() if value is not None})
+        return
+    if start.surface is None:
+        return
+    optimizer = torch.optim.Adam(field.parameters(), lr=0.01, betas=(0.9, 0.99), eps=1e-15)
+    vertices, faces = start.surface.vertices, start.surface.faces
+    for step in range(steps):
+        points, _ = sample_surface(vertices, faces, batch, generator)
+        points = points + 0.01 * torch.randn(points.shape, generator=generator).to(points.device)
+        with torch.no_grad():
+            wanted = start.material(points).base_color
+        optimizer.param_groups[0]["lr"] = 0.01 * (1.0 - step / steps)
+        optimizer.zero_grad(set_to_none=True)
+        loss = (field(points).base_color - wanted).square().mean()
+        torch.autograd.backward(loss)
+        optimizer.step()
+    for parameter in field.parameters():
+        parameter.grad = None

@@ -5,13 +5,15 @@ The colours are a hash-grid field over the surface, baked at the end, or the tex
 
 import math
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import ClassVar, Literal, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import max_pool2d
 
+from pgc3d.context import RepresentationContext
+from pgc3d.errors import ConfigError
 from pgc3d.geometry.normals import face_normals, vertex_normals
 from pgc3d.geometry.own_uv import uv_coverage
 from pgc3d.geometry.placement import orientation
@@ -19,9 +21,10 @@ from pgc3d.interfaces import Rasterizer
 from pgc3d.parameters import ParameterGroup, ParameterStore
 from pgc3d.ranges import MAX_RATE, check, number
 from pgc3d.render.antialias import edge_topology
-from pgc3d.render.mesh_renderer import Hits, render_corners
+from pgc3d.render.mesh_renderer import Hits, kept_bytes, render_corners
 from pgc3d.render.mipmap import footprint_level, mip_chain, sample_chain, uv_gradients
-from pgc3d.representation.fields import ColorField, HashGrid, Mlp, check_color_field
+from pgc3d.representation.fields import ColorField, HashGrid, Mlp, check_color_field, start_colors
+from pgc3d.requirements import Requirements
 from pgc3d.types import Canvas, Handover, Material, Mesh, Rendering, Step, Views
 
 CHUNK = 1 << 17  # points per query: bounds the memory of a field's hidden layers
@@ -67,6 +70,40 @@ class TexturedMeshConfig:
         orientation(self.up, self.front)
         if self.image_size & (self.image_size - 1):
             raise ValueError(f"image_size must be a power of two, got {self.image_size}")
+
+    fixed_shape: ClassVar[bool] = True
+
+    def requires(self) -> Requirements:
+        """A mesh."""
+        return Requirements(inputs=frozenset({"mesh"}))
+
+    def render_bytes(self, *, low_memory: bool) -> int:
+        """Memory kept for a rendered pixel until its gradient is known."""
+        return kept_bytes(low_memory=low_memory)
+
+    def build(self, context: RepresentationContext) -> "PaintedMesh":
+        """The representation at its start.
+
+        Raises:
+            ConfigError: an image is to start from an earlier stage, whose colours only a field can take.
+        """
+        made = build_painted_mesh(
+            self,
+            context.mesh(),
+            rasterizer=context.rasterizer,
+            generator=context.generator,
+            device=context.device,
+        )
+        if isinstance(made.texture, ColorField):
+            made.texture.recompute = context.low_memory
+            if context.start is not None:
+                start_colors(made.texture, context.start, context.generator)
+        elif context.start is not None:
+            raise ConfigError(
+                "a stage that starts from another one must have the texture 'field', got 'image'; remove its "
+                "start"
+            )
+        return made
 
 
 class ImageTexture(nn.Module):

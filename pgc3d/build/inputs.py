@@ -1,0 +1,121 @@
+"""What a user gives, checked against what the configuration needs and made ready for the run."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pgc3d.backgrounds import prepare_backdrop
+from pgc3d.config import Config
+from pgc3d.errors import ConfigError, InputError
+from pgc3d.export.canvas import prepare_canvas
+from pgc3d.export.painting import require_colors
+from pgc3d.inputs.decode import ignore
+from pgc3d.inputs.formats import Say
+from pgc3d.inputs.image import frame_photo
+from pgc3d.inputs.maps import CHANNELS, MapName, prepare_map
+from pgc3d.memory import require_texture_memory
+from pgc3d.render import build_rasterizer
+from pgc3d.task import Task
+from pgc3d.types import Canvas
+
+COMMANDS = {"mesh": "pgc3d texture MESH PROMPT", "image": "pgc3d image FILE"}
+
+
+def require_prompt(prompt: str) -> None:
+    """Refuse an empty prompt.
+
+    Raises:
+        InputError: it is empty, or holds bytes that are not UTF-8.
+    """
+    if any("\ud800" <= character <= "\udfff" for character in prompt):
+        raise InputError(
+            "the prompt must be UTF-8 text, got bytes that are not; check the terminal's encoding"
+        )
+    if not prompt.strip():
+        raise InputError('the prompt must not be empty; say what to make, as in pgc3d text "a red chair"')
+
+
+def require_fitting(config: Config, task: Task) -> None:
+    """Refuse a task that lacks what the configuration needs, or has what nothing in it uses.
+
+    Raises:
+        ConfigError: only one of both has a mesh.
+        InputError: another input is missing or unused.
+    """
+    needed = config.requires()
+    kinds = ", ".join(stage.representation.kind for stage in config.stages.values())
+    if "mesh" in needed.inputs and task.mesh is None:
+        raise ConfigError(f"representation.kind {kinds} needs a mesh; use `{COMMANDS['mesh']}`")
+    if task.mesh is not None and "mesh" not in needed.inputs:
+        raise ConfigError(f"a mesh needs representation.kind textured_mesh, got {kinds}")
+    for name in CHANNELS:
+        if getattr(task, name) is not None and name not in needed.accepts:
+            raise InputError(
+                f"a {name} map must belong to an objective of kind 'reference' with a weight for it, the "
+                f"configuration has none; remove --{name}"
+            )
+    if "image" in needed.inputs and task.image is None:
+        raise InputError(f"the configuration needs an input image; use {COMMANDS['image']}")
+    if task.image is not None and "image" not in needed.inputs:
+        raise InputError(f"an objective must use the input image {task.image}, the configuration has none")
+    if "background" in needed.inputs and task.background is None:
+        raise InputError(
+            "backgrounds name 'image', so an image must be given; use pgc3d texture ... --background FILE"
+        )
+    if task.background is not None and "background" not in needed.inputs:
+        raise InputError(
+            f"the background {task.background} must be used, but no backgrounds name 'image'; remove it"
+        )
+
+
+def prepare_images(config: Config, task: Task, say: Say = ignore) -> Mapping[str, bytes]:
+    """The task's image, maps and background as the run will keep them: PNG files by their name in the task.
+
+    `say` takes lines about what was left out or may be wrong.
+
+    Raises:
+        InputError: one of the files is unusable.
+    """
+    prepared = {}
+    if task.background is not None:
+        side = max(max(stage.resolution) for stage in config.stages.values())
+        prepared["background"] = prepare_backdrop(task.background, side, say)
+    if task.image is None:
+        return prepared
+    photo = config.photo
+    framed = frame_photo(task.image, border=photo.border, matting=photo.matting, size=photo.size, say=say)
+    maps: dict[MapName, Path] = {name: path for name in CHANNELS if (path := getattr(task, name)) is not None}
+    prepared["image"] = framed.png()
+    return prepared | {name: prepare_map(name, path, framed) for name, path in maps.items()}
+
+
+def prepare_mesh(
+    config: Config, path: Path, device: torch.device, say: Callable[[str], None] = ignore
+) -> Canvas:
+    """A user's mesh ready for texturing; `say` takes a line about each thing that had to be made for it.
+
+    Raises:
+        InputError: the file cannot be used.
+        OutOfMemoryError: a texture of this size does not fit.
+    """
+    chosen: Any = next(
+        stage.representation
+        for stage in config.stages.values()
+        if "mesh" in stage.representation.requires().inputs
+    )
+    require_colors(config.export.format)
+    explicit = chosen.image_size if chosen.texture == "image" else 0
+    require_texture_memory(config.export.texture_size, explicit, device)
+    return prepare_canvas(
+        path,
+        up=chosen.up,
+        front=chosen.front,
+        crease_degrees=chosen.crease_degrees,
+        texture_size=max(explicit, config.export.texture_size),
+        rasterizer=build_rasterizer(config.run.rasterizer, device),
+        device=device,
+        uv=chosen.uv,
+        say=say,
+    )

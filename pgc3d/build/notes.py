@@ -1,0 +1,80 @@
+"""What is worth a line about the models and the prompt of a run, before it begins."""
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pgc3d.build.models import NOVEL_VIEW, LocatedModel
+from pgc3d.config import Config
+from pgc3d.diffusion.kinds import why_distilled, zeros_for_empty_prompt
+from pgc3d.prompts import prompt_notes
+
+LARGEST_DISTILLED = 2.0  # the guidance scale that models for a few steps are used with, at most
+BUNDLED = "mini"
+
+
+def run_notes(prompt: str, config: Config, located: Mapping[str, LocatedModel]) -> list[str]:
+    """One line each: what a model does not read in the prompt, and what it was not made for."""
+    notes = []
+    for name, model in located.items():
+        if model.folder.layout == NOVEL_VIEW:
+            notes += _other_cameras(config, model)
+            continue
+        notes += prompt_notes(prompt, model.folder.vocabulary or (), model.config.name)
+        if model.config.name != BUNDLED:
+            notes += _text_model_notes(config, name, model)
+    return notes
+
+
+def _other_cameras(config: Config, model: LocatedModel) -> Iterator[str]:
+    """Where a novel-view model was trained with other cameras than the configuration has."""
+    used = {**vars(config.view), "border": config.photo.border}
+    for key, value in model.folder.cameras.items():
+        if not math.isclose(used[key], value):
+            yield f"{model.folder.name} was trained with {key} {value:g}, this run has {used[key]:g}"
+
+
+def _text_model_notes(config: Config, name: str, model: LocatedModel) -> list[str]:
+    settings = _guidances(config, name)
+    notes = []
+    empty = "" in {getattr(item, "negative_prompt", None) for item in settings.values()}
+    if empty and zeros_for_empty_prompt(model.folder.path):
+        zeros = model.config.empty_prompt == "zeros"
+        instead = "text, as the method's own code does" if zeros else "zeros, as the model's pipeline does"
+        notes.append(
+            f"the empty negative prompt is {'zeros' if zeros else 'encoded as text'}; --set "
+            f"models.{name}.empty_prompt={'text' if zeros else 'zeros'} takes {instead}"
+        )
+    reasons = {lora: why_distilled(lora, None) for lora in model.config.loras}
+    reasons[model.config.name] = why_distilled(model.config.name, model.folder.path)
+    for source, reason in reasons.items():
+        if reason:
+            notes += [_about_distilled(source, reason, key, item) for key, item in settings.items()]
+    return [note for note in notes if note]
+
+
+def _guidances(config: Config, name: str) -> dict[str, Any]:
+    """The guidances that use an entry of `models`, by their key in the configuration."""
+    several = len(config.stages) > 1
+    return {
+        f"{f'stages.{stage}.' if several else ''}objectives.{key}.guidance": objective.guidance
+        for stage, settings in config.stages.items()
+        for key, objective in settings.objectives.items()
+        if name in objective.guidance.requires().models
+    }
+
+
+def _about_distilled(name: str, reason: str, key: str, guidance: Any) -> str:
+    """A line where a distilled model is used as others are, else nothing."""
+    wrong = []
+    scale, resolution = getattr(guidance, "guidance_scale", 0.0), getattr(guidance, "resolution", 0)
+    if scale > LARGEST_DISTILLED:
+        wrong.append(f"{key}.guidance_scale={LARGEST_DISTILLED:g} (now {scale:g})")
+    if resolution:
+        wrong.append(f"{key}.resolution=0 for its own (now {resolution})")
+    if not wrong:
+        return ""
+    return (
+        f"{name} was distilled for a few steps without guidance, by {reason}: the gradient of such a model "
+        f"is not what the presets are for; set {' and '.join(wrong)}, or take the model it was made from"
+    )

@@ -1,0 +1,200 @@
+"""One stage of a run: a configuration and a task become the objects that the loop works on."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Literal
+
+import torch
+
+from pgc3d import pgc
+from pgc3d.backgrounds import Background, load_backdrop
+from pgc3d.cameras import CameraContext, SurfaceSampler, reference_view
+from pgc3d.config import Config, ObjectiveConfig, StageConfig
+from pgc3d.context import GuidanceContext, ModelStore, RepresentationContext
+from pgc3d.errors import BackendUnavailableError
+from pgc3d.export.canvas import load_canvas
+from pgc3d.geometry.surface import sample_surface
+from pgc3d.inputs.colors import COLORS, named_color
+from pgc3d.inputs.image import load_photo
+from pgc3d.inputs.maps import MapName, load_map
+from pgc3d.interfaces import Rasterizer, Representation, Stateful, SupportsMicroBatch
+from pgc3d.optimize import Objective, ParameterClipper, Problem
+from pgc3d.schedules import PiecewiseLinear
+from pgc3d.task import Task
+from pgc3d.types import Canvas, Handover, seeded
+
+
+@dataclass(frozen=True)
+class Built:
+    """A problem, and what else a checkpoint must hold to continue it."""
+
+    problem: Problem
+    rasterizer: Rasterizer
+    states: Mapping[str, Stateful]  # of guidances and clips, by "KIND.OBJECTIVE"
+
+
+def resolve_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
+    """The device to run on; `auto` is CUDA where there is one.
+
+    Raises:
+        BackendUnavailableError: CUDA was asked for and is not there.
+    """
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        reason = "this torch was built without it" if torch.version.cuda is None else "no device was found"
+        raise BackendUnavailableError(
+            f"--device cuda needs a CUDA device, but {reason}; use --device cpu, or "
+            "install a CUDA build of torch"
+        )
+    return torch.device("cuda" if available and name != "cpu" else "cpu")
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """What all stages of a run are built from; the inputs are read when they are needed, once."""
+
+    config: Config
+    task: Task
+    rasterizer: Rasterizer
+    device: torch.device
+    mesh: Callable[[], Canvas]
+    models: ModelStore | None = None  # None where only the representation is built
+
+    @classmethod
+    def of(
+        cls,
+        config: Config,
+        task: Task,
+        rasterizer: Rasterizer,
+        device: torch.device,
+        models: ModelStore | None = None,
+    ) -> "RunContext":
+        """The context of a task whose inputs were prepared."""
+
+        @cache
+        def mesh() -> Canvas:
+            if task.mesh is None:
+                raise ValueError("a representation of a given mesh must have a mesh")
+            return load_canvas(task.mesh)
+
+        return cls(config, task, rasterizer, device, mesh, models)
+
+
+def build_representation(context: RunContext, name: str, start: Handover | None = None) -> Representation:
+    """The representation of the stage `name` at its start; also what a checkpoint is loaded into."""
+    config = context.config
+    return config.stages[name].representation.build(
+        RepresentationContext(
+            rasterizer=context.rasterizer,
+            device=context.device,
+            generator=seeded(config.run.seed, name, "representation"),
+            mesh=context.mesh,
+            start=start,
+            low_memory=config.run.low_memory,
+        )
+    )
+
+
+def build_stage(context: RunContext, name: str, start: Handover | None = None) -> Built:
+    """Everything that the optimisation of a stage needs; `start` is what its start left."""
+    stage = context.config.stages[name]
+    representation = build_representation(context, name, start)
+    objectives = build_objectives(context, stage)
+    optimizer = stage.optimizer
+    representation.parameter_store().use_adam(betas=optimizer.betas, eps=optimizer.eps)
+    problem = Problem(
+        representation=representation,
+        objectives=objectives,
+        clip_parameters=_parameter_clipper(stage),
+        lr_scale=PiecewiseLinear(optimizer.lr_scale),
+    )
+    return Built(problem=problem, rasterizer=context.rasterizer, states=stateful_parts(objectives))
+
+
+def stateful_parts(objectives: Mapping[str, Objective]) -> dict[str, Stateful]:
+    """The guidances and clips whose state belongs into a checkpoint."""
+    parts = {f"clip.{name}": objective.clip for name, objective in objectives.items()}
+    guidances = {f"guidance.{name}": objective.guidance for name, objective in objectives.items()}
+    return {name: part for name, part in {**parts, **guidances}.items() if isinstance(part, Stateful)}
+
+
+def build_objectives(context: RunContext, stage: StageConfig) -> dict[str, Objective]:
+    """The objectives of a stage, by their names."""
+    guidance = _guidance_context(context)
+    surface = _surface(context) if "mesh" in stage.requires().inputs else None
+    return {
+        name: _build_objective(context, objective, guidance, surface)
+        for name, objective in stage.objectives.items()
+    }
+
+
+def _guidance_context(context: RunContext) -> GuidanceContext:
+    config, task, device = context.config, context.task, context.device
+    if context.models is None:
+        raise ValueError("objectives must have models to be built from")
+
+    @cache
+    def image() -> torch.Tensor:
+        if task.image is None:
+            raise ValueError("a guidance that uses the input image must have one")
+        return load_photo(task.image).to(device)
+
+    @cache
+    def load(name: MapName) -> torch.Tensor | None:
+        path = getattr(task, name)
+        return None if path is None else load_map(name, path, len(image())).to(device)
+
+    return GuidanceContext(
+        models=context.models,
+        prompt=task.prompt,
+        image=image,
+        map=load,
+        reference=reference_view(config.view).to(device),
+    )
+
+
+def _surface(context: RunContext) -> SurfaceSampler:
+    mesh = context.mesh().in_world()
+    return partial(sample_surface, mesh.vertices, mesh.faces)
+
+
+def _build_objective(
+    context: RunContext, config: ObjectiveConfig, guidance: GuidanceContext, surface: SurfaceSampler | None
+) -> Objective:
+    run = context.config.run
+    built = config.guidance.build(guidance)
+    if isinstance(built, SupportsMicroBatch):
+        built.micro_batch = 1 if run.low_memory else run.micro_batch
+    cameras = CameraContext(
+        batch=config.batch, device=context.device, view=context.config.view, surface=surface
+    )
+    return Objective(
+        sample_cameras=config.cameras.build(cameras),
+        guidance=built,
+        clip=config.clip.build(),
+        backgrounds=tuple(_background(context, config, name) for name in config.backgrounds),
+        weight=config.weight,
+        target=config.target,
+    )
+
+
+def _background(context: RunContext, config: ObjectiveConfig, name: str) -> Background:
+    """A colour, an image, or None for random colours; a model's own word for a colour comes first."""
+    if name == "random":
+        return None
+    if name == "image":
+        assert context.task.background is not None
+        return load_backdrop(context.task.background, context.device)
+    for entry in config.guidance.requires().models:
+        assert context.models is not None
+        words = context.models.view_prompts(entry).backgrounds
+        if name in words:
+            return words[name]
+    return COLORS[name] if name in COLORS else named_color(name)
+
+
+def _parameter_clipper(stage: StageConfig) -> ParameterClipper | None:
+    """The baseline that clips whole parameters; the gradient it clips is the sum of all objectives."""
+    norms = {getattr(objective.clip, "max_norm", None) for objective in stage.objectives.values()} - {None}
+    return partial(pgc.clip_parameters, max_norm=norms.pop()) if norms else None

@@ -1,0 +1,174 @@
+"""The configuration of a DMTet, and how one starts: from an ellipsoid, or from what an earlier stage left."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pgc3d.context import RepresentationContext
+from pgc3d.errors import InputError
+from pgc3d.geometry.marching_tetrahedra import grid_points
+from pgc3d.geometry.sdf import ellipsoid_sdf, mesh_sdf, redistance
+from pgc3d.interfaces import Rasterizer
+from pgc3d.ranges import MAX_RATE, MAX_WEIGHT, check, number
+from pgc3d.render.mesh_renderer import kept_bytes
+from pgc3d.representation.dmtet import DMTet
+from pgc3d.representation.fields import ColorField, HashGrid, Mlp, SdfField, check_color_field, start_colors
+from pgc3d.representation.surface import LOSSES
+from pgc3d.requirements import Requirements
+from pgc3d.types import Handover
+
+
+@dataclass(frozen=True)
+class DMTetConfig:
+    """The defaults suit two CPU cores; lengths in cells are independent of the resolution."""
+
+    kind: Literal["dmtet"] = "dmtet"
+    resolution: int = number(64, 8, 512, unit="cells along an axis")
+    # Of the ellipsoid that a run starts from, where it starts from no other stage.
+    radii: tuple[float, float, float] = number((0.6, 0.6, 0.6), 0.0, 0.98, above=True)
+    sdf: Literal["grid", "mlp"] = "grid"
+    # Standard deviation of the blur first and last; 0 is off.
+    sdf_smoothing: tuple[float, float] = number((1.0, 0.7), 0.0, 8.0, unit="cells")
+    deformation_limit: float = number(0.45, 0.0, 0.5, unit="cells")
+    redistance_every: int = number(50, 0, 10_000_000, unit="steps")  # 0 is off
+    lr_sdf: float = number(0.01, 0.0, MAX_RATE)
+    # Of the SDF gradients' root mean square: far smaller ones move the shape less than lr_sdf; 0 is off.
+    eps_sdf: float = number(0.0, 0.0, 10.0)
+    lr_deformation: float = number(0.01, 0.0, MAX_RATE)
+    lr_color_grid: float = number(0.01, 0.0, MAX_RATE)
+    lr_color_mlp: float = number(0.002, 0.0, MAX_RATE)
+    normal_consistency: float = number(10.0, 0.0, MAX_WEIGHT)  # weights of the regularisers
+    laplacian: float = number(0.0, 0.0, MAX_WEIGHT)
+    sign_changes: float = number(0.0, 0.0, MAX_WEIGHT)
+    eikonal: float = number(0.0, 0.0, MAX_WEIGHT)
+    area: float = number(0.0, 0.0, MAX_WEIGHT)
+    color_levels: int = number(8, 1, 16)
+    color_features: int = number(2, 1, 8)
+    color_log2_rows: int = number(15, 4, 24)
+    color_base: int = number(8, 2, 512, unit="cells along an axis")
+    color_finest: int = number(256, 2, 16384, unit="cells along an axis")
+    color_hidden: int = number(32, 1, 256)
+    color: tuple[float, float, float] = number((0.5, 0.5, 0.5), 0.001, 0.999, unit="in sRGB")  # at the start
+    roughness: float = number(0.8, 0.0, 1.0)
+    metallic: float = number(0.0, 0.0, 1.0)
+    # Progress from which on the shape stays and only the colours are optimised.
+    shape_until: float = number(1.0, 0.0, 1.0, above=True)
+    max_recoveries: int = number(3, 0, 1000)
+
+    def __post_init__(self) -> None:
+        check(self)
+        check_color_field(
+            levels=self.color_levels,
+            features=self.color_features,
+            log2_rows=self.color_log2_rows,
+            base=self.color_base,
+            finest=self.color_finest,
+        )
+        if min(self.radii) < 2.0 / self.resolution:
+            raise ValueError(
+                f"radii must be at least a cell, {2.0 / self.resolution:g} at resolution {self.resolution}, "
+                f"got {list(self.radii)}"
+            )
+
+    fixed_shape: ClassVar[bool] = False
+
+    def requires(self) -> Requirements:
+        """Nothing."""
+        return Requirements()
+
+    def render_bytes(self, *, low_memory: bool) -> int:
+        """Memory kept for a rendered pixel until its gradient is known."""
+        return kept_bytes(low_memory=low_memory)
+
+    def build(self, context: RepresentationContext) -> DMTet:
+        """The representation at its start.
+
+        Raises:
+            InputError: an earlier stage left no surface.
+        """
+        asset = build_dmtet(
+            self,
+            rasterizer=context.rasterizer,
+            generator=context.generator,
+            device=context.device,
+            start=context.start,
+        )
+        asset.color.recompute = context.low_memory
+        return asset
+
+
+def build_dmtet(
+    config: DMTetConfig,
+    *,
+    rasterizer: Rasterizer,
+    generator: torch.Generator,
+    device: torch.device | str = "cpu",
+    start: Handover | None = None,
+) -> DMTet:
+    """Make the representation that a configuration describes.
+
+    Args:
+        config: sizes, learning rates and weights.
+        rasterizer: the backend.
+        generator: on the CPU; draws the fields' first weights.
+        device: where the grid and the fields go.
+        start: what an earlier stage left, inside the cube [-1, 1]^3; an ellipsoid of one colour when None.
+
+    Raises:
+        InputError: `start` has neither a distance field nor a surface.
+    """
+    sizes = {
+        "levels": config.color_levels,
+        "features": config.color_features,
+        "log2_rows": config.color_log2_rows,
+        "base": config.color_base,
+    }
+    grid = HashGrid(**sizes, finest=config.color_finest, generator=generator)
+    mlp = Mlp(grid.width, 3, hidden=config.color_hidden, generator=generator)
+    color = ColorField(grid, mlp, color=config.color, roughness=config.roughness, metallic=config.metallic)
+    sdf_field = None
+    if config.sdf == "mlp":
+        sdf_grid = HashGrid(**sizes, finest=max(config.resolution, config.color_base), generator=generator)
+        sdf_field = SdfField(sdf_grid, generator=generator)
+    initial = ellipsoid_sdf(config.radii, config.resolution) if start is None else _sdf_of(start, config, device)
+    asset = DMTet(
+        rasterizer=rasterizer,
+        initial=initial,
+        color=color,
+        learning_rates={
+            "sdf": config.lr_sdf,
+            "deformation": config.lr_deformation,
+            "color.grid": config.lr_color_grid,
+            "color.mlp": config.lr_color_mlp,
+        },
+        eps_sdf=config.eps_sdf,
+        weights={name: getattr(config, name) for name in LOSSES},
+        sdf_field=sdf_field,
+        sdf_smoothing=config.sdf_smoothing,
+        deformation_limit=config.deformation_limit,
+        redistance_every=config.redistance_every,
+        shape_until=config.shape_until,
+        max_recoveries=config.max_recoveries,
+        padded=torch.device(device).type == "cuda",
+    ).to(device)
+    if start is not None:
+        start_colors(asset.color, start, generator)
+    return asset
+
+
+@torch.no_grad()
+def _sdf_of(start: Handover, config: DMTetConfig, device: torch.device | str) -> Float[Tensor, "X Y Z"]:
+    """The distance field of an earlier stage on this grid, as a distance again."""
+    if start.sdf is not None:
+        size = config.resolution + 1
+        points = grid_points(config.resolution, device)
+        values = torch.cat([start.sdf(part) for part in torch.split(points, 1 << 19)])
+        return redistance(values.reshape(size, size, size))
+    if start.surface is None:
+        raise InputError(
+            "a stage of kind dmtet must start from a stage with a surface, got one without; remove its start"
+        )
+    return mesh_sdf(start.surface.vertices, start.surface.faces, config.resolution)

@@ -1,0 +1,164 @@
+"""The configuration of one stage of a run: a representation, its objectives, and the optimiser."""
+
+import re
+from dataclasses import dataclass, field
+from functools import reduce
+from operator import or_
+from typing import Literal, TypeAlias
+
+from pgc3d.cameras import OrbitConfig, ReferenceCameraConfig
+from pgc3d.closeups import CloseUpConfig
+from pgc3d.guidance.reference import ReferenceConfig
+from pgc3d.guidance.sds import SdsConfig
+from pgc3d.guidance.zero123 import Zero123Config
+from pgc3d.inputs.colors import COLORS, named_color
+from pgc3d.layers import nearest
+from pgc3d.pgc import ClipConfig, PixelClip
+from pgc3d.ranges import LEAST_EPS, PATH, check, number, schedule, shown
+from pgc3d.representation.dmtet_config import DMTetConfig
+from pgc3d.representation.textured_mesh import TexturedMeshConfig
+from pgc3d.requirements import Requirements
+
+BACKGROUNDS = (*COLORS, "random", "image")
+MAX_STEPS = 10_000_000
+MAX_PIXELS = 2**28  # of a step's views: 300 GB of what the renderer keeps
+NAME = re.compile(r"[\w-]{1,64}")
+RESERVED = ("seconds", "regularizers")  # what else the metrics of a step begin with
+
+GuidanceConfig: TypeAlias = SdsConfig | Zero123Config | ReferenceConfig
+RepresentationConfig: TypeAlias = DMTetConfig | TexturedMeshConfig
+CameraConfig: TypeAlias = OrbitConfig | ReferenceCameraConfig | CloseUpConfig
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """One guidance, its cameras, and what is done to its gradient."""
+
+    guidance: GuidanceConfig = field(default_factory=SdsConfig)
+    clip: ClipConfig = field(default_factory=PixelClip)
+    cameras: CameraConfig = field(default_factory=OrbitConfig)
+    backgrounds: tuple[str, ...] = ("white",)  # names or #rrggbb; every view draws one
+    batch: int = number(4, 1, 1024, unit="views")  # of a step
+    weight: float = number(1.0, 1e-6, 1e6)
+    target: Literal["color", "normal"] = "color"
+
+    def __post_init__(self) -> None:
+        check(self)
+        check(self.clip)  # whose module stands alone
+        if self.guidance.requires().reference_view:
+            if (self.cameras.kind, self.target) != ("reference", "color"):
+                raise ValueError(
+                    f"the guidance {self.guidance.kind!r} must have cameras of kind 'reference' and the target "
+                    f"'color', got {self.cameras.kind!r} and {self.target!r}"
+                )
+            if "image" in self.backgrounds:
+                raise ValueError(
+                    f"the guidance {self.guidance.kind!r} must have backgrounds of one colour, got 'image'"
+                )
+        if not self.backgrounds:
+            raise ValueError(f"backgrounds must name at least one of {', '.join(BACKGROUNDS)}")
+        for name in self.backgrounds:
+            if name not in BACKGROUNDS and named_color(name) is None:
+                raise ValueError(
+                    f"backgrounds must be of {', '.join(BACKGROUNDS)} or #rrggbb, got {name!r}"
+                    f"{nearest(name, BACKGROUNDS)}"
+                )
+
+    def requires(self) -> Requirements:
+        """What the guidance, the cameras and the backgrounds need."""
+        behind = {"background"} if "image" in self.backgrounds else set()
+        own = Requirements(inputs=frozenset(behind))
+        return own | self.guidance.requires() | self.cameras.requires()
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Adam; the learning rates belong to the representation."""
+
+    betas: tuple[float, float] = number((0.9, 0.99), 0.0, 1.0, below=True)
+    eps: float = number(1e-15, LEAST_EPS, 1.0)
+    # A schedule (see PiecewiseLinear) that all learning rates follow.
+    lr_scale: tuple[float, ...] = schedule((1.0,), 0.0, 1000.0)
+    max_skipped: int = number(20, 1, MAX_STEPS)  # non-finite steps in a row that end the run
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """One stage of a run: a representation, what it is optimised for, and for how long."""
+
+    steps: int = number(500, 1, MAX_STEPS)
+    # An earlier stage of the run, or a run's folder (RUN, or RUN:STAGE), whose result this one begins with.
+    start: str = field(default="", metadata=PATH)
+    # Of the renders, one for each phase of the stage.
+    resolution: tuple[int, ...] = number((128, 256), 16, 4096, unit="pixels")
+    # Progress at which each phase but the last one ends.
+    resolution_until: tuple[float, ...] = number((0.6,), 0.0, 1.0)
+    representation: RepresentationConfig = field(default_factory=DMTetConfig)
+    objectives: dict[str, ObjectiveConfig] = field(default_factory=lambda: {"color": ObjectiveConfig()})
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+    def __post_init__(self) -> None:
+        check(self)
+        self._check_resolution()
+        if not self.objectives:
+            raise ValueError("objectives must hold at least one entry")
+        for name, objective in self.objectives.items():
+            self._check_objective(name, objective)
+        norms = {getattr(objective.clip, "max_norm", None) for objective in self.objectives.values()} - {None}
+        if len(norms) > 1:
+            raise ValueError(
+                f"max_norm must be the same in all objectives that clip parameters, got {sorted(norms)}"
+            )
+        blind = [name for name, objective in self.objectives.items() if objective.target == "normal"]
+        if blind and self.representation.fixed_shape:
+            raise ValueError(
+                "objectives of a given mesh must have the target color, since its shape is fixed, got normal "
+                f"for {', '.join(blind)}"
+            )
+
+    def _check_resolution(self) -> None:
+        ends = (0.0, *self.resolution_until, 1.0)
+        if not self.resolution:
+            raise ValueError("resolution must have at least one entry, got []")
+        if len(self.resolution_until) != len(self.resolution) - 1 or sorted(ends) != list(ends):
+            raise ValueError(
+                "resolution_until must grow within [0, 1] and have one entry less than resolution, got "
+                f"{list(self.resolution_until)} for {list(self.resolution)}"
+            )
+
+    def _check_objective(self, name: str, objective: ObjectiveConfig) -> None:
+        """What an objective must have in common with the rest, and its name with the files that it stands in."""
+        if not NAME.fullmatch(name) or name in RESERVED:
+            raise ValueError(
+                f"the names of objectives must be up to 64 letters, digits, - and _, and not one of "
+                f"{', '.join(RESERVED)}, got {shown(name)}"
+            )
+        pixels = objective.batch * max(self.resolution) ** 2
+        if pixels > MAX_PIXELS:
+            raise ValueError(
+                f"the views of a step must have at most {MAX_PIXELS} pixels, objectives.{name} has {pixels}; "
+                "lower its batch or the resolution"
+            )
+        needed = objective.cameras.requires().inputs - self.representation.requires().inputs
+        if needed:
+            raise ValueError(
+                f"objectives.{name}.cameras.kind {objective.cameras.kind} must go with a representation of a "
+                f"given {' and '.join(sorted(needed))}, got representation.kind {self.representation.kind}"
+            )
+
+    def requires(self) -> Requirements:
+        """What the representation and all objectives need."""
+        parts = (objective.requires() for objective in self.objectives.values())
+        return reduce(or_, parts, self.representation.requires())
+
+    def resolution_at(self, progress: float) -> int:
+        """The resolution of the phase that `progress` lies in."""
+        return self.resolution[sum(progress >= end for end in self.resolution_until)]
+
+    def scaled_to(self, resolution: int) -> tuple[int, ...]:
+        """The resolutions with their proportions kept and `resolution` as the last one, in multiples of 8."""
+        earlier = (round(side * resolution / self.resolution[-1] / 8) * 8 for side in self.resolution[:-1])
+        return (*(max(16, side) for side in earlier), resolution)
