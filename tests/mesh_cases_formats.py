@@ -36,6 +36,7 @@ class Case:
     note: str = ""  # part of one; empty: there are none
     lost: tuple[str, ...] = ()
     has_uv: bool = False
+    without_uv: int = 0  # faces
     beside: dict[str, bytes] = field(default_factory=dict)
     error: str | None = None
 
@@ -136,11 +137,11 @@ MTL = b"newmtl a\nKd 1 1 1\n"
 
 OBJ_CASES = {
     "plain.obj": cube(),
-    "mtllib_parent.obj": cube("mtllib ../materials/chair.mtl\n", note="own folder only"),
-    "mtllib_absolute.obj": cube("mtllib /etc/chair.mtl\n", note="own folder only"),
-    "mtllib_windows.obj": cube("mtllib C:\\a\\chair.mtl\n", note="own folder only"),
-    "mtllib_http.obj": cube("mtllib https://a/chair.mtl\n", note="own folder only"),
-    "mtllib_missing.obj": cube("mtllib chair.mtl\n", note="must exist"),
+    "mtllib_parent.obj": cube("mtllib ../materials/chair.mtl\n", note="outside the folder and not read"),
+    "mtllib_absolute.obj": cube("mtllib /etc/chair.mtl\n", note="outside the folder and not read"),
+    "mtllib_windows.obj": cube("mtllib C:\\a\\chair.mtl\n", note="outside the folder and not read"),
+    "mtllib_http.obj": cube("mtllib https://a/chair.mtl\n", note="outside the folder and not read"),
+    "mtllib_missing.obj": cube("mtllib chair.mtl\n", note="'chair.mtl' is missing"),
     **{
         f"map_{key}.obj": cube(
             "mtllib a.mtl\nusemtl a\n",
@@ -221,21 +222,20 @@ OBJ_CASES = {
         v(CUBE) + "vt 0.5 0.5\n" * 8 + f(QUADS[:4], "{0}/{0}") + f(QUADS[4:]),
         volume=1.0,
         has_uv=True,
-        note="4 of 12 faces have no texture coordinates",
+        without_uv=4,
     ),
     "one_nan_in_vt.obj": obj(
         v(CUBE) + "vt nan 0\n" + "vt 0.5 0.5\n" * 7 + f(QUADS, "{0}/{0}"),
         volume=1.0,
         has_uv=True,
-        note="6 of 12 faces have no texture coordinates",
+        without_uv=6,
     ),
     "some_without_vn.obj": obj(
         v(CUBE) + "vn 0 0 1\n" + f(QUADS[:4], "{0}//1") + f(QUADS[4:]),
         volume=1.0,
-        note="4 of 12 faces have no normals",
     ),
     "zero_normal.obj": obj(
-        v(CUBE) + "vn 0 0 0\n" + f(QUADS, "{0}//1"), volume=1.0, note="1 normal without a direction"
+        v(CUBE) + "vn 0 0 0\n" + f(QUADS, "{0}//1"), volume=1.0
     ),
     "nothing.obj": obj("", error="must have faces, got none"),
     "comments_only.obj": obj("# nothing\n", error="holds nothing"),

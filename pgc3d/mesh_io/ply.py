@@ -65,8 +65,8 @@ def read_ply(data: bytes, path: Path) -> SourceMesh:
     vertices, notes = in_single(positions, surface.triangles, path)
     if surface.short:
         notes.append(f"{counted(surface.short, 'face')} of fewer than three corners passed over")
-    uv = own_uv(*_uv(tables[vertex.name], own, surface, notes), notes)
-    normals = own_normals(*_normals(tables[vertex.name], surface), notes)
+    uv = own_uv(*_uv(tables[vertex.name], own, surface, notes))
+    normals = own_normals(*_normals(tables[vertex.name], surface))
     materials = tuple(
         SourceMaterial(name, load_image=image_loader(name, path)) for name in (header.images if uv else ())
     )

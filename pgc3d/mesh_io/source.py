@@ -11,16 +11,18 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class SourceMaterial:
-    """Base colour of a group of faces: sRGB `color`, multiplied in linear light by the image where there is one.
+    """Base colour of a group of faces: sRGB `color`, times, in linear light, the image where there is one.
 
     `load_image` opens the image only when it is called, so that a reader of surfaces opens none; it raises
     InputError where the image is missing, damaged or outside the mesh file's folder.
     """
 
     name: str = ""
-    color: Float[Tensor, " 4"] = torch.ones(4)  # sRGB and alpha in [0, 1]
+    color: Float[Tensor, " 4"] = torch.ones(4)  # noqa: RUF009 - sRGB and alpha in [0, 1]
     load_image: Callable[[], Image.Image] | None = None
     wrap: tuple[str, str] = ("repeat", "repeat")  # of u and v: repeat, clamp or mirror
+    uv_transform: Float[Tensor, "2 3"] | None = None  # of texture coordinates before the look-up
+    load_surface: Callable[[], Image.Image] | None = None  # roughness in G, metallic in B, as in glTF
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,8 @@ class SourceMesh:
 
     vertices: Float[Tensor, "V 3"]
     faces: Int[Tensor, "F 3"]
-    normals: Float[Tensor, "N 3"] | None = None  # unit, outward
-    normal_faces: Int[Tensor, "F 3"] | None = None
+    normals: Float[Tensor, "N 3"] | None = None  # unit, outward; 0 where the file has none that can be used
+    normal_faces: Int[Tensor, "F 3"] | None = None  # -1 where a corner has no normal
     uv: Float[Tensor, "U 2"] | None = None
     uv_faces: Int[Tensor, "F 3"] | None = None  # -1 where a corner has no texture coordinates
     vertex_color: Float[Tensor, "V 4"] | None = None  # sRGB and alpha in [0, 1]
@@ -42,3 +44,5 @@ class SourceMesh:
     materials: tuple[SourceMaterial, ...] = ()
     notes: tuple[str, ...] = ()  # one line each: what was passed over while reading, said before a run
     lost: tuple[str, ...] = ()  # noun phrases: what a textured copy lacks, as "2 animations"
+    face_part: Int[Tensor, " F"] | None = None  # the part of the file that a face belongs to, from 0 on
+    linear_colors: bool = False  # vertex colours are mixed in linear light between vertices, as in glTF
