@@ -584,6 +584,7 @@ FOREIGN = {
 @pytest.mark.parametrize("name", FOREIGN)
 def test_foreign_file_is_named_with_a_way_to_convert_it(tmp_path, name):
     data, match = FOREIGN[name]
+    (tmp_path / name).write_bytes(data)
     line = explain_foreign(tmp_path / name, data)
     assert line is not None
     assert line.isprintable()
@@ -594,6 +595,8 @@ def test_foreign_file_is_named_with_a_way_to_convert_it(tmp_path, name):
 
 def test_folder_is_named(tmp_path):
     assert "a folder; give the mesh file inside" in explain_foreign(tmp_path, b"")
+    assert "an FBX file" in explain_foreign(tmp_path / "missing.fbx", b"")
+    assert explain_foreign(tmp_path / "missing.glb", b"") is None
 
 
 @pytest.mark.parametrize("name", sorted(name for name, case in FORMAT_CASES.items() if case.error is None))
