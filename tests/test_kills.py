@@ -102,7 +102,7 @@ def finish(checkpoint, folder):
 def geometry(path):
     """The binary part of a GLB file: positions, faces, texture coordinates and images.
 
-    A process that is killed after it wrote the asset leaves it, and the next one calls its own asset-2: a name
+    A process that is killed after it wrote the asset leaves it, and the next calls its own asset-2: a name
     that stands in the other part.
     """
     content = path.read_bytes()
