@@ -34,7 +34,7 @@ from pgc3d.mesh_io.single import in_single
 from pgc3d.mesh_io.source import SourceMesh
 from pgc3d.render.shading import linear_to_srgb
 
-READ = (INSTANCING, "KHR_mesh_quantization", "KHR_node_visibility", SHADERS, "KHR_texture_transform")
+READ = (INSTANCING, "KHR_mesh_quantization", "KHR_node_visibility", "KHR_texture_transform", *SHADERS)
 # they say nothing about where the surface is
 HARMLESS = (
     "KHR_materials", "KHR_texture", "KHR_lights", "KHR_animation", "KHR_xmp", "KHR_audio", "EXT_texture",
