@@ -31,7 +31,7 @@ def in_single(vertices: Floats, faces: Ints, path: Path) -> tuple[Tensor, list[s
     """Vertices [V, 3] in float32, and notes; one that is not finite and that no face uses goes to the origin.
 
     Raises:
-        InputError: rounding would bend the mesh, since it is small and far from the origin.
+        InputError: rounding would bend the mesh, since it is small and far from the origin, or overflow.
     """
     used = np.zeros(len(vertices), dtype=bool)
     used[faces.reshape(-1)] = True
@@ -44,6 +44,11 @@ def in_single(vertices: Floats, faces: Ints, path: Path) -> tuple[Tensor, list[s
             f"{counted(int(idle.sum()), 'unused vertex', 'unused vertices')} without finite coordinates"
         )
     surface = vertices[used & finite]
+    if len(surface) and np.abs(surface).max() > np.finfo(np.float32).max:
+        raise InputError(
+            f"vertices must be finite, got numbers beyond those of single precision in {path}; scale the mesh "
+            "down"
+        )
     if len(surface):
         with np.errstate(over="ignore", invalid="ignore"):
             moved, size = np.abs(surface - surface.astype(np.float32)).max(), np.ptp(surface, axis=0).max()
