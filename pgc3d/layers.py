@@ -5,6 +5,7 @@ by the defaults of the new one.
 """
 
 import difflib
+import sys
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -111,6 +112,8 @@ def _check_leaf(where: str, expected: Any, value: Any) -> None:
         raise ConfigError(f"{where} must be true or false, got {shown(value)}")
     if plain <= {int, float} and isinstance(value, bool):
         raise ConfigError(f"{where} must be a number, got {str(value).lower()}")
+    if plain == {float} and isinstance(value, int) and abs(value) > sys.float_info.max:
+        raise ConfigError(f"{where} must be a smaller number, got {shown(value)}")
 
 
 def _plain_type(kind: Any) -> Any:

@@ -137,7 +137,7 @@ FacesOption = Annotated[int | None, typer.Option(help="Decimate to this many tri
 ModelOption = Annotated[
     str | None,
     typer.Option(
-        help="Folder in diffusers' layout, safetensors file, hub id, or alias, as sdxl-turbo.", callback=_given
+        help="Folder in diffusers' layout, safetensors file, hub id, or alias (sdxl-turbo).", callback=_given
     ),
 ]
 SeedOption = Annotated[int | None, typer.Option(help="Same seed, same result (on a CPU).")]

@@ -30,6 +30,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     layer = one_line(lambda: _parse(text, lambda: OmegaConf.load(StringIO(text))), str(path))
     if not isinstance(layer, dict):
         raise ConfigError(f"{path} must hold keys and values, got a {type(layer).__name__}")
+    one_line(lambda: check_values(layer), str(path))
     return cast("dict[str, Any]", layer)
 
 
@@ -84,7 +85,7 @@ def one_line(action: Callable[[], Any], source: str) -> Any:
 
 def _shortened(text: str) -> str:
     line = " ".join(text.split())
-    return line if len(line) <= LONGEST else f"{line[:LONGEST]}..."
+    return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
 
 
 def _read_text(path: Path) -> str:

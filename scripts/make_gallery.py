@@ -31,7 +31,8 @@ def run_once(folder: Path, arguments: Sequence[str]) -> None:
     """Make an asset in a folder with a command of pgc3d; what is there stays, what was stopped goes on."""
     if (folder / "asset.glb").exists():
         return
-    begun = (folder / "manifest.json").is_file()
+    manifest = folder / "manifest.json"
+    begun = manifest.is_file() and json.loads(manifest.read_text())["status"] != "preparing"
     rest = ["resume", str(folder)] if begun else [*arguments, "--out", str(folder)]
     subprocess.run([sys.executable, "-m", "pgc3d", *rest], check=True)
 

@@ -36,6 +36,7 @@ class Case:
     note: str = ""  # part of one; empty: there are none
     lost: tuple[str, ...] = ()
     has_uv: bool = False
+    without_uv: int = 0  # faces
     beside: dict[str, bytes] = field(default_factory=dict)
     error: str | None = None
 
@@ -136,11 +137,11 @@ MTL = b"newmtl a\nKd 1 1 1\n"
 
 OBJ_CASES = {
     "plain.obj": cube(),
-    "mtllib_parent.obj": cube("mtllib ../materials/chair.mtl\n", note="own folder only"),
-    "mtllib_absolute.obj": cube("mtllib /etc/chair.mtl\n", note="own folder only"),
-    "mtllib_windows.obj": cube("mtllib C:\\a\\chair.mtl\n", note="own folder only"),
-    "mtllib_http.obj": cube("mtllib https://a/chair.mtl\n", note="own folder only"),
-    "mtllib_missing.obj": cube("mtllib chair.mtl\n", note="must exist"),
+    "mtllib_parent.obj": cube("mtllib ../materials/chair.mtl\n", note="outside the folder and not read"),
+    "mtllib_absolute.obj": cube("mtllib /etc/chair.mtl\n", note="outside the folder and not read"),
+    "mtllib_windows.obj": cube("mtllib C:\\a\\chair.mtl\n", note="outside the folder and not read"),
+    "mtllib_http.obj": cube("mtllib https://a/chair.mtl\n", note="outside the folder and not read"),
+    "mtllib_missing.obj": cube("mtllib chair.mtl\n", note="'chair.mtl' is missing"),
     **{
         f"map_{key}.obj": cube(
             "mtllib a.mtl\nusemtl a\n",
@@ -221,21 +222,20 @@ OBJ_CASES = {
         v(CUBE) + "vt 0.5 0.5\n" * 8 + f(QUADS[:4], "{0}/{0}") + f(QUADS[4:]),
         volume=1.0,
         has_uv=True,
-        note="4 of 12 faces have no texture coordinates",
+        without_uv=4,
     ),
     "one_nan_in_vt.obj": obj(
         v(CUBE) + "vt nan 0\n" + "vt 0.5 0.5\n" * 7 + f(QUADS, "{0}/{0}"),
         volume=1.0,
         has_uv=True,
-        note="6 of 12 faces have no texture coordinates",
+        without_uv=6,
     ),
     "some_without_vn.obj": obj(
         v(CUBE) + "vn 0 0 1\n" + f(QUADS[:4], "{0}//1") + f(QUADS[4:]),
         volume=1.0,
-        note="4 of 12 faces have no normals",
     ),
     "zero_normal.obj": obj(
-        v(CUBE) + "vn 0 0 0\n" + f(QUADS, "{0}//1"), volume=1.0, note="1 normal without a direction"
+        v(CUBE) + "vn 0 0 0\n" + f(QUADS, "{0}//1"), volume=1.0
     ),
     "nothing.obj": obj("", error="must have faces, got none"),
     "comments_only.obj": obj("# nothing\n", error="holds nothing"),
@@ -315,8 +315,14 @@ PLY_CASES = {
     "strips_two.ply": Case(strips("12 0 1 2 3 -1 4 5 6 7 -1 0 4"), faces=4, area=2.0),
     "strips_rows.ply": Case(strips("4 0 1 2 3\n4 4 5 6 7", 2), faces=4, area=2.0),
     "strips_stitched.ply": Case(strips("10 0 1 2 3 3 4 4 5 6 7"), faces=4, area=2.0),
+    "strips_beside_no_faces.ply": Case(
+        strips("4 0 1 2 3").replace(b"element tristrips", b"element face 0\nelement tristrips"),
+        faces=2,
+        area=1.0,
+        high=(0, 1, 1),
+    ),
     "points.ply": ply(CUBE, None, error="must have faces, got none .* holds 8 vertices;"),
-    "no_faces.ply": ply(CUBE, [], error="must have faces, got none"),
+    "no_faces.ply": ply(CUBE, [], error="must have faces, got none .* holds 8 vertices;"),
     "lines_only.ply": ply(CUBE, [(0, 1)], error="none of three corners or more"),
     "cut.ply": Case(binary_ply(CUBE, MIXED).content[:-1], error="7 rows of 'face' end after 6"),
     "cut_ascii.ply": Case(QUADS_PLY[:-3], error="6 rows of 'face' end after 5"),
@@ -324,6 +330,10 @@ PLY_CASES = {
     "cut_header.ply": Case(QUADS_PLY[:60], error="must have a line 'end_header', got none"),
     "huge_count.ply": Case(
         ply_header("binary_little_endian", 9, 10**17).encode(), error="at most 2 M faces .* 10{17} faces"
+    ),
+    "huge_count_of_nothing.ply": Case(
+        f"ply\nformat ascii 1.0\nelement vertex 9\nelement face {10**17}\nend_header\n".encode(),
+        error="at most 2 M faces",
     ),
     "huge_list.ply": Case(
         binary_ply(CUBE, [], "<").content.replace(b"face 0", b"face 1").replace(b"list uchar", b"list uint")

@@ -185,7 +185,7 @@ def mini():
 
 
 def first_gradients(mini, start, calls=3):
-    """The mean length of the first gradients, and the share of their energy above a quarter of the samples."""
+    """The mean length of the first gradients, and the share of their energy at high frequencies."""
     guidance, generator = mini
     generator.manual_seed(0)
     canvas = make_canvas(guidance, "pixels", start=start, background=torch.ones(1, 3))

@@ -190,20 +190,18 @@ REFUSED_FILES = {
     "own tag": (named("!mine mini"), "must have no tags, got '!mine'"),
     "deep": (f"run: {'[' * 400}{']' * 400}\n", "nested at most 16 deep, got more in line 1"),
     "deep mappings": ("".join(f"{'  ' * depth}a:\n" for depth in range(400)), "nested at most 16 deep"),
-    "deep without an end": ("run: " + "[" * 100_000, "nested at most 16 deep"),
+    "deep without an end": ("run: " + "[" * 100_000, "nesting depth"),
     "many": ("".join(f"k{index}: 1\n" for index in range(6_000)), "at most 10000 values"),
     "aliases of aliases": (
         "a: &a [x, x, x, x, x, x, x, x, x]\n"
-        + "".join(
-            f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
-        ),
+        + "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in pairwise("abcdefghi")),
         "at most 10000 values",
     ),
     "alias of itself": ("run: &a\n  steps: *a\n", "recursive aliases"),
     "twice": ("run:\n  steps: 5\n  steps: 6\n", "duplicate key steps"),
     "two documents": ("run: {steps: 2}\n---\nrun: {steps: 3}\n", "expected a single document"),
     "number as a key": ("1: 2\n", "must be text, got 1"),
-    "nothing as a key": ("run:\n  ~: 2\n", "must be text, got None"),
+    "nothing as a key": ("run:\n  ~: 2\n", "run: Incompatible key type 'NoneType'"),
     "list in a list": ("model: {loras: [[a]]}\n", "model.loras[0] must be text, got ['a']"),
     "text for a list": ("model: {loras: a.safetensors}\n", "model.loras must be a list, got 'a.safetensors'"),
     "number for a text": (named("1e5"), "model.name must be text, got 100000.0; put it in quotes"),
@@ -213,7 +211,7 @@ REFUSED_FILES = {
     "date": ("run: {seed: 2020-01-01}\n", "run.seed"),
     "a name that is a path": ("objectives: {a/b: {batch: 1}}\n", "the names of objectives must be up to 64"),
     "no name": (named("''"), "model: name must be a model, got an empty text"),
-    "lone surrogate": (named('"\\uDC80"'), ""),
+    "lone surrogate": (named('"\\uDC80"'), "must be YAML"),
 }
 
 

@@ -1,10 +1,13 @@
 """Every way to store an image means the same colours; what cannot be read is said in one line."""
 
 import zlib
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from images import (
     HEIGHT,
     LAYOUTS,
@@ -187,6 +190,57 @@ def test_the_decoders_own_limit_is_said_as_ours(side, millions, tmp_path):
     line = refused(store(tmp_path / "huge.png", content))
     assert "at most 64 million pixels" in line
     assert f"has {millions} million" in line
+
+
+@pytest.mark.parametrize("name", [name for name in LAYOUTS if " apart" not in name])
+def test_a_file_that_was_cut_off_is_one_line(name, tmp_path):
+    """Or it shows what the whole one does, where no more than the end of its tags is lost."""
+    layout = LAYOUTS[name]
+    content, meant = make(layout, None, 1)
+    for share in (0.1, 0.5, 0.8):
+        path = store(tmp_path / f"cut.{layout.suffix}", content[: int(share * len(content))])
+        found, line = None, ""
+        try:
+            found = decoded(path)
+        except InputError as error:
+            line = str(error)
+        if found is None:
+            assert str(path) in line
+            assert "\n" not in line
+        else:
+            assert layout.suffix == "tif"
+            assert matches(found, meant, layout.tolerance + 0.01)
+
+
+DAMAGED = [
+    "png LA 16",
+    "tiff RGBA 16 apart MM",
+    "tiff L 12 II deflate",
+    "tiff CMYK 8 MM",
+    "webp RGBA",
+    "jpg CMYK",
+]
+
+
+@given(name=st.sampled_from(DAMAGED), place=st.floats(0, 1), value=st.integers(0, 255))
+def test_damaged_files_raise_nothing_but_input_errors(name, place, value, tmp_path_factory):
+    profile = PROFILES[LAYOUTS[name].kind][1]
+    data = bytearray(make(LAYOUTS[name], profile, 6)[0])
+    data[int(place * (len(data) - 1))] = value
+    path = store(tmp_path_factory.getbasetemp() / "damaged", data)
+    for read in (decode_image, decode_levels):
+        with suppress(InputError):
+            read(path)
+
+
+def test_films_are_refused_and_the_first_image_of_a_telephones_pair_is_read(tmp_path):
+    frames = [Image.fromarray(grid(3, 255, seed, cell=8).astype(np.uint8)) for seed in (1, 2)]
+    for file_format in ("WEBP", "PNG", "TIFF"):
+        content = by_pillow(frames[0], file_format, save_all=True, append_images=frames[1:])
+        assert "must be a single one" in refused(store(tmp_path / "film", content))
+    pair = by_pillow(frames[0], "MPO", save_all=True, append_images=frames[1:], quality=100, subsampling=0)
+    found = decoded(store(tmp_path / "pair.jpg", pair))[..., :3]
+    np.testing.assert_allclose(found.astype(int), np.asarray(frames[0]), atol=5)
 
 
 def test_an_image_without_pixels_is_one_line(tmp_path):

@@ -137,6 +137,20 @@ def test_a_map_that_does_not_belong_to_the_picture_is_one_line(
     assert not (tmp_path / "runs").exists()
 
 
+def test_what_was_left_out_of_the_picture_is_said(run, checkpoint, picture, tmp_path):  # noqa: F811
+    with Image.open(picture) as opened:
+        rgba = np.array(opened)
+    rgba[:60, 58] = rgba[75, 3] = (200, 60, 30, 255)
+    rgba[60:, 58] = 0
+    Image.fromarray(rgba[:, :-1]).save(picture)
+    np.save(tmp_path / "depth.npy", np.ones((3, 3)))  # ends before there is anything to wait for
+    code, _, err = run("image", picture, "--model", checkpoint, "--depth", tmp_path / "depth.npy", *TINY)
+    assert code == 2
+    lines = err.splitlines()
+    assert any(f"left out 1 speck apart from the object of {picture}" in line for line in lines)
+    assert any("reaches the right border of the image" in line for line in lines)
+
+
 @pytest.fixture
 def trained_otherwise(checkpoint, tmp_path):
     """A checkpoint that says its training cameras."""

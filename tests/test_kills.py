@@ -76,7 +76,7 @@ def start(checkpoint, folder):
 
 
 def kill_in(phase, rng, checkpoint, folder):
-    """Kill a process in a phase, or in what comes after it; the phase where it was, None where it had ended."""
+    """Kill a process in a phase, or soon after; returns the phase, None where the process had ended."""
     before = marks(folder)
     with start(checkpoint, folder) as process:
         while process.poll() is None:
@@ -99,11 +99,22 @@ def finish(checkpoint, folder):
     assert "Traceback" not in error, error
 
 
+def geometry(path):
+    """The binary part of a GLB file: positions, faces, texture coordinates and images.
+
+    A process that is killed after it wrote the asset leaves it, and the next calls its own asset-2: a name
+    that stands in the other part.
+    """
+    content = path.read_bytes()
+    return content[20 + int.from_bytes(content[12:16], "little") :]
+
+
 @pytest.mark.slow
 def test_killed_runs_end_with_the_same_mesh(tmp_path):
     checkpoint, rng = write_tiny_sdxl(tmp_path / "model"), random.Random(0)
     finish(checkpoint, tmp_path / "whole")
-    expected = (tmp_path / "whole" / "asset.glb").read_bytes()
+    expected = geometry(tmp_path / "whole" / "asset.glb")
+    assert len(expected) > 1000
     kills, left, number = Counter(), 0, 0
     while sum(kills.values()) < KILLS:
         folder: Path = tmp_path / f"run-{number}"
@@ -119,6 +130,6 @@ def test_killed_runs_end_with_the_same_mesh(tmp_path):
         finish(checkpoint, folder)
         assets = sorted(folder.glob("asset*.glb"))
         assert assets
-        assert all(path.read_bytes() == expected for path in assets), folder
+        assert all(geometry(path) == expected for path in assets), folder
         assert not temporaries(folder)
     print(f"{sum(kills.values())} kills of {number} runs: {dict(kills)}, {left} left a temporary file")  # noqa: T201

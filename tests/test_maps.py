@@ -5,11 +5,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from images import png, profile_bytes, tiff
 from PIL import Image
 
 from pgc3d.errors import InputError
+from pgc3d.inputs.decode import decode_levels
 from pgc3d.inputs.image import frame_photo, load_photo
-from pgc3d.inputs.maps import load_map, prepare_map
+from pgc3d.inputs.maps import _place, load_map, prepare_map
 
 HEIGHT, WIDTH = 150, 120
 
@@ -102,6 +104,55 @@ def test_the_background_leaves_no_trace(framed, photo, tmp_path, background):
     expected = depth(framed, tmp_path, right)
     found = depth(framed, tmp_path, np.where(outside, background, right))
     np.testing.assert_allclose(found[inside], expected[inside], atol=1e-4)
+
+
+def test_grey_levels_in_all_their_dresses_are_depth(framed, tmp_path):
+    """As RGB, with a palette, with alpha, with a profile, from white to black: the same, with all bits."""
+    levels = np.rint(30_000 + 20_000 * waves()[0]).astype(int)[..., None]
+    expected = depth(framed, tmp_path, levels[..., 0].astype(float))
+    rgb, alpha = levels.repeat(3, axis=2), np.full_like(levels, 65535)
+    linear = profile_bytes("linear")
+    files = {
+        "rgb": png(rgb, bits=16, color=2),
+        "rgba": png(np.concatenate([rgb, alpha], axis=2), bits=16, color=6),
+        "la": png(np.concatenate([levels, alpha], axis=2), bits=16, color=4),
+        "profile": png(levels, bits=16, color=0, profile=linear),
+        "from white": tiff(65535 - levels, bits=16, photometric=0, order="<"),
+        "from white, big-endian": tiff(65535 - levels, bits=16, photometric=0, order=">", deflate=True),
+        "float from white": tiff(-levels.astype(np.float32), bits=32, photometric=0, sample_format=3),
+        "integer": tiff(levels, bits=32, photometric=1, sample_format=2),
+    }
+    for name, content in files.items():
+        (tmp_path / "given").write_bytes(content)
+        (tmp_path / "depth.png").write_bytes(prepare_map("depth", tmp_path / "given", framed))
+        found = load_map("depth", tmp_path / "depth.png", framed.size).numpy()[..., 0]
+        np.testing.assert_allclose(found, expected, atol=3e-5, err_msg=name)
+    (tmp_path / "given").write_bytes(
+        png(levels >> 8, bits=8, color=3, palette=np.arange(256).repeat(3).reshape(-1, 3))
+    )
+    (tmp_path / "depth.png").write_bytes(prepare_map("depth", tmp_path / "given", framed))
+    found = load_map("depth", tmp_path / "depth.png", framed.size).numpy()[..., 0]
+    np.testing.assert_allclose(found, expected, atol=0.01)
+    false_colors = np.stack([levels[..., 0], 65535 - levels[..., 0], levels[..., 0]], axis=-1)
+    (tmp_path / "given").write_bytes(png(false_colors, bits=16, color=2))
+    assert "must hold grey levels, not colours" in refused(framed, "depth", tmp_path / "given")
+
+
+@pytest.mark.parametrize("file_format", ["png", "II", "MM", "apart"])
+def test_sixteen_bits_of_normals_are_read_in_full(framed, photo, tmp_path, file_format):
+    """Below the steps of 8 bits, a slope still has a mean that is right, with no lean to one side."""
+    vector = np.array([0.2013, -0.3037, 0.0])
+    vector[2] = np.sqrt(1 - (vector**2).sum())
+    levels = np.rint(65535 * np.broadcast_to(0.5 * vector + 0.5, (HEIGHT, WIDTH, 3))).astype(int)
+    content = {
+        "png": lambda: png(levels, bits=16, color=2, profile=profile_bytes("p3")),
+        "II": lambda: tiff(levels, bits=16, photometric=2, order="<"),
+        "MM": lambda: tiff(levels, bits=16, photometric=2, order=">", deflate=True),
+        "apart": lambda: tiff(levels, bits=16, photometric=2, apart=True),
+    }[file_format]()
+    (tmp_path / "given").write_bytes(content)
+    found = _place(decode_levels(tmp_path / "given"), framed, tmp_path)[0][photo[..., 3] > 0.99]
+    np.testing.assert_allclose(2 * found - 1, np.broadcast_to(vector, found.shape), atol=4e-5)
 
 
 def test_normals_come_in_eight_bits_and_as_numbers_and_are_unit(framed, photo, tmp_path):

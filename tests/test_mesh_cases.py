@@ -564,7 +564,7 @@ COLOR_CASES: dict[str, tuple[Callable[[], Gltf], tuple]] = {
     "another_tile": (
         lambda: one_square({}, TEXCOORD_0=([[3.0, 8], [4, 8], [4, 7], [3, 7]],)), (RED, RED, BLUE, BLUE)
     ),
-    "texcoord1": (lambda: one_square({"texCoord": 1}, TEXCOORD_1=([[0.25, 0]] * 4,)), (RED,) * 4),
+    "texcoord1": (lambda: one_square({"texCoord": 1}, TEXCOORD_1=([[0.0, 0]] * 4,)), (RED,) * 4),
     "texcoord_of_the_transform": (
         lambda: one_square({}, transform={"texCoord": 1}, TEXCOORD_1=([[0.75, 0]] * 4,)), (BLUE,) * 4
     ),

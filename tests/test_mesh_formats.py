@@ -56,6 +56,8 @@ def test_usable_file_gives_its_surface(tmp_path, capsys, name):
         corners = mesh.vertices[mesh.faces].double()
         assert float(torch.linalg.det(corners).sum()) / 6 == pytest.approx(case.volume, rel=1e-5)
     assert (mesh.uv is not None) == case.has_uv
+    without = 0 if mesh.uv_faces is None else int((mesh.uv_faces < 0).any(dim=1).sum())
+    assert without == case.without_uv
     assert len(mesh.notes) == bool(case.note)
     assert case.note in "".join(mesh.notes)
     assert mesh.lost == case.lost
@@ -83,7 +85,7 @@ def test_triangles_of_a_notched_polygon_face_as_it_does(tmp_path, name):
 @pytest.mark.parametrize("name", [name for name in FORMAT_CASES if name.startswith("strips_")])
 def test_strips_face_one_side(tmp_path, name):
     normals = area_vectors(read(written(tmp_path, name)[1]))
-    assert torch.equal(normals, torch.tensor([[-0.5, 0, 0]], dtype=torch.float64).expand(4, 3))
+    assert torch.equal(normals, torch.tensor([[-0.5, 0, 0]], dtype=torch.float64).expand(len(normals), 3))
 
 
 # ---- polygons
@@ -282,11 +284,12 @@ def test_obj_materials_come_from_the_library(tmp_path):
     assert wood.wrap == ("clamp", "clamp")
     assert plain.load_image is None
     assert wood.load_image().getpixel((0, 0)) == (255, 0, 0)
-    assert mesh.uv[mesh.uv_faces].tolist() == [
-        [[0, 0], [1, 0], [1, 1]], [[0.5, 0], [2.5, 3], [2.5, 0]], [[0, 0], [1, 0], [1, 1]]
-    ]  # fmt: skip
+    assert mesh.uv[mesh.uv_faces].tolist()[1] == [[0, 0], [1, 1], [1, 0]]
+    assert wood.uv_transform.tolist() == [[2, 0, 0.5], [0, 3, 0]]
+    assert plain.uv_transform is None
+    assert wood.load_image() is wood.load_image()
     bare = read_obj(path.read_bytes(), path, colors=False)
-    assert bare.uv[bare.uv_faces].tolist()[1] == [[0, 0], [1, 1], [1, 0]]
+    assert torch.equal(bare.uv, mesh.uv)
     assert [material.load_image for material in bare.materials] == [None, None]
     assert list(source_files(path.read_bytes(), path)) == [tmp_path / "my lib.mtl", tmp_path / "my wood.png"]
 
@@ -361,6 +364,19 @@ def test_small_meshes_far_from_the_origin_are_refused_before_they_are_bent(tmp_p
     else:
         with pytest.raises(InputError, match="of its size; move it to the origin"):
             read(path)
+
+
+def test_normals_are_unit_or_said_to_be_missing():
+    text = "vn 0 0 1e300\nvn 0 0 0\nvn nan 0 1\n" + v(CUBE) + "f 1//1 2//2 4//3\nf 5 7 8\n"
+    mesh = read_obj(text.encode(), Path("a.obj"))
+    assert mesh.normals.tolist() == [[0, 0, 1], [0, 0, 0], [0, 0, 0]]
+    assert mesh.normal_faces.tolist() == [[0, 1, 2], [-1, -1, -1]]
+
+
+def test_objects_and_groups_are_parts():
+    text = v(CUBE) + "f 1 2 4\no a\no b\nf 5 7 8\ng c\nf 1 5 6\nf 1 5 6\n"
+    assert read_obj(text.encode(), Path("a.obj")).face_part.tolist() == [0, 1, 2, 2]
+    assert read_obj(("o a\n" + v(CUBE) + f(QUADS)).encode(), Path("a.obj")).face_part is None
 
 
 def test_colours_of_vertices_are_read():
@@ -444,10 +460,7 @@ def test_wedges_of_another_length_have_no_texture_coordinates(tmp_path):
     mesh = read_ply(ply_with("binary_little_endian", vertex, face, CUBE, faces), tmp_path / "a.ply")
     assert mesh.uv[mesh.uv_faces[0]].tolist() == [[0, 0], [1, 0], [1, 1]]
     assert mesh.uv_faces[1:].tolist() == [[-1] * 3] * 2
-    assert mesh.notes == (
-        "1 face with texture coordinates of another number of corners",
-        "2 of 3 faces have no texture coordinates",
-    )
+    assert mesh.notes == ("1 face with texture coordinates of another number of corners",)
 
 
 def test_ply_image_is_opened_when_it_is_wanted_only(tmp_path):
@@ -571,6 +584,7 @@ FOREIGN = {
 @pytest.mark.parametrize("name", FOREIGN)
 def test_foreign_file_is_named_with_a_way_to_convert_it(tmp_path, name):
     data, match = FOREIGN[name]
+    (tmp_path / name).write_bytes(data)
     line = explain_foreign(tmp_path / name, data)
     assert line is not None
     assert line.isprintable()
@@ -581,6 +595,8 @@ def test_foreign_file_is_named_with_a_way_to_convert_it(tmp_path, name):
 
 def test_folder_is_named(tmp_path):
     assert "a folder; give the mesh file inside" in explain_foreign(tmp_path, b"")
+    assert "an FBX file" in explain_foreign(tmp_path / "missing.fbx", b"")
+    assert explain_foreign(tmp_path / "missing.glb", b"") is None
 
 
 @pytest.mark.parametrize("name", sorted(name for name, case in FORMAT_CASES.items() if case.error is None))

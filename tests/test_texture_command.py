@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import trimesh
+from mesh_cases import lid, mirrored_halves, one_box
 from meshes import cube_arrays, write_cube
 from PIL import Image
 from test_cli import checkpoint, run  # noqa: F401 - fixtures
@@ -104,6 +105,7 @@ def test_a_stopped_run_ends_with_the_same_texture(run, checkpoint, tmp_path, mon
         ("points", "the mesh must have faces"),
         ("nan", "vertices must be finite"),
         ("remote", "in its own folder only"),
+        ("no coordinates", "--uv own needs texture coordinates of every face"),
     ],
 )
 def test_a_mesh_that_cannot_be_used_is_one_line(run, checkpoint, tmp_path, content, line):  # noqa: F811
@@ -112,14 +114,34 @@ def test_a_mesh_that_cannot_be_used_is_one_line(run, checkpoint, tmp_path, conte
     files = {
         "points": triangle.format(0),
         "nan": triangle.format("nan") + "f 1 2 3\n",
-        "remote": "mtllib ../outside.mtl\n" + triangle.format(0) + "f 1 2 3\n",
+        "no coordinates": triangle.format(0) + "f 1 2 3\n",
     }
-    if content is not None:
+    if content == "remote":  # what is not needed for the surface may lie anywhere
+        path = one_box().write(tmp_path / "thing.gltf", uri="../outside.bin")
+    elif content is not None:
         path.write_text(files[content])
-    code, out, err = run("texture", path, "a chair", "--model", checkpoint, *TINY)
+    own = ["--uv", "own"] if content == "no coordinates" else []
+    code, out, err = run("texture", path, "a chair", "--model", checkpoint, *TINY, *own)
     assert (code, out) == (2, "")
     assert line in err.splitlines()[-1]
     assert not (tmp_path / "runs").exists()
+
+
+def test_what_a_result_lacks_and_the_way_to_keep_coordinates_are_said(run, checkpoint, tmp_path):  # noqa: F811
+    """In the first lines of a run; with --uv own both halves keep their one place in the image."""
+    chest, halves = lid().write(tmp_path / "chest.glb"), mirrored_halves().write(tmp_path / "halves.glb")
+    code, printed, err = run("texture", chest, "a chest", "--model", checkpoint, *TINY)
+    assert code in (0, 5), err
+    said = printed + err
+    assert "not kept in the result: 2 nodes with their names and hierarchy, 1 animation" in said
+    assert "overlap on 50% of their area; new ones were made (xatlas); --uv own keeps them" in said
+    code, _, err = run("texture", halves, "a face", "--uv", "own", "--model", checkpoint, *TINY)
+    assert code in (0, 5), err
+    folder = tmp_path / "runs" / "halves-a-face-0"
+    assert "uv: own" in (folder / "config.yaml").read_text()
+    found = read_mesh(folder / "asset.glb")
+    first, second = found.uv[found.uv_faces[:12]].mean(1), found.uv[found.uv_faces[12:]].mean(1)
+    torch.testing.assert_close(first, second)
 
 
 def test_a_box_of_another_program_keeps_its_faces(run, checkpoint, tmp_path):  # noqa: F811

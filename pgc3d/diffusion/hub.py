@@ -258,7 +258,9 @@ def part_weights(names: Sequence[str], part: str, variant: str) -> list[str]:
 
 def unavailable(wanted: Request, reason: str) -> WeightsNotFoundError:
     """The one line about a repository that cannot be had."""
-    if wanted.module or wanted.file:
+    if wanted.small:
+        instead = ""
+    elif wanted.module or wanted.file:
         instead = f" or give a {'file' if wanted.file else 'folder'} in its place"
     else:
         instead = ", give a folder with --model PATH, or use the bundled --guidance mini"

@@ -26,7 +26,7 @@ from pgc3d.evaluation.processes import in_processes
 from pgc3d.evaluation.results import Record, from_json, table, to_json, write_results
 from pgc3d.export.atomic import write_files
 from pgc3d.export.mesh_file import FORMATS, write_mesh
-from pgc3d.run import MANIFEST
+from pgc3d.run import MANIFEST, RunDirectory
 from pgc3d.session import Reporter
 from pgc3d.signals import stop_on_signals
 from pgc3d.task import Task
@@ -175,7 +175,7 @@ def make_item(
         KeyboardInterrupt: a signal stopped it, after it saved.
     """
     with stop_on_signals() as stop:
-        if (folder / MANIFEST).is_file():
+        if (folder / MANIFEST).is_file() and not RunDirectory(folder).is_unused():
             result = pipeline.resume(folder, report=report, stop=stop)
         else:
             config = configured(item)

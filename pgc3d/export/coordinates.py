@@ -58,7 +58,7 @@ def choose_coordinates(
         whole = unit_square(uv)
         fault = uv_fault(whole, uv_faces, source.vertices, source.faces, rasterizer=rasterizer, device=device)
         if fault is None:
-            return Coordinates(whole, uv_faces)
+            return Coordinates(whole.nan_to_num(), uv_faces)  # NaN may stand where no face looks
         faults.append(fault)
     usable = [pair for pair in candidates if uv_obstacle(*pair) is None]
     if choice == "own":
@@ -86,7 +86,7 @@ def _folded(
         uv_fault(uv, uv_faces, source.vertices, source.faces, rasterizer=rasterizer, device=device)
         is not None
     )
-    return Coordinates(uv, uv_faces, shared, wraps)
+    return Coordinates(uv.nan_to_num(), uv_faces, shared, wraps)
 
 
 def _missing(source: SourceMesh) -> str | None:

@@ -32,7 +32,7 @@ def complete_normals(
     known = usable & (source.normal_faces >= 0)
     opposed = _opposed(source, welded, joined, known)
     if bool(known.all()) and opposed <= MAX_OPPOSED:
-        return source.normals, source.normal_faces, opposed
+        return source.normals.nan_to_num(), source.normal_faces, opposed  # NaN where no face looks
     made, made_faces = crease_normals(welded, joined, crease=crease)
     if opposed > MAX_OPPOSED or not bool(known.any()):
         return made, made_faces, opposed

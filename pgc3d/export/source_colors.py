@@ -141,7 +141,7 @@ def _with_image(
         uv_faces=source.uv_faces,
         base_color=image,
         metallic_roughness=looks.image(look.load_surface),
-        wrap=look.wrap,
+        wrap=_wrap(_transformed(source.uv, look)[source.uv_faces], look),
     )
 
 
@@ -165,7 +165,8 @@ def _with_materials(tinted: TexturedMesh, source: SourceMesh, looks: _Looks) -> 
             uv_faces[rows[known]] = source.uv_faces[rows[known]] + start
             uv.append(_transformed(source.uv, look))
             start += len(source.uv)
-            materials.append(AssetMaterial(look.color[:3], image, look.wrap))
+            wrap = _wrap(uv[-1][source.uv_faces[rows[known]]], look)
+            materials.append(AssetMaterial(look.color[:3], image, wrap))
             plain = rows[~known]
         if len(plain):
             face_material[plain] = len(materials)
@@ -185,6 +186,12 @@ def _transformed(uv: Float[Tensor, "U 2"], look: SourceMaterial) -> Float[Tensor
     if look.uv_transform is None:
         return uv
     return (uv.double() @ look.uv_transform[:, :2].double().T + look.uv_transform[:, 2].double()).to(uv.dtype)
+
+
+def _wrap(uv: Float[Tensor, "F 3 2"], look: SourceMaterial) -> tuple[str, str]:
+    """How the image goes on beyond its border; where no face does, its opposite sides do not blend."""
+    inside = bool(((uv >= 0) & (uv <= 1)).all())
+    return ("clamp", "clamp") if inside else look.wrap
 
 
 def _to_bytes(colors: Float[Tensor, "*N 3"]) -> UInt8[Tensor, "*N 3"]:

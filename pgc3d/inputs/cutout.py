@@ -189,14 +189,14 @@ def _find_specks(pieces: _Pieces) -> Bool[np.ndarray, "N"]:
     from pgc3d.kernels.regions_numba import distance
 
     sides = pieces.longer_sides
-    small = (pieces.area < SPECK_AREA * pieces.area[0]) & (sides <= SPECK_SIDE * sides[0])
+    small: NDArray[np.bool_] = (pieces.area < SPECK_AREA * pieces.area[0]) & (sides <= SPECK_SIDE * sides[0])
     if not small.any():
         return small
     steps = distance(np.concatenate([[False], ~small])[pieces.labels])
     nearest = np.full(len(small) + 1, np.iinfo(np.int32).max, np.int32)
     np.minimum.at(nearest, pieces.labels.reshape(-1), steps.reshape(-1))
     away: NDArray[np.bool_] = nearest[1:] > max(SPECK_DISTANCE * sides[0], 2 * FRINGE)
-    return small & away
+    return np.logical_and(small, away)
 
 
 def _drop(

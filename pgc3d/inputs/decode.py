@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Shaped, UInt8
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageFile
 
 from pgc3d.errors import InputError
 from pgc3d.inputs import stored
@@ -52,10 +52,10 @@ class Decoded:
 class Levels:
     """The numbers of a map, upright; no colour management touches them."""
 
-    values: Shaped[np.ndarray, "H W *C"]
+    values: Shaped[np.ndarray, "*HWC"]
     top: float | None  # what white is, where the numbers have an end
 
-    def rows(self, part: slice) -> Float[np.ndarray, "h W *C"]:
+    def rows(self, part: slice) -> Float[np.ndarray, "*hWC"]:
         """Some rows as float32, in [0, 1] where the numbers have an end."""
         with np.errstate(over="ignore"):  # what is not finite is refused, where it matters
             values = self.values[part].astype(np.float32)
@@ -110,8 +110,11 @@ def decode_levels(path: Path) -> Levels:
         image.load()
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
         values = _numbers(image, path)
+    del image  # which is as large again
     if low is not None:
-        values, top = values.astype(np.uint16) << 8 | low, 65535.0
+        values, top = values.astype(np.uint16), 65535.0
+        values <<= 8
+        values |= low
     if values.ndim == 3:
         values = values[..., 0] if grey or values.shape[2] == 2 else values[..., :3]
     if inverted:
@@ -119,7 +122,7 @@ def decode_levels(path: Path) -> Levels:
     return Levels(_turned(values, orientation), top)
 
 
-def _steps(image: Image.Image, path: Path, say: Say) -> tuple[Convert | None, Convert]:
+def _steps(image: ImageFile.ImageFile, path: Path, say: Say) -> tuple[Convert | None, Convert]:
     """What is done to strips of an open file before they are shrunk, and to the whole afterwards."""
     transparent = stored.transparent_level(image)
     if image.mode in {"I", "F"}:
@@ -146,7 +149,7 @@ def _steps(image: Image.Image, path: Path, say: Say) -> tuple[Convert | None, Co
 
 
 def _grey_of_levels(
-    image: Image.Image, by_profile: UInt8[np.ndarray, "65536"] | None
+    image: ImageFile.ImageFile, by_profile: UInt8[np.ndarray, "65536"] | None
 ) -> UInt8[np.ndarray, "65536"]:
     """The grey with 8 bits of each level of a 16 bit image."""
     place = np.clip(np.arange(65536) / (stored.top_level(image) or 65535.0), 0.0, 1.0)
@@ -157,7 +160,9 @@ def _grey_of_levels(
     return found
 
 
-def _look_up(strip: Image.Image, *, table: UInt8[np.ndarray, "N"], transparent: int | None) -> Image.Image:
+def _look_up(
+    strip: Image.Image, *, table: UInt8[np.ndarray, "N"], transparent: stored.Transparent
+) -> Image.Image:
     """Grey levels with 8 bits, and the transparent level as alpha."""
     levels = np.asarray(strip.convert("L") if strip.mode == "1" else strip)
     grey = Image.fromarray(table[levels])
@@ -168,7 +173,7 @@ def _look_up(strip: Image.Image, *, table: UInt8[np.ndarray, "N"], transparent: 
     return grey
 
 
-def _read_transparent_color(image: Image.Image, path: Path) -> Image.Image | None:
+def _read_transparent_color(image: ImageFile.ImageFile, path: Path) -> Image.Image | None:
     """The whole image with alpha, where one of its colours is transparent."""
     color = stored.transparent_level(image)
     if not isinstance(color, tuple):
@@ -200,18 +205,19 @@ def _shrink(
     factor = max(1, int(min(extent[0] / wanted[0], extent[1] / wanted[1]) / _GAP))
     small = _expand_strips(image, expand, factor)
     box = (0.0, 0.0, extent[0] / factor, extent[1] / factor)
-    if small.size == wanted and box[2:] == wanted:
+    if small.size == wanted and box[2] == wanted[0] and box[3] == wanted[1]:
         return small
     return small.resize(wanted, Image.Resampling.BICUBIC, box=box)
 
 
 def _expand_strips(image: Image.Image, expand: Convert | None, factor: int) -> Image.Image:
-    if expand is None:
+    if expand is None and (factor == 1 or "A" not in image.mode):  # alpha is multiplied in, in a copy
         return image.reduce(factor) if factor > 1 else image
     rows = max(1, _STRIP // factor) * factor
     small: Image.Image | None = None
     for top in range(0, image.height, rows):
-        strip = expand(image.crop((0, top, image.width, min(top + rows, image.height))))
+        strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+        strip = strip if expand is None else expand(strip)
         strip = strip.reduce(factor) if factor > 1 else strip
         if small is None:
             small = Image.new(strip.mode, (strip.width, -(-image.height // factor)))

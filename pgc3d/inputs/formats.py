@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
 from pgc3d.errors import InputError
 
@@ -89,7 +89,7 @@ def require_small_file(path: Path) -> None:
 
 
 @contextmanager
-def open_picture(path: Path) -> Iterator[Image.Image]:
+def open_picture(path: Path) -> Iterator[ImageFile.ImageFile]:
     """A single picture of a bearable size, not decoded yet; what its decoder raises becomes one line.
 
     Raises:

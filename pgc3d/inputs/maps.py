@@ -27,10 +27,13 @@ AWAY = 0.5  # share of the object whose normals may look away from the viewer
 def prepare_map(name: MapName, path: Path, framed: FramedPhoto) -> bytes:
     """Make the map that a run works with, a PNG file with 16 bit grey levels for depth, RGB for normals.
 
+    All bits of the file are used; normals are kept with 8, which is a quarter of a degree.
+
     Args:
         name: `depth`: relative inverse depth in one channel, near is bright, scale and shift are free.
             `normal`: (n + 1) / 2 in RGB, in camera space with x right, y up, z to the viewer (OpenGL).
-        path: a picture or a .npy file, of the size of the picture's file.
+        path: a picture or a .npy file, of the size of the picture's file. Its numbers are data: a colour
+            profile does not change them, grey levels may be stored as RGB, and alpha is ignored.
         framed: the picture.
 
     Raises:
@@ -145,15 +148,8 @@ def _block_means(values: Float[np.ndarray, "h W C"], factor: int) -> list[Float[
     """Means over squares, smaller ones at the lower and right end, of each channel and of what is finite."""
     finite = np.isfinite(values).all(axis=-1)
     planes = [*np.moveaxis(np.where(finite[..., None], values, np.float32(0.0)), -1, 0), finite]
-    if factor == 1:
-        return [plane.astype(np.float32) for plane in planes]
-    starts = [np.arange(0, length, factor) for length in finite.shape]
-    counts = [np.diff(edge, append=length) for edge, length in zip(starts, finite.shape, strict=True)]
-    weight = np.float32(1.0) / np.outer(*counts).astype(np.float32)
-    return [
-        np.add.reduceat(np.add.reduceat(plane.astype(np.float32), starts[0], 0), starts[1], 1) * weight
-        for plane in planes
-    ]
+    images = (Image.fromarray(np.ascontiguousarray(plane, np.float32)) for plane in planes)
+    return [np.asarray(image.reduce(factor) if factor > 1 else image) for image in images]
 
 
 def _depth_levels(

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, TiffImagePlugin
+from PIL import ImageFile, TiffImagePlugin
 
 from pgc3d.errors import InputError
 from pgc3d.inputs.formats import open_picture
@@ -21,7 +21,7 @@ WHITE_IS_ZERO, NOT_COMPRESSED, APART = 0, 1, 2  # their values
 Transparent = int | tuple[int, int, int] | None
 
 
-def top_level(image: Image.Image) -> float | None:
+def top_level(image: ImageFile.ImageFile) -> float | None:
     """What white is among the numbers of an image; None where they have no end."""
     if image.mode in {"I", "F"}:
         return None
@@ -30,13 +30,13 @@ def top_level(image: Image.Image) -> float | None:
     return float(2 ** max(_tags(image).get(BITS, (16,))) - 1)
 
 
-def counts_from_white(image: Image.Image) -> bool:
+def counts_from_white(image: ImageFile.ImageFile) -> bool:
     """Whether 0 is white; the decoder turns this round up to 8 bits."""
     deep = image.mode in {"I", "F"} or image.mode.startswith("I;16")
     return deep and _tags(image).get(PHOTOMETRIC) == WHITE_IS_ZERO
 
 
-def transparent_level(image: Image.Image) -> Transparent:
+def transparent_level(image: ImageFile.ImageFile) -> Transparent:
     """The level, as decoded, or the colour, as in the file, that is transparent; None where there is none.
 
     Palettes have theirs in themselves.
@@ -47,7 +47,7 @@ def transparent_level(image: Image.Image) -> Transparent:
     return level if image.mode in {"1", "RGB"} or image.mode.startswith("I;16") else None
 
 
-def repair_tiles(image: Image.Image, path: Path) -> None:
+def repair_tiles(image: ImageFile.ImageFile, path: Path) -> None:
     """Correct how the decoder is going to read a TIFF whose channels are stored one after the other.
 
     Raises:
@@ -66,12 +66,15 @@ def repair_tiles(image: Image.Image, path: Path) -> None:
         )
     if _tags(image).get(COMPRESSION, 1) == NOT_COMPRESSED and deep:
         order = "L" if _tags(image).prefix == b"II" else "B"
-        image.tile = [
-            tile._replace(args=(f"{tile.args[0]};16{order}", *tile.args[1:])) for tile in image.tile
-        ]
+        image.tile = [tile._replace(args=_deep(tile.args, order)) for tile in image.tile]
 
 
-def has_low_bytes(image: Image.Image) -> bool:
+def _deep(args: Any, order: str) -> Any:
+    """A tile's arguments for one channel of 16 bits in place of 8."""
+    return (f"{args[0]};16{order}", *args[1:])
+
+
+def has_low_bytes(image: ImageFile.ImageFile) -> bool:
     """Whether the decoder, before it runs, is going to leave out low bytes that `low_bytes` can read.
 
     It cannot where alpha is multiplied in, nor where channels are compressed one after the other.
@@ -81,7 +84,7 @@ def has_low_bytes(image: Image.Image) -> bool:
     return image.mode in {"RGB", "RGBA"} and ";16" in raw and "a;" not in raw and not apart
 
 
-def holds_grey(image: Image.Image) -> bool:
+def holds_grey(image: ImageFile.ImageFile) -> bool:
     """Whether the decoder, before it runs, is going to make RGBA of grey levels with alpha."""
     return _raw_mode(image) == "LA;16B"
 
@@ -110,7 +113,7 @@ def _other_bytes(args: Any) -> Any:
     return args[:-1] + {"L": "B", "B": "L"}[order]
 
 
-def _raw_mode(image: Image.Image) -> str:
+def _raw_mode(image: ImageFile.ImageFile) -> str:
     """How the decoder is going to read the first tile."""
     if not image.tile:
         return ""
@@ -118,5 +121,5 @@ def _raw_mode(image: Image.Image) -> str:
     return str(args if isinstance(args, str) or args is None else args[0])
 
 
-def _tags(image: Image.Image) -> Any:
+def _tags(image: ImageFile.ImageFile) -> Any:
     return getattr(image, "tag_v2", {})

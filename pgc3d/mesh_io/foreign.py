@@ -8,6 +8,7 @@ from io import BytesIO
 from pathlib import Path
 
 from pgc3d.mesh_io.lines import quoted
+from pgc3d.mesh_io.side_images import is_file
 
 HEAD = 4096  # bytes that are looked at
 BLENDER = "open it in Blender and use File > Export > glTF 2.0"
@@ -72,12 +73,13 @@ MESHES = ("glb", "gltf", "obj", "ply", "stl", "fbx", "dae", "usdc", "usda", "usd
 def explain_foreign(path: Path, data: bytes) -> str | None:
     """One line that says what a file is and how to convert it; None where it may be a mesh that is read here.
 
-    The content counts first, then the suffix. `data` may be the whole file or its beginning.
+    The content counts first, then the suffix. `data` may be the whole file, its beginning, or nothing where
+    there is no such file.
     """
     if path.is_dir():
         return _line(path, "a folder", "give the mesh file inside")
     suffix = path.suffix.lower().removeprefix(".")
-    if not data.strip(b"\0 \t\r\n"):
+    if is_file(path) and not data.strip(b"\0 \t\r\n"):
         return _line(path, "empty", "export or download it again")
     found = _by_content(data, suffix) or SUFFIXES.get(suffix)
     return None if found is None else _line(path, *found)

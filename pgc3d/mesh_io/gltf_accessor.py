@@ -34,7 +34,8 @@ def read_floats(document: Document, index: int, kinds: Collection[str], *, rows:
         return values.astype(np.float64)
     signed = values.dtype.kind == "i"
     top = 2 ** (8 * values.dtype.itemsize - signed) - 1
-    return np.maximum(values.astype(np.float64) / top, -1.0)
+    shares: Numbers = np.maximum(values.astype(np.float64) / top, -1.0)
+    return shares
 
 
 def read_indices(document: Document, index: int, *, rows: int) -> NDArray[np.int64]:

@@ -17,7 +17,7 @@ from pgc3d.render.shading import linear_to_srgb
 
 WRAPS = {33071: "clamp", 33648: "mirror", 10497: "repeat"}
 SPECULAR = "KHR_materials_pbrSpecularGlossiness"
-SHADERS = "KHR_techniques_webgl"
+SHADERS = ("KHR_techniques_webgl", "KHR_technique_webgl")
 TRANSFORM = "KHR_texture_transform"
 OTHER_IMAGES = ("EXT_texture_webp", "EXT_texture_avif", "KHR_texture_basisu", "MSFT_texture_dds")
 
@@ -71,7 +71,7 @@ def _material(document: Document, entry: Entry) -> SourceMaterial:
         color=torch.cat([linear_to_srgb(linear[:3]), linear[3:]]),
         load_surface=_loader(document, surface.entry(rough)) if rough in surface else None,
     )
-    if entry.extension(SHADERS) is not None:
+    if any(entry.extension(name) is not None for name in SHADERS):
         return SourceMaterial(name=material.name, load_image=partial(_refuse, _shader(document)))
     if texture is None:
         return material
@@ -88,7 +88,7 @@ def _material(document: Document, entry: Entry) -> SourceMaterial:
 def _shader(document: Document) -> str:
     return (
         f"the colours of a glTF file must be in its materials, but those of {document.path.name} are made by "
-        f"shaders ({SHADERS}); export it with plain materials"
+        f"shaders ({SHADERS[0]}); export it with plain materials"
     )
 
 

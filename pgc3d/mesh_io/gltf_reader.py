@@ -30,11 +30,11 @@ from pgc3d.mesh_io.gltf_primitive import (
 )
 from pgc3d.mesh_io.gltf_scene import INSTANCING, Scene, Shown, placements, read_scene
 from pgc3d.mesh_io.limits import inside, require_counts
-from pgc3d.mesh_io.single import in_single
 from pgc3d.mesh_io.source import SourceMesh
+from pgc3d.mesh_io.surface import in_single
 from pgc3d.render.shading import linear_to_srgb
 
-READ = (INSTANCING, "KHR_mesh_quantization", "KHR_node_visibility", SHADERS, "KHR_texture_transform")
+READ = (INSTANCING, "KHR_mesh_quantization", "KHR_node_visibility", "KHR_texture_transform", *SHADERS)
 # they say nothing about where the surface is
 HARMLESS = (
     "KHR_materials", "KHR_texture", "KHR_lights", "KHR_animation", "KHR_xmp", "KHR_audio", "EXT_texture",
@@ -229,9 +229,11 @@ class _Builder:
         colors = torch.from_numpy(np.concatenate(self.colors)).float() if self.colored else None
         if colors is not None:
             colors = torch.cat([linear_to_srgb(colors[:, :3]), colors[:, 3:]], dim=1)
+        faces = np.concatenate(self.faces)
+        vertices, more = in_single(np.concatenate(self.vertices), faces, self.document.path)
         return SourceMesh(
-            vertices=in_single(np.concatenate(self.vertices), self.document.path),
-            faces=_indices(self.faces),
+            vertices=vertices,
+            faces=torch.from_numpy(faces.astype(np.int64)),
             normals=_floats(self.normals),
             normal_faces=_indices(self.normal_faces) if self.normals else None,
             uv=_floats(self.uv),
@@ -239,7 +241,7 @@ class _Builder:
             vertex_color=colors,
             face_material=torch.from_numpy(np.concatenate(self.materials)),
             materials=read_materials(self.document),
-            notes=notes,
+            notes=(*notes, *more),
             lost=lost,
             face_part=torch.from_numpy(np.concatenate(self.parts)),
             linear_colors=True,

@@ -1,11 +1,12 @@
 """Material libraries of Wavefront OBJ files, and which files an OBJ refers to."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from pgc3d.mesh_io.limits import inside
 from pgc3d.mesh_io.lines import decoded, number, plain_text, quoted
@@ -35,37 +36,44 @@ class MtlMaterial:
     clamped: bool = False
     library: Path = Path()
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether the texture coordinates count as they are."""
-        return self.scale == (1.0, 1.0) and self.offset == (0.0, 0.0)
-
-    def source(self, name: str) -> SourceMaterial:
+    def source(self, name: str, load: Callable[[], Image.Image] | None) -> SourceMaterial:
         """An image takes the place of the colour, as in most programs."""
         rgb = (1.0, 1.0, 1.0) if self.image else self.color
         wrap = "clamp" if self.clamped else "repeat"
-        load = image_loader(self.image, self.library) if self.image else None
-        return SourceMaterial(name, torch.tensor([*rgb, self.alpha]), load, (wrap, wrap))
+        move = None
+        if self.image and (self.scale != (1.0, 1.0) or self.offset != (0.0, 0.0)):
+            (u, v), (du, dv) = self.scale, self.offset
+            move = torch.tensor([[u, 0.0, du], [0.0, v, dv]])
+        return SourceMaterial(name, torch.tensor([*rgb, self.alpha]), load, (wrap, wrap), move)
 
 
 @dataclass(frozen=True)
 class Libraries:
-    """Materials by name, and one line for each library that is not read."""
+    """Materials by name, and for each library that is not read a note and what an error says of it."""
 
     materials: dict[str, MtlMaterial]
-    faults: tuple[str, ...] = ()
+    faults: tuple[tuple[str, str], ...] = ()
 
-    def source(self, name: str) -> SourceMaterial:
-        """The material of a name; one that may be in a library not read refuses when its image is opened."""
-        if name in self.materials:
-            return self.materials[name].source(name)
-        load = refusal(self.faults[0]) if self.faults else None
-        return SourceMaterial(name, torch.tensor([UNDEFINED, UNDEFINED, UNDEFINED, 1.0]), load)
+    def sources(self, names: Iterable[str]) -> tuple[SourceMaterial, ...]:
+        """The materials of these names; one that may be in a library not read refuses to open an image."""
+        loaders: dict[tuple[str, Path], Callable[[], Image.Image]] = {}  # an image of several is opened once
+        found = []
+        for name in names:
+            item = self.materials.get(name)
+            if item is not None:
+                key = (item.image, item.library)
+                loader = loaders.setdefault(key, image_loader(*key)) if item.image else None
+                found.append(item.source(name, loader))
+            else:
+                load = refusal(self.faults[0][1]) if self.faults else None
+                grey = torch.tensor([UNDEFINED, UNDEFINED, UNDEFINED, 1.0])
+                found.append(SourceMaterial(name, grey, load))
+        return tuple(found)
 
-    def notes(self, names: Sequence[str]) -> list[str]:
+    def notes(self, names: Iterable[str]) -> list[str]:
         """What is not known about the materials of these names: one line at most."""
         if self.faults:
-            return [self.faults[0].partition(";")[0]]
+            return [self.faults[0][0]]
         missing = [name for name in names if name not in self.materials]
         return [f"no library describes the material {quoted(missing[0])}, so it is grey"] if missing else []
 
@@ -76,20 +84,21 @@ def read_libraries(names: Sequence[str], path: Path) -> Libraries:
     faults = []
     for name in list(dict.fromkeys(names))[:MAX_LIBRARIES]:
         found = list(_library_paths(name, path))
-        if not found and is_inside(name, path):
-            faults.append(
-                f"the material library of a mesh must exist, but {path.name} names {quoted(name, 200)}; "
-                "put it beside the mesh"
-            )
-        elif not found:
-            faults.append(
-                f"a mesh may refer to files in its own folder only, but {path.name} names "
-                f"{quoted(name, 200)}; put all files into one folder"
-            )
+        if not found:
+            faults.append(_fault(name, path))
         for library in found:
             for key, material in parse_mtl(_read(library), library).items():
                 materials.setdefault(key, material)
     return Libraries(materials, tuple(faults))
+
+
+def _fault(name: str, path: Path) -> tuple[str, str]:
+    library = f"material library {quoted(name, 100)}"
+    if is_inside(name, path):
+        message = f"the {library} of {path} must exist, found none; put it beside the mesh"
+        return f"the {library} is missing", message
+    message = f"a mesh may refer to files in its own folder only, but {path} names the {library}"
+    return f"the {library} is outside the folder and not read", f"{message}; put all files into one folder"
 
 
 def source_files(data: bytes | str, path: Path) -> Iterator[Path]:

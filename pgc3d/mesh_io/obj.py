@@ -1,6 +1,6 @@
 """Read a Wavefront OBJ with its own vertices, faces and order of both."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,10 +12,10 @@ from torch import Tensor
 from pgc3d.errors import InputError
 from pgc3d.mesh_io.limits import require_counts
 from pgc3d.mesh_io.lines import Lines, counted, decoded, quoted
-from pgc3d.mesh_io.mtl import MtlMaterial, read_libraries
+from pgc3d.mesh_io.mtl import read_libraries
 from pgc3d.mesh_io.obj_faces import Faces, read_faces
 from pgc3d.mesh_io.source import SourceMaterial, SourceMesh
-from pgc3d.mesh_io.surface import Values, cut_polygons, in_single, own_normals, own_uv
+from pgc3d.mesh_io.surface import cut_polygons, in_single, own_normals, own_uv
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -71,6 +71,7 @@ class _Others:
     materials: dict[str, int] = field(default_factory=dict)
     material_rows: list[int] = field(default_factory=list)
     material_index: list[int] = field(default_factory=list)
+    part_rows: list[int] = field(default_factory=list)
     groups: set[str] = field(default_factory=set)
     objects: set[str] = field(default_factory=set)
     smooth: bool = False
@@ -81,8 +82,8 @@ class _Others:
 def read_obj(data: bytes, path: Path, *, colors: bool = True) -> SourceMesh:
     """The surface of an OBJ; with `colors` also its material libraries, as far as they lie in its folder.
 
-    With `colors`, scales and offsets of textures (`map_Kd -s -o`) are counted into the texture coordinates.
     Images are opened by `SourceMaterial.load_image` only. Lines, points and free-form curves are passed over.
+    The parts are what begins with each line of an object's or a group's name.
 
     Raises:
         InputError: a line cannot be understood, an index points at nothing, or there are no faces.
@@ -100,14 +101,12 @@ def read_obj(data: bytes, path: Path, *, colors: bool = True) -> SourceMesh:
     triangles = places[cut]
     vertices, notes = in_single(positions, triangles, path)
     notes += _notes(others, faces)
-    uv = own_uv(*_slot(lines, faces, 1, cut), notes)
-    normals = own_normals(*_slot(lines, faces, 2, cut), notes)
+    uv = own_uv(*_slot(lines, faces, 1, cut))
+    normals = own_normals(*_slot(lines, faces, 2, cut))
     material = _face_material(others, faces.rows[polygon])
     libraries = read_libraries(others.libraries, path) if colors else None
     if libraries is not None:
-        notes += libraries.notes(list(others.materials))
-    if uv is not None and material is not None and libraries is not None:
-        uv = _transformed(uv, material, [libraries.materials.get(name) for name in others.materials])
+        notes += libraries.notes(others.materials)
     return SourceMesh(
         vertices=vertices,
         faces=torch.from_numpy(triangles),
@@ -117,11 +116,10 @@ def read_obj(data: bytes, path: Path, *, colors: bool = True) -> SourceMesh:
         uv_faces=None if uv is None else uv.faces,
         vertex_color=_colors(extra),
         face_material=None if material is None else torch.from_numpy(material),
-        materials=tuple(
-            libraries.source(name) if libraries else SourceMaterial(name) for name in others.materials
-        ),
+        materials=libraries.sources(others.materials) if libraries else _bare(others.materials),
         notes=tuple(notes),
         lost=_lost(others, extra),
+        face_part=_face_part(others, faces.rows[polygon]),
     )
 
 
@@ -171,6 +169,7 @@ def _add_line(others: _Others, row: int, key: str, rest: bytes) -> None:
     elif key == "mtllib":
         others.libraries.append(decoded(rest).strip())
     elif key in ("g", "o"):
+        others.part_rows.append(row)
         (others.groups if key == "g" else others.objects).add(decoded(rest).strip())
     elif key == "s":
         others.smooth |= rest.strip() not in (b"", b"off", b"0")
@@ -216,17 +215,14 @@ def _face_material(others: _Others, rows: Ints) -> Ints | None:
     return np.where(last < 0, -1, index[last.clip(0)]).astype(np.int64)
 
 
-def _transformed(uv: Values, material: Ints, found: Sequence[MtlMaterial | None]) -> Values:
-    """Texture coordinates with the scales and offsets of the materials' images."""
-    values, faces = [uv.values], uv.faces.clone()
-    for number, item in enumerate(found):
-        if item is None or not item.image or item.is_plain:
-            continue
-        own = torch.from_numpy(material == number)[:, None] & (uv.faces >= 0)
-        used, place = torch.unique(uv.faces[own], return_inverse=True)
-        faces[own] = place + sum(len(part) for part in values)
-        values.append(uv.values[used] * torch.tensor(item.scale) + torch.tensor(item.offset))
-    return Values(torch.cat(values), faces)
+def _bare(names: Iterable[str]) -> tuple[SourceMaterial, ...]:
+    return tuple(SourceMaterial(name) for name in names)
+
+
+def _face_part(others: _Others, rows: Ints) -> Tensor | None:
+    """The parts that have faces, counted from 0; None where there is one only."""
+    parts, index = np.unique(np.searchsorted(np.array(others.part_rows), rows), return_inverse=True)
+    return torch.from_numpy(index.reshape(-1)) if len(parts) > 1 else None
 
 
 def _colors(colors: Floats | None) -> Tensor | None:

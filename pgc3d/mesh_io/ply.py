@@ -24,7 +24,7 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Columns = Mapping[str, Column]
 
-FACES, STRIPS = ("face", "faces"), ("tristrips", "tristrip")
+FACES, STRIPS = ("face",), ("tristrips", "tristrip")
 INDICES = ("vertex_indices", "vertex_index")
 NORMALS = ("nx", "ny", "nz")
 UV = (("s", "t"), ("u", "v"), ("texture_u", "texture_v"), ("texture_s", "texture_t"))
@@ -50,13 +50,14 @@ def read_ply(data: bytes, path: Path) -> SourceMesh:
         InputError: the file is damaged, holds less than its header says, or has no faces.
     """
     header = read_header(data, path)
-    vertex, listed = header.element("vertex", "vertices"), _listed(header)
+    vertex, listed = header.element("vertex"), _listed(header)
+    counts = {item.name: item.count for item in (vertex, header.element(*FACES)) if item}
+    require_counts(path, vertices=counts.get("vertex", 0), faces=max(counts.get("face", 0), 1))
     if vertex is None or not vertex.has("x", "y", "z"):
         raise InputError(f"a PLY must have vertices with x, y and z, got none in {path}; export it as a mesh")
     if listed is None or not vertex.count:
         _refuse_points(path, header)
     is_strips = listed.name in STRIPS
-    require_counts(path, vertices=vertex.count, faces=1 if is_strips else listed.count)
     tables = read_tables(data, header, path, listed.name)
     if vertex.name not in tables:  # listed behind the faces
         tables = read_tables(data, header, path, vertex.name)
@@ -65,8 +66,8 @@ def read_ply(data: bytes, path: Path) -> SourceMesh:
     vertices, notes = in_single(positions, surface.triangles, path)
     if surface.short:
         notes.append(f"{counted(surface.short, 'face')} of fewer than three corners passed over")
-    uv = own_uv(*_uv(tables[vertex.name], own, surface, notes), notes)
-    normals = own_normals(*_normals(tables[vertex.name], surface), notes)
+    uv = own_uv(*_uv(tables[vertex.name], own, surface, notes))
+    normals = own_normals(*_normals(tables[vertex.name], surface))
     materials = tuple(
         SourceMaterial(name, load_image=image_loader(name, path)) for name in (header.images if uv else ())
     )

@@ -35,11 +35,11 @@ def read_source(path: Path) -> SourceMesh:
             a file outside its folder.
     """
     kind = path.suffix.lower().removeprefix(".")
-    if kind not in READERS:
-        advice = explain_foreign(path, _beginning(path))
-        raise InputError(
-            advice or f"a mesh file must be one of {', '.join(READERS)}, got {path.name}; convert it"
-        )
+    advice = explain_foreign(path, _beginning(path))
+    if advice is None and kind not in READERS and path.is_file():
+        advice = f"a mesh file must be one of {', '.join(READERS)}, got {path.name}; convert it"
+    if advice is not None:
+        raise InputError(advice)
     data = read_limited(path)
     try:
         mesh = READERS[kind](data, path)

@@ -3,6 +3,7 @@
 import io
 import warnings
 from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 
 from PIL import Image
@@ -15,11 +16,11 @@ MAX_PIXELS = 1 << 28
 
 
 def image_loader(name: str, source: Path) -> Callable[[], Image.Image]:
-    """A function that opens the image which `source` names.
+    """A function that opens the image which `source` names, once for all its calls.
 
     It raises InputError where the image is missing, damaged, too large or outside the folder of `source`.
     """
-    return lambda: _load(name, source)
+    return cache(partial(_load, name, source))
 
 
 def refusal(message: str) -> Callable[[], Image.Image]:

@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from pgc3d.errors import InputError
 from pgc3d.mesh_io.limits import require_counts
@@ -32,7 +31,7 @@ def in_single(vertices: Floats, faces: Ints, path: Path) -> tuple[Tensor, list[s
     """Vertices [V, 3] in float32, and notes; one that is not finite and that no face uses goes to the origin.
 
     Raises:
-        InputError: rounding would bend the mesh, since it is small and far from the origin.
+        InputError: rounding would bend the mesh, since it is small and far from the origin, or overflow.
     """
     used = np.zeros(len(vertices), dtype=bool)
     used[faces.reshape(-1)] = True
@@ -45,6 +44,11 @@ def in_single(vertices: Floats, faces: Ints, path: Path) -> tuple[Tensor, list[s
             f"{counted(int(idle.sum()), 'unused vertex', 'unused vertices')} without finite coordinates"
         )
     surface = vertices[used & finite]
+    if len(surface) and np.abs(surface).max() > np.finfo(np.float32).max:
+        raise InputError(
+            f"vertices must be finite, got numbers beyond those of single precision in {path}; scale the mesh "
+            "down"
+        )
     if len(surface):
         with np.errstate(over="ignore", invalid="ignore"):
             moved, size = np.abs(surface - surface.astype(np.float32)).max(), np.ptp(surface, axis=0).max()
@@ -70,41 +74,27 @@ def cut_polygons(vertices: Floats, corners: Ints, counts: Ints, path: Path) -> t
         raise InputError(f"{error}: {path}") from error
 
 
-def own_normals(normals: Floats, faces: Ints, notes: list[str]) -> Values | None:
-    """Unit normals where each corner has one with a direction; else None and a note."""
-    lacking = int((faces < 0).any(axis=1).sum())
-    if not len(normals) or lacking == len(faces):
+def own_normals(normals: Floats, faces: Ints) -> Values | None:
+    """Unit normals, 0 for those without a direction; None where no corner has one."""
+    if not len(normals) or not (faces >= 0).any():
         return None
-    if lacking:
-        notes.append(
-            f"{lacking} of {counted(len(faces), 'face')} have no normals; those of the others are not used"
-        )
-        return None
-    used = np.zeros(len(normals), dtype=bool)
-    used[faces.reshape(-1)] = True
-    length = np.linalg.norm(normals[used], axis=1)
-    blunt = int((~np.isfinite(length) | (length == 0)).sum())
-    if blunt:
-        notes.append(
-            f"{counted(blunt, 'normal')} without a direction, so that the file's normals are not used"
-        )
-        return None
-    with np.errstate(over="ignore", invalid="ignore"):
-        return Values(normalize(torch.from_numpy(normals).float(), dim=1), torch.from_numpy(faces))
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        unit = normals / np.abs(normals).max(axis=1, keepdims=True)  # the squares of huge ones are infinite
+        unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    unit[~np.isfinite(unit).all(axis=1)] = 0
+    return Values(torch.from_numpy(unit).float(), torch.from_numpy(faces))
 
 
-def own_uv(uv: Floats, faces: Ints, notes: list[str]) -> Values | None:
-    """Texture coordinates where a corner has some; a note where others have none."""
+def own_uv(uv: Floats, faces: Ints) -> Values | None:
+    """Texture coordinates, none for corners where they are not finite; None where no corner has any."""
+    if not len(uv):
+        return None
     with np.errstate(over="ignore", invalid="ignore"):
         single = uv.astype(np.float32)
     finite = np.asarray(np.isfinite(single).all(axis=1))
     if not finite.all():
         faces = np.where((faces >= 0) & finite[faces.clip(0)], faces, -1)
         single[~finite] = 0
-    lacking = int((faces < 0).any(axis=1).sum())
-    if not len(uv) or not (faces >= 0).any():
+    if not (faces >= 0).any():
         return None
-    if lacking:
-        have = "has" if lacking == 1 else "have"
-        notes.append(f"{lacking} of {counted(len(faces), 'face')} {have} no texture coordinates")
     return Values(torch.from_numpy(single), torch.from_numpy(faces))
