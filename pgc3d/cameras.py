@@ -131,7 +131,7 @@ class ReferenceCameraConfig:
     def build(self, context: "CameraContext") -> CameraSampler:
         """The same camera for each step and view."""
         cameras = reference_view(context.view, context.batch).to(context.device)
-        return lambda step: cameras
+        return lambda _: cameras
 
 
 @dataclass(frozen=True)

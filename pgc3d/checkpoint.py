@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pgc3d.build import Built
+from pgc3d.build.run import Built
 from pgc3d.checkpoint_files import Checkpoint
 from pgc3d.errors import RunDirectoryError
 from pgc3d.interfaces import Representation

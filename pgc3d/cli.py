@@ -6,25 +6,21 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
+from pgc3d.choices import Baseline, Format, GuidanceName, ImageGuidanceName, Space, Texture, UvChoice
 from pgc3d.console import Bar, Warnings, close_stdout, deliver, plain_line, prepare_streams, say, tell
 from pgc3d.errors import Pgc3dError
 from pgc3d.options import (
-    AnyGuidanceName,
     BaselineName,
     ConfigOption,
     DepthOption,
     DeviceOption,
     FacesOption,
-    Format,
-    Frame,
     FrameOption,
-    GuidanceName,
     GuidanceOption,
-    ImageGuidanceName,
     ModelOption,
     NormalOption,
     OutOption,
@@ -32,10 +28,8 @@ from pgc3d.options import (
     RunOptions,
     SeedOption,
     SetOption,
-    Space,
-    Texture,
+    StageOption,
     TextureOption,
-    Uv,
     configured,
     configured_item,
     with_run_options,
@@ -73,7 +67,7 @@ def _root(
 @with_run_options
 def text(
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help='What to make, as in "a red chair".')],
-    guidance: GuidanceOption = GuidanceName.AUTO,
+    guidance: GuidanceOption = "auto",
     out: OutOption = None,
     *,
     options: RunOptions,
@@ -82,7 +76,7 @@ def text(
     from pgc3d import pipeline
     from pgc3d.task import Task
 
-    resolved = configured(guidance.value, options)
+    resolved = configured(guidance, options)
     folder = out or pipeline.default_folder(Path("runs"), prompt, resolved.run.seed)
     return _run(lambda **calls: pipeline.generate(Task(prompt), out=folder, config=resolved, **calls))
 
@@ -95,7 +89,7 @@ def image(
     guidance: Annotated[
         ImageGuidanceName,
         typer.Option(help="auto is zero123 with a CUDA device and local weights, else the bundled mini."),
-    ] = ImageGuidanceName.AUTO,
+    ] = "auto",
     prompt: Annotated[str, typer.Option(help="Also ask a text-to-image model, for what is not seen.")] = "",
     elevation: Annotated[
         float | None, typer.Option(help="Degrees that the camera was above the object.")
@@ -113,14 +107,14 @@ def image(
 ) -> int:
     """Make a textured asset from a picture of it."""
     from pgc3d import pipeline
-    from pgc3d.configure import IMAGE
+    from pgc3d.presets import IMAGE
     from pgc3d.task import Task
 
     own = {
         "photo": {"matting": False if no_matting else None, "border": border},
         "view": {"elevation_degrees": elevation},
     }
-    resolved = configured(guidance.value, options, IMAGE, own, prompted=bool(prompt))
+    resolved = configured(guidance, options, IMAGE, own, prompted=bool(prompt))
     folder = out or pipeline.default_folder(Path("runs"), picture.stem, resolved.run.seed)
     task = Task(prompt, image=picture, depth=depth, normal=normal)
     return _run(lambda **calls: pipeline.generate(task, out=folder, config=resolved, **calls))
@@ -132,7 +126,7 @@ def texture(
     mesh: Annotated[Path, typer.Argument(metavar="MESH", help="A glb, gltf, obj, ply or stl file.")],
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help='What it is, as in "a wooden chair".')],
     *,
-    guidance: GuidanceOption = GuidanceName.AUTO,
+    guidance: GuidanceOption = "auto",
     up: Annotated[
         str | None, typer.Option(metavar="AXIS", help="The file's axis that points up: +y, or +z, -x ...")
     ] = None,
@@ -143,7 +137,7 @@ def texture(
         Texture | None, typer.Option(help="Learn a field, which is baked at the end, or the image itself.")
     ] = None,
     uv: Annotated[
-        Uv | None,
+        UvChoice | None,
         typer.Option(
             help="auto keeps the file's texture coordinates where each place has its own texel, own also "
             "where places share texels or the image repeats, new makes new ones."
@@ -159,23 +153,23 @@ def texture(
 ) -> int:
     """Paint a given mesh from a prompt; its geometry stays as it is."""
     from pgc3d import pipeline
-    from pgc3d.configure import TEXTURE, split_backgrounds
     from pgc3d.errors import InputError
+    from pgc3d.presets import TEXTURE, split_backgrounds
     from pgc3d.task import Task
 
     if options.faces:
         raise InputError(f"--faces must not be given for a mesh that stays as it is, got {options.faces}")
-    image_size = options.texture_size if texture is Texture.IMAGE else None
+    image_size = options.texture_size if texture == "image" else None
     own = {
         "up": up,
         "front": front,
-        "texture": texture.value if texture else None,
+        "texture": texture,
         "image_size": image_size,
-        "uv": uv.value if uv else None,
+        "uv": uv,
     }
     backgrounds, picture = split_backgrounds(background or [])
     every = {"backgrounds": backgrounds or None, "guidance": {"negative_prompt": negative}}
-    resolved = configured(guidance.value, options, TEXTURE, {"representation": own}, every_objective=every)
+    resolved = configured(guidance, options, TEXTURE, {"representation": own}, every_objective=every)
     folder = out or pipeline.default_folder(Path("runs"), f"{mesh.stem} {prompt}", resolved.run.seed)
     task = Task(prompt, mesh=mesh, background=picture)
     return _run(lambda **calls: pipeline.generate(task, out=folder, config=resolved, **calls))
@@ -200,24 +194,24 @@ def export(
     format_: Annotated[Format | None, typer.Option("--format", help="As in the run when not given.")] = None,
     texture_size: TextureOption = None,
     faces: FacesOption = None,
+    stage: StageOption = None,
 ) -> int:
     """Write the asset of a run as a mesh file."""
     from pgc3d import pipeline
 
-    name = format_.value if format_ else None
     bar = Bar()
-    pipeline.export(run, file_format=name, texture_size=texture_size, faces=faces, report=bar)
+    pipeline.export(run, file_format=format_, texture_size=texture_size, faces=faces, stage=stage, report=bar)
     bar.close()
     return 0
 
 
 @app.command()
-def render(run: RunArgument) -> int:
+def render(run: RunArgument, stage: StageOption = None) -> int:
     """Write a turntable film and a sheet of six views of a run."""
     from pgc3d import pipeline
 
     bar = Bar()
-    pipeline.render(run, report=bar)
+    pipeline.render(run, stage=stage, report=bar)
     bar.close()
     return 0
 
@@ -237,15 +231,15 @@ def evaluate(
         list[BaselineName] | None, typer.Option(help="Also measure this baseline; may be repeated.")
     ] = None,
     align: Annotated[bool, typer.Option("--align", help="Turn results, which may face any way.")] = False,
-    frame: FrameOption = Frame.OWN,
+    frame: FrameOption = "own",
     retriever: Annotated[Path | None, typer.Option(help="CLIP for r_precision, else the bundled.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Processes that make and measure at once.")] = 1,
     run: Annotated[bool, typer.Option("--run", help="First make what FOLDER lacks.")] = False,
     seeds: Annotated[int, typer.Option(min=1, help="With --run, for each item, from --seed on.")] = 1,
-    guidance: Annotated[AnyGuidanceName, typer.Option(help="With --run.")] = AnyGuidanceName.AUTO,
+    guidance: Annotated[GuidanceName, typer.Option(help="With --run.")] = "auto",
 ) -> int:
     """Compare results with ground truth; the options from --model on belong to --run."""
-    from pgc3d.build import resolve_device
+    from pgc3d.build.run import resolve_device
     from pgc3d.errors import InputError
     from pgc3d.evaluation import benchmark
     from pgc3d.evaluation.items import read_items
@@ -255,17 +249,17 @@ def evaluate(
     from pgc3d.mini import judge
     from pgc3d.pipeline import ignore
 
-    if align and frame is Frame.SHARED:
+    if align and frame == "shared":
         raise InputError("--align must go with --frame own, got --frame shared, in which nothing is moved")
     folders, listed = results or [], read_items(items)
     measure = Measure(
-        protocol=Protocol(alignment="rotation" if align else "none", frame=frame.value),
-        device=resolve_device(options.device.value if options.device else "auto").type,
+        protocol=Protocol(alignment="rotation" if align else "none", frame=frame),
+        device=resolve_device(options.device or "auto").type,
         retriever=retriever or judge(),
     )
 
     if run:
-        config_of = functools.partial(configured_item, guidance=guidance.value, options=options)
+        config_of = functools.partial(configured_item, guidance=guidance, options=options)
         make = functools.partial(
             benchmark.make_item, configured=config_of, report=Bar() if jobs == 1 else ignore
         )
@@ -273,20 +267,20 @@ def evaluate(
         benchmark.make_missing(listed, folders, make, seeds=range(first, first + seeds), jobs=jobs, say=say)
     records = benchmark.evaluate(
         listed, folders, out=out, measure=measure, jobs=jobs, say=say,
-        baselines=[name.value for name in baseline or []],
+        baselines=cast("list[Baseline]", [name.value for name in baseline or []]),
     )  # fmt: skip
-    deliver(f"{table(records, frame.value)}\n")
+    deliver(f"{table(records, frame)}\n")
     return 0
 
 
 @app.command()
 def ablate(  # noqa: PLR0917 - one option each
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to paint.")],
-    guidance: GuidanceOption = GuidanceName.AUTO,
+    guidance: GuidanceOption = "auto",
     rules: Annotated[
         str, typer.Option(help="none, pixel, l2, channel, pngd, global, parameter, adaptive; pngd=0.3; 0.3.")
     ] = "none,channel,pngd,pixel",
-    space: Annotated[Space, typer.Option(help="What is optimised.")] = Space.PIXELS,
+    space: Annotated[Space, typer.Option(help="What is optimised.")] = "pixels",
     learning_rate: Annotated[float, typer.Option(min=1e-6, help="Of Adam.")] = 0.03,
     start: Annotated[str, typer.Option(help="Colour of the empty canvas, or noise.")] = "#bfbfbf",
     out: OutOption = None,
@@ -295,14 +289,14 @@ def ablate(  # noqa: PLR0917 - one option each
     device: DeviceOption = None,
     steps: Annotated[int, typer.Option(min=1, help="Steps of each rule.")] = 100,
     resolution: Annotated[
-        int | None, typer.Option(help="Pixels; when not given, of a run's first stage.")
+        int | None, typer.Option(help="Pixels; when not given, of a run's first phase.")
     ] = None,
     config: ConfigOption = None,
     set_: SetOption = None,
 ) -> int:
     """Optimise one picture under several clipping rules: the cheapest way to see what they do."""
     from pgc3d import pipeline
-    from pgc3d.ablate import ablate as paint
+    from pgc3d.evaluation.ablation import ablate as paint
     from pgc3d.task import Task
 
     sets = [
@@ -310,12 +304,12 @@ def ablate(  # noqa: PLR0917 - one option each
         *(set_ or []),
     ]
     options = RunOptions(model=model, seed=seed, device=device, steps=steps, config=config, set_=sets)
-    resolved = configured(guidance.value, options)
+    resolved = configured(guidance, options)
     folder = out or pipeline.default_folder(Path("runs"), f"ablate {prompt}", resolved.run.seed)
     names = [rule.strip() for rule in rules.split(",") if rule.strip()]
     bar = Bar()
     paint(
-        Task(prompt), out=folder, config=resolved, rules=names, space=space.value,
+        Task(prompt), out=folder, config=resolved, rules=names, space=space,
         learning_rate=learning_rate, start=start, report=bar,
     )  # fmt: skip
     bar.close()
@@ -324,11 +318,11 @@ def ablate(  # noqa: PLR0917 - one option each
 
 @config_app.command()
 @with_run_options
-def show(guidance: GuidanceOption = GuidanceName.AUTO, *, options: RunOptions) -> int:
+def show(guidance: GuidanceOption = "auto", *, options: RunOptions) -> int:
     """Print the configuration that `pgc3d text` would use with the same options."""
     from pgc3d.config import dump_config
 
-    config = configured(guidance.value, options)
+    config = configured(guidance, options)
     deliver(dump_config(config), ascii_text=lambda: dump_config(config, ascii_only=True))
     return 0
 

@@ -19,12 +19,12 @@ import yaml
 from omegaconf import DictConfig, OmegaConf, read_write
 
 from pgc3d.cameras import ViewConfig
+from pgc3d.choices import Backend, Precision
 from pgc3d.errors import ConfigError
 from pgc3d.inputs.image import PhotoConfig
 from pgc3d.layers import check_parts, merge, nearest
 from pgc3d.prompts import ViewPromptConfig
 from pgc3d.ranges import PATH, check, number, shown
-from pgc3d.render import Backend
 from pgc3d.requirements import Requirements
 from pgc3d.stage_config import MAX_STEPS, NAME, ObjectiveConfig, OptimizerConfig, StageConfig
 from pgc3d.yaml_text import one_line, parse_override, read_yaml
@@ -35,8 +35,6 @@ PRESETS = Path(__file__).parent / "configs"
 MAIN = "main"  # the stage of a configuration that names none
 STAGE_NUMBERS = ("steps", "resolution", "resolution_until")  # also below `run`, for the last stage
 STAGE_KEYS = (*STAGE_NUMBERS, "start", "representation", "objectives", "optimizer")
-
-Precision = Literal["auto", "float32", "float16", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -186,8 +184,10 @@ def load_config(
     return cast("Config", OmegaConf.to_object(tree))
 
 
-def _with_layer(tree: DictConfig, layer: Mapping[str, Any], source: str, *, whole: bool = False) -> DictConfig:
-    """The tree with a layer over it; a `whole` one replaces the set of stages and objectives that it names."""
+def _with_layer(
+    tree: DictConfig, layer: Mapping[str, Any], source: str, *, whole: bool = False
+) -> DictConfig:
+    """The tree with a layer over it; a `whole` one replaces the sets of stages and objectives."""
     layer = one_line(lambda: _in_stages(layer, list(tree.stages)), source)
     stages = layer.get("stages")
     if whole and isinstance(stages, dict):
@@ -219,8 +219,8 @@ def _in_stages(layer: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]
 
 def _take_stages(tree: DictConfig, stages: Mapping[str, Any]) -> None:
     """Make the tree's stages those of a layer; a new one begins as a copy of the last one so far."""
-    before = OmegaConf.to_container(tree.stages)
-    template = OmegaConf.to_object(tree.stages[list(before)[-1]])
+    before = [str(name) for name in tree.stages]
+    template = OmegaConf.to_object(tree.stages[before[-1]])
     if set(stages) <= set(before) and len(before) > 1:
         return  # a layer over some of the stages
     known = {name: tree.stages[name] for name in before}

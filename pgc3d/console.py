@@ -144,7 +144,7 @@ class Bar:
             self._step(event)
         else:
             self.close()
-            say(f"{event.stage} ...")
+            say(f"{event.phase} ...")
 
     def _step(self, event: Any) -> None:
         report = event.report
@@ -163,7 +163,7 @@ class Bar:
         report = event.report
         try:
             if self._bar is None:
-                self._bar = tqdm(total=report.steps, initial=report.step - 1, desc=event.stage, unit="step")
+                self._bar = tqdm(total=report.steps, initial=report.step - 1, desc=_label(event), unit="step")
             self._bar.update(report.step - self._bar.n)
             if report.metrics:
                 self._bar.set_postfix_str(self._measured)
@@ -180,7 +180,7 @@ class Bar:
         self._last = now
         began, done = self._start
         left = (now - began) / max(report.step - done, 1) * (report.steps - report.step)
-        where = f"{event.stage}: step {report.step} of {report.steps}"
+        where = f"{_label(event)}: step {report.step} of {report.steps}"
         say(", ".join(part for part in (where, self._measured, f"{_minutes(left)} left") if part))
 
     def close(self) -> None:
@@ -192,6 +192,11 @@ class Bar:
             except OSError:
                 _discard("stderr")
             self._bar = None
+
+
+def _label(event: Any) -> str:
+    """What a bar shows: the phase, and the stage in a run of several."""
+    return f"{event.phase} {event.stage}" if event.stage not in {"", "main"} else str(event.phase)
 
 
 def _draws_bars() -> bool:

@@ -111,10 +111,12 @@ def describe_models(config: Config, located: Mapping[str, LocatedModel]) -> dict
         described[entry] = _describe(model.folder)
         for name, folder in model.controls.items():
             described[f"control {name}"] = _describe(folder)
-        for part, name in {"vae": model.config.vae, "base": model.config.base}.items():
-            if name is not None and (path := _local(name)) is not None:
-                described[f"{entry} {part}"] = _describe_file(name, path)
-        loras += [{"path": str(item.path), "scale": item.scale, "sha256": item.sha256} for item in model.loras]
+        for part, file in {"vae": model.config.vae, "base": model.config.base}.items():
+            if file is not None and (path := _local(file)) is not None:
+                described[f"{entry} {part}"] = _describe_file(file, path)
+        loras += [
+            {"path": str(item.path), "scale": item.scale, "sha256": item.sha256} for item in model.loras
+        ]
     for key, name in _guidance_files(config).items():
         if (path := _local(name)) is not None:
             described[key] = _describe_file(name, path)

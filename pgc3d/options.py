@@ -6,99 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
+from pgc3d.choices import Backend, Baseline, Device, Frame, Quality, TextGuidanceName
 from pgc3d.console import say
 
-
-class GuidanceName(StrEnum):
-    """Who judges the pictures."""
-
-    AUTO = "auto"
-    MINI = "mini"
-    SDXL = "sdxl"
-    SD = "sd"
-
-
-class ImageGuidanceName(StrEnum):
-    """Who judges the views of an asset made from a picture."""
-
-    AUTO = "auto"
-    MINI = "mini"
-    ZERO123 = "zero123"
-
-
-class AnyGuidanceName(StrEnum):
-    """Who judges, where prompts and pictures may be mixed."""
-
-    AUTO = "auto"
-    MINI = "mini"
-    SDXL = "sdxl"
-    SD = "sd"
-    ZERO123 = "zero123"
-
-
-class Space(StrEnum):
-    """What a two-dimensional experiment optimises."""
-
-    PIXELS = "pixels"
-    LATENTS = "latents"
-
-
-class Texture(StrEnum):
-    """What holds the colours while they are learnt."""
-
-    FIELD = "field"
-    IMAGE = "image"
-
-
-class Uv(StrEnum):
-    """Whose texture coordinates a painted mesh has."""
-
-    AUTO = "auto"
-    OWN = "own"
-    NEW = "new"
-
-
-class Format(StrEnum):
-    """Mesh file formats."""
-
-    GLB = "glb"
-    OBJ = "obj"
-    PLY = "ply"
-    STL = "stl"
-
-
-class BaselineName(StrEnum):
-    """What to compare an image's result with."""
-
-    HULL = "hull"
-    BILLBOARD = "billboard"
-
-
-class Frame(StrEnum):
-    """How a result and the truth are brought together."""
-
-    OWN = "own"
-    SHARED = "shared"
-
-
-class Quality(StrEnum):
-    """How much time to spend."""
-
-    DRAFT = "draft"
-    STANDARD = "standard"
-    HIGH = "high"
-
-
-class Device(StrEnum):
-    """Where to compute."""
-
-    AUTO = "auto"
-    CPU = "cpu"
-    CUDA = "cuda"
+# lists of a Literal are beyond typer
+BaselineName = StrEnum("BaselineName", {name.upper(): name for name in get_args(Baseline)})  # type: ignore[misc]
 
 
 def _given(value: Any) -> Any:
@@ -113,12 +29,15 @@ def _folder(text: str) -> Path:
 
 
 GuidanceOption = Annotated[
-    GuidanceName,
+    TextGuidanceName,
     typer.Option(help="auto is sdxl with a CUDA device and local weights, else the bundled mini."),
 ]
 OutOption = Annotated[
     Path | None,
     typer.Option(help="New folder; runs/NAME-SEED when not given.", parser=_folder, metavar="PATH"),
+]
+StageOption = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Of a run of several stages; the last one when not given.")
 ]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Folder that a run wrote.")]
 DepthOption = Annotated[
@@ -162,9 +81,13 @@ class RunOptions:
     ] = None
     seed: SeedOption = None
     device: DeviceOption = None
+    rasterizer: Annotated[
+        Backend | None, typer.Option(help="auto is our own: triton on CUDA, cpu on a CPU.")
+    ] = None
     steps: Annotated[int | None, typer.Option(help="Optimisation steps.")] = None
     resolution: Annotated[
-        int | None, typer.Option(help="Pixels of the last stage; earlier stages keep their proportion.")
+        int | None,
+        typer.Option(help="Pixels of the renders at the end; earlier phases keep their proportion."),
     ] = None
     quality: Annotated[
         Quality | None, typer.Option(help="Steps, resolution and texture size together; else standard.")
@@ -179,14 +102,14 @@ class RunOptions:
 
     def settings(self) -> dict[str, Any]:
         """The options that are settings of a run by another name."""
-        device = self.device.value if self.device else None
         return {
-            "model": {"loras": self.lora},
+            "models": {"text": {"loras": self.lora}},
             "run": {
                 "seed": self.seed,
-                "device": device,
+                "device": self.device,
                 "steps": self.steps,
                 "low_memory": self.low_memory,
+                "rasterizer": self.rasterizer,
             },
             "export": {"texture_size": self.texture_size, "faces": self.faces},
         }
@@ -223,14 +146,14 @@ def configured(
     every_objective: dict[str, Any] | None = None,
 ) -> Any:
     """The configuration that the options ask for; says what was chosen for the user."""
-    from pgc3d.configure import TEXT, configure
+    from pgc3d.presets import TEXT, configure
 
     config, notes = configure(
         family or TEXT,
         guidance=guidance,
         prompted=prompted,
         model=options.model,
-        quality=options.quality.value if options.quality else None,
+        quality=options.quality,
         files=options.config or [],
         options=options.settings() | (own or {}),
         resolution=options.resolution,
@@ -244,7 +167,7 @@ def configured(
 
 def configured_item(item: Any, *, guidance: str, options: RunOptions) -> Any:
     """The configuration of a benchmark's item; a function of the module, which other processes can call."""
-    from pgc3d.configure import IMAGE, TEXT
+    from pgc3d.presets import IMAGE, TEXT
 
     own = {"view": {"elevation_degrees": item.elevation_degrees}} if item.image else {}
     return configured(guidance, options, IMAGE if item.image else TEXT, own)

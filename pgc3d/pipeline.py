@@ -1,6 +1,5 @@
 """The library's entry points: make an asset, continue a run, and export or render what a run made."""
 
-import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -11,7 +10,11 @@ from typing import Any, cast
 
 import torch
 
-from pgc3d import __version__, build, stage
+from pgc3d import __version__
+from pgc3d.build.inputs import prepare_images, prepare_mesh, require_fitting, require_prompt
+from pgc3d.build.models import LoadedModels, LocatedModel, locate_models
+from pgc3d.build.notes import run_notes
+from pgc3d.build.run import RunContext, build_representation, build_stage, resolve_device
 from pgc3d.checkpoint import unpack_representation
 from pgc3d.checkpoint_files import Checkpoint
 from pgc3d.config import Config, dump_config, load_config
@@ -21,16 +24,16 @@ from pgc3d.export.canvas import save_canvas
 from pgc3d.export.export import ExportReport, export_asset
 from pgc3d.export.painting import export_painting
 from pgc3d.interfaces import Meshable, Rasterizer, Representation
+from pgc3d.layers import nearest
 from pgc3d.model_record import describe_models, require_same_models, with_absolute_paths
 from pgc3d.plan import plan_run
-from pgc3d.prompts import prompt_notes
 from pgc3d.render import build_rasterizer
 from pgc3d.representation.textured_mesh import PaintedMesh
-from pgc3d.run import RunDirectory
+from pgc3d.run_directory import RunDirectory
 from pgc3d.session import Event, Reporter, Session, explain_memory
 from pgc3d.signals import StopFlag
+from pgc3d.stages import handover_of, require_same_starts, start_records
 from pgc3d.task import KEPT, Task
-from pgc3d.teachers import Models, locate_models, model_notes
 from pgc3d.types import Cameras, Canvas, Rendering, Views
 
 FREE_SPACE = 500_000_000  # bytes: two checkpoints, the asset with its textures, previews
@@ -69,76 +72,40 @@ def generate(
     Raises:
         Pgc3dError: one line that says what to do; the run directory keeps the last good state.
     """
-    config = config or load_config()
-    config = with_absolute_paths(config)
-    device = build.resolve_device(config.run.device)
-    stage.require_fitting(config, task)
+    config = with_absolute_paths(config or load_config())
+    device = resolve_device(config.run.device)
+    require_fitting(config, task)
 
     def say(message: str) -> None:
         report(Event("build", message=message))
 
-    backdrop = build.prepare_task_backdrop(config, task, say)
-    canvas = _take_mesh(task, config, device, report)
-    models = locate_models(config, device)
-    check_prompt(task, config, models, report)
-    check_cameras(config, models, report)
-    pictures = dict(build.prepare_task_photo(config, task, say))
-    if backdrop is not None:
-        pictures["background"] = backdrop
+    canvas = None if task.mesh is None else prepare_mesh(config, task.mesh, device, say)
+    located = locate_models(config, device)
+    if config.requires().prompt:
+        require_prompt(task.prompt)
+    for note in run_notes(task.prompt, config, located):
+        say(note)
+    images = prepare_images(config, task, say)
     inputs = {name: {"name": path.name, "sha256": sha256(path)} for name, path in task.files.items()}
     require_free_space(out, FREE_SPACE)
-    described = describe_models(config, models)
+    described = describe_models(config, located) | start_records(config)
     with RunDirectory.create(out) as run:
         run.begin()
         replace_file(run.config, dump_config(config).encode())
-        kept = _keep_inputs(run, task, canvas, pictures)
+        kept = _keep_inputs(run, task, canvas, images)
         record = kept.record(run.path) | {"seed": config.run.seed} | described
         record |= {"inputs": inputs, "files": run.hash_files(list(kept.files.values()))}
         record |= {"config": run.config_digest()}
         session = Session(run, config, device, report, stop or StopFlag(), record)
-        for name in pictures:
+        for name in images:
             report(Event("build", file=kept.files[name]))
-        return _execute(session, models, None)
+        return _execute(session, located)
 
 
-def check_prompt(task: Task, config: Config, models: Models, report: Reporter) -> None:
-    """Refuse an empty prompt, and report what the model will not read in it and what it was not made for.
-
-    Raises:
-        InputError: a text-to-image model is asked and the prompt is empty.
-    """
-    if not models.text:
-        return
-    build.require_prompt(task.prompt)
-    notes = prompt_notes(task.prompt, models.text.vocabulary or (), config.model.name)
-    for note in [*notes, *model_notes(config, models)]:
-        report(Event("build", message=note))
-
-
-def check_cameras(config: Config, models: Models, report: Reporter) -> None:
-    """Report where a novel-view model was trained with other cameras than the configuration has."""
-    if models.image is None:
-        return
-    used = {**vars(config.view), "border": config.photo.border}
-    for name, value in models.image.cameras.items():
-        if not math.isclose(used[name], value):
-            message = f"{models.image.name} was trained with {name} {value:g}, this run has {used[name]:g}"
-            report(Event("build", message=message))
-
-
-def _take_mesh(task: Task, config: Config, device: torch.device, report: Reporter) -> Canvas | None:
-    """The user's mesh ready for painting."""
-    if task.mesh is None:
-        return None
-    return stage.adopt_mesh(
-        config, task.mesh, device, lambda message: report(Event("build", message=message))
-    )
-
-
-def _keep_inputs(run: RunDirectory, task: Task, canvas: Canvas | None, pictures: Mapping[str, bytes]) -> Task:
+def _keep_inputs(run: RunDirectory, task: Task, canvas: Canvas | None, images: Mapping[str, bytes]) -> Task:
     """Write what was made of the user's files into the run; the task with these in their place."""
-    kept: dict[str, Any] = {name: run.path / KEPT[name] for name in pictures}
-    for name, content in pictures.items():
+    kept: dict[str, Any] = {name: run.path / KEPT[name] for name in images}
+    for name, content in images.items():
         replace_file(kept[name], content)
     if canvas is not None:
         kept["mesh"] = run.path / KEPT["mesh"]
@@ -164,18 +131,24 @@ def resume(
     with RunDirectory.open(path) as run:
         record = _read_record(run, report, edited=edited)
         config = load_config([run.config])
-        checkpoint = _newest(run, config, report)
-        if record.get("status") == "done" and checkpoint and checkpoint.step >= config.run.steps:
+        last = list(config.stages)[-1]
+        if record.get("status") == "done" and _is_finished(run, config, last):
             report(Event("export", message=f"nothing to do: {path} is done; use `pgc3d export {path}`"))
             run.write_manifest(record)
             return RunResult(path, ())
-        device = build.resolve_device(config.run.device)
-        models = locate_models(config, device)
+        device = resolve_device(config.run.device)
+        located = locate_models(config, device)
         if edited:
-            record |= describe_models(config, models)
-        require_same_models(record, config, models)
+            record |= describe_models(config, located) | start_records(config)
+        require_same_models(record, config, located)
+        require_same_starts(record, config)
         session = Session(run, config, device, report, stop or StopFlag(), record)
-        return _execute(session, models, checkpoint)
+        return _execute(session, located)
+
+
+def _is_finished(run: RunDirectory, config: Config, stage: str) -> bool:
+    checkpoint = run.load_checkpoint(stage)
+    return checkpoint is not None and checkpoint.step >= config.stages[stage].steps
 
 
 def _read_record(run: RunDirectory, report: Reporter, *, edited: bool = False) -> dict[str, Any]:
@@ -194,14 +167,13 @@ def _read_record(run: RunDirectory, report: Reporter, *, edited: bool = False) -
     return record | {"config": found}
 
 
-def _newest(run: RunDirectory, config: Config, report: Reporter) -> Checkpoint | None:
-    checkpoint = run.load_checkpoint()
-    if checkpoint is None:
-        report(Event("build", message=f"{run.path} has no checkpoint yet: beginning with the first step"))
-    elif checkpoint.step > config.run.steps:
+def _newest(run: RunDirectory, config: Config, stage: str) -> Checkpoint | None:
+    """Where a stage goes on, None where it has not begun."""
+    checkpoint, steps = run.load_checkpoint(stage), config.stages[stage].steps
+    if checkpoint is not None and checkpoint.step > steps:
         raise RunDirectoryError(
-            f"run.steps of {run.config} must be at least {checkpoint.step}, which are done, got "
-            f"{config.run.steps}; raise it"
+            f"the steps of stages.{stage} in {run.config} must be at least {checkpoint.step}, which are "
+            f"done, got {steps}; raise them"
         )
     return checkpoint
 
@@ -212,19 +184,29 @@ def export(
     file_format: str | None = None,
     texture_size: int | None = None,
     faces: int | None = None,
+    stage: str | None = None,
     report: Reporter = ignore,
 ) -> RunResult:
-    """Write the asset of a run's newest checkpoint, beside what was exported before."""
+    """Write the asset of a run's newest checkpoint, beside what was exported before.
+
+    Args:
+        path: the run directory.
+        file_format: glb, obj, ply or stl; the run's own when None.
+        texture_size: pixels a side; the run's own when None.
+        faces: decimate to this many, 0 for all; the run's own when None.
+        stage: of the run; the last one that has begun when None.
+        report: called for every file made.
+    """
     if faces is not None and "mesh" in RunDirectory.open(path).read_manifest():
         raise InputError(f"--faces must not be given for a painted mesh, which stays as it is, got {faces}")
     changes = {"export": {"format": file_format, "texture_size": texture_size, "faces": faces}}
-    with _finished(path, changes, report) as (session, representation, rasterizer):
+    with _opened(path, changes, stage, report) as (session, representation, rasterizer):
         return RunResult(path, tuple(_export(session, representation, rasterizer)))
 
 
-def render(path: Path, *, report: Reporter = ignore) -> RunResult:
-    """Write a turntable and a sheet of six views of a run's newest checkpoint."""
-    with _finished(path, {}, report) as (session, representation, _):
+def render(path: Path, *, stage: str | None = None, report: Reporter = ignore) -> RunResult:
+    """Write a turntable and a sheet of six views of a run's newest checkpoint, or of a stage's."""
+    with _opened(path, {}, stage, report) as (session, representation, _):
         from pgc3d.export.turntable import write_sheet, write_turntable
 
         sheet, video = free_name(path / "views.png"), free_name(path / "turntable.mp4")
@@ -236,22 +218,20 @@ def render(path: Path, *, report: Reporter = ignore) -> RunResult:
 
 
 @contextmanager
-def _finished(
-    path: Path, changes: Mapping[str, Any], report: Reporter
+def _opened(
+    path: Path, changes: Mapping[str, Any], stage: str | None, report: Reporter
 ) -> Iterator[tuple[Session, Representation, Rasterizer]]:
-    """Open a run and load its asset, without any model."""
+    """Open a run and load the asset of a stage, without any model."""
     with RunDirectory.open(path) as run:
         manifest = _read_record(run, report)
         config = load_config([run.config], options=changes)
-        checkpoint = run.load_checkpoint()
-        if checkpoint is None:
-            raise RunDirectoryError(f"{path} must have a checkpoint, but has none; use `pgc3d resume {path}`")
-        device = build.resolve_device(config.run.device)
-        session = Session(run, config, device, report, StopFlag(), manifest)
+        name, checkpoint = _stage_to_show(run, config, stage)
+        device = resolve_device(config.run.device)
+        session = Session(run, config, device, report, StopFlag(), manifest, stage=name)
         with explain_memory(config, device):
             rasterizer = build_rasterizer(config.run.rasterizer, device)
-            task = Task.from_record(manifest, run.path)
-            representation = stage.build_representation(config, task, rasterizer, device)
+            context = RunContext.of(config, Task.from_record(manifest, run.path), rasterizer, device)
+            representation = build_representation(context, name)
             unpack_representation(checkpoint, representation)
             try:
                 yield session, representation, rasterizer
@@ -259,29 +239,69 @@ def _finished(
                 run.write_manifest(session.record)
 
 
-def _execute(session: Session, models: Models, checkpoint: Checkpoint | None) -> RunResult:
-    """Build, optimise, export; stops between steps when asked to."""
-    run = session.run
+def _stage_to_show(run: RunDirectory, config: Config, stage: str | None) -> tuple[str, Checkpoint]:
+    """The stage that was asked for, else the last one that has a checkpoint."""
+    if stage is not None and stage not in config.stages:
+        raise InputError(
+            f"--stage must be one of {', '.join(config.stages)}, got {stage!r}{nearest(stage, config.stages)}"
+        )
+    for name in [stage] if stage else reversed(config.stages):
+        if (checkpoint := run.load_checkpoint(name)) is not None:
+            return name, checkpoint
+    raise RunDirectoryError(
+        f"{run.path} must have a checkpoint{f' of {stage}' if stage else ''}, but has none; use "
+        f"`pgc3d resume {run.path}`"
+    )
+
+
+def _execute(session: Session, located: Mapping[str, LocatedModel]) -> RunResult:
+    """Build and optimise each stage in turn, and export the last one; stops between steps where told to."""
+    run, device = session.run, session.device
     with session.recorded():
         session.report(Event("build"))
-        session.config, expected = plan_run(session.config, models, session.device)
+        session.config, expected = plan_run(session.config, located, device)
         if expected:
             session.report(Event("build", message=expected))
             session.record["expected"] = expected
-        config = session.config
-        with session.timed("build"):
-            task = Task.from_record(session.record, run.path)
-            built = build.build(config, task, models, session.device)
-        files: list[Path] = []
-        representation = built.problem.representation
-        paint = _painter(session, representation)
-        if session.optimize(built, checkpoint, lambda path: _write_sheet(path, paint)):
-            files = _export(session, representation, built.rasterizer)
-    return RunResult(run.path, tuple(files), session.stopped_by)
+        config, files = session.config, []
+        models = LoadedModels(located, device, low_memory=config.run.low_memory)
+        rasterizer = build_rasterizer(config.run.rasterizer, device)
+        context = RunContext.of(
+            config, Task.from_record(session.record, run.path), rasterizer, device, models
+        )
+        for name, stage in config.stages.items():
+            checkpoint = _newest(run, config, name)
+            is_last = name == list(config.stages)[-1]
+            if checkpoint is not None and checkpoint.step >= stage.steps and not is_last:
+                continue
+            representation = _optimize_stage(session, context, name, checkpoint)
+            if representation is None:
+                break
+            if is_last:
+                files = _export(session, representation, rasterizer)
+        return RunResult(run.path, tuple(files), session.stopped_by)
+
+
+def _optimize_stage(
+    session: Session, context: RunContext, name: str, checkpoint: Checkpoint | None
+) -> Representation | None:
+    """Optimise a stage to its end; None where a signal came first."""
+    config = context.config
+    if len(config.stages) > 1:
+        session.report(Event("build", message=f"stage {name}: {config.stages[name].steps} steps"))
+    models = cast("LoadedModels", context.models)
+    models.keep_only(config.stages[name].requires().models)
+    with session.timed("build"):
+        start = handover_of(session.run, context, name)
+        built = build_stage(context, name, start)
+    representation = built.problem.representation
+    paint = _painter(session, representation)
+    finished = session.optimize(name, built, checkpoint, lambda path: _write_sheet(path, paint))
+    return representation if finished else None
 
 
 def _painter(session: Session, representation: Representation) -> Callable[[Cameras], Rendering]:
-    """Render as a person wants to see it: whole, on white."""
+    """Renders of the asset for people: exact, on white."""
 
     def paint(cameras: Cameras) -> Rendering:
         background = torch.ones(len(cameras), 3, device=session.device)

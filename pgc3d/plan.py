@@ -58,9 +58,7 @@ class Costs:
 PLAIN = Costs(encoder_tensors=6.4, encoder_work=2.0, share=0.17)  # diffusers' own code
 PLAIN_LOW = replace(PLAIN, encoder_tensors=1.5, encoder_work=3.0)
 FAST = Costs(encoder_tensors=2.0, encoder_work=2.0, share=0.5, unet_tensors=25.0, recorded_below=math.inf)
-FAST_LOW = replace(
-    FAST, encoder_tensors=1.0, encoder_work=2.4, share=0.45, recorded_below=SMALL
-)
+FAST_LOW = replace(FAST, encoder_tensors=1.0, encoder_work=2.4, share=0.45, recorded_below=SMALL)
 
 
 @dataclass(frozen=True)
@@ -119,7 +117,7 @@ def count_parameters(files: Sequence[Path]) -> int:
     return total
 
 
-def estimate(
+def estimate(  # noqa: PLR0913 - one for each size
     size: ModelSize,
     costs: Costs,
     *,
@@ -273,9 +271,7 @@ def fit(config: Config, sizes: Mapping[str, ModelSize], free: int) -> tuple[Conf
     )
 
 
-def plan_run(
-    config: Config, located: Mapping[str, LocatedModel], device: torch.device
-) -> tuple[Config, str]:
+def plan_run(config: Config, located: Mapping[str, LocatedModel], device: torch.device) -> tuple[Config, str]:
     """Make a run fit the GPU; the configuration to use, and one line for the user.
 
     The line is empty on a CPU and for runs without a model, which nothing is known about.

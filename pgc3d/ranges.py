@@ -17,7 +17,9 @@ from pgc3d.schedules import PiecewiseLinear
 
 Number: TypeAlias = int | float
 KEY = "range"
-PATH = {"path": True}  # metadata of a text, or of a tuple of texts, that may name a file or folder on this disk
+PATH = {
+    "path": True
+}  # metadata of a text, or of a tuple of texts, that may name a file or folder on this disk
 MAX_ENTRIES = 256  # of a tuple or a mapping
 LEAST_EPS = 1e-30  # of Adam: less is 0 in single precision, which makes NaN of a gradient of zero
 MAX_RATE = 1.0  # of a learning rate: Adam's steps are about as long, and what is learnt is of size 1

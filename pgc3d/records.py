@@ -154,7 +154,8 @@ MANIFEST: Check = fields(
         "prompt": text,
         "seed": whole(0, 2**63 - 1),
         "config": text,  # SHA-256 of config.yaml
-        "steps_done": whole(0),
+        "starts": mapping_of(fields({"path": text, "sha256": text})),
+        "stages": mapping_of(fields({}, {"status": text, "steps": whole(0)})),
         "seconds": mapping_of(number),
         "files": mapping_of(text),  # SHA-256 by name inside the folder
         "inputs": mapping_of(fields({"name": text, "sha256": text})),
@@ -162,7 +163,7 @@ MANIFEST: Check = fields(
             fields({"name": text}, {"commit": maybe(text), "path": maybe(text), "sha256": maybe(text)})
         ),
         "loras": list_of(fields({"path": text, "scale": number, "sha256": text})),
-        "out_of_memory": list_of(fields({"step": whole(0), "micro_batch": whole(1)})),
+        "out_of_memory": list_of(fields({"step": whole(0), "micro_batch": whole(1)}, {"stage": text})),
     },
 )
 CHECKPOINT: Check = fields(

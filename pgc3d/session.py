@@ -16,31 +16,32 @@ import torch
 from torch import Tensor
 
 from pgc3d import __version__
-from pgc3d.build import Built
+from pgc3d.build.run import Built
 from pgc3d.checkpoint import pack, unpack
 from pgc3d.checkpoint_files import Checkpoint
-from pgc3d.config import Config
+from pgc3d.config import Config, StageConfig
 from pgc3d.errors import DivergedError, OutOfMemoryError, Pgc3dError
 from pgc3d.interfaces import SupportsMicroBatch
 from pgc3d.optimize import StepReport, optimize
-from pgc3d.run import RunDirectory
+from pgc3d.run_directory import RunDirectory
 from pgc3d.signals import StopFlag, interrupt_held
 
 logger = logging.getLogger(__name__)
 
 LIBRARIES = ("torch", "diffusers", "transformers", "numpy", "numba", "xatlas", "trimesh", "safetensors")
-Stage = Literal["build", "optimize", "export", "render"]
+Phase = Literal["build", "optimize", "export", "render"]
 
 
 @dataclass(frozen=True)
 class Event:
     """Something that a user who waits wants to know."""
 
-    stage: Stage
+    phase: Phase
     message: str = ""
     report: StepReport | None = None
     memory: int = 0  # bytes in use, at the log interval
     file: Path | None = None
+    stage: str = ""  # of the run, while it is optimised
 
 
 Reporter = Callable[[Event], None]
@@ -58,6 +59,7 @@ class Session:
     stop: StopFlag
     record: dict[str, Any] = field(default_factory=dict)
     stopped_by: int | None = None  # a signal that ended the optimisation; one that comes later ends nothing
+    stage: str = ""  # the one that is being optimised
     _edge: "_Edge | None" = None  # what the step that is being made started from, None between two steps
 
     @contextmanager
@@ -75,7 +77,8 @@ class Session:
             raise
         except BaseException as error:
             # A caller's interrupt or exception ends nothing for good where there is something to go on from.
-            how = "stopped by" if self.run.checkpoints() else "failed:"
+            begun = any(self.run.checkpoints(name) for name in self.config.stages)
+            how = "stopped by" if begun else "failed:"
             status = f"{how} {type(error).__name__}"
             raise
         finally:
@@ -99,26 +102,26 @@ class Session:
         times = self.record.setdefault("seconds", {})
         times[part] = round(times.get(part, 0.0) + seconds, 3)
 
-    def made(self, stage: Stage, paths: Iterator[Path] | list[Path]) -> None:
+    def made(self, phase: Phase, paths: Iterator[Path] | list[Path]) -> None:
         """Report files and put their hashes into the manifest."""
         paths = list(paths)
         self.record.setdefault("files", {}).update(self.run.hash_files(paths))
         for path in paths:
-            self.report(Event(stage, file=path))
+            self.report(Event(phase, file=path))
 
-    def optimize(self, built: Built, checkpoint: Checkpoint | None, preview: Preview) -> bool:
-        """Step until the end or a signal; True at the end. What was reached is in a checkpoint either way.
+    def optimize(self, stage: str, built: Built, checkpoint: Checkpoint | None, preview: Preview) -> bool:
+        """Step a stage until its end or a signal; True at the end. What was reached is in a checkpoint.
 
         Raises:
             DivergedError: the run left the finite range; the last good state was saved.
             BaseException: what `report` raised, or a KeyboardInterrupt, which waits for the step's end; the
                 state was saved.
         """
-        step = 0
+        self.stage, step = stage, 0
         if checkpoint is not None:
             unpack(checkpoint, built)
             step = checkpoint.step
-        self.run.drop_metrics(after=step)  # what a crash lost is done and told again
+        self.run.drop_metrics(stage, after=step)  # what a crash lost is done and told again
         reached = _Reached(step, logged=step, saved=step)
         with interrupt_held() as interrupted:
             try:
@@ -134,7 +137,11 @@ class Session:
             if reached.step > reached.saved:
                 self._save(built, reached.step)
         self.stopped_by = self.stop.signal
-        return reached.step >= self.config.run.steps and self.stopped_by is None
+        return reached.step >= self._settings.steps and self.stopped_by is None
+
+    @property
+    def _settings(self) -> StageConfig:
+        return self.config.stages[self.stage]
 
     def _after(self, built: Built, report: StepReport, reached: "_Reached", preview: Preview) -> None:
         """Tell and write what is due at a step edge."""
@@ -145,8 +152,8 @@ class Session:
             return
         if config.logging.preview_every and step % config.logging.preview_every == 0:
             with self.timed("preview"):
-                preview(self.run.preview(step))
-        if step % config.logging.checkpoint_every == 0 and step < config.run.steps:
+                preview(self.run.preview(self.stage, step))
+        if step % config.logging.checkpoint_every == 0 and step < self._settings.steps:
             self._save(built, step)
             reached.saved = step
 
@@ -164,18 +171,19 @@ class Session:
 
     def _steps(self, built: Built, step: int) -> Iterator[StepReport]:
         """The steps after `step`; one that runs out of memory is tried again with fewer views at a time."""
-        config = self.config
+        config, settings = self.config, self._settings
         for earlier in self.record.get("out_of_memory", ()):
             self._divide(built, earlier["micro_batch"])
-        while step < config.run.steps:
+        while step < settings.steps:
             reports = optimize(
                 built.problem,
                 start=step,
-                steps=config.run.steps,
-                resolution_at=config.run.resolution_at,
+                steps=settings.steps,
+                resolution_at=settings.resolution_at,
                 seed=config.run.seed,
+                stage=self.stage,
                 log_every=config.logging.log_every,
-                max_skipped=config.optimizer.max_skipped,
+                max_skipped=settings.optimizer.max_skipped,
             )
             try:
                 self._edge = before = _Edge.of(built)
@@ -200,7 +208,7 @@ class Session:
 
     def _views(self, built: Built) -> dict[str, int]:
         """How many views each guidance that can be divided looks at at once."""
-        batches = {name: self.config.objectives[name].batch for name in built.problem.objectives}
+        batches = {name: self._settings.objectives[name].batch for name in built.problem.objectives}
         return {
             name: min(objective.guidance.micro_batch or batches[name], batches[name])
             for name, objective in built.problem.objectives.items()
@@ -220,23 +228,27 @@ class Session:
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        self.record.setdefault("out_of_memory", []).append({"step": step + 1, "micro_batch": micro_batch})
+        self.record.setdefault("out_of_memory", []).append(
+            {"stage": self.stage, "step": step + 1, "micro_batch": micro_batch}
+        )
         self._save(built, step)
         message = f"out of memory in step {step + 1}: saved, and going on with {micro_batch} views at a time"
         self.report(Event("optimize", message=message))
 
     def _save(self, built: Built, step: int) -> None:
         with self.timed("checkpoint"):
-            self.run.save_checkpoint(pack(built, step))
-        self.record["steps_done"] = step
+            self.run.save_checkpoint(self.stage, pack(built, step))
+        status = "done" if step >= self._settings.steps else "begun"
+        self.record.setdefault("stages", {})[self.stage] = {"status": status, "steps": step}
 
     def _log(self, report: StepReport, logged: int) -> int:
         """Tell about a step edge; returns the step up to which the metrics are written."""
         if report.metrics is None:
-            self.report(Event("optimize", report=report))
+            self.report(Event("optimize", report=report, stage=self.stage))
             return logged
-        self.report(Event("optimize", report=report, memory=used_memory(self.device)))
-        self.run.log_metrics({"step": report.step, **report.metrics})
+        memory = used_memory(self.device)
+        self.report(Event("optimize", report=report, memory=memory, stage=self.stage))
+        self.run.log_metrics({"stage": self.stage, "step": report.step, **report.metrics})
         for name, seconds in report.metrics.items():
             if name.startswith("seconds/"):
                 self.add_seconds(name.removeprefix("seconds/"), seconds * (report.step - logged))
@@ -331,9 +343,15 @@ def ran_out_of_memory(error: Exception) -> bool:
 
 
 def _out_of_memory(config: Config, device: torch.device) -> OutOfMemoryError:
-    batches = ", ".join(f"objectives.{name}.batch={item.batch}" for name, item in config.objectives.items())
+    several = len(config.stages) > 1
+    batches = ", ".join(
+        f"{f'stages.{stage}.' if several else ''}objectives.{name}.batch={item.batch}"
+        for stage, settings in config.stages.items()
+        for name, item in settings.objectives.items()
+    )
+    largest = max(max(stage.resolution) for stage in config.stages.values())
     return OutOfMemoryError(
         f"the job must fit the memory of {device.type}, but it ran out; use --low-memory, lower --resolution "
-        f"(now {max(config.run.resolution)}), --texture-size (now {config.export.texture_size}), or the "
-        f"views a step with --set (now {batches})"
+        f"(now {largest}), --texture-size (now {config.export.texture_size}), or the views a step with --set "
+        f"(now {batches})"
     )

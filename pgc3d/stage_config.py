@@ -48,8 +48,8 @@ class ObjectiveConfig:
         if self.guidance.requires().reference_view:
             if (self.cameras.kind, self.target) != ("reference", "color"):
                 raise ValueError(
-                    f"the guidance {self.guidance.kind!r} must have cameras of kind 'reference' and the target "
-                    f"'color', got {self.cameras.kind!r} and {self.target!r}"
+                    f"the guidance {self.guidance.kind!r} must have cameras of kind 'reference' and the "
+                    f"target 'color', got {self.cameras.kind!r} and {self.target!r}"
                 )
             if "image" in self.backgrounds:
                 raise ValueError(
@@ -107,10 +107,10 @@ class StageConfig:
             raise ValueError("objectives must hold at least one entry")
         for name, objective in self.objectives.items():
             self._check_objective(name, objective)
-        norms = {getattr(objective.clip, "max_norm", None) for objective in self.objectives.values()} - {None}
-        if len(norms) > 1:
+        if len(self.parameter_norms()) > 1:
             raise ValueError(
-                f"max_norm must be the same in all objectives that clip parameters, got {sorted(norms)}"
+                "max_norm must be the same in all objectives that clip parameters, got "
+                f"{sorted(self.parameter_norms())}"
             )
         blind = [name for name, objective in self.objectives.items() if objective.target == "normal"]
         if blind and self.representation.fixed_shape:
@@ -130,7 +130,7 @@ class StageConfig:
             )
 
     def _check_objective(self, name: str, objective: ObjectiveConfig) -> None:
-        """What an objective must have in common with the rest, and its name with the files that it stands in."""
+        """What an objective must have in common with the rest of the stage."""
         if not NAME.fullmatch(name) or name in RESERVED:
             raise ValueError(
                 f"the names of objectives must be up to 64 letters, digits, - and _, and not one of "
@@ -148,6 +148,11 @@ class StageConfig:
                 f"objectives.{name}.cameras.kind {objective.cameras.kind} must go with a representation of a "
                 f"given {' and '.join(sorted(needed))}, got representation.kind {self.representation.kind}"
             )
+
+    def parameter_norms(self) -> set[float]:
+        """The norms to which objectives clip whole parameters."""
+        norms = {getattr(objective.clip, "max_norm", None) for objective in self.objectives.values()}
+        return {norm for norm in norms if norm is not None}
 
     def requires(self) -> Requirements:
         """What the representation and all objectives need."""

@@ -15,20 +15,21 @@ from pathlib import Path
 from typing import get_args
 
 import torch
+from pgc3d.stage import adopt_mesh
 from torch import Tensor
 
 from pgc3d import pgc
 from pgc3d.cameras import OrbitConfig, sample_orbit, turntable
+from pgc3d.choices import Backend
 from pgc3d.config import load_config, preset
 from pgc3d.geometry.edges import EdgeTopology
 from pgc3d.interfaces import Meshable, Rasterizer
 from pgc3d.optimize import Objective, Problem, Stopwatch, optimization_step
-from pgc3d.render import Backend, build_rasterizer
+from pgc3d.render import build_rasterizer
 from pgc3d.render.antialias import antialias, edge_topology
 from pgc3d.render.mesh_renderer import project
 from pgc3d.representation.dmtet import DMTet, DMTetConfig, build_dmtet
 from pgc3d.representation.textured_mesh import PaintedMesh, TexturedMeshConfig, build_painted_mesh
-from pgc3d.stage import adopt_mesh
 from pgc3d.types import Cameras, Fragments, GuidanceOutput, Rendering, Step, Views
 
 PARTS = (

@@ -21,7 +21,7 @@ from jaxtyping import Float
 from pictures import chunks, gather_pictures, load_teacher
 from torch import Tensor
 
-from pgc3d.build import resolve_device
+from pgc3d.build.run import resolve_device
 from pgc3d.disk import replace_file
 from pgc3d.pgc import statistics
 

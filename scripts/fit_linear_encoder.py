@@ -18,7 +18,7 @@ from jaxtyping import Float
 from pictures import chunks, gather_pictures, load_teacher
 from torch import Tensor
 
-from pgc3d.build import resolve_device
+from pgc3d.build.run import resolve_device
 from pgc3d.diffusion.latent import LatentDiffusion
 from pgc3d.diffusion.linear_encoder import LinearEncoder, fit_linear_encoder, shrink
 from pgc3d.disk import replace_file

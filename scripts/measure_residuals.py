@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float
 from pictures import PROMPTS, Teacher, encode_views, load_teacher, sample
 from torch import Tensor
 
-from pgc3d.build import resolve_device
+from pgc3d.build.run import resolve_device
 from pgc3d.diffusion.latent import select
 from pgc3d.disk import replace_file
 from pgc3d.guidance.sds import ScoreDistillation

@@ -33,18 +33,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pgc3d.teachers import locate_models
 from pictures import PROMPTS
 from PIL import Image
 from study_jobs import Job, Kind, Settings, fingerprint, job_config, make_jobs, measure_views, run_job
 from study_summary import plot_summary, read_results, report
 
-from pgc3d.build import resolve_device
+from pgc3d.build.run import resolve_device
 from pgc3d.disk import replace_file
 from pgc3d.errors import Pgc3dError
 from pgc3d.evaluation.items import Item, read_items
 from pgc3d.evaluation.processes import in_processes
 from pgc3d.export.turntable import tile
-from pgc3d.teachers import locate_models
 
 RULES = (
     "none", "parameter", "channel=0.1", "pngd=0.1", "pixel=0.01", "pixel=0.03", "pixel=0.1", "pixel=0.3",

@@ -14,15 +14,15 @@ import torch
 from study_summary import SHARED
 
 from pgc3d import pipeline
-from pgc3d.ablate import parse_rule
-from pgc3d.build import resolve_device
+from pgc3d.build.run import resolve_device
+from pgc3d.choices import Frame, GuidanceName, Quality
 from pgc3d.config import Config
-from pgc3d.configure import IMAGE, TEXT, GuidanceName, Quality, configure
 from pgc3d.disk import replace_file
 from pgc3d.errors import InputError, Pgc3dError
+from pgc3d.evaluation.ablation import parse_rule
 from pgc3d.evaluation.items import Item
 from pgc3d.evaluation.measure import Measure, Result, score, shares_frame
-from pgc3d.evaluation.protocol import Frame, Protocol
+from pgc3d.evaluation.protocol import Protocol
 from pgc3d.evaluation.retrieval import load_retriever
 from pgc3d.export.gltf import encode_png
 from pgc3d.export.mesh_file import read_mesh
@@ -30,6 +30,7 @@ from pgc3d.export.roundtrip import comparison_views, render_asset
 from pgc3d.export.turntable import to_bytes
 from pgc3d.image_statistics import statistics
 from pgc3d.mini import judge
+from pgc3d.presets import IMAGE, TEXT, configure
 from pgc3d.render import build_rasterizer
 from pgc3d.task import Task
 

@@ -5,18 +5,27 @@ import torch
 from fakes import PullTowardColor
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pgc3d.teachers import locate_models
 from PIL import Image
 from tiny import write_tiny_sdxl
 
 from pgc3d import build, pgc
-from pgc3d.ablate import START, Canvas, ablate, columns, draw_start, make_canvas, paint, parse_rule
 from pgc3d.cli import main
 from pgc3d.config import load_config, preset
 from pgc3d.errors import ConfigError, RunDirectoryError
-from pgc3d.heat import heat_colors
+from pgc3d.evaluation.ablation import (
+    START,
+    Canvas,
+    ablate,
+    columns,
+    draw_start,
+    make_canvas,
+    paint,
+    parse_rule,
+)
+from pgc3d.evaluation.ablation_sheets import heat_colors
 from pgc3d.inputs.colors import named_color
 from pgc3d.task import Task
-from pgc3d.teachers import locate_models
 
 SETTINGS = ["run.steps=7", "run.resolution=[64]", "run.resolution_until=[]", "run.device=cpu"]
 

@@ -21,7 +21,6 @@ from pgc3d.backgrounds import (
 )
 from pgc3d.cameras import ReferenceCameraConfig, turntable
 from pgc3d.config import ObjectiveConfig, dump_config, load_config
-from pgc3d.configure import split_backgrounds
 from pgc3d.diffusion.latent import resize
 from pgc3d.errors import InputError
 from pgc3d.export.canvas import prepare_canvas
@@ -30,6 +29,7 @@ from pgc3d.inputs import formats
 from pgc3d.inputs.colors import named_color
 from pgc3d.inputs.image import frame_photo
 from pgc3d.optimize import Objective
+from pgc3d.presets import split_backgrounds
 from pgc3d.render.cpu import CpuRasterizer
 from pgc3d.representation.dmtet import DMTetConfig, build_dmtet
 from pgc3d.representation.textured_mesh import TexturedMeshConfig, build_painted_mesh

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from pgc3d.teachers import Models, Teachers, build_guidance, load_teachers
 from tiny import write_tiny_sdxl, write_tiny_zero123
 
 from pgc3d.build import build, build_objectives
@@ -12,7 +13,6 @@ from pgc3d.diffusion.text import encode_prompts
 from pgc3d.guidance.reference import ReferenceConfig
 from pgc3d.guidance.zero123 import Zero123Config
 from pgc3d.task import Task
-from pgc3d.teachers import Models, Teachers, build_guidance, load_teachers
 
 CPU = torch.device("cpu")
 

@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 from hub import Hub, Repository, files_of, go_offline, online, serving
+from pgc3d.teachers import local_image_model
 from safetensors.torch import save
 from single import write_single_file
 from tiny import (
@@ -18,12 +19,11 @@ from tiny import (
     write_tiny_zero123,
 )
 
-from pgc3d.configure import IMAGE, TEXT, configure
 from pgc3d.diffusion.controlnet import load_control_network, resolve_control
 from pgc3d.diffusion.hub import ALIASES, CONTROL_ALIASES, HALVES, PINNED, POSES, record_file
 from pgc3d.diffusion.models import find_part, load_latent_diffusion, local_model, resolve_model
 from pgc3d.errors import ConfigError, WeightsNotFoundError
-from pgc3d.teachers import local_image_model
+from pgc3d.presets import IMAGE, TEXT, configure
 
 NOT_FOR_US = (
     "README.md", ".gitattributes", "LICENSE.md", "unet/diffusion_pytorch_model.bin", "unet/model.onnx",

@@ -10,11 +10,11 @@ from test_cli import run  # noqa: F401 - a fixture
 from tiny import edit_json, write_tiny_zero123
 
 from pgc3d.config import load_config, preset
-from pgc3d.configure import IMAGE, configure
 from pgc3d.errors import ConfigError
 from pgc3d.evaluation.items import Item, write_items
 from pgc3d.evaluation.procedural import procedural_asset
 from pgc3d.export.mesh_file import write_mesh
+from pgc3d.presets import IMAGE, configure
 from pgc3d.render.cpu import CpuRasterizer
 
 TINY = [

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from pgc3d.teachers import load_teachers, locate_models, model_notes
 from tiny import edit_json, write_tiny_sd, write_tiny_sdxl
 
 from pgc3d.config import load_config, preset
@@ -9,7 +10,6 @@ from pgc3d.diffusion.kinds import why_distilled
 from pgc3d.diffusion.models import _vae_dtype
 from pgc3d.errors import ConfigError
 from pgc3d.task import Task
-from pgc3d.teachers import load_teachers, locate_models, model_notes
 
 CPU = torch.device("cpu")
 TURBO = {"_class_name": "EulerAncestralDiscreteScheduler", "timestep_spacing": "trailing"}

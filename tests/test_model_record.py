@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+from pgc3d.teachers import Models
 
 from pgc3d.config import ModelConfig, load_config
 from pgc3d.diffusion.files import ModelFolder
@@ -17,7 +18,6 @@ from pgc3d.model_record import (
     require_same_models,
     with_absolute_paths,
 )
-from pgc3d.teachers import Models
 
 
 @pytest.fixture

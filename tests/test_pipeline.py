@@ -15,7 +15,7 @@ from pgc3d import pipeline
 from pgc3d.config import load_config
 from pgc3d.errors import DivergedError, InputError, RunDirectoryError, WeightsNotFoundError
 from pgc3d.records import seal
-from pgc3d.run import RunDirectory
+from pgc3d.run_directory import RunDirectory
 from pgc3d.signals import StopFlag, stop_on_signals
 from pgc3d.task import Task
 

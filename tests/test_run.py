@@ -16,7 +16,7 @@ from pgc3d.disk import replace_file, require_free_space, sha256
 from pgc3d.errors import RunDirectoryError
 from pgc3d.plain_files import is_temporary, temporary_name
 from pgc3d.records import seal
-from pgc3d.run import PREPARING, RunDirectory
+from pgc3d.run_directory import PREPARING, RunDirectory
 from pgc3d.task import Task
 
 
@@ -124,7 +124,7 @@ def test_folder_that_is_no_run_is_refused(tmp_path):
 
 def test_second_process_is_locked_out(run):
     code = (
-        "import sys; from pathlib import Path; from pgc3d.run import RunDirectory\n"
+        "import sys; from pathlib import Path; from pgc3d.run_directory import RunDirectory\n"
         "with RunDirectory.open(Path(sys.argv[1])): pass"
     )
     with run:

@@ -15,7 +15,7 @@ from pgc3d.optimize import Objective, Problem
 from pgc3d.pgc import AdaptiveClip, PixelClip
 from pgc3d.render.cpu import CpuRasterizer
 from pgc3d.representation.dmtet import DMTetConfig, build_dmtet
-from pgc3d.run import RunDirectory
+from pgc3d.run_directory import RunDirectory
 from pgc3d.session import Session, explain_memory
 from pgc3d.signals import StopFlag
 

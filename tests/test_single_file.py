@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from pgc3d.teachers import build_guidance, load_teachers, locate_models
 from safetensors.torch import load_file, save_file
 from single import single_tensors, single_unet, single_vae, write_single_file
 from tiny import _script, edit_json, write_tiny_sd, write_tiny_sdxl
@@ -13,7 +14,6 @@ from pgc3d.diffusion.text import encode_prompts
 from pgc3d.errors import ConfigError, WeightsNotFoundError
 from pgc3d.plan import read_teacher
 from pgc3d.task import Task
-from pgc3d.teachers import build_guidance, load_teachers, locate_models
 
 CPU = torch.device("cpu")
 KINDS = ("sdxl", "sd", "sd2")

@@ -16,7 +16,7 @@ from test_cli import checkpoint, run  # noqa: F401 - fixtures
 from pgc3d import pipeline
 from pgc3d.cli import main
 from pgc3d.export.mesh_file import read_mesh
-from pgc3d.run import RunDirectory
+from pgc3d.run_directory import RunDirectory
 
 TINY = [
     "--set", "representation.color_levels=4", "--set", "representation.color_log2_rows=10",

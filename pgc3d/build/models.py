@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pgc3d.config import Config, ModelConfig, Precision
+from pgc3d.choices import Precision
+from pgc3d.config import Config, ModelConfig
 from pgc3d.context import LoadedModel
 from pgc3d.diffusion.accelerate import (
     accelerate,
@@ -138,9 +139,15 @@ class LoadedModels:
     """The models of a run on one device, each loaded once per use; a `context.ModelStore`."""
 
     def __init__(
-        self, located: Mapping[str, LocatedModel], device: torch.device, *, low_memory: bool = False
+        self,
+        located: Mapping[str, LocatedModel],
+        device: torch.device,
+        *,
+        low_memory: bool = False,
+        decoders: bool = False,
     ) -> None:
-        self.located, self.device, self.low_memory = located, device, low_memory
+        """Load nothing yet; `decoders` keeps those of all models, whatever a use needs."""
+        self.located, self.device, self.low_memory, self.decoders = located, device, low_memory, decoders
         self._networks: dict[tuple[str, bool, bool], LatentDiffusion] = {}
         self._controls: dict[tuple[str, str], Any] = {}
         self._embedded: dict[tuple[str, tuple[str, ...]], TextEmbedding] = {}
@@ -177,7 +184,7 @@ class LoadedModels:
         return self._embedded[name, texts]
 
     def view_prompts(self, name: str) -> ViewPromptConfig:
-        """How the model's prompts name a camera: the configuration's way, else the model's, else the usual."""
+        """How prompts name a camera: as the configuration says, else as the model's folder does."""
         found = self._located(name)
         return found.config.view_prompts or found.folder.view_prompts or ViewPromptConfig()
 
@@ -203,7 +210,9 @@ class LoadedModels:
 
     def _located(self, name: str) -> LocatedModel:
         if name not in self.located:
-            raise ValueError(f"the model {name!r} must be among what a guidance requires, but was not located")
+            raise ValueError(
+                f"the model {name!r} must be among what a guidance requires, but was not located"
+            )
         return self.located[name]
 
     def _load(self, found: LocatedModel, use: ModelUse) -> LatentDiffusion:
@@ -220,7 +229,7 @@ class LoadedModels:
             model = accelerate(model, low_memory=self.low_memory)
         elif self.low_memory:
             model = spare_memory(model)
-        if not use.decoder:
+        if not (use.decoder or self.decoders):
             release_decoder(model)
         return model
 
@@ -236,5 +245,3 @@ class LoadedModels:
 
     def _is_fast(self, found: LocatedModel, use: ModelUse) -> bool:
         return found.config.fast == "auto" and self.device.type == "cuda" and not use.trains
-
-

@@ -15,7 +15,7 @@ BUNDLED = "mini"
 
 def run_notes(prompt: str, config: Config, located: Mapping[str, LocatedModel]) -> list[str]:
     """One line each: what a model does not read in the prompt, and what it was not made for."""
-    notes = []
+    notes: list[str] = []
     for name, model in located.items():
         if model.folder.layout == NOVEL_VIEW:
             notes += _other_cameras(config, model)

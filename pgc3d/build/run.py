@@ -196,5 +196,5 @@ def _background(context: RunContext, config: ObjectiveConfig, name: str) -> Back
 
 def _parameter_clipper(stage: StageConfig) -> ParameterClipper | None:
     """The baseline that clips whole parameters; the gradient it clips is the sum of all objectives."""
-    norms = {getattr(objective.clip, "max_norm", None) for objective in stage.objectives.values()} - {None}
+    norms = stage.parameter_norms()
     return partial(pgc.clip_parameters, max_norm=norms.pop()) if norms else None

@@ -154,8 +154,8 @@ def _resolve_file(
     kind = describe_file(path)
     if not kind.known_prediction and prediction is None:
         raise ConfigError(
-            f"what the UNet of {path} predicts must be known; use --set models.text.prediction=v_prediction for a "
-            "model made from SD 2's 768 px, or =epsilon for one from its 512 px base, whose "
+            f"what the UNet of {path} predicts must be known; use --set models.text.prediction=v_prediction "
+            "for a model made from SD 2's 768 px, or =epsilon for one from its 512 px base, whose "
             "objectives.color.guidance.resolution is 512"
         )
     try:

@@ -154,7 +154,9 @@ def require_parts(path: Path, base: ModelFolder, *, vae: bool) -> None:
     """
     for part in parts_of(base.path, base.layout):
         if (part != "vae" or vae) and not has_part(path, part):
-            hint = "; name one with --set models.text.vae=sdxl-vae-fp16-fix or a folder" if part == "vae" else ""
+            hint = (
+                "; name one with --set models.text.vae=sdxl-vae-fp16-fix or a folder" if part == "vae" else ""
+            )
             raise ConfigError(f"the file {path} must hold all parts of its model, it has no {part}{hint}")
 
 

@@ -1,20 +1,19 @@
 """What an image gives away without any prior: its outline, pulled along the lines of sight."""
 
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from pgc3d.choices import Baseline
 from pgc3d.errors import InputError
 from pgc3d.export.asset import TexturedMesh
 from pgc3d.geometry.normals import vertex_normals
 from pgc3d.render.shading import irradiance, key_direction, linear_to_srgb, srgb_to_linear
 from pgc3d.types import Cameras
 
-Baseline = Literal["hull", "billboard"]
 CELLS = 128  # of the outline's grid along a side
 BILLBOARD_DEPTH = 0.04  # radii
 

@@ -27,7 +27,7 @@ from pgc3d.interfaces import Rasterizer
 from pgc3d.mesh_io.reader import source_files
 from pgc3d.mini import text_model
 from pgc3d.render import build_rasterizer
-from pgc3d.run import CONFIG
+from pgc3d.run_directory import CONFIG
 
 
 @dataclass(frozen=True)

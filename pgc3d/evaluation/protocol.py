@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pgc3d.cameras import ViewConfig, fill_distance, orbit, reference_view
+from pgc3d.choices import Frame
 from pgc3d.errors import InputError
 from pgc3d.evaluation.alignment import align, normalize_mesh
 from pgc3d.evaluation.image_metrics import mask_iou, normal_angle, psnr, ssim
@@ -28,7 +29,6 @@ from pgc3d.interfaces import Rasterizer
 from pgc3d.types import Cameras, Rendering
 
 Alignment = Literal["none", "rotation"]
-Frame = Literal["own", "shared"]
 
 
 @dataclass(frozen=True)

@@ -2,18 +2,16 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from pgc3d.choices import UvChoice
 from pgc3d.errors import InputError
 from pgc3d.geometry.own_uv import fold_tiles, unit_square, uv_fault, uv_obstacle
 from pgc3d.interfaces import Rasterizer
 from pgc3d.mesh_io.source import SourceMesh
-
-UvChoice = Literal["auto", "own", "new"]
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import torch
 
+from pgc3d.choices import Format
 from pgc3d.export.asset import TexturedMesh
 from pgc3d.export.bake import bake, vertex_colors
-from pgc3d.export.mesh_file import Format, write_mesh
+from pgc3d.export.mesh_file import write_mesh
 from pgc3d.export.roundtrip import MIN_PSNR, comparison_views, round_trip_psnr
 from pgc3d.geometry.cleanup import clean
 from pgc3d.geometry.normals import face_vectors

@@ -6,20 +6,20 @@ No format changes the axes: y up, front +z, or those of a given mesh. Files appe
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
 import pgc3d
+from pgc3d.choices import Format
 from pgc3d.export.asset import TexturedMesh
 from pgc3d.export.atomic import write_files
 from pgc3d.export.gltf import encode_glb, encode_png, read_metadata
 from pgc3d.export.source_colors import colored
 from pgc3d.mesh_io.reader import read_source
 
-Format = Literal["glb", "obj", "ply", "stl"]
 FORMATS: tuple[str, ...] = get_args(Format)
 GENERATOR = f"pgc3d {pgc3d.__version__}"
 

@@ -9,11 +9,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from pgc3d.choices import Format
 from pgc3d.errors import InputError
 from pgc3d.export.asset import TexturedMesh
 from pgc3d.export.bake import fill, surface_texels
 from pgc3d.export.export import CHECK_RESOLUTION, ExportReport, Stopwatch, describe_file
-from pgc3d.export.mesh_file import Format, write_mesh
+from pgc3d.export.mesh_file import write_mesh
 from pgc3d.export.roundtrip import comparison_views, round_trip_psnr
 from pgc3d.interfaces import Rasterizer
 from pgc3d.representation.textured_mesh import PaintedMesh

@@ -1,13 +1,10 @@
 """Rendering of meshes: rasteriser backends, silhouette antialiasing, shading."""
 
-from typing import Literal
-
 import torch
 
+from pgc3d.choices import Backend
 from pgc3d.errors import BackendUnavailableError
 from pgc3d.interfaces import Rasterizer
-
-Backend = Literal["auto", "nvdiffrast", "triton", "cpu"]
 
 
 def build_rasterizer(backend: Backend, device: torch.device) -> Rasterizer:

@@ -133,7 +133,9 @@ def build_dmtet(
     if config.sdf == "mlp":
         sdf_grid = HashGrid(**sizes, finest=max(config.resolution, config.color_base), generator=generator)
         sdf_field = SdfField(sdf_grid, generator=generator)
-    initial = ellipsoid_sdf(config.radii, config.resolution) if start is None else _sdf_of(start, config, device)
+    initial = (
+        ellipsoid_sdf(config.radii, config.resolution) if start is None else _sdf_of(start, config, device)
+    )
     asset = DMTet(
         rasterizer=rasterizer,
         initial=initial,

@@ -2,9 +2,10 @@
 
     RUN/config.yaml             the resolved configuration, valid as input
     RUN/manifest.json           prompt, versions, device, timings, peak memory, files, exit status
-    RUN/metrics.jsonl           one JSON object per log interval
-    RUN/previews/               pictures of the asset while it grows
-    RUN/checkpoints/step-*.safetensors and .json   tensors, and what describes them; the last two are kept
+    RUN/metrics.jsonl           one JSON object per log interval, with the name of its stage
+    RUN/previews/STAGE/         images of the asset while it grows
+    RUN/checkpoints/STAGE/step-*.safetensors and .json   tensors, and what describes them; the last two of a
+                                stage are kept, and the last one of a finished stage is its hand-over
 
 A file appears under its name only when it is complete: written beside it, flushed, then renamed. The folder
 may come from someone else: no link in it is followed, and its records are checked before they are used.
@@ -154,9 +155,16 @@ class RunDirectory:
                 raise
         self._lock = descriptor
         with writing(self.path):
-            for folder in (self.path, *(self.path / name for name in FOLDERS)):
+            for folder in self._folders():
                 remove_temporaries(folder)
         return self
+
+    def _folders(self) -> Iterator[Path]:
+        """The run's folder, those in it, and those of the stages."""
+        yield self.path
+        for name in FOLDERS:
+            yield self.path / name
+            yield from (Path(entry) for entry in os.scandir(self.path / name) if _is_folder(entry))
 
     def _take(self, descriptor: int) -> None:
         try:
@@ -181,11 +189,21 @@ class RunDirectory:
         """The resolved configuration."""
         return self.path / CONFIG
 
-    def preview(self, step: int) -> Path:
-        """Where the picture of a step goes."""
-        return self.path / PREVIEWS / f"step-{step:06d}.png"
+    def preview(self, stage: str, step: int) -> Path:
+        """Where the image of a step goes."""
+        return self._folder(PREVIEWS, stage) / f"step-{step:06d}.png"
 
-    def log_metrics(self, metrics: Mapping[str, float | int]) -> None:
+    def _folder(self, kind: str, stage: str) -> Path:
+        """The folder of a stage, made where it is not there."""
+        folder = self.path / kind / stage
+        with writing(folder):
+            require_folder(self.path / kind)
+            if not os.path.lexists(folder):
+                folder.mkdir()
+            require_folder(folder)
+        return folder
+
+    def log_metrics(self, metrics: Mapping[str, float | int | str]) -> None:
         """Append one line."""
         path = self.path / METRICS
         line = (json.dumps(dict(metrics)) + "\n").encode()
@@ -197,14 +215,14 @@ class RunDirectory:
                     return
         replace_file(path, read_file(path) + line)
 
-    def drop_metrics(self, *, after: int) -> None:
-        """Keep the lines up to a step; later ones and a torn one go."""
+    def drop_metrics(self, stage: str, *, after: int) -> None:
+        """Keep the lines of other stages, and of this one up to a step; later ones and a torn one go."""
         path = self.path / METRICS
         with writing(path):
             if not os.path.lexists(path):
                 return
             lines = read_file(path).splitlines(keepends=True)
-        kept = [line for line in lines if (step := _step_of(line)) is not None and step <= after]
+        kept = [line for line in lines if _is_kept(line, stage, after)]
         if len(kept) < len(lines):
             replace_file(path, b"".join(kept))
 
@@ -259,17 +277,30 @@ class RunDirectory:
                     f"{path} must be as when the run began, but has changed; put it back, or start a new run"
                 )
 
-    def save_checkpoint(self, checkpoint: Checkpoint) -> None:
-        """Write a checkpoint and drop all but the newest two."""
-        write_checkpoint(self.path / CHECKPOINTS, checkpoint)
+    def save_checkpoint(self, stage: str, checkpoint: Checkpoint) -> None:
+        """Write a checkpoint of a stage and drop all but its newest two."""
+        write_checkpoint(self._folder(CHECKPOINTS, stage), checkpoint)
 
-    def checkpoints(self) -> list[Path]:
-        """The JSON files of the checkpoints, newest first."""
-        return checkpoint_files(self.path / CHECKPOINTS)
+    def checkpoints(self, stage: str) -> list[Path]:
+        """The JSON files of a stage's checkpoints, newest first."""
+        folder = self.path / CHECKPOINTS / stage
+        return checkpoint_files(folder) if self._is_begun(stage) else []
 
-    def load_checkpoint(self) -> Checkpoint | None:
-        """The newest whole checkpoint, None where none was ever written; see `read_newest_checkpoint`."""
-        return read_newest_checkpoint(self.path / CHECKPOINTS)
+    def load_checkpoint(self, stage: str) -> Checkpoint | None:
+        """The newest whole checkpoint of a stage, None where none was written."""
+        return read_newest_checkpoint(self.path / CHECKPOINTS / stage) if self._is_begun(stage) else None
+
+    def _is_begun(self, stage: str) -> bool:
+        folder = self.path / CHECKPOINTS / stage
+        if not os.path.lexists(folder):
+            return False
+        with writing(folder):
+            require_folder(folder)
+        return True
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    return entry.is_dir(follow_symlinks=False)
 
 
 def _is_empty(entry: os.DirEntry[str]) -> bool:
@@ -280,9 +311,10 @@ def _is_empty(entry: os.DirEntry[str]) -> bool:
         return all(is_temporary(found.name) for found in inner)
 
 
-def _step_of(line: bytes) -> int | None:
-    """The step of a line of metrics, None where it was torn."""
+def _is_kept(line: bytes, stage: str, after: int) -> bool:
+    """Whether a line of metrics is whole, and of another stage or not after a step."""
     try:
-        return int(json.loads(line)["step"]) if line.endswith(b"\n") else None
+        found = json.loads(line)
+        return line.endswith(b"\n") and (found["stage"] != stage or int(found["step"]) <= after)
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
-        return None
+        return False

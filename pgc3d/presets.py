@@ -4,20 +4,18 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pgc3d.build import resolve_device
-from pgc3d.cameras import OrbitConfig
+from pgc3d.build.models import local_image_model
+from pgc3d.build.run import resolve_device
+from pgc3d.choices import GuidanceName, Quality
 from pgc3d.config import Config, load_config, preset
 from pgc3d.diffusion.hub import ALIASES, POSES, is_hub_id
 from pgc3d.diffusion.latent import Layout
 from pgc3d.diffusion.models import local_model, model_layout
 from pgc3d.errors import ConfigError, InputError, WeightsNotFoundError
-from pgc3d.teachers import local_image_model
 from pgc3d.yaml_text import parse_override, read_yaml
 
-GuidanceName = Literal["auto", "mini", "sdxl", "sd", "zero123"]
-Quality = Literal["draft", "standard", "high"]
 SHOWN = 6  # settings that a line names
 
 
@@ -26,13 +24,13 @@ class Family:
     """What the commands of one kind of input choose between."""
 
     presets: str  # their prefix
-    section: str  # of the configuration, where the model is named
+    entry: str  # of `models`, where the model is named
     layouts: tuple[Layout, ...]  # the guidances beside `mini`, the first one for `auto` on a CUDA device
 
 
-TEXT = Family(presets="", section="model", layouts=("sdxl", "sd"))
-IMAGE = Family(presets="image-", section="image_model", layouts=("zero123",))
-TEXTURE = Family(presets="texture-", section="model", layouts=("sdxl", "sd"))
+TEXT = Family(presets="", entry="text", layouts=("sdxl", "sd"))
+IMAGE = Family(presets="image-", entry="image", layouts=("zero123",))
+TEXTURE = Family(presets="texture-", entry="text", layouts=("sdxl", "sd"))
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,7 @@ def configure(  # noqa: PLR0913 - one for each layer
         prompted: whether a prompt stands beside a picture, for which there is a preset over the others.
         files: YAML files over the presets.
         options: a nested mapping over the files.
-        resolution: of the last stage; the earlier ones keep their proportion to it.
+        resolution: of the last phase of the last stage; its earlier phases keep their proportion to it.
         every_objective: a nested mapping for each of the objectives, over the files.
         overrides: `key=value` over everything.
 
@@ -101,13 +99,16 @@ def configure(  # noqa: PLR0913 - one for each layer
     if family == IMAGE:
         layers.append(_training_cameras(load_config(layers), named))
     asked: dict[str, Any] = {key: dict(value) for key, value in given.options.items()}
-    asked.setdefault(family.section, {})["name"] = named
+    asked.setdefault("models", {}).setdefault(family.entry, {})["name"] = named
     if resolution is not None:
-        stages = load_config([*layers, *files]).run.scaled_to(resolution)
-        asked.setdefault("run", {})["resolution"] = list(stages)
+        scaled = load_config([*layers, *files]).last.scaled_to(resolution)
+        asked.setdefault("run", {})["resolution"] = list(scaled)
     if every_objective:
-        objectives = load_config([*layers, *files]).objectives
-        asked["objectives"] = dict.fromkeys(objectives, every_objective)
+        stages = load_config([*layers, *files]).stages
+        asked["stages"] = {
+            name: {"objectives": dict.fromkeys(stage.objectives, every_objective)}
+            for name, stage in stages.items()
+        }
     config = load_config([*layers, *files], options=asked, overrides=overrides)
     taken = _flat(asked).keys() | _flat(*given.by_key).keys()
     if quality is not None:
@@ -143,8 +144,8 @@ def _training_cameras(config: Config, model: str) -> dict[str, Any]:
     photo = {"border": said.pop("border")} if "border" in said else {}
     cameras = {key: [value, value] for key, value in said.items()}
     objectives = {
-        name: {"cameras": cameras} if isinstance(objective.cameras, OrbitConfig) else {}
-        for name, objective in config.objectives.items()
+        name: {"cameras": cameras} if objective.cameras.kind == "orbit" else {}
+        for name, objective in config.last.objectives.items()
     }
     return {"view": said, "photo": photo, "objectives": objectives}
 
@@ -233,7 +234,7 @@ def _layout(model: str, family: Family, *, ask: bool) -> Layout | None:
 
 def _name(family: Family, layers: Sequence[Mapping[str, Any]]) -> str | None:
     """The model that layers name, None where they do not, or not by a text."""
-    name = _flat(*layers).get(f"{family.section}.name")
+    name = _flat(*layers).get(f"models.{family.entry}.name")
     return name if isinstance(name, str) else None
 
 
@@ -294,7 +295,7 @@ def _kept_by_files(
 
 def _overridden(family: Family, given: _Given) -> list[str]:
     """A line for each option that `--set` gives another value."""
-    named = {f"{family.section}.name": given.model} if given.model is not None else {}
+    named = {f"models.{family.entry}.name": given.model} if given.model is not None else {}
     last = _flat(*given.by_key)
     return [
         f"--set {key} wins: {last[key]} instead of the {value} that an option gives"

@@ -14,43 +14,45 @@ import json
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor
 
-from pgc3d import build, pgc
+from pgc3d import pgc
 from pgc3d.backgrounds import draw_backgrounds
+from pgc3d.build.inputs import require_prompt
+from pgc3d.build.models import LoadedModels, locate_models
+from pgc3d.build.notes import run_notes
+from pgc3d.build.run import RunContext, build_objectives, resolve_device
 from pgc3d.cameras import turntable
-from pgc3d.config import Config, dump_config
+from pgc3d.choices import Space
+from pgc3d.config import Config, StageConfig, dump_config
 from pgc3d.diffusion.latent import resize
-from pgc3d.disk import new_folder, writing
+from pgc3d.disk import new_folder
 from pgc3d.errors import ConfigError
+from pgc3d.evaluation.ablation_sheets import Heat, RuleResult, columns, result_images
 from pgc3d.export.atomic import write_files
-from pgc3d.export.gltf import encode_png
-from pgc3d.export.turntable import tile, to_bytes
 from pgc3d.guidance.sds import ScoreDistillation
-from pgc3d.heat import enlarge, heat_colors
 from pgc3d.image_statistics import statistics
 from pgc3d.inputs.colors import COLORS, named_color
 from pgc3d.interfaces import Guidance
 from pgc3d.optimize import StepReport
-from pgc3d.pipeline import check_prompt, ignore
-from pgc3d.run import CONFIG, MANIFEST
+from pgc3d.pipeline import ignore
+from pgc3d.render import build_rasterizer
+from pgc3d.representation.dmtet_config import DMTetConfig
+from pgc3d.run_directory import CONFIG, MANIFEST
 from pgc3d.schedules import PiecewiseLinear
 from pgc3d.session import Event, Reporter, describe_environment, explain_memory, used_memory
 from pgc3d.task import Task
-from pgc3d.teachers import load_teachers, locate_models
 from pgc3d.types import Rendering, Step, Views
 
-Space = Literal["pixels", "latents"]
 RULES = ("none", "channel", "pngd", "pixel")
 METRICS = "metrics.json"
-COLUMNS = 6  # pictures of each rule in the strip
 LOG_EVERY = 10
 START = "#bfbfbf"  # light grey, see `draw_start`
 NOISE = "noise"
@@ -65,26 +67,6 @@ class Canvas:
     gradient: Callable[[Tensor, Step], Float[Tensor, "1 H W C"]]  # d loss / d canvas
     show: Callable[[Tensor], Float[Tensor, "1 h w 3"]]
     limits: tuple[float, float]
-
-
-@dataclass(frozen=True)
-class Heat:
-    """Lengths (largest channel) of the gradient at every place of a canvas."""
-
-    last: Float[Tensor, "H W"]  # at the last step, before clipping
-    last_clipped: Float[Tensor, "H W"]
-    mean: Float[Tensor, "H W"]  # over the steps, before clipping
-    mean_clipped: Float[Tensor, "H W"]
-    bound: Float[Tensor, "H W"]  # share of the steps in which clipping changed it
-
-
-@dataclass(frozen=True)
-class Painting:
-    """What one rule made."""
-
-    pictures: list[Float[Tensor, "1 H W 3"]]  # at the steps asked for; the last one is the result
-    heat: Heat
-    metrics: Mapping[str, float]
 
 
 def parse_rule(text: str) -> pgc.ClipConfig:
@@ -155,42 +137,61 @@ def ablate(
     if color is not None and all(abs(value - 0.5) < SINGULAR for value in color):
         report(Event("build", message="the middle grey is a singular point of image encoders, so that the "
                      f"first gradients are noise; --start {START} is not"))  # fmt: skip
-    if build.needs_backdrop(config):
-        raise ConfigError("backgrounds must be colours where a picture itself is optimised, got 'image'")
-    device = build.resolve_device(config.run.device)
-    models = locate_models(config, device)
-    check_prompt(task, config, models, report)
+    stage = _first_objective(config.first)
+    needed = stage.requires()
+    if "background" in needed.inputs:
+        raise ConfigError("backgrounds must be colours where an image itself is optimised, got 'image'")
+    device = resolve_device(config.run.device)
+    located = locate_models(config, device, needed)
+    if needed.prompt:
+        require_prompt(task.prompt)
+    for note in run_notes(task.prompt, config, located):
+        report(Event("build", message=note))
     new_folder(out)
     with explain_memory(config, device):
         report(Event("build"))
-        objectives = build.build_objectives(config, load_teachers(config, task, models, device), device)
-        name, objective = next(iter(objectives.items()))
+        rasterizer = build_rasterizer(config.run.rasterizer, device)
+        models = LoadedModels(located, device, low_memory=config.run.low_memory, decoders=True)
+        context = RunContext.of(config, task, rasterizer, device, models)
+        name, objective = next(iter(build_objectives(context, stage).items()))
         drawing = torch.Generator().manual_seed(config.run.seed)
         background, _ = draw_backgrounds(objective.backgrounds[:1], 1, drawing, device)
         canvas = make_canvas(
             objective.guidance,
             space,
-            start=draw_start(color, config.run.resolution[0], drawing).to(device),
+            start=draw_start(color, stage.resolution[0], drawing).to(device),
             background=background,
         )
-        steps = config.run.steps
-        paintings: dict[str, Painting] = {}
+        steps = stage.steps
+        results: dict[str, RuleResult] = {}
         for number, (rule, clip) in enumerate(clips.items()):
             observed = _Observed(report, number * steps, len(clips) * steps, device)
-            paintings[rule] = paint(
-                canvas, clip, config=config, scope=name, learning_rate=learning_rate, observe=observed
+            results[rule] = paint(
+                canvas,
+                clip,
+                stage=stage,
+                seed=config.run.seed,
+                scope=name,
+                learning_rate=learning_rate,
+                observe=observed,
             )
     record = {
         **task.record(out), "rules": {rule: asdict(clip) for rule, clip in clips.items()}, "space": space,
         "start": start, "learning_rate": learning_rate, **describe_environment(device),
     }  # fmt: skip
-    metrics = {rule: dict(painting.metrics) for rule, painting in paintings.items()}
+    metrics = {rule: dict(painting.metrics) for rule, painting in results.items()}
     texts = {CONFIG: dump_config(config), MANIFEST: _json(record), METRICS: _json(metrics)}
-    files = {out / name: text.encode() for name, text in texts.items()} | _pictures(out, paintings, steps)
+    files = {out / name: text.encode() for name, text in texts.items()} | result_images(out, results, steps)
     write_files(files)
     for path in files:
         report(Event("render", file=path))
     return out
+
+
+def _first_objective(stage: StageConfig) -> StageConfig:
+    """The stage with its first objective alone, and any representation, which is not used."""
+    name, objective = next(iter(stage.objectives.items()))
+    return replace(stage, representation=DMTetConfig(), objectives={name: objective})
 
 
 def draw_start(
@@ -270,27 +271,29 @@ def paint(
     canvas: Canvas,
     clip: pgc.ClipConfig,
     *,
-    config: Config,
+    stage: StageConfig,
     learning_rate: float,
+    seed: int = 0,
     scope: str = "",
     observe: Callable[[int, Mapping[str, Tensor]], None] = lambda *_: None,
-) -> Painting:
+) -> RuleResult:
     """Optimise a canvas under one rule; pixels are kept in their range by projection after each step.
 
     Args:
         canvas: where to start and who judges.
         clip: the rule.
-        config: steps, betas and the schedule of the learning rate.
+        stage: steps, betas and the schedule of the learning rate.
         learning_rate: of Adam.
-        scope: names the random numbers; equal ones give every rule the same noise.
+        seed: of the random numbers.
+        scope: names them; equal ones give every rule the same noise.
         observe: called with every step and its measurements, which stay on the device.
     """
-    steps, schedule = config.run.steps, PiecewiseLinear(config.optimizer.lr_scale)
+    steps, schedule = stage.steps, PiecewiseLinear(stage.optimizer.lr_scale)
     rule, picture = clip.build(), canvas.start.clone().requires_grad_()
-    optimizer = torch.optim.Adam([picture], betas=config.optimizer.betas, eps=config.optimizer.eps)
+    optimizer = torch.optim.Adam([picture], betas=stage.optimizer.betas, eps=stage.optimizer.eps)
     shown, tally, pictures, start = set(columns(steps)), _Tally(), [], time.perf_counter()
     for index in range(steps):
-        step = Step(index=index, total=steps, seed=config.run.seed, scope=scope)
+        step = Step(index=index, total=steps, seed=seed, scope=scope)
         gradient = canvas.gradient(picture.detach(), step)
         picture.grad = clipped = rule(gradient)
         if isinstance(clip, pgc.ParameterClip):
@@ -304,12 +307,7 @@ def paint(
         if index + 1 in shown:
             pictures.append(canvas.show(picture.detach().clone()))
     metrics = tally.means() | statistics(pictures[-1]) | {"seconds": time.perf_counter() - start}
-    return Painting(pictures=pictures, heat=tally.heat(), metrics=metrics)
-
-
-def columns(steps: int) -> list[int]:
-    """The steps that a strip shows, evenly spread, the last one included."""
-    return sorted({max(1, round(steps * (k + 1) / COLUMNS)) for k in range(COLUMNS)})
+    return RuleResult(pictures=pictures, heat=tally.heat(), metrics=metrics)
 
 
 class _Tally:
@@ -360,44 +358,3 @@ class _Observed:
 
 def _json(content: Mapping[str, Any]) -> str:
     return json.dumps(content, indent=2) + "\n"
-
-
-def _pictures(out: Path, paintings: Mapping[str, Painting], steps: int) -> dict[Path, bytes]:
-    """The sheets and the results as PNG; makes the folder of the results."""
-    final = out / "final"
-    with writing(final):
-        final.mkdir()
-    files = {out / "strip.png": _strip(paintings, steps), out / "gradients.png": _heat_sheet(paintings)}
-    files |= {
-        final / f"{_slug(rule)}.png": to_bytes(item.pictures[-1][0]) for rule, item in paintings.items()
-    }
-    return {path: encode_png(image) for path, image in files.items()}
-
-
-def _slug(rule: str) -> str:
-    return re.sub(r"[^a-z0-9.]+", "-", rule)
-
-
-def _strip(paintings: Mapping[str, Painting], steps: int) -> UInt8[Tensor, "H W 3"]:
-    shown = columns(steps)
-    cells = [enlarge(to_bytes(picture[0])) for item in paintings.values() for picture in item.pictures]
-    return tile(cells, len(shown), [f"{rule}, step {step}" for rule in paintings for step in shown])
-
-
-def _heat_sheet(paintings: Mapping[str, Painting]) -> UInt8[Tensor, "H W 3"]:
-    """All lengths on one scale, so that cells compare: white is the 99.5th percentile of the means."""
-    means = torch.cat([item.heat.mean.flatten() for item in paintings.values()])
-    ceiling = max(means[:: -(-len(means) // (1 << 20))].quantile(0.995).item(), 1e-12)
-    cells, labels = [], []
-    for rule, item in paintings.items():
-        heat = item.heat
-        maps = {
-            "last step": heat.last / ceiling,
-            "last step, clipped": heat.last_clipped / ceiling,
-            f"mean, white = {ceiling:.2g}": heat.mean / ceiling,
-            "mean, clipped": heat.mean_clipped / ceiling,
-            "share of steps clipped": heat.bound,
-        }
-        cells += [enlarge(to_bytes(heat_colors(values))) for values in maps.values()]
-        labels += [f"{rule}: {name}" for name in maps]
-    return tile(cells, len(labels) // len(paintings), labels)

@@ -1,0 +1,96 @@
+"""What the two-dimensional experiment writes: the images of each rule and the lengths of their gradients."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from pgc3d.disk import writing
+from pgc3d.export.gltf import encode_png
+from pgc3d.export.turntable import tile, to_bytes
+
+COLUMNS = 6  # images of each rule in the strip
+CELL = 192  # pixels, the least side of an image on a sheet
+HEAT = ((0, 0, 4), (81, 18, 124), (183, 55, 121), (252, 137, 97), (252, 253, 191))  # dark to light, sRGB
+
+
+@dataclass(frozen=True)
+class Heat:
+    """Lengths (largest channel) of the gradient at every place of a canvas."""
+
+    last: Float[Tensor, "H W"]  # at the last step, before clipping
+    last_clipped: Float[Tensor, "H W"]
+    mean: Float[Tensor, "H W"]  # over the steps, before clipping
+    mean_clipped: Float[Tensor, "H W"]
+    bound: Float[Tensor, "H W"]  # share of the steps in which clipping changed it
+
+
+@dataclass(frozen=True)
+class RuleResult:
+    """What one rule made."""
+
+    pictures: list[Float[Tensor, "1 H W 3"]]  # at the steps asked for; the last one is the result
+    heat: Heat
+    metrics: Mapping[str, float]
+
+
+def columns(steps: int) -> list[int]:
+    """The steps that a strip shows, evenly spread, the last one included."""
+    return sorted({max(1, round(steps * (k + 1) / COLUMNS)) for k in range(COLUMNS)})
+
+
+def result_images(out: Path, results: Mapping[str, RuleResult], steps: int) -> dict[Path, bytes]:
+    """The sheets and the results as PNG; makes the folder of the results."""
+    final = out / "final"
+    with writing(final):
+        final.mkdir()
+    files = {out / "strip.png": _strip(results, steps), out / "gradients.png": _heat_sheet(results)}
+    files |= {final / f"{_slug(rule)}.png": to_bytes(item.pictures[-1][0]) for rule, item in results.items()}
+    return {path: encode_png(image) for path, image in files.items()}
+
+
+def _slug(rule: str) -> str:
+    return re.sub(r"[^a-z0-9.]+", "-", rule)
+
+
+def _strip(results: Mapping[str, RuleResult], steps: int) -> UInt8[Tensor, "H W 3"]:
+    shown = columns(steps)
+    cells = [enlarge(to_bytes(picture[0])) for item in results.values() for picture in item.pictures]
+    return tile(cells, len(shown), [f"{rule}, step {step}" for rule in results for step in shown])
+
+
+def _heat_sheet(results: Mapping[str, RuleResult]) -> UInt8[Tensor, "H W 3"]:
+    """All lengths on one scale, so that cells compare: white is the 99.5th percentile of the means."""
+    means = torch.cat([item.heat.mean.flatten() for item in results.values()])
+    ceiling = max(means[:: -(-len(means) // (1 << 20))].quantile(0.995).item(), 1e-12)
+    cells, labels = [], []
+    for rule, item in results.items():
+        heat = item.heat
+        maps = {
+            "last step": heat.last / ceiling,
+            "last step, clipped": heat.last_clipped / ceiling,
+            f"mean, white = {ceiling:.2g}": heat.mean / ceiling,
+            "mean, clipped": heat.mean_clipped / ceiling,
+            "share of steps clipped": heat.bound,
+        }
+        cells += [enlarge(to_bytes(heat_colors(values))) for values in maps.values()]
+        labels += [f"{rule}: {name}" for name in maps]
+    return tile(cells, len(labels) // len(results), labels)
+
+
+def heat_colors(values: Float[Tensor, "H W"]) -> Float[Tensor, "H W 3"]:
+    """0 is black, then violet, red and yellow, 1 nearly white; values beyond are cut off."""
+    stops = torch.tensor(HEAT, device=values.device) / 255
+    position = values.clamp(0, 1) * (len(HEAT) - 1)
+    index = position.floor().long().clamp(max=len(HEAT) - 2)
+    return torch.lerp(stops[index], stops[index + 1], (position - index)[..., None])
+
+
+def enlarge(image: UInt8[Tensor, "H W 3"]) -> UInt8[Tensor, "H2 W2 3"]:
+    """Repeat pixels until a side has at least `CELL`; nothing is smoothed."""
+    factor = max(1, -(-CELL // image.shape[0]))
+    return image.repeat_interleave(factor, 0).repeat_interleave(factor, 1)

@@ -1,0 +1,103 @@
+"""What a stage starts from: the last checkpoint of an earlier stage, of this run or of another one."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pgc3d.build.run import RunContext, build_representation
+from pgc3d.checkpoint import unpack_representation
+from pgc3d.checkpoint_files import Checkpoint
+from pgc3d.config import Config, load_config
+from pgc3d.disk import sha256
+from pgc3d.errors import ConfigError, RunDirectoryError
+from pgc3d.layers import nearest
+from pgc3d.run_directory import RunDirectory
+from pgc3d.task import Task
+from pgc3d.types import Handover
+
+
+def handover_of(run: RunDirectory, context: RunContext, name: str) -> Handover | None:
+    """What the start of the stage `name` left; None where it starts from nothing.
+
+    Raises:
+        RunDirectoryError: the start has no checkpoint.
+    """
+    start = context.config.stages[name].start
+    if not start:
+        return None
+    if start in context.config.stages:
+        return _load(run, context, start)
+    other, stage = _other_run(start)
+    config = load_config([other.config])
+    task = Task.from_record(other.read_manifest(), other.path)
+    return _load(other, RunContext.of(config, task, context.rasterizer, context.device), stage)
+
+
+def _load(run: RunDirectory, context: RunContext, stage: str) -> Handover:
+    representation = build_representation(context, stage)
+    unpack_representation(_last(run, stage), representation)
+    return representation.handover()
+
+
+def _last(run: RunDirectory, stage: str) -> Checkpoint:
+    checkpoint = run.load_checkpoint(stage)
+    if checkpoint is None:
+        raise RunDirectoryError(
+            f"the stage {stage} of {run.path} must have a checkpoint to start from, but has none; use `pgc3d "
+            f"resume {run.path}`"
+        )
+    return checkpoint
+
+
+def _other_run(start: str) -> tuple[RunDirectory, str]:
+    """The run and the stage that RUN or RUN:STAGE names; the last stage where none is named."""
+    path, colon, stage = start.rpartition(":")
+    if not colon or Path(start).is_dir():
+        path, stage = start, ""
+    if not Path(path).is_dir():
+        raise ConfigError(
+            f"a stage must start from an earlier stage or from the folder of a run, got {start!r}"
+        )
+    run = RunDirectory.open(Path(path))
+    stages = load_config([run.config]).stages
+    if stage and stage not in stages:
+        raise ConfigError(
+            f"the run {path} must have the stage to start from, got {stage!r}{nearest(stage, stages)}"
+        )
+    return run, stage or list(stages)[-1]
+
+
+def start_records(config: Config) -> dict[str, Any]:
+    """What a manifest keeps of other runs that stages start from: the checkpoint's file and its hash.
+
+    Raises:
+        ConfigError: there is no such run or stage.
+        RunDirectoryError: it has no checkpoint.
+    """
+    found = {}
+    for name, stage in config.stages.items():
+        if stage.start and stage.start not in config.stages:
+            run, other = _other_run(stage.start)
+            _last(run, other)
+            newest = run.checkpoints(other)[0]
+            found[name] = {"path": str(newest), "sha256": sha256(newest)}
+    return {"starts": found} if found else {}
+
+
+def require_same_starts(record: Mapping[str, Any], config: Config) -> None:
+    """See that other runs that stages start from are as when the run began.
+
+    Raises:
+        RunDirectoryError: one has gone on, or is gone, while it is still needed.
+    """
+    known = record.get("starts", {})
+    pending = [name for name in known if record.get("stages", {}).get(name, {}).get("status") != "done"]
+    if not pending:
+        return
+    now = start_records(config).get("starts", {})
+    for name in pending:
+        if now.get(name, {}).get("sha256") != known[name]["sha256"]:
+            raise RunDirectoryError(
+                f"stages.{name} must start from {known[name]['path']} as it was when the run began, but that "
+                "has changed; put it back, or start a new run"
+            )
