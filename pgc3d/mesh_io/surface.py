@@ -46,8 +46,8 @@ def in_single(vertices: Floats, faces: Ints, path: Path) -> tuple[Tensor, list[s
     surface = vertices[used & finite]
     if len(surface) and np.abs(surface).max() > np.finfo(np.float32).max:
         raise InputError(
-            f"vertices must be finite, got numbers beyond those of single precision in {path}; scale the mesh "
-            "down"
+            f"vertices must be finite, got numbers beyond those of single precision in {path}; "
+            "scale the mesh down"
         )
     if len(surface):
         with np.errstate(over="ignore", invalid="ignore"):
