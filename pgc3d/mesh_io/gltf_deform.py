@@ -78,6 +78,17 @@ def placed(block: Block, matrix: Floats) -> Placed:
     return _joined(parts, with_normals=block.normals is not None)
 
 
+def copied(block: Block, matrices: Floats) -> Placed:
+    """The vertices once for each matrix [K, 4, 4], copy by copy."""
+    count, parts = len(block.positions), []
+    for start in range(0, count * len(matrices), CHUNK):
+        copy, vertex = np.divmod(np.arange(start, min(start + CHUNK, count * len(matrices))), count)
+        normals = None if block.normals is None else block.normals[vertex]
+        some = Block(block.positions[vertex], normals, None, None, None)
+        parts.append(_apply(matrices[copy], some, slice(None)))
+    return _joined(parts, with_normals=block.normals is not None)
+
+
 def moved(first: Placed, matrix: Floats) -> Placed:
     """Vertices that are placed already, moved once more."""
     again = placed(Block(first.positions, first.normals, None, None, None), matrix)
