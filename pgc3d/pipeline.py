@@ -98,6 +98,7 @@ def generate(
     config = config or load_config()
     device = build.resolve_device(config.run.device)
     stage.require_fitting(config, task)
+    build_rasterizer(config.run.rasterizer, device)  # refused before there is a folder
     backdrop = build.prepare_task_backdrop(config, task)
     canvas = _take_mesh(task, config, device, report)
     models = locate_models(config, device)
