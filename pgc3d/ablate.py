@@ -40,6 +40,7 @@ from pgc3d.inputs.colors import COLORS, named_color
 from pgc3d.interfaces import Guidance
 from pgc3d.optimize import StepReport
 from pgc3d.pipeline import check_prompt, ignore
+from pgc3d.ranges import MAX_RATE, check
 from pgc3d.run import CONFIG, MANIFEST
 from pgc3d.schedules import PiecewiseLinear
 from pgc3d.session import Event, Reporter, describe_environment, explain_memory, used_memory
@@ -108,7 +109,9 @@ def parse_rule(text: str) -> pgc.ClipConfig:
         raise ConfigError(f"a rule must be one of {', '.join(rules)}, or a threshold, got {text!r}")
     name = {"parameter": "max_norm", "adaptive": "quantile"}.get(kind, "threshold")
     try:
-        return rules[kind](**({name: float(number)} if equals else {}))
+        clip = rules[kind](**({name: float(number)} if equals else {}))
+        check(clip)
+        return clip
     except ValueError as error:
         raise ConfigError(f"the rule {text!r} must have a number that fits, got: {error}") from error
 
@@ -149,6 +152,8 @@ def ablate(
     clips = {rule: parse_rule(rule) for rule in rules}
     if not clips:
         raise ConfigError("--rules must name at least one rule, got none")
+    if not 0 < learning_rate <= MAX_RATE:
+        raise ConfigError(f"--learning-rate must lie in (0, {MAX_RATE:g}], got {learning_rate:g}")
     color = named_color(start)
     if color is None and start != NOISE:
         raise ConfigError(f"--start must be one of {', '.join(COLORS)}, #rrggbb or {NOISE}, got {start!r}")

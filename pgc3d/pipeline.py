@@ -73,6 +73,7 @@ def generate(
     config = with_absolute_paths(config)
     device = build.resolve_device(config.run.device)
     stage.require_fitting(config, task)
+    build_rasterizer(config.run.rasterizer, device)  # refused before there is a folder
 
     def say(message: str) -> None:
         report(Event("build", message=message))
