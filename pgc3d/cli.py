@@ -153,10 +153,12 @@ def texture(
 ) -> int:
     """Paint a given mesh from a prompt; its geometry stays as it is."""
     from pgc3d import pipeline
+    from pgc3d.build.inputs import require_prompt
     from pgc3d.errors import InputError
     from pgc3d.presets import TEXTURE, split_backgrounds
     from pgc3d.task import Task
 
+    require_prompt(prompt)
     if options.faces:
         raise InputError(f"--faces must not be given for a mesh that stays as it is, got {options.faces}")
     image_size = options.texture_size if texture == "image" else None
@@ -281,7 +283,7 @@ def ablate(  # noqa: PLR0917 - one option each
         str, typer.Option(help="none, pixel, l2, channel, pngd, global, parameter, adaptive; pngd=0.3; 0.3.")
     ] = "none,channel,pngd,pixel",
     space: Annotated[Space, typer.Option(help="What is optimised.")] = "pixels",
-    learning_rate: Annotated[float, typer.Option(min=1e-6, help="Of Adam.")] = 0.03,
+    learning_rate: Annotated[float, typer.Option(help="Of Adam.")] = 0.03,
     start: Annotated[str, typer.Option(help="Colour of the empty canvas, or noise.")] = "#bfbfbf",
     out: OutOption = None,
     model: ModelOption = None,

@@ -174,7 +174,7 @@ class Bar:
     def _tell_step(self, event: Any) -> None:
         report, now = event.report, self._clock()
         if self._start is None:
-            self._start, self._last = (now, report.step - 1), now
+            self._start, self._last = (now, report.step), now
         if now - self._last < SECONDS and report.step < report.steps:
             return
         self._last = now

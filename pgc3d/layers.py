@@ -100,7 +100,11 @@ def _check_leaf(where: str, expected: Any, value: Any) -> None:
         kinds = typing.get_args(expected)
         last = len(kinds) - (2 if kinds[-1] is ... else 1)
         for index, entry in enumerate(value[:MAX_ENTRIES]):
-            _check_leaf(f"{where}[{index}]", kinds[min(index, last)], entry)
+            kind = kinds[min(index, last)]
+            _check_leaf(f"{where}[{index}]", kind, entry)
+            if kind in {int, float} and not _is_number(entry, kind):
+                named = "a whole number" if kind is int else "a number"
+                raise ConfigError(f"{where}[{index}] must be {named}, got {shown(entry)}")
         return
     if value is None and types.NoneType in typing.get_args(expected):
         return
@@ -114,6 +118,15 @@ def _check_leaf(where: str, expected: Any, value: Any) -> None:
         raise ConfigError(f"{where} must be a number, got {str(value).lower()}")
     if plain == {float} and isinstance(value, int) and abs(value) > sys.float_info.max:
         raise ConfigError(f"{where} must be a smaller number, got {shown(value)}")
+
+
+def _is_number(value: Any, kind: type[int | float]) -> bool:
+    """Whether OmegaConf takes a value for a number of this kind; what it says of an entry names no place."""
+    try:
+        kind(value)
+    except (TypeError, ValueError, OverflowError):
+        return False
+    return kind is float or isinstance(value, (int, str))
 
 
 def _plain_type(kind: Any) -> Any:

@@ -305,7 +305,7 @@ class ParameterClip:
     max_norm: float = field(default=1.0, metadata=_BOUND)
 
     def __post_init__(self) -> None:
-        _check_threshold(self.max_norm)
+        _check_threshold(self.max_norm, "max_norm")
 
     def build(self) -> Clipper:
         """The rule as a function of a channel-last gradient."""
@@ -347,9 +347,9 @@ class AdaptiveClip:
 ClipConfig = PixelClip | ChannelClip | PngdClip | GlobalScale | ParameterClip | NoClip | AdaptiveClip
 
 
-def _check_threshold(threshold: float | Tensor) -> None:
+def _check_threshold(threshold: float | Tensor, name: str = "threshold") -> None:
     if not isinstance(threshold, Tensor) and not 0 < threshold < float("inf"):
-        raise ValueError(f"a clipping threshold must be positive and finite, found {threshold}")
+        raise ValueError(f"a clipping {name} must be positive and finite, found {threshold}")
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

@@ -75,6 +75,7 @@ def generate(
     config = with_absolute_paths(config or load_config())
     device = resolve_device(config.run.device)
     require_fitting(config, task)
+    build_rasterizer(config.run.rasterizer, device)  # refused before there is a folder
 
     def say(message: str) -> None:
         report(Event("build", message=message))

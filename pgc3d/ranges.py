@@ -121,11 +121,18 @@ def _check_number(name: str, value: Any, limits: Range, *, whole: bool) -> None:
             raise ValueError(f"{name} must be {'whole' if whole else 'plain'} numbers, got {shown(entry)}")
     checked: Any = entries
     if limits.schedule:
-        checked = PiecewiseLinear(tuple(value)).values
+        checked = _schedule_values(name, value)
     if not all(limits.holds(entry) for entry in checked):
         raise ValueError(f"{name} must {limits}, got {_found(value)}")
     if limits.pair and entries[0] > entries[1]:
         raise ValueError(f"{name} must be [low, high] with low <= high, got {_found(value)}")
+
+
+def _schedule_values(name: str, knots: Any) -> tuple[Number, ...]:
+    try:
+        return PiecewiseLinear(tuple(float(knot) for knot in knots)).values
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"{name}: {error}") from error
 
 
 def _numbers(value: Any) -> Iterator[Any]:

@@ -45,6 +45,8 @@ class Setting:
     path: str
     type: object
     base: tuple[str, ...]  # what must be set for it to be there
+    owner: type  # the configuration class that declares it
+    name: str  # there
 
     @property
     def whole(self) -> bool:
@@ -72,7 +74,7 @@ def _walk(kind: type, path: str, base: tuple[str, ...]) -> Iterator[Setting]:
     hints = typing.get_type_hints(kind)
     for item in fields(kind):
         where = f"{path}{item.name}"
-        yield from _walk_hint(hints[item.name], where, base)
+        yield from _walk_hint(hints[item.name], where, base, (kind, item.name))
 
 
 def _members(hint: object) -> tuple[object, ...]:
@@ -81,7 +83,7 @@ def _members(hint: object) -> tuple[object, ...]:
     return (hint,)
 
 
-def _walk_hint(hint: object, where: str, base: tuple[str, ...]) -> Iterator[Setting]:
+def _walk_hint(hint: object, where: str, base: tuple[str, ...], place: tuple[type, str]) -> Iterator[Setting]:
     members = _members(hint)
     for member in members:
         if is_dataclass(member):
@@ -97,11 +99,11 @@ def _walk_hint(hint: object, where: str, base: tuple[str, ...]) -> Iterator[Sett
                 where.rsplit(".", maxsplit=1)[-1]
             ]
             extra = (f"{where}.{name}.model=none",) if name == "depth" else ()
-            yield from _walk_hint(typing.get_args(member)[1], f"{where}.{name}", (*base, *extra))
+            yield from _walk_hint(typing.get_args(member)[1], f"{where}.{name}", (*base, *extra), place)
         elif member in (int, float) or (
             typing.get_origin(member) is tuple and set(typing.get_args(member)) & {int, float}
         ):
-            yield Setting(where, member, base)
+            yield Setting(where, member, base, *place)
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 import json
 import struct
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -479,6 +480,29 @@ def test_instances_count_before_they_are_made(tmp_path):
     place = gltf.document["nodes"][0]["extensions"]["EXT_mesh_gpu_instancing"]["attributes"]["TRANSLATION"]
     gltf.document["accessors"][place]["count"] = 10**8
     assert_line(lambda: read_source(gltf.write(tmp_path / "a.glb")), "with 1200000000 faces")
+
+
+def test_many_instances_are_made_at_once(tmp_path):
+    """One by one they would take minutes."""
+    gltf, count = cases.row_of_points(4, np.eye(3)), 400_000
+    places = np.zeros((count, 3))
+    places[:, 0] = np.arange(count) / 1000
+    extension = {"EXT_mesh_gpu_instancing": {"attributes": {"TRANSLATION": gltf.accessor(places)}}}
+    gltf.document["nodes"][0]["extensions"] = extension
+    path = gltf.write(tmp_path / "a.glb")
+    start = time.perf_counter()
+    mesh = read_source(path)
+    assert time.perf_counter() - start < 15
+    assert (len(mesh.faces), len(mesh.vertices)) == (count, 3 * count)
+    torch.testing.assert_close(mesh.vertices.view(-1, 3, 3).mean(1), torch.from_numpy(places).float() + 1 / 3)
+
+
+def test_an_incomplete_triangle_is_said(tmp_path):
+    gltf = one_box()
+    gltf.document["accessors"][3]["count"] = 35
+    mesh = read_source(gltf.write(tmp_path / "a.glb"))
+    assert len(mesh.faces) == 11
+    assert mesh.notes == ("1 part with an incomplete last triangle, left out",)
 
 
 def test_nan_is_counted(tmp_path):

@@ -43,6 +43,7 @@ from pgc3d.inputs.colors import COLORS, named_color
 from pgc3d.interfaces import Guidance
 from pgc3d.optimize import StepReport
 from pgc3d.pipeline import ignore
+from pgc3d.ranges import MAX_RATE, check
 from pgc3d.render import build_rasterizer
 from pgc3d.representation.dmtet_config import DMTetConfig
 from pgc3d.run_directory import CONFIG, MANIFEST
@@ -90,7 +91,9 @@ def parse_rule(text: str) -> pgc.ClipConfig:
         raise ConfigError(f"a rule must be one of {', '.join(rules)}, or a threshold, got {text!r}")
     name = {"parameter": "max_norm", "adaptive": "quantile"}.get(kind, "threshold")
     try:
-        return rules[kind](**({name: float(number)} if equals else {}))
+        clip = rules[kind](**({name: float(number)} if equals else {}))
+        check(clip)
+        return clip
     except ValueError as error:
         raise ConfigError(f"the rule {text!r} must have a number that fits, got: {error}") from error
 
@@ -131,6 +134,8 @@ def ablate(
     clips = {rule: parse_rule(rule) for rule in rules}
     if not clips:
         raise ConfigError("--rules must name at least one rule, got none")
+    if not 0 < learning_rate <= MAX_RATE:
+        raise ConfigError(f"--learning-rate must lie in (0, {MAX_RATE:g}], got {learning_rate:g}")
     color = named_color(start)
     if color is None and start != NOISE:
         raise ConfigError(f"--start must be one of {', '.join(COLORS)}, #rrggbb or {NOISE}, got {start!r}")

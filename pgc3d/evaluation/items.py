@@ -58,6 +58,8 @@ def read_items(path: Path) -> list[Item]:
     Raises:
         InputError: the file cannot be read, or a line is wrong; the message names it.
     """
+    if path.exists() and not path.is_file():
+        raise InputError(f"the list must be a text file, {path} is a folder, a device or a pipe")
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pgc3d.geometry.normals import crease_normals, face_normals, face_vectors
+from pgc3d.geometry.normals import crease_normals, face_vectors
 from pgc3d.mesh_io.source import SourceMesh
 
 MAX_OPPOSED = 0.5  # share of the surface whose normals may point to the other side
@@ -55,13 +55,12 @@ def _opposed(source: SourceMesh, welded: Tensor, joined: Tensor, known: Tensor) 
 
 def is_inside_out(welded: Float[Tensor, "W 3"], joined: Int[Tensor, "F 3"]) -> bool:
     """Whether the surface is closed and its faces look inwards."""
-    a, b, c = joined.T
-    faces = joined[(a != b) & (b != c) & (c != a)]
-    start, end = faces.reshape(-1), faces.roll(-1, dims=1).reshape(-1)
-    count = len(welded)
-    forward, backward = start * count + end, end * count + start
-    if not torch.equal(forward.sort().values, backward.sort().values):
+    points = (welded - welded.mean(dim=0)).double()
+    a, b, c = (points.index_select(0, corner) for corner in joined.T.contiguous())
+    if not float((a * torch.linalg.cross(b, c)).sum()) < 0:  # six times the volume, where it is closed
         return False
-    corners = welded.double()[faces] - welded.double().mean(dim=0)
-    volume = (corners[:, 0] * torch.linalg.cross(corners[:, 1], corners[:, 2])).sum() / 6
-    return float(volume) < 0 and len(torch.nonzero(face_normals(welded, faces).norm(dim=1))) > 0
+    first, second, third = joined.T
+    faces = joined[(first != second) & (second != third) & (third != first)]
+    start, end = faces.reshape(-1), faces.roll(-1, dims=1).reshape(-1)
+    forward, backward = start * len(welded) + end, end * len(welded) + start
+    return torch.equal(forward.sort().values, backward.sort().values)

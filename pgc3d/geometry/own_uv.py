@@ -34,10 +34,11 @@ def uv_fault(
 
     The overlap is the share of the charts' summed area that a drawing of them all does not cover.
     """
-    fault = uv_obstacle(uv, uv_faces)
-    if fault is not None and "no area" not in fault:
+    fault = _unusable(uv, uv_faces)
+    if fault is not None:
         return fault
-    if bool(((uv < -TOLERANCE) | (uv > 1 + TOLERANCE))[uv_faces].any()):
+    outside = ((uv < -TOLERANCE) | (uv > 1 + TOLERANCE)).any(dim=1)
+    if bool(outside.any()) and bool(outside[uv_faces].any()):
         return _tiles(uv, uv_faces) or "leave the unit square"
     area = chart_areas(uv, uv_faces)
     surface = face_vectors(vertices.double(), faces).norm(dim=1)
@@ -56,19 +57,26 @@ def uv_fault(
 
 def uv_obstacle(uv: Float[Tensor, "U 2"], uv_faces: Int[Tensor, "F 3"]) -> str | None:
     """Why no painting at all can use the coordinates, None where one can."""
+    fault = _unusable(uv, uv_faces)
+    if fault is None and float(chart_areas(uv, uv_faces).sum()) < 1e-9:
+        return "give no area to 100% of the surface"
+    return fault
+
+
+def _unusable(uv: Tensor, uv_faces: Tensor) -> str | None:
     if not 0 <= int(uv_faces.min()) <= int(uv_faces.max()) < len(uv):
         return "do not belong to the faces"
-    if not bool(torch.isfinite(uv[uv_faces]).all()):
+    finite = torch.isfinite(uv).all(dim=1)
+    if not bool(finite.all()) and not bool(finite[uv_faces].all()):
         return "are not finite"
-    if float(chart_areas(uv, uv_faces).sum()) < 1e-9:
-        return "give no area to 100% of the surface"
     return None
 
 
 def chart_areas(uv: Float[Tensor, "U 2"], uv_faces: Int[Tensor, "F 3"]) -> Float[Tensor, " F"]:
     """Area of each face in the image."""
-    a, b, c = (uv.double()[corner] for corner in uv_faces.T)
-    return torch.linalg.det(torch.stack([b - a, c - a], dim=1)).abs() / 2
+    a, b, c = uv.double()[uv_faces].unbind(1)
+    (x, y), (z, w) = (b - a).unbind(1), (c - a).unbind(1)
+    return (x * w - y * z).abs() / 2
 
 
 def _bounds(uv: Tensor, uv_faces: Tensor) -> tuple[Int[Tensor, "F 2"], Int[Tensor, "F 2"]]:

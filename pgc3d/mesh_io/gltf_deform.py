@@ -78,6 +78,17 @@ def placed(block: Block, matrix: Floats) -> Placed:
     return _joined(parts, with_normals=block.normals is not None)
 
 
+def copied(block: Block, matrices: Floats) -> Placed:
+    """The vertices once for each matrix [K, 4, 4], copy by copy."""
+    count, parts = len(block.positions), []
+    for start in range(0, count * len(matrices), CHUNK):
+        copy, vertex = np.divmod(np.arange(start, min(start + CHUNK, count * len(matrices))), count)
+        normals = None if block.normals is None else block.normals[vertex]
+        some = Block(block.positions[vertex], normals, None, None, None)
+        parts.append(_apply(matrices[copy], some, slice(None)))
+    return _joined(parts, with_normals=block.normals is not None)
+
+
 def moved(first: Placed, matrix: Floats) -> Placed:
     """Vertices that are placed already, moved once more."""
     again = placed(Block(first.positions, first.normals, None, None, None), matrix)
@@ -92,7 +103,7 @@ def _apply(matrices: Floats, block: Block, rows: slice) -> Placed:
     points = np.einsum("vij,vj->vi", matrices[:, :3, :3], positions) + matrices[:, :3, 3]
     x, y, z = linear[:, :, 0], linear[:, :, 1], linear[:, :, 2]
     # the inverse transpose times the determinant, which exists for a flat matrix too
-    cofactors = np.stack([np.cross(y, z), np.cross(z, x), np.cross(x, y)], axis=2)
+    cofactors = np.stack([_cross(y, z), _cross(z, x), _cross(x, y)], axis=2)
     mirrored = (x * cofactors[:, :, 0]).sum(axis=1) < 0
     normals = None
     if block.normals is not None:
@@ -100,6 +111,13 @@ def _apply(matrices: Floats, block: Block, rows: slice) -> Placed:
         turned = np.broadcast_to(cofactors, (len(positions), 3, 3))
         normals = _unit(sign * np.einsum("vij,vj->vi", turned, block.normals[rows]))
     return Placed(points, normals, np.broadcast_to(mirrored, len(positions)))
+
+
+def _cross(a: Floats, b: Floats) -> Floats:
+    """Cross products [V, 3]; numpy's own takes long for a few rows, and a scene may have many nodes."""
+    after, before = [1, 2, 0], [2, 0, 1]
+    product: Floats = a[:, after] * b[:, before] - a[:, before] * b[:, after]
+    return product
 
 
 def _unit(normals: Floats) -> Floats:

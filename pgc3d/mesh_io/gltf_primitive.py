@@ -1,7 +1,7 @@
 """Triangles and attributes of a glTF primitive, in the coordinates of its mesh."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +38,15 @@ class Primitive:
     material: int | None
 
 
+def repeated(primitive: Primitive, copies: int, vertices: int) -> Primitive:
+    """The faces of all copies of a primitive whose block has so many vertices."""
+    if copies == 1:
+        return primitive
+    starts = vertices * np.arange(copies)[:, None, None]
+    uv = None if primitive.uv is None else np.tile(primitive.uv, (copies, 1))
+    return replace(primitive, faces=(primitive.faces[None] + starts).reshape(-1, 3), uv=uv)
+
+
 def is_surface(primitive: Entry) -> bool:
     """Whether it has triangles, not points or lines."""
     mode = primitive.integer("mode", TRIANGLES)
@@ -68,16 +77,25 @@ def sizes(document: Document, primitive: Entry) -> tuple[int, int]:
     Raises:
         InputError: it has no positions, or something has a wrong type.
     """
-    position = attribute(document, primitive, "POSITION")
-    if position is None:
-        raise primitive.entry("attributes").fault("POSITION", "an index")
-    vertices = corners = count(document, position)
-    indices = primitive.index("indices", len(document.accessors))
-    if indices is not None:
-        corners = count(document, indices)
+    vertices, corners = _counts(document, primitive)
     if primitive.integer("mode", TRIANGLES) == TRIANGLES:
         return vertices, corners // 3
     return vertices, max(corners - 2, 0)
+
+
+def is_cut(document: Document, primitive: Entry) -> bool:
+    """Whether the corners of a list of triangles are no multiple of three."""
+    return primitive.integer("mode", TRIANGLES) == TRIANGLES and _counts(document, primitive)[1] % 3 != 0
+
+
+def _counts(document: Document, primitive: Entry) -> tuple[int, int]:
+    """Vertices and corners."""
+    position = attribute(document, primitive, "POSITION")
+    if position is None:
+        raise primitive.entry("attributes").fault("POSITION", "an index")
+    vertices = count(document, position)
+    indices = primitive.index("indices", len(document.accessors))
+    return vertices, vertices if indices is None else count(document, indices)
 
 
 def attribute(document: Document, primitive: Entry, name: str) -> int | None:

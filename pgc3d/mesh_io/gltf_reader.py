@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pgc3d.errors import InputError
-from pgc3d.mesh_io.gltf_deform import Placed, joint_matrices, moved, placed, skinned
+from pgc3d.mesh_io.gltf_deform import Placed, copied, joint_matrices, moved, placed, skinned
 from pgc3d.mesh_io.gltf_document import Document, Entry, compressed, parse_document
 from pgc3d.mesh_io.gltf_losses import losses
 from pgc3d.mesh_io.gltf_material import SHADERS, coordinate_set, image_files, read_materials
@@ -21,10 +21,12 @@ from pgc3d.mesh_io.gltf_primitive import (
     Indices,
     Primitive,
     block_key,
+    is_cut,
     is_surface,
     read_block,
     read_faces,
     read_uv,
+    repeated,
     require_plain,
     sizes,
 )
@@ -94,25 +96,24 @@ def _require_known(document: Document) -> None:
 
 def _require_sizes(document: Document, scene: Scene) -> list[str]:
     """Refuse what is too large, before anything is read; notes about what is no surface."""
-    vertices = faces = lines = 0
-    of_mesh: dict[int, tuple[int, int, int]] = {}
+    vertices = faces = lines = cut = 0
+    of_mesh: dict[int, tuple[int, int, int, int]] = {}
     for shown in scene.shown:
         if shown.mesh not in of_mesh:
             of_mesh[shown.mesh] = _size(document, document.meshes[shown.mesh])
         size = of_mesh[shown.mesh]
         vertices += shown.copies * size[0]
         faces += shown.copies * size[1]
-        lines += size[2]
+        lines, cut = lines + size[2], cut + size[3]
     require_counts(document.path, vertices=vertices, faces=faces)
-    if not lines:
-        return []
-    return [f"{lines} {'part' if lines == 1 else 'parts'} of points or lines passed over"]
+    counted = {"of points or lines passed over": lines, "with an incomplete last triangle, left out": cut}
+    return [f"{n} {'part' if n == 1 else 'parts'} {what}" for what, n in counted.items() if n]
 
 
-def _size(document: Document, mesh: Entry) -> tuple[int, int, int]:
-    """Vertices, faces, and primitives that are no surface."""
+def _size(document: Document, mesh: Entry) -> tuple[int, int, int, int]:
+    """Vertices, faces, primitives that are no surface, and those whose last triangle lacks corners."""
     blocks: dict[str, int] = {}
-    faces = others = 0
+    faces = others = cut = 0
     for primitive in mesh.entries("primitives"):
         if not is_surface(primitive):
             others += 1
@@ -121,7 +122,8 @@ def _size(document: Document, mesh: Entry) -> tuple[int, int, int]:
         vertices, number = sizes(document, primitive)
         blocks[block_key(primitive)] = vertices
         faces += number
-    return sum(blocks.values()), faces, others
+        cut += is_cut(document, primitive)
+    return sum(blocks.values()), faces, others, cut
 
 
 def _notes(document: Document, scene: Scene) -> list[str]:
@@ -171,22 +173,36 @@ class _Builder:
         if key not in self.meshes:
             self.meshes[key] = _read_mesh(self.document, mesh, weights)
         blocks, primitives = self.meshes[key]
-        joints = None if shown.skin is None else joint_matrices(self.document, shown.skin, self.scene)
-        for matrix in placements(self.document, shown):
-            self._add_copy(blocks, primitives, matrix, joints, instanced=shown.instances is not None)
+        matrices = placements(self.document, shown)
+        if shown.skin is None:
+            self._add_copies(blocks, primitives, matrices)
+            return
+        joints = joint_matrices(self.document, shown.skin, self.scene)
+        for matrix in matrices:
+            self._add_skinned(blocks, primitives, matrix, joints, instanced=shown.instances is not None)
 
-    def _add_copy(
+    def _add_copies(self, blocks: list[Block], primitives: list[Primitive], matrices: Floats) -> None:
+        starts = []
+        for block in blocks:
+            found = placed(block, matrices[0]) if len(matrices) == 1 else copied(block, matrices)
+            starts.append((self.counts["vertices"], self.counts["normals"], found))
+            self._add_vertices(block, found)
+        for primitive in primitives:
+            whole = repeated(primitive, len(matrices), len(blocks[primitive.block].positions))
+            self._add_faces(whole, *starts[primitive.block])
+
+    def _add_skinned(
         self,
         blocks: list[Block],
         primitives: list[Primitive],
         matrix: Floats,
-        joints: Floats | None,
+        joints: Floats,
         *,
         instanced: bool,
     ) -> None:
         starts = []
         for block in blocks:
-            if joints is None or block.joints is None:
+            if block.joints is None:
                 found = placed(block, matrix)
             else:
                 found = skinned(self.document, block, joints)
@@ -203,7 +219,8 @@ class _Builder:
             self.normals.append(found.normals)
             self.counts["normals"] += len(found.normals)
         self.colored |= block.colors is not None
-        self.colors.append(np.ones((len(found.positions), 4)) if block.colors is None else block.colors)
+        colors = np.ones((len(block.positions), 4)) if block.colors is None else block.colors
+        self.colors.append(np.tile(colors, (len(found.positions) // max(len(colors), 1), 1)))
 
     def _add_faces(self, primitive: Primitive, vertex: int, normal: int, found: Placed) -> None:
         faces = primitive.faces
