@@ -6,7 +6,7 @@ Each configuration of a guidance, a representation or cameras answers two questi
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -31,6 +31,7 @@ class LoadedModel:
     controls: Mapping[str, Any]  # diffusers' ControlNetModels, by the names that the use has for them
 
 
+@runtime_checkable
 class ModelStore(Protocol):
     """The models of a run, each loaded once per use."""
 
@@ -74,6 +75,7 @@ class RepresentationContext:
     low_memory: bool = False
 
 
+@runtime_checkable
 class GuidanceMember(Protocol):
     """A configuration of the guidance family."""
 
@@ -89,6 +91,7 @@ class GuidanceMember(Protocol):
     def build(self, context: GuidanceContext) -> Guidance: ...
 
 
+@runtime_checkable
 class RepresentationMember(Protocol):
     """A configuration of the representation family."""
 

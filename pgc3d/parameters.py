@@ -79,30 +79,15 @@ class ParameterStore:
 
         `lr_scale` multiplies the learning rates of this step.
         """
-        optimizer = self.optimizer
+        optimizer, scales = self.optimizer, dict(self._scales)
         for group in optimizer.param_groups:
             group["lr"] = group.setdefault("initial_lr", group["lr"]) * lr_scale
-            if group["name"] in self._scales:
-                self._normalize(group["name"], group["params"], finite)
+            if group["name"] in scales:
+                scales[group["name"]] = _normalize(scales[group["name"]], group["params"], finite)
         # fused optimisers read this for GradScaler: 1 makes the kernel leave everything as it is
         optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
         optimizer.step()
-
-    def _normalize(self, name: str, params: Sequence[Tensor], finite: Tensor) -> None:
-        """Divide a group's gradients by their running root mean square."""
-        gradients = [param.grad for param in params if param.grad is not None]
-        if not gradients:
-            return
-        count = sum(gradient.numel() for gradient in gradients)
-        square = torch.stack([gradient.square().sum() for gradient in gradients]).sum() / count
-        seen = finite & (square > 0)
-        target = torch.stack([torch.where(seen, square, 0.0), torch.ones_like(square)])
-        rate = torch.where(seen, 1.0 - _SCALE_DECAY, 0.0)
-        running = self._scales[name] = torch.lerp(self._scales[name], target, rate)
-        mean = running[0] / running[1].clamp_min(1e-30)
-        scale = torch.where(running[1] > 0, mean.clamp_min(1e-30).rsqrt(), 1.0)
-        for gradient in gradients:
-            gradient.mul_(scale)
+        self._scales = scales  # last: a step that fails changes nothing
 
     @torch.no_grad()
     def keep(self, name: str, mask: Bool[Tensor, " N"]) -> None:
@@ -194,3 +179,20 @@ def _like(wanted: Tensor, value: Tensor, name: str) -> Tensor:
     if not bool(torch.isfinite(value).all()):
         raise ValueError(f"{name} must be finite")
     return value.to(wanted.device).clone()
+
+
+def _normalize(scale: Tensor, params: Sequence[Tensor], finite: Tensor) -> Tensor:
+    """Divide gradients by their running root mean square; returns [running mean square, its weight]."""
+    gradients = [param.grad for param in params if param.grad is not None]
+    if not gradients:
+        return scale
+    count = sum(gradient.numel() for gradient in gradients)
+    square = torch.stack([gradient.square().sum() for gradient in gradients]).sum() / count
+    seen = finite & (square > 0)
+    target = torch.stack([torch.where(seen, square, 0.0), torch.ones_like(square)])
+    running = torch.lerp(scale, target, torch.where(seen, 1.0 - _SCALE_DECAY, 0.0))
+    mean = running[0] / running[1].clamp_min(1e-30)
+    factor = torch.where(running[1] > 0, mean.clamp_min(1e-30).rsqrt(), 1.0)
+    for gradient in gradients:
+        gradient.mul_(factor)
+    return running

@@ -55,7 +55,7 @@ def ignore(event: Event) -> None:
 def generate(
     task: Task,
     *,
-    out: Path,
+    out: Path | str,
     config: Config | None = None,
     report: Reporter = ignore,
     stop: StopFlag | None = None,
@@ -72,6 +72,7 @@ def generate(
     Raises:
         Pgc3dError: one line that says what to do; the run directory keeps the last good state.
     """
+    out = Path(out)
     config = with_absolute_paths(config or load_config())
     device = resolve_device(config.run.device)
     require_fitting(config, task)
@@ -115,7 +116,7 @@ def _keep_inputs(run: RunDirectory, task: Task, canvas: Canvas | None, images: M
 
 
 def resume(
-    path: Path, *, edited: bool = False, report: Reporter = ignore, stop: StopFlag | None = None
+    path: Path | str, *, edited: bool = False, report: Reporter = ignore, stop: StopFlag | None = None
 ) -> RunResult:
     """Continue a run that was stopped; on a CPU it ends as if it had never stopped.
 
@@ -129,6 +130,7 @@ def resume(
         RunDirectoryError: the folder is not a run, is in use, has only damaged checkpoints, or the
             configuration, the inputs or the weights are no longer those of the run.
     """
+    path = Path(path)
     with RunDirectory.open(path) as run:
         record = _read_record(run, report, edited=edited)
         config = load_config([run.config])
@@ -180,7 +182,7 @@ def _newest(run: RunDirectory, config: Config, stage: str) -> Checkpoint | None:
 
 
 def export(
-    path: Path,
+    path: Path | str,
     *,
     file_format: str | None = None,
     texture_size: int | None = None,
@@ -198,6 +200,7 @@ def export(
         stage: of the run; the last one that has begun when None.
         report: called for every file made.
     """
+    path = Path(path)
     if faces is not None and "mesh" in RunDirectory.open(path).read_manifest():
         raise InputError(f"--faces must not be given for a painted mesh, which stays as it is, got {faces}")
     changes = {"export": {"format": file_format, "texture_size": texture_size, "faces": faces}}
@@ -205,8 +208,9 @@ def export(
         return RunResult(path, tuple(_export(session, representation, rasterizer)))
 
 
-def render(path: Path, *, stage: str | None = None, report: Reporter = ignore) -> RunResult:
+def render(path: Path | str, *, stage: str | None = None, report: Reporter = ignore) -> RunResult:
     """Write a turntable and a sheet of six views of a run's newest checkpoint, or of a stage's."""
+    path = Path(path)
     with _opened(path, {}, stage, report) as (session, representation, _):
         from pgc3d.export.turntable import write_sheet, write_turntable
 
