@@ -6,25 +6,36 @@ import pytest
 import torch
 from fakes import FlatColor, PullTowardColor
 
-from pgc3d.build import Built
+from pgc3d.build.run import Built
 from pgc3d.cameras import OrbitConfig, sample_orbit
 from pgc3d.checkpoint import pack, unpack
-from pgc3d.config import Config, LoggingConfig, ObjectiveConfig, OptimizerConfig, RunConfig
+from pgc3d.config import Config, LoggingConfig, ObjectiveConfig, OptimizerConfig, StageConfig
 from pgc3d.errors import DivergedError, OutOfMemoryError, RunDirectoryError
 from pgc3d.optimize import Objective, Problem
 from pgc3d.pgc import AdaptiveClip, PixelClip
 from pgc3d.render.cpu import CpuRasterizer
-from pgc3d.representation.dmtet import DMTetConfig, build_dmtet
+from pgc3d.representation.dmtet_config import DMTetConfig, build_dmtet
 from pgc3d.run_directory import RunDirectory
 from pgc3d.session import Session, explain_memory
 from pgc3d.signals import StopFlag
 
 CPU = torch.device("cpu")
 CONFIG = Config(
-    run=RunConfig(steps=12, resolution=(16,), resolution_until=()),
+    stages={
+        "main": StageConfig(
+            steps=12, resolution=(16,), resolution_until=(), optimizer=OptimizerConfig(max_skipped=4)
+        )
+    },
     logging=LoggingConfig(log_every=4, preview_every=5, checkpoint_every=5),
-    optimizer=OptimizerConfig(max_skipped=4),
 )
+
+
+def with_objectives(**batches):
+    """The configuration with objectives of so many views."""
+    objectives = {name: ObjectiveConfig(batch=batch) for name, batch in batches.items()}
+    return dataclasses.replace(
+        CONFIG, stages={"main": dataclasses.replace(CONFIG.last, objectives=objectives)}
+    )
 
 
 class NoRasterizer:
@@ -75,34 +86,34 @@ def stop_at(session, step):
 def test_stopped_and_continued_run_ends_like_an_uninterrupted_one(session, tmp_path, step):
     whole, first, second = built(), built(), built(seed=99)
     with RunDirectory.create(tmp_path / "whole") as run:
-        Session(run, CONFIG, CPU, lambda event: None, StopFlag()).optimize(whole, None, no_preview)
+        Session(run, CONFIG, CPU, lambda event: None, StopFlag()).optimize("main", whole, None, no_preview)
 
     session.report = stop_at(session, step)
-    assert not session.optimize(first, None, no_preview)
+    assert not session.optimize("main", first, None, no_preview)
     session.stop.signal = None
-    checkpoint = session.run.load_checkpoint()
+    checkpoint = session.run.load_checkpoint("main")
     assert checkpoint.step == step
-    assert session.optimize(second, checkpoint, no_preview)
+    assert session.optimize("main", second, checkpoint, no_preview)
 
     torch.testing.assert_close(color(second), color(whole), rtol=0, atol=0)
 
 
 def test_signal_before_the_first_step_leaves_a_checkpoint(session):
     session.stop.signal = 2
-    assert not session.optimize(built(), None, no_preview)
-    assert session.run.load_checkpoint().step == 1
+    assert not session.optimize("main", built(), None, no_preview)
+    assert session.run.load_checkpoint("main").step == 1
 
 
 def test_signal_in_the_last_step_leaves_the_export_to_resume(session):
-    session.report = stop_at(session, CONFIG.run.steps)
-    assert not session.optimize(built(), None, no_preview)
+    session.report = stop_at(session, CONFIG.last.steps)
+    assert not session.optimize("main", built(), None, no_preview)
     session.stop.signal = None
-    assert session.optimize(built(), session.run.load_checkpoint(), no_preview)
+    assert session.optimize("main", built(), session.run.load_checkpoint("main"), no_preview)
 
 
 def test_signal_during_the_export_stops_nothing(session):
     with session.recorded():
-        assert session.optimize(built(), None, no_preview)
+        assert session.optimize("main", built(), None, no_preview)
         session.stop.signal = 15
     assert session.run.read_manifest()["status"] == "done"
 
@@ -110,35 +121,35 @@ def test_signal_during_the_export_stops_nothing(session):
 def test_steps_that_a_crash_lost_are_told_once(session):
     path = session.run.path / "metrics.jsonl"
     session.report = stop_at(session, 5)
-    session.optimize(built(), None, no_preview)
+    session.optimize("main", built(), None, no_preview)
     session.stop.signal = None
     for step in (8, 12):  # written after the last checkpoint
-        session.run.log_metrics({"step": step, "loss": 1.0})
+        session.run.log_metrics({"stage": "main", "step": step, "loss": 1.0})
     with path.open("a") as stream:
-        stream.write('{"step": 1')
-    assert session.optimize(built(), session.run.load_checkpoint(), no_preview)
+        stream.write('{"stage": "main", "step": 1')
+    assert session.optimize("main", built(), session.run.load_checkpoint("main"), no_preview)
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert [line["step"] for line in lines] == [4, 8, 12]
     assert not any("loss" in line for line in lines)
 
 
 def test_what_is_due_is_written(session):
-    session.optimize(built(), None, no_preview)
-    assert [path.name for path in sorted((session.run.path / "previews").iterdir())] == [
+    session.optimize("main", built(), None, no_preview)
+    assert [path.name for path in sorted((session.run.path / "previews" / "main").iterdir())] == [
         "step-000005.png",
         "step-000010.png",
     ]
     lines = (session.run.path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [4, 8, 12]
-    assert session.run.load_checkpoint().step == 12
+    assert session.run.load_checkpoint("main").step == 12
 
 
 def test_diverged_run_keeps_the_last_good_state(session):
     parts = built(broken=frozenset(range(3, 100)))
     with pytest.raises(DivergedError), session.recorded():
-        session.optimize(parts, None, no_preview)
+        session.optimize("main", parts, None, no_preview)
     saved = built()
-    unpack(session.run.load_checkpoint(), saved)
+    unpack(session.run.load_checkpoint("main"), saved)
     torch.testing.assert_close(color(saved), color(parts), rtol=0, atol=0)
     assert session.run.read_manifest()["status"].startswith("failed: gradients must be finite")
 
@@ -146,7 +157,7 @@ def test_diverged_run_keeps_the_last_good_state(session):
 def test_manifest_says_how_the_run_went(session):
     with session.recorded():
         assert session.run.read_manifest()["status"] == "running"
-        session.optimize(built(), None, no_preview)
+        session.optimize("main", built(), None, no_preview)
         session.run.config.write_text("run: {}")
         session.made("export", [session.run.config])
     manifest = session.run.read_manifest()
@@ -159,10 +170,10 @@ def test_manifest_says_how_the_run_went(session):
 
 
 def test_checkpoint_of_another_configuration_is_refused(session):
-    session.run.save_checkpoint(pack(built(), 3))
+    session.run.save_checkpoint("main", pack(built(), 3))
     other = dataclasses.replace(built(), states={"clip.normal": AdaptiveClip().build()})
     with pytest.raises(RunDirectoryError, match=r"must fit the run's config\.yaml"):
-        unpack(session.run.load_checkpoint(), other)
+        unpack(session.run.load_checkpoint("main"), other)
 
 
 @pytest.mark.parametrize(
@@ -210,37 +221,37 @@ def test_a_step_that_runs_out_of_memory_is_done_again_with_fewer_views_at_a_time
 ):
     whole = built()
     with RunDirectory.create(tmp_path / "whole") as run:
-        Session(run, CONFIG, CPU, lambda event: None, StopFlag()).optimize(whole, None, no_preview)
+        Session(run, CONFIG, CPU, lambda event: None, StopFlag()).optimize("main", whole, None, no_preview)
     events = []
     session.report = events.append
-    session.config = dataclasses.replace(CONFIG, objectives={"color": ObjectiveConfig(batch=2)})
+    session.config = with_objectives(color=2)
     parts, guidance = hungry(at=at, fits=1, error=error)
     with session.recorded():
-        assert session.optimize(parts, None, no_preview)
+        assert session.optimize("main", parts, None, no_preview)
     assert guidance.micro_batch == 1
     torch.testing.assert_close(color(parts), color(whole), rtol=0, atol=0)
-    assert session.run.read_manifest()["out_of_memory"] == [{"step": at, "micro_batch": 1}]
+    assert session.run.read_manifest()["out_of_memory"] == [{"stage": "main", "step": at, "micro_batch": 1}]
     messages = [event.message for event in events if event.message]
     assert messages == [f"out of memory in step {at}: saved, and going on with 1 views at a time"]
 
 
 def test_views_are_halved_until_they_fit_and_a_resumed_run_remembers(session):
-    session.config = dataclasses.replace(CONFIG, objectives={"color": ObjectiveConfig(batch=9)})
+    session.config = with_objectives(color=9)
     parts, guidance = hungry(batch=9, at=4, fits=2)
-    assert session.optimize(parts, None, no_preview)
+    assert session.optimize("main", parts, None, no_preview)
     assert guidance.micro_batch == 2
     assert [entry["micro_batch"] for entry in session.record["out_of_memory"]] == [4, 2]
     again, guidance = hungry(batch=9, at=1, fits=2)
-    session.optimize(again, session.run.load_checkpoint(), no_preview)
+    session.optimize("main", again, session.run.load_checkpoint("main"), no_preview)
     assert guidance.micro_batch == 2
 
 
 def test_what_cannot_be_divided_ends_with_the_last_good_state_saved(session):
-    session.config = dataclasses.replace(CONFIG, objectives={"color": ObjectiveConfig(batch=2)})
+    session.config = with_objectives(color=2)
     parts, _ = hungry(at=7, fits=0)
     with pytest.raises(OutOfMemoryError, match="use --low-memory"), session.recorded():
-        session.optimize(parts, None, no_preview)
-    assert session.run.load_checkpoint().step == 6
+        session.optimize("main", parts, None, no_preview)
+    assert session.run.load_checkpoint("main").step == 6
 
 
 def test_other_runtime_errors_pass():
@@ -278,13 +289,12 @@ def deformed(at, rule):
 
 @pytest.mark.parametrize("rule", [PixelClip(), AdaptiveClip()])
 def test_a_step_that_is_done_again_counts_once(tmp_path, rule):
-    objectives = {name: ObjectiveConfig(batch=2) for name in "ab"}
-    config, ends = dataclasses.replace(CONFIG, objectives=objectives), []
+    config, ends = with_objectives(a=2, b=2), []
     for at in (1000, 4):
         parts = deformed(at, rule)
         with RunDirectory.create(tmp_path / str(at)) as run:
             session = Session(run, config, CPU, lambda event: None, StopFlag())
-            assert session.optimize(parts, None, no_preview)
+            assert session.optimize("main", parts, None, no_preview)
         assert bool(session.record.get("out_of_memory")) == (at == 4)
         ends.append(pack(parts, 12).tensors)
     whole, again = ends
@@ -294,11 +304,11 @@ def test_a_step_that_is_done_again_counts_once(tmp_path, rule):
 
 
 def test_a_resumed_run_never_looks_at_more_views_than_it_may_now(session):
-    session.config = dataclasses.replace(CONFIG, objectives={"color": ObjectiveConfig(batch=8)})
+    session.config = with_objectives(color=8)
     session.record["out_of_memory"] = [{"step": 3, "micro_batch": 4}]
     parts, guidance = hungry(batch=8, at=1, fits=1)
     guidance.micro_batch = 1
-    assert session.optimize(parts, None, no_preview)
+    assert session.optimize("main", parts, None, no_preview)
     assert guidance.micro_batch == 1
     assert len(session.record["out_of_memory"]) == 1
 
@@ -319,7 +329,7 @@ def finish(session, parts):
     """Resume with other objects, as a new process has them."""
     session.report = lambda event: None
     session.stop.signal = None
-    assert session.optimize(parts, session.run.load_checkpoint(), no_preview)
+    assert session.optimize("main", parts, session.run.load_checkpoint("main"), no_preview)
     return color(parts)
 
 
@@ -328,7 +338,7 @@ def whole(tmp_path):
     """The colour that a run without a stop ends with."""
     parts = built()
     with RunDirectory.create(tmp_path / "whole") as run:
-        Session(run, CONFIG, CPU, lambda event: None, StopFlag()).optimize(parts, None, no_preview)
+        Session(run, CONFIG, CPU, lambda event: None, StopFlag()).optimize("main", parts, None, no_preview)
     return color(parts)
 
 
@@ -339,12 +349,12 @@ def whole(tmp_path):
 def test_whatever_a_caller_raises_between_steps_loses_none(session, whole, step, error):
     session.report = raise_at(step, error)
     with pytest.raises(type(error)) as raised, session.recorded():
-        session.optimize(built(), None, no_preview)
+        session.optimize("main", built(), None, no_preview)
     assert raised.value is error
-    assert session.run.load_checkpoint().step == step
+    assert session.run.load_checkpoint("main").step == step
     manifest = session.run.read_manifest()
     assert manifest["status"] == f"stopped by {type(error).__name__}"
-    assert manifest["steps_done"] == step
+    assert manifest["stages"]["main"]["steps"] == step
     torch.testing.assert_close(finish(session, built(seed=99)), whole, rtol=0, atol=0)
 
 
@@ -356,8 +366,8 @@ def test_an_error_while_something_is_written_loses_no_step(session, whole, monke
     if kind == "metrics":
         monkeypatch.setattr(session.run, "log_metrics", broken)
     with pytest.raises(Gone):
-        session.optimize(built(), None, broken)
-    assert session.run.load_checkpoint().step == {"preview": 5, "metrics": 4}[kind]
+        session.optimize("main", built(), None, broken)
+    assert session.run.load_checkpoint("main").step == {"preview": 5, "metrics": 4}[kind]
     monkeypatch.undo()
     torch.testing.assert_close(finish(session, built(seed=99)), whole, rtol=0, atol=0)
 
@@ -382,7 +392,7 @@ class Interrupted(PullTowardColor):
 def interrupted(error=None):
     parts = built()
     objective = parts.problem.objectives["color"]
-    guidance = Interrupted(noise=0.3, generator=objective.guidance.generator)
+    guidance = Interrupted(noise=0.3)
     guidance.error = error
     problem = dataclasses.replace(
         parts.problem, objectives={"color": dataclasses.replace(objective, guidance=guidance)}
@@ -403,8 +413,8 @@ def test_an_interrupt_waits_for_the_end_of_the_step(session, whole):
     """As from a notebook's stop button."""
     parts, guidance = interrupted()
     with pytest.raises(KeyboardInterrupt):
-        session.optimize(parts, None, no_preview)
-    assert session.run.load_checkpoint().step == guidance.at
+        session.optimize("main", parts, None, no_preview)
+    assert session.run.load_checkpoint("main").step == guidance.at
     torch.testing.assert_close(finish(session, built(seed=99)), whole, rtol=0, atol=0)
 
 
@@ -413,16 +423,16 @@ def test_a_second_interrupt_waits_for_nothing(session):
     parts, guidance = interrupted()
     guidance.at, guidance.times = 3, 2
     with pytest.raises(KeyboardInterrupt):
-        session.optimize(parts, None, no_preview)
-    assert session.run.load_checkpoint().step == 2
+        session.optimize("main", parts, None, no_preview)
+    assert session.run.load_checkpoint("main").step == 2
 
 
 @pytest.mark.parametrize("error", [Gone(), KeyboardInterrupt(), ValueError()], ids=lambda e: type(e).__name__)
 def test_an_error_inside_a_step_takes_that_step_back(session, whole, error):
     parts, guidance = interrupted(error)
     with pytest.raises(type(error)):
-        session.optimize(parts, None, no_preview)
-    assert session.run.load_checkpoint().step == guidance.at - 1
+        session.optimize("main", parts, None, no_preview)
+    assert session.run.load_checkpoint("main").step == guidance.at - 1
     torch.testing.assert_close(finish(session, built(seed=99)), whole, rtol=0, atol=0)
 
 
@@ -440,19 +450,19 @@ def test_a_step_that_had_changed_parameters_is_not_saved(session, whole):
 
     asset.render = render_and_change
     with pytest.raises(Gone):
-        session.optimize(parts, None, no_preview)
-    assert session.run.load_checkpoint().step == 5
+        session.optimize("main", parts, None, no_preview)
+    assert session.run.load_checkpoint("main").step == 5
     torch.testing.assert_close(finish(session, built(seed=99)), whole, rtol=0, atol=0)
 
 
 def test_the_first_error_is_told_where_saving_fails_too(session, monkeypatch, caplog):
-    def full(_):
+    def full(*_):
         raise RunDirectoryError("the disk must have room")
 
     monkeypatch.setattr(session.run, "save_checkpoint", full)
     session.report = raise_at(2, Gone())
     with pytest.raises(Gone):
-        session.optimize(built(), None, no_preview)
+        session.optimize("main", built(), None, no_preview)
     assert "step 2 could not be saved: the disk must have room" in caplog.text
 
 
@@ -469,29 +479,34 @@ def changed(tensors, name, change):
         ("representation.color", lambda t: t.double()),
         ("representation.color", lambda t: t[:2]),
         ("representation.color", None),
-        ("optimizer.0.exp_avg", lambda t: t[:1]),
-        ("optimizer.0.exp_avg_sq", lambda t: t * float("inf")),
-        ("optimizer.0.step", lambda t: t.expand(3)),
-        ("optimizer.0.step", None),
+        ("optimizer.color.0.exp_avg", lambda t: t[:1]),
+        ("optimizer.color.0.exp_avg_sq", lambda t: t * float("inf")),
+        ("optimizer.color.0.step", lambda t: t.expand(3)),
+        ("optimizer.color.0.step", None),
         ("state.clip.color.total", lambda t: torch.zeros(7)),
-        ("generator.cameras", lambda t: t[:10]),
-        ("generator.cameras", None),
-        ("torch.cpu", lambda t: t.float()),
-        ("torch.cpu", None),
     ],
 )
 def test_a_checkpoint_of_other_tensors_is_one_line(session, name, change):
     parts = built()
     session.report = stop_at(session, 3)
-    session.optimize(parts, None, no_preview)
-    found = session.run.load_checkpoint()
+    session.optimize("main", parts, None, no_preview)
+    found = session.run.load_checkpoint("main")
     other = dataclasses.replace(found, tensors=changed(found.tensors, name, change))
     with pytest.raises(RunDirectoryError, match=r"must fit the run's config\.yaml"):
         unpack(other, built())
 
 
 @pytest.mark.parametrize(
-    "name", ["optimizer.7.step", "optimizer.x.step", "optimizer.-9.step", "representation.more"]
+    "name",
+    [
+        "optimizer.color.7.step",
+        "optimizer.color.x.step",
+        "optimizer.color.-9.step",
+        "optimizer.sdf.0.step",
+        "optimizer.color.scale",
+        "optimizer.step",
+        "representation.more",
+    ],
 )
 def test_a_checkpoint_with_more_tensors_is_one_line(session, name):
     found = pack(built(), 3)
@@ -500,16 +515,20 @@ def test_a_checkpoint_with_more_tensors_is_one_line(session, name):
         unpack(more, built())
 
 
-@pytest.mark.parametrize("values", [{"groups": ["sdf"]}, {"groups": None}, {"groups": [1]}])
-def test_a_checkpoint_of_other_parameters_is_one_line(values):
+def test_a_checkpoint_of_other_parameters_is_one_line(session):
+    parts = built()
+    session.report = stop_at(session, 3)
+    session.optimize("main", parts, None, no_preview)
+    found = session.run.load_checkpoint("main")
+    tensors = {name.replace("optimizer.color", "optimizer.sdf"): t for name, t in found.tensors.items()}
+    with pytest.raises(RunDirectoryError, match=r"must fit the run's config\.yaml"):
+        unpack(dataclasses.replace(found, tensors=tensors), built())
+
+
+@pytest.mark.parametrize("values", [{}, {"param_groups": [{"lr": float("nan")}]}])
+def test_learning_rates_are_the_configurations(values):
+    """Those in records are not looked at."""
     found = dataclasses.replace(pack(built(), 3), values=values)
-    with pytest.raises(RunDirectoryError, match="groups of parameters must be color"):
-        unpack(found, built())
-
-
-def test_learning_rates_are_the_configurations(session):
-    """Those in the records of the first pgc3d are not looked at."""
-    found = dataclasses.replace(pack(built(), 3), values={"param_groups": [{"lr": float("nan")}]})
     parts = built()
     unpack(found, parts)
-    assert parts.problem.optimizer.param_groups[0]["lr"] == 0.05
+    assert parts.problem.representation.parameter_store().optimizer.param_groups[0]["lr"] == 0.05

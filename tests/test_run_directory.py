@@ -29,13 +29,15 @@ def run(tmp_path):
 
 
 def save(run, step):
-    run.save_checkpoint(Checkpoint(step, {"x": torch.full((3,), float(step))}, {"lr": 0.1}))
+    run.save_checkpoint("main", Checkpoint(step, {"x": torch.full((3,), float(step))}, {"lr": 0.1}))
 
 
 def test_checkpoint_comes_back_as_it_was(run):
     state = torch.Generator().manual_seed(3).get_state()
-    run.save_checkpoint(Checkpoint(7, {"a.b": torch.arange(4.0), "state": state}, {"groups": [{"lr": 0.1}]}))
-    loaded = run.load_checkpoint()
+    run.save_checkpoint(
+        "main", Checkpoint(7, {"a.b": torch.arange(4.0), "state": state}, {"groups": [{"lr": 0.1}]})
+    )
+    loaded = run.load_checkpoint("main")
     assert loaded.step == 7
     assert loaded.values == {"groups": [{"lr": 0.1}]}
     torch.testing.assert_close(loaded.tensors["a.b"], torch.arange(4.0))
@@ -44,15 +46,15 @@ def test_checkpoint_comes_back_as_it_was(run):
 
 def test_tensors_that_share_memory_can_be_saved(run):
     shared = torch.zeros(4)
-    run.save_checkpoint(Checkpoint(1, {"a": shared, "b": shared[:2]}))
-    assert set(run.load_checkpoint().tensors) == {"a", "b"}
+    run.save_checkpoint("main", Checkpoint(1, {"a": shared, "b": shared[:2]}))
+    assert set(run.load_checkpoint("main").tensors) == {"a", "b"}
 
 
 def test_two_newest_checkpoints_are_kept(run):
     for step in (10, 20, 30, 40):
         save(run, step)
-    assert [path.stem for path in run.checkpoints()] == ["step-000040", "step-000030"]
-    assert len(list((run.path / "checkpoints").iterdir())) == 4
+    assert [path.stem for path in run.checkpoints("main")] == ["step-000040", "step-000030"]
+    assert len(list((run.path / "checkpoints" / "main").iterdir())) == 4
 
 
 def damage_tensors(path):
@@ -81,23 +83,45 @@ def empty_json(path):
 def test_damaged_checkpoint_falls_back_to_the_one_before(run, damage, caplog):
     save(run, 10)
     save(run, 20)
-    damage(run.checkpoints()[0])
+    damage(run.checkpoints("main")[0])
     with caplog.at_level(logging.WARNING):
-        assert run.load_checkpoint().step == 10
+        assert run.load_checkpoint("main").step == 10
     assert "step-000020 is damaged" in caplog.text
 
 
 def test_all_checkpoints_damaged_is_an_error(run):
     save(run, 10)
     save(run, 20)
-    for path in run.checkpoints():
+    for path in run.checkpoints("main"):
         damage_tensors(path)
     with pytest.raises(RunDirectoryError, match="all 2 are damaged"):
-        run.load_checkpoint()
+        run.load_checkpoint("main")
+
+
+def test_stages_have_their_own_checkpoints(run):
+    save(run, 10)
+    run.save_checkpoint("fine", Checkpoint(3, {"x": torch.zeros(2)}))
+    for step in (4, 5):
+        run.save_checkpoint("fine", Checkpoint(step, {"x": torch.zeros(2)}))
+    assert [path.stem for path in run.checkpoints("main")] == ["step-000010"]
+    assert [path.stem for path in run.checkpoints("fine")] == ["step-000005", "step-000004"]
+    assert run.load_checkpoint("main").step == 10
+    assert run.load_checkpoint("fine").step == 5
+    assert run.load_checkpoint("other") is None
+    assert not (run.path / "checkpoints" / "other").exists()
+
+
+def test_metrics_of_other_stages_stay(run):
+    for stage, step in (("main", 1), ("main", 2), ("fine", 1), ("fine", 2)):
+        run.log_metrics({"stage": stage, "step": step})
+    run.drop_metrics("fine", after=1)
+    run.drop_metrics("other", after=0)
+    lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["stage"], line["step"]) for line in lines] == [("main", 1), ("main", 2), ("fine", 1)]
 
 
 def test_run_without_checkpoints_has_none(run):
-    assert run.load_checkpoint() is None
+    assert run.load_checkpoint("main") is None
 
 
 def test_existing_folder_is_refused_unless_empty(tmp_path):
@@ -158,8 +182,8 @@ def test_too_little_free_space_is_refused_before_the_start(tmp_path, monkeypatch
 
 
 def test_metrics_are_json_lines(run):
-    run.log_metrics({"step": 1, "loss": 0.5})
-    run.log_metrics({"step": 2, "loss": 0.25})
+    run.log_metrics({"stage": "main", "step": 1, "loss": 0.5})
+    run.log_metrics({"stage": "main", "step": 2, "loss": 0.25})
     lines = (run.path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2]
 
@@ -175,6 +199,7 @@ def test_hashes_name_files_inside_the_folder(run):
     assert hashes == {"config.yaml": sha256(run.config)}
 
 
+FOLDERS = ["checkpoints", "previews", "checkpoints/main", "previews/main"]
 PARTS = ["config.yaml", "manifest.json", "metrics.jsonl", ".lock"]
 
 
@@ -182,7 +207,8 @@ PARTS = ["config.yaml", "manifest.json", "metrics.jsonl", ".lock"]
 def used(run):
     """A run with all its files, opened once."""
     with run:
-        run.log_metrics({"step": 1})
+        run.log_metrics({"stage": "main", "step": 1})
+        run.preview("main", 1).write_bytes(b"x")
         save(run, 10)
         save(run, 20)
     return run
@@ -193,27 +219,30 @@ def work(path):
     with RunDirectory.open(path) as run:
         run.read_manifest()
         run.config_digest()
-        run.load_checkpoint()
-        run.drop_metrics(after=0)
-        run.log_metrics({"step": 2})
+        run.load_checkpoint("main")
+        run.drop_metrics("main", after=0)
+        run.log_metrics({"stage": "main", "step": 2})
         run.write_manifest({})
+        run.preview("main", 2)
         save(run, 30)
         save(run, 40)
 
 
-@pytest.mark.parametrize("name", [*PARTS, "checkpoints", "previews"])
+@pytest.mark.parametrize("name", [*PARTS, *FOLDERS])
 def test_links_in_a_run_are_never_followed(used, tmp_path, name):
     place, outside = used.path / name, tmp_path / "outside"
     shutil.move(place, outside)
     place.symlink_to(outside)
-    before = {path: path.read_bytes() for path in (outside.rglob("*") if outside.is_dir() else [outside])}
+    files = [path for path in outside.rglob("*") if path.is_file()] if outside.is_dir() else [outside]
+    before, entries = {path: path.read_bytes() for path in files}, set(outside.rglob("*"))
+    assert before
     with pytest.raises(RunDirectoryError, match=r"must be a .* of the run itself, but is a symbolic link"):
         work(used.path)
     assert {path: path.read_bytes() for path in before} == before
-    assert not outside.is_dir() or set(outside.rglob("*")) == set(before)
+    assert set(outside.rglob("*")) == entries
 
 
-@pytest.mark.parametrize("name", [*PARTS, "checkpoints", "previews"])
+@pytest.mark.parametrize("name", [*PARTS, *FOLDERS])
 @pytest.mark.parametrize("kind", ["pipe", "folder or file", "nowhere"])
 def test_other_things_in_the_place_of_a_part_are_one_line(used, tmp_path, name, kind):
     place = used.path / name
@@ -240,15 +269,15 @@ def test_a_run_that_is_reached_through_a_link_is_used(used, tmp_path):
 
 @pytest.mark.parametrize("name", ["step-000020.json", "step-000020.safetensors"])
 def test_a_link_in_the_place_of_a_checkpoint_counts_as_damage(used, tmp_path, name, caplog):
-    place = used.path / "checkpoints" / name
+    place = used.path / "checkpoints" / "main" / name
     shutil.move(place, tmp_path / "outside")
     place.symlink_to(tmp_path / "outside")
     before = (tmp_path / "outside").read_bytes()
-    assert used.load_checkpoint().step == 10
+    assert used.load_checkpoint("main").step == 10
     assert "step-000020 is damaged" in caplog.text
     save(used, 20)
     assert (tmp_path / "outside").read_bytes() == before
-    assert used.load_checkpoint().step == 20
+    assert used.load_checkpoint("main").step == 20
 
 
 def test_files_with_a_second_name_are_not_written_through_it(used, tmp_path):
@@ -258,24 +287,25 @@ def test_files_with_a_second_name_are_not_written_through_it(used, tmp_path):
     before = {name: (tmp_path / name).read_bytes() for name in PARTS}
     work(used.path)
     assert {name: (tmp_path / name).read_bytes() for name in PARTS} == before
-    assert json.loads((used.path / "metrics.jsonl").read_text()) == {"step": 2}
+    assert json.loads((used.path / "metrics.jsonl").read_text()) == {"stage": "main", "step": 2}
 
 
 def test_the_newest_of_a_million_steps_is_kept(run):
     for step in (999_999, 1_000_000, 1_000_001, 10_000_000):
         save(run, step)
-        assert run.load_checkpoint().step == step
-    assert [path.stem for path in run.checkpoints()] == ["step-10000000", "step-1000001"]
+        assert run.load_checkpoint("main").step == step
+    assert [path.stem for path in run.checkpoints("main")] == ["step-10000000", "step-1000001"]
 
 
 def test_only_own_files_are_pruned(run):
     mine = ["step-000001.txt", "step-1.json", "notes.json", "step-000001-copy.safetensors"]
+    save(run, 5)
     for name in mine:
-        (run.path / "checkpoints" / name).write_text("mine")
-    (run.path / "checkpoints" / "step-000002.json").mkdir()
+        (run.path / "checkpoints" / "main" / name).write_text("mine")
+    (run.path / "checkpoints" / "main" / "step-000002.json").mkdir()
     for step in (10, 20, 30):
         save(run, step)
-    found = {path.name for path in (run.path / "checkpoints").iterdir()}
+    found = {path.name for path in (run.path / "checkpoints" / "main").iterdir()}
     assert found >= {*mine, "step-000002.json"}
     assert len(found) == len(mine) + 1 + 4
 
@@ -283,16 +313,16 @@ def test_only_own_files_are_pruned(run):
 def test_tensors_without_a_record_are_said_and_later_removed(run, caplog):
     save(run, 10)
     save(run, 20)
-    (run.path / "checkpoints" / "step-000020.json").unlink()  # a kill before it was written
-    assert run.load_checkpoint().step == 10
+    (run.path / "checkpoints" / "main" / "step-000020.json").unlink()  # a kill before it was written
+    assert run.load_checkpoint("main").step == 10
     assert "step-000020 has no record" in caplog.text
     save(run, 30)
     save(run, 40)
-    assert len(list((run.path / "checkpoints").iterdir())) == 4
+    assert len(list((run.path / "checkpoints" / "main").iterdir())) == 4
 
 
 def test_what_a_kill_left_is_removed_and_nothing_else(used, tmp_path):
-    left = [used.path / folder / temporary_name("a.json") for folder in (".", "previews", "checkpoints")]
+    left = [used.path / folder / temporary_name("a.json") for folder in (".", *FOLDERS)]
     mine = [used.path / name for name in (".mine.tmp", "x.tmp", ".a.json.deadbeef.tmp")]
     for path in (*left, *mine):
         path.write_text("x")
@@ -350,17 +380,19 @@ def test_a_folder_in_which_no_run_began_is_used_again(tmp_path, stage):
 
 
 @pytest.mark.parametrize(
-    "name", ["mine.txt", "previews/mine.png", "checkpoints/step-000001.json", "asset.glb"]
+    "name",
+    ["mine.txt", "previews/mine.png", "checkpoints/step-000001.json", "checkpoints/main/", "asset.glb"],
 )
 @pytest.mark.parametrize("prepared", [True, False])
 def test_a_folder_with_anything_else_in_it_is_not_used(tmp_path, name, prepared):
     run = RunDirectory.create(tmp_path / "run")
     if prepared:
         run.write_manifest({"status": PREPARING})
-    (run.path / name).write_text("mine")
+    mine = run.path / name
+    mine.mkdir() if name.endswith("/") else mine.write_text("mine")
     with pytest.raises(RunDirectoryError, match="must not exist or be empty"):
         RunDirectory.create(run.path)
-    assert (run.path / name).read_text() == "mine"
+    assert mine.is_dir() if name.endswith("/") else mine.read_text() == "mine"
 
 
 @pytest.mark.parametrize("name", [".lock", "config.yaml", "input.png"])
@@ -398,7 +430,7 @@ def small_disk(run):
     [
         lambda run: run.__enter__(),
         lambda run: run.write_manifest({"prompt": "a red chair"}),
-        lambda run: run.log_metrics({"step": 2}),
+        lambda run: run.log_metrics({"stage": "main", "step": 2}),
         lambda run: save(run, 30),
     ],
     ids=["lock", "manifest", "metrics", "checkpoint"],
@@ -414,7 +446,7 @@ def test_a_disk_without_room_is_one_line_and_loses_nothing(used, small_disk, wri
     assert {path: path.read_bytes() for path in kept} == kept
     assert {path for path in used.path.rglob("*") if path.is_file() and path.name != ".lock"} == set(kept)
     with used:
-        assert used.load_checkpoint().step == 20
+        assert used.load_checkpoint("main").step == 20
 
 
 @pytest.mark.parametrize(
@@ -425,8 +457,12 @@ def test_a_disk_without_room_is_one_line_and_loses_nothing(used, small_disk, wri
         ({"prompt": "\ud800"}, "half a surrogate"),
         ({"image": 4}, "image"),
         ({"seed": True}, "seed must be a whole number"),
-        ({"steps_done": -1}, "must lie in"),
-        ({"steps_done": 10**400}, "far more"),
+        ({"stages": {"main": {"steps": -1}}}, r"stages\.main\.steps must lie in"),
+        ({"stages": {"main": {"steps": 10**400}}}, "far more"),
+        ({"stages": {"main": {"status": None}}}, "must be text, got null"),
+        ({"stages": ["main"]}, "stages must be an object, got a list"),
+        ({"starts": {"main": {"path": "x"}}}, r"starts\.main must hold sha256"),
+        ({"starts": {"main": "x"}}, r"starts\.main must be an object"),
         ({"seconds": []}, "seconds must be an object, got a list"),
         ({"seconds": {"build": float("nan")}}, "must be finite"),
         ({"seconds": {"build": "1"}}, "must be a number, got text"),
@@ -469,10 +505,10 @@ def test_records_of_the_first_pgc3d_are_read(run):
     (run.path / "manifest.json").write_text(json.dumps({"prompt": "a red chair", "status": "running"}))
     assert run.read_manifest()["prompt"] == "a red chair"
     save(run, 10)
-    path = run.checkpoints()[0]
+    path = run.checkpoints("main")[0]
     record = json.loads(path.read_text())
     path.write_text(json.dumps({name: record[name] for name in ("step", "sha256", "values")}))
-    assert run.load_checkpoint().step == 10
+    assert run.load_checkpoint("main").step == 10
 
 
 @pytest.mark.parametrize(
@@ -491,16 +527,16 @@ def test_records_of_the_first_pgc3d_are_read(run):
     ids=str,
 )
 def test_a_record_of_a_checkpoint_with_wrong_types_counts_as_damage(used, change, caplog):
-    path = used.checkpoints()[0]
+    path = used.checkpoints("main")[0]
     path.write_text(json.dumps(seal(json.loads(path.read_text()) | change)))
-    assert used.load_checkpoint().step == 10
+    assert used.load_checkpoint("main").step == 10
     assert "step-000020 is damaged" in caplog.text
 
 
 def test_a_checkpoint_whose_record_was_edited_counts_as_damage(used, caplog):
-    path = used.checkpoints()[0]
+    path = used.checkpoints("main")[0]
     path.write_text(path.read_text().replace('"lr": 0.1', '"lr": NaN'))
-    assert used.load_checkpoint().step == 10
+    assert used.load_checkpoint("main").step == 10
     assert "digest" in caplog.text
 
 
