@@ -2,16 +2,18 @@
 
 import pytest
 import torch
-from pgc3d.teachers import Models, Teachers, build_guidance, load_teachers
 from tiny import write_tiny_sdxl, write_tiny_zero123
 
-from pgc3d.build import build, build_objectives
+from pgc3d.build.models import LoadedModels, locate_models
+from pgc3d.build.run import RunContext, build_objectives, build_stage
 from pgc3d.cameras import ViewConfig, reference_view
 from pgc3d.config import load_config
+from pgc3d.context import GuidanceContext
 from pgc3d.diffusion.models import resolve_model
 from pgc3d.diffusion.text import encode_prompts
 from pgc3d.guidance.reference import ReferenceConfig
 from pgc3d.guidance.zero123 import Zero123Config
+from pgc3d.render import build_rasterizer
 from pgc3d.task import Task
 
 CPU = torch.device("cpu")
@@ -22,10 +24,15 @@ def folder(tmp_path_factory):
     return write_tiny_sdxl(tmp_path_factory.mktemp("composition"))
 
 
+def context(config):
+    models = LoadedModels(locate_models(config, CPU), CPU)
+    return RunContext.of(config, Task("a red chair"), build_rasterizer("cpu", CPU), CPU, models)
+
+
 def settings(folder, seed=1):
     return load_config(
         overrides=[
-            f"model.name={folder}",
+            f"models.text.name={folder}",
             f"run.seed={seed}",
             "representation.resolution=8",
             "optimizer.lr_scale=[0,1,1,0.2]",
@@ -44,8 +51,7 @@ def settings(folder, seed=1):
 
 def test_settings_of_a_text_guidance_arrive(folder):
     config, source = settings(folder), resolve_model(folder)
-    teachers = load_teachers(config, Task("a red chair"), Models(text=source), CPU)
-    guidance = build_objectives(config, teachers, CPU)["color"].guidance
+    guidance = build_objectives(context(config), config.last)["color"].guidance
     assert (guidance.guidance_scale, guidance.formula, guidance.weighting) == (7.0, "csd", "uniform")
     assert (guidance.resolution, guidance._sizes) == (32, (48, 40))
     assert (guidance.t_min(0.5), guidance.t_max(0.0), guidance.t_max(1.0)) == (0.1, 0.9, 0.3)
@@ -53,10 +59,7 @@ def test_settings_of_a_text_guidance_arrive(folder):
 
 
 def test_settings_of_the_optimisation_arrive_and_every_seed_counts(folder):
-    one, two = (
-        build(settings(folder, seed), Task("a red chair"), Models(text=resolve_model(folder)), CPU)
-        for seed in (1, 2)
-    )
+    one, two = (build_stage(context(settings(folder, seed)), "main") for seed in (1, 2))
     problem = one.problem
     objective = problem.objectives["color"]
     assert (objective.weight, objective.target) == (0.3, "normal")
@@ -74,23 +77,23 @@ def test_settings_of_the_optimisation_arrive_and_every_seed_counts(folder):
 
 def test_settings_of_picture_guidances_arrive(tmp_path):
     photo = torch.rand(64, 64, 4, generator=torch.Generator().manual_seed(0))
-    model = resolve_model(write_tiny_zero123(tmp_path / "tiny"))
+    maps = {"depth": torch.rand(64, 64, 1), "normal": torch.rand(64, 64, 3)}
+    asked = load_config(
+        [{"objectives": {"color": {"guidance": {"kind": "zero123"}}}}],
+        overrides=[f"models.image.name={write_tiny_zero123(tmp_path / 'tiny')}"],
+    )
     novel = Zero123Config(guidance_scale=7.0, weighting="uniform", t_min=(0.2,), t_max=(0.0, 0.9, 1.0, 0.5))
     compared = ReferenceConfig(color=0.1, mask=0.2, depth=0.3, normal=0.4)
-    from pgc3d.diffusion.zero123 import load_zero123
-
-    teachers = Teachers(
-        text=None,
-        photo=photo,
-        depth=torch.rand(64, 64, 1),
-        normal=torch.rand(64, 64, 3),
-        image=load_zero123(model, photo),
+    given = GuidanceContext(
+        models=LoadedModels(locate_models(asked, CPU), CPU),
+        prompt="",
+        image=lambda: photo,
+        map=maps.get,
         reference=reference_view(ViewConfig(elevation_degrees=25.0)),
     )
-    config = load_config()
-    found = build_guidance(config, novel, teachers)
+    found = novel.build(given)
     assert (found.guidance_scale, found.weighting) == (7.0, "uniform")
     assert (found.t_min(1.0), found.t_max(0.0), found.t_max(1.0)) == (0.2, 0.9, 0.5)
-    assert found.reference is teachers.reference
-    found = build_guidance(config, compared, teachers)
+    assert found.reference is given.reference
+    found = compared.build(given)
     assert (found.color, found.mask, found.depth, found.normal) == (0.1, 0.2, 0.3, 0.4)

@@ -8,7 +8,6 @@ import sys
 import pytest
 import torch
 from hub import Hub, Repository, files_of, go_offline, online, serving
-from pgc3d.teachers import local_image_model
 from safetensors.torch import save
 from single import write_single_file
 from tiny import (
@@ -19,6 +18,7 @@ from tiny import (
     write_tiny_zero123,
 )
 
+from pgc3d.build.models import local_image_model
 from pgc3d.diffusion.controlnet import load_control_network, resolve_control
 from pgc3d.diffusion.hub import ALIASES, CONTROL_ALIASES, HALVES, PINNED, POSES, record_file
 from pgc3d.diffusion.models import find_part, load_latent_diffusion, local_model, resolve_model
@@ -124,16 +124,16 @@ def test_single_module_is_fetched_once_and_loads(hub, monkeypatch, folders, alia
 
 def test_auto_takes_what_is_on_this_disk(hub, monkeypatch):
     cuda(monkeypatch)
-    assert configure(TEXT)[0].model.name == "mini"
+    assert configure(TEXT)[0].models["text"].name == "mini"
     assert hub.requests == []
     resolve_model("sdxl", half=True)
     resolve_model("zero123", half=True)
     go_offline(monkeypatch)
-    config, note = configure(TEXT)
-    assert (config.model.name, config.run.resolution) == ("sdxl", (512, 1024))
-    assert note == "guidance: sdxl, as there are a CUDA device and its weights"
-    assert configure(IMAGE)[0].image_model.name == "zero123"
-    assert configure(TEXT, options={"run": {"device": "cpu"}})[0].model.name == "mini"
+    config, notes = configure(TEXT)
+    assert (config.models["text"].name, config.last.resolution) == ("sdxl", (512, 1024))
+    assert notes == ["guidance: sdxl, as there are a CUDA device and its weights"]
+    assert configure(IMAGE)[0].models["image"].name == "zero123"
+    assert configure(TEXT, options={"run": {"device": "cpu"}})[0].models["text"].name == "mini"
 
 
 def test_cameras_of_a_fetched_novel_view_model_are_used(hub, tmp_path, folders):
@@ -151,18 +151,18 @@ def test_cameras_of_a_fetched_novel_view_model_are_used(hub, tmp_path, folders):
 def test_hub_id_without_guidance_takes_the_presets_of_its_layout(hub, monkeypatch, folders):
     hub.repositories["someone/tune"] = Repository(files_of(folders["sd"], extra=NOT_FOR_US))
     config, _ = configure(TEXT, model="someone/tune")
-    assert (config.model.name, config.run.resolution) == ("someone/tune", (256, 512))
+    assert (config.models["text"].name, config.last.resolution) == ("someone/tune", (256, 512))
     assert hub.weights == []
     assert hub.served.total() < 100e3
     hub.repositories["someone/xl"] = Repository(files_of(folders["sdxl"]))
-    assert configure(TEXT, model="someone/xl")[0].run.resolution == (512, 1024)
+    assert configure(TEXT, model="someone/xl")[0].last.resolution == (512, 1024)
     with pytest.raises(ConfigError, match="must be in the layout of sdxl or sd here"):
         configure(TEXT, model=ALIASES["zero123"])
     go_offline(monkeypatch)
-    assert configure(TEXT, model="someone/tune")[0].run.resolution == (256, 512)
+    assert configure(TEXT, model="someone/tune")[0].last.resolution == (256, 512)
     with pytest.raises(WeightsNotFoundError, match="--guidance sdxl or --guidance sd says it"):
         configure(TEXT, model="someone/unknown")
-    assert configure(TEXT, guidance="sd", model="someone/unknown")[0].model.name == "someone/unknown"
+    assert configure(TEXT, guidance="sd", model="someone/unknown")[0].models["text"].name == "someone/unknown"
 
 
 # Other kinds.
@@ -378,4 +378,4 @@ def test_single_file_fetches_its_tokenizers_and_no_weights(hub, monkeypatch, fol
     go_offline(monkeypatch)
     assert resolve_model(path).path == source.path
     cuda(monkeypatch)
-    assert configure(TEXT, model=str(path))[0].run.resolution == (256, 512)
+    assert configure(TEXT, model=str(path))[0].last.resolution == (256, 512)

@@ -6,7 +6,8 @@ import torch
 from steps import FIRST
 from tiny import tiny_score_distillation, write_tiny_sdxl
 
-from pgc3d.build import build_objectives
+from pgc3d.build.models import LoadedModels, locate_models
+from pgc3d.build.run import RunContext, build_objectives
 from pgc3d.cameras import turntable
 from pgc3d.config import load_config
 from pgc3d.diffusion.linear_encoder import (
@@ -15,11 +16,10 @@ from pgc3d.diffusion.linear_encoder import (
     read_linear_encoder,
     shrink,
 )
-from pgc3d.diffusion.models import resolve_model
 from pgc3d.errors import InputError
 from pgc3d.guidance.distillation import draw as draw_noise
+from pgc3d.render import build_rasterizer
 from pgc3d.task import Task
-from pgc3d.teachers import Models, load_teachers
 from pgc3d.types import Rendering, Views
 
 
@@ -91,11 +91,12 @@ def written(tmp_path, encoder):
 
 
 def guidance_of(folder, options):
-    config = load_config(options={"model": {"name": str(folder)}, **options})
+    config = load_config(options={"models": {"text": {"name": str(folder)}}, **options})
     device = torch.device("cpu")
-    teachers = load_teachers(config, Task("a red chair"), Models(text=resolve_model(folder)), device)
-    objectives = build_objectives(config, teachers, device)
-    return objectives["color"].guidance
+    models = LoadedModels(locate_models(config, device), device)
+    rasterizer = build_rasterizer("cpu", device)
+    context = RunContext.of(config, Task("a red chair"), rasterizer, device, models)
+    return build_objectives(context, config.last)["color"].guidance
 
 
 def test_guidance_sends_the_same_latent_gradient_through_the_matrix(folder, written):

@@ -16,10 +16,9 @@ from pgc3d.diffusion.text import encode_prompts
 from pgc3d.evaluation.retrieval import load_retriever
 from pgc3d.guidance.score import classifier_free_guidance
 from pgc3d.guidance.sds import ScoreDistillation
-from pgc3d.prompts import ViewPromptConfig, view_prompts
+from pgc3d.prompts import ViewPromptConfig, unknown_words, view_prompts
 from pgc3d.render.cpu import CpuRasterizer
 from pgc3d.render.mesh_renderer import render_mesh
-from pgc3d.teachers import unknown_prompt_words
 from pgc3d.types import Material, Mesh
 
 PACKAGE = Path(pgc3d.mini.__file__).parent
@@ -108,10 +107,10 @@ def test_the_model_card_promises_only_words_that_the_model_knows(folder):
 
 
 def test_unknown_words_come_with_close_known_ones(folder):
-    ((word, close),) = unknown_prompt_words("A red CHIAR with a cushion", folder)
+    ((word, close),) = unknown_words("A red CHIAR with a cushion", folder.vocabulary)
     assert word == "chiar"
     assert "chair" in close
-    assert unknown_prompt_words("a dark blue grand piano", folder) == []
+    assert unknown_words("a dark blue grand piano", folder.vocabulary) == []
 
 
 @pytest.mark.parametrize("color", [(0.8, 0.1, 0.1), (0.1, 0.25, 0.8), (0.5, 0.5, 0.5)])

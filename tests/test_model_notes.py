@@ -2,14 +2,15 @@
 
 import pytest
 import torch
-from pgc3d.teachers import load_teachers, locate_models, model_notes
 from tiny import edit_json, write_tiny_sd, write_tiny_sdxl
 
+from pgc3d.build.models import LoadedModels, locate_models
+from pgc3d.build.notes import run_notes
 from pgc3d.config import load_config, preset
 from pgc3d.diffusion.kinds import why_distilled
 from pgc3d.diffusion.models import _vae_dtype
 from pgc3d.errors import ConfigError
-from pgc3d.task import Task
+from pgc3d.requirements import ModelUse
 
 CPU = torch.device("cpu")
 TURBO = {"_class_name": "EulerAncestralDiscreteScheduler", "timestep_spacing": "trailing"}
@@ -24,24 +25,26 @@ def folder(tmp_path_factory):
 
 
 def located(folder, *overrides, layers=()):
-    config = load_config(layers, options={"model": {"name": str(folder)}}, overrides=overrides)
+    config = load_config(layers, options={"models": {"text": {"name": str(folder)}}}, overrides=overrides)
     return config, locate_models(config, CPU)
 
 
 def notes(folder, *overrides, layers=()):
-    return model_notes(*located(folder, *overrides, layers=layers))
+    return run_notes("a chair", *located(folder, *overrides, layers=layers))
 
 
 def test_what_an_empty_negative_prompt_becomes_is_said_and_done(folder):
     (line,) = notes(folder)
-    assert line.startswith("the empty negative prompt is encoded as text; --set model.empty_prompt=zeros")
-    (line,) = notes(folder, "model.empty_prompt=zeros")
-    assert line.startswith("the empty negative prompt is zeros; --set model.empty_prompt=text")
+    assert line.startswith(
+        "the empty negative prompt is encoded as text; --set models.text.empty_prompt=zeros"
+    )
+    (line,) = notes(folder, "models.text.empty_prompt=zeros")
+    assert line.startswith(f"the empty negative prompt is zeros; {advice}text")
     assert notes(folder, "objectives.color.guidance.negative_prompt=ugly") == []
     negatives = {}
     for name in ("text", "zeros"):
-        config, models = located(folder, f"model.empty_prompt={name}")
-        negatives[name] = load_teachers(config, Task("a chair"), models, CPU).text.negatives[""]
+        _, models = located(folder, f"models.text.empty_prompt={name}")
+        negatives[name] = LoadedModels(models, CPU).embed("text", ("",))
     assert negatives["zeros"].tokens.count_nonzero() == negatives["zeros"].pooled.count_nonzero() == 0
     assert negatives["text"].tokens.abs().max() > 0
 
@@ -49,17 +52,15 @@ def test_what_an_empty_negative_prompt_becomes_is_said_and_done(folder):
 @pytest.mark.parametrize("name", ["mini", "other"])
 def test_zeros_are_refused_where_the_model_was_not_made_for_them(name, tmp_path):
     folder = "mini" if name == "mini" else write_tiny_sd(tmp_path / "sd")
-    with pytest.raises(
-        ConfigError, match=r"model\.empty_prompt=zeros must be for a model whose own pipeline"
-    ):
-        located(folder, "model.empty_prompt=zeros")
+    with pytest.raises(ConfigError, match=r"empty_prompt=zeros must be for a model whose own pipeline"):
+        located(folder, "models.text.empty_prompt=zeros")
 
 
 def test_presets_of_the_methods_own_code_encode_the_empty_prompt_as_text():
     for name in ("sdxl", "texture-sdxl", "sd", "texture-sd"):
         config = load_config([preset(name)])
-        assert config.model.empty_prompt == "text"
-        assert config.objectives["color"].guidance.guidance_scale == 101.0
+        assert config.models["text"].empty_prompt == "text"
+        assert config.last.objectives["color"].guidance.guidance_scale == 101.0
 
 
 def test_distilled_models_at_another_models_scale_are_said(tmp_path):
@@ -97,7 +98,7 @@ def test_names_of_distilled_models(name, distilled):
 
 
 def test_bundled_model_has_nothing_to_say():
-    assert model_notes(*located("mini")) == []
+    assert notes("mini") == []
 
 
 @pytest.mark.parametrize(
@@ -128,11 +129,11 @@ def test_zero_terminal_model_distils_below_its_last_level(tmp_path):
         prediction_type="v_prediction",
         timestep_spacing="trailing",
     )
-    config, models = located(folder)
-    model = load_teachers(config, Task("a chair"), models, CPU).text.model
+    store = LoadedModels(located(folder)[1], CPU)
+    model = store.get("text", ModelUse()).diffusion
     assert (model.train_steps, model.prediction) == (999, "v_prediction")
     noisy = torch.randn(1, 4, 8, 8)
-    text = load_teachers(config, Task("a chair"), models, CPU).text.negatives[""]
+    text = store.embed("text", ("",))
     output = model.predict(
         noisy,
         torch.tensor([998]),
@@ -144,12 +145,12 @@ def test_zero_terminal_model_distils_below_its_last_level(tmp_path):
 
 
 def test_base_without_a_single_file_is_refused(folder):
-    with pytest.raises(ConfigError, match=r"model\.base must go with a model that is one file"):
-        located(folder, f"model.base={folder}")
+    with pytest.raises(ConfigError, match=r"base must go with a model that is one file"):
+        located(folder, f"models.text.base={folder}")
 
 
 def test_vae_that_does_not_fit_is_refused_before_a_run_begins(folder, tmp_path):
     other = write_tiny_sdxl(tmp_path / "other")
     edit_json(other / "vae" / "config.json", latent_channels=16)
     with pytest.raises(ConfigError, match=r"the UNet's 4 latent channels, .* with 16"):
-        located(folder, f"model.vae={other / 'vae'}")
+        located(folder, f"models.text.vae={other / 'vae'}")

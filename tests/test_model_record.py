@@ -4,8 +4,8 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from pgc3d.teachers import Models
 
+from pgc3d.build.models import LocatedModel
 from pgc3d.config import ModelConfig, load_config
 from pgc3d.diffusion.files import ModelFolder
 from pgc3d.errors import RunDirectoryError
@@ -35,18 +35,26 @@ def named(**sections):
 
 
 def test_what_is_on_this_disk_is_named_in_full(here):
+    style = "style.safetensors"
     guidance = {"controls": {"depth": {"model": "control"}}, "linear_encoder": "linear.json"}
     found = named(
-        model={"name": "model", "vae": "./vae", "loras": ["style.safetensors:0.5", "style.safetensors"]},
-        image_model={"name": "../" + here.name + "/model", "vae": "vae"},
+        models={
+            "text": {
+                "name": "model",
+                "vae": "./vae",
+                "loras": ["style.safetensors:0.5", "style.safetensors"],
+            },
+            "image": {"name": "../" + here.name + "/model", "vae": "vae"},
+        },
         objectives={"color": {"guidance": guidance}},
     )
-    assert found.model.name == str(here / "model")
-    assert found.model.vae == str(here / "vae")
-    assert found.model.loras == (f"{here}/style.safetensors:0.5", f"{here}/style.safetensors")
-    assert Path(found.image_model.name).samefile(here / "model")
-    assert found.image_model.vae == str(here / "vae")
-    guidance = found.objectives["color"].guidance
+    text, image = found.models["text"], found.models["image"]
+    assert text.name == str(here / "model")
+    assert text.vae == str(here / "vae")
+    assert text.loras == (f"{here}/style.safetensors:0.5", f"{here}/style.safetensors")
+    assert Path(image.name).samefile(here / "model")
+    assert image.vae == str(here / "vae")
+    guidance = found.last.objectives["color"].guidance
     assert guidance.controls["depth"].model == str(here / "control")
     assert guidance.linear_encoder == str(here / "linear.json")
 
@@ -56,14 +64,14 @@ def test_names_of_the_hub_and_the_bundled_model_stay(here, name):
     (here / "owner").write_text("a file of that name")
     (here / "mini").mkdir()
     config = ModelConfig(name=name, vae=name, loras=("owner/lora:0.5",))
-    found = with_absolute_paths(dataclasses.replace(load_config(), model=config))
-    assert found.model == config
+    found = with_absolute_paths(dataclasses.replace(load_config(), models={"text": config}))
+    assert found.models == {"text": config}
     assert with_absolute_paths(found) == found
 
 
 def test_the_home_folder_is_found(here, monkeypatch):
     monkeypatch.setenv("HOME", str(here))
-    assert named(model={"name": "~/model"}).model.name == str(here / "model")
+    assert named(models={"text": {"name": "~/model"}}).models["text"].name == str(here / "model")
 
 
 def size(path, count):
@@ -104,8 +112,9 @@ def test_names_and_places_in_a_folder_count(here):
     assert fingerprint(here / "model") != before
 
 
-def models(path, commit=None, name="sdxl"):
-    return Models(text=ModelFolder(name=name, path=path, layout="sdxl", commit=commit))
+def models(path, commit=None, name="sdxl", config=None):
+    folder = ModelFolder(name=name, path=path, layout="sdxl", commit=commit)
+    return {"text": LocatedModel(config=(config or load_config()).models["text"], folder=folder)}
 
 
 COMMITS = ("a" * 40, "b" * 40)
@@ -128,10 +137,11 @@ def test_another_commit_of_the_hub_is_refused(here):
 def test_every_local_part_is_compared(here, part):
     (here / "vae" / "config.json").write_text("{}")
     sections = {
-        "model": {"vae": "vae"},
+        "models": {"text": {"vae": "vae"}},
         "objectives": {"color": {"guidance": {"linear_encoder": "linear.json"}}},
     }
-    config, found = named(**sections), models(here / "model", name="model")
+    config = named(**sections)
+    found = models(here / "model", name="model", config=config)
     record = describe_models(config, found)
     require_same_models(record, config, found)
     (here / part).write_text("changed")

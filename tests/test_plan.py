@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 from tiny import ROOT, write_tiny_controlnet, write_tiny_sdxl
 
 from pgc3d import plan
-from pgc3d.config import Config, ModelConfig, ObjectiveConfig, RunConfig
+from pgc3d.build.models import LocatedModel
+from pgc3d.config import Config, ModelConfig, ObjectiveConfig, RunConfig, StageConfig
 from pgc3d.diffusion.controlnet import ControlConfig, load_control_network, resolve_control
 from pgc3d.diffusion.models import load_latent_diffusion, resolve_model
 from pgc3d.errors import OutOfMemoryError
 from pgc3d.guidance.sds import SdsConfig
-from pgc3d.teachers import Models
 
-SDXL = plan.Teacher(
+SDXL = plan.ModelSize(
     unet_parameters=2_567_463_684,
     unet_channels=320,
     vae_channels=(128, 256, 512, 512),
@@ -40,11 +40,22 @@ def estimate(costs=plan.FAST, *, side=1024, batch=1, micro_batch=1):
 
 def config(batch=4, controls=(), **run):
     asked = {str(number): ControlConfig(model=name) for number, name in enumerate(controls)}
-    return Config(
-        run=RunConfig(resolution=(1024,), resolution_until=(), **run),
-        model=ModelConfig(name="sdxl"),
-        objectives={"color": ObjectiveConfig(batch=batch, guidance=SdsConfig(controls=asked))},
-    )
+    objective = ObjectiveConfig(batch=batch, guidance=SdsConfig(controls=asked))
+    stage = StageConfig(resolution=(1024,), resolution_until=(), objectives={"color": objective})
+    return Config(run=RunConfig(**run), models=models(), stages={"main": stage})
+
+
+def models(**settings):
+    return {"text": ModelConfig(name="sdxl", **settings)}
+
+
+def plain(config):
+    """As diffusers runs it."""
+    return replace(config, models=models(fast="never"))
+
+
+def size_of_run(config, size):
+    return plan.estimate_run(config, {"text": size})
 
 
 @given(st.sampled_from(COSTS), st.integers(8, 256), st.integers(1, 8), st.integers(1, 8))
@@ -61,7 +72,7 @@ def test_more_never_needs_less(costs, side, batch, micro_batch):
 
 
 @pytest.mark.parametrize(
-    ("teacher", "costs", "least", "most", "measured"),
+    ("size", "costs", "least", "most", "measured"),
     [
         (SDXL, plan.PLAIN, 0.95, 1.05, (11.96, 17.98, 32.85)),
         (SDXL, plan.FAST, 1.0, 1.25, (8.41, 10.28, 17.92)),
@@ -77,13 +88,13 @@ def test_more_never_needs_less(costs, side, batch, micro_batch):
         (SD_DEPTH, plan.FAST_LOW, 1.0, 1.25, (3.30, 3.89, 5.52)),
     ],
 )
-def test_estimate_agrees_with_what_was_measured(teacher, costs, least, most, measured):
+def test_estimate_agrees_with_what_was_measured(size, costs, least, most, measured):
     # UNet, encoder and ControlNet, fp16, on an H100: GiB that torch held for one, two and four pictures at
     # once, by `scripts/benchmark_step.py --control`.
     for batch, found in zip((1, 2, 4), measured, strict=True):
         expected = plan.estimate(
-            teacher, costs, side=teacher.resolution, render_side=0, batch=batch, micro_batch=batch, item=2,
-            controls=tuple(teacher.controls),
+            size, costs, side=size.resolution, render_side=0, batch=batch, micro_batch=batch, item=2,
+            controls=tuple(size.controls),
         )  # fmt: skip
         assert least * found <= expected.bytes / GIB <= most * found
 
@@ -98,33 +109,33 @@ def test_estimate_agrees_with_what_was_measured(teacher, costs, least, most, mea
 )
 def test_a_whole_run_needs_no_more_than_was_said(options, measured):
     # `pgc3d texture`, SDXL, four views at 1024 px, on an H100: all that torch held, the renderer included.
-    teacher = SDXL_DEPTH if "controls" in options else SDXL
-    expected = plan.estimate_run(config(batch=4, **options), teacher, fast=True).bytes
+    size = SDXL_DEPTH if "controls" in options else SDXL
+    expected = size_of_run(config(batch=4, **options), size).bytes
     assert measured <= expected <= 1.25 * measured
 
 
 def test_sizes_are_read_from_a_checkpoint(tmp_path):
     folder = resolve_model(write_tiny_sdxl(tmp_path / "tiny"))
     model = load_latent_diffusion(folder)
-    teacher = plan.read_teacher(folder, {})
-    assert teacher.unet_parameters == sum(parameter.numel() for parameter in model.unet.parameters())
-    assert teacher.vae_channels == tuple(model.vae.config.block_out_channels)
-    assert (teacher.resolution, teacher.downscale) == (model.resolution, model.downscale)
-    assert teacher.unet_channels == model.unet.conv_in.out_channels
+    size = plan.read_size(folder, {})
+    assert size.unet_parameters == sum(parameter.numel() for parameter in model.unet.parameters())
+    assert size.vae_channels == tuple(model.vae.config.block_out_channels)
+    assert (size.resolution, size.downscale) == (model.resolution, model.downscale)
+    assert size.unet_channels == model.unet.conv_in.out_channels
 
 
 @pytest.mark.parametrize("controls", [(), ("small",)], ids=["alone", "controlled"])
 def test_every_alternative_needs_less_memory(controls):
     candidates = plan.lowered(config(batch=8, controls=controls))
-    for fast in (True, False):
-        sizes = [plan.estimate_run(candidate, CONTROLLED, fast=fast).bytes for candidate in candidates]
+    for way in (replace, plain):
+        sizes = [size_of_run(way(candidate), CONTROLLED).bytes for candidate in candidates]
         assert len(sizes) == 5
         assert sizes == sorted(sizes, reverse=True)
         assert len(set(sizes)) == len(sizes)
 
 
 def test_a_run_that_fits_is_left_alone():
-    fitting, expected = plan.fit(config(), SDXL, 80 * GIB, fast=True)
+    fitting, expected = plan.fit(config(), {"text": SDXL}, 80 * GIB)
     assert fitting == config()
     assert expected.bytes < 80 * GIB
 
@@ -132,19 +143,20 @@ def test_a_run_that_fits_is_left_alone():
 @pytest.mark.parametrize("share", [0.999, 0.9, 0.8])
 def test_a_run_that_does_not_fit_is_lowered_as_little_as_it_takes(share):
     candidates = plan.lowered(config())
-    sizes = [plan.estimate_run(candidate, SDXL, fast=True).bytes for candidate in candidates]
+    sizes = [size_of_run(candidate, SDXL).bytes for candidate in candidates]
     free = int(sizes[0] * share / (1 - plan.RESERVE))
-    fitting, expected = plan.fit(config(), SDXL, free, fast=True)
+    fitting, expected = plan.fit(config(), {"text": SDXL}, free)
     index = candidates.index(fitting)
     assert expected.bytes <= free * (1 - plan.RESERVE) < sizes[index - 1]
-    line = plan.describe(config(), fitting, expected, 0.5, free, "some GPU")
+    line = plan.describe(config(), fitting, expected, 0.5 * 500, free, "some GPU")
     assert "more would not fit" in line
 
 
 def test_a_time_is_told_where_arithmetic_takes_it():
-    _, expected = plan.fit(config(), SDXL, 80 * GIB, fast=True)
+    _, expected = plan.fit(config(), {"text": SDXL}, 80 * GIB)
     long, short = (
-        plan.describe(config(), config(), expected, seconds, 80 * GIB, "some GPU") for seconds in (0.5, 1e-4)
+        plan.describe(config(), config(), expected, 500 * seconds, 80 * GIB, "some GPU")
+        for seconds in (0.5, 1e-4)
     )
     assert "0.50 s a step" in long
     assert "s a step" not in short
@@ -153,20 +165,19 @@ def test_a_time_is_told_where_arithmetic_takes_it():
 
 def test_what_cannot_fit_is_refused():
     with pytest.raises(OutOfMemoryError, match=r"where 4\.3 GB are free.*even with --low-memory.*now 1024"):
-        plan.fit(config(), SDXL, 4 * GIB, fast=True)
+        plan.fit(config(), {"text": SDXL}, 4 * GIB)
 
 
 def test_low_memory_and_micro_batches_are_part_of_the_estimate():
     whole, halves, low = (
-        plan.estimate_run(config(**options), SDXL, fast=True)
-        for options in ({}, {"micro_batch": 2}, {"low_memory": True})
+        size_of_run(config(**options), SDXL) for options in ({}, {"micro_batch": 2}, {"low_memory": True})
     )
     assert whole.bytes > halves.bytes > low.bytes
     assert whole.operations == halves.operations < low.operations
 
 
 def test_nothing_is_planned_on_a_cpu():
-    assert plan.plan_run(config(), Models(), torch.device("cpu")) == (config(), "")
+    assert plan.plan_run(config(), {}, torch.device("cpu")) == (config(), "")
 
 
 def test_matmul_rate_is_a_rate():
@@ -184,8 +195,8 @@ def test_a_control_costs_its_weights_and_more_and_another_one_too(costs, side, b
     }
     small = replace(SDXL, controls={"small": 125_690_640})
     found = [
-        plan.estimate(teacher, costs, **sizes, item=2, controls=controls)
-        for teacher, controls in (
+        plan.estimate(size, costs, **sizes, item=2, controls=controls)
+        for size, controls in (
             (SDXL, ()),
             (small, ("small",)),
             (CONTROLLED, ("small",)),
@@ -199,11 +210,11 @@ def test_a_control_costs_its_weights_and_more_and_another_one_too(costs, side, b
     assert two.operations > idle.operations == one.operations > alone.operations
 
 
-def choice(asked, teacher, free):
+def choice(asked, size, free):
     """How far a run is lowered; beyond the last step where it is refused."""
     candidates = plan.lowered(asked)
     try:
-        return candidates.index(plan.fit(asked, teacher, free, fast=True)[0])
+        return candidates.index(plan.fit(asked, {"text": size}, free)[0])
     except OutOfMemoryError:
         return len(candidates)
 
@@ -219,15 +230,14 @@ def test_a_plan_never_rises_when_a_control_is_added(free, batch):
 
 def test_a_control_that_fits_no_longer_lowers_the_run_or_refuses_it():
     whole, least = (
-        plan.estimate_run(plan.lowered(config())[index], SDXL, fast=True).bytes / (1 - plan.RESERVE) + 1e6
-        for index in (0, -1)
+        size_of_run(plan.lowered(config())[index], SDXL).bytes / (1 - plan.RESERVE) + 1e6 for index in (0, -1)
     )
     controlled = config(controls=("sdxl-depth",))
     assert choice(config(), SDXL, int(whole)) == 0
     assert choice(controlled, CONTROLLED, int(whole)) > 0
     assert choice(config(), SDXL, int(least)) == len(plan.lowered(config())) - 1
     with pytest.raises(OutOfMemoryError, match="use fewer ControlNets, lower --resolution"):
-        plan.fit(controlled, CONTROLLED, int(least), fast=True)
+        plan.fit(controlled, {"text": CONTROLLED}, int(least))
 
 
 @pytest.mark.parametrize("name", ["unet_config", "sd_unet_config"])
@@ -251,23 +261,27 @@ def test_what_controls_keep_is_as_large_as_their_answers(name, monkeypatch):
     assert 0.6 < share < 1
 
 
+def located(folder, controls=None):
+    return {"text": LocatedModel(config=ModelConfig(name="sdxl"), folder=folder, controls=controls or {})}
+
+
 def test_the_controls_of_a_run_are_in_its_plan(tmp_path, monkeypatch):
     folder = write_tiny_sdxl(tmp_path / "tiny")
     source = resolve_model(folder)
     name = str(write_tiny_controlnet(tmp_path / "net", folder))
     control = resolve_control(name, source)
     network = load_control_network(control, load_latent_diffusion(source))
-    teacher = plan.read_teacher(source, {name: control})
-    assert teacher.controls == {name: sum(parameter.numel() for parameter in network.parameters())}
+    size = plan.read_size(source, {name: control})
+    assert size.controls == {name: sum(parameter.numel() for parameter in network.parameters())}
 
     asked = config(controls=(name,))
-    alone = plan.estimate_run(config(), plan.read_teacher(source, {}), fast=True).bytes
+    alone = size_of_run(config(), plan.read_size(source, {})).bytes
     free = int(alone / (1 - plan.RESERVE)) + 1
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, free))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "some GPU")
     monkeypatch.setattr(plan, "matmul_rate", lambda device, dtype: 1e14)
     cuda = torch.device("cuda")
-    assert plan.plan_run(config(), Models(text=source), cuda)[0] == config()
-    fitting, line = plan.plan_run(asked, Models(text=source, controls={name: control}), cuda)
+    assert plan.plan_run(config(), located(source), cuda)[0] == config()
+    fitting, line = plan.plan_run(asked, located(source, {name: control}), cuda)
     assert fitting in plan.lowered(asked)[1:]
     assert "more would not fit" in line

@@ -2,17 +2,19 @@
 
 import pytest
 import torch
-from pgc3d.teachers import build_guidance, load_teachers, locate_models
 from safetensors.torch import load_file, save_file
 from single import single_tensors, single_unet, single_vae, write_single_file
 from tiny import _script, edit_json, write_tiny_sd, write_tiny_sdxl
 
+from pgc3d.build.models import LoadedModels, locate_models
+from pgc3d.build.run import RunContext, build_objectives
 from pgc3d.config import load_config
 from pgc3d.diffusion.first_names import unet_layer, vae_layer
 from pgc3d.diffusion.models import load_latent_diffusion, model_layout, resolve_model
 from pgc3d.diffusion.text import encode_prompts
 from pgc3d.errors import ConfigError, WeightsNotFoundError
-from pgc3d.plan import read_teacher
+from pgc3d.plan import read_size
+from pgc3d.render import build_rasterizer
 from pgc3d.task import Task
 
 CPU = torch.device("cpu")
@@ -56,18 +58,17 @@ def test_every_tensor_equals_the_folders(files, folders, kind):
     one, other = encode_prompts(source, prompts), encode_prompts(folder, prompts)
     assert torch.equal(one.tokens, other.tokens)
     assert other.pooled is None or torch.equal(one.pooled, other.pooled)
-    assert read_teacher(source, {}) == read_teacher(folder, {})
+    assert read_size(source, {}) == read_size(folder, {})
 
 
 @pytest.mark.parametrize("kind", ["sdxl", "sd"])
 def test_gradient_equals_the_folders(files, folders, kind):
     gradients = []
     for name, base in ((files[kind], folders[kind]), (folders[kind], None)):
-        config = load_config(options={"model": {"name": str(name), "base": base and str(base)}})
-        teachers = load_teachers(config, Task("a chair"), locate_models(config, CPU), CPU)
-        guidance = build_guidance(
-            config, config.objectives["color"].guidance, teachers, torch.Generator().manual_seed(0)
-        )
+        config = load_config(options={"models": {"text": {"name": str(name), "base": base and str(base)}}})
+        models = LoadedModels(locate_models(config, CPU), CPU)
+        context = RunContext.of(config, Task("a chair"), build_rasterizer("cpu", CPU), CPU, models)
+        guidance = build_objectives(context, config.last)["color"].guidance
         generator = torch.Generator().manual_seed(1)
         image, noise = (
             torch.rand(1, 64, 64, 3, generator=generator),
@@ -217,7 +218,9 @@ def test_unet_that_sees_more_is_refused(folders, tmp_path, channels, use):
 
 
 def test_base_of_another_kind_or_size_is_refused(files, folders, tmp_path):
-    with pytest.raises(ConfigError, match=r"must be in the layout of sdxl, .* --set model\.base=FOLDER"):
+    with pytest.raises(
+        ConfigError, match=r"must be in the layout of sdxl, .* --set models\.text\.base=FOLDER"
+    ):
         resolve_model(files["sdxl"], base=folders["sd"])
     base = write_tiny_sd(tmp_path / "wide")
     edit_json(base / "unet" / "config.json", cross_attention_dim=48)
@@ -243,14 +246,14 @@ def test_tensors_that_are_missing_unknown_or_without_a_part_are_named(folders, t
     with pytest.raises(WeightsNotFoundError, match="1 are missing"):
         encode_prompts(source, ["a"])
     bare = {name: tensor for name, tensor in tensors.items() if not name.startswith("first_stage")}
-    with pytest.raises(ConfigError, match=r"it has no vae; name one with --set model\.vae="):
+    with pytest.raises(ConfigError, match=r"it has no vae; name one with --set models\.text\.vae="):
         resolve_model(write(path, bare), base=folders["sdxl"])
     assert resolve_model(path, base=folders["sdxl"], vae=folders["sdxl"]).file == path
 
 
 def test_prediction_of_sd2_must_be_said_where_the_file_does_not(folders, tmp_path):
     path = write_single_file(tmp_path / "two.safetensors", folders["sd2"], "sd2")
-    with pytest.raises(ConfigError, match=r"must be known; use --set model\.prediction=v_prediction"):
+    with pytest.raises(ConfigError, match=r"must be known; use --set models\.text\.prediction=v_prediction"):
         resolve_model(path, base=folders["sd2"])
     source = resolve_model(path, base=folders["sd2"], prediction="v_prediction")
     assert load_latent_diffusion(source).prediction == "v_prediction"
@@ -267,7 +270,7 @@ def test_missing_file_pickle_and_missing_tokenizers_say_what_to_do(files, tmp_pa
     with pytest.raises(WeightsNotFoundError) as caught:
         resolve_model(files["sdxl"])
     message = str(caught.value)
-    for part in ("has no tokenizers", "--set model.base=FOLDER", "hf download stabilityai/", '"*.txt"'):
+    for part in ("has no tokenizers", "--set models.text.base=FOLDER", "hf download stabilityai/", '"*.txt"'):
         assert part in message
     assert '.safetensors"' not in message
     assert "\n" not in message

@@ -66,7 +66,7 @@ def test_pose_comes_from_the_folder_unless_it_is_said(folder, original):
     assert open_folder("x", folder, pose="radius").pose == "polar"
     (folder / "zero123.json").unlink()
     assert open_folder("x", folder, pose="radius").pose == "radius"
-    with pytest.raises(ConfigError, match=r"--set image_model\.pose=radius"):
+    with pytest.raises(ConfigError, match=r"--set models\.image\.pose=radius"):
         require_zero123(resolve_model(folder))
 
 
