@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import get_args
 
 import torch
-from pgc3d.stage import adopt_mesh
 from torch import Tensor
 
 from pgc3d import pgc
+from pgc3d.build.inputs import prepare_mesh
 from pgc3d.cameras import OrbitConfig, sample_orbit, turntable
 from pgc3d.choices import Backend
 from pgc3d.config import load_config, preset
@@ -28,7 +28,8 @@ from pgc3d.optimize import Objective, Problem, Stopwatch, optimization_step
 from pgc3d.render import build_rasterizer
 from pgc3d.render.antialias import antialias, edge_topology
 from pgc3d.render.mesh_renderer import project
-from pgc3d.representation.dmtet import DMTet, DMTetConfig, build_dmtet
+from pgc3d.representation.dmtet import DMTet
+from pgc3d.representation.dmtet_config import DMTetConfig, build_dmtet
 from pgc3d.representation.textured_mesh import PaintedMesh, TexturedMeshConfig, build_painted_mesh
 from pgc3d.types import Cameras, Fragments, GuidanceOutput, Rendering, Step, Views
 
@@ -164,10 +165,11 @@ def build_painting(
 ) -> PaintedMesh:
     """A user's mesh under the field of the preset `texture-sdxl`."""
     config = load_config([preset("texture-sdxl")])
-    assert isinstance(config.representation, TexturedMeshConfig)
-    canvas = adopt_mesh(config, path, device)
+    representation = config.last.representation
+    assert isinstance(representation, TexturedMeshConfig)
+    canvas = prepare_mesh(config, path, device)
     return build_painted_mesh(
-        config.representation, canvas, rasterizer=rasterizer, generator=generator, device=device
+        representation, canvas, rasterizer=rasterizer, generator=generator, device=device
     )
 
 

@@ -216,7 +216,7 @@ def expectation(code: Code, batch: int, rate: float) -> dict[str, float]:
     """What the planner says about a step, all views at once."""
     model, costs = code.model, code.costs
     vae, unet = model.vae.config, model.unet
-    teacher = plan.Teacher(
+    size = plan.ModelSize(
         unet_parameters=sum(p.numel() for p in unet.parameters()),
         unet_channels=unet.config.block_out_channels[0],
         vae_channels=tuple(vae.block_out_channels),
@@ -230,8 +230,8 @@ def expectation(code: Code, batch: int, rate: float) -> dict[str, float]:
     item = next(unet.parameters()).element_size()
     side = model.resolution
     found = plan.estimate(
-        teacher, costs, side=side, render_side=0, batch=batch, micro_batch=batch, item=item,
-        controls=teacher.controls,
+        size, costs, side=side, render_side=0, batch=batch, micro_batch=batch, item=item,
+        controls=size.controls,
     )  # fmt: skip
     return {"planned_bytes": found.bytes, "planned_ms": 1e3 * found.operations / (rate * costs.share)}
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from pictures import chunks, gather_pictures, load_teacher
+from pictures import chunks, gather_pictures, load_model
 from torch import Tensor
 
 from pgc3d.build.run import resolve_device
@@ -153,12 +153,12 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.out.exists():
         raise SystemExit(f"the output folder must not exist, but {arguments.out} does; choose another one")
-    teacher = load_teacher(arguments.model, resolve_device(arguments.device), vae=arguments.vae)
-    pictures = gather_pictures(teacher, arguments.pictures, count=arguments.count, size=arguments.size)
+    loaded = load_model(arguments.model, resolve_device(arguments.device), vae=arguments.vae)
+    pictures = gather_pictures(loaded, arguments.pictures, count=arguments.count, size=arguments.size)
     if len(pictures) < 8:
         raise SystemExit(f"there must be at least 8 pictures, as one in 8 is held out, got {len(pictures)}")
     generator = torch.Generator().manual_seed(arguments.seed)
-    vae = teacher.model.vae.float()
+    vae = loaded.model.vae.float()
     original, held_out = copy.deepcopy(vae), torch.arange(len(pictures)) % 8 == 7
     end = time.monotonic() + 60 * arguments.minutes
     steps = finetune(

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from pictures import chunks, gather_pictures, load_teacher
+from pictures import chunks, gather_pictures, load_model
 from torch import Tensor
 
 from pgc3d.build.run import resolve_device
@@ -75,9 +75,9 @@ def main() -> None:
     parser.add_argument("--ridge", type=float, default=1e-3)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     arguments = parser.parse_args()
-    teacher = load_teacher(arguments.model, resolve_device(arguments.device), vae=arguments.vae)
-    pictures = gather_pictures(teacher, arguments.pictures, count=arguments.count, size=arguments.size)
-    content = fit(teacher.model, pictures, ridge=arguments.ridge)
+    loaded = load_model(arguments.model, resolve_device(arguments.device), vae=arguments.vae)
+    pictures = gather_pictures(loaded, arguments.pictures, count=arguments.count, size=arguments.size)
+    content = fit(loaded.model, pictures, ridge=arguments.ridge)
     content |= {"model": arguments.model, "vae": arguments.vae}
     replace_file(arguments.out, (json.dumps(content, indent=1) + "\n").encode())
     print("R^2 of the latent channels on held-out pictures:", *(f"{share:.3f}" for share in content["r2"]))

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
-from pictures import PROMPTS, Teacher, encode_views, load_teacher, sample
+from pictures import PROMPTS, LoadedFolder, encode_views, load_model, sample
 from torch import Tensor
 
 from pgc3d.build.run import resolve_device
@@ -48,16 +48,22 @@ def length(vectors: Images) -> Lengths:
 
 
 def trajectory(
-    teacher: Teacher, positive: TextEmbedding, negative: TextEmbedding, *, size: int, steps: int, seed: int
+    loaded: LoadedFolder,
+    positive: TextEmbedding,
+    negative: TextEmbedding,
+    *,
+    size: int,
+    steps: int,
+    seed: int,
 ) -> tuple[Images, dict[str, list[Lengths]]]:
     """The finished samples, and the residuals of every step but the first."""
     generator = torch.Generator().manual_seed(seed)
     before: dict[str, Images] = {}
     residuals: dict[str, list[Lengths]] = {"clean": [], "noisy": []}
     for estimate in sample(
-        teacher, positive, negative, size=size, steps=steps, guidance_scale=5.0, generator=generator
+        loaded, positive, negative, size=size, steps=steps, guidance_scale=5.0, generator=generator
     ):
-        now = {name: teacher.model.decode(getattr(estimate, name)) for name in residuals}
+        now = {name: loaded.model.decode(getattr(estimate, name)) for name in residuals}
         for name, image in now.items():
             if name in before:
                 residuals[name].append(length(image - before[name]))
@@ -66,7 +72,7 @@ def trajectory(
 
 
 def gradients(
-    teacher: Teacher,
+    loaded: LoadedFolder,
     positive: TextEmbedding,
     negative: TextEmbedding,
     images: Images,
@@ -75,7 +81,7 @@ def gradients(
     seed: int,
 ) -> Float[Tensor, "L B H W"]:
     """Lengths of the gradient of score distillation at every noise level, the same draws for all pictures."""
-    model, generator = teacher.model, torch.Generator().manual_seed(seed)
+    model, generator = loaded.model, torch.Generator().manual_seed(seed)
     lengths = torch.empty(len(LEVELS), *images.shape[:3])
     for row, image in enumerate(images):
         guidance = ScoreDistillation(
@@ -214,18 +220,18 @@ def main() -> None:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    teacher = load_teacher(arguments.model, resolve_device(arguments.device), vae=arguments.vae)
+    loaded = load_model(arguments.model, resolve_device(arguments.device), vae=arguments.vae)
     texts, positive, negative = encode_views(
-        teacher, PROMPTS[: arguments.prompts], torch.Generator().manual_seed(arguments.seed)
+        loaded, PROMPTS[: arguments.prompts], torch.Generator().manual_seed(arguments.seed)
     )
     finished, residuals = trajectory(
-        teacher, positive, negative, size=arguments.size, steps=arguments.steps, seed=arguments.seed
+        loaded, positive, negative, size=arguments.size, steps=arguments.steps, seed=arguments.seed
     )
     places = regions(finished)
     starts = {"finished": finished, "empty": backgrounds(finished)}
     scale = arguments.guidance_scale
     lengths = {
-        name: gradients(teacher, positive, negative, images, guidance_scale=scale, seed=arguments.seed)
+        name: gradients(loaded, positive, negative, images, guidance_scale=scale, seed=arguments.seed)
         for name, images in starts.items()
     }
     content: dict[str, Any] = {

@@ -10,13 +10,14 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from pgc3d.build.models import locate_model
 from pgc3d.config import ModelConfig
 from pgc3d.diffusion.files import ModelFolder, read_json
 from pgc3d.diffusion.latent import LatentDiffusion, select
 from pgc3d.diffusion.models import load_latent_diffusion
 from pgc3d.diffusion.text import encode_prompts
 from pgc3d.prompts import ViewPromptConfig, view_prompts
-from pgc3d.teachers import locate_text_model
+from pgc3d.requirements import ModelUse
 from pgc3d.types import TextEmbedding
 
 # Objects that the bundled prior knows; all that is drawn or studied takes from here.
@@ -30,7 +31,7 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
 
 
 @dataclass(frozen=True)
-class Teacher:
+class LoadedFolder:
     """A loaded model and where it came from."""
 
     folder: ModelFolder
@@ -50,28 +51,28 @@ class Estimate:
     clean: Float[Tensor, "B C h w"]  # what the model believes to be behind it
 
 
-def load_teacher(name: str, device: torch.device, *, vae: str | None = None) -> Teacher:
+def load_model(name: str, device: torch.device, *, vae: str | None = None) -> LoadedFolder:
     """A model by the name that `--model` takes, in float32 where gradients are studied on a CPU."""
-    folder = locate_text_model(ModelConfig(name=name), half=device.type != "cpu")
-    return Teacher(folder, load_latent_diffusion(folder, device=device, vae=vae))
+    folder = locate_model(ModelConfig(name=name), ModelUse(), device).folder
+    return LoadedFolder(folder, load_latent_diffusion(folder, device=device, vae=vae))
 
 
 def encode_views(
-    teacher: Teacher, prompts: Sequence[str], generator: torch.Generator
+    loaded: LoadedFolder, prompts: Sequence[str], generator: torch.Generator
 ) -> tuple[list[str], TextEmbedding, TextEmbedding]:
     """Each prompt from a random view: the texts, their embeddings, and the empty negative prompt's."""
     texts = []
     for prompt in prompts:
-        known = view_prompts(prompt, teacher.views)
+        known = view_prompts(prompt, loaded.views)
         texts.append(known[int(torch.randint(len(known), (), generator=generator))])
-    encoded = encode_prompts(teacher.folder, [*texts, ""], device=teacher.model.device)
-    rows = torch.arange(len(texts) + 1, device=teacher.model.device)
+    encoded = encode_prompts(loaded.folder, [*texts, ""], device=loaded.model.device)
+    rows = torch.arange(len(texts) + 1, device=loaded.model.device)
     return texts, select(encoded, rows[:-1]), select(encoded, rows[-1:])
 
 
 @torch.no_grad()
 def sample(
-    teacher: Teacher,
+    loaded: LoadedFolder,
     positive: TextEmbedding,
     negative: TextEmbedding,
     *,
@@ -83,8 +84,8 @@ def sample(
     """DDIM without noise (arXiv 2010.02502), one picture for each positive prompt; the last is the result."""
     from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
-    model = teacher.model
-    config = read_json(teacher.folder.path / "scheduler" / "scheduler_config.json")
+    model = loaded.model
+    config = read_json(loaded.folder.path / "scheduler" / "scheduler_config.json")
     # `predict` always returns the noise.
     scheduler = DDIMScheduler.from_config(config, prediction_type="epsilon", clip_sample=False)
     scheduler.set_timesteps(steps)
@@ -112,20 +113,20 @@ def chunks(rows: Tensor, size: int) -> Iterator[Tensor]:
 
 
 def draw_pictures(
-    teacher: Teacher, count: int, *, size: int, seed: int = 0, steps: int = 20, batch: int = 8
+    loaded: LoadedFolder, count: int, *, size: int, seed: int = 0, steps: int = 20, batch: int = 8
 ) -> Float[Tensor, "N H W 3"]:
     """Samples of the model's own world: the prompts in turn, from random views."""
     generator = torch.Generator().manual_seed(seed)
     prompts = [PROMPTS[number % len(PROMPTS)] for number in range(count)]
-    _, positive, negative = encode_views(teacher, prompts, generator)
+    _, positive, negative = encode_views(loaded, prompts, generator)
     pictures = []
-    for rows in chunks(torch.arange(count, device=teacher.model.device), batch):
+    for rows in chunks(torch.arange(count, device=loaded.model.device), batch):
         trajectory = sample(
-            teacher, select(positive, rows), negative,
+            loaded, select(positive, rows), negative,
             size=size, steps=steps, guidance_scale=5.0, generator=generator,
         )  # fmt: skip
         *_, last = trajectory
-        pictures.append(teacher.model.decode(last.clean))
+        pictures.append(loaded.model.decode(last.clean))
     return torch.cat(pictures)
 
 
@@ -149,9 +150,9 @@ def read_pictures(folder: Path, *, size: int, limit: int | None = None) -> Float
 
 
 def gather_pictures(
-    teacher: Teacher, folder: Path | None, *, count: int, size: int, seed: int = 0
+    loaded: LoadedFolder, folder: Path | None, *, count: int, size: int, seed: int = 0
 ) -> Float[Tensor, "N H W 3"]:
     """Of the folder where there is one, else drawn; on the model's device."""
     if folder is None:
-        return draw_pictures(teacher, count, size=size, seed=seed)
-    return read_pictures(folder, size=size, limit=count).to(teacher.model.device)
+        return draw_pictures(loaded, count, size=size, seed=seed)
+    return read_pictures(folder, size=size, limit=count).to(loaded.model.device)

@@ -42,7 +42,7 @@ def test_what_is_on_this_disk_is_named_in_full(here):
             "text": {
                 "name": "model",
                 "vae": "./vae",
-                "loras": ["style.safetensors:0.5", "style.safetensors"],
+                "loras": [f"{style}:0.5", style],
             },
             "image": {"name": "../" + here.name + "/model", "vae": "vae"},
         },
