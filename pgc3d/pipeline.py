@@ -134,11 +134,13 @@ def resume(
     with RunDirectory.open(path) as run:
         record = _read_record(run, report, edited=edited)
         config = load_config([run.config])
-        last = list(config.stages)[-1]
-        if record.get("status") == "done" and _is_finished(run, config, last):
+        done = {name: _steps_done(run, config, name) for name in config.stages}
+        if record.get("status") == "done" and list(done.values())[-1] == config.last.steps:
             report(Event("export", message=f"nothing to do: {path} is done; use `pgc3d export {path}`"))
             run.write_manifest(record)
             return RunResult(path, ())
+        if not any(done.values()):
+            report(Event("build", message=f"{path} has no checkpoint yet: beginning with the first step"))
         device = resolve_device(config.run.device)
         located = locate_models(config, device)
         if edited:
@@ -149,9 +151,9 @@ def resume(
         return _execute(session, located)
 
 
-def _is_finished(run: RunDirectory, config: Config, stage: str) -> bool:
-    checkpoint = run.load_checkpoint(stage)
-    return checkpoint is not None and checkpoint.step >= config.stages[stage].steps
+def _steps_done(run: RunDirectory, config: Config, stage: str) -> int:
+    checkpoint = _newest(run, config, stage)
+    return 0 if checkpoint is None else checkpoint.step
 
 
 def _read_record(run: RunDirectory, report: Reporter, *, edited: bool = False) -> dict[str, Any]:

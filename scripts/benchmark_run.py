@@ -38,7 +38,7 @@ def main() -> None:
             total = time.perf_counter() - start
             manifest = json.loads((folder / "manifest.json").read_text())
         seconds = {part: manifest["seconds"].get(part, 0.0) for part in PARTS}
-        steps = manifest["steps_done"]
+        steps = sum(stage["steps"] for stage in manifest["stages"].values())
         print(f"{'part':<12}{'seconds':>9}{'share':>8}{'ms a step':>11}   {manifest['device']['name']}")
         for part, value in seconds.items():
             print(f"{part:<12}{value:>9.1f}{value / total:>8.1%}{1000 * value / steps:>11.1f}")

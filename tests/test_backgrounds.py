@@ -31,7 +31,7 @@ from pgc3d.inputs.image import frame_photo
 from pgc3d.optimize import Objective
 from pgc3d.presets import split_backgrounds
 from pgc3d.render.cpu import CpuRasterizer
-from pgc3d.representation.dmtet import DMTetConfig, build_dmtet
+from pgc3d.representation.dmtet_config import DMTetConfig, build_dmtet
 from pgc3d.representation.textured_mesh import TexturedMeshConfig, build_painted_mesh
 from pgc3d.types import GuidanceOutput
 

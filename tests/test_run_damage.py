@@ -22,7 +22,7 @@ from pgc3d import pipeline
 from pgc3d.config import load_config
 from pgc3d.errors import Pgc3dError
 from pgc3d.records import seal
-from pgc3d.session import StopFlag
+from pgc3d.signals import StopFlag
 from pgc3d.task import Task
 
 SETTINGS = {  # no diffusion model: what is tested is the folder
