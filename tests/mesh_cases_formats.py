@@ -321,6 +321,16 @@ PLY_CASES = {
         area=1.0,
         high=(0, 1, 1),
     ),
+    "line_without_comment.ply": Case(
+        QUADS_PLY.replace(b"comment made here", b"Created by Blender3D 2.49 - www.blender.org"), volume=1.0,
+        note="1 header line passed over, the first begins with 'Created'",
+    ),
+    "misspelt_element.ply": Case(
+        QUADS_PLY.replace(b"element face", b"elment face"), error="got 'elment' in line 8"
+    ),
+    "misspelt_property.ply": Case(
+        QUADS_PLY.replace(b"property float y", b"proprty float y"), error="got 'proprty' in line 6"
+    ),
     "points.ply": ply(CUBE, None, error="must have faces, got none .* holds 8 vertices;"),
     "no_faces.ply": ply(CUBE, [], error="must have faces, got none .* holds 8 vertices;"),
     "lines_only.ply": ply(CUBE, [(0, 1)], error="none of three corners or more"),
@@ -377,14 +387,14 @@ STL_CASES = {
     "ascii_without_end.stl": stl(solid().rpartition("endsolid")[0], note="may have been cut off"),
     "binary.stl": stl(binary_stl(4)),
     "binary_solid_header.stl": stl(binary_stl(4, b"solid facet")),
-    "binary_count_zero.stl": stl(binary_stl(0), note="says 0 triangles, but the file holds 4"),
-    "binary_count_more.stl": stl(binary_stl(2**32 - 1), note="says 4294967295 triangles, but"),
-    "binary_count_fewer.stl": stl(binary_stl(3), note="says 3 triangles, but the file holds 4"),
+    "binary_count_zero.stl": stl(binary_stl(0), note="states 0 triangles, but the file holds 4"),
+    "binary_count_more.stl": stl(binary_stl(2**32 - 1), note="states 4294967295 triangles, but"),
+    "binary_count_fewer.stl": stl(binary_stl(3), note="states 3 triangles, but the file holds 4"),
     "binary_appended.stl": stl(binary_stl(4, after=b"\0\0")),
     "binary_appended_zeros.stl": stl(binary_stl(4, after=b"\0" * 100)),
     "binary_appended_far.stl": stl(binary_stl(4, after=struct.pack("<12fH", *[1e9, 2e9, 3e9] * 4, 0))),
     "binary_colours.stl": stl(binary_stl(4, attribute=0x8FFF), lost=("colours of triangles",)),
-    "binary_cut.stl": stl(binary_stl(4)[:-3], error="it says 4 triangles and ends after 3"),
+    "binary_cut.stl": stl(binary_stl(4)[:-3], error="it states 4 triangles and ends after 3"),
     "binary_header_only.stl": stl(b"\1" * 84, error="ends after 0|got none"),
     "empty.stl": stl(b"", error="got none .* empty"),
     "zeros.stl": stl(b"\0" * 84, error="got none"),

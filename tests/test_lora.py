@@ -345,7 +345,7 @@ def test_file_that_is_no_plain_lora_is_one_line(tmp_path, tensors, line):
     ("setting", "line"),
     [
         ("unet.use_rslora", r"must be a plain one or DoRA, got unet\.use_rslora = True"),
-        ("unet.use_dora", r"must hold magnitudes as its header says, not so for unet\.conv_in\.lora_A"),
+        ("unet.use_dora", r"must hold the magnitudes of its header, not so for unet\.conv_in\.lora_A"),
     ],
 )
 def test_variants_that_the_header_names_are_refused(tmp_path, setting, line):

@@ -570,7 +570,8 @@ FOREIGN = {
     "page.glb": (b"\n<!DOCTYPE html><html>", "a web page"),
     "pointer.glb": (b"version https://git-lfs.github.com/spec/v1\noid", "a Git LFS pointer.* git lfs pull"),
     "error.glb": (b'{"error": "login"}', "JSON text"),
-    "text.glb": (b'{"asset": {"version": "2.0"}}', "a glTF of text; rename it to .gltf"),
+    "text.obj": (b'{"asset": {"version": "2.0"}}', "a glTF of text; rename it to .gltf"),
+    "error.gltf": (b'{"error": "login"}', "JSON text"),
     "image.obj": (b"\x89PNG\r\n\x1a\n", "an image"),
     "photo.glb": (b"\xff\xd8\xff\xe0", "an image"),
     "ply_named.obj": (b"ply\nformat ascii 1.0\n", "a PLY; rename it to .ply"),
@@ -607,4 +608,5 @@ def test_own_formats_are_not_foreign(tmp_path, name):
 def test_own_glb_and_gltf_are_not_foreign(tmp_path):
     assert explain_foreign(tmp_path / "a.glb", b"glTF\2\0\0\0") is None
     assert explain_foreign(tmp_path / "a.gltf", b'{"asset": {}}') is None
+    assert explain_foreign(tmp_path / "a.glb", b'{"asset": {}}') is None
     assert explain_foreign(tmp_path / "a.gltf", b"glTF\2\0\0\0") is None

@@ -1,5 +1,6 @@
 import json
 import struct
+import zipfile
 
 import numpy as np
 import pytest
@@ -109,7 +110,7 @@ def test_stl_may_have_bytes_behind_it_but_not_be_cut_off(tmp_path):
     path.write_bytes(data + b"\0\0")
     assert len(read_source(path).faces) == 12
     path.write_bytes(data[:300])
-    assert_line(path, "it says 12 triangles and ends after 4")
+    assert_line(path, "it states 12 triangles and ends after 4")
 
 
 def test_obj_may_begin_with_a_byte_order_mark(tmp_path):
@@ -261,8 +262,20 @@ def test_large_file_is_refused_unread(tmp_path):
     assert_line(tmp_path / "a.stl", "at most 1074 MB")
 
 
+def test_an_archive_is_named_with_the_mesh_at_its_end(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.glb", "w") as archive:
+        archive.writestr("readme.txt", "text " * 10_000)
+        archive.writestr("chair.obj", "v 0 0 0")
+    assert_line(tmp_path / "a.glb", "a ZIP archive; unpack it and give 'chair.obj'")
+
+
 def test_unknown_format_missing_file_and_compression_are_one_line(tmp_path):
-    assert_line(tmp_path / "a.fbx", "must be one of glb, gltf, obj, ply, stl, got a.fbx")
+    assert_line(tmp_path / "a.fbx", "must be one of glb, gltf, obj, ply, stl, but .*a.fbx is an FBX file")
+    assert_line(tmp_path / "a.unknown", "must exist")
+    with pytest.raises(InputError, match="must be readable, got .*: File name too long"):
+        read_source(tmp_path / f"{'long' * 100}.glb")
+    (tmp_path / "a.unknown").write_bytes(b"x")
+    assert_line(tmp_path / "a.unknown", "must be one of glb, gltf, obj, ply, stl, got a.unknown")
     assert_line(tmp_path / "a.glb", "must exist")
     required = {"extensionsRequired": ["KHR_draco_mesh_compression", "KHR_materials_unlit"]}
     path = edit_gltf(gltf(tmp_path), lambda document: document.update(required))

@@ -19,12 +19,12 @@ logger = logging.getLogger(__name__)
 
 # Compiling takes about a minute, whatever the size. A run of the bundled prior's 20 M takes less without.
 COMPILED_FROM = 100_000_000  # parameters
-# The blocks that a network is made of; what lies between them is a small share of its time. Each kind of
+# The blocks that a network is made of; what lies between them is a small fraction of its time. Each kind of
 # block is compiled once: on an H100 SDXL's first step takes 60 s; the whole UNet as one took 157 s for ten.
 # The compiler's own CUDA graphs do not fit: the outputs of all blocks of a kind would lie in the same memory.
 BLOCKS = ("Transformer2DModel", "ResnetBlock2D")
 _KINDS = 64  # widths and sizes of blocks that one network may have
-# Smaller UNets and the ControlNets beside them are recorded with low memory, too: with one picture SD's takes
+# Smaller UNets and the ControlNets beside them are recorded with low memory, too: with one image SD's takes
 # 51 ms without a graph and 8 with one, whose memory is 0.3 GiB. SDXL's takes more.
 SMALL = 1e9  # parameters
 
@@ -34,9 +34,9 @@ def accelerate(
 ) -> LatentDiffusion:
     """Change how the modules run; the results stay the same up to rounding.
 
-    Weights are put into channels-last order in place, and nothing is copied. Each new shape of pictures
+    Weights are put into channels-last order in place, and nothing is copied. Each new shape of images
     compiles the UNet's blocks once; the compiled code is kept in the user's cache for later runs. On CUDA
-    the UNet is recorded as a graph, since one picture at a time it would wait for the host.
+    the UNet is recorded as a graph, since one image at a time it would wait for the host.
 
     Args:
         model: its modules are changed.
@@ -102,7 +102,7 @@ def release_decoder(model: LatentDiffusion) -> None:
 
 
 def keep_compiled_code() -> None:
-    """Let torch's compiler and Triton keep what they make in pgc3d's cache folder, unless told otherwise.
+    """Set the cache folder of torch's compiler and of Triton to pgc3d's, unless the environment names one.
 
     Both read these variables whenever they look for a cached result; their keys hold the versions and the
     device.

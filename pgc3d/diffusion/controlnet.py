@@ -21,7 +21,7 @@ from pgc3d.types import Cameras, Rendering
 Condition = Literal["depth", "normal"]
 Polarity = Literal["near_bright", "far_bright"]
 Image = Float[Tensor, "B H W 3"]
-# What a ControlNet must have in common with its UNet, and the library's default where a config does not say.
+# What a ControlNet must have in common with its UNet, and the library's default where a config has no entry.
 SHARED = {"in_channels": 4, "block_out_channels": [320, 640, 1280, 1280], "layers_per_block": 2}
 
 
@@ -52,19 +52,19 @@ class Control:
 
 @torch.no_grad()
 def condition_image(control: Control, rendering: Rendering, cameras: Cameras) -> Image:
-    """What the ControlNet is shown of a render, in [0, 1]; pictures do not influence each other."""
+    """The ControlNet's input from a render, in [0, 1]; images do not influence each other."""
     if control.condition == "depth":
         return depth_image(rendering.depth, control.polarity)
     return normal_image(rendering, cameras)
 
 
 def depth_image(depth: Float[Tensor, "B H W 1"], polarity: Polarity = "near_bright") -> Image:
-    """Grey picture of depth, normalised for each view.
+    """Grey image of depth, normalised for each view.
 
     Args:
         depth: distance along the view axis, 0 where nothing was hit.
         polarity: "near_bright" is inverse depth, 1 at the nearest point, 0 at the farthest one and on the
-            background, as the estimators give it on whose pictures the depth ControlNets were trained.
+            background, as the estimators give it on whose images the depth ControlNets were trained.
             "far_bright" is what PGC-3D's code shows them: depth, from 0 at the nearest point to 1 on the
             background, which counts as 1.2 times as far as the farthest one.
     """
@@ -84,7 +84,7 @@ def normal_image(rendering: Rendering, cameras: Cameras) -> Image:
     """Normals as the normal ControlNets were trained on: seen from the camera, red left, green up, blue near.
 
     Both estimators behind them agree: the gradient of MiDaS' inverse depth (version 1.0) and NormalBae (1.1).
-    What looks at the viewer, and the background, is (0.5, 0.5, 1).
+    Normals towards the viewer, and the background, are (0.5, 0.5, 1).
     """
     world = 2 * rendering.normal - 1  # the background is zero, edges are in between
     right, up, near = torch.einsum("bij,bhwj->bhwi", cameras.camera_from_world[:, :3, :3], world).unbind(-1)
@@ -102,8 +102,8 @@ def control_residuals(
     """What the ControlNets add to the UNet, summed, as its keyword arguments; see `latent.Residuals`.
 
     Args:
-        controls: at least one, each with its condition, in the size of the pictures that the latents stand
-            for; its B pictures are repeated to N, for both halves of classifier-free guidance.
+        controls: at least one, each with its condition, in the size of the images that the latents stand
+            for; its B images are repeated to N, for both halves of classifier-free guidance.
         noisy: the UNet's input, as are the others.
         timesteps: one for each of `noisy`.
         tokens: encoded prompts.
@@ -162,7 +162,7 @@ def load_control_network(folder: ModelFolder, model: LatentDiffusion) -> Any:
 
     Raises:
         WeightsNotFoundError: weights are missing or damaged.
-        ConfigError: it shrinks its picture otherwise than the VAE does.
+        ConfigError: it shrinks its image otherwise than the VAE does.
     """
     from diffusers.models.controlnets.controlnet import ControlNetModel
 
@@ -171,7 +171,7 @@ def load_control_network(folder: ModelFolder, model: LatentDiffusion) -> Any:
     shrinks = 2 ** (len(network.config.conditioning_embedding_out_channels) - 1)
     if shrinks != model.downscale:
         raise ConfigError(
-            f"the ControlNet {folder.name} must shrink its picture as the VAE does, {model.downscale} times, "
+            f"the ControlNet {folder.name} must shrink its image as the VAE does, {model.downscale} times, "
             f"got {shrinks}"
         )
     return network

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
-KEPT = 4  # recordings: a step may ask for several sizes, and what earlier stages leave behind is given back
+KEPT = 4  # recordings: a step may use several sizes, and what earlier stages leave behind is given back
 WARM_UP = 2  # calls before the recording, in which code is compiled and libraries make their plans
 
 
@@ -52,7 +52,7 @@ class GraphedNetwork:
         self._recordings.clear()
 
     def _make_room(self, size: int) -> None:
-        """Forget larger ones: a step that ran out of memory is tried again with fewer pictures at a time."""
+        """Forget larger ones: a step that ran out of memory is tried again with fewer images at a time."""
         for key, recording in list(self._recordings.items()):
             if _numbers(recording.inputs) > size:
                 del self._recordings[key]

@@ -30,7 +30,7 @@ class FastEncoder:
 
     def __post_init__(self) -> None:
         if reason := why_unsupported(self.encoder):
-            raise ValueError(f"the encoder must be one that the fast path knows, but {reason}")
+            raise ValueError(f"the encoder must be one that the fast path supports, but {reason}")
 
     def __call__(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:
         """The encoder's output, mean and log variance of the latents."""
@@ -160,7 +160,7 @@ def residual_branch(
     Args:
         block: its modules, from C to D channels.
         pixels: the input, [B, H W, C].
-        height: of the picture.
+        height: of the image.
         shifts: added before the two normalisations, [C] or [B, C], and [D] or [B, D]; the second stands for
             the first convolution's bias too.
         implementation: of the normalisations.
@@ -181,7 +181,7 @@ def _convolve_pixels(pixels: Tensor, convolution: Any, height: int) -> Tensor:
 def _convolve_back(gradient: Tensor, weight: Tensor) -> Tensor:
     """The input gradient of a 3 x 3 convolution of stride 1.
 
-    Asked for as a transposed convolution, which needs no stand-in for the input that was not kept: torch's
+    Computed as a transposed convolution, which needs no stand-in for the input that was not kept: torch's
     own backward function takes the memory order from the input, and would leave channels-last.
     """
     return functional.conv_transpose2d(gradient, weight, padding=1)
@@ -197,7 +197,7 @@ def _wide(parameter: Tensor) -> Tensor:
 
 
 def why_unsupported(encoder: Any) -> str | None:
-    """What about an encoder this file does not know, None where it knows all of it."""
+    """The first property of an encoder that is not supported here, None where all are."""
     from diffusers.models.autoencoders.vae import Encoder
     from diffusers.models.unets.unet_2d_blocks import DownEncoderBlock2D, UNetMidBlock2D
 

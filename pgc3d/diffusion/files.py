@@ -34,24 +34,24 @@ Pose = Literal["radius", "polar"]
 class ModelFolder:
     """A checkpoint that was found and whose files are whole."""
 
-    name: str  # what the user asked for
+    name: str  # as the user gave it
     path: Path
     layout: Layout
     commit: str | None = None  # of the hub, None for a local folder
     vae: Path | None = None  # the folder of a VAE that it shares with another checkpoint, None for its own
     view_prompts: ViewPromptConfig | None = None  # how this model was taught to read the camera
-    vocabulary: tuple[str, ...] = ()  # the words that a small model knows; empty where it knows most
-    pose: Pose | None = None  # of a Zero123 checkpoint, None where nothing says it
+    vocabulary: tuple[str, ...] = ()  # the words that a small model supports; empty where it has no such list
+    pose: Pose | None = None  # of a Zero123 checkpoint, None where it is unknown
     # of what it was trained with: fovy_degrees and fill as in `ViewConfig`, border as in `PhotoConfig`
     cameras: Mapping[str, float] = field(default_factory=dict)
     # One file with all weights, by the names of the first implementation; `path` is then the folder of
     # another checkpoint, of which the configurations and tokenizers are taken.
     file: Path | None = None
-    scheduler: Mapping[str, Any] = field(default_factory=dict)  # over what scheduler_config.json says
+    scheduler: Mapping[str, Any] = field(default_factory=dict)  # overrides scheduler_config.json
 
 
 def projection_folder(path: Path) -> Path:
-    """Where a Zero123 checkpoint holds what joins the picture's embedding with the pose.
+    """Where a Zero123 checkpoint holds what joins the image's embedding with the pose.
 
     Raises:
         WeightsNotFoundError: nowhere.
@@ -78,7 +78,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def weight_files(folder: Path, stem: str, *, prefer_half: bool) -> list[Path]:
-    """The safetensors files of one part, one or several shards; the fp16 variant first where asked for.
+    """The safetensors files of one part, one or several shards; the fp16 variant first with `prefer_half`.
 
     Raises:
         WeightsNotFoundError: none is there, or a shard is missing.
@@ -138,5 +138,5 @@ def loading(what: Path) -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says, or its name."""
+    """The first line of an error's text, or its name."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -33,12 +33,12 @@ def open_folder(
     """Check a checkpoint folder and describe it.
 
     Args:
-        name: what the user asked for.
+        name: as the user gave it.
         path: the folder.
         commit: of the hub.
         vae: the folder of a VAE that the checkpoint shares with another one.
-        pose: of a Zero123 checkpoint, where its `zero123.json` does not say it.
-        weights: whether they must be there; False looks at the small files only.
+        pose: of a Zero123 checkpoint, where its `zero123.json` does not give it.
+        weights: whether they must be there; False reads the small files only.
 
     Raises:
         WeightsNotFoundError: a file is missing or damaged; the message names it.
@@ -113,7 +113,7 @@ def _pose(path: Path) -> Pose | None:
 
 
 def _cameras(path: Path) -> dict[str, float]:
-    """What `zero123.json` says of the training cameras; its other entries are notes."""
+    """The training cameras of `zero123.json`; its other entries are notes."""
     content = read_json(path) if path.is_file() else {}
     view = {key: _frozen(content[key]) for key in ("fovy_degrees", "fill") if key in content}
     photo = {key: _frozen(content[key]) for key in ("border",) if key in content}

@@ -83,7 +83,7 @@ class Request:
     module: bool = False  # a repository of one module, as a VAE or a ControlNet
     file: str | None = None  # one file and nothing else
     cache: Path | None = None  # the hub cache, None for the usual place
-    network: bool = True  # whether the hub may be asked
+    network: bool = True  # whether requests to the hub are allowed
 
 
 def snapshot(wanted: Request) -> Path:
@@ -173,7 +173,7 @@ _INDEXES = ("model_index.json", "config.json")
 
 
 def _download(wanted: Request, commit: str | None) -> Path:
-    """Fetch the small files, look at them, and then the weights."""
+    """Fetch the small files, check them, and then fetch the weights."""
     with explained(wanted, commit):
         api, info = describe(wanted.repository, commit)
         names = [sibling.rfilename for sibling in info.siblings or ()]
@@ -193,7 +193,7 @@ def _download(wanted: Request, commit: str | None) -> Path:
 
 
 def describe(repository: str, commit: str | None) -> tuple[Any, Any]:
-    """The hub's interface, and what it says of a commit: its files, and its own commit."""
+    """The hub's interface, and its answer about a commit: the files, and the resolved commit."""
     from huggingface_hub import HfApi
 
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
@@ -211,7 +211,7 @@ def explained(wanted: Request, commit: str | None) -> Iterator[None]:
     try:
         yield
     except GatedRepoError as error:
-        raise unavailable(wanted, "its owner asks for a login, run `hf auth login` first") from error
+        raise unavailable(wanted, "it needs a login, run `hf auth login` first") from error
     except RevisionNotFoundError as error:
         reason = f"the hub no longer has commit {commit}, to which it was pinned; if you trust the change, "
         reason += f"remove its entry from {record_file()} or give a folder"

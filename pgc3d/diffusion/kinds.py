@@ -210,7 +210,7 @@ def read_schedule(path: Path, changes: Mapping[str, Any] | None = None) -> dict[
 
 
 def why_distilled(name: str, path: Path | None) -> str:
-    """What says that weights were made for a few steps without guidance; empty where nothing does.
+    """The evidence that weights were made for a few steps without guidance; empty where there is none.
 
     Args:
         name: of the model or LoRA.
@@ -223,7 +223,7 @@ def why_distilled(name: str, path: Path | None) -> str:
     scheduler = read_json(path / "scheduler" / "scheduler_config.json")
     if scheduler.get("_class_name") in DISTILLED_SAMPLERS:
         return f"its {scheduler['_class_name']}"
-    # Models with zero terminal signal, which predict v, are sampled from the last level on as well.
+    # Models with zero terminal SNR, which predict v, are sampled from the last timestep on as well.
     trailing = scheduler.get("timestep_spacing") == "trailing"
     if trailing and scheduler.get("prediction_type", "epsilon") == "epsilon":
         return "its sampler's trailing timesteps"

@@ -77,7 +77,7 @@ class LatentDiffusion:
     def encoder_gradient(self, image: Image, latents: Latents, gradient: Latents) -> Image:
         """Pull a gradient on the latents back to the image, which must have led to them through `encode`.
 
-        In half precision every picture's gradient is scaled by a power of two on its way, against underflow.
+        In half precision every image's gradient is scaled by a power of two on its way, against underflow.
         The product is linear, so that the scale is taken off exactly at the end.
         """
         if _dtype(self.vae) != torch.float16:
@@ -89,7 +89,7 @@ class LatentDiffusion:
 
     @torch.no_grad()
     def decode(self, latents: Latents) -> Image:
-        """Pictures of latents, sRGB in [0, 1]; no gradient; not after `release_decoder`."""
+        """Images of latents, sRGB in [0, 1]; no gradient; not after `release_decoder`."""
         dtype = _dtype(self.vae)
         hidden = (latents / float(self.vae.config.scaling_factor) + self._shift).to(dtype)
         if self.vae.post_quant_conv is not None:
@@ -114,8 +114,8 @@ class LatentDiffusion:
         Args:
             noisy: z_t.
             timesteps: on the device, in [0, train_steps).
-            conditional: one prompt per picture.
-            unconditional: one negative prompt per picture.
+            conditional: one prompt per image.
+            unconditional: one negative prompt per image.
             time_ids: from `time_ids`; only the SDXL layout takes and needs them.
             residuals: what ControlNets add, from the batch that the UNet gets.
             beside: latents of the condition that the UNet sees beside z_t, zeros without the condition; only
@@ -147,7 +147,7 @@ class LatentDiffusion:
     def time_ids(
         self, original: int, target: int, crop: tuple[int, int] = (0, 0)
     ) -> Float[Tensor, "1 6"] | None:
-        """SDXL's size conditions for square pictures, None in the other layouts; sides in pixels."""
+        """SDXL's size conditions for square images, None in the other layouts; sides in pixels."""
         if self.layout != "sdxl":
             return None
         return torch.tensor(
@@ -185,6 +185,6 @@ def resize(image: Float[Tensor, "B H W C"], resolution: int) -> Float[Tensor, "B
 
 
 def select(embedding: TextEmbedding, index: Int[Tensor, " B"]) -> TextEmbedding:
-    """One prompt per picture."""
+    """One prompt per image."""
     pooled = None if embedding.pooled is None else embedding.pooled[index]
     return TextEmbedding(tokens=embedding.tokens[index], pooled=pooled)

@@ -19,7 +19,7 @@ from pgc3d.errors import InputError
 
 @dataclass(frozen=True)
 class LinearEncoder:
-    """Latents of a picture that was shrunk to their size: color @ matrix + bias."""
+    """Latents of an image that was shrunk to their size: color @ matrix + bias."""
 
     matrix: Float[Tensor, "3 C"]  # from sRGB in [0, 1] to scaled latents
     bias: Float[Tensor, " C"]
@@ -29,9 +29,9 @@ class LinearEncoder:
         return (shrink(image, size) @ self.matrix + self.bias).permute(0, 3, 1, 2)
 
     def pull_back(self, gradient: Float[Tensor, "B C h w"], size: Sequence[int]) -> Float[Tensor, "B H W 3"]:
-        """A gradient on latents as one on the picture of size (H, W): the adjoint of `encode`.
+        """A gradient on latents as one on the image of size (H, W): the adjoint of `encode`.
 
-        Inside the picture that is bilinear enlargement of gradient @ matrix^T, divided by the pixels that
+        Inside the image that is bilinear enlargement of gradient @ matrix^T, divided by the pixels that
         share a latent.
         """
         batch, _, *latent_size = gradient.shape
@@ -55,7 +55,7 @@ def fit_linear_encoder(
     """Least squares with a ridge on the matrix, not on the bias, in float64.
 
     Args:
-        colors: sRGB in [0, 1] of shrunk pictures.
+        colors: sRGB in [0, 1] of shrunk images.
         latents: scaled, of the same places.
         ridge: added to the diagonal of the mean of color color^T.
     """

@@ -133,13 +133,13 @@ def _read_layers(path: Path) -> dict[tuple[Part, str], LowRank]:
     for (part, _), layer in layers.items():
         if part in decomposed and layer.magnitude is None:
             raise ConfigError(
-                f"the LoRA {path} must hold magnitudes as its header says, not so for {layer.key}"
+                f"the LoRA {path} must hold the magnitudes of its header, not so for {layer.key}"
             )
     return layers
 
 
 def _layer(path: Path, key: str, found: Mapping[str, Tensor], alpha: float | None) -> LowRank:
-    """One layer of its tensors by their roles; `alpha` is what the header says."""
+    """One layer of its tensors by their roles; `alpha` is from the header."""
     if "down" not in found or "up" not in found:
         raise ConfigError(f"the LoRA {path} must hold both factors of a layer, got only {key}")
     down, up = (found[role].reshape(len(found[role]), -1) for role in ("down", "up"))

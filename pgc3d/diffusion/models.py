@@ -46,13 +46,13 @@ def resolve_model(
     """Find a checkpoint: a local folder or file, a hub id `owner/name`, or an alias from `ALIASES`.
 
     Args:
-        model: what the user asked for. A folder that exists wins over a hub id of the same spelling.
+        model: as the user gave it. A folder that exists wins over a hub id of the same spelling.
         half: fetch the fp16 files where the hub has them.
         cache: the hub cache, None for the usual place.
-        network: whether the hub may be asked.
+        network: whether requests to the hub are allowed.
         base: the checkpoint that gives a single file its configurations and tokenizers, None for the one
             that such files are made from.
-        prediction: what the UNet predicts, None for what the checkpoint says.
+        prediction: what the UNet predicts, None for the checkpoint's own entry.
         vae: another VAE's folder, hub id or alias.
 
     Raises:
@@ -85,10 +85,10 @@ def local_model(name: str) -> ModelFolder | None:
 
 
 def model_layout(name: str) -> Layout:
-    """The layout of a model, from as little of it as tells it.
+    """The layout of a model, from as few of its files as possible.
 
     Raises:
-        WeightsNotFoundError: it is nowhere, and the hub cannot be asked.
+        WeightsNotFoundError: it is nowhere, and the hub cannot be reached.
         ConfigError: it is another kind of model.
     """
     if is_single_file(name) and not Path(name).is_dir():
@@ -185,7 +185,7 @@ def load_latent_diffusion(
         device: where the modules go.
         dtype: of the UNet; float32 on a CPU and float16 elsewhere when None.
         vae: another VAE's folder, hub id or alias, as "sdxl-vae-fp16-fix".
-        vae_dtype: when None float32 on a CPU, else float16 for a VAE that says it can, else bfloat16.
+        vae_dtype: None: float32 on a CPU, else float16 where the VAE's configuration allows it, or bfloat16.
         loras: added to the UNet's weights.
 
     Raises:
@@ -235,7 +235,7 @@ def load_module(
 
     Raises:
         WeightsNotFoundError: weights are missing, damaged or of another shape.
-        ConfigError: there are weights that its configuration does not know: it is another kind of network.
+        ConfigError: there are weights that are not in its configuration: it is another kind of network.
     """
     config = read_json(folder / "config.json")
     with loading(file or folder):
@@ -299,7 +299,7 @@ def _vae_dtype(
     folder: Path, dtype: torch.dtype | None, device: torch.device, *, layout: Layout
 ) -> torch.dtype:
     config = read_json(folder / "config.json")
-    # SDXL's VAE overflows in float16 unless it says otherwise, SD's does not.
+    # SDXL's VAE overflows in float16 unless its configuration allows it, SD's does not.
     upcast = bool(config.get("force_upcast", layout == "sdxl"))
     if dtype == torch.float16 and upcast:
         raise ConfigError(

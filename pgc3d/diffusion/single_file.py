@@ -48,11 +48,11 @@ FOREIGN = {
 
 @dataclass(frozen=True)
 class FileKind:
-    """What a file says of itself."""
+    """What a file states about itself."""
 
     layout: Layout
     base: str  # the alias of the checkpoint whose configurations and tokenizers fit
-    scheduler: Mapping[str, Any] = field(default_factory=dict)  # over what the base's says
+    scheduler: Mapping[str, Any] = field(default_factory=dict)  # overrides the base's
     known_prediction: bool = True  # whether what the UNet predicts follows from the file
 
 
@@ -94,7 +94,7 @@ def describe_file(path: Path) -> FileKind:
 
 
 def _noise_of(names: Sequence[str], metadata: Mapping[str, str]) -> dict[str, Any]:
-    """What a file says of its noise, by the header's entries or by empty tensors that are marks."""
+    """The noise schedule that a file states, by the header's entries or by empty tensors that are marks."""
     scheduler: dict[str, Any] = {}
     architecture = metadata.get("modelspec.architecture", "")
     said = metadata.get("modelspec.prediction_type", "v" if architecture.endswith("768-v") else "")
@@ -111,7 +111,7 @@ def open_single(name: str, path: Path, kind: FileKind, base: ModelFolder) -> Mod
     """A file with its base as one checkpoint.
 
     Args:
-        name: what the user asked for.
+        name: as the user gave it.
         path: the file.
         kind: from `describe_file`.
         base: whose configurations and tokenizers it takes.
@@ -147,7 +147,7 @@ def has_part(path: Path, part: str) -> bool:
 
 
 def require_parts(path: Path, base: ModelFolder, *, vae: bool) -> None:
-    """Refuse a file that lacks a part; the VAE only where `vae` says so.
+    """Refuse a file that lacks a part; the VAE only where `vae` is set.
 
     Raises:
         ConfigError: it does.
@@ -207,7 +207,7 @@ def _today(part: str, prefix: str, inner: str, config: Mapping[str, Any]) -> str
     if prefix not in OPEN_CLIP:
         return inner if inner.startswith(("text_model.", "text_projection.")) else f"text_model.{inner}"
     index = re.match(r"transformer\.resblocks\.(\d+)\.", inner)
-    # SD 2 looks at the last but one layer: its configuration leaves the last one out, and the projection.
+    # SD 2 uses the last but one layer: its configuration leaves the last one out, and the projection.
     if index is not None and int(index[1]) >= int(config["num_hidden_layers"]):
         return ""
     if inner == "text_projection" and part == "text_encoder":

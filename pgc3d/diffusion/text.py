@@ -100,7 +100,7 @@ def load_clip(kind: Any, folder: Path, *, dtype: torch.dtype, file: Path | None 
 
     Raises:
         WeightsNotFoundError: weights are missing or of another shape.
-        ConfigError: there are weights that its configuration does not know.
+        ConfigError: there are weights that are not in its configuration.
     """
     if file is None:
         source = weight_files(folder, "model", prefer_half=dtype != torch.float32)[0]

@@ -1,6 +1,6 @@
-"""A frozen Zero123: what an object in a picture looks like from another camera (arXiv 2303.11328).
+"""A frozen Zero123: what an object in an image looks like from another camera (arXiv 2303.11328).
 
-Its UNet sees the picture twice: as a CLIP embedding joined with the relative pose, the only token of the
+Its UNet receives the image twice: as a CLIP embedding joined with the relative pose, the only token of the
 cross attention, and as latents beside the noisy ones. Without the condition both are zeros.
 """
 
@@ -35,19 +35,19 @@ RADIUS_UNIT = 0.5  # its training objects fit a cube of side 1, ours the unit sp
 
 @dataclass(frozen=True)
 class Zero123:
-    """The model with what it was told about one object; nothing in it is ever trained."""
+    """The model with its condition on one object; all parameters are frozen."""
 
     diffusion: LatentDiffusion
-    projection: torch.nn.Linear  # the picture's embedding and the pose to a token of the cross attention
+    projection: torch.nn.Linear  # the image's embedding and the pose to a token of the cross attention
     pose: Pose
-    embedding: Float[Tensor, "1 D"]  # of the picture on white, by CLIP
-    latents: Float[Tensor, "1 C h w"]  # of the picture on white: the posterior's mode, not scaled
+    embedding: Float[Tensor, "1 D"]  # of the image on white, by CLIP
+    latents: Float[Tensor, "1 C h w"]  # of the image on white: the posterior's mode, not scaled
 
     @torch.no_grad()
     def predict(
         self, noisy: Latents, timesteps: Int[Tensor, " B"], pose: Float[Tensor, "B 4"]
     ) -> tuple[Latents, Latents]:
-        """Predict the noise without and with the condition, for one pose (see `relative_pose`) a picture."""
+        """Predict the noise without and with the condition, for one pose (see `relative_pose`) an image."""
         batch = len(noisy)
         joined = torch.cat([self.embedding.expand(batch, -1), pose.to(self.embedding)], dim=1)
         token = self.projection(joined)[:, None]
@@ -68,11 +68,11 @@ class Zero123:
         guidance_scale: float = 3.0,
         steps: int = 50,
     ) -> Image:
-        """Pictures of the object from other cameras, on white, by DDIM without noise (arXiv 2010.02502).
+        """Images of the object from other cameras, on white, by DDIM without noise (arXiv 2010.02502).
 
         Args:
             cameras: B views.
-            reference: the camera that took the picture, one view.
+            reference: the camera of the input image, one view.
             generator: on the CPU; draws the first noise.
             guidance_scale: s in uncond + s (cond - uncond).
             steps: noise levels, evenly spaced from the highest one down.
@@ -120,10 +120,10 @@ def polar_pose(
 
 
 def require_zero123(folder: ModelFolder, pose: Pose | None = None) -> ModelFolder:
-    """A checkpoint that can be loaded as a Zero123; `pose`, where given, overrules what it says of itself.
+    """A checkpoint that can be loaded as a Zero123; `pose`, where given, replaces its own entry.
 
     Raises:
-        ConfigError: it has another layout, or nothing says its pose convention.
+        ConfigError: it has another layout, or its pose convention is unknown.
     """
     if folder.layout != "zero123":
         raise ConfigError(f"the image model must be in Zero123 layout, {folder.name} is in {folder.layout}'s")
@@ -217,7 +217,7 @@ def _embed(folder: Path, picture: Image, dtype: torch.dtype) -> Float[Tensor, "1
 
 
 def clip_pixels(image: Image, processor: dict[str, Any]) -> Float[Tensor, "B 3 s s"]:
-    """What CLIP's image processor makes of square pictures, from its `preprocessor_config.json`."""
+    """What CLIP's image processor makes of square images, from its `preprocessor_config.json`."""
     side = _side(processor["size"])
     crop = _side(processor.get("crop_size", side)) if processor.get("do_center_crop", True) else side
     resized = torch.nn.functional.interpolate(
@@ -237,7 +237,7 @@ def _side(size: Any) -> int:
 
 
 def _load_projection(folder: Path, device: torch.device, dtype: torch.dtype) -> torch.nn.Linear:
-    """A single layer; its converters disagree about its name and about what its config says."""
+    """A single layer; its converters disagree about its name and about its configuration."""
     from safetensors.torch import load_file
 
     (file,) = weight_files(folder, WEIGHTS[folder.name], prefer_half=dtype != torch.float32)

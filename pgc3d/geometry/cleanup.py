@@ -1,4 +1,4 @@
-"""Make a mesh fit for export: floating pieces, broken faces and surplus triangles go."""
+"""Make a mesh fit for export: floating components, broken faces and surplus triangles go."""
 
 import logging
 
@@ -24,17 +24,17 @@ def clean(
     target_faces: int | None = None,
     keep_share: float = 0.02,
 ) -> Mesh:
-    """Drop what a viewer or a slicer would stumble over, then decimate; runs on the CPU.
+    """Remove invalid faces and small components, then decimate; runs on the CPU.
 
-    Removed are faces that are not finite, out of range, without area or there twice, connected pieces with
-    less than `keep_share` of the largest piece's area, and vertices that no face uses. Normals are smooth;
+    Removed are faces that are not finite, out of range, without area or there twice, connected components
+    with less than `keep_share` of the largest one's area, and vertices that no face uses. Normals are smooth;
     after a decimation they are those of the dense surface, so that the triangle count does not alter shading.
 
     Args:
         vertices: world positions.
         faces: counter-clockwise seen from outside.
         target_faces: upper bound on the faces; None keeps all.
-        keep_share: 0 keeps every piece, 1 only the largest.
+        keep_share: 0 keeps every component, 1 only the largest.
 
     Raises:
         DivergedError: nothing is left.
@@ -65,7 +65,7 @@ def clean(
 
 
 def components(faces: Index, count: int) -> Index:
-    """Smallest vertex index of the connected piece that each of `count` vertices belongs to."""
+    """Smallest vertex index of the connected component that each of `count` vertices belongs to."""
     labels = np.arange(count)
     first, second = faces[:, [0, 1]].ravel(), faces[:, [1, 2]].ravel()
     while True:
@@ -125,7 +125,7 @@ def _large_pieces(points: Array, faces: Index, keep_share: float) -> NDArray[np.
     keep = np.greater_equal(area, keep_share * area.max())
     dropped = int((np.logical_not(keep) & (area > 0)).sum())
     if dropped:
-        logger.info("dropped %d floating pieces below %.1f %% of the largest", dropped, 100 * keep_share)
+        logger.info("dropped %d floating components below %.1f %% of the largest", dropped, 100 * keep_share)
     return keep[piece]
 
 
@@ -143,7 +143,7 @@ def _decimate(points: Array, faces: Index, target: int) -> tuple[Array, Index, A
     replayed = simplification.replay_simplification(points, faces, collapses)
     new_points, new_faces, owner = replayed[0].astype(np.float64), replayed[1].astype(np.int64), replayed[2]
     if len(new_faces) > target:
-        logger.warning("decimation stopped at %d faces, asked for %d", len(new_faces), target)
+        logger.warning("decimation stopped at %d faces, the target is %d", len(new_faces), target)
     total = np.stack(
         [np.bincount(owner, dense_normals[:, axis], minlength=len(new_points)) for axis in range(3)], axis=1
     )

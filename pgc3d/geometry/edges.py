@@ -13,7 +13,7 @@ _PACKED_BITS = 21  # three vertex indices in one int64
 class EdgeTopology:
     """Edges of a mesh with the vertices opposite to them in up to two faces.
 
-    `opposite[:, 1]` is -1 at a border. Rows with `edges[:, 0] == -1` are empty slots: on CUDA the number of
+    `opposite[:, 1]` is -1 at a boundary. Rows with `edges[:, 0] == -1` are empty slots: on CUDA the number of
     edges is not read back, so there may be up to 3 F rows. A third face at an edge is ignored.
     """
 

@@ -4,7 +4,7 @@ The grid has (R + 1)^3 points on [-1, 1]^3, stored as [x, y, z]. A Kuhn tetrahed
 cube's lowest corner to its highest: every edge runs from a grid point p to p + d, d in {0, 1}^3 but
 not 0. Seven edges belong to each point, and neighbouring cubes agree without stored tetrahedra. All six
 tetrahedra of a cube are resolved by one look-up of the eight corner signs, as in marching cubes, but without
-its ambiguous cases. The surface is closed: points on the grid's border count as outside.
+its ambiguous cases. The surface is closed: points on the grid's boundary count as outside.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -38,7 +38,7 @@ class Crossings:
     """Where the surface cuts the grid; indices are flat grid points, V mesh vertices, F faces.
 
     With a `Room`, V and F are its sizes: behind the surface's own vertices and faces come vertices at one
-    corner of the grid and faces without area that hold one of those three times. Where the room was too
+    corner of the grid and faces without area that hold one of those three times. Where the capacity was too
     small, faces are missing or wrong, but every index is valid.
     """
 
@@ -98,7 +98,7 @@ def find_crossings(
 ) -> Crossings:
     """Find the cut edges and the triangles between them; nothing here is differentiated.
 
-    `others` are tensors whose finiteness `Crossings.size` tells as well.
+    `others` are tensors whose finiteness `Crossings.size` includes.
 
     Without `room` the sizes of the result live on the host, so a CUDA device is waited for: once for the
     active cubes, when the queue drains, and at once again, after three small kernels, for the numbers of
@@ -185,18 +185,18 @@ def crossing_points(
     cell = 2.0 / found.resolution
     if first_sdf.numel() == 0:
         return first_sdf.new_zeros(0, 3)
-    # A border point that would be inside is taken as half a cell outside.
+    # A boundary point that would be inside is taken as half a cell outside.
     outside = torch.full_like(first_sdf, cell / 2).detach()
     first_sdf = torch.where(~found.first_inside & (first_sdf < 0), outside, first_sdf)
     second_sdf = torch.where(found.first_inside & (second_sdf < 0), outside, second_sdf)
     span = first_sdf - second_sdf  # its sign is known, as the ends differ: keep it away from zero
     tiny = 1e-6 * cell
     span = torch.where(found.first_inside, span.clamp(max=-tiny), span.clamp(min=tiny))
-    share = (first_sdf / span)[:, None]
+    fraction = (first_sdf / span)[:, None]
     start = _coordinates(found.first, found.resolution)
-    vertices = start + (_coordinates(found.second, found.resolution) - start) * share
+    vertices = start + (_coordinates(found.second, found.resolution) - start) * fraction
     if offsets is not None:
-        vertices = vertices + torch.lerp(offsets[0], offsets[1], share)
+        vertices = vertices + torch.lerp(offsets[0], offsets[1], fraction)
     return vertices
 
 
@@ -219,10 +219,10 @@ def _corner_steps(size: int, device: str) -> Tensor:
 
 
 def _cube_codes(sdf: Tensor) -> Tensor:
-    """Bit c of a cube's code says that its corner c is inside; a cube has the index of its lowest corner.
+    """Bit c of a cube's code is set where its corner c is inside; a cube has the index of its lowest corner.
 
-    The shifts run over the flat grid. Where they wrap around a border they read only border points, which are
-    outside, so the cubes that do not exist get code 0.
+    The shifts run over the flat grid. Where they wrap around a boundary they read only boundary points, which
+    are outside, so the cubes that do not exist get code 0.
     """
     size = _resolution(sdf) + 1
     inside = torch.zeros(size, size, size, dtype=torch.uint8, device=sdf.device)

@@ -1,4 +1,4 @@
-"""Can a mesh's own texture coordinates hold a painting, in which every place has a texel of its own?"""
+"""Checks of a mesh's own texture coordinates: whether a texture can have one texel for each point."""
 
 import torch
 from jaxtyping import Float, Int
@@ -9,9 +9,9 @@ from pgc3d.interfaces import Rasterizer
 from pgc3d.types import Fragments, UvMesh
 
 RESOLUTION = 2048  # at which the overlap is measured
-MAX_OVERLAP = 0.02  # share of the charts' area that lies below other charts
-MAX_DEGENERATE = 0.01  # share of the surface whose faces have no area in the image
-MIN_AREA = 0.01  # share of the image that the charts cover at least
+MAX_OVERLAP = 0.02  # fraction of the charts' area that lies below other charts
+MAX_DEGENERATE = 0.01  # fraction of the surface whose faces have no area in the image
+MIN_AREA = 0.01  # fraction of the image that the charts cover at least
 TOLERANCE = 1e-3  # how far coordinates may leave the unit square
 
 
@@ -30,9 +30,9 @@ def uv_fault(
     rasterizer: Rasterizer,
     device: torch.device | str = "cpu",
 ) -> str | None:
-    """Why the coordinates cannot hold a painting with a texel for each place, None where they can.
+    """The reason why a texture cannot have one texel for each point, None where it can.
 
-    The overlap is the share of the charts' summed area that a drawing of them all does not cover.
+    The overlap is the fraction of the charts' summed area that a drawing of them all does not cover.
     """
     fault = _unusable(uv, uv_faces)
     if fault is not None:
@@ -56,7 +56,7 @@ def uv_fault(
 
 
 def uv_obstacle(uv: Float[Tensor, "U 2"], uv_faces: Int[Tensor, "F 3"]) -> str | None:
-    """Why no painting at all can use the coordinates, None where one can."""
+    """The reason why no texture can use the coordinates, None where one can."""
     fault = _unusable(uv, uv_faces)
     if fault is None and float(chart_areas(uv, uv_faces).sum()) < 1e-9:
         return "give no area to 100% of the surface"
@@ -87,7 +87,7 @@ def _bounds(uv: Tensor, uv_faces: Tensor) -> tuple[Int[Tensor, "F 2"], Int[Tenso
 
 
 def _tiles(uv: Tensor, uv_faces: Tensor) -> str | None:
-    """The tiles that the charts lie in, None where a face crosses the border of one."""
+    """The tiles that the charts lie in, None where a face crosses the edge of one."""
     low, high = _bounds(uv, uv_faces)
     if bool((high - low > 1).any()):
         return None
@@ -105,7 +105,7 @@ def fold_tiles(
     """Each face moved by whole numbers into the unit square, which shows the same of an image that repeats.
 
     Returns:
-        The coordinates, their faces, and whether a face crosses the square's border, so that it needs an
+        The coordinates, their faces, and whether a face crosses the square's edge, so that it needs an
         image that repeats.
     """
     low, high = _bounds(uv, uv_faces)

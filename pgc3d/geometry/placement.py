@@ -7,7 +7,7 @@ from torch import Tensor
 from pgc3d.geometry.normals import face_vectors
 from pgc3d.types import Placement
 
-MIN_AREA = 1e-4  # of all faces, where the mesh has radius 1: a wire of less than a thousandth of a picture
+MIN_AREA = 1e-4  # of all faces, where the mesh has radius 1: a wire of less than a thousandth of an image
 
 AXES = ("+x", "-x", "+y", "-y", "+z", "-z")
 

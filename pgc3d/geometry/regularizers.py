@@ -71,8 +71,8 @@ def laplacian(
     others = corners.sum(dim=1, keepdim=True) - corners
     flat = faces.reshape(-1)
     total = torch.zeros_like(vertices).index_add(0, flat, others.reshape(-1, 3))
-    shares = torch.zeros_like(vertices[:, :1]).index_add(0, flat, vertices.new_full((len(flat), 1), 2.0))
-    return _mean((total / shares.clamp(min=1.0) - vertices).square().sum(-1), count)
+    uses = torch.zeros_like(vertices[:, :1]).index_add(0, flat, vertices.new_full((len(flat), 1), 2.0))
+    return _mean((total / uses.clamp(min=1.0) - vertices).square().sum(-1), count)
 
 
 def area(vertices: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"]) -> Float[Tensor, ""]:

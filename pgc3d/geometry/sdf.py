@@ -34,7 +34,7 @@ def sample_grid(values: Float[Tensor, "X X X C"], points: Float[Tensor, "P 3"]) 
     last = values.shape[0] - 1
     place = (points.clamp(-1.0, 1.0) + 1.0) * (0.5 * last)
     corner = place.floor().clamp(max=last - 1)
-    share, axes = (place - corner).sort(dim=1, descending=True)
+    fraction, axes = (place - corner).sort(dim=1, descending=True)
     strides = torch.tensor([(last + 1) ** 2, last + 1, 1], device=points.device)
     flat, index = values.flatten(0, 2), (corner.long() * strides).sum(dim=1)
     value = flat[index]
@@ -42,7 +42,7 @@ def sample_grid(values: Float[Tensor, "X X X C"], points: Float[Tensor, "P 3"]) 
     for step in range(3):  # along the path from the lowest corner of the cube to its highest
         index = index + strides[axes[:, step]]
         before, value = value, flat[index]
-        result = result + share[:, step, None] * (value - before)
+        result = result + fraction[:, step, None] * (value - before)
     return result
 
 
@@ -83,7 +83,7 @@ def mesh_sdf(
     # Between two band points of a row there is no surface, so the sign of the last one holds.
     index = torch.arange(size, device=near.device).expand_as(near)
     last = torch.where(near, index, 0).cummax(dim=-1).values
-    signs = signs.gather(-1, last)  # rows start outside, as the mesh does not reach the border
+    signs = signs.gather(-1, last)  # rows start outside, as the mesh does not reach the boundary
     return signs * _spread(distance.reshape(size, size, size), near, cell, width)
 
 
@@ -110,7 +110,7 @@ def _winding(points: Tensor, corners: Tensor) -> Tensor:
 
 
 def _slope(sdf: Tensor, cell: float) -> Tensor:
-    """|grad s| from central differences, one-sided at the border."""
+    """|grad s| from central differences, one-sided at the boundary."""
     parts = torch.gradient(sdf, spacing=cell)
     return torch.stack(list(parts)).square().sum(0).sqrt()
 
@@ -183,8 +183,8 @@ def _triangle_distance(points: Tensor, triangles: Tensor) -> Tensor:
     for start, end in ((a, b), (b, c), (c, a)):
         edge, offset = end - start, points - start
         above &= (torch.linalg.cross(edge, normal) * offset).sum(-1) <= 0
-        share = (offset * edge).sum(-1) / edge.square().sum(-1).clamp(min=1e-20)
-        foot = offset - share.clamp(0, 1)[..., None] * edge
+        fraction = (offset * edge).sum(-1) / edge.square().sum(-1).clamp(min=1e-20)
+        foot = offset - fraction.clamp(0, 1)[..., None] * edge
         edge_squared = torch.minimum(edge_squared, foot.square().sum(-1))
     squared_area = normal.square().sum(-1)
     height = ((points - a) * normal).sum(-1).square() / squared_area.clamp(min=1e-30)

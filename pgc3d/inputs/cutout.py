@@ -53,7 +53,7 @@ def matte(image: Image.Image) -> Image.Image:
     """
     if any(importlib.util.find_spec(name) is None for name in ("rembg", "onnxruntime")):
         raise InputError(
-            "a picture without alpha needs its background removed: pip install 'pgc3d[matting]', or "
+            "an image without alpha needs its background removed: pip install 'pgc3d[matting]', or "
             "give one with a plain background and --no-matting, or one with alpha"
         )
     from rembg import new_session, remove
@@ -90,7 +90,7 @@ def cut_plain_background(image: Image.Image, path: Path) -> Image.Image:
         share = (np.abs(ring - color) > BACKGROUND_TOLERANCE).any(axis=-1).mean()
         raise InputError(
             f"--no-matting needs a background of one plain colour, but {share:.0%} of the border of "
-            f"{path} differ from it; leave --no-matting away, or give a picture with alpha"
+            f"{path} differ from it; leave --no-matting away, or give an image with alpha"
         )
     plain = (np.abs(pixels - color) <= BACKGROUND_TOLERANCE).all(axis=-1)
     alpha = Image.fromarray(np.where(connected_to_border(plain), 0, 255).astype(np.uint8))
@@ -143,7 +143,7 @@ def find_object(image: Image.Image, path: Path, say: Say) -> tuple[Image.Image, 
     if mask.mean() > 0.99:
         raise InputError(
             f"an object must stand before a background, but it fills all of {path}; cut it out with some "
-            "room around it"
+            "a margin around it"
         )
     if mask.any():
         pieces = _find_pieces(mask)
@@ -230,7 +230,7 @@ def _report_several(pieces: _Pieces, kept: Bool[np.ndarray, "N"], path: Path, sa
     if len(large) > 1:
         say(
             f"{path} shows {len(large)} separate pieces, which are taken as one object (the second has "
-            f"{large[1] / large[0]:.0%} of the first one's pixels); if that is wrong, give a picture of one"
+            f"{large[1] / large[0]:.0%} of the first one's pixels); if that is wrong, give an image of one"
         )
 
 
@@ -250,5 +250,5 @@ def _report_cut(mask: Bool[np.ndarray, "H W"], path: Path, say: Say) -> None:
         border = "border" if len(touched) == 1 else "borders"
         say(
             f"the object of {path} reaches the {names} {border} of the image; if it is cut there, so is its "
-            "asset, give a picture with room around it"
+            "asset, give an image with a margin around it"
         )

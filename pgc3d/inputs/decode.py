@@ -1,6 +1,6 @@
 """Images as they are stored, turned into what is worked with: sRGB with 8 bits, or the levels of a map.
 
-Of colours with 16 bits a picture keeps the upper 8. Large images are shrunk in strips before anything else is
+Of colours with 16 bits an image keeps the upper 8. Large images are shrunk in strips before anything else is
 made of them, so that hardly more than the decoder's own buffer is in memory.
 """
 
@@ -18,9 +18,9 @@ from pgc3d.inputs import stored
 from pgc3d.inputs.formats import Say, open_picture
 from pgc3d.inputs.profiles import Convert, converter, grey_table, plain
 
-OPAQUE = 250  # an alpha channel that is nowhere below says nothing about the object
+OPAQUE = 250  # an alpha channel that is nowhere below is no mask of the object
 _STRIP = 256  # rows, about
-_GAP = 1.5  # times the wanted size: no smaller before the last, smooth step
+_GAP = 1.5  # times the target size: no smaller before the last, smooth step
 _READY = frozenset({"L", "LA", "RGB", "RGBA", "CMYK"})  # modes that can be shrunk as they are
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -66,12 +66,12 @@ def decode_image(path: Path, *, target: Callable[[Size], Size] = keep_size, say:
     """Decode to sRGB, upright.
 
     Args:
-        path: a picture.
+        path: an image.
         target: the size to shrink to for a size in the file; treats width and height alike.
-        say: takes lines about what could not be understood.
+        say: receives one line for each thing that could not be interpreted.
 
     Raises:
-        InputError: the file is no picture, too large or damaged.
+        InputError: the file is no image, too large or damaged.
     """
     with open_picture(path) as opened:
         size, wanted = opened.size, target(opened.size)
@@ -91,7 +91,7 @@ def decode_image(path: Path, *, target: Callable[[Size], Size] = keep_size, say:
 
 
 def drop_idle_alpha(image: Image.Image) -> Image.Image:
-    """RGB where the alpha channel of an RGBA image says nothing, else the image as it is."""
+    """RGB where the alpha channel of an RGBA image is no mask, else the image as it is."""
     idle = image.mode == "RGBA" and np.asarray(image.getchannel("A")).min() >= OPAQUE
     return image.convert("RGB") if idle else image
 
@@ -100,7 +100,7 @@ def decode_levels(path: Path) -> Levels:
     """The numbers of an image as they are stored, upright: grey levels, or three channels; alpha is dropped.
 
     Raises:
-        InputError: the file is no picture, too large or damaged, or its colours are neither grey nor RGB.
+        InputError: the file is no image, too large or damaged, or its colours are neither grey nor RGB.
     """
     with open_picture(path) as image:
         stored.repair_tiles(image, path)
@@ -127,7 +127,7 @@ def _steps(image: ImageFile.ImageFile, path: Path, say: Say) -> tuple[Convert | 
     transparent = stored.transparent_level(image)
     if image.mode in {"I", "F"}:
         raise InputError(
-            f"a picture must have 8 or 16 bits a channel without a sign, {path} has 32 bits a channel or a "
+            f"an image must have 8 or 16 bits a channel without a sign, {path} has 32 bits a channel or a "
             "sign; scale its levels and save it as PNG"
         )
     if image.mode == "LAB":
@@ -192,7 +192,7 @@ def _read_transparent_color(image: ImageFile.ImageFile, path: Path) -> Image.Ima
 def _shrink(
     image: Image.Image, expand: Convert | None, extent: tuple[float, float], wanted: Size
 ) -> Image.Image:
-    """An image at the size that is wanted, in a mode of `_READY`.
+    """An image at a target size, in a mode of `_READY`.
 
     A box filter in strips first, then a smooth one, each with colours weighted by alpha.
 

@@ -1,4 +1,4 @@
-"""An input picture: read with distrust, freed of its background, and recentred in a square.
+"""An input image: read with distrust, freed of its background, and recentred in a square.
 
 Everything becomes 8 bit sRGB with straight alpha on the way; all metadata but the colour profile and the
 orientation is dropped.
@@ -20,15 +20,15 @@ from pgc3d.inputs.decode import Size, decode_image, drop_idle_alpha, ignore
 from pgc3d.inputs.formats import Say
 from pgc3d.ranges import check, number
 
-WORKING_SIDE = 2048  # larger pictures are shrunk before anything looks at their pixels
+WORKING_SIDE = 2048  # larger images are shrunk before any pixel is processed
 
 
 @dataclass(frozen=True)
 class PhotoConfig:
-    """How an input picture is prepared."""
+    """How an input image is prepared."""
 
-    border: float = number(0.2, 0.0, 0.8)  # share of the square beside the object, both ends together
-    matting: bool = True  # pictures without alpha: by rembg; False: their background must be one plain colour
+    border: float = number(0.2, 0.0, 0.8)  # fraction of the square beside the object, both ends together
+    matting: bool = True  # images without alpha: by rembg; False: their background must be one plain colour
     size: int = number(512, 64, 2048, unit="pixels")  # of the prepared square
 
     def __post_init__(self) -> None:
@@ -37,7 +37,7 @@ class PhotoConfig:
 
 @dataclass(frozen=True)
 class FramedPhoto:
-    """A picture with its object cut out, and where that goes in the prepared square."""
+    """An image with its object cut out, and where that goes in the prepared square."""
 
     picture: Image.Image  # RGBA, straight alpha, not larger than WORKING_SIDE
     original: Size  # in the file, upright
@@ -46,14 +46,14 @@ class FramedPhoto:
     size: int  # pixels of the square
 
     def place(self, image: Image.Image, resample: Image.Resampling) -> Image.Image:
-        """What `image`, of the picture's size, shows of the object, in the middle of a square of zeros."""
+        """The object's part of `image`, which has the input's size, in the middle of a square of zeros."""
         square = Image.new(image.mode, (self.size, self.size))
         corner = ((self.size - self.shape[0]) // 2, (self.size - self.shape[1]) // 2)
         square.paste(image.crop(self.box).resize(self.shape, resample), corner)
         return square
 
     def png(self) -> bytes:
-        """The prepared picture of the object alone, a PNG file with alpha."""
+        """The prepared image of the object alone, a PNG file with alpha."""
         # LANCZOS premultiplies by itself
         return encode_png(self.place(self.picture, Image.Resampling.LANCZOS))
 
@@ -61,17 +61,17 @@ class FramedPhoto:
 def frame_photo(
     path: Path, *, border: float = 0.2, matting: bool = True, size: int = 512, say: Say = ignore
 ) -> FramedPhoto:
-    """Find the object of a picture and its place in the square picture that a run works with.
+    """Find the object of an image and its place in the square image that a run works with.
 
     Args:
-        path: a picture; its alpha says what the object is, where it has one.
-        border: share of the square that is left free beside the object's longer side.
+        path: an image; its alpha is the object's mask, where it has one.
+        border: fraction of the square that is left free beside the object's longer side.
         matting: find the object with rembg where there is no alpha; else the background must be plain.
         size: side of the square in pixels.
-        say: takes lines about what was left out or may be wrong.
+        say: receives one line for each thing that was left out or may be wrong.
 
     Raises:
-        InputError: the file is no picture, too large or damaged, or shows no object before a background.
+        InputError: the file is no image, too large or damaged, or shows no object before a background.
         WeightsNotFoundError: rembg's model is not on this disk and cannot be fetched.
     """
     decoded = decode_image(path, target=_working_size, say=say)
@@ -98,7 +98,7 @@ def encode_png(image: Image.Image) -> bytes:
 
 
 def load_photo(path: Path) -> Float[Tensor, "S S 4"]:
-    """A prepared picture as RGBA in [0, 1], colours premultiplied: resizing and compositing are linear in it.
+    """A prepared image as RGBA in [0, 1], colours premultiplied: resizing and compositing are linear in it.
 
     Raises:
         InputError: the file is missing, or not what `FramedPhoto.png` makes.

@@ -1,6 +1,6 @@
-"""Depth and normals that belong to an input picture: read with distrust and framed exactly as it is.
+"""Depth and normals that belong to an input image: read with distrust and framed exactly as it is.
 
-A run keeps them as pictures of the prepared one's size, which say nothing outside the object.
+A run keeps them as images of the prepared one's size, which are 0 outside the object.
 """
 
 from pathlib import Path
@@ -21,7 +21,7 @@ MapName = Literal["depth", "normal"]
 CHANNELS: dict[MapName, int] = {"depth": 1, "normal": 3}
 GREY_TOLERANCE = 2 / 255  # between the channels of grey levels that are stored as RGB
 _STRIP = 256  # rows, about
-AWAY = 0.5  # share of the object whose normals may look away from the viewer
+AWAY = 0.5  # fraction of the object whose normals may point away from the viewer
 
 
 def prepare_map(name: MapName, path: Path, framed: FramedPhoto) -> bytes:
@@ -32,12 +32,12 @@ def prepare_map(name: MapName, path: Path, framed: FramedPhoto) -> bytes:
     Args:
         name: `depth`: relative inverse depth in one channel, near is bright, scale and shift are free.
             `normal`: (n + 1) / 2 in RGB, in camera space with x right, y up, z to the viewer (OpenGL).
-        path: a picture or a .npy file, of the size of the picture's file. Its numbers are data: a colour
+        path: an image or a .npy file, of the size of the image's file. Its numbers are data: a colour
             profile does not change them, grey levels may be stored as RGB, and alpha is ignored.
-        framed: the picture.
+        framed: the image.
 
     Raises:
-        InputError: the file cannot be read, has another size, or says nothing of the kind about the object.
+        InputError: the file cannot be read, has another size, or has no usable value on the object.
     """
     levels = _read(name, path)
     height, width = levels.values.shape[:2]
@@ -96,7 +96,7 @@ def _grey_of(values: Shaped[np.ndarray, "H W 3"], top: float, path: Path) -> Sha
         if apart.max() > GREY_TOLERANCE * top:
             raise InputError(
                 f"a depth map must hold grey levels, not colours, {path} has coloured pixels; give the depth "
-                "itself, not a picture of it in false colours"
+                "itself, not an image of it in false colours"
             )
     return grey
 
@@ -128,10 +128,10 @@ def _place(
 
 
 def _shrink(levels: Levels, size: Size) -> list[Float[np.ndarray, "h w"]]:
-    """The channels at another size, with 0 where they are not finite, and the share that is.
+    """The channels at another size, with 0 where they are not finite, and the fraction that is.
 
     Means of blocks first, a strip of rows at a time, so that a large map is never there as float32; then
-    a smooth filter, as for the picture.
+    a smooth filter, as for the image.
     """
     height, width = levels.values.shape[:2]
     factor = max(1, min(width // size[0], height // size[1]))

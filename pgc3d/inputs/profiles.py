@@ -16,7 +16,7 @@ _KINDS = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK", "Lab ": "LAB"}  # by the p
 _INTENT = ImageCms.Intent.RELATIVE_COLORIMETRIC
 # Not optimised, which puts a coarse table in the place of the curves.
 _FLAGS = ImageCms.Flags.BLACKPOINTCOMPENSATION | ImageCms.Flags.NOOPTIMIZE
-_ROUNDING = 1  # of 255, what a profile that says sRGB in other words may change
+_ROUNDING = 1  # of 255, largest change by a profile that is sRGB under another name
 
 Convert = Callable[[Image.Image], Image.Image]
 
@@ -32,9 +32,9 @@ def converter(image: Image.Image, path: Path, say: Say, *, grey: bool = False) -
     A profile that cannot be read or used is reported, and the values are kept, as they are without one.
 
     Args:
-        image: an open file; its profile and its mode are looked at.
+        image: an open file; its profile and its mode are used.
         path: its name.
-        say: takes a line about a profile that cannot be used, or about colours whose meaning is not known.
+        say: receives a line about a profile that cannot be used, or about colours of unknown meaning.
         grey: the file holds grey levels, though it is decoded as RGB.
 
     Returns:
@@ -81,7 +81,7 @@ def grey_table(image: Image.Image) -> UInt8[np.ndarray, "65536"] | None:
 
 
 def _from_profile(data: Any) -> tuple[str, Any] | None:
-    """The kind of colours that a profile is for, and its transform, None where it says sRGB.
+    """The kind of colours that a profile is for, and its transform, None where that is sRGB.
 
     None where the profile cannot be read or used.
     """

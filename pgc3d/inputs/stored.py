@@ -1,4 +1,4 @@
-"""How an open image file stores its numbers, as far as the decoder does not say or use it.
+"""How an open image file stores its numbers, as far as the decoder does not expose or use it.
 
 Levels that end below 65535 or count from white to black, a level that is transparent, the low bytes of 16 bit
 colours, and channels that are stored one after the other.
@@ -92,8 +92,8 @@ def holds_grey(image: ImageFile.ImageFile) -> bool:
 def low_bytes(path: Path) -> UInt8[np.ndarray, "H W C"]:
     """The low bytes of an image for which `has_low_bytes` holds, as they are stored.
 
-    The decoder takes the first or the second byte of each number by the byte order that it is told: this
-    tells it the other one.
+    The decoder takes the first or the second byte of each number by the byte order that it is given: this
+    gives it the other one.
     """
     with open_picture(path) as image:
         repair_tiles(image, path)

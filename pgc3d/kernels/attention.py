@@ -30,10 +30,10 @@ def attention(
     Scores are float32 where the inputs are bfloat16, whose 8 bits are too few for an exponent.
 
     Args:
-        query: B independent pictures, N tokens.
+        query: B independent images, N tokens.
         key: M tokens.
         value: M tokens.
-        score_bytes: bound of the scores that are held at once; at least one row of every picture is.
+        score_bytes: bound of the scores that are held at once; at least one row of every image is.
         keep: keep all probabilities for the backward pass, B N M numbers, which saves it a product and
             a softmax.
     """
@@ -95,7 +95,7 @@ def _centred(gradient: Tensor, result: Tensor, value: Tensor) -> tuple[Tensor, T
 
     The sum over a row's probabilities is that of gradient times result. It rides in the product as columns
     beside ones: two, since half precision holds only its leading digits, and more of zeros, because products
-    want sizes that are multiples of eight.
+    need sizes that are multiples of eight.
     """
     wide = torch.promote_types(gradient.dtype, torch.float32)
     total = -(gradient.to(wide) * result.to(wide)).sum(dim=-1, keepdim=True)

@@ -23,7 +23,7 @@ from pgc3d.kernels.hash_grid_triton import encode_backward, level_parameters, wr
 MAX_WIDTH = 64  # of features and of hidden values: what the registers of a program hold
 _BLOCK = 32
 # Warps of the whole grid, about two times what an H100 runs at once. A grid has an odd number of programs, so
-# that none of them meets the same columns of a picture all the time.
+# that none of them meets the same columns of an image all the time.
 _WARPS = 4224
 
 
@@ -62,7 +62,7 @@ def color_backward(
     *,
     need_points: bool,
 ) -> tuple[Float[Tensor, "P 3"] | None, Float[Tensor, "N C"], Layers]:
-    """Gradients of `color` for the points, where wanted, the table and the layers.
+    """Gradients of `color` for the points, where needed, the table and the layers.
 
     Those of the layers are sums in a fixed order, the same in every run.
     """
@@ -154,7 +154,7 @@ def _forward(
     LEVELS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr, HIDDEN: tl.constexpr,
     BLOCK: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """Blocks of nothing but the origin, as where a picture shows no surface, share one colour."""
+    """Blocks of nothing but the origin, as where an image shows no surface, share one colour."""
     column, neuron = tl.arange(0, PADDED)[None, :], tl.arange(0, HIDDEN)
     known = column < LEVELS * WIDTH
     first = tl.load(hidden_weight + neuron[:, None] * (LEVELS * WIDTH) + column, mask=known, other=0.0)

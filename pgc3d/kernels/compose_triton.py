@@ -1,4 +1,4 @@
-"""What every pixel shows, composed into a picture on CUDA, each way in one pass over the pixels.
+"""What every pixel shows, composed into an image on CUDA, each way in one pass over the pixels.
 
 The twin in plain torch is `render.mesh_renderer._compose` with `render.shading`, which states the formulas.
 Nothing but the inputs is kept for the backward pass.
@@ -18,7 +18,7 @@ from torch import Tensor
 from pgc3d.kernels import light
 
 _BLOCK = 128  # pixels of a program
-_AMBIENT, _KEY, _SKY = (tl.constexpr(share) for share in (light.AMBIENT, light.KEY, light.SKY))
+_AMBIENT, _KEY, _SKY = (tl.constexpr(fraction) for fraction in (light.AMBIENT, light.KEY, light.SKY))
 _SRGB_KNEE, _LINEAR_KNEE = tl.constexpr(light.SRGB_KNEE), tl.constexpr(light.LINEAR_KNEE)
 _SLOPE, _OFFSET, _GAMMA = (tl.constexpr(number) for number in (light.SLOPE, light.OFFSET, light.GAMMA))
 _SHORTEST = tl.constexpr(1e-12)  # `eps` of `torch.nn.functional.normalize`
@@ -46,8 +46,8 @@ def compose(
         shading: Light the base colour.
     """
     inputs = (places, color, data, key, camera_from_world, background)
-    picture, depth = _Compose.apply(*inputs, shading)
-    return picture, depth
+    image, depth = _Compose.apply(*inputs, shading)
+    return image, depth
 
 
 class _Compose(torch.autograd.Function):
@@ -64,17 +64,17 @@ class _Compose(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         inputs = [values.contiguous() for values in (places, color, data, key, camera)]
         views, height, width = data.shape[:3]
-        picture = torch.empty(views, height, width, 7, dtype=places.dtype, device=places.device)
+        image = torch.empty(views, height, width, 7, dtype=places.dtype, device=places.device)
         depth = torch.empty(views, height, width, 1, dtype=places.dtype, device=places.device)
-        if picture.numel():
+        if image.numel():
             _forward[_grid(data)](
-                *inputs, background.contiguous(), picture, depth, height * width,
+                *inputs, background.contiguous(), image, depth, height * width,
                 SHADING=shading, BLOCK=_BLOCK,
             )  # fmt: skip
         ctx.save_for_backward(*inputs)
         ctx.shading = shading
         ctx.set_materialize_grads(False)
-        return picture, depth
+        return image, depth
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -133,7 +133,7 @@ def _eight(a, b, c, d, e, f, g, h):
 @triton.jit
 @no_type_check
 def _pixels(data, pixel_count, BLOCK: tl.constexpr):
-    """View, flat indices over all views, which of them are in the picture, and which show something."""
+    """View, flat indices over all views, which of them are in the image, and which show something."""
     view = tl.program_id(1).to(tl.int64)
     place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     valid = place < pixel_count
@@ -193,7 +193,7 @@ def _light(x, y, z, key):
 @triton.jit
 @no_type_check
 def _forward(
-    places, color, data, key, camera, background, picture, depth, pixel_count,
+    places, color, data, key, camera, background, image, depth, pixel_count,
     SHADING: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     view, pixel, valid, hit = _pixels(data, pixel_count, BLOCK)
@@ -213,7 +213,7 @@ def _forward(
         0.5 * normal_x + 0.5, 0.5 * normal_y + 0.5, 0.5 * normal_z + 0.5, alpha, alpha,
     )  # fmt: skip
     column = tl.arange(0, 8)[None, :]
-    tl.store(picture + pixel[:, None] * 7 + column, layers, mask=valid[:, None] & (column < 7))
+    tl.store(image + pixel[:, None] * 7 + column, layers, mask=valid[:, None] & (column < 7))
     behind_x, behind_y, behind_z = _row(camera + view * 16 + 8)
     distance = -(behind_x * x + behind_y * y + behind_z * z) - tl.load(camera + view * 16 + 11)
     tl.store(depth + pixel, tl.where(hit, distance, 0.0), mask=valid)

@@ -1,9 +1,9 @@
-"""Group normalisation with SiLU over channels-last pictures, with a gradient to the input only.
+"""Group normalisation with SiLU over channels-last images, with a gradient to the input only.
 
 The plain functions here state the arithmetic and are the twin of the Triton kernels in
-`group_norm_triton.py`. Both work on pixels [B, P, C], a picture's memory in channels-last order, accumulate
+`group_norm_triton.py`. Both work on pixels [B, P, C], an image's memory in channels-last order, accumulate
 in at least float32, and hand each other the same statistics: `center` (the group's mean, less the shift) and
-`scale` (1 / standard deviation), both per picture and channel.
+`scale` (1 / standard deviation), both per image and channel.
 """
 
 from dataclasses import dataclass
@@ -43,12 +43,12 @@ def group_norm(
     shift: Shift | None = None,
     implementation: Implementation = "auto",
 ) -> Float[Tensor, "B C H W"]:
-    """Normalise x + shift in groups of channels, then SiLU where the norm asks for it.
+    """Normalise x + shift in groups of channels, then SiLU where `norm.silu` is set.
 
     Args:
         x: any memory order; channels-last is not copied. The result is channels-last.
         norm: the parameters.
-        shift: a constant for each channel, or each picture and channel, such as the bias that a convolution
+        shift: a constant for each channel, or each image and channel, such as the bias that a convolution
             before left out; no gradient.
         implementation: `auto` is Triton on CUDA, plain torch elsewhere.
     """
@@ -57,7 +57,7 @@ def group_norm(
 
 
 def to_pixels(x: Float[Tensor, "B C H W"]) -> Pixels:
-    """The picture as [B, H W, C], contiguous; no copy where it is channels-last."""
+    """The image as [B, H W, C], contiguous; no copy where it is channels-last."""
     return x.permute(0, 2, 3, 1).contiguous().flatten(1, 2)
 
 

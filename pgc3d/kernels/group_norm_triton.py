@@ -1,6 +1,6 @@
 """Triton kernels of group normalisation; `group_norm.py` states the arithmetic and is their twin.
 
-Every picture's pixels are split over many programs, whose partial sums a second kernel adds up in a fixed
+Every image's pixels are split over many programs, whose partial sums a second kernel adds up in a fixed
 order: no atomics, the same numbers in every run. Reading and writing is all these kernels do, so that each
 tensor is touched as few times as possible: forward twice read, once written; backward twice read, once
 written for pixels and gradient each.
@@ -25,13 +25,13 @@ class Tiling:
     """How the work is cut up."""
 
     numbers: int = 4096  # in a tile of whole pixels
-    programs: int = 1024  # at most, for each picture; their partial sums are added by one program
+    programs: int = 1024  # at most, for each image; their partial sums are added by one program
     warps: int = 8
     stages: int = 1  # tiles that are on their way at once
 
 
 FINISH_WARPS = 8
-# For the kernels that add up, and for those that write pictures: the fastest on an H100 for the gradient of
+# For the kernels that add up, and for those that write images: the fastest on an H100 for the gradient of
 # 1024 x 1024 pixels of 128 channels (`scripts/tune_kernels.py`), at 2.9 and 3.0 TB/s. One tile at a time gave
 # 2.1 and 2.6.
 REDUCE = Tiling(numbers=2048, programs=1056, warps=4, stages=3)
@@ -108,16 +108,16 @@ def _cut(pixels: Tensor, tiling: Tiling) -> tuple[tuple[int, int], tuple[int, in
 
     Full tiles need no masks.
 
-    Depends on one picture's size alone, so that a picture's result does not depend on its neighbours.
+    Depends on one image's size alone, so that an image's result does not depend on its neighbours.
     """
     views, count, channels = pixels.shape
     width = triton.next_power_of_2(channels)
     rows = max(1, min(tiling.numbers // width, triton.next_power_of_2(count)))
     tiles = triton.cdiv(count, rows)
-    share = triton.cdiv(tiles, tiling.programs)
-    programs = triton.cdiv(tiles, share)
-    full = width == channels and programs * share * rows == count
-    return (programs, views), (share, rows, width, full, tiling.stages)
+    per_program = triton.cdiv(tiles, tiling.programs)
+    programs = triton.cdiv(tiles, per_program)
+    full = width == channels and programs * per_program * rows == count
+    return (programs, views), (per_program, rows, width, full, tiling.stages)
 
 
 def _empty(like: Tensor, *shape: int) -> Tensor:
@@ -138,7 +138,7 @@ def _tile(part, view, tile, count, channels, TILES: tl.constexpr, ROWS: tl.const
 @triton.jit
 @no_type_check
 def _load(pointer, there, FULL: tl.constexpr):
-    """Numbers of a tile, zero outside the picture."""
+    """Numbers of a tile, zero outside the image."""
     value = tl.load(pointer) if FULL else tl.load(pointer, mask=there, other=0.0)
     return value.to(tl.float32)
 
@@ -181,7 +181,7 @@ def _moments(
 @triton.jit
 @no_type_check
 def _sum_parts(partial, view, channel, inside, channels, parts, PARTS: tl.constexpr):
-    """Add the two partial sums of some channels over all programs of a picture."""
+    """Add the two partial sums of some channels over all programs of an image."""
     part = tl.arange(0, PARTS)
     mask = (part < parts)[:, None] & inside[None, :]
     index = (view * parts + part).to(tl.int64)[:, None] * 2 * channels + channel[None, :]

@@ -1,7 +1,7 @@
 """Multi-resolution hash encoding: forward and backward in plain torch, for any device.
 
 `hash_grid_numba` is the twin for the CPU. Both take the layout of `HashLayout`, interpolate trilinearly and
-know nothing of autograd; `representation.fields` joins them.
+do not use autograd; `representation.fields` joins them.
 Formulas: Instant Neural Graphics Primitives, Müller et al. 2022, equations 2 to 4.
 """
 
@@ -56,7 +56,7 @@ def encode_backward(
     *,
     need_points: bool,
 ) -> tuple[Float[Tensor, "N C"], Float[Tensor, "P 3"] | None]:
-    """Gradients of `encode` for the table and, where wanted, the points; the corners are found again."""
+    """Gradients of `encode` for the table and, where needed, the points; the corners are found again."""
     width = table.shape[1]
     table_gradient = torch.zeros_like(table)
     point_gradient = torch.zeros_like(points) if need_points else None

@@ -127,12 +127,12 @@ def encode_backward(
     """See `hash_grid.encode_backward`; float32 on the CPU."""
     out = np.zeros(tuple(table.shape), dtype=np.float32)
     place = points.detach().contiguous()
-    wanted = gradient.contiguous().numpy()
-    _backward(wanted, place.numpy(), *_arrays(layout), out)
+    incoming = gradient.contiguous().numpy()
+    _backward(incoming, place.numpy(), *_arrays(layout), out)
     if not need_points:
         return from_numpy(out), None
     pull = np.zeros((len(points), 3), dtype=np.float32)
-    _backward_points(wanted, place.numpy(), table.detach().numpy(), *_arrays(layout), pull)
+    _backward_points(incoming, place.numpy(), table.detach().numpy(), *_arrays(layout), pull)
     free = ((place >= 0) & (place <= 1)).to(place.dtype)
     return from_numpy(out), from_numpy(pull) * free
 

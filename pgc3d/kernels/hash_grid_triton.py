@@ -100,8 +100,8 @@ def _cell(points, point, valid, axis: tl.constexpr, cells):
 
 @triton.jit
 @no_type_check
-def _side(share, upper: tl.constexpr):
-    return share if upper else 1.0 - share
+def _side(weight, upper: tl.constexpr):
+    return weight if upper else 1.0 - weight
 
 
 @triton.jit
@@ -148,8 +148,8 @@ def write_features(
         total = tl.zeros(mask.shape, dtype=tl.float32)
         for corner in tl.static_range(8):
             row = _row(x, y, z, corner, cells, offset, index_mask)[:, None]
-            share = _side(u, corner >> 2) * _side(v, corner >> 1 & 1) * _side(w, corner & 1)
-            total += tl.load(table + row * WIDTH + channel, mask=mask, other=0.0) * share[:, None]
+            weight = _side(u, corner >> 2) * _side(v, corner >> 1 & 1) * _side(w, corner & 1)
+            total += tl.load(table + row * WIDTH + channel, mask=mask, other=0.0) * weight[:, None]
         target = (target_row * LEVELS + level)[:, None]
         tl.store(features + target * WIDTH + channel, total, mask=mask)
 
@@ -228,8 +228,8 @@ def _backward_table(
             total = sums[corner + 1]
             any_channel = tl.max((total != 0.0).to(tl.int32), axis=1)[:, None] > 0
             row = _row(x, y, z, corner, cells, start, index_mask)[:, None]
-            wanted = last[:, None] & any_channel & (channel < WIDTH)
-            tl.atomic_add(table_gradient + row * WIDTH + channel, total, mask=wanted, sem="relaxed")
+            active = last[:, None] & any_channel & (channel < WIDTH)
+            tl.atomic_add(table_gradient + row * WIDTH + channel, total, mask=active, sem="relaxed")
 
 
 @triton.jit(do_not_specialize=["count"])
@@ -253,8 +253,10 @@ def _backward_points(
             row = _row(x, y, z, corner, cells, start, index_mask)
             pull = tl.zeros([BLOCK], dtype=tl.float32)
             for channel in tl.static_range(WIDTH):
-                wanted = tl.load(gradient + (point * LEVELS + level) * WIDTH + channel, mask=valid, other=0.0)
-                pull += wanted * tl.load(table + row * WIDTH + channel, mask=valid, other=0.0)
+                incoming = tl.load(
+                    gradient + (point * LEVELS + level) * WIDTH + channel, mask=valid, other=0.0
+                )
+                pull += incoming * tl.load(table + row * WIDTH + channel, mask=valid, other=0.0)
             pull *= cells.to(tl.float32)
             a, b, c = _side(u, corner >> 2), _side(v, corner >> 1 & 1), _side(w, corner & 1)
             along_x += tl.where(free_x, _signed(pull * b * c, corner >> 2), 0.0)

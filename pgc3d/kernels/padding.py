@@ -1,4 +1,4 @@
-"""A row and a column of zeros behind channels-last pictures, as a convolution of stride 2 wants them."""
+"""A row and a column of zeros behind channels-last images, as a convolution of stride 2 needs them."""
 
 import torch
 from jaxtyping import Float

@@ -1,4 +1,4 @@
-"""Triton kernels of `padding.py`, their twin: one program copies a part of a picture's row."""
+"""Triton kernels of `padding.py`, their twin: one program copies a part of an image's row."""
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call"
 

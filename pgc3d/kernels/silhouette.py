@@ -1,6 +1,6 @@
 """Where silhouette edges pass between pixel centres, in plain torch: twin of the numba and Triton kernels.
 
-An edge is on the silhouette of a view if all its faces lie on one side of it in the picture. A mostly
+An edge is on the silhouette of a view if all its faces lie on one side of it in the image. A mostly
 vertical edge is followed row by row, a mostly horizontal one column by column; each time it passes between
 two pixel centres, one inside (on the faces' side) and one outside. All three implementations do the same
 arithmetic in float64, so that they agree on every decision, except beside faces that name a vertex twice.
@@ -112,9 +112,9 @@ def _candidates(
     views, height, width = data.shape[:3]
     along_rows, step = line.along_rows[slot], line.direction[slot]
     major, minor, ends = line.major[slot], line.minor[slot], line.depth[slot]
-    share = (scan - major[:, 0]) / (major[:, 1] - major[:, 0])
-    crossing = minor[:, 0] + share * (minor[:, 1] - minor[:, 0])
-    depth = ends[:, 0] + share * (ends[:, 1] - ends[:, 0])
+    fraction = (scan - major[:, 0]) / (major[:, 1] - major[:, 0])
+    crossing = minor[:, 0] + fraction * (minor[:, 1] - minor[:, 0])
+    depth = ends[:, 0] + fraction * (ends[:, 1] - ends[:, 0])
     size = torch.where(along_rows, width, height)
     low = crossing.clamp(-2.0, 1.0e6).floor().long()
     inner = torch.where(step > 0, low, low + 1)

@@ -31,7 +31,7 @@ def find_crossings(clip: Tensor, data: Tensor, edges: Tensor, opposite: Tensor) 
 
 
 def find_edges(faces: Tensor, vertex_count: int) -> tuple[Tensor, Tensor]:
-    """Edges [E, 2] and opposite vertices [E, 2] (-1 at a border), in the order of `edge_topology`'s sort."""
+    """Edges [E, 2] and opposite vertices [E, 2] (-1 at a boundary), ordered by `edge_topology`'s sort."""
     edges, opposite = _find_edges(faces.long().contiguous().numpy(), vertex_count)
     return torch.from_numpy(edges), torch.from_numpy(opposite)
 
@@ -192,8 +192,8 @@ def _walk(points, fragments, view, edge, edges, opposite, height, width, best, i
     axis, size, stride = (0, width, 1) if along_rows else (1, height, width)
     found = 0
     for scan in range(first, first + lines):
-        share = (scan - major_a) / (major_b - major_a)
-        crossing, depth = minor_a + share * (minor_b - minor_a), az + share * (bz - az)
+        fraction = (scan - major_a) / (major_b - major_a)
+        crossing, depth = minor_a + fraction * (minor_b - minor_a), az + fraction * (bz - az)
         base = scan * width if along_rows else scan
         pixel, distance = _pixel_pair(fragments, view, base, stride, size, crossing, depth, step)
         if pixel < 0:

@@ -1,7 +1,7 @@
 """Triton kernels of silhouette antialiasing; `silhouette.py` states the rule and is their plain-torch twin.
 
 Nothing here waits for the device: crossings go straight into one key per pixel pair (atomic maximum), and the
-blend and its backward pass look at every pair. A key holds the distance in its upper half and
+blend and its backward pass visit every pair. A key holds the distance in its upper half and
 2 * edge + (direction > 0) in its lower half.
 """
 
@@ -33,7 +33,7 @@ def antialias_triton(image: Tensor, data: Tensor, clip: Tensor, edges: Tensor, o
         data: [B, H, W, 4] float32 fragments.
         clip: [B, V, 4] float32.
         edges: [E, 2]; rows with a negative first entry are skipped.
-        opposite: [E, 2]; the second entry is -1 at a border.
+        opposite: [E, 2]; the second entry is -1 at a boundary.
     """
     mixed: Tensor = _Antialias.apply(image, clip, data, edges, opposite)
     return mixed
@@ -88,7 +88,7 @@ def _homogeneous(clip, vertex, mask, height, width):
 @triton.jit
 @no_type_check
 def _look(data, base, pixel, size, stride, mask):
-    """Whether a pixel lies in the picture, whether it is covered, and the depth that it shows."""
+    """Whether a pixel lies in the image, whether it is covered, and the depth that it shows."""
     inside = mask & (pixel >= 0) & (pixel < size)
     index = (base + pixel * stride) * 4
     triangle = tl.load(data + index + 3, mask=inside, other=0.0)
@@ -150,9 +150,9 @@ def _find(
     for offset in range(0, tl.max(count, axis=0)):
         active = offset < count
         scan = low + offset
-        share = (scan.to(tl.float64) - major_a) / length
-        crossing = minor_a + share * (minor_b - minor_a)
-        depth = az + share * (bz - az)
+        fraction = (scan.to(tl.float64) - major_a) / length
+        crossing = minor_a + fraction * (minor_b - minor_a)
+        depth = az + fraction * (bz - az)
         below = tl.floor(tl.minimum(tl.maximum(crossing, -2.0), 1.0e6)).to(tl.int32)
         inner = tl.where(step > 0, below, below + 1)
         distance = (crossing - inner.to(tl.float64)) * step.to(tl.float64)
@@ -194,13 +194,13 @@ def _decode(clip, edges, key, pair, hit, vertex_count, height, width, pixel_coun
     length = tl.where(hit, major_b - major_a, 1.0)
     scan = tl.where(along_rows, row, column).to(tl.float64)
     pixel = tl.where(along_rows, column, row) + tl.where(step > 0, 0, 1)
-    share = (scan - major_a) / length
+    fraction = (scan - major_a) / length
     slope = (minor_b - minor_a) / length
-    crossing = minor_a + share * (minor_b - minor_a)
+    crossing = minor_a + fraction * (minor_b - minor_a)
     weight = (crossing - pixel.to(tl.float64)) * step.to(tl.float64) - 0.5
     upper = lower + tl.where(along_rows, 1, width)
     inner, outer = tl.where(step > 0, lower, upper), tl.where(step > 0, upper, lower)
-    return a, b, inner, outer, weight, share, slope, step, along_rows
+    return a, b, inner, outer, weight, fraction, slope, step, along_rows
 
 
 @triton.jit(do_not_specialize=["vertex_count"])
@@ -248,7 +248,7 @@ def _blend_backward(
     key = tl.load(best + pair, mask=pair < 2 * pixel_count, other=0)
     hit = key > 0
     if tl.max(hit.to(tl.int32), axis=0) > 0:
-        a, b, inner, outer, weight, share, slope, step, along_rows = _decode(
+        a, b, inner, outer, weight, fraction, slope, step, along_rows = _decode(
             clip, edges, key, pair, hit, vertex_count, height, width, pixel_count
         )
         weight = weight.to(tl.float32)
@@ -265,5 +265,7 @@ def _blend_backward(
         minor = pull.to(tl.float64) * step.to(tl.float64)
         major = -minor * slope
         gx, gy = tl.where(along_rows, minor, major), tl.where(along_rows, major, minor)
-        _add_position_gradient(clip, grad_clip, a, gx * (1.0 - share), gy * (1.0 - share), hit, height, width)
-        _add_position_gradient(clip, grad_clip, b, gx * share, gy * share, hit, height, width)
+        _add_position_gradient(
+            clip, grad_clip, a, gx * (1.0 - fraction), gy * (1.0 - fraction), hit, height, width
+        )
+        _add_position_gradient(clip, grad_clip, b, gx * fraction, gy * fraction, hit, height, width)

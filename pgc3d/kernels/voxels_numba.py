@@ -28,7 +28,7 @@ def solid_voxels(
     Surface voxels count as a whole, so the solid is up to half a voxel too thick on every side. What lies
     outside the cube is cut off.
     """
-    grid = np.zeros((resolution + 2,) * 3, dtype=np.uint8)  # a border that stays free around the cube
+    grid = np.zeros((resolution + 2,) * 3, dtype=np.uint8)  # a margin that stays free around the cube
     scaled = (vertices.astype(np.float64) + extent) * (resolution / (2 * extent))
     _mark_surface(scaled, faces.astype(np.int64), grid)
     _flood(grid)

@@ -62,7 +62,7 @@ def interpolate_backward(
     *,
     need_attributes: bool,
 ) -> tuple[Float[Tensor, "A V C"] | None, Float[Tensor, "B H W 4"]]:
-    """Gradients of `interpolate` to the attributes, where wanted, and to u and v."""
+    """Gradients of `interpolate` to the attributes, where needed, and to u and v."""
     views, grad_data = data.shape[0], torch.empty_like(data)
     shape = attributes.shape[1:] if need_attributes else (0, 0)
     partial = attributes.new_zeros(views, _chunks(views), *shape)
@@ -138,7 +138,7 @@ def _triangle_bounds(clip, faces, height, width):
         bounds[view, face, 2], bounds[view, face, 3] = 0, -1
         if not finite or in_front == 0:
             continue
-        if in_front < 3:  # crosses the camera plane: its picture is unbounded
+        if in_front < 3:  # crosses the camera plane: its projection is unbounded
             x0, x1, y0, y1 = 0.0, width - 1.0, 0.0, height - 1.0
         bounds[view, face, 0] = np.ceil(_limit(x0 - BOUNDS_MARGIN, 0, width))
         bounds[view, face, 1] = np.floor(_limit(x1 + BOUNDS_MARGIN, -1, width - 1))

@@ -44,7 +44,7 @@ def find_visible(
     _bound[(triton.cdiv(len(faces), _BLOCK), views)](
         clip, faces, boxes, counts, len(faces), **sizes, PIXELS=_PIXELS_PER_ITEM, BLOCK=_BLOCK
     )
-    ends = counts.cumsum(0)  # int64: every triangle may fill every picture
+    ends = counts.cumsum(0)  # int64: every triangle may fill every image
     keys = torch.full((views * pixels,), _NOTHING.value, dtype=torch.int64, device=clip.device)
     _fill[(programs,)](
         clip, faces, boxes, ends, keys, len(faces), jobs, **sizes, PIXELS=_PIXELS_PER_ITEM, BLOCK=block
@@ -386,14 +386,14 @@ def _interpolate_backward(
     u, v, face, hit = _fragment(data, pixel, valid)
     a, b, c = _rows(faces, face, hit, view * view_stride, channel, channels)
     mask = hit[:, None] & (channel < channels)
-    wanted = tl.load(gradient + pixel[:, None] * channels + channel, mask=mask, other=0.0)
+    incoming = tl.load(gradient + pixel[:, None] * channels + channel, mask=mask, other=0.0)
     last = tl.load(attributes + c, mask=mask, other=0.0)
-    to_u = tl.sum(wanted * (tl.load(attributes + a, mask=mask, other=0.0) - last), axis=1)
-    to_v = tl.sum(wanted * (tl.load(attributes + b, mask=mask, other=0.0) - last), axis=1)
+    to_u = tl.sum(incoming * (tl.load(attributes + a, mask=mask, other=0.0) - last), axis=1)
+    to_v = tl.sum(incoming * (tl.load(attributes + b, mask=mask, other=0.0) - last), axis=1)
     target = grad_data + pixel[:, None] * 4 + tl.arange(0, 4)[None, :]
     tl.store(target, _four(to_u, to_v, tl.zeros_like(u), tl.zeros_like(u)), mask=valid[:, None])
     if NEEDED:
-        mask = mask & (wanted != 0.0)
-        tl.atomic_add(grad_attributes + a, u[:, None] * wanted, mask=mask, sem="relaxed")
-        tl.atomic_add(grad_attributes + b, v[:, None] * wanted, mask=mask, sem="relaxed")
-        tl.atomic_add(grad_attributes + c, (1 - u - v)[:, None] * wanted, mask=mask, sem="relaxed")
+        mask = mask & (incoming != 0.0)
+        tl.atomic_add(grad_attributes + a, u[:, None] * incoming, mask=mask, sem="relaxed")
+        tl.atomic_add(grad_attributes + b, v[:, None] * incoming, mask=mask, sem="relaxed")
+        tl.atomic_add(grad_attributes + c, (1 - u - v)[:, None] * incoming, mask=mask, sem="relaxed")

@@ -1,4 +1,4 @@
-"""Say what a file is that is no mesh of a format read here, and how to make one of it."""
+"""The kind of a file that is no mesh of a format read here, and how to convert it."""
 
 import json
 import re
@@ -8,9 +8,11 @@ from io import BytesIO
 from pathlib import Path
 
 from pgc3d.mesh_io.lines import quoted
-from pgc3d.mesh_io.side_images import is_file
+from pgc3d.mesh_io.side_images import is_file, is_folder
 
-HEAD = 4096  # bytes that are looked at
+HEAD = 4096  # bytes in which a format is recognised
+BLANK = b"\0 \t\r\n"
+GLTF_KEYS = (b'"asset"', b'"meshes"', b'"nodes"', b'"accessors"')
 BLENDER = "open it in Blender and use File > Export > glTF 2.0"
 IMPORT = "import it into Blender and use File > Export > glTF 2.0"
 UNPACK = "unpack it and give the mesh inside"
@@ -67,19 +69,19 @@ OTHERS: tuple[tuple[bytes, str, str], ...] = (
     (b"%PDF", "a PDF document", "give a mesh"),
     (b"\x7fELF", "a program", "give a mesh"),
 )  # fmt: skip
+JSON_TEXT = ("JSON text (a download that failed?)", "give the mesh itself")
 MESHES = ("glb", "gltf", "obj", "ply", "stl", "fbx", "dae", "usdc", "usda", "usd", "blend")
 
 
 def explain_foreign(path: Path, data: bytes) -> str | None:
-    """One line that says what a file is and how to convert it; None where it may be a mesh that is read here.
+    """One line with the kind of a file and how to convert it; None where it may be a mesh that is read here.
 
-    The content counts first, then the suffix. `data` may be the whole file, its beginning, or nothing where
-    there is no such file.
+    The content counts first, then the suffix. `data` is the whole file, empty where there is none.
     """
-    if path.is_dir():
+    if is_folder(path):
         return _line(path, "a folder", "give the mesh file inside")
     suffix = path.suffix.lower().removeprefix(".")
-    if is_file(path) and not data.strip(b"\0 \t\r\n"):
+    if is_file(path) and not data[:HEAD].strip(BLANK) and not data.strip(BLANK):
         return _line(path, "empty", "export or download it again")
     found = _by_content(data, suffix) or SUFFIXES.get(suffix)
     return None if found is None else _line(path, *found)
@@ -138,15 +140,26 @@ def _markup(head: bytes) -> tuple[str, str] | None:
 def _text(head: bytes, data: bytes, suffix: str) -> tuple[str, str] | None:
     if re.match(rb"(ST)?(C)?(N)?4?n?OFF\b", head):
         return SUFFIXES["off"]
-    if head.startswith((b"{", b"[")) and suffix != "gltf":
-        return _json(data)
+    if head.startswith((b"{", b"[")):
+        return _json_of_gltf(data) if suffix in ("glb", "gltf") else _json(data)
     if re.match(rb"ply[ \t]*[\r\n]", head) and suffix != "ply":
         return "a PLY", "rename it to .ply"
     return None
+
+
+def _json_of_gltf(data: bytes) -> tuple[str, str] | None:
+    """None for a glTF document and for damaged JSON: the reader gives the place of the damage."""
+    if data.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"[" or any(key in data for key in GLTF_KEYS):
+        return None
+    try:
+        json.loads(data.rstrip(b"\0"))
+    except (ValueError, RecursionError):
+        return None
+    return JSON_TEXT
 
 
 def _json(data: bytes) -> tuple[str, str]:
     with suppress(ValueError, RecursionError):
         if "asset" in json.loads(data):
             return "a glTF of text", "rename it to .gltf"
-    return "JSON text (a download that failed?)", "give the mesh itself"
+    return JSON_TEXT

@@ -69,7 +69,7 @@ def read_joints(document: Document, index: int, *, rows: int) -> NDArray[np.int6
 
 
 def count(document: Document, index: int, *, least: int = 0) -> int:
-    """How many elements an accessor says that it has; nothing is read.
+    """Number of elements by an accessor's own count; nothing is read.
 
     Raises:
         InputError: they are fewer than `least`.

@@ -42,7 +42,7 @@ def joint_matrices(document: Document, skin: int, scene: Scene) -> Floats:
 
 
 def skinned(document: Document, block: Block, joints: Floats) -> Placed:
-    """The vertices moved by their joints, which alone say where a skinned mesh is.
+    """The vertices moved by their joints, which alone place a skinned mesh.
 
     Raises:
         InputError: a vertex names a joint that the skin lacks.

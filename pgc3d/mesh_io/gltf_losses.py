@@ -93,7 +93,7 @@ def _materials(document: Document) -> list[tuple[int, str, str]]:
 
 
 def _single_sided(materials: list[Entry]) -> int:
-    """Materials that say themselves that they hide back faces; the copy shows both sides."""
+    """Materials that hide back faces explicitly; the copy shows both sides."""
     return sum(
         "doubleSided" in material and not material.flag("doubleSided", default=False)
         for material in materials

@@ -1,4 +1,4 @@
-"""Base colours of glTF materials. Images are opened when somebody looks at them."""
+"""Base colours of glTF materials. Images are opened when they are first used."""
 
 import io
 import math
@@ -48,7 +48,7 @@ def coordinate_set(material: Entry | None) -> int:
         if transform is not None and "texCoord" in transform:
             return transform.integer("texCoord")
         return texture.integer("texCoord", 0)
-    except InputError:  # `read_materials` keeps it for those who look at the colours
+    except InputError:  # `read_materials` raises it where the colours are used
         return 0
 
 
@@ -113,7 +113,7 @@ def _wrap(document: Document, info: Entry) -> tuple[str, str]:
 def _transform(info: Entry) -> Tensor | None:
     """The affine map [2, 3] of KHR_texture_transform, for coordinates whose v points up.
 
-    The file's own points down, and there the rotation is counter-clockwise as one looks at the image.
+    The file's own points down, and there the rotation is counter-clockwise in the image as it is shown.
     """
     entry = info.extension(TRANSFORM)
     if entry is None:
@@ -170,7 +170,7 @@ def decode_image(data: bytes, name: str) -> Image.Image:
     """A decoded image.
 
     Raises:
-        InputError: it is damaged, of an unknown format or too large; `name` says which it is.
+        InputError: it is damaged, of an unknown format or too large; `name` identifies it.
     """
     try:
         with Image.open(io.BytesIO(data)) as image:

@@ -72,7 +72,7 @@ def require_plain(document: Document, primitive: Entry) -> None:
 
 
 def sizes(document: Document, primitive: Entry) -> tuple[int, int]:
-    """Vertices and faces that a primitive says that it has; nothing is read.
+    """Numbers of vertices and faces by a primitive's own counts; nothing is read.
 
     Raises:
         InputError: it has no positions, or something has a wrong type.

@@ -37,7 +37,7 @@ from pgc3d.mesh_io.surface import in_single
 from pgc3d.render.shading import linear_to_srgb
 
 READ = (INSTANCING, "KHR_mesh_quantization", "KHR_node_visibility", "KHR_texture_transform", *SHADERS)
-# they say nothing about where the surface is
+# they do not change where the surface is
 HARMLESS = (
     "KHR_materials", "KHR_texture", "KHR_lights", "KHR_animation", "KHR_xmp", "KHR_audio", "EXT_texture",
     "EXT_materials", "EXT_lights", "MSFT_texture", "MSFT_packing", "VRM", "VRMC",
@@ -50,7 +50,7 @@ COMPRESSIONS = {
 
 
 def read_gltf(data: bytes, path: Path) -> SourceMesh:
-    """The surface of a glTF or GLB, whichever `data` is; `path` says where its other files are.
+    """The surface of a glTF or GLB, whichever `data` is; `path` locates its other files.
 
     Raises:
         InputError: it is damaged, compressed, too large, or needs something that is not read.

@@ -23,7 +23,7 @@ def require_counts(path: Path, *, vertices: int = 0, faces: int = 1) -> None:
             f"got {path} with {max(faces, 0)} faces and {vertices} vertices; decimate it first"
         )
     if faces == 0:
-        raise InputError(f"the mesh must have faces, got none in {path}; points and lines cannot be painted")
+        raise InputError(f"the mesh must have faces, got none in {path}; points and lines cannot be textured")
 
 
 def read_limited(path: Path, kind: str = "mesh file") -> bytes:
@@ -32,9 +32,9 @@ def read_limited(path: Path, kind: str = "mesh file") -> bytes:
     Raises:
         InputError: it is missing, cannot be read, or is larger than `MAX_BYTES`.
     """
-    if not path.is_file():
-        raise InputError(f"the {kind} must exist, got {path}; check the path")
     try:
+        if not path.is_file():
+            raise InputError(f"the {kind} must exist, got {path}; check the path")
         size = path.stat().st_size
         if size > MAX_BYTES:
             raise InputError(

@@ -16,7 +16,7 @@ from pgc3d.errors import InputError
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
-CHUNK = 1 << 24  # bytes that are looked at together
+CHUNK = 1 << 24  # bytes that are processed together
 BLANK = 32  # blanks and control characters have codes up to this one
 QUOTED = 40  # characters of a quoted word
 INDENT = 32  # blanks in front of many lines
@@ -95,7 +95,7 @@ class Lines:
     def text(self, row: int) -> bytes:
         return self.data[self.first[row] : self.ends[row]]
 
-    def starting_with(self, word: bytes) -> Int[NDArray[np.int64], " R"]:
+    def starting_with(self, word: bytes) -> Int[np.ndarray, " R"]:
         """The lines whose first word is `word`, in their order."""
         found = np.flatnonzero(self.ends - self.first >= len(word))
         for place, letter in enumerate(word):
@@ -107,7 +107,7 @@ class Lines:
         return _COMMENT.sub(b"", self.text(row)).split()[1:]
 
     def blocks(self, rows: Ints, skip: int) -> Iterator[tuple[Ints, bytes]]:
-        """Lines without their first `skip` bytes and comments, each ended by LF, in pieces of some MB."""
+        """Lines without their first `skip` bytes and comments, each ended by LF, in blocks of some MB."""
         size = np.cumsum(self.ends[rows] - self.first[rows])
         bounds = np.arange(CHUNK, int(size[-1]) if len(rows) else 0, CHUNK)
         for part in np.split(rows, np.unique(np.searchsorted(size, bounds) + 1)):

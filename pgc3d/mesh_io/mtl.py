@@ -26,7 +26,7 @@ OPTIONS = {
 
 @dataclass(frozen=True)
 class MtlMaterial:
-    """What a library says of a material's base colour."""
+    """A material's base colour in a library."""
 
     color: tuple[float, float, float] = (UNDEFINED, UNDEFINED, UNDEFINED)  # sRGB
     alpha: float = 1.0
@@ -49,7 +49,7 @@ class MtlMaterial:
 
 @dataclass(frozen=True)
 class Libraries:
-    """Materials by name, and for each library that is not read a note and what an error says of it."""
+    """Materials by name, and for each library that is not read a note and the reason for an error."""
 
     materials: dict[str, MtlMaterial]
     faults: tuple[tuple[str, str], ...] = ()

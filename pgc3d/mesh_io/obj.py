@@ -65,7 +65,7 @@ SILENT = frozenset(
 
 @dataclass
 class _Others:
-    """What the lines say that hold no numbers of the surface."""
+    """The content of the lines without numbers of the surface."""
 
     libraries: list[str] = field(default_factory=list)
     materials: dict[str, int] = field(default_factory=dict)

@@ -47,7 +47,7 @@ def read_ply(data: bytes, path: Path) -> SourceMesh:
     """The surface of a PLY, its colours and the image that a comment names, which is not opened.
 
     Raises:
-        InputError: the file is damaged, holds less than its header says, or has no faces.
+        InputError: the file is damaged, holds less than its header states, or has no faces.
     """
     header = read_header(data, path)
     vertex, listed = header.element("vertex"), _listed(header)
@@ -81,7 +81,7 @@ def read_ply(data: bytes, path: Path) -> SourceMesh:
         vertex_color=_colors(vertex, tables[vertex.name]),
         face_material=_face_material(own, surface, len(materials)),
         materials=materials,
-        notes=tuple(notes),
+        notes=(*header.notes, *notes),
         lost=_lost(header, vertex, listed, len(header.images)),
     )
 
@@ -112,7 +112,7 @@ def _refuse_points(path: Path, header: Header) -> NoReturn:
         )
     raise InputError(
         f"the mesh must have faces, got none in {path}, which holds {held or 'nothing'}; points and lines "
-        "cannot be painted: make a surface of them first"
+        "cannot be textured: make a surface of them first"
     )
 
 
@@ -146,7 +146,7 @@ def _faces(columns: Columns, positions: Floats, path: Path) -> _Surface:
     if not len(cut):
         raise InputError(
             f"the mesh must have faces, got none of three corners or more in {path}; points and lines cannot "
-            "be painted"
+            "be textured"
         )
     return _Surface(corners[cut], cut, rows, int((counts < 3).sum()))
 
@@ -218,7 +218,7 @@ def _face_material(listed: Columns, surface: _Surface, count: int) -> Tensor | N
 
 
 def _colors(element: Element, vertex: Columns) -> Tensor | None:
-    """Colours of the vertices [V, 4]; the type that the header gives says which number is full colour."""
+    """Colours of the vertices [V, 4]; the header's type gives the number of full colour."""
     three = next((names for names in COLORS if element.has(*names)), None)
     if three is None:
         return None

@@ -1,12 +1,13 @@
 """The header of a PLY file: its elements, their properties, and where the values begin."""
 
+import difflib
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
 from pgc3d.errors import InputError
-from pgc3d.mesh_io.lines import decoded, quoted
+from pgc3d.mesh_io.lines import counted, decoded, quoted
 
 MAX_HEADER = 1 << 20  # bytes; comments may be long
 MAX_PROPERTIES = 1000  # of an element
@@ -16,6 +17,8 @@ TYPES = {
     "uint16": "u2", "int": "i4", "int32": "i4", "uint": "u4", "uint32": "u4", "float": "f4", "float32": "f4",
     "double": "f8", "float64": "f8", "int64": "i8", "uint64": "u8", "long": "i8", "ulong": "u8",
 }  # fmt: skip
+KEYWORDS = ("format", "element", "property", "comment", "obj_info")
+SIMILAR = 0.7  # of difflib: a line whose first word is so near to a keyword is a misspelt one
 FORMATS = {"ascii": "", "binary_little_endian": "<", "binary_big_endian": ">"}
 
 
@@ -43,13 +46,14 @@ class Element:
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of itself; `begin` is where the values start."""
+    """What a file states about itself; `begin` is where the values start."""
 
     order: str  # < or >, empty for text
     elements: tuple[Element, ...]
     images: tuple[str, ...]  # of `comment TextureFile`
     begin: int
     lines: int
+    notes: tuple[str, ...] = ()
 
     def element(self, *names: str) -> Element | None:
         """The first element with one of these names."""
@@ -66,6 +70,7 @@ def read_header(data: bytes, path: Path) -> Header:
     order: str | None = None
     elements: list[Element] = []
     images: list[str] = []
+    unknown: list[str] = []
     for number, line in enumerate(lines, 2):
         words = line.split() or ["comment"]
         key = words[0].lower()
@@ -79,11 +84,21 @@ def read_header(data: bytes, path: Path) -> Header:
             if len(words) > 2 and words[1].lower() == "texturefile":
                 images.append(line.strip().split(None, 2)[2])
         elif key != "obj_info":
-            rule = "have lines that begin with element, property or comment"
-            _refuse(path, rule, quoted(words[0]), number)
+            if difflib.get_close_matches(key, KEYWORDS, 1, SIMILAR):
+                rule = "have lines that begin with element, property or comment"
+                _refuse(path, rule, quoted(words[0]), number)
+            unknown.append(words[0])
     if order is None:
         _refuse(path, "have a line 'format'", "none")
-    return Header(order, tuple(elements), tuple(images), begin, len(lines) + 2)
+    return Header(order, tuple(elements), tuple(images), begin, len(lines) + 2, _notes(unknown))
+
+
+def _notes(unknown: list[str]) -> tuple[str, ...]:
+    if not unknown:
+        return ()
+    return (
+        f"{counted(len(unknown), 'header line')} passed over, the first begins with {quoted(unknown[0])}",
+    )
 
 
 def _lines(data: bytes, path: Path) -> tuple[list[str], int]:

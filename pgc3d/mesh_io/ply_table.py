@@ -33,7 +33,7 @@ CODES = {
 
 @dataclass(frozen=True)
 class Column:
-    """The values of a property, row after row; of a list, `counts` says how many each row has."""
+    """The values of a property, row after row; of a list, `counts` is the number of each row."""
 
     values: Array
     counts: Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
@@ -69,7 +69,7 @@ class _Table:
     def refuse(self, reason: str) -> NoReturn:
         rows = f"{counted(self.element.count, 'row')} of {quoted(self.element.name)}"
         raise InputError(
-            f"a PLY must hold what its header says, got {self.path}, whose {rows} {reason}; export it again"
+            f"a PLY must hold what its header states, got {self.path}, whose {rows} {reason}; export it again"
         )
 
 
@@ -173,7 +173,7 @@ class _Walk:
 
 
 def _walk(table: _Table, rows: int) -> _Walk:
-    """Step over the rows one by one, since only a list says where the next one lies."""
+    """Step over the rows one by one, since only a list's count gives where the next one lies."""
     steps, gap = [], 0  # numbers in front of a list, how its count is read, sizes of count and items
     for item in table.element.properties:
         size = table.kind(item.kind).itemsize

@@ -9,7 +9,7 @@ from pgc3d.mesh_io.ears import clip_ears
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-CHUNK = 1 << 20  # corners that are looked at together
+CHUNK = 1 << 20  # corners that are processed together
 FLAT = 1e-10  # sine of the angle below which three corners lie on one line
 MAX_FANS = 12  # corners up to which a fan from each corner is tried
 MAX_CORNERS = 25_000  # of a polygon that no fan covers: clipping ears takes the square of it at worst

@@ -15,6 +15,7 @@ from pgc3d.mesh_io.limits import read_limited, require_counts
 from pgc3d.mesh_io.mtl import source_files as obj_files
 from pgc3d.mesh_io.obj import read_obj
 from pgc3d.mesh_io.ply import read_ply
+from pgc3d.mesh_io.side_images import is_file
 from pgc3d.mesh_io.source import SourceMesh
 from pgc3d.mesh_io.stl import read_stl
 
@@ -35,12 +36,15 @@ def read_source(path: Path) -> SourceMesh:
             a file outside its folder.
     """
     kind = path.suffix.lower().removeprefix(".")
-    advice = explain_foreign(path, _beginning(path))
-    if advice is None and kind not in READERS and path.is_file():
-        advice = f"a mesh file must be one of {', '.join(READERS)}, got {path.name}; convert it"
+    # the size is checked first; an archive is named with the mesh inside, so that the whole file is needed
+    data = read_limited(path) if is_file(path) else b""
+    advice = explain_foreign(path, data)
     if advice is not None:
         raise InputError(advice)
-    data = read_limited(path)
+    if not is_file(path):
+        read_limited(path)  # raises the error about a missing file
+    if kind not in READERS:
+        raise InputError(f"a mesh file must be one of {', '.join(READERS)}, got {path.name}; convert it")
     try:
         mesh = READERS[kind](data, path)
     except (InputError, MemoryError):
@@ -52,15 +56,6 @@ def read_source(path: Path) -> SourceMesh:
         ) from error
     _check(mesh, path)
     return mesh
-
-
-def _beginning(path: Path) -> bytes:
-    """The first bytes of a file, none where it cannot be read."""
-    try:
-        with path.open("rb") as stream:
-            return stream.read(4096)
-    except OSError:
-        return b""
 
 
 def _check(mesh: SourceMesh, path: Path) -> None:
@@ -83,6 +78,6 @@ def source_files(path: Path) -> list[Path]:
             files += gltf_files(read_limited(path), path)
         elif kind == "obj":
             files += obj_files(read_limited(path), path)
-    except InputError:  # said by whoever reads the mesh
+    except InputError:  # raised again where the mesh is read
         pass
     return files

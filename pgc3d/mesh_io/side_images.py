@@ -1,4 +1,4 @@
-"""Images that a mesh file names: opened when their colours are wanted, never for the surface."""
+"""Images that a mesh file names: opened when their colours are needed, never for the surface."""
 
 import io
 import warnings
@@ -45,6 +45,14 @@ def is_file(path: Path) -> bool:
     """Whether there is a file, also for names that no file can have."""
     try:
         return path.is_file()
+    except OSError:
+        return False
+
+
+def is_folder(path: Path) -> bool:
+    """Whether there is a folder, also for names that no folder can have."""
+    try:
+        return path.is_dir()
     except OSError:
         return False
 

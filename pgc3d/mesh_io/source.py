@@ -42,7 +42,7 @@ class SourceMesh:
     vertex_color: Float[Tensor, "V 4"] | None = None  # sRGB and alpha in [0, 1]
     face_material: Int[Tensor, " F"] | None = None  # index into `materials`, -1 where a face names none
     materials: tuple[SourceMaterial, ...] = ()
-    notes: tuple[str, ...] = ()  # one line each: what was passed over while reading, said before a run
+    notes: tuple[str, ...] = ()  # one line each: what was passed over while reading, shown before a run
     lost: tuple[str, ...] = ()  # noun phrases: what a textured copy lacks, as "2 animations"
     face_part: Int[Tensor, " F"] | None = None  # the part of the file that a face belongs to, from 0 on
     linear_colors: bool = False  # vertex colours are mixed in linear light between vertices, as in glTF

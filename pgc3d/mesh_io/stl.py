@@ -37,7 +37,7 @@ def read_stl(data: bytes, path: Path) -> SourceMesh:
 
 
 def _is_binary(data: bytes) -> bool:
-    """By the length that the count gives; a header of text says nothing, since many begin with "solid"."""
+    """By the length that the count gives; a header of text decides nothing, since many begin with "solid"."""
     if len(data) >= HEADER and len(data) == HEADER + TRIANGLE * _count(data):
         return True
     head = plain_text(data[:4096])
@@ -53,33 +53,33 @@ def _read_binary(data: bytes, path: Path) -> SourceMesh:
         raise InputError(
             f"a binary STL must have at least {HEADER} bytes, got {len(data)} in {path}; export it again"
         )
-    said, there = _count(data), (len(data) - HEADER) // TRIANGLE
+    stated, there = _count(data), (len(data) - HEADER) // TRIANGLE
     whole = len(data) == HEADER + TRIANGLE * there
-    if said > there and not whole:
+    if stated > there and not whole:
         raise InputError(
-            f"a binary STL must be whole, but {path}: it says {counted(said, 'triangle')} and ends after "
+            f"a binary STL must be whole, but {path}: it states {counted(stated, 'triangle')} and ends after "
             f"{there}; export it again"
         )
     rows = np.frombuffer(data, ROW, there, HEADER)
-    count = there if whole and _belong(rows, said) else min(said, there)
+    count = there if whole and _belong(rows, stated) else min(stated, there)
     if not count:
         raise InputError(
-            f"the mesh must have faces, got none in {path}, whose header says {counted(said, 'triangle')}; "
-            "export it again"
+            f"the mesh must have faces, got none in {path}, whose header states "
+            f"{counted(stated, 'triangle')}; export it again"
         )
     require_counts(path, faces=count)
     notes = []
-    if count != said:
-        notes.append(f"the header says {counted(said, 'triangle')}, but the file holds {count}")
+    if count != stated:
+        notes.append(f"the header states {counted(stated, 'triangle')}, but the file holds {count}")
     rows = rows[:count]
     # attributes hold colours (15 bits and a flag), which no program writes where it has none
     lost = ("colours of triangles",) if rows["attribute"].any() or b"COLOR=" in data[:80] else ()
     return _mesh(rows["corners"].reshape(-1, 3).astype(np.float64), path, notes, lost)
 
 
-def _belong(rows: NDArray[Any], said: int) -> bool:
-    """Whether the rows behind the first `said` ones are triangles of the same surface, nothing appended."""
-    own, more = rows["corners"][:said], rows["corners"][said:]
+def _belong(rows: NDArray[Any], stated: int) -> bool:
+    """Whether the rows behind the first `stated` ones are triangles of the same surface, nothing appended."""
+    own, more = rows["corners"][:stated], rows["corners"][stated:]
     if not len(more):
         return True
     with np.errstate(invalid="ignore", over="ignore"):

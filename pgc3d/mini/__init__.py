@@ -1,7 +1,7 @@
 """The bundled models: miniatures of SDXL's, Zero123's and CLIP's layouts, trained on renders of free models.
 
 `text/`, `image/` and `judge/` are ordinary checkpoint folders, loaded by the same code as any other; `image/`
-shares the VAE of `text/`. MODEL_CARD.md says what they were trained on, what they know and cannot do.
+shares the VAE of `text/`. MODEL_CARD.md lists their training data and their limits.
 """
 
 from pathlib import Path
@@ -29,7 +29,7 @@ def image_model() -> tuple[Path, Path]:
 
 
 def judge() -> Path:
-    """Folder of the contrastive model that tells what results show, see `evaluation.retrieval`.
+    """Folder of the contrastive model that compares results with texts, see `evaluation.retrieval`.
 
     Raises:
         WeightsNotFoundError: the installation lacks the weights.

@@ -1,9 +1,9 @@
-"""Silhouette antialiasing that follows the silhouette edges themselves, with the outline's exact gradient.
+"""Silhouette antialiasing that follows the silhouette edges themselves, with their exact gradient.
 
 Pixel-driven antialiasing (Laine et al. 2020, "Modular primitives for high-performance differentiable
 rendering", section 3.6) looks for an edge of the triangle that a pixel shows. On meshes whose triangles are
-smaller than a few pixels that triangle rarely holds the silhouette, and the outline gets no gradient. Here
-every silhouette edge is followed through the picture instead, whatever its size.
+smaller than a few pixels that triangle rarely holds the silhouette, which then gets no gradient. Here
+every silhouette edge is followed through the image instead, whatever its size.
 """
 
 from typing import Any, Literal
@@ -23,8 +23,8 @@ def edge_topology(faces: Int[Tensor, "F 3"], vertex_count: int | None = None) ->
 
     Args:
         faces: For a mesh whose vertices are duplicated along texture seams, pass faces that index one vertex
-            of each group of duplicates; the seams would count as borders otherwise.
-        vertex_count: Saves a look at the largest index, for which CUDA has to be waited.
+            of each group of duplicates; the seams would count as boundaries otherwise.
+        vertex_count: Saves the search for the largest index, which synchronises with CUDA.
     """
     if vertex_count is None:
         vertex_count = int(faces.max()) + 1 if faces.numel() else 0
@@ -126,15 +126,15 @@ def _distance(
     major = torch.where(along_rows[:, None], y, x)
     minor = torch.where(along_rows[:, None], x, y)
     scan, pixel = torch.where(along_rows, row, column), torch.where(along_rows, column, row)
-    share = (scan - major[:, 0]) / (major[:, 1] - major[:, 0])
-    crossing = minor[:, 0] + share * (minor[:, 1] - minor[:, 0])
+    fraction = (scan - major[:, 0]) / (major[:, 1] - major[:, 0])
+    crossing = minor[:, 0] + fraction * (minor[:, 1] - minor[:, 0])
     return (crossing - pixel) * (crossings.outer - crossings.inner).sign()
 
 
 class _Blend(torch.autograd.Function):
     """Add weight * (inner - outer) to the outer pixel where the weight is positive, else to the inner one.
 
-    One function with its own backward, because autograd would make a picture-sized zero for every gather.
+    One function with its own backward, because autograd would make an image-sized zero for every gather.
     """
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""From a mesh and its material to differentiable pictures."""
+"""From a mesh and its material to differentiable images."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -43,10 +43,10 @@ def render_mesh(  # noqa: PLR0913
     shading: bool = True,
     everywhere: bool | None = None,
 ) -> Rendering:
-    """Render square pictures, antialiased along the silhouettes and composited over `background`.
+    """Render square images, antialiased along the silhouettes and composited over `background`.
 
     Gradients reach the vertices through the silhouettes, through the normals, and through the points that
-    `material` is asked about.
+    `material` is evaluated at.
 
     Args:
         mesh: Its normals are interpolated as they are; none is turned towards the camera.
@@ -56,8 +56,8 @@ def render_mesh(  # noqa: PLR0913
         rasterizer: The backend of the device that holds the mesh.
         material: Surface properties at world points.
         topology: The mesh's edges, if they are known already.
-        shading: Light the base colour; otherwise the picture shows it as it is.
-        everywhere: Ask `material` about the origin where no surface is, instead of about covered pixels only,
+        shading: Light the base colour; otherwise the image shows it as it is.
+        everywhere: Evaluate `material` at the origin where no surface is, instead of at covered pixels only,
             for whose number a CUDA device would be waited; None is True on CUDA.
     """
     clip = project(mesh.vertices, cameras)
@@ -66,9 +66,9 @@ def render_mesh(  # noqa: PLR0913
     pixel = None if everywhere else _visible(fragments)
     places = _pick(_places(mesh, fragments, rasterizer), pixel)
     color = material(places[:, :3]).base_color
-    picture, depth = _compose(color, places, pixel, fragments, cameras, background, shading=shading)
-    picture = antialias(picture, fragments, clip, mesh.faces, topology)
-    return _rendering(picture, depth, background)
+    image, depth = _compose(color, places, pixel, fragments, cameras, background, shading=shading)
+    image = antialias(image, fragments, clip, mesh.faces, topology)
+    return _rendering(image, depth, background)
 
 
 def render_textured(  # noqa: PLR0913
@@ -84,19 +84,19 @@ def render_textured(  # noqa: PLR0913
     rasterizer: Rasterizer,
     shading: bool = True,
 ) -> Rendering:
-    """Render a mesh whose sRGB base colour is a picture, with smooth normals and the same light.
+    """Render a mesh whose sRGB base colour is an image, with smooth normals and the same light.
 
     Args:
-        vertices: Shared across texture seams, so that the seams are no outlines.
+        vertices: Shared across texture seams, so that the seams are no silhouette edges.
         faces: Corners of the triangles in `vertices`.
-        uv: (0, 0) is the lower left corner of the picture, as in OBJ; glTF files store 1 - v.
+        uv: (0, 0) is the lower left corner of the image, as in OBJ; glTF files store 1 - v.
         uv_faces: The same corners in `uv`.
         texture: Row 0 on top; bilinear between texel centres, clamped at the border.
         cameras: B views.
         resolution: Height and width.
         background: sRGB.
         rasterizer: The backend of the device that holds the tensors.
-        shading: Light the base colour; otherwise the picture shows it as it is.
+        shading: Light the base colour; otherwise the image shows it as it is.
     """
 
     def color(fragments: Fragments) -> Tensor:
@@ -125,10 +125,8 @@ def render_colored(
     mesh = Mesh(vertices, faces, vertex_normals(vertices, faces))
     pixel = _visible(fragments)
     places = _pick(_places(mesh, fragments, rasterizer), pixel)
-    picture, depth = _compose(
-        color(fragments), places, pixel, fragments, cameras, background, shading=shading
-    )
-    return _rendering(antialias(picture, fragments, clip, faces), depth, background)
+    image, depth = _compose(color(fragments), places, pixel, fragments, cameras, background, shading=shading)
+    return _rendering(antialias(image, fragments, clip, faces), depth, background)
 
 
 @dataclass(frozen=True)
@@ -167,7 +165,7 @@ def render_corners(  # noqa: PLR0913
         color: sRGB base colour of what the pixels show.
         topology: Of faces that share vertices along the seams of texture and normals.
         face_normals: Of the mesh, to the side from which its faces run counter-clockwise; of any length.
-        shading: Light the base colour; otherwise the picture shows it as it is.
+        shading: Light the base colour; otherwise the image shows it as it is.
     """
     clip = project(mesh.vertices, cameras)
     fragments = rasterizer.rasterize(clip, mesh.faces, (resolution, resolution))
@@ -179,8 +177,8 @@ def render_corners(  # noqa: PLR0913
     side = _sides(mesh, face_normals, cameras).index_select(0, view * len(mesh.faces) + triangle)
     places = torch.cat([points, normals * side[:, None]], dim=1)
     hits = Hits(points=points, uv=uv, triangle=triangle, view=view)
-    picture, depth = _compose(color(hits), places, pixel, fragments, cameras, background, shading=shading)
-    return _rendering(antialias(picture, fragments, clip, mesh.faces, topology), depth, background)
+    image, depth = _compose(color(hits), places, pixel, fragments, cameras, background, shading=shading)
+    return _rendering(antialias(image, fragments, clip, mesh.faces, topology), depth, background)
 
 
 def _sides(mesh: UvMesh, face_normals: Float[Tensor, "F 3"], cameras: Cameras) -> Float[Tensor, " BF"]:
@@ -216,11 +214,11 @@ def _sample_wrapped(
 def _texels(
     place: Float[Tensor, " P"], size: int, mode: str
 ) -> tuple[tuple[Int[Tensor, " P"], Int[Tensor, " P"]], Float[Tensor, "P 1"]]:
-    """The two texels around places along an axis of the image, and the share of the second one."""
+    """The two texels around places along an axis of the image, and the fraction of the second one."""
     # two turns have the same texels, however far they are away
     scaled = size * (place.double().clamp(-1, 2) if mode == "clamp" else place.double().fmod(2.0)) - 0.5
     first = scaled.floor()
-    share = (scaled - first).to(torch.float32)[:, None]
+    fraction = (scaled - first).to(torch.float32)[:, None]
 
     def index(texel: Tensor) -> Tensor:
         if mode == "clamp":
@@ -230,7 +228,7 @@ def _texels(
         turned = texel % (2 * size)
         return torch.where(turned < size, turned, 2 * size - 1 - turned)
 
-    return (index(first.long()), index(first.long() + 1)), share
+    return (index(first.long()), index(first.long() + 1)), fraction
 
 
 def _places(mesh: Mesh, fragments: Fragments, rasterizer: Rasterizer) -> Float[Tensor, "B H W 6"]:
@@ -307,15 +305,15 @@ def _put(
 
 
 def _is_fused(places: Tensor, color: Tensor, cameras: Cameras, background: Float[Tensor, "B 3"]) -> bool:
-    """Whether one kernel composes the picture, rather than a pass over it for each operation."""
+    """Whether one kernel composes the image, rather than a pass over it for each operation."""
     inputs = (places, color, cameras.camera_from_world, background)
     fixed = not (cameras.camera_from_world.requires_grad or background.requires_grad)
     return fixed and places.is_cuda and all(values.dtype == torch.float32 for values in inputs)
 
 
 def _rendering(
-    picture: Float[Tensor, "B H W 7"], depth: Float[Tensor, "B H W 1"], background: Float[Tensor, "B 3"]
+    image: Float[Tensor, "B H W 7"], depth: Float[Tensor, "B H W 1"], background: Float[Tensor, "B 3"]
 ) -> Rendering:
-    picture = clamp_overshoot(picture)
-    color, normal, alpha = picture[..., :3], picture[..., 3:6], picture[..., 6:]
+    image = clamp_overshoot(image)
+    color, normal, alpha = image[..., :3], image[..., 3:6], image[..., 6:]
     return Rendering(color=color, normal=normal, depth=depth, alpha=alpha, background=background)

@@ -1,4 +1,4 @@
-"""Texture images looked up with the filter that a pixel's footprint asks for, differentiable in the image."""
+"""Texture images looked up with the filter that a pixel's footprint needs, differentiable in the image."""
 
 import torch
 from jaxtyping import Float, Int
@@ -13,15 +13,15 @@ def mip_chain(
 ) -> Float[Tensor, "N C"]:
     """The texels of the image and of its halvings down to a single one; S is a power of two.
 
-    `weight` says how much a texel counts in the means, so that what lies between the charts does not bleed
+    `weight` is the weight of a texel in the means, so that what lies between the charts does not bleed
     into them; positive everywhere, all the same when None.
     """
     level = image.permute(2, 0, 1)[None]
-    share = torch.ones_like(level[:, :1]) if weight is None else weight[None, None]
+    coverage = torch.ones_like(level[:, :1]) if weight is None else weight[None, None]
     chain = [image.reshape(-1, image.shape[-1])]
     while level.shape[-1] > 1:
-        coarse = avg_pool2d(share, 2)
-        level, share = avg_pool2d(level * share, 2) / coarse, coarse
+        coarse = avg_pool2d(coverage, 2)
+        level, coverage = avg_pool2d(level * coverage, 2) / coarse, coarse
         chain.append(level[0].flatten(1).T)
     return torch.cat(chain)
 

@@ -46,7 +46,7 @@ class NvdiffrastRasterizer:
         finite = torch.isfinite(clip).all(dim=-1, keepdim=True)  # [B, V, 1]
         drawable = finite.all(dim=0)[faces.long(), 0].all(dim=-1, keepdim=True)  # [F, 1]
         clip = torch.where(finite, clip, clip.new_ones(()))
-        # nvdiffrast puts row 0 at y = -1; the sign change turns the picture and its gradient over.
+        # nvdiffrast puts row 0 at y = -1; the sign change turns the image and its gradient over.
         clip = torch.cat([clip[..., :1], -clip[..., 1:2], clip[..., 2:]], dim=-1).contiguous()
         triangles = torch.where(drawable, faces, 0).int().contiguous()
         data, _ = self._ops.rasterize(self._context, clip, triangles, resolution, grad_db=False)
@@ -94,8 +94,8 @@ def _create_context(ops: Any, device: torch.device) -> Any:
 def _extensions_stay_importable() -> Iterator[None]:
     """Leave extensions that torch compiles or loads in `sys.modules` for as long as the context is open.
 
-    nvdiffrast 0.3 asks torch to load its plugin and then imports it by name; torch >= 2.11 returns the module
-    without registering it, so the import fails.
+    nvdiffrast 0.3 loads its plugin through torch and then imports it by name; torch >= 2.11 returns the
+    module without registering it, so the import fails.
     """
     from torch.utils import cpp_extension
 

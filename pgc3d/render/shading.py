@@ -1,4 +1,4 @@
-"""Shading by a light that is fixed to the camera; the prior's training pictures use the same functions."""
+"""Shading by a light that is fixed to the camera; the prior's training images use the same functions."""
 
 import math
 

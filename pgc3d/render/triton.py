@@ -9,7 +9,7 @@ from pgc3d.types import Fragments
 
 
 class TritonRasterizer:
-    """The z-buffer of `CpuRasterizer` on CUDA, by the same rules: the pictures are the same.
+    """The z-buffer of `CpuRasterizer` on CUDA, by the same rules: the images are the same.
 
     What is visible does not depend on the order of the threads; sums of gradients do, in their last bits.
     """
