@@ -61,6 +61,7 @@ class GuidanceContext:
     image: Callable[[], Float[Tensor, "S S 4"]]  # the prepared input image, on the device
     map: Callable[[MapName], Tensor | None]  # of the input image, on the device; None where it was not given
     reference: Cameras  # the camera of the input image, on the device
+    generator: torch.Generator  # on the CPU; draws first weights, where a guidance trains some
 
 
 @dataclass(frozen=True)

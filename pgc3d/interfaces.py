@@ -29,7 +29,7 @@ class Rasterizer(Protocol):
 
 @runtime_checkable
 class Stateful(Protocol):
-    """Something whose tensors belong into a checkpoint."""
+    """Something whose tensors belong into a checkpoint; their names and shapes stay those of the start."""
 
     def state_dict(self) -> Mapping[str, Any]: ...
 

@@ -274,7 +274,10 @@ class _Edge:
     @classmethod
     def of(cls, built: Built) -> "_Edge":
         return cls(
-            states={name: dict(stateful.state_dict()) for name, stateful in built.states.items()},
+            states={
+                name: {key: torch.as_tensor(value).clone() for key, value in stateful.state_dict().items()}
+                for name, stateful in built.states.items()
+            },
             versions=_versions(built),
         )
 

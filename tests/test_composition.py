@@ -90,6 +90,7 @@ def test_settings_of_picture_guidances_arrive(tmp_path):
         image=lambda: photo,
         map=maps.get,
         reference=reference_view(ViewConfig(elevation_degrees=25.0)),
+        generator=torch.Generator(),
     )
     found = novel.build(given)
     assert (found.guidance_scale, found.weighting) == (7.0, "uniform")

@@ -1,7 +1,7 @@
 """One stage of a run: a configuration and a task become the objects that the loop works on."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Literal
 
@@ -121,10 +121,15 @@ def stateful_parts(objectives: Mapping[str, Objective]) -> dict[str, Stateful]:
 
 def build_objectives(context: RunContext, stage: StageConfig) -> dict[str, Objective]:
     """The objectives of a stage, by their names."""
-    guidance = _guidance_context(context)
+    shared = _guidance_context(context)
     surface = _surface(context) if "mesh" in stage.requires().inputs else None
     return {
-        name: _build_objective(context, objective, guidance, surface)
+        name: _build_objective(
+            context,
+            objective,
+            replace(shared, generator=seeded(context.config.run.seed, name, "guidance")),
+            surface,
+        )
         for name, objective in stage.objectives.items()
     }
 
@@ -151,6 +156,7 @@ def _guidance_context(context: RunContext) -> GuidanceContext:
         image=image,
         map=load,
         reference=reference_view(config.view).to(device),
+        generator=seeded(config.run.seed, "guidance"),
     )
 
 

@@ -301,9 +301,9 @@ def paint(
         step = Step(index=index, total=steps, seed=seed, scope=scope)
         gradient = canvas.gradient(picture.detach(), step)
         picture.grad = clipped = rule(gradient)
-        if isinstance(clip, pgc.ParameterClip):
+        if (norm := getattr(clip, "max_norm", None)) is not None:
             picture.grad = clipped = clipped.clone()
-            pgc.clip_parameters([picture], clip.max_norm)
+            pgc.clip_parameters([picture], norm)
         optimizer.param_groups[0]["lr"] = learning_rate * schedule(step.progress)
         optimizer.step()
         with torch.no_grad():

@@ -1,0 +1,468 @@
+"""What a new member of a family takes: a class that describes itself, defined here, and nothing else.
+
+In the package its class is also named in the family's union in `stage_config`, for what files may say.
+"""
+
+import dataclasses
+import itertools
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tiny import write_tiny_controlnet, write_tiny_sd, write_tiny_sdxl
+
+from pgc3d import pgc
+from pgc3d.build import models as build_models
+from pgc3d.build.models import LoadedModels, locate_models
+from pgc3d.build.run import RunContext, build_representation, build_stage
+from pgc3d.cameras import fill_distance, orbit, turntable
+from pgc3d.checkpoint import unpack_representation
+from pgc3d.config import Config, LoggingConfig, ModelConfig, ObjectiveConfig, StageConfig
+from pgc3d.diffusion.latent import select
+from pgc3d.guidance.distillation import distill, draw
+from pgc3d.guidance.score import classifier_free_guidance
+from pgc3d.interfaces import Guidance, Representation, Stateful, SupportsMicroBatch
+from pgc3d.parameters import ParameterGroup, ParameterStore
+from pgc3d.render.cpu import CpuRasterizer
+from pgc3d.representation.dmtet_config import DMTetConfig
+from pgc3d.requirements import ModelUse, Requirements
+from pgc3d.run_directory import RunDirectory
+from pgc3d.schedules import add_noise
+from pgc3d.session import Session
+from pgc3d.signals import StopFlag
+from pgc3d.task import Task
+from pgc3d.types import GuidanceOutput, Handover, Material, Rendering, Views
+
+CPU = torch.device("cpu")
+STEPS = 5
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("seams")
+    sd = write_tiny_sd(root / "sd")
+    net = write_tiny_controlnet(root / "net", sd)
+    return SimpleNamespace(sd=sd, sdxl=write_tiny_sdxl(root / "sdxl"), net=net)
+
+
+# A guidance that trains a network beside the frozen model, as variational score distillation does.
+
+
+@dataclass(frozen=True)
+class AdaptedConfig:
+    kind: str = "adapted"
+    model: str = "text"
+    lr: float = 1e-2
+    fails_at: int = -1  # a step that runs out of memory after the network was trained
+
+    def requires(self):
+        return Requirements(prompt=True, models={self.model: self._use()})
+
+    def _use(self):
+        return ModelUse(trains=True)
+
+    def input_resolution(self, rendered, model):
+        return model
+
+    def build(self, context):
+        text = context.models.embed(self.model, (context.prompt, ""))
+        model = context.models.get(self.model, self._use()).diffusion
+        return Adapted(model, text, self.lr, context.generator, self.fails_at)
+
+
+class Adapted:
+    def __init__(self, model, text, lr, generator, fails_at):
+        self.model, self.text, self.fails_at, self.micro_batch = model, text, fails_at, 0
+        self.adapter = torch.nn.Conv2d(4, 4, 3, padding=1)
+        with torch.no_grad():
+            for parameter in self.adapter.parameters():
+                parameter.normal_(0.0, 0.1, generator=generator)
+        self.optimizer = torch.optim.Adam(self.adapter.parameters(), lr=lr)
+        for parameter in self.adapter.parameters():  # Adam makes its state in the first step
+            zeros = {key: torch.zeros_like(parameter) for key in ("exp_avg", "exp_avg_sq")}
+            self.optimizer.state[parameter] = {"step": torch.zeros(()), **zeros}
+
+    def input_resolution(self, rendered):
+        return self.model.resolution
+
+    def __call__(self, image, rendering, views, step):
+        draws = draw(self.model, len(image), image.shape[1], (0.02, 0.98), step)
+        texts = [select(self.text, torch.full((len(image),), row)) for row in (0, 1)]
+
+        def score_of(latents):
+            noisy = add_noise(latents, draws.noise, self.model.alphas_cumprod[draws.timesteps])
+            time_ids = self.model.time_ids(image.shape[1], image.shape[1])
+            plain, shown = self.model.predict(
+                noisy, draws.timesteps, conditional=texts[0], unconditional=texts[1], time_ids=time_ids
+            )
+            own = shown + self.adapter(noisy)
+            self.optimizer.zero_grad()
+            (own - draws.noise).square().mean().backward()
+            self.optimizer.step()
+            return classifier_free_guidance(plain, shown, 7.5) - own.detach()
+
+        output = distill(self.model, image, draws, score_of)
+        if step.index == self.fails_at:
+            self.fails_at = -1
+            raise MemoryError
+        return GuidanceOutput(gradient=output.gradient, metrics={"size": output.gradient.norm()})
+
+    def state_dict(self):
+        own = {f"adapter.{name}": tensor for name, tensor in self.adapter.state_dict().items()}
+        for number, state in enumerate(self.optimizer.state.values()):
+            own |= {f"adam.{number}.{key}": tensor for key, tensor in state.items()}
+        return own
+
+    def load_state_dict(self, state_dict):
+        prefix = "adapter."
+        self.adapter.load_state_dict(
+            {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
+        )
+        for number, state in enumerate(self.optimizer.state.values()):
+            for key, tensor in state.items():
+                tensor.copy_(state_dict[f"adam.{number}.{key}"])
+
+
+# A representation that is no mesh: densities and colours on a grid, seen along rays.
+
+
+@dataclass(frozen=True)
+class VolumeConfig:
+    kind: str = "volume"
+    side: int = 6
+    samples: int = 8
+    lr: float = 0.05
+    fixed_shape: bool = False
+
+    def requires(self):
+        return Requirements()
+
+    def render_bytes(self, *, low_memory):
+        return 40 * self.samples
+
+    def build(self, context):
+        grid = 0.1 * torch.randn(4, *[self.side] * 3, generator=context.generator)
+        return Volume(grid.to(context.device), self.samples, self.lr)
+
+
+class Volume(torch.nn.Module):
+    def __init__(self, grid, samples, lr):
+        super().__init__()
+        self.grid, self.samples = torch.nn.Parameter(grid), samples
+        self._store = ParameterStore([ParameterGroup(name="grid", params=[self.grid], lr=lr)])
+
+    def begin_step(self, step):
+        pass
+
+    def end_step(self, step):
+        pass
+
+    def regularizers(self, step):
+        return {"size": 1e-3 * self.grid.square().sum()}
+
+    def parameter_store(self):
+        return self._store
+
+    def look_up(self, points):
+        grid = self.grid.expand(len(points), -1, -1, -1, -1)
+        found = torch.nn.functional.grid_sample(grid, points, align_corners=True, padding_mode="zeros")
+        return found[:, 0], found[:, 1:].sigmoid()
+
+    def render(self, views, resolution, step):
+        cameras, count = views.cameras, self.samples
+        place = (torch.arange(resolution, device=self.grid.device) + 0.5) / resolution * 2 - 1
+        y, x = torch.meshgrid(-place, place, indexing="ij")
+        plane = torch.stack([x, y], dim=-1) / cameras.clip_from_camera[:, :1, :1, None]  # [B, H, W, 2]
+        rays = torch.cat([plane, -torch.ones_like(plane[..., :1])], dim=-1)
+        depth = cameras.distance[:, None] - 1 + 2 * (torch.arange(count) + 0.5) / count  # [B, S]
+        points = rays[:, None] * depth[:, :, None, None, None]  # [B, S, H, W, 3]
+        rotation = cameras.camera_from_world[:, :3, :3]
+        world = torch.einsum("bshwi,bij->bshwj", points, rotation) + cameras.position[:, None, None, None]
+        density, color = self.look_up(world)
+        alpha = 1 - torch.exp(-(density + 0.5).clamp_min(0) * 2 / count)
+        passed = torch.cumprod(torch.cat([torch.ones_like(alpha[:, :1]), 1 - alpha], dim=1), dim=1)
+        weight = (passed[:, :-1] * alpha)[..., None]  # [B, S, H, W, 1]
+        covered = weight.sum(1)
+        behind = views.background[:, None, None] * (1 - covered)
+        return Rendering(
+            color=(weight * color.movedim(1, -1)).sum(1) + behind,
+            normal=torch.full_like(covered, 0.5).expand(-1, -1, -1, 3),
+            depth=(weight * depth[:, :, None, None, None]).sum(1),
+            alpha=covered,
+            background=views.background,
+        )
+
+    def handover(self):
+        def sdf(points):
+            return -self.look_up(points[None, None, None])[0][0, 0, 0].detach()
+
+        def material(points):
+            color = self.look_up(points[None, None, None])[1][0, :, 0, 0].T.detach()
+            return Material(color, torch.ones(len(points), 1), torch.zeros(len(points), 1))
+
+        return Handover(surface=None, sdf=sdf, material=material)
+
+
+# A rule with a state, and cameras.
+
+
+@dataclass(frozen=True)
+class HalvingClip:
+    """Scales by a power of two so that the largest entry stays below what it was in the first call."""
+
+    kind: str = "halving"
+
+    def build(self):
+        return Halving()
+
+
+class Halving:
+    def __init__(self):
+        self.limit = torch.zeros(())
+
+    def __call__(self, gradient):
+        largest = torch.nan_to_num(gradient).abs().amax()
+        self.limit = torch.where(self.limit > 0, self.limit, largest)
+        over = (largest / self.limit.clamp_min(1e-30)).clamp_min(1).log2().ceil()
+        return torch.nan_to_num(gradient) * torch.exp2(-over)
+
+    def state_dict(self):
+        return {"limit": self.limit}
+
+    def load_state_dict(self, state_dict):
+        self.limit = state_dict["limit"].clone()
+
+
+@dataclass(frozen=True)
+class RingConfig:
+    """Cameras at one elevation, each of them random around it."""
+
+    kind: str = "ring"
+    elevation: float = 0.3
+
+    def requires(self):
+        return Requirements()
+
+    def build(self, context):
+        def sample(step):
+            azimuth = 6.28 * torch.rand(context.batch, generator=step.generator("cameras"))
+            elevation, fovy = torch.full_like(azimuth, self.elevation), torch.full_like(azimuth, 0.7)
+            distance = fill_distance(fovy, torch.full_like(azimuth, 0.9))
+            return orbit(azimuth, elevation, distance, fovy).to(context.device)
+
+        return sample
+
+
+def with_members(part, **members):
+    """A configuration with members that its union does not name; all other checks run."""
+    changed = object.__new__(type(part))
+    for name, value in (vars(part) | members).items():
+        object.__setattr__(changed, name, value)
+    changed.__post_init__()
+    return changed
+
+
+SHAPE = DMTetConfig(resolution=8)
+
+
+def make_config(folder, representation=SHAPE, **guidance):
+    objective = with_members(
+        ObjectiveConfig(batch=2),
+        guidance=AdaptedConfig(**guidance),
+        cameras=RingConfig(),
+        clip=HalvingClip(),
+    )
+    stage = with_members(
+        StageConfig(steps=STEPS, resolution=(32,), resolution_until=()),
+        representation=representation,
+        objectives={"color": objective},
+    )
+    logging = LoggingConfig(log_every=2, preview_every=0, checkpoint_every=100)
+    return Config(models={"text": ModelConfig(name=str(folder))}, stages={"main": stage}, logging=logging)
+
+
+def work_on(path, config, *, stop_at=0):
+    """One process's share of a run; its parts as they are then."""
+    run = RunDirectory(path) if path.exists() else RunDirectory.create(path)
+    stop = StopFlag()
+
+    def report(event):
+        if event.report is not None and event.report.step == stop_at:
+            stop.signal = 15
+
+    context = RunContext.of(
+        config, Task("a chair"), CpuRasterizer(), CPU, LoadedModels(locate_models(config, CPU), CPU)
+    )
+    with run:
+        built = build_stage(context, "main")
+        session = Session(run, config, CPU, report, stop, {"prompt": "a chair"})
+        finished = session.optimize("main", built, run.load_checkpoint("main"), lambda path: None)
+        assert finished == (not stop_at)
+        return built, run.load_checkpoint("main"), session.record
+
+
+def require_equal(one, other):
+    assert one.keys() == other.keys()
+    different = [name for name in one if not torch.equal(one[name], other[name])]
+    assert not different
+
+
+@pytest.mark.parametrize("layout", ["sd", "sdxl"])
+@pytest.mark.parametrize("representation", [SHAPE, VolumeConfig()], ids=["dmtet", "volume"])
+def test_new_members_run_stop_and_go_on_as_if_nothing_had_been(folders, tmp_path, representation, layout):
+    config = make_config(getattr(folders, layout), representation)
+    built, whole, _ = work_on(tmp_path / "whole", config)
+    _, begun, _ = work_on(tmp_path / "parts", config, stop_at=2)
+    assert (begun.step, whole.step) == (2, STEPS)
+    _, done, _ = work_on(tmp_path / "parts", config)
+    require_equal(whole.tensors, done.tensors)
+    guidance = built.problem.objectives["color"].guidance
+    assert isinstance(guidance, Guidance)
+    assert isinstance(guidance, Stateful)
+    assert isinstance(built.problem.representation, Representation)
+    assert built.states.keys() == {"guidance.color", "clip.color"}
+    for part in ("representation", "optimizer", "state.guidance.color.adapter", "state.clip.color"):
+        names = [name for name in done.tensors if name.startswith(f"{part}.")]
+        assert names, part
+        assert any(not torch.equal(done.tensors[n], begun.tensors[n]) for n in names) or "clip" in part
+    assert done.tensors["state.guidance.color.adam.0.step"] == STEPS
+    assert done.tensors["state.clip.color.limit"] > 0
+
+
+def test_a_step_that_is_done_again_trains_once(folders, tmp_path):
+    config = make_config(folders.sd, VolumeConfig())
+    _, whole, _ = work_on(tmp_path / "whole", config)
+    built, done, record = work_on(tmp_path / "again", make_config(folders.sd, VolumeConfig(), fails_at=2))
+    assert isinstance(built.problem.objectives["color"].guidance, SupportsMicroBatch)
+    assert [entry["step"] for entry in record["out_of_memory"]] == [3]
+    require_equal(whole.tensors, done.tensors)
+
+
+def test_first_weights_of_guidances_follow_the_seed(folders):
+    def weights(seed):
+        config = make_config(folders.sd)
+        config = replace(config, run=replace(config.run, seed=seed))
+        models = LoadedModels(locate_models(config, CPU), CPU)
+        context = RunContext.of(config, Task("a chair"), CpuRasterizer(), CPU, models)
+        return build_stage(context, "main").problem.objectives["color"].guidance.adapter.weight
+
+    assert torch.equal(weights(1), weights(1))
+    assert not torch.equal(weights(1), weights(2))
+
+
+def test_volume_is_shown_from_its_checkpoint_alone(folders, tmp_path):
+    config = make_config(folders.sd, VolumeConfig())
+    built, done, _ = work_on(tmp_path / "run", config)
+    shown = build_representation(RunContext.of(config, Task("a chair"), CpuRasterizer(), CPU), "main")
+    views = Views(turntable(2), torch.ones(2, 3))
+    fresh = shown.render(views, 24, None)
+    unpack_representation(done, shown)
+    found, expected = (asset.render(views, 24, None) for asset in (shown, built.problem.representation))
+    assert torch.equal(found.color, expected.color)
+    assert not torch.equal(found.color, fresh.color)
+    assert found.alpha.max() > 0.1
+
+
+# The store of the models.
+
+
+def store_of(folders, **settings):
+    config = make_config(folders.sd)
+    config = replace(config, models={"text": ModelConfig(name=str(folders.sd)), "image": ModelConfig()})
+    use = ModelUse(layouts=("sd",), controls=(str(folders.net),))
+    located = locate_models(config, CPU, Requirements(models={"text": use}))
+    return LoadedModels(located | {"other": located["text"]}, CPU, **settings), use
+
+
+def test_a_model_is_loaded_once_for_each_way_of_using_it(folders, monkeypatch):
+    loads = []
+    load = build_models.load_latent_diffusion
+    monkeypatch.setattr(
+        build_models, "load_latent_diffusion", lambda *a, **k: loads.append(1) or load(*a, **k)
+    )
+    store, use = store_of(folders)
+    uses = [
+        replace(use, trains=trains, decoder=decoder) for trains in (False, True) for decoder in (False, True)
+    ]
+    found = [store.get("text", replace(one, controls=())).diffusion for one in uses]
+    assert len(loads) == len({id(model.unet) for model in found}) == 4
+    for one, model in zip(uses, found, strict=True):
+        for layouts in (("sd",), ("sdxl", "sd")):
+            assert store.get("text", replace(one, layouts=layouts)).diffusion is model
+    assert len(loads) == 4
+    assert not any(parameter.requires_grad for model in found for parameter in model.unet.parameters())
+    latents = torch.zeros(1, 4, 8, 8)
+    assert found[1].decode(latents).shape == (1, 64, 64, 3)
+    assert sum(p.numel() for p in found[0].vae.decoder.parameters() if p.device.type != "meta") == 0
+    controls = [store.get("text", use).controls[str(folders.net)] for _ in range(2)]
+    assert controls[0] is controls[1]
+
+
+def test_models_of_other_entries_are_freed(folders):
+    store, use = store_of(folders)
+    kept, freed = (store.get(name, use) for name in ("text", "other"))
+    text = store.embed("text", ("a",))
+    other = store.embed("other", ("a",))
+    store.keep_only({"text"})
+    assert store.get("text", use).diffusion is kept.diffusion
+    assert store.get("text", use).controls[str(folders.net)] is kept.controls[str(folders.net)]
+    assert store.embed("text", ("a",)) is text
+    assert store.get("other", use).diffusion is not freed.diffusion
+    assert store.embed("other", ("a",)) is not other
+    assert torch.equal(store.embed("other", ("a",)).tokens, text.tokens)
+
+
+def test_texts_are_encoded_once(folders, monkeypatch):
+    calls = []
+    encode = build_models.encode_prompts
+
+    def counted(folder, texts, **options):
+        calls.append(tuple(texts))
+        return encode(folder, texts, **options)
+
+    monkeypatch.setattr(build_models, "encode_prompts", counted)
+    store, _ = store_of(folders)
+    for _ in range(2):
+        store.embed("text", ("a", "b"))
+    store.embed("text", ("b", "a"))
+    assert calls == [("a", "b"), ("b", "a")]
+
+
+def test_a_use_that_trains_gets_the_plain_blocks(folders, monkeypatch):
+    """As on a GPU, where the other uses get other blocks; the weights stay on the CPU here."""
+    load = build_models.load_latent_diffusion
+    monkeypatch.setattr(build_models, "load_latent_diffusion", lambda folder, **_: load(folder))
+    monkeypatch.setattr(
+        build_models,
+        "accelerate",
+        lambda model, **_: dataclasses.replace(model, predictor=lambda *a, **k: None),
+    )
+    store, use = store_of(folders)
+    store.device = torch.device("cuda")
+    use = replace(use, controls=())
+    fast = store.get("text", use).diffusion
+    plain = store.get("text", replace(use, trains=True)).diffusion
+    assert fast.predictor is not None
+    assert plain.predictor is None
+    assert plain.encoder is None
+    assert plain.unet is not fast.unet
+
+
+# What several members need of one model.
+
+
+def test_two_uses_of_a_model_become_one_that_serves_both():
+    one = ModelUse(layouts=("sdxl", "sd"), controls=("a", "b"))
+    other = ModelUse(layouts=("sd",), trains=True, decoder=True, controls=("b", "c"))
+    assert one | other == ModelUse(layouts=("sd",), trains=True, decoder=True, controls=("a", "b", "c"))
+    both = Requirements(models={"text": one}) | Requirements(prompt=True, models={"text": other})
+    assert both == Requirements(prompt=True, models={"text": one | other})
+
+
+def test_new_clip_bounds_what_reaches_the_parameters():
+    rule = HalvingClip().build()
+    first = rule(torch.full((1, 2, 2, 3), 0.5))
+    assert torch.equal(first, torch.full((1, 2, 2, 3), 0.5))
+    assert rule(torch.full((1, 2, 2, 3), 3.0)).max() <= 0.5
+    assert pgc.statistics(first, first)["clipped_fraction"] == 0
