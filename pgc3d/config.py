@@ -9,7 +9,9 @@ layer (`steps`, `resolution`, `representation`, `objectives`, `optimizer`, ...) 
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from copy import deepcopy
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 from functools import reduce
 from operator import or_
 from pathlib import Path
@@ -27,7 +29,7 @@ from pgc3d.prompts import ViewPromptConfig
 from pgc3d.ranges import PATH, check, number, shown
 from pgc3d.requirements import Requirements
 from pgc3d.stage_config import MAX_STEPS, NAME, ObjectiveConfig, OptimizerConfig, StageConfig
-from pgc3d.yaml_text import one_line, parse_override, read_yaml
+from pgc3d.yaml_text import check_values, one_line, parse_override, read_yaml
 
 __all__ = ["ObjectiveConfig", "OptimizerConfig", "StageConfig", "read_yaml"]
 
@@ -188,6 +190,7 @@ def _with_layer(
     tree: DictConfig, layer: Mapping[str, Any], source: str, *, whole: bool = False
 ) -> DictConfig:
     """The tree with a layer over it; a `whole` one replaces the sets of stages and objectives."""
+    one_line(lambda: check_values(layer), source)
     layer = one_line(lambda: _in_stages(layer, list(tree.stages)), source)
     stages = layer.get("stages")
     if whole and isinstance(stages, dict):
@@ -201,26 +204,47 @@ def _with_layer(
 
 def _in_stages(layer: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
     """A layer with the settings of a stage that it has at its top in the last stage."""
+    _check_names("", layer, Config, STAGE_KEYS)
     layer = dict(layer)
     own = {key: layer.pop(key) for key in STAGE_KEYS if key in layer}
-    if isinstance(layer.get("run"), dict):
+    if isinstance(layer.get("run"), Mapping):
         run = layer["run"]
-        own |= {key: run[key] for key in STAGE_NUMBERS if key in run}
+        _check_names("run.", run, RunConfig, STAGE_NUMBERS)
+        numbers = {key: run[key] for key in STAGE_NUMBERS if key in run}
+        _require_once(own, numbers, "at the top and below run")
+        own |= numbers
         layer["run"] = {key: value for key, value in run.items() if key not in STAGE_NUMBERS}
-    if not own:
+    stages = layer.get("stages") or {}
+    if not own or not isinstance(stages, Mapping):
         return layer
-    stages = dict(layer.get("stages") or {})
     last = list(stages or names)[-1]
-    if not isinstance(stages.get(last, {}), dict):
-        raise ConfigError(f"stages.{last} must hold keys and values, got {shown(stages[last])}")
-    stages[last] = {**own, **stages.get(last, {})}
-    return {**layer, "stages": stages}
+    given = stages.get(last, {})
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"stages.{last} must hold keys and values, got {shown(given)}")
+    _require_once(own, given, f"for the last stage and in stages.{last}")
+    return {**layer, "stages": {**stages, last: {**own, **given}}}
+
+
+def _check_names(path: str, layer: Mapping[str, Any], schema: Any, more: Sequence[str]) -> None:
+    """Refuse a key where the nearest one is a stage's, which OmegaConf does not know to stand there."""
+    known = {item.name for item in fields(schema)}
+    for key in layer:
+        close = [] if key in known else get_close_matches(key, [*known, *more], n=1)
+        if close and close[0] != key and close[0] in more:
+            raise ConfigError(
+                f"{path}{key}: Key {key!r} not in {schema.__name__!r}. Did you mean: {close[0]!r}?"
+            )
+
+
+def _require_once(first: Mapping[str, Any], second: Mapping[str, Any], places: str) -> None:
+    twice = sorted(first.keys() & second.keys())
+    if twice:
+        raise ConfigError(f"{twice[0]} must stand in one place, got it {places}; remove one of both")
 
 
 def _take_stages(tree: DictConfig, stages: Mapping[str, Any]) -> None:
     """Make the tree's stages those of a layer; a new one begins as a copy of the last one so far."""
     before = [str(name) for name in tree.stages]
-    template = OmegaConf.to_object(tree.stages[before[-1]])
     if set(stages) <= set(before) and len(before) > 1:
         return  # a layer over some of the stages
     known = {name: tree.stages[name] for name in before}
@@ -228,7 +252,7 @@ def _take_stages(tree: DictConfig, stages: Mapping[str, Any]) -> None:
         for name in before:
             del tree.stages[name]
         for name in stages:
-            tree.stages[name] = known.get(name, OmegaConf.structured(template))
+            tree.stages[name] = known[name] if name in known else deepcopy(known[before[-1]])
 
 
 def _keep_only(tree: DictConfig, names: Collection[str]) -> None:

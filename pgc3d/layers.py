@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf, read_write
 
 from pgc3d.errors import ConfigError
 from pgc3d.ranges import MAX_ENTRIES, shown
-from pgc3d.yaml_text import check_values, one_line
+from pgc3d.yaml_text import one_line
 
 
 def merge(tree: DictConfig, layer: Mapping[str, Any], schema: Any, source: str) -> DictConfig:
@@ -25,7 +25,6 @@ def merge(tree: DictConfig, layer: Mapping[str, Any], schema: Any, source: str) 
     Raises:
         ConfigError: the layer does not fit the dataclasses.
     """
-    one_line(lambda: check_values(layer), source)
     one_line(lambda: _switch_kinds(tree, layer, schema, ""), source)
     merged = one_line(lambda: OmegaConf.merge(tree, layer), source)
     return typing.cast(DictConfig, merged)

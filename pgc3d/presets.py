@@ -9,7 +9,7 @@ from typing import Any
 from pgc3d.build.models import local_image_model
 from pgc3d.build.run import resolve_device
 from pgc3d.choices import GuidanceName, Quality
-from pgc3d.config import Config, load_config, preset
+from pgc3d.config import STAGE_NUMBERS, Config, load_config, preset
 from pgc3d.diffusion.hub import ALIASES, POSES, is_hub_id
 from pgc3d.diffusion.latent import Layout
 from pgc3d.diffusion.models import local_model, model_layout
@@ -110,16 +110,18 @@ def configure(  # noqa: PLR0913 - one for each layer
             for name, stage in stages.items()
         }
     config = load_config([*layers, *files], options=asked, overrides=overrides)
-    taken = _flat(asked).keys() | _flat(*given.by_key).keys()
+    last = list(config.stages)[-1]
+    taken = _settings(last, asked, *given.by_key).keys()
     if quality is not None:
-        notes += _kept_by_files(f"--quality {quality}", _of_quality(family, chosen, quality), given, taken)
+        wanted = _of_quality(family, chosen, quality, last)
+        notes += _kept_by_files(f"--quality {quality}", wanted, given, taken, last)
     held = given.named_by_file(family)
     if held not in {None, named} and (guidance != "auto" or model is not None):
         option = f"--guidance {chosen}" if model is None else f"--model {model}"
         notes += _kept_by_files(
-            option, _flat(*map(_plain, layers)), given, taken, made_for=f"the model {held}"
+            option, _settings(last, *map(_plain, layers)), given, taken, last, made_for=f"the model {held}"
         )
-    return config, [*notes, *_overridden(family, given)]
+    return config, [*notes, *_overridden(family, given, last)]
 
 
 def split_backgrounds(values: Sequence[str]) -> tuple[list[str], Path | None]:
@@ -250,19 +252,29 @@ def _flat(*layers: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def _settings(last: str, *layers: Mapping[str, Any]) -> dict[str, Any]:
+    """As `_flat`, with one name for what stands at the top of a layer, below `run` or in the stage `last`."""
+    found: dict[str, Any] = {}
+    for layer in layers:
+        for name, value in _flat(layer).items():
+            key = name.removeprefix(f"stages.{last}.")
+            found[f"run.{key}" if key in STAGE_NUMBERS else key] = value
+    return found
+
+
 def _plain(layer: Path | Mapping[str, Any]) -> Mapping[str, Any]:
     return read_yaml(layer) if isinstance(layer, Path) else layer
 
 
-def _of_quality(family: Family, guidance: str, quality: Quality) -> dict[str, Any]:
+def _of_quality(family: Family, guidance: str, quality: Quality, last: str) -> dict[str, Any]:
     """What a quality stands for: of the standard one, the settings that another one changes."""
-    own = _flat(
-        read_yaml(preset(f"{family.presets}{guidance}-{'draft' if quality == 'standard' else quality}"))
-    )
+
+    def of(name: str) -> dict[str, Any]:
+        return _settings(last, read_yaml(preset(f"{family.presets}{guidance}{name}")))
+
     if quality != "standard":
-        return own
-    usual = _flat(read_yaml(preset(f"{family.presets}{guidance}")))
-    keys = own.keys() | _flat(read_yaml(preset(f"{family.presets}{guidance}-high"))).keys()
+        return of(f"-{quality}")
+    usual, keys = of(""), of("-draft").keys() | of("-high").keys()
     return {key: usual[key] for key in usual if key in keys}
 
 
@@ -271,6 +283,7 @@ def _kept_by_files(
     wanted: Mapping[str, Any],
     given: _Given,
     taken: Collection[str],
+    last: str,
     *,
     made_for: str = "",
 ) -> list[str]:
@@ -278,7 +291,7 @@ def _kept_by_files(
     held = {
         key: (value, path)
         for path, layer in zip(given.files, given.by_file, strict=True)
-        for key, value in _flat(layer).items()
+        for key, value in _settings(last, layer).items()
     }
     lost = [key for key in wanted if key not in taken and key in held and held[key][0] != wanted[key]]
     if not lost:
@@ -293,14 +306,14 @@ def _kept_by_files(
     ]
 
 
-def _overridden(family: Family, given: _Given) -> list[str]:
+def _overridden(family: Family, given: _Given, last: str) -> list[str]:
     """A line for each option that `--set` gives another value."""
     named = {f"models.{family.entry}.name": given.model} if given.model is not None else {}
-    last = _flat(*given.by_key)
+    keyed = _settings(last, *given.by_key)
     return [
-        f"--set {key} wins: {last[key]} instead of the {value} that an option gives"
-        for key, value in (_flat(given.options) | named).items()
-        if key in last and last[key] != value
+        f"--set {key} wins: {keyed[key]} instead of the {value} that an option gives"
+        for key, value in (_settings(last, given.options) | named).items()
+        if key in keyed and keyed[key] != value
     ]
 
 

@@ -53,12 +53,13 @@ def parse_override(override: str) -> dict[str, Any]:
     return cast("dict[str, Any]", value)
 
 
-def check_values(layer: Mapping[str, Any], path: str = "") -> None:
-    """Raise ConfigError where a string in a nested mapping stands for something else, see `check_text`."""
+def check_values(layer: Mapping[Any, Any], path: str = "") -> None:
+    """Raise ConfigError where a key is no text, or a string stands for something else (see `check_text`)."""
     for key, value in layer.items():
         where = f"{path}{key}"
         if not isinstance(key, str):
-            raise ConfigError(f"{path or 'a key'} must be text, got {shown(key)}; put it in quotes")
+            place = f"a key of {path[:-1]}" if path else "a key"
+            raise ConfigError(f"{place} must be text, got {shown(key)}; put it in quotes")
         if isinstance(value, Mapping):
             check_values(value, f"{where}.")
         for entry in value if isinstance(value, (list, tuple)) else [value]:

@@ -33,12 +33,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pgc3d.teachers import locate_models
 from pictures import PROMPTS
 from PIL import Image
 from study_jobs import Job, Kind, Settings, fingerprint, job_config, make_jobs, measure_views, run_job
 from study_summary import plot_summary, read_results, report
 
+from pgc3d.build.models import locate_models
 from pgc3d.build.run import resolve_device
 from pgc3d.disk import replace_file
 from pgc3d.errors import Pgc3dError

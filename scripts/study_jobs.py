@@ -104,8 +104,8 @@ def rule_options(kind: Kind, rule: str, settings: Settings) -> dict[str, Any]:
     if variant == "linear" and kind == "text":
         objective["guidance"] = {"linear_encoder": str(settings.linear_encoder)}
     elif variant == "vae":
-        section = TEXT.section if kind == "text" else IMAGE.section
-        options[section] = {"vae": str(settings.vae)}
+        entry = TEXT.entry if kind == "text" else IMAGE.entry
+        options["models"] = {entry: {"vae": str(settings.vae)}}
     elif variant:
         raise InputError(f"behind a rule there may be +vae, and for text +linear, got {rule!r} for {kind}")
     return options

@@ -4,7 +4,7 @@ import types
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass
-from functools import cache
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 
@@ -14,28 +14,35 @@ from fakes import PullTowardColor
 from meshes import write_cube
 from PIL import Image
 
-from pgc3d import build, stage, teachers
+from pgc3d.build.inputs import prepare_mesh
+from pgc3d.build.models import LoadedModels, locate_models
+from pgc3d.build.run import RunContext, build_representation, build_stage
+from pgc3d.cameras import CameraContext
 from pgc3d.config import Config, load_config
 from pgc3d.export.canvas import save_canvas
+from pgc3d.geometry.surface import sample_surface
 from pgc3d.inputs.image import frame_photo
 from pgc3d.optimize import Objective, Problem, optimize
+from pgc3d.pgc import clip_parameters
 from pgc3d.render import build_rasterizer
 from pgc3d.schedules import PiecewiseLinear
 from pgc3d.task import Task
 
 CPU = torch.device("cpu")
-SMALL = [
-    "run.resolution=[16]", "run.resolution_until=[]", "run.steps=2", "objectives.color.batch=1",
-]  # fmt: skip
+STAGE = "stages.main"
+SMALL = [f"{STAGE}.{item}" for item in ("resolution=[16]", "resolution_until=[]", "steps=2")]
+SMALL += [f"{STAGE}.objectives.color.batch=1"]
+ENTRIES = {  # a name for an entry of each mapping
+    "stages": "main", "models": "text", "objectives": "color", "controls": "depth", "backgrounds": "white",
+}  # fmt: skip
 SMALL_FIELD = ["color_levels=2", "color_log2_rows=8", "color_finest=16", "color_hidden=4"]
+PAINTED = f"{STAGE}.representation.kind=textured_mesh"
 SETTINGS = {
-    "dmtet": ["representation.resolution=8", *(f"representation.{item}" for item in SMALL_FIELD)],
+    "dmtet": [f"{STAGE}.representation.{item}" for item in ("resolution=8", *SMALL_FIELD)],
     "textured_mesh": [
-        "representation.kind=textured_mesh",
-        "representation.image_size=64",
-        *(f"representation.{item}" for item in SMALL_FIELD),
+        PAINTED, *(f"{STAGE}.representation.{item}" for item in ("image_size=64", *SMALL_FIELD)),
     ],
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -90,14 +97,12 @@ def _walk_hint(hint: object, where: str, base: tuple[str, ...], place: tuple[typ
             kind = next((item.default for item in fields(member) if item.name == "kind"), None)
             chosen = (*base, f"{where}.kind={kind}") if len(members) > 1 else base
             if kind == "reference" and where.endswith("guidance"):
-                chosen = (*chosen, "objectives.color.cameras.kind=reference")
+                chosen = (*chosen, f"{STAGE}.objectives.color.cameras.kind=reference")
             if kind == "close_up":
-                chosen = ("representation.kind=textured_mesh", *chosen)
+                chosen = (PAINTED, *chosen)
             yield from _walk(member, f"{where}.", chosen)
         elif typing.get_origin(member) is dict:
-            name = {"objectives": "color", "controls": "depth", "backgrounds": "white"}[
-                where.rsplit(".", maxsplit=1)[-1]
-            ]
+            name = ENTRIES[where.rsplit(".", maxsplit=1)[-1]]
             extra = (f"{where}.{name}.model=none",) if name == "depth" else ()
             yield from _walk_hint(typing.get_args(member)[1], f"{where}.{name}", (*base, *extra), place)
         elif member in (int, float) or (
@@ -119,52 +124,51 @@ class Bench:
         picture.save(self.folder / "picture.png")
         write_cube(self.folder / "mesh.glb")
         self._canvases: dict[object, Path] = {}
-        self._teachers: dict[object, teachers.Teachers] = {}
+        self._models: dict[object, LoadedModels] = {}
 
     def run(self, config: Config, *, model: bool = False) -> None:
         """Build what the configuration describes and take two steps; with the real guidance if `model`."""
-        representation = stage.build_representation(config, self._task(config), self.rasterizer, CPU)
-        objective = config.objectives["color"]
-        guidance = (
-            teachers.build_guidance(
-                config, objective.guidance, self._load(config), torch.Generator().manual_seed(0)
-            )
-            if model
-            else PullTowardColor()
+        stage, context = config.last, self._context(config, model=model)
+        problem = build_stage(context, "main").problem if model else self._plain(config, context)
+        reports = optimize(
+            problem,
+            steps=stage.steps,
+            resolution_at=stage.resolution_at,
+            seed=config.run.seed,
+            log_every=config.logging.log_every,
+            max_skipped=stage.optimizer.max_skipped,
         )
-        problem = Problem(
+        list(islice(reports, 2))
+        for group in problem.representation.parameter_store().groups:
+            for tensor in group["params"]:
+                assert torch.isfinite(tensor).all(), group["name"]
+
+    def _plain(self, config: Config, context: RunContext) -> Problem:
+        """The stage with a guidance that takes no time."""
+        stage, objective = config.last, config.last.objectives["color"]
+        representation = build_representation(context, "main")
+        surface = None
+        if "mesh" in stage.requires().inputs:
+            mesh = context.mesh().in_world()
+            surface = partial(sample_surface, mesh.vertices, mesh.faces)
+        cameras = CameraContext(batch=objective.batch, device=CPU, view=config.view, surface=surface)
+        representation.parameter_store().use_adam(betas=stage.optimizer.betas, eps=stage.optimizer.eps)
+        norms = stage.parameter_norms()
+        return Problem(
             representation=representation,
             objectives={
                 "color": Objective(
-                    sample_cameras=stage.camera_sampler(config, objective, representation, CPU),
-                    guidance=guidance,
+                    sample_cameras=objective.cameras.build(cameras),
+                    guidance=PullTowardColor(),
                     clip=objective.clip.build(),
                     backgrounds=((1.0, 1.0, 1.0), None),
                     weight=objective.weight,
                     target=objective.target,
                 )
             },
-            optimizer=torch.optim.Adam(
-                [dict(group) for group in representation.parameter_groups()],
-                betas=config.optimizer.betas,
-                eps=config.optimizer.eps,
-                fused=True,
-            ),
-            generator=torch.Generator().manual_seed(0),
-            clip_parameters=build._parameter_clipper(config),
-            lr_scale=PiecewiseLinear(config.optimizer.lr_scale),
+            clip_parameters=partial(clip_parameters, max_norm=norms.pop()) if norms else None,
+            lr_scale=PiecewiseLinear(stage.optimizer.lr_scale),
         )
-        reports = optimize(
-            problem,
-            steps=config.run.steps,
-            resolution_at=config.run.resolution_at,
-            log_every=config.logging.log_every,
-            max_skipped=config.optimizer.max_skipped,
-        )
-        list(islice(reports, 2))
-        for group in representation.parameter_groups():
-            for tensor in group["params"]:
-                assert torch.isfinite(tensor).all(), group["name"]
 
     def frame(self, config: Config) -> None:
         """Prepare an image as the configuration says."""
@@ -173,35 +177,39 @@ class Bench:
             self.folder / "picture.png", border=photo.border, matting=photo.matting, size=photo.size
         ).png()
 
-    def _task(self, config: Config) -> Task:
-        if config.representation.kind != "textured_mesh":
-            return Task("a red chair")
-        chosen = config.representation
+    def _context(self, config: Config, *, model: bool) -> RunContext:
+        task = Task("a red chair", mesh=self._canvas(config), image=self._picture() if model else None)
+        models = self._load(config) if model else None
+        return RunContext.of(config, task, self.rasterizer, CPU, models)
+
+    def _canvas(self, config: Config) -> Path | None:
+        chosen = config.last.representation
+        if chosen.kind != "textured_mesh":
+            return None
         key = (chosen.up, chosen.front, chosen.crease_degrees, chosen.image_size, chosen.texture)
         if key not in self._canvases:
             small = load_config(
                 overrides=[
-                    "representation.kind=textured_mesh", "export.texture_size=64", "run.rasterizer=cpu",
-                    f"representation.crease_degrees={chosen.crease_degrees}",
+                    PAINTED, "export.texture_size=64", "run.rasterizer=cpu",
+                    f"{STAGE}.representation.crease_degrees={chosen.crease_degrees}",
                 ]
             )  # fmt: skip
             path = self.folder / f"canvas-{len(self._canvases)}.safetensors"
-            save_canvas(path, stage.adopt_mesh(small, self.folder / "mesh.glb", CPU))
+            save_canvas(path, prepare_mesh(small, self.folder / "mesh.glb", CPU))
             self._canvases[key] = path
-        return Task("a red chair", mesh=self._canvases[key])
+        return self._canvases[key]
 
-    def _load(self, config: Config) -> teachers.Teachers:
-        guidance, model = config.objectives["color"].guidance, config.model
-        key = (guidance.kind, model.name, repr(model.view_prompts), config.view)
-        if key not in self._teachers:
-            png = self.folder / "prepared.png"
-            framed = frame_photo(self.folder / "picture.png", size=64)
-            png.write_bytes(framed.png())
-            task = Task("a red chair", image=png)
-            self._teachers[key] = teachers.load_teachers(
-                config, task, teachers.locate_models(config, CPU), CPU
-            )
-        return self._teachers[key]
+    def _picture(self) -> Path:
+        path = self.folder / "prepared.png"
+        if not path.is_file():
+            path.write_bytes(frame_photo(self.folder / "picture.png", size=64).png())
+        return path
+
+    def _load(self, config: Config) -> LoadedModels:
+        key = (repr(config.models), repr(config.requires().models))
+        if key not in self._models:
+            self._models[key] = LoadedModels(locate_models(config, CPU), CPU)
+        return self._models[key]
 
 
 VALUES = (
@@ -239,7 +247,7 @@ def nested(path: str, value: object) -> dict[str, object]:
 @cache
 def base_of(setting: Setting) -> dict[str, object]:
     """What makes the setting's place, small and quick, as the mapping of a file."""
-    kind = "textured_mesh" if "representation.kind=textured_mesh" in setting.base else "dmtet"
+    kind = "textured_mesh" if PAINTED in setting.base else "dmtet"
     base: dict[str, object] = {}
     for item in [*SMALL, *SETTINGS[kind], *setting.base]:
         path, _, text = item.partition("=")

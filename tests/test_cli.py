@@ -64,7 +64,11 @@ ERRORS = {
         2,
         "error: --set: run.stepz: Key 'stepz' not in 'RunConfig'. Did you mean: 'steps'?",
     ),
-    "wrong value": (["text", "x", "--steps", "0"], 2, "error: run: steps must lie in [1, 10000000], got 0"),
+    "wrong value": (
+        ["text", "x", "--steps", "0"],
+        2,
+        "error: stages.main: steps must lie in [1, 10000000], got 0",
+    ),
     "no such file": (["text", "x", "--config", "none.yaml"], 2, "none.yaml does not"),
     "empty prompt": (["text", "  "], 2, "error: the prompt must not be empty"),
     "model with mini": (["text", "x", "--guidance", "mini", "--model", "m"], 2, "--model must go with"),
@@ -82,7 +86,7 @@ ERRORS = {
     "ControlNet without a model": (
         ["text", "x", "--set", "objectives.color.guidance.controls.a.scale=0.5"],
         2,
-        "error: objectives.color.guidance.controls.a.model: Missing mandatory value",
+        "error: stages.main.objectives.color.guidance.controls.a.model: Missing mandatory value",
     ),
     "no such condition": (
         ["text", "x", "--set", "objectives.color.guidance.controls.a={model: m, condition: canny}"],
@@ -195,12 +199,12 @@ def test_quality_beside_a_file_that_fixes_the_same_is_said(run, tmp_path):
 
 
 def test_what_an_option_or_key_takes_is_not_said_to_be_kept(run, tmp_path):
-    (tmp_path / "my.yaml").write_text("model: {name: mini}\nrun: {steps: 5}\n")
+    (tmp_path / "my.yaml").write_text("models: {text: {name: mini}}\nrun: {steps: 5}\n")
     err = run("config", "show", "--config", "my.yaml", "--quality", "draft")[2]
     assert "draft does not change what --config gives: run.steps stays as in my.yaml" in err
     for taken in (("--steps", "9"), ("--set", "run.steps=9")):
         assert run("config", "show", "--config", "my.yaml", "--quality", "draft", *taken)[2] == ""
-    (tmp_path / "my.yaml").write_text("model: {name: mini}\nrun: {seed: 5}\n")
+    (tmp_path / "my.yaml").write_text("models: {text: {name: mini}}\nrun: {seed: 5}\n")
     assert run("config", "show", "--config", "my.yaml", "--quality", "draft")[2] == ""
 
 
@@ -216,13 +220,16 @@ def test_guidance_beside_a_file_for_another_model_is_said(run, tmp_path):
 
 def test_key_that_wins_over_an_option_is_said(run):
     code, shown, err = run("config", "show", "--guidance", "mini", "--steps", "5", "--set", "run.steps=7")
-    assert (code, "  steps: 7\n" in shown) == (0, True)
+    assert (code, "    steps: 7\n" in shown) == (0, True)
     assert err == "--set run.steps wins: 7 instead of the 5 that an option gives\n"
+    for key in ("steps", "stages.main.steps"):  # other names of the same
+        assert run("config", "show", "--guidance", "mini", "--steps", "5", "--set", f"{key}=7")[2] == err
     assert run("config", "show", "--guidance", "mini", "--steps", "7", "--set", "run.steps=7")[2] == ""
 
 
 @pytest.mark.parametrize(
-    "options", [["--model", "mini"], ["--set", "model.name=mini"], ["--set", "model.name=zero123"]]
+    "options",
+    [["--model", "mini"], ["--set", "models.text.name=mini"], ["--set", "models.text.name=zero123"]],
 )
 def test_model_that_does_not_go_with_the_guidance_is_refused(run, options):
     code, _, err = run("config", "show", "--guidance", "sdxl", *options)
@@ -232,19 +239,19 @@ def test_model_that_does_not_go_with_the_guidance_is_refused(run, options):
 
 def test_device_and_model_choose_the_guidance_however_they_are_given(run, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr("pgc3d.configure.local_model", lambda name: object())
+    monkeypatch.setattr("pgc3d.presets.local_model", lambda name: object())
     (tmp_path / "cpu.yaml").write_text("run: {device: cpu}\n")
     for options in (["--device", "cpu"], ["--set", "run.device=cpu"], ["--config", "cpu.yaml"]):
         assert "  name: mini\n" in run("config", "show", *options)[1], options
     for options in ([], ["--config", "cpu.yaml", "--set", "run.device=cuda"]):
         assert "  name: sdxl\n" in run("config", "show", *options)[1], options
-    shown = run("config", "show", "--set", "model.name=sd")[1]
+    shown = run("config", "show", "--set", "models.text.name=sd")[1]
     assert shown == run("config", "show", "--model", "sd")[1]
 
 
 def test_resolution_scales_all_stages(run):
     shown = run("config", "show", "--guidance", "mini", "--resolution", "128")[1]
-    assert "  resolution:\n  - 64\n  - 128\n" in shown
+    assert "    resolution:\n    - 64\n    - 128\n" in shown
 
 
 def test_choice_of_guidance_is_said(run):
@@ -254,7 +261,7 @@ def test_choice_of_guidance_is_said(run):
 
 
 def test_model_folder_of_a_config_file_is_kept(run, tmp_path):
-    (tmp_path / "my.yaml").write_text("model: {name: ./folder}\n")
+    (tmp_path / "my.yaml").write_text("models: {text: {name: ./folder}}\n")
     assert "name: ./folder" in run("config", "show", "--config", "my.yaml")[1]
 
 
@@ -266,7 +273,7 @@ def test_prompt_becomes_a_mesh_and_more(run, checkpoint, tmp_path):
     manifest = json.loads((folder / "manifest.json").read_text())
     assert (manifest["prompt"], manifest["seed"]) == ("a red chair", 0)
     assert "asset.glb" in manifest["files"]
-    assert (folder / "previews" / "step-000003.png").is_file()
+    assert (folder / "previews" / "main" / "step-000003.png").is_file()
     assert "asset.glb" in out
 
     assert run("config", "validate", "chair/config.yaml")[0] == 0

@@ -5,7 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from pgc3d.config import PRESETS, Config, RunConfig, dump_config, load_config, preset, read_yaml
+from pgc3d.config import (
+    PRESETS,
+    Config,
+    ModelConfig,
+    StageConfig,
+    dump_config,
+    load_config,
+    preset,
+    read_yaml,
+)
 from pgc3d.errors import ConfigError
 from pgc3d.pgc import AdaptiveClip, NoClip, PixelClip
 
@@ -31,8 +40,8 @@ ROUND_TRIPS = {
         "objectives.color.guidance.controls.shape={model: ./net, condition: normal}",
         "objectives.color.guidance.controls.old={model: ./net, polarity: far_bright}",
     ],
-    "LoRA files": ["model.loras=[style.safetensors:0.5,./more.safetensors]"],
-    "view prompts": ["model.view_prompts.template='{prompt}, seen from {azimuth}'"],
+    "LoRA files": ["models.text.loras=[style.safetensors:0.5,./more.safetensors]"],
+    "view prompts": ["models.text.view_prompts.template='{prompt}, seen from {azimuth}'"],
 }
 
 
@@ -55,58 +64,61 @@ def test_defaults_need_no_file():
 def test_later_layers_win(write):
     path = write("run: {steps: 1, seed: 1}\nexport: {faces: 100}\n")
     config = load_config([path], options={"run": {"steps": 2, "seed": None}}, overrides=["run.steps=3"])
-    assert (config.run.steps, config.run.seed, config.export.faces) == (3, 1, 100)
+    assert (config.last.steps, config.run.seed, config.export.faces) == (3, 1, 100)
 
 
 def test_new_kind_brings_its_own_defaults():
     overrides = ["objectives.color.clip.threshold=0.5", "objectives.color.clip.kind=adaptive"]
-    assert load_config(overrides=overrides).objectives["color"].clip == AdaptiveClip()
+    assert load_config(overrides=overrides).last.objectives["color"].clip == AdaptiveClip()
 
 
 def test_same_kind_keeps_what_was_set():
     overrides = ["objectives.color.clip.threshold=0.5", "objectives.color.clip.kind=pixel"]
-    assert load_config(overrides=overrides).objectives["color"].clip == PixelClip(threshold=0.5)
+    assert load_config(overrides=overrides).last.objectives["color"].clip == PixelClip(threshold=0.5)
 
 
 def test_file_that_names_objectives_replaces_the_default_ones(write):
     config = load_config([write("objectives:\n  normal: {target: normal, clip: {kind: none}}\n")])
-    assert list(config.objectives) == ["normal"]
-    assert config.objectives["normal"].clip == NoClip()
+    assert list(config.last.objectives) == ["normal"]
+    assert config.last.objectives["normal"].clip == NoClip()
 
 
 def test_set_adds_an_objective():
-    assert set(load_config(overrides=["objectives.normal.target=normal"]).objectives) == {"color", "normal"}
+    assert set(load_config(overrides=["objectives.normal.target=normal"]).last.objectives) == {
+        "color",
+        "normal",
+    }
 
 
 ERRORS = {
     "run.stepz=3": "--set: run.stepz: Key 'stepz' not in 'RunConfig'. Did you mean: 'steps'?",
     "rn.steps=3": "--set: rn: Key 'rn' not in 'Config'. Did you mean: 'run'?",
-    "run.steps=many": "--set: run.steps: Value 'many' of type 'str' could not be converted to Integer",
-    "run.steps=0": "run: steps must lie in [1, 10000000], got 0",
+    "run.steps=many": "--set: stages.main.steps: Value 'many' of type 'str' could not be converted to Integer",
+    "run.steps=0": "stages.main: steps must lie in [1, 10000000], got 0",
     "run.steps": "--set must be key=value, got 'run.steps'",
     "run=3": "--set: run must hold keys and values, got 3",
     "run.device=gpu": "--set: run.device: Invalid value 'gpu', expected one of ['auto', 'cpu', 'cuda']",
     "run.rasterizer=gl": (
         "--set: run.rasterizer: Invalid value 'gl', expected one of ['auto', 'nvdiffrast', 'triton', 'cpu']"
     ),
-    "run.resolution=[1]": "run: resolution must lie in [16, 4096], got [1]",
+    "run.resolution=[1]": "stages.main: resolution must lie in [16, 4096], got [1]",
     "run.resolution=[32,64,128]": (
-        "run: resolution_until must grow within [0, 1] and have one entry less than resolution, "
+        "stages.main: resolution_until must grow within [0, 1] and have one entry less than resolution, "
         "got [0.6] for [32, 64, 128]"
     ),
     "objectives.color.clip.kind=adaptve": (
-        "--set: objectives.color.clip.kind must be one of pixel, channel, pngd, global, parameter, none, "
+        "--set: stages.main.objectives.color.clip.kind must be one of pixel, channel, pngd, global, parameter, none, "
         "adaptive, got 'adaptve'; did you mean 'adaptive'?"
     ),
     "objectives.color.clip.treshold=1": (
-        "--set: objectives.color.clip.treshold: Key 'treshold' not in 'PixelClip'. Did you mean: 'threshold'?"
+        "--set: stages.main.objectives.color.clip.treshold: Key 'treshold' not in 'PixelClip'. Did you mean: 'threshold'?"
     ),
     "objectives.color.backgrounds=[whte]": (
-        "objectives.color: backgrounds must be of white, gray, black, red, green, blue, random, image or "
+        "stages.main.objectives.color: backgrounds must be of white, gray, black, red, green, blue, random, image or "
         "#rrggbb, got 'whte'; did you mean 'white'?"
     ),
     "objectives.color.backgrounds=['#ff80']": (
-        "objectives.color: backgrounds must be of white, gray, black, red, green, blue, random, image or "
+        "stages.main.objectives.color: backgrounds must be of white, gray, black, red, green, blue, random, image or "
         "#rrggbb, got '#ff80'"
     ),
     "export.texture_size=1": "export: texture_size must lie in [64, 8192], got 1",
@@ -142,21 +154,21 @@ def test_unknown_preset_names_the_nearest():
 
 
 def test_stages_follow_each_other():
-    run = RunConfig(resolution=(64, 128, 256), resolution_until=(0.25, 0.5))
+    run = StageConfig(resolution=(64, 128, 256), resolution_until=(0.25, 0.5))
     assert [run.resolution_at(progress) for progress in (0.0, 0.2, 0.25, 0.49, 0.5, 1.0)] == [
         64, 64, 128, 128, 256, 256,
     ]  # fmt: skip
 
 
 def test_scaling_keeps_the_proportion_of_the_stages():
-    assert RunConfig(resolution=(128, 256)).scaled_to(512) == (256, 512)
-    assert RunConfig(resolution=(128, 256)).scaled_to(16) == (16, 16)
+    assert StageConfig(resolution=(128, 256)).scaled_to(512) == (256, 512)
+    assert StageConfig(resolution=(128, 256)).scaled_to(16) == (16, 16)
 
 
 def test_what_saves_memory_is_off_unless_asked_for():
     config = load_config()
-    assert (config.run.low_memory, config.run.micro_batch, config.model.fast) == (False, 0, "auto")
-    assert load_config(overrides=["model.fast=never"]).model.fast == "never"
+    assert (config.run.low_memory, config.run.micro_batch, config.models["text"].fast) == (False, 0, "auto")
+    assert load_config(overrides=["models.text.fast=never"]).models["text"].fast == "never"
     with pytest.raises(ConfigError, match=r"run: micro_batch must lie in \[0, 1024\], got -1"):
         load_config(overrides=["run.micro_batch=-1"])
 
@@ -178,12 +190,15 @@ def test_what_could_not_show_anything_is_refused(overrides, message):
 
 
 def named(text):
-    return f"model:\n  name: {text}\n"
+    return f"models:\n  text: \n    name: {text}\n"
 
 
 REFUSED_FILES = {
-    "interpolation": (named("${oc.env:HOME}"), "line 2 must be written out, since ${...} is not replaced"),
-    "interpolation in a list": ("model: {loras: ['${oc.env:HOME}']}\n", "line 1 must be written out"),
+    "interpolation": (named("${oc.env:HOME}"), "line 3 must be written out, since ${...} is not replaced"),
+    "interpolation in a list": (
+        "models: {text: {loras: ['${oc.env:HOME}']}}\n",
+        "line 1 must be written out",
+    ),
     "interpolation in a name": ("objectives:\n  ${run.seed}: {batch: 1}\n", "line 2 must be written out"),
     "missing": (named("???"), "must be given, got '???'"),
     "wrong tag": ("run: {low_memory: !!bool maybe}\n", "must have no tags, got 'tag:yaml.org,2002:bool'"),
@@ -201,17 +216,35 @@ REFUSED_FILES = {
     "alias of itself": ("run: &a\n  steps: *a\n", "recursive aliases"),
     "twice": ("run:\n  steps: 5\n  steps: 6\n", "duplicate key steps"),
     "two documents": ("run: {steps: 2}\n---\nrun: {steps: 3}\n", "expected a single document"),
-    "number as a key": ("1: 2\n", "must be text, got 1"),
+    "number as a key": ("1: 2\n", "a key must be text, got 1; put it in quotes"),
+    "number as a stage": ("stages: {1: {steps: 2}}\n", "a key of stages must be text, got 1"),
+    "steps in two places": (
+        "steps: 2\nstages: {main: {steps: 3}}\n",
+        "steps must stand in one place, got it for the last stage",
+    ),
+    "steps at the top and below run": ("steps: 2\nrun: {steps: 2}\n", "got it at the top and below run"),
+    "no stages": ("stages: {}\n", "stages must hold at least one entry"),
+    "a list of stages": ("stages: [{steps: 2}]\n", "stages must hold keys and values"),
+    "a stage of nothing": ("stages: {main: null}\n", "stages.main must hold keys and values, got None"),
+    "a stage that is a number": ("steps: 2\nstages: {main: 3}\n", "stages.main must hold keys and values"),
+    "a name of a stage that is a path": ("stages: {a/b: {steps: 2}}\n", "the names of stages must be up to"),
+    "an unknown model": (
+        "objectives: {color: {guidance: {model: txt}}}\n",
+        "did you mean 'text'?",
+    ),
     "nothing as a key": ("run:\n  ~: 2\n", "run: Incompatible key type 'NoneType'"),
-    "list in a list": ("model: {loras: [[a]]}\n", "model.loras[0] must be text, got ['a']"),
-    "text for a list": ("model: {loras: a.safetensors}\n", "model.loras must be a list, got 'a.safetensors'"),
-    "number for a text": (named("1e5"), "model.name must be text, got 100000.0; put it in quotes"),
-    "truth for a text": (named("on"), "model.name must be text, got True; put it in quotes"),
-    "truth for a number": ("run: {steps: true}\n", "run.steps must be a number, got true"),
+    "list in a list": ("models: {text: {loras: [[a]]}}\n", "models.text.loras[0] must be text, got ['a']"),
+    "text for a list": (
+        "models: {text: {loras: a.safetensors}}\n",
+        "models.text.loras must be a list, got 'a.safetensors'",
+    ),
+    "number for a text": (named("1e5"), "models.text.name must be text, got 100000.0; put it in quotes"),
+    "truth for a text": (named("on"), "models.text.name must be text, got True; put it in quotes"),
+    "truth for a number": ("run: {steps: true}\n", "stages.main.steps must be a number, got true"),
     "number for a truth": ("run: {low_memory: 3}\n", "run.low_memory must be true or false, got 3"),
     "date": ("run: {seed: 2020-01-01}\n", "run.seed"),
     "a name that is a path": ("objectives: {a/b: {batch: 1}}\n", "the names of objectives must be up to 64"),
-    "no name": (named("''"), "model: name must be a model, got an empty text"),
+    "no name": (named("''"), "models.text: name must be a model, got an empty text"),
     "lone surrogate": (named('"\\uDC80"'), "must be YAML"),
 }
 
@@ -235,11 +268,13 @@ def test_nothing_of_the_environment_reaches_a_configuration(write, monkeypatch):
     attempts = [
         lambda: load_config([path]),
         lambda: read_yaml(path),
-        lambda: load_config([{"model": {"name": text}}]),
-        lambda: load_config(options={"model": {"loras": [text]}}),
-        lambda: load_config(overrides=[f"model.name={text}"]),
-        lambda: load_config(overrides=[f"model={{name: '{text}'}}"]),
-        lambda: dump_config(replace(load_config(), model=replace(load_config().model, name=text))),
+        lambda: load_config([{"models": {"text": {"name": text}}}]),
+        lambda: load_config(options={"models": {"text": {"loras": [text]}}}),
+        lambda: load_config(overrides=[f"models.text.name={text}"]),
+        lambda: load_config(overrides=[f"models.text={{name: '{text}'}}"]),
+        lambda: dump_config(
+            replace(load_config(), models={"text": ModelConfig(name=text), "image": ModelConfig()})
+        ),
     ]
     for attempt in attempts:
         with pytest.raises((ConfigError, ValueError), match="must be written out") as caught:
@@ -267,11 +302,11 @@ FILES = {
 def test_readable_encodings_are_read(content, tmp_path):
     path = tmp_path / "config.yaml"
     path.write_bytes(content)
-    assert load_config([path]).run.steps == 7
+    assert load_config([path]).last.steps == 7
 
 
 BROKEN_FILES = {
-    "Latin-1": ("model: {name: caf\xe9}\n".encode("latin-1"), "must be UTF-8 text"),
+    "Latin-1": ("models: {text: {name: caf\xe9}}\n".encode("latin-1"), "must be UTF-8 text"),
     "NUL": (b"run: {steps: 7}\n\0", "must be YAML"),
     "binary": (bytes(range(256)) * 8, "must be UTF-8 text"),
     "half of UTF-16": (b"\xff\xfer", "must be UTF-8 text"),
@@ -315,11 +350,11 @@ REFUSED_OVERRIDES = {
     "a large number": (f"run.seed={'9' * 5000}", "--set"),
     "a number beyond floats": (f"run.seed=1{'0' * 400}", "seed must lie in [0, 2^63 - 1], got 1000"),
     "a weight beyond floats": (f"objectives.color.weight=1{'0' * 400}", "objectives.color"),
-    "slots with a width": ("model.view_prompts.template='{prompt:>999999999}'", "must have plain slots"),
-    "thousands of sectors": ("model.view_prompts.azimuth_step_degrees=1e-7", "lie in [1, 360], or be 0"),
+    "slots with a width": ("models.text.view_prompts.template='{prompt:>999999999}'", "must have plain slots"),
+    "thousands of sectors": ("models.text.view_prompts.azimuth_step_degrees=1e-7", "lie in [1, 360], or be 0"),
     "too many pixels": ("run={resolution: [4096], resolution_until: []}", ""),
     "close-ups of nothing": (
-        "objectives.color.cameras.kind=close_up", "close_up must go with representation.kind textured_mesh",
+        "objectives.color.cameras.kind=close_up", "close_up must go with a representation of a given mesh, got representation.kind dmtet",
     ),
     "a surface in no cell": ("representation.radii=[0.01,0.5,0.5]", "radii must be at least a cell"),
     "a large table": ("representation={color_log2_rows: 24, color_levels: 16, color_features: 8}", "2^28"),

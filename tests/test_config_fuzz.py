@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 
 import pytest
 import torch
-from config_sweep import VALUES, Bench, Setting, load, settings, written
+from config_sweep import STAGE, VALUES, Bench, Setting, load, settings, written
 from omegaconf import OmegaConf
 
 from pgc3d.config import Config, ObjectiveConfig, dump_config, load_config
@@ -33,7 +33,7 @@ def takes_two_steps(place: Setting, config: Config, bench: Bench) -> None:
     if place.path.startswith("photo"):
         bench.frame(config)
     elif "controls" not in place.path:  # it names a model that is not there
-        model = ".guidance." in place.path or place.path.startswith(("view.", "model."))
+        model = ".guidance." in place.path or place.path.startswith(("view.", "models."))
         bench.run(config, model=model)
 
 
@@ -44,8 +44,9 @@ def bench(tmp_path_factory):
 
 def test_the_walk_reaches_every_family():
     paths = {place.path for place in SETTINGS}
-    assert {"run.steps", "representation.color_log2_rows", "objectives.color.clip.decay"} <= paths
-    assert {"objectives.color.cameras.orbit.fill", "model.view_prompts.backgrounds.white"} <= paths
+    assert {f"{STAGE}.steps", f"{STAGE}.representation.color_log2_rows"} <= paths
+    assert {"run.micro_batch", f"{STAGE}.objectives.color.clip.decay"} <= paths
+    assert {f"{STAGE}.objectives.color.cameras.fill", "models.text.view_prompts.backgrounds.white"} <= paths
     assert len(SETTINGS) > 90
 
 
@@ -74,7 +75,7 @@ def test_what_is_no_number_is_refused_everywhere(index, tmp_path):
 )
 def test_zero_where_it_is_valid_takes_two_steps(names, bench, tmp_path):
     for place in SETTINGS:
-        if place.path in names:
+        if place.path.removeprefix(f"{STAGE}.") in names:
             config = outcome(place, "0", tmp_path, by_file=False)
             assert config is not None
             takes_two_steps(place, config, bench)
@@ -99,7 +100,7 @@ def ends(found: Range, *, whole: bool) -> list[float]:
 
 
 HEAVY = {  # at the upper end more than a test may use, or more than the other settings here allow
-    "run.resolution", "objectives.color.batch", "representation.resolution", "representation.color_log2_rows",
+    "resolution", "objectives.color.batch", "representation.resolution", "representation.color_log2_rows",
     "objectives.color.guidance.resolution", "photo.size", "representation.image_size",
 }  # fmt: skip
 
@@ -109,7 +110,7 @@ HEAVY = {  # at the upper end more than a test may use, or more than the other s
 def test_both_ends_of_every_range_take_two_steps(place, bench, tmp_path):
     found = ranges(place.owner)[place.name]
     for index, end in enumerate(ends(found, whole=place.whole)):
-        if index == 1 and place.path in HEAVY:
+        if index == 1 and place.path.removeprefix(f"{STAGE}.") in HEAVY:
             continue
         value = max(end, found.multiple * 8) if found.multiple > 1 else end
         text = place.written(repr(int(value) if place.whole else float(value)))

@@ -136,9 +136,9 @@ def test_configuration_for_an_ascii_terminal_comes_back(tmp_path):
     from pgc3d.config import load_config, read_yaml
 
     (tmp_path / "shown.yaml").write_bytes(shown.stdout)
-    found = load_config([tmp_path / "shown.yaml"]).objectives["color"].guidance.negative_prompt
+    found = load_config([tmp_path / "shown.yaml"]).last.objectives["color"].guidance.negative_prompt
     assert found == prompt
-    assert read_yaml(tmp_path / "shown.yaml")["run"]["steps"] == 360
+    assert read_yaml(tmp_path / "shown.yaml")["stages"]["main"]["steps"] == 360
 
 
 def test_full_device_is_one_line(tmp_path):

@@ -59,13 +59,13 @@ def test_picture_becomes_a_mesh_and_more(run, checkpoint, picture, tmp_path):  #
     (moved / "config.yaml").write_text(text.replace("steps: 4", "steps: 6"))
     assert run("resume", moved)[0] == 2
     assert run("resume", moved, "--edited")[0] in (0, 5)
-    assert json.loads((moved / "manifest.json").read_text())["steps_done"] == 6
+    assert json.loads((moved / "manifest.json").read_text())["stages"]["main"]["steps"] == 6
     assert run("export", moved, "--format", "ply")[0] in (0, 5)
     assert run("render", moved)[0] == 0
 
 
 def test_a_prompt_beside_the_picture_asks_both_models(run, checkpoint, picture, tmp_path):  # noqa: F811
-    prompt = ["--prompt", "a red chair", "--set", "model.name=mini", "--steps", "1"]
+    prompt = ["--prompt", "a red chair", "--set", "models.text.name=mini", "--steps", "1"]
     code, _, err = run("image", picture, "--model", checkpoint, "--out", "both", *TINY, *prompt)
     assert code in (0, 5), err
     manifest = json.loads((tmp_path / "both" / "manifest.json").read_text())
@@ -102,7 +102,7 @@ def test_maps_beside_the_picture_are_kept_and_used(run, checkpoint, picture, map
         path.unlink()  # the run has its own copies
     text = (folder / "config.yaml").read_text()
     (folder / "config.yaml").write_text(text.replace("steps: 4", "steps: 6"))
-    assert run("resume", folder)[0] in (0, 5)
+    assert run("resume", folder, "--edited")[0] in (0, 5)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert {line["step"] for line in lines} == {2, 4, 6}
     for name in ("loss_depth", "loss_normal"):
@@ -167,14 +167,14 @@ def configured(model, **layers):
 def test_cameras_are_those_that_the_model_folder_names(trained_otherwise, checkpoint, prompted):
     config = configured(trained_otherwise, prompted=prompted)
     assert (config.view.fovy_degrees, config.view.fill, config.photo.border) == (33.0, 0.8, 0.3)
-    for objective in config.objectives.values():
+    for objective in config.last.objectives.values():
         if objective.cameras.kind == "orbit":
             assert objective.cameras.fovy_degrees == (33.0, 33.0)
             assert objective.cameras.fill == (0.8, 0.8)
     preset_only = configured(checkpoint, prompted=prompted)
     assert preset_only == load_config(
         [preset("image-zero123"), *([preset("image-zero123-prompt")] if prompted else [])],
-        options={"image_model": {"name": str(checkpoint)}},
+        options={"models": {"image": {"name": str(checkpoint)}}},
     )
     edit_json(trained_otherwise / "zero123.json", fovy_degrees=preset_only.view.fovy_degrees)
     partly = configured(trained_otherwise)
@@ -191,8 +191,8 @@ def test_what_the_user_says_of_the_cameras_wins_over_the_model_folder(trained_ot
         overrides=["view.fovy_degrees=50"],
     )
     assert (config.view.fovy_degrees, config.view.fill, config.photo.border) == (50.0, 0.9, 0.1)
-    assert config.objectives["novel"].cameras.fill == (0.9, 0.9)
-    assert config.objectives["novel"].cameras.fovy_degrees == (33.0, 33.0)
+    assert config.last.objectives["novel"].cameras.fill == (0.9, 0.9)
+    assert config.last.objectives["novel"].cameras.fovy_degrees == (33.0, 33.0)
 
 
 def test_cameras_of_the_model_folder_stand_in_the_run(run, trained_otherwise, picture, tmp_path):  # noqa: F811
@@ -230,10 +230,10 @@ ERRORS = {
     "no model": (["none.png", "--model", "./none"], 3, "no folder ./none"),
     "model with mini": (["none.png", "--guidance", "mini", "--model", "m"], 2, "--model must go with"),
     "text model": (["none.png", "--model", "sdxl"], 2, "must be in the layout of zero123 here"),
-    "nobody looks": (
+    "unused": (
         ["none.png", "--model", "MODEL", "--prompt", "a chair", "--config", "text.yaml"],
         2,
-        "the picture none.png must be looked at, but no objective does that",
+        "an objective must use the input image none.png, the configuration has none",
     ),
     "wrong border": (["none.png", "--border", "2"], 2, "border must lie in [0, 0.8], got 2.0"),
     "wrong elevation": (["none.png", "--elevation", "90"], 2, "elevation_degrees must lie in [-89, 89]"),
@@ -242,7 +242,9 @@ ERRORS = {
 
 @pytest.mark.parametrize(("arguments", "code", "line"), ERRORS.values(), ids=ERRORS)
 def test_mistake_is_one_line_and_leaves_no_folder(run, checkpoint, tmp_path, arguments, code, line):  # noqa: F811
-    (tmp_path / "text.yaml").write_text("objectives: {color: {guidance: {kind: sds}}}\nmodel: {name: mini}")
+    (tmp_path / "text.yaml").write_text(
+        "objectives: {color: {guidance: {kind: sds}}}\nmodels: {text: {name: mini}}"
+    )
     arguments = [str(checkpoint) if argument == "MODEL" else argument for argument in arguments]
     found, out, err = run("image", *arguments)
     lines = [text for text in err.splitlines() if not text.startswith("guidance:")]
@@ -262,19 +264,19 @@ def test_zero123_is_no_text_model(run, checkpoint):  # noqa: F811
 def test_novel_views_are_as_far_as_the_picture_is(name, over):
     layers = [preset(f"image-{name}"), *(preset(f"image-{name}-{part}") for part in over)]
     config = load_config(layers)
-    assert set(config.objectives) == {"novel", "reference"} | ({"prompt"} if "prompt" in over else set())
+    assert set(config.last.objectives) == {"novel", "reference"} | ({"prompt"} if "prompt" in over else set())
     view = config.view
-    for objective in (config.objectives[key] for key in config.objectives if key != "reference"):
+    for objective in (config.last.objectives[key] for key in config.last.objectives if key != "reference"):
         assert objective.cameras.fovy_degrees == (view.fovy_degrees, view.fovy_degrees)
         assert objective.cameras.fill == (view.fill, view.fill)
-    assert config.objectives["reference"].clip.kind == "none"
+    assert config.last.objectives["reference"].clip.kind == "none"
 
 
 def test_stable_zero123_is_a_file_over_the_preset():
     config = load_config([preset("image-zero123"), preset("image-zero123-stable")])
-    assert config.image_model.name == "stable-zero123"
-    assert set(config.objectives) == {"novel", "reference"}
-    assert config.objectives["novel"].guidance.t_max[1] == 0.98
+    assert config.models["image"].name == "stable-zero123"
+    assert set(config.last.objectives) == {"novel", "reference"}
+    assert config.last.objectives["novel"].guidance.t_max[1] == 0.98
 
 
 def test_text_configurations_need_no_picture():
@@ -296,7 +298,7 @@ def test_a_benchmark_makes_its_image_items(run, checkpoint, picture, tmp_path): 
         config = (folder / "config.yaml").read_text()
         assert "elevation_degrees: 25.0" in config
         assert f"seed: {seed}" in config
-        assert json.loads((folder / "manifest.json").read_text())["steps_done"] == 4
+        assert json.loads((folder / "manifest.json").read_text())["stages"]["main"]["steps"] == 4
     if code == 0:  # random weights make noise, which may be too fine to be exported faithfully
         assert "| chamfer" in out, err
     else:

@@ -187,12 +187,12 @@ def test_rules_become_settings(scripts, tmp_path):
     configs = {rule: job_config(Job("text", "a horse", rule, 5), settings) for rule in RULES}
     assert len({str(config) for config in configs.values()}) == len(RULES)
     linear, vae = configs["none+linear"], configs["pixel=0.1+vae"]
-    assert linear.objectives["color"].guidance.linear_encoder == str(tmp_path / "linear_encoder.json")
-    assert vae.model.vae == str(tmp_path / "vae")
-    assert vae.objectives["color"].clip.threshold == 0.1
+    assert linear.last.objectives["color"].guidance.linear_encoder == str(tmp_path / "linear_encoder.json")
+    assert vae.models["text"].vae == str(tmp_path / "vae")
+    assert vae.last.objectives["color"].clip.threshold == 0.1
     assert {config.run.seed for config in configs.values()} == {5}
     # The rest is the preset's.
-    assert {config.objectives["color"].guidance.guidance_scale for config in configs.values()} == {25.0}
+    assert {config.last.objectives["color"].guidance.guidance_scale for config in configs.values()} == {25.0}
 
 
 def test_a_run_of_the_study_is_measured(scripts, folder, tmp_path):
@@ -201,7 +201,7 @@ def test_a_run_of_the_study_is_measured(scripts, folder, tmp_path):
 
     (tmp_path / "views").mkdir()
     overrides = (
-        f"model.name={folder}", "run.resolution=[32]", "run.resolution_until=[]",
+        f"models.text.name={folder}", "run.resolution=[32]", "run.resolution_until=[]",
         "representation.resolution=16", "objectives.color.batch=1", "export.texture_size=256",
         "export.faces=0", "logging.preview_every=0",
     )  # fmt: skip

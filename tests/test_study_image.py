@@ -44,12 +44,12 @@ def test_rules_are_about_the_novel_views(scripts, tmp_path, benchmark, model):
     )
     configs = {rule: job_config(Job("image", "torus", rule, 5), settings) for rule in IMAGE_RULES}
     assert len({str(config) for config in configs.values()}) == len(IMAGE_RULES) >= 10
-    assert configs["pixel=0.3"].objectives["novel"].clip.threshold == 0.3
-    assert configs["pixel=0.1+vae"].image_model.vae == str(tmp_path / "vae")
+    assert configs["pixel=0.3"].last.objectives["novel"].clip.threshold == 0.3
+    assert configs["pixel=0.1+vae"].models["image"].vae == str(tmp_path / "vae")
     for config in configs.values():
-        assert config.objectives["reference"].clip.kind == "none"
+        assert config.last.objectives["reference"].clip.kind == "none"
         assert (config.run.seed, config.view.elevation_degrees) == (5, 20.0)
-        assert config.image_model.name == model
+        assert config.models["image"].name == model
 
 
 def test_a_run_is_measured_against_the_truth_in_both_frames(scripts, tmp_path, benchmark, model):

@@ -91,7 +91,7 @@ def test_a_stopped_run_ends_with_the_same_texture(run, checkpoint, tmp_path, mon
         assert manifest["background"] == "background.png"
     assert digest(tmp_path / "whole" / "background.png") == digest(tmp_path / "stopped" / "background.png")
     first, second = (
-        RunDirectory.open(tmp_path / name).load_checkpoint().tensors for name in ("whole", "stopped")
+        RunDirectory.open(tmp_path / name).load_checkpoint("main").tensors for name in ("whole", "stopped")
     )
     for name, tensor in first.items():
         if name.startswith("representation") and tensor.is_floating_point():
@@ -166,7 +166,7 @@ def test_a_background_picture_changes_what_is_painted_and_nothing_else(run, chec
         code, printed, err = run("texture", mesh, "a red chair", *arguments)
         assert code in (0, 5), err
         assert str(out / "background.png") in printed
-        found[name] = RunDirectory.open(out).load_checkpoint().tensors
+        found[name] = RunDirectory.open(out).load_checkpoint("main").tensors
         assert run("render", out)[0] == 0
         assert np.asarray(Image.open(out / "views.png"))[0, 0].tolist() == [255, 255, 255]
     first, second = found.values()
@@ -175,7 +175,7 @@ def test_a_background_picture_changes_what_is_painted_and_nothing_else(run, chec
     config = (out / "config.yaml").read_text()
     (out / "config.yaml").write_text(config.replace("steps: 4", "steps: 6"))
     (out / "background.png").unlink()
-    code, _, err = run("resume", out)
+    code, _, err = run("resume", out, "--edited")
     assert (code, "found none at" in err.splitlines()[-1]) == (2, True)
 
 
@@ -185,7 +185,7 @@ BACKGROUND_ERRORS = {
     "see-through": (["glass.png"], "a background must be opaque, glass.png is not"),
     "two": (["wall.png", "./other.png"], "must name at most one picture, got wall.png, ./other.png"),
     "misspelt": (["whte"], "got 'whte'; did you mean 'white'?"),
-    "no file": (["image"], "so a picture must be given; use pgc3d texture ... --background FILE"),
+    "no file": (["image"], "so an image must be given; use pgc3d texture ... --background FILE"),
     "unused": (
         ["wall.png", "--set", "objectives.color.backgrounds=[white]"],
         "the background wall.png must be used, but no backgrounds name 'image'",

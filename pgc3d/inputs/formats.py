@@ -17,7 +17,7 @@ MAX_PIXELS = 64_000_000
 DNG_VERSION, SAMPLE_FORMAT = 50706, 339  # TIFF tags
 SIGNED = 2  # a sample format
 
-Say = Callable[[str], None]  # takes one line about something that the user should know
+Say = Callable[[str], None]  # receives one line for the user
 
 _URL = re.compile(r"(?:https?|ftp|s3|gs|data):", re.IGNORECASE)
 _EXPORT = "export it as PNG, JPEG or 16 bit TIFF"
@@ -78,7 +78,10 @@ def require_small_file(path: Path) -> None:
         )
     try:
         found, size = path.is_file(), path.stat().st_size if path.is_file() else 0
-    except (OSError, ValueError):  # a name that no file can have
+    except OSError as error:  # a name that no file can have, or a folder that must not be looked into
+        reason = error.strerror or str(error)
+        raise InputError(f"the picture must be a file, found none at {path}: {reason}") from error
+    except ValueError:  # a NUL in its name
         found, size = False, 0
     if not found:
         raise InputError(f"the picture must be a file, found none at {path}")
@@ -90,7 +93,7 @@ def require_small_file(path: Path) -> None:
 
 @contextmanager
 def open_picture(path: Path) -> Iterator[ImageFile.ImageFile]:
-    """A single picture of a bearable size, not decoded yet; what its decoder raises becomes one line.
+    """A single image of a bearable size, not decoded yet; what its decoder raises becomes one line.
 
     Raises:
         InputError: it is something else, or damaged.
@@ -106,7 +109,7 @@ def open_picture(path: Path) -> Iterator[ImageFile.ImageFile]:
         if min(image.size) < 1:
             raise InputError(f"a picture must have pixels, {path} has {image.width} x {image.height}")
         frames = getattr(image, "n_frames", 1)
-        if frames > 1 and image.format != "MPO":  # the first one of a telephone's MPO is the photo
+        if frames > 1 and image.format != "MPO":  # the first one of a telephone's MPO is the image
             raise InputError(
                 f"a picture must be a single one, {path} holds {frames}; save the one that is meant as PNG"
             )
@@ -115,7 +118,7 @@ def open_picture(path: Path) -> Iterator[ImageFile.ImageFile]:
 
 
 def _name_layouts() -> None:
-    """Let the decoder open grey TIFFs that it has no name for; `stored` says what their levels mean."""
+    """Let the decoder open grey TIFFs that it has no name for; `stored` has the meaning of their levels."""
     table: dict[Any, tuple[str, str]] = TiffImagePlugin.OPEN_INFO
     for order in (TiffImagePlugin.II, TiffImagePlugin.MM):
         for photometric in (0, 1):
