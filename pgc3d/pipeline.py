@@ -324,7 +324,9 @@ def _write_sheet(path: Path, paint: Callable[[Cameras], Rendering]) -> None:
     write_sheet(path, paint)
 
 
-def _write_asset(session: Session, representation: Representation, rasterizer: Rasterizer) -> ExportReport:
+def _write_asset(
+    session: Session, representation: PaintedMesh | Meshable, rasterizer: Rasterizer
+) -> ExportReport:
     settings = session.config.export
     path = free_name(session.run.path / f"asset.{settings.format}")
     metadata = {"prompt": session.record["prompt"], "seed": session.config.run.seed, "pgc3d": __version__}
@@ -338,7 +340,7 @@ def _write_asset(session: Session, representation: Representation, rasterizer: R
             rasterizer=rasterizer,
         )
     return export_asset(
-        cast("Meshable", representation),
+        representation,
         path,
         format=settings.format,
         texture_size=settings.texture_size,
@@ -350,6 +352,10 @@ def _write_asset(session: Session, representation: Representation, rasterizer: R
 
 def _export(session: Session, representation: Representation, rasterizer: Rasterizer) -> list[Path]:
     session.report(Event("export"))
+    if not isinstance(representation, (PaintedMesh, Meshable)):
+        message = f"the asset has no surface to export; `pgc3d render {session.run.path}` shows it"
+        session.report(Event("export", message=message))
+        return []
     with session.timed("export"):
         report = _write_asset(session, representation, rasterizer)
     files = [file.path for file in report.files]

@@ -12,7 +12,7 @@ import pytest
 import torch
 from tiny import write_tiny_controlnet, write_tiny_sd, write_tiny_sdxl
 
-from pgc3d import pgc
+from pgc3d import pgc, pipeline
 from pgc3d.build import models as build_models
 from pgc3d.build.models import LoadedModels, locate_models
 from pgc3d.build.run import RunContext, build_representation, build_stage
@@ -364,6 +364,14 @@ def test_volume_is_shown_from_its_checkpoint_alone(folders, tmp_path):
     assert found.alpha.max() > 0.1
 
 
+def test_a_run_of_something_without_a_surface_ends_without_an_export(folders, tmp_path):
+    config, messages = make_config(folders.sd, VolumeConfig()), []
+    built, _, record = work_on(tmp_path / "run", config)
+    session = Session(RunDirectory(tmp_path / "run"), config, CPU, messages.append, StopFlag(), record)
+    assert pipeline._export(session, built.problem.representation, CpuRasterizer()) == []
+    assert "no surface" in messages[-1].message
+
+
 # The store of the models.
 
 
@@ -382,9 +390,8 @@ def test_a_model_is_loaded_once_for_each_way_of_using_it(folders, monkeypatch):
         build_models, "load_latent_diffusion", lambda *a, **k: loads.append(1) or load(*a, **k)
     )
     store, use = store_of(folders)
-    uses = [
-        replace(use, trains=trains, decoder=decoder) for trains in (False, True) for decoder in (False, True)
-    ]
+    ways = itertools.product((False, True), repeat=2)
+    uses = [replace(use, trains=trains, decoder=decoder) for trains, decoder in ways]
     found = [store.get("text", replace(one, controls=())).diffusion for one in uses]
     assert len(loads) == len({id(model.unet) for model in found}) == 4
     for one, model in zip(uses, found, strict=True):
