@@ -32,7 +32,7 @@ from pgc3d.representation.textured_mesh import PaintedMesh
 from pgc3d.run_directory import RunDirectory
 from pgc3d.session import Event, Reporter, Session, explain_memory
 from pgc3d.signals import StopFlag
-from pgc3d.stages import handover_of, require_same_starts, start_records
+from pgc3d.stages import handover_of, require_same_starts, start_records, with_absolute_starts
 from pgc3d.task import KEPT, Task
 from pgc3d.types import Cameras, Canvas, Rendering, Views
 
@@ -73,7 +73,7 @@ def generate(
         Pgc3dError: one line that says what to do; the run directory keeps the last good state.
     """
     out = Path(out)
-    config = with_absolute_paths(config or load_config())
+    config = with_absolute_starts(with_absolute_paths(config or load_config()))
     device = resolve_device(config.run.device)
     require_fitting(config, task)
     build_rasterizer(config.run.rasterizer, device)  # refused before there is a folder

@@ -246,12 +246,13 @@ class Session:
         if report.metrics is None:
             self.report(Event("optimize", report=report, stage=self.stage))
             return logged
-        memory = used_memory(self.device)
-        self.report(Event("optimize", report=report, memory=memory, stage=self.stage))
         self.run.log_metrics({"stage": self.stage, "step": report.step, **report.metrics})
         for name, seconds in report.metrics.items():
             if name.startswith("seconds/"):
                 self.add_seconds(name.removeprefix("seconds/"), seconds * (report.step - logged))
+        # Last: what the caller raises ends the run, which does not come back to a step that is saved.
+        memory = used_memory(self.device)
+        self.report(Event("optimize", report=report, memory=memory, stage=self.stage))
         return report.step
 
 

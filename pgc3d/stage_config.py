@@ -14,7 +14,7 @@ from pgc3d.guidance.zero123 import Zero123Config
 from pgc3d.inputs.colors import COLORS, named_color
 from pgc3d.layers import nearest
 from pgc3d.pgc import ClipConfig, PixelClip
-from pgc3d.ranges import LEAST_EPS, PATH, check, number, schedule, shown
+from pgc3d.ranges import LEAST_EPS, check, number, schedule, shown
 from pgc3d.representation.dmtet_config import DMTetConfig
 from pgc3d.representation.textured_mesh import TexturedMeshConfig
 from pgc3d.requirements import Requirements
@@ -91,7 +91,7 @@ class StageConfig:
 
     steps: int = number(500, 1, MAX_STEPS)
     # An earlier stage of the run, or a run's folder (RUN, or RUN:STAGE), whose result this one begins with.
-    start: str = field(default="", metadata=PATH)
+    start: str = ""
     # Of the renders, one for each phase of the stage.
     resolution: tuple[int, ...] = number((128, 256), 16, 4096, unit="pixels")
     # Progress at which each phase but the last one ends.

@@ -1,6 +1,7 @@
 """What a stage starts from: the last checkpoint of an earlier stage, of this run or of another one."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,14 +50,13 @@ def _last(run: RunDirectory, stage: str) -> Checkpoint:
     return checkpoint
 
 
-def _other_run(start: str) -> tuple[RunDirectory, str]:
+def _other_run(start: str, stages: Collection[str] = ()) -> tuple[RunDirectory, str]:
     """The run and the stage that RUN or RUN:STAGE names; the last stage where none is named."""
-    path, colon, stage = start.rpartition(":")
-    if not colon or Path(start).is_dir():
-        path, stage = start, ""
+    path, stage = _split(start)
     if not Path(path).is_dir():
         raise ConfigError(
             f"a stage must start from an earlier stage or from the folder of a run, got {start!r}"
+            f"{nearest(start, stages)}"
         )
     run = RunDirectory.open(Path(path))
     stages = load_config([run.config]).stages
@@ -65,6 +65,33 @@ def _other_run(start: str) -> tuple[RunDirectory, str]:
             f"the run {path} must have the stage to start from, got {stage!r}{nearest(stage, stages)}"
         )
     return run, stage or list(stages)[-1]
+
+
+def _split(start: str) -> tuple[str, str]:
+    """The folder and the stage; a folder whose own name has a colon is one all the same."""
+    path, colon, stage = start.rpartition(":")
+    whole = not colon or Path(start).expanduser().is_dir()
+    return (start, "") if whole else (path, stage)
+
+
+def with_absolute_starts(config: Config) -> Config:
+    """The configuration with every run that a stage starts from by its whole path."""
+    return replace(
+        config,
+        stages={
+            name: replace(stage, start=_absolute(stage.start, config.stages))
+            for name, stage in config.stages.items()
+        },
+    )
+
+
+def _absolute(start: str, stages: Collection[str]) -> str:
+    """The start with its folder in full; the name of a stage stays, also where a folder has that name."""
+    path, stage = _split(start)
+    folder = Path(path).expanduser()
+    if not start or start in stages or not folder.is_dir():
+        return start
+    return f"{folder.absolute()}:{stage}" if stage else str(folder.absolute())
 
 
 def start_records(config: Config) -> dict[str, Any]:
@@ -77,7 +104,7 @@ def start_records(config: Config) -> dict[str, Any]:
     found = {}
     for name, stage in config.stages.items():
         if stage.start and stage.start not in config.stages:
-            run, other = _other_run(stage.start)
+            run, other = _other_run(stage.start, [known for known in config.stages if known != name])
             _last(run, other)
             newest = run.checkpoints(other)[0]
             found[name] = {"path": str(newest), "sha256": sha256(newest)}

@@ -532,3 +532,13 @@ def test_learning_rates_are_the_configurations(values):
     parts = built()
     unpack(found, parts)
     assert parts.problem.representation.parameter_store().optimizer.param_groups[0]["lr"] == 0.05
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), Gone()], ids=lambda e: type(e).__name__)
+def test_a_step_whose_report_raises_has_its_metrics_written(session, error):
+    session.report = raise_at(8, error)
+    with pytest.raises(type(error)):
+        session.optimize("main", built(), None, no_preview)
+    finish(session, built(seed=99))
+    lines = (session.run.path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [4, 8, 12]

@@ -180,9 +180,8 @@ class DMTet(nn.Module):
                 source = points - sample_grid(offset, source)
             return sample_grid(field, source)[:, 0]
 
-        state = {f"color.{name}": value for name, value in self.color.state_dict().items()}
         material = torch.no_grad()(self.material)
-        return Handover(surface=surface, sdf=distance, material=material, state=state)
+        return Handover(surface=surface, sdf=distance, material=material, state=self.color.handed_over())
 
     def _begun(self, step: Step) -> "_StepSurface":
         if self._current is None or self._current.index != step.index:

@@ -1,5 +1,6 @@
 """Neural fields: a multi-resolution hash grid, a small MLP, and the SDF and colour fields made of both."""
 
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any, cast
 
@@ -204,6 +205,13 @@ class ColorField(nn.Module):
         self.recompute = False
         self.register_buffer("offset", torch.tensor(color).logit(), persistent=False)
 
+    def handed_over(self) -> dict[str, Tensor]:
+        """The weights as they stand in `Handover.state`, with all else that the colours depend on."""
+        layout = self.grid.layout
+        numbers = torch.tensor([*layout.resolutions, *layout.offsets])
+        state = {**self.state_dict(), "offset": self.offset, "layout": numbers}
+        return {f"color.{name}": value for name, value in state.items()}
+
     def forward(self, points: Float[Tensor, "P 3"]) -> Material:
         """Material at points in [-1, 1]^3; base colour is the sigmoid of the MLP's output, sRGB."""
         if _is_fused(self):
@@ -235,13 +243,12 @@ def start_colors(
 ) -> None:
     """Give a field the colours that an earlier stage left.
 
-    Weights are copied where all names and shapes agree. Otherwise the field is fitted to the material at
-    random points beside the surface, by Adam; `generator`, on the CPU, draws them.
+    Weights are copied where they mean the same in this field: all names and shapes agree, and so do the
+    sizes of the grids and the colour that the weights are relative to. Otherwise the field is fitted to the
+    material at random points beside the surface, by Adam; `generator`, on the CPU, draws them.
     """
-    own = field.state_dict()
-    left = {name: start.state.get(f"color.{name}") for name in own}
-    if all(value is not None and value.shape == own[name].shape for name, value in left.items()):
-        field.load_state_dict({name: value.clone() for name, value in left.items() if value is not None})
+    if _means_the_same(start.state, field.handed_over()):
+        field.load_state_dict({name: start.state[f"color.{name}"].clone() for name in field.state_dict()})
         return
     if start.surface is None:
         return
@@ -259,3 +266,10 @@ def start_colors(
         optimizer.step()
     for parameter in field.parameters():
         parameter.grad = None
+
+
+def _means_the_same(left: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> bool:
+    """Whether weights that were handed over give the same colours in a field's own grid and MLP."""
+    if any(name not in left or left[name].shape != value.shape for name, value in own.items()):
+        return False
+    return all(torch.equal(left[name], own[name]) for name in ("color.offset", "color.layout"))

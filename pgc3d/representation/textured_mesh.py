@@ -240,7 +240,10 @@ class PaintedMesh(nn.Module):
         """The surface in the world, and its colours."""
         mesh = self.mesh
         surface = Mesh(mesh.vertices, mesh.faces, vertex_normals(mesh.vertices, mesh.faces))
-        state = {f"color.{name}": value for name, value in self.texture.state_dict().items()}
+        if isinstance(self.texture, ColorField):
+            state = self.texture.handed_over()
+        else:
+            state = {f"color.{name}": value for name, value in self.texture.state_dict().items()}
         return Handover(surface=surface, sdf=None, material=self._nearest_material, state=state)
 
     @torch.no_grad()
