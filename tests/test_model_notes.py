@@ -34,10 +34,9 @@ def notes(folder, *overrides, layers=()):
 
 
 def test_what_an_empty_negative_prompt_becomes_is_said_and_done(folder):
+    advice = "--set models.text.empty_prompt="
     (line,) = notes(folder)
-    assert line.startswith(
-        "the empty negative prompt is encoded as text; --set models.text.empty_prompt=zeros"
-    )
+    assert line.startswith(f"the empty negative prompt is encoded as text; {advice}zeros")
     (line,) = notes(folder, "models.text.empty_prompt=zeros")
     assert line.startswith(f"the empty negative prompt is zeros; {advice}text")
     assert notes(folder, "objectives.color.guidance.negative_prompt=ugly") == []
