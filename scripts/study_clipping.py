@@ -28,6 +28,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -212,7 +213,10 @@ def start(arguments: argparse.Namespace) -> tuple[Settings, list[Job]]:
     tasks = [item.name for item in items] or arguments.prompt or (PROMPTS[:2] if small else PROMPTS)
     jobs = make_jobs(kind, tasks, rules, arguments.seeds)
     for job in make_jobs(kind, tasks[:1], rules, 1):
-        locate_models(job_config(job, settings), resolve_device(settings.device))
+        config = job_config(job, settings)
+        if not settings.vae.exists():  # `prepare` makes it
+            config = job_config(replace(job, rule=job.rule.removesuffix("+vae")), settings)
+        locate_models(config, resolve_device(settings.device))
     return settings, jobs
 
 

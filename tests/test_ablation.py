@@ -5,11 +5,12 @@ import torch
 from fakes import PullTowardColor
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pgc3d.teachers import locate_models
 from PIL import Image
 from tiny import write_tiny_sdxl
 
-from pgc3d import build, pgc
+from pgc3d import pgc
+from pgc3d.build.models import LoadedModels, locate_models
+from pgc3d.build.run import RunContext, build_objectives
 from pgc3d.cli import main
 from pgc3d.config import load_config, preset
 from pgc3d.errors import ConfigError, RunDirectoryError
@@ -17,25 +18,26 @@ from pgc3d.evaluation.ablation import (
     START,
     Canvas,
     ablate,
-    columns,
     draw_start,
     make_canvas,
     paint,
     parse_rule,
 )
-from pgc3d.evaluation.ablation_sheets import heat_colors
+from pgc3d.evaluation.ablation_sheets import columns, heat_colors
 from pgc3d.inputs.colors import named_color
+from pgc3d.render import build_rasterizer
 from pgc3d.task import Task
+from pgc3d.types import Step
 
 SETTINGS = ["run.steps=7", "run.resolution=[64]", "run.resolution_until=[]", "run.device=cpu"]
 
-FOUR_STEPS = load_config(overrides=["run.steps=4"])
+FOUR_STEPS = load_config(overrides=["run.steps=4"]).last
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
     folder = write_tiny_sdxl(tmp_path_factory.mktemp("models") / "tiny")
-    return load_config(options={"model": {"name": str(folder)}}, overrides=SETTINGS)
+    return load_config(options={"models": {"text": {"name": str(folder)}}}, overrides=SETTINGS)
 
 
 @pytest.fixture(scope="module")
@@ -89,8 +91,8 @@ def test_a_wrong_rule_is_one_line(text):
 def test_a_quadratic_wish_is_reached(rule):
     """Bounded steps change the way, not the place where the gradient is zero."""
     target = draw_target()
-    config = load_config(overrides=["run.steps=80", "optimizer.lr_scale=[0,1,1,0]"])
-    painting = paint(canvas_toward(target), parse_rule(rule), config=config, learning_rate=0.05)
+    stage = load_config(overrides=["run.steps=80", "optimizer.lr_scale=[0,1,1,0]"]).last
+    painting = paint(canvas_toward(target), parse_rule(rule), stage=stage, learning_rate=0.05)
     assert (painting.pictures[-1] - target).abs().max() < 0.02
 
 
@@ -98,7 +100,7 @@ def test_a_quadratic_wish_is_reached(rule):
 @given(st.floats(0.01, 1.0), st.integers(0, 1000))
 def test_heat_after_clipping_is_bounded_by_the_threshold(threshold, seed):
     clip = pgc.PixelClip(threshold=threshold)
-    heat = paint(canvas_toward(draw_target(seed)), clip, config=FOUR_STEPS, learning_rate=0.05).heat
+    heat = paint(canvas_toward(draw_target(seed)), clip, stage=FOUR_STEPS, learning_rate=0.05).heat
     for before, after in ((heat.last, heat.last_clipped), (heat.mean, heat.mean_clipped)):
         assert after.max() <= threshold * (1 + 1e-5)
         assert (after <= before * (1 + 1e-5)).all()
@@ -114,12 +116,12 @@ def test_pixels_that_are_not_finite_stay_as_they_are():
     broken[:, 3, 4, 1] = True
     poisoned = Canvas(
         start=canvas.start,
-        gradient=lambda image, progress: canvas.gradient(image, progress).masked_fill(broken, torch.nan),
+        gradient=lambda image, step: canvas.gradient(image, step).masked_fill(broken, torch.nan),
         show=canvas.show,
         limits=canvas.limits,
     )
-    config = load_config(overrides=["run.steps=5"])
-    painting = paint(poisoned, pgc.NoClip(), config=config, learning_rate=0.05)
+    stage = load_config(overrides=["run.steps=5"]).last
+    painting = paint(poisoned, pgc.NoClip(), stage=stage, learning_rate=0.05)
     assert (painting.pictures[-1][:, 3, 4] == 0.5).all()
     assert painting.pictures[-1].isfinite().all()
     assert painting.metrics["nonfinite_fraction"] == pytest.approx(1 / 144)
@@ -127,7 +129,7 @@ def test_pixels_that_are_not_finite_stay_as_they_are():
 
 def test_a_strip_shows_the_way(config):
     target = draw_target()
-    painting = paint(canvas_toward(target), pgc.NoClip(), config=config, learning_rate=0.02)
+    painting = paint(canvas_toward(target), pgc.NoClip(), stage=config.last, learning_rate=0.02)
     distances = [(picture - target).abs().mean().item() for picture in painting.pictures]
     assert len(distances) == len(columns(7))
     assert distances == sorted(distances, reverse=True)
@@ -185,20 +187,18 @@ def test_latents_are_painted_without_the_encoder(config, tmp_path):
 
 @pytest.fixture(scope="module")
 def mini():
-    """The bundled prior's guidance and its generator."""
+    """The bundled prior's guidance."""
     config, device = load_config([preset("mini")], overrides=["run.device=cpu"]), torch.device("cpu")
     task = Task("a red chair")
-    teachers = build.load_teachers(config, task, locate_models(config, device), device)
-    objectives, generators = build.build_objectives(config, teachers, device)
-    return objectives["color"].guidance, generators["guidance.color"]
+    models = LoadedModels(locate_models(config, device), device)
+    context = RunContext.of(config, task, build_rasterizer("cpu", device), device, models)
+    return build_objectives(context, config.last)["color"].guidance
 
 
-def first_gradients(mini, start, calls=3):
+def first_gradients(guidance, start, calls=3):
     """The mean length of the first gradients, and the share of their energy at high frequencies."""
-    guidance, generator = mini
-    generator.manual_seed(0)
     canvas = make_canvas(guidance, "pixels", start=start, background=torch.ones(1, 3))
-    gradient = torch.cat([canvas.gradient(start, call / calls) for call in range(calls)])
+    gradient = torch.cat([canvas.gradient(start, Step(index=call, total=calls)) for call in range(calls)])
     energy = torch.fft.fft2(gradient, dim=(1, 2)).abs().square().sum(dim=(0, 3))
     frequency = torch.fft.fftfreq(start.shape[1]).abs()
     high = torch.maximum(frequency[:, None], frequency[None]) > 0.25
@@ -243,8 +243,8 @@ def test_any_guidance_can_paint():
     canvas = make_canvas(
         PullTowardColor((0.0, 1.0, 0.25)), "pixels", start=start, background=torch.ones(1, 3)
     )
-    config = load_config(overrides=["run.steps=80", "optimizer.lr_scale=[0,1,1,0]"])
-    painting = paint(canvas, pgc.PixelClip(), config=config, learning_rate=0.05)
+    stage = load_config(overrides=["run.steps=80", "optimizer.lr_scale=[0,1,1,0]"]).last
+    painting = paint(canvas, pgc.PixelClip(), stage=stage, learning_rate=0.05)
     expected = torch.tensor([0.0, 1.0, 0.25]).expand(1, 16, 16, 3)
     torch.testing.assert_close(painting.pictures[-1], expected, atol=0.02, rtol=0)
 
@@ -261,7 +261,7 @@ def test_a_folder_that_holds_something_is_left_alone(finished, config):
         (["--start", "pink"], "--start must be one of white"),
         (["--steps", "0"], "Invalid value for '--steps'"),
         (["--space", "voxels"], "Invalid value for '--space'"),
-        (["--set", "objectives.color.backgrounds=[image]"], "backgrounds must be colours where a picture"),
+        (["--set", "objectives.color.backgrounds=[image]"], "backgrounds must be colours where an image"),
     ],
 )
 def test_a_mistake_on_the_command_line_is_one_line(arguments, message, capsys, tmp_path, monkeypatch):
@@ -277,8 +277,8 @@ def test_the_command_line_paints(config, capsys, tmp_path):
     out = tmp_path / "out"
     with pytest.raises(SystemExit) as ended:
         main(
-            ["ablate", "a red chair", "--model", config.model.name, "--steps", "2", "--resolution", "64",
-             "--device", "cpu", "--rules", "none, 0.1", "--out", str(out),
+            ["ablate", "a red chair", "--model", config.models["text"].name, "--steps", "2",
+             "--resolution", "64", "--device", "cpu", "--rules", "none, 0.1", "--out", str(out),
              "--set", "objectives.color.backgrounds=[random]"]
         )  # fmt: skip
     assert ended.value.code == 0

@@ -93,7 +93,9 @@ def test_set_adds_an_objective():
 ERRORS = {
     "run.stepz=3": "--set: run.stepz: Key 'stepz' not in 'RunConfig'. Did you mean: 'steps'?",
     "rn.steps=3": "--set: rn: Key 'rn' not in 'Config'. Did you mean: 'run'?",
-    "run.steps=many": "--set: stages.main.steps: Value 'many' of type 'str' could not be converted to Integer",
+    "run.steps=many": (
+        "--set: stages.main.steps: Value 'many' of type 'str' could not be converted to Integer"
+    ),
     "run.steps=0": "stages.main: steps must lie in [1, 10000000], got 0",
     "run.steps": "--set must be key=value, got 'run.steps'",
     "run=3": "--set: run must hold keys and values, got 3",
@@ -107,19 +109,20 @@ ERRORS = {
         "got [0.6] for [32, 64, 128]"
     ),
     "objectives.color.clip.kind=adaptve": (
-        "--set: stages.main.objectives.color.clip.kind must be one of pixel, channel, pngd, global, parameter, none, "
-        "adaptive, got 'adaptve'; did you mean 'adaptive'?"
+        "--set: stages.main.objectives.color.clip.kind must be one of pixel, channel, pngd, global, "
+        "parameter, none, adaptive, got 'adaptve'; did you mean 'adaptive'?"
     ),
     "objectives.color.clip.treshold=1": (
-        "--set: stages.main.objectives.color.clip.treshold: Key 'treshold' not in 'PixelClip'. Did you mean: 'threshold'?"
+        "--set: stages.main.objectives.color.clip.treshold: Key 'treshold' not in 'PixelClip'. "
+        "Did you mean: 'threshold'?"
     ),
     "objectives.color.backgrounds=[whte]": (
-        "stages.main.objectives.color: backgrounds must be of white, gray, black, red, green, blue, random, image or "
-        "#rrggbb, got 'whte'; did you mean 'white'?"
+        "stages.main.objectives.color: backgrounds must be of white, gray, black, red, green, blue, random, "
+        "image or #rrggbb, got 'whte'; did you mean 'white'?"
     ),
     "objectives.color.backgrounds=['#ff80']": (
-        "stages.main.objectives.color: backgrounds must be of white, gray, black, red, green, blue, random, image or "
-        "#rrggbb, got '#ff80'"
+        "stages.main.objectives.color: backgrounds must be of white, gray, black, red, green, blue, random, "
+        "image or #rrggbb, got '#ff80'"
     ),
     "export.texture_size=1": "export: texture_size must lie in [64, 8192], got 1",
 }
@@ -261,6 +264,10 @@ def test_hostile_file_is_one_short_line(text, line, write):
         load_config([path, path])
 
 
+def hostile(name):
+    return ModelConfig(name=name)
+
+
 def test_nothing_of_the_environment_reaches_a_configuration(write, monkeypatch):
     monkeypatch.setenv("SECRET", "hunter2")
     text = "${oc.env:SECRET}"
@@ -350,11 +357,16 @@ REFUSED_OVERRIDES = {
     "a large number": (f"run.seed={'9' * 5000}", "--set"),
     "a number beyond floats": (f"run.seed=1{'0' * 400}", "seed must lie in [0, 2^63 - 1], got 1000"),
     "a weight beyond floats": (f"objectives.color.weight=1{'0' * 400}", "objectives.color"),
-    "slots with a width": ("models.text.view_prompts.template='{prompt:>999999999}'", "must have plain slots"),
-    "thousands of sectors": ("models.text.view_prompts.azimuth_step_degrees=1e-7", "lie in [1, 360], or be 0"),
+    "slots with a width": (
+        "models.text.view_prompts.template='{prompt:>999999999}'", "must have plain slots",
+    ),
+    "thousands of sectors": (
+        "models.text.view_prompts.azimuth_step_degrees=1e-7", "lie in [1, 360], or be 0",
+    ),
     "too many pixels": ("run={resolution: [4096], resolution_until: []}", ""),
     "close-ups of nothing": (
-        "objectives.color.cameras.kind=close_up", "close_up must go with a representation of a given mesh, got representation.kind dmtet",
+        "objectives.color.cameras.kind=close_up",
+        "close_up must go with a representation of a given mesh, got representation.kind dmtet",
     ),
     "a surface in no cell": ("representation.radii=[0.01,0.5,0.5]", "radii must be at least a cell"),
     "a large table": ("representation={color_log2_rows: 24, color_levels: 16, color_features: 8}", "2^28"),

@@ -201,11 +201,13 @@ def test_a_run_of_the_study_is_measured(scripts, folder, tmp_path):
 
     (tmp_path / "views").mkdir()
     overrides = (
-        f"models.text.name={folder}", "run.resolution=[32]", "run.resolution_until=[]",
+        "run.resolution=[32]", "run.resolution_until=[]",
         "representation.resolution=16", "objectives.color.batch=1", "export.texture_size=256",
         "export.faces=0", "logging.preview_every=0",
     )  # fmt: skip
-    settings = Settings(out=tmp_path, device="cpu", steps=2, overrides=overrides)
+    settings = Settings(
+        out=tmp_path, guidance="auto", model=str(folder), device="cpu", steps=2, overrides=overrides
+    )
     job = Job("text", "a red chair", "pixel=0.001", 0)
     line = run_job(job, settings)
     assert line["error"] == ""
@@ -268,25 +270,25 @@ def short(finetune):
 
 
 def test_samples_come_from_the_model(scripts, folder):
-    from pictures import draw_pictures, load_teacher
+    from pictures import draw_pictures, load_model
 
-    teacher = load_teacher(str(folder), torch.device("cpu"))
-    pictures = draw_pictures(teacher, 3, size=64, steps=2, batch=2)
+    loaded = load_model(str(folder), torch.device("cpu"))
+    pictures = draw_pictures(loaded, 3, size=64, steps=2, batch=2)
     assert pictures.shape == (3, 64, 64, 3)
     assert 0 <= pictures.min() <= pictures.max() <= 1
-    assert torch.equal(pictures, draw_pictures(teacher, 3, size=64, steps=2, batch=2))
+    assert torch.equal(pictures, draw_pictures(loaded, 3, size=64, steps=2, batch=2))
 
 
 def test_ddim_returns_to_the_picture_that_an_exact_model_knows(scripts, folder):
     """With the noise of one known picture as its answer, every estimate is that picture."""
-    from pictures import encode_views, load_teacher, sample
+    from pictures import encode_views, load_model, sample
 
-    teacher = load_teacher(str(folder), torch.device("cpu"))
+    loaded = load_model(str(folder), torch.device("cpu"))
     truth = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(0))
 
     class Exact:
-        device, alphas_cumprod = teacher.model.device, teacher.model.alphas_cumprod
-        latent_shape, time_ids = teacher.model.latent_shape, teacher.model.time_ids
+        device, alphas_cumprod = loaded.model.device, loaded.model.alphas_cumprod
+        latent_shape, time_ids = loaded.model.latent_shape, loaded.model.time_ids
 
         def predict(self, noisy, timesteps, **_):
             signal = self.alphas_cumprod[timesteps][:, None, None, None]
@@ -294,8 +296,8 @@ def test_ddim_returns_to_the_picture_that_an_exact_model_knows(scripts, folder):
             return noise, noise
 
     generator = torch.Generator().manual_seed(1)
-    _, positive, negative = encode_views(teacher, ["a horse"], generator)
-    exact = type(teacher)(teacher.folder, Exact())
+    _, positive, negative = encode_views(loaded, ["a horse"], generator)
+    exact = type(loaded)(loaded.folder, Exact())
     steps = list(sample(exact, positive, negative, size=64, steps=5, guidance_scale=5.0, generator=generator))
     assert [step.timestep for step in steps] == sorted((step.timestep for step in steps), reverse=True)
     for step in steps:

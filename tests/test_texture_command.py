@@ -176,7 +176,7 @@ def test_a_background_picture_changes_what_is_painted_and_nothing_else(run, chec
     (out / "config.yaml").write_text(config.replace("steps: 4", "steps: 6"))
     (out / "background.png").unlink()
     code, _, err = run("resume", out, "--edited")
-    assert (code, "found none at" in err.splitlines()[-1]) == (2, True)
+    assert (code, "background.png must be there, as the run needs it" in err.splitlines()[-1]) == (2, True)
 
 
 BACKGROUND_ERRORS = {
