@@ -11,7 +11,8 @@ from pgc3d.geometry.marching_tetrahedra import march
 from pgc3d.geometry.sdf import ellipsoid_sdf, redistance
 from pgc3d.interfaces import Meshable, Rasterizer, Representation
 from pgc3d.optimize import Objective, Problem, optimize
-from pgc3d.representation.dmtet import DMTet, DMTetConfig, build_dmtet
+from pgc3d.representation.dmtet import DMTet
+from pgc3d.representation.dmtet_config import DMTetConfig, build_dmtet
 from pgc3d.types import Fragments, Mesh, Rendering, Step, Views
 
 

@@ -13,7 +13,7 @@ from pgc3d.guidance.reference import ReferenceConfig, ReferenceView
 from pgc3d.interfaces import Guidance
 from pgc3d.optimize import Objective, Problem, optimize
 from pgc3d.render import build_rasterizer
-from pgc3d.representation.dmtet import DMTetConfig, build_dmtet
+from pgc3d.representation.dmtet_config import DMTetConfig, build_dmtet
 from pgc3d.types import GuidanceOutput, Rendering, Views
 
 SIDE = 12

@@ -18,7 +18,7 @@ from pgc3d.guidance.reference import ReferenceView, depth_disagreement, normal_d
 from pgc3d.optimize import Objective, Problem, optimize
 from pgc3d.render import build_rasterizer
 from pgc3d.render.mesh_renderer import render_mesh
-from pgc3d.representation.dmtet import DMTetConfig, build_dmtet
+from pgc3d.representation.dmtet_config import DMTetConfig, build_dmtet
 from pgc3d.types import Material, Mesh, Rendering, Views
 
 RASTERIZER = build_rasterizer("auto", torch.device("cpu"))

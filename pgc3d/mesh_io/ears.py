@@ -13,7 +13,7 @@ SEARCHES = 8  # for ears in a polygon that has lost its last one
 FORCED = 64  # cuts in a polygon that crosses itself, before the rest becomes a fan
 
 
-def clip_ears(points: Float[NDArray[np.float64], "N 2"]) -> Int[NDArray[np.int64], "T 3"]:
+def clip_ears(points: Float[np.ndarray, "N 2"]) -> Int[np.ndarray, "T 3"]:
     """The N - 2 triangles of a counter-clockwise polygon, as numbers of its corners.
 
     Where the polygon is simple, or touches itself only as the bridge to a hole does, all triangles are

@@ -26,9 +26,9 @@ _ALLOWED[[*range(BLANK + 1), *b"0123456789+-/"]] = True
 class Faces:
     """Polygons with at least three corners."""
 
-    rows: Int[NDArray[np.int64], " P"]  # lines of the file
-    counts: Int[NDArray[np.int64], " P"]
-    index: Int[NDArray[np.int64], "C 3"]  # of v, vt and vn as the file has them, 0 where there is none
+    rows: Int[np.ndarray, " P"]  # lines of the file
+    counts: Int[np.ndarray, " P"]
+    index: Int[np.ndarray, "C 3"]  # of v, vt and vn as the file has them, 0 where there is none
     short: int = 0  # faces with fewer corners, which are left out
 
     def places(self, slot: int, lines: Lines, listed: Ints) -> Ints:

@@ -16,10 +16,10 @@ MAX_CORNERS = 25_000  # of a polygon that no fan covers: clipping ears takes the
 
 
 def triangulate(
-    vertices: Float[NDArray[np.float64], "V 3"],
-    corners: Int[NDArray[np.int64], " C"],
-    counts: Int[NDArray[np.int64], " P"],
-) -> tuple[Int[NDArray[np.int64], "T 3"], Int[NDArray[np.int64], " T"]]:
+    vertices: Float[np.ndarray, "V 3"],
+    corners: Int[np.ndarray, " C"],
+    counts: Int[np.ndarray, " P"],
+) -> tuple[Int[np.ndarray, "T 3"], Int[np.ndarray, " T"]]:
     """Triangles of polygons that lie one after the other in `corners`, in their order.
 
     A polygon of n corners becomes n - 2 triangles, whose corners are places in `corners`; one with fewer than
