@@ -5,6 +5,8 @@ import sys
 import pytest
 from tiny import ROOT
 
+pytestmark = pytest.mark.scripts
+
 
 @pytest.fixture
 def script(monkeypatch):

@@ -13,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+pytestmark = pytest.mark.scripts
+
 FOLDER = Path(__file__).parents[1] / "scripts" / "mini"
 
 

@@ -18,6 +18,8 @@ from pgc3d.export.mesh_file import read_mesh
 from pgc3d.render.cpu import CpuRasterizer
 from pgc3d.render.mesh_renderer import project
 
+pytestmark = pytest.mark.scripts
+
 FOLDER = Path(__file__).parents[1] / "scripts" / "mini"
 
 

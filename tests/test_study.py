@@ -14,6 +14,8 @@ from tiny import ROOT, write_tiny_sdxl
 
 from pgc3d.diffusion.models import load_latent_diffusion
 
+pytestmark = pytest.mark.scripts
+
 
 @pytest.fixture
 def scripts(monkeypatch):

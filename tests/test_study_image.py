@@ -12,6 +12,8 @@ from pgc3d.evaluation.procedural import write_procedural_set
 from pgc3d.evaluation.protocol import Protocol
 from pgc3d.render.cpu import CpuRasterizer
 
+pytestmark = pytest.mark.scripts
+
 SMALL = Protocol(views=2, resolution=64, points=512, surface_views=4, grid=16)
 TINY = (
     "run.resolution=[32]", "run.resolution_until=[]", "representation.resolution=16",

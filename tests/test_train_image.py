@@ -35,6 +35,8 @@ from pgc3d.cameras import fill_distance, orbit
 from pgc3d.diffusion.zero123 import polar_pose
 from pgc3d.render.cpu import CpuRasterizer
 
+pytestmark = pytest.mark.scripts
+
 SIZE, LATENT = 64, 8
 azimuths = st.floats(-math.pi, math.pi)
 elevations = st.floats(-1.0, 1.4)
