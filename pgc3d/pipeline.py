@@ -101,7 +101,7 @@ def generate(
         session = Session(run, config, device, report, stop or StopFlag(), record)
         for name in images:
             report(Event("build", file=kept.files[name]))
-        return _execute(session, located)
+        return _execute(session, located, {})
 
 
 def _keep_inputs(run: RunDirectory, task: Task, canvas: Canvas | None, images: Mapping[str, bytes]) -> Task:
@@ -134,12 +134,13 @@ def resume(
     with RunDirectory.open(path) as run:
         record = _read_record(run, report, edited=edited)
         config = load_config([run.config])
-        done = {name: _steps_done(run, config, name) for name in config.stages}
-        if record.get("status") == "done" and list(done.values())[-1] == config.last.steps:
+        found = {name: _newest(run, config, name) for name in config.stages}
+        last = found[next(reversed(config.stages))]
+        if record.get("status") == "done" and last is not None and last.step == config.last.steps:
             report(Event("export", message=f"nothing to do: {path} is done; use `pgc3d export {path}`"))
             run.write_manifest(record)
             return RunResult(path, ())
-        if not any(done.values()):
+        if not any(found.values()):
             report(Event("build", message=f"{path} has no checkpoint yet: beginning with the first step"))
         device = resolve_device(config.run.device)
         located = locate_models(config, device)
@@ -148,12 +149,7 @@ def resume(
         require_same_models(record, config, located)
         require_same_starts(record, config)
         session = Session(run, config, device, report, stop or StopFlag(), record)
-        return _execute(session, located)
-
-
-def _steps_done(run: RunDirectory, config: Config, stage: str) -> int:
-    checkpoint = _newest(run, config, stage)
-    return 0 if checkpoint is None else checkpoint.step
+        return _execute(session, located, found)
 
 
 def _read_record(run: RunDirectory, report: Reporter, *, edited: bool = False) -> dict[str, Any]:
@@ -261,8 +257,13 @@ def _stage_to_show(run: RunDirectory, config: Config, stage: str | None) -> tupl
     )
 
 
-def _execute(session: Session, located: Mapping[str, LocatedModel]) -> RunResult:
-    """Build and optimise each stage in turn, and export the last one; stops between steps where told to."""
+def _execute(
+    session: Session, located: Mapping[str, LocatedModel], found: dict[str, Checkpoint | None]
+) -> RunResult:
+    """Build and optimise each stage in turn, and export the last one; stops between steps where told to.
+
+    `found` holds the checkpoints that stages go on from; they are taken out.
+    """
     run, device = session.run, session.device
     with session.recorded():
         session.report(Event("build"))
@@ -277,7 +278,7 @@ def _execute(session: Session, located: Mapping[str, LocatedModel]) -> RunResult
             config, Task.from_record(session.record, run.path), rasterizer, device, models
         )
         for name, stage in config.stages.items():
-            checkpoint = _newest(run, config, name)
+            checkpoint = found.pop(name, None)
             is_last = name == list(config.stages)[-1]
             if checkpoint is not None and checkpoint.step >= stage.steps and not is_last:
                 continue

@@ -25,10 +25,10 @@ from pgc3d.records import seal
 from pgc3d.signals import StopFlag
 from pgc3d.task import Task
 
-SETTINGS = {  # no diffusion model: what is tested is the folder
-    "run": {"steps": 5, "resolution": [16], "resolution_until": [], "device": "cpu"},
-    "representation": {"kind": "textured_mesh", "texture": "image", "image_size": 64},
-    "photo": {"size": 64},
+STAGE = {  # no diffusion model: what is tested is the folder
+    "resolution": [16],
+    "resolution_until": [],
+    "representation": {"kind": "textured_mesh", "texture": "field", "color_levels": 2, "color_log2_rows": 6},
     "objectives": {
         "reference": {
             "guidance": {"kind": "reference", "depth": 0.1},
@@ -37,11 +37,16 @@ SETTINGS = {  # no diffusion model: what is tested is the folder
             "batch": 1,
         }
     },
+}
+SETTINGS = {
+    "run": {"device": "cpu"},
+    "photo": {"size": 64},
+    "stages": {"first": {**STAGE, "steps": 3}, "second": {**STAGE, "steps": 5, "start": "first"}},
     "logging": {"log_every": 1, "checkpoint_every": 2, "preview_every": 3, "preview_resolution": 32},
     "export": {"texture_size": 64},
 }
-STOP = 4  # steps before the stop: two checkpoints, one preview
-FOLDERS = ("checkpoints", "previews")
+STOP = ("second", 4)  # steps before the stop: two checkpoints, one preview
+FOLDERS = [f"{kind}{stage}" for kind in ("checkpoints", "previews") for stage in ("", "/first", "/second")]
 CASES = 200
 WRONG = [None, True, -1, 2.5, 10**30, float("nan"), float("inf"), "x", [], {}, [[]], "../../victim", "\ud800"]
 SAID = ("damaged", "no record", "earlier pgc3d", "no checkpoint")
@@ -60,7 +65,7 @@ def make(folder):
     stop = StopFlag()
 
     def report(event):
-        if event.report is not None and event.report.step == STOP:
+        if event.report is not None and (event.stage, event.report.step) == STOP:
             stop.signal = signal.SIGTERM
 
     pipeline.generate(task, out=folder / "run", config=load_config([SETTINGS]), report=report, stop=stop)
@@ -295,6 +300,7 @@ def test_a_damaged_folder_ends_well(whole, tmp_path, caplog):
 @pytest.mark.slow
 def test_a_folder_damaged_in_two_hundred_ways_ends_well(whole, tmp_path, caplog):
     chosen = list(damages(whole[0], CASES))
+    assert {damage.place for damage in chosen} >= {*FOLDERS, "checkpoints/first/step-000003.safetensors"}
     assert {damage.place for damage in chosen} == {
         str(path.relative_to(whole[0])) for path in whole[0].rglob("*")
     }
