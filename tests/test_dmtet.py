@@ -6,14 +6,14 @@ from fakes import PullTowardColor
 from steps import FIRST, at, render, show, steps
 
 from pgc3d.cameras import OrbitConfig, sample_orbit, turntable
-from pgc3d.errors import DivergedError
+from pgc3d.errors import DivergedError, InputError
 from pgc3d.geometry.marching_tetrahedra import march
 from pgc3d.geometry.sdf import ellipsoid_sdf, redistance
 from pgc3d.interfaces import Meshable, Rasterizer, Representation
 from pgc3d.optimize import Objective, Problem, optimize
 from pgc3d.representation.dmtet import DMTet
 from pgc3d.representation.dmtet_config import DMTetConfig, build_dmtet
-from pgc3d.types import Fragments, Mesh, Rendering, Step, Views
+from pgc3d.types import Fragments, Handover, Material, Mesh, Rendering, Step, Views
 
 
 class NoRasterizer:
@@ -28,13 +28,13 @@ class NoRasterizer:
         raise NotImplementedError
 
 
-def make(rasterizer: Rasterizer | None = None, mesh: Mesh | None = None, **options: object) -> DMTet:
+def make(rasterizer: Rasterizer | None = None, start: Handover | None = None, **options: object) -> DMTet:
     config = DMTetConfig(**{"resolution": 16, "color_levels": 2, **options})  # type: ignore[arg-type]
     return build_dmtet(
         config,
         rasterizer=rasterizer or NoRasterizer(),
         generator=torch.Generator().manual_seed(0),
-        mesh=mesh,
+        start=start,
     )
 
 
@@ -61,10 +61,26 @@ def test_starts_as_the_asked_ellipsoid(sdf: str) -> None:
     assert (mesh.normals * mesh.vertices).sum(-1).min() > 0
 
 
-def test_starts_as_the_asked_mesh() -> None:
+def green(points: torch.Tensor) -> Material:
+    ones = torch.ones(len(points), 1)
+    return Material(torch.tensor([0.2, 0.7, 0.3]).expand(len(points), 3), 0.8 * ones, 0.0 * ones)
+
+
+def test_starts_as_the_mesh_and_the_colours_of_an_earlier_stage() -> None:
+    """Of a representation that has neither a distance field nor weights that fit."""
     vertices, faces = march(ellipsoid_sdf((0.3, 0.6, 0.4), 16))
-    mesh = make(init="mesh", mesh=Mesh(vertices, faces, vertices)).to_mesh()
+    start = Handover(surface=Mesh(vertices, faces, vertices), sdf=None, material=green)
+    shape = make(start=start)
+    mesh = shape.to_mesh()
     torch.testing.assert_close(mesh.vertices.amax(0), torch.tensor([0.3, 0.6, 0.4]), atol=0.03, rtol=0)
+    color = shape.material(mesh.vertices).base_color.detach()
+    torch.testing.assert_close(color, green(mesh.vertices).base_color.clone(), atol=0.02, rtol=0)
+    assert all(parameter.grad is None for parameter in shape.parameters())
+
+
+def test_what_has_no_surface_cannot_be_started_from() -> None:
+    with pytest.raises(InputError, match="must start from a stage with a surface"):
+        make(start=Handover(surface=None, sdf=None, material=green))
 
 
 @pytest.mark.parametrize("sdf", ["grid", "mlp"])
@@ -215,8 +231,6 @@ def test_bad_configurations_are_refused() -> None:
         DMTetConfig(resolution=2)
     with pytest.raises(ValueError, match="lr_sdf"):
         DMTetConfig(lr_sdf=-1.0)
-    with pytest.raises(ValueError, match="mesh must be given"):
-        make(init="mesh")
 
 
 def test_a_step_has_the_weighted_regularisers() -> None:
