@@ -97,6 +97,8 @@ def _check_leaf(where: str, expected: Any, value: Any) -> None:
         if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
             raise ConfigError(f"{where} must be a list, got {shown(value)}")
         kinds = typing.get_args(expected)
+        if kinds[-1] is not ... and len(value) != len(kinds):
+            raise ConfigError(f"{where} must have {len(kinds)} entries, got {len(value)}")
         last = len(kinds) - (2 if kinds[-1] is ... else 1)
         for index, entry in enumerate(value[:MAX_ENTRIES]):
             kind = kinds[min(index, last)]

@@ -352,6 +352,7 @@ REFUSED_OVERRIDES = {
     "too many names": (".".join(["a"] * 2000) + "=1", "at most 16 names with dots between, got 2000"),
     "too many entries": (f"run={{{','.join(f'k{i}: 1' for i in range(2000))}}}", "at most 256 entries"),
     "an empty name": ("run..steps=3", "--set must be key=value, got 'run..steps=3'"),
+    "too few entries": ("optimizer.betas=[]", "stages.main.optimizer.betas must have 2 entries, got 0"),
     "a long value": (f"run.steps={'x' * 100_000}", "could not be converted to Integer"),
     "a long name": (f"{'x' * 100_000}=1", "--set: xxx"),
     "a large number": (f"run.seed={'9' * 5000}", "--set"),
