@@ -94,18 +94,7 @@ def _enter(node: Any, key: str, value: Mapping[str, Any], expected: Any, where: 
 def _check_leaf(where: str, expected: Any, value: Any) -> None:
     """Refuse what OmegaConf would turn into a text, a truth or a list without a word."""
     if typing.get_origin(expected) is tuple:
-        if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
-            raise ConfigError(f"{where} must be a list, got {shown(value)}")
-        kinds = typing.get_args(expected)
-        if kinds[-1] is not ... and len(value) != len(kinds):
-            raise ConfigError(f"{where} must have {len(kinds)} entries, got {len(value)}")
-        last = len(kinds) - (2 if kinds[-1] is ... else 1)
-        for index, entry in enumerate(value[:MAX_ENTRIES]):
-            kind = kinds[min(index, last)]
-            _check_leaf(f"{where}[{index}]", kind, entry)
-            if kind in {int, float} and not _is_number(entry, kind):
-                named = "a whole number" if kind is int else "a number"
-                raise ConfigError(f"{where}[{index}] must be {named}, got {shown(entry)}")
+        _check_entries(where, typing.get_args(expected), value)
         return
     if value is None and types.NoneType in typing.get_args(expected):
         return
@@ -119,6 +108,21 @@ def _check_leaf(where: str, expected: Any, value: Any) -> None:
         raise ConfigError(f"{where} must be a number, got {str(value).lower()}")
     if plain == {float} and isinstance(value, int) and abs(value) > sys.float_info.max:
         raise ConfigError(f"{where} must be a smaller number, got {shown(value)}")
+
+
+def _check_entries(where: str, kinds: Sequence[Any], value: Any) -> None:
+    """Refuse what is no list of entries of these types; an ellipsis at the end repeats the one before."""
+    if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
+        raise ConfigError(f"{where} must be a list, got {shown(value)}")
+    if kinds[-1] is not ... and len(value) != len(kinds):
+        raise ConfigError(f"{where} must have {len(kinds)} entries, got {len(value)}")
+    last = len(kinds) - (2 if kinds[-1] is ... else 1)
+    for index, entry in enumerate(value[:MAX_ENTRIES]):
+        kind = kinds[min(index, last)]
+        _check_leaf(f"{where}[{index}]", kind, entry)
+        if kind in {int, float} and not _is_number(entry, kind):
+            named = "a whole number" if kind is int else "a number"
+            raise ConfigError(f"{where}[{index}] must be {named}, got {shown(entry)}")
 
 
 def _is_number(value: Any, kind: type[int | float]) -> bool:
