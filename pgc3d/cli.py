@@ -253,6 +253,10 @@ def evaluate(
 
     if align and frame == "shared":
         raise InputError("--align must go with --frame own, got --frame shared, in which nothing is moved")
+    unused = [name for name in options.given() if name != "--device"]
+    if not run and (unused or guidance != "auto" or seeds != 1):
+        names = ", ".join(unused) or "--guidance and --seeds"
+        raise InputError(f"{names} must go with --run, without which nothing is made; leave them away")
     folders, listed = results or [], read_items(items)
     measure = Measure(
         protocol=Protocol(alignment="rotation" if align else "none", frame=frame),

@@ -100,6 +100,11 @@ class RunOptions:
     config: ConfigOption = None
     set_: SetOption = None
 
+    def given(self) -> list[str]:
+        """The options that the user gave, as on the command line."""
+        names = [item.name for item in fields(self) if getattr(self, item.name) is not None]
+        return [f"--{name.rstrip('_').replace('_', '-')}" for name in names]
+
     def settings(self) -> dict[str, Any]:
         """The options that are settings of a run by another name."""
         return {

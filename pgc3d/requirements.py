@@ -33,6 +33,7 @@ class Requirements:
     accepts: frozenset[str] = frozenset()  # inputs that are used where they are given, as "depth"
     reference_view: bool = False  # cameras of kind `reference`, one colour behind, and the target color
     models: Mapping[str, ModelUse] = field(default_factory=dict)  # by the entry of `models`
+    files: frozenset[tuple[str, str]] = frozenset()  # that must be there: the setting and the path in it
 
     def __or__(self, other: "Requirements") -> "Requirements":
         """The requirements of both."""
@@ -43,5 +44,6 @@ class Requirements:
             inputs=self.inputs | other.inputs,
             accepts=self.accepts | other.accepts,
             reference_view=self.reference_view or other.reference_view,
+            files=self.files | other.files,
             models=models | {name: self.models[name] | other.models[name] for name in shared},
         )

@@ -93,6 +93,17 @@ ERRORS = {
         2,
         "controls.a.condition",
     ),
+    "no such linear encoder": (
+        ["text", "x", "--guidance", "mini", "--set", "objectives.color.guidance.linear_encoder=none"],
+        2,
+        "guidance.linear_encoder must be a file, found none at none",
+    ),
+    "evaluation that makes nothing": (
+        ["eval", "none.jsonl", "--steps", "5", "--set", "run.seed=1", "--device", "cpu"],
+        2,
+        "error: --steps, --set must go with --run, without which nothing is made",
+    ),
+    "seeds of nothing": (["eval", "none.jsonl", "--seeds", "2"], 2, "must go with --run"),
     "no such run": (["resume", "none"], 2, "error: none must be the folder of a run"),
     "no rules": (["ablate", "a chair", "--guidance", "mini", "--rules", ", "], 2, "name at least one rule"),
     "export of no run": (["export", "none"], 2, "error: none must be the folder of a run"),

@@ -1,6 +1,6 @@
 """What a user gives, checked against what the configuration needs and made ready for the run."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +41,11 @@ def require_fitting(config: Config, task: Task) -> None:
     """Refuse a task that lacks what the configuration needs, or has what nothing in it uses.
 
     Raises:
-        ConfigError: only one of both has a mesh.
+        ConfigError: only one of both has a mesh, or a file that a setting names is missing.
         InputError: another input is missing or unused.
     """
     needed = config.requires()
+    _require_files(needed.files)
     kinds = ", ".join(stage.representation.kind for stage in config.stages.values())
     if "mesh" in needed.inputs and task.mesh is None:
         raise ConfigError(f"representation.kind {kinds} needs a mesh; use `{COMMANDS['mesh']}`")
@@ -68,6 +69,12 @@ def require_fitting(config: Config, task: Task) -> None:
         raise InputError(
             f"the background {task.background} must be used, but no backgrounds name 'image'; remove it"
         )
+
+
+def _require_files(files: Collection[tuple[str, str]]) -> None:
+    for setting, path in sorted(files):
+        if not Path(path).is_file():
+            raise ConfigError(f"{setting} must be a file, found none at {path}")
 
 
 def prepare_images(config: Config, task: Task, say: Say = ignore) -> Mapping[str, bytes]:

@@ -56,7 +56,8 @@ class SdsConfig:
 
     def requires(self) -> Requirements:
         """A prompt, and a text-to-image model with its ControlNets."""
-        return Requirements(prompt=True, models={self.model: self._use()})
+        files = {("guidance.linear_encoder", self.linear_encoder)} if self.linear_encoder else ()
+        return Requirements(prompt=True, models={self.model: self._use()}, files=frozenset(files))
 
     def _use(self) -> ModelUse:
         names = dict.fromkeys(control.model for control in self.controls.values())
