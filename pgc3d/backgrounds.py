@@ -25,7 +25,7 @@ from pgc3d.errors import InputError
 from pgc3d.inputs.decode import Size, decode_image, drop_idle_alpha, ignore
 from pgc3d.inputs.formats import Say
 from pgc3d.inputs.image import encode_png
-from pgc3d.render.antialias import clamp_overshoot
+from pgc3d.rendering.antialias import clamp_overshoot
 from pgc3d.types import Rendering
 
 Color: TypeAlias = tuple[float, float, float]  # sRGB

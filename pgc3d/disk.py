@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pgc3d.errors import RunDirectoryError
-from pgc3d.export.atomic import replace_files
+from pgc3d.exporting.atomic import replace_files
 
 
 @contextmanager

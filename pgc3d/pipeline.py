@@ -20,14 +20,14 @@ from pgc3d.checkpoint_files import Checkpoint
 from pgc3d.config import Config, dump_config, load_config
 from pgc3d.disk import replace_file, require_free_space, sha256
 from pgc3d.errors import DivergedError, InputError, RunDirectoryError
-from pgc3d.export.canvas import save_canvas
-from pgc3d.export.export import ExportReport, export_asset
-from pgc3d.export.painting import export_painting
+from pgc3d.exporting.canvas import save_canvas
+from pgc3d.exporting.export import ExportReport, export_asset
+from pgc3d.exporting.painting import export_painting
 from pgc3d.interfaces import Meshable, Rasterizer, Representation
 from pgc3d.layers import nearest
 from pgc3d.model_record import describe_models, require_same_models, with_absolute_paths
 from pgc3d.plan import plan_run
-from pgc3d.render import build_rasterizer
+from pgc3d.rendering import build_rasterizer
 from pgc3d.representation.textured_mesh import PaintedMesh
 from pgc3d.run_directory import RunDirectory
 from pgc3d.session import Event, Reporter, Session, explain_memory
@@ -210,7 +210,7 @@ def render(path: Path | str, *, stage: str | None = None, report: Reporter = ign
     """Write a turntable and a sheet of six views of a run's newest checkpoint, or of a stage's."""
     path = Path(path)
     with _opened(path, {}, stage, report) as (session, representation, _):
-        from pgc3d.export.turntable import write_sheet, write_turntable
+        from pgc3d.exporting.turntable import write_sheet, write_turntable
 
         sheet, video = free_name(path / "views.png"), free_name(path / "turntable.mp4")
         with session.timed("render_files"):
@@ -320,7 +320,7 @@ def _painter(session: Session, representation: Representation) -> Callable[[Came
 
 
 def _write_sheet(path: Path, paint: Callable[[Cameras], Rendering]) -> None:
-    from pgc3d.export.turntable import write_sheet
+    from pgc3d.exporting.turntable import write_sheet
 
     write_sheet(path, paint)
 

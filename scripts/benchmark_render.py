@@ -25,9 +25,9 @@ from pgc3d.config import load_config, preset
 from pgc3d.geometry.edges import EdgeTopology
 from pgc3d.interfaces import Meshable, Rasterizer
 from pgc3d.optimize import Objective, Problem, Stopwatch, optimization_step
-from pgc3d.render import build_rasterizer
-from pgc3d.render.antialias import antialias, edge_topology
-from pgc3d.render.mesh_renderer import project
+from pgc3d.rendering import build_rasterizer
+from pgc3d.rendering.antialias import antialias, edge_topology
+from pgc3d.rendering.mesh_renderer import project
 from pgc3d.representation.dmtet import DMTet
 from pgc3d.representation.dmtet_config import DMTetConfig, build_dmtet
 from pgc3d.representation.textured_mesh import PaintedMesh, TexturedMeshConfig, build_painted_mesh

@@ -16,10 +16,10 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from pgc3d.export.mesh_file import read_mesh
-from pgc3d.export.roundtrip import comparison_views, render_asset
-from pgc3d.export.turntable import tile, to_bytes
-from pgc3d.render import build_rasterizer
+from pgc3d.exporting.mesh_file import read_mesh
+from pgc3d.exporting.roundtrip import comparison_views, render_asset
+from pgc3d.exporting.turntable import tile, to_bytes
+from pgc3d.rendering import build_rasterizer
 
 PROMPTS = ("a red chair", "a blue chair", "a horse", "a yellow car", "a bicycle", "a hamburger",
            "a black grand piano", "a green sofa", "a barrel", "a red fire hydrant", "a teapot",

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from pgc3d.diffusion.latent import resize
-from pgc3d.export.turntable import tile, to_bytes
+from pgc3d.exporting.turntable import tile, to_bytes
 from pgc3d.inputs.image import load_photo
 
 PICTURES = Path(__file__).parent.parent / "assets" / "pictures"

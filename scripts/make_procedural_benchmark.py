@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from pgc3d.evaluation.procedural import write_procedural_set
-from pgc3d.render import build_rasterizer
+from pgc3d.rendering import build_rasterizer
 
 
 def main() -> None:

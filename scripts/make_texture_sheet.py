@@ -22,11 +22,11 @@ from make_gallery import run_once
 from PIL import Image
 
 from pgc3d.evaluation.render import render_views
-from pgc3d.export.mesh_file import read_mesh
-from pgc3d.export.roundtrip import comparison_views
-from pgc3d.export.turntable import tile, to_bytes
+from pgc3d.exporting.mesh_file import read_mesh
+from pgc3d.exporting.roundtrip import comparison_views
+from pgc3d.exporting.turntable import tile, to_bytes
 from pgc3d.geometry.placement import place
-from pgc3d.render import build_rasterizer
+from pgc3d.rendering import build_rasterizer
 
 
 def welded(data: Any) -> trimesh.Trimesh:

@@ -45,7 +45,7 @@ from pgc3d.disk import replace_file
 from pgc3d.errors import Pgc3dError
 from pgc3d.evaluation.items import Item, read_items
 from pgc3d.evaluation.processes import in_processes
-from pgc3d.export.turntable import tile
+from pgc3d.exporting.turntable import tile
 
 RULES = (
     "none", "parameter", "channel=0.1", "pngd=0.1", "pixel=0.01", "pixel=0.03", "pixel=0.1", "pixel=0.3",

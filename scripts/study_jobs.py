@@ -24,14 +24,14 @@ from pgc3d.evaluation.items import Item
 from pgc3d.evaluation.measure import Measure, Result, score, shares_frame
 from pgc3d.evaluation.protocol import Protocol
 from pgc3d.evaluation.retrieval import load_retriever
-from pgc3d.export.gltf import encode_png
-from pgc3d.export.mesh_file import read_mesh
-from pgc3d.export.roundtrip import comparison_views, render_asset
-from pgc3d.export.turntable import to_bytes
+from pgc3d.exporting.gltf import encode_png
+from pgc3d.exporting.mesh_file import read_mesh
+from pgc3d.exporting.roundtrip import comparison_views, render_asset
+from pgc3d.exporting.turntable import to_bytes
 from pgc3d.image_statistics import statistics
 from pgc3d.mini import judge
 from pgc3d.presets import IMAGE, TEXT, configure
-from pgc3d.render import build_rasterizer
+from pgc3d.rendering import build_rasterizer
 from pgc3d.task import Task
 
 Kind = Literal["text", "image"]

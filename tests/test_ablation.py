@@ -25,7 +25,7 @@ from pgc3d.evaluation.ablation import (
 )
 from pgc3d.evaluation.ablation_sheets import columns, heat_colors
 from pgc3d.inputs.colors import named_color
-from pgc3d.render import build_rasterizer
+from pgc3d.rendering import build_rasterizer
 from pgc3d.task import Task
 from pgc3d.types import Step
 

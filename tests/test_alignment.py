@@ -10,7 +10,7 @@ from pgc3d.errors import InputError
 from pgc3d.evaluation.alignment import align, candidate_rotations, normalize_mesh, rigid
 from pgc3d.evaluation.procedural import shapes
 from pgc3d.evaluation.shape_metrics import chamfer_distance, nearest_distances
-from pgc3d.export.asset import TexturedMesh
+from pgc3d.exporting.asset import TexturedMesh
 from pgc3d.geometry.normals import vertex_normals
 from pgc3d.geometry.surface import sample_surface
 

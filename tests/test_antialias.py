@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from pgc3d.cameras import orbit
 from pgc3d.geometry.edges import EdgeTopology, sorted_topology
-from pgc3d.render.antialias import antialias, clamp_overshoot, edge_topology
-from pgc3d.render.cpu import CpuRasterizer
-from pgc3d.render.mesh_renderer import project
+from pgc3d.rendering.antialias import antialias, clamp_overshoot, edge_topology
+from pgc3d.rendering.cpu import CpuRasterizer
+from pgc3d.rendering.mesh_renderer import project
 
 TRIANGLE = torch.tensor([[0, 1, 2]])
 

@@ -23,14 +23,14 @@ from pgc3d.cameras import ReferenceCameraConfig, turntable
 from pgc3d.config import ObjectiveConfig, dump_config, load_config
 from pgc3d.diffusion.latent import resize
 from pgc3d.errors import InputError
-from pgc3d.export.canvas import prepare_canvas
+from pgc3d.exporting.canvas import prepare_canvas
 from pgc3d.guidance.reference import ReferenceConfig
 from pgc3d.inputs import formats
 from pgc3d.inputs.colors import named_color
 from pgc3d.inputs.image import frame_photo
 from pgc3d.optimize import Objective
 from pgc3d.presets import split_backgrounds
-from pgc3d.render.cpu import CpuRasterizer
+from pgc3d.rendering.cpu import CpuRasterizer
 from pgc3d.representation.dmtet_config import DMTetConfig, build_dmtet
 from pgc3d.representation.textured_mesh import TexturedMeshConfig, build_painted_mesh
 from pgc3d.types import GuidanceOutput

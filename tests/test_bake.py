@@ -5,9 +5,9 @@ import torch
 import trimesh
 from torch import Tensor
 
-from pgc3d.export.bake import bake, fill, query, texel_positions, vertex_colors
+from pgc3d.exporting.bake import bake, fill, query, texel_positions, vertex_colors
 from pgc3d.geometry.uv import UvAtlas, unwrap
-from pgc3d.render import build_rasterizer
+from pgc3d.rendering import build_rasterizer
 from pgc3d.types import Material
 
 SIZE = 96
@@ -131,7 +131,7 @@ def test_padding_continues_the_nearest_chart():
 
 
 def test_query_in_chunks_is_the_query_at_once(monkeypatch):
-    monkeypatch.setattr("pgc3d.export.bake.CHUNK", 7)
+    monkeypatch.setattr("pgc3d.exporting.bake.CHUNK", 7)
     points = torch.randn(30, 3, generator=torch.Generator().manual_seed(0))
     expected = painted(points)
     torch.testing.assert_close(query(painted, points)[:, :3], expected.base_color)

@@ -8,9 +8,9 @@ from test_triton import devices
 from pgc3d.cameras import turntable
 from pgc3d.geometry.normals import vertex_normals
 from pgc3d.kernels.light import LINEAR_KNEE, SRGB_KNEE
-from pgc3d.render import mesh_renderer
-from pgc3d.render.cpu import CpuRasterizer
-from pgc3d.render.mesh_renderer import render_mesh
+from pgc3d.rendering import mesh_renderer
+from pgc3d.rendering.cpu import CpuRasterizer
+from pgc3d.rendering.mesh_renderer import render_mesh
 from pgc3d.types import Cameras, Fragments, Mesh
 
 BACKGROUNDS = torch.tensor([[0.2, 0.4, 0.6], [1.0, 0.0, 0.5], [0.0, 0.0, 0.0]])
@@ -161,7 +161,7 @@ def test_pictures_of_meshes_are_those_of_covered_pixels(device):
     """Through the renderer: a fused picture everywhere against one of covered pixels in float64."""
     rasterizer = CpuRasterizer() if device == "cpu" else None
     if rasterizer is None:
-        from pgc3d.render.triton import TritonRasterizer
+        from pgc3d.rendering.triton import TritonRasterizer
 
         rasterizer = TritonRasterizer()
     results = []

@@ -13,7 +13,7 @@ from pgc3d.diffusion.models import resolve_model
 from pgc3d.diffusion.text import encode_prompts
 from pgc3d.guidance.reference import ReferenceConfig
 from pgc3d.guidance.zero123 import Zero123Config
-from pgc3d.render import build_rasterizer
+from pgc3d.rendering import build_rasterizer
 from pgc3d.task import Task
 
 CPU = torch.device("cpu")

@@ -24,8 +24,8 @@ from pgc3d.diffusion.hub import record_file
 from pgc3d.diffusion.latent import select
 from pgc3d.diffusion.models import resolve_model
 from pgc3d.errors import ConfigError, WeightsNotFoundError
-from pgc3d.render.cpu import CpuRasterizer
-from pgc3d.render.mesh_renderer import render_mesh
+from pgc3d.rendering.cpu import CpuRasterizer
+from pgc3d.rendering.mesh_renderer import render_mesh
 from pgc3d.types import Material, Mesh, Views
 
 

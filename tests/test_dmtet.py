@@ -43,7 +43,7 @@ def render_begun(shape: DMTet, step: Step) -> Rendering:
 
 
 def cpu_rasterizer() -> Rasterizer:
-    from pgc3d.render.cpu import CpuRasterizer
+    from pgc3d.rendering.cpu import CpuRasterizer
 
     return CpuRasterizer()
 

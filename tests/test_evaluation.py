@@ -26,10 +26,10 @@ from pgc3d.evaluation.protocol import Protocol, compare
 from pgc3d.evaluation.render import render_views
 from pgc3d.evaluation.results import read_results
 from pgc3d.evaluation.retrieval import load_retriever
-from pgc3d.export.mesh_file import read_mesh, write_mesh
+from pgc3d.exporting.mesh_file import read_mesh, write_mesh
 from pgc3d.kernels import use_threads
 from pgc3d.mini import text_model
-from pgc3d.render.cpu import CpuRasterizer
+from pgc3d.rendering.cpu import CpuRasterizer
 
 CPU = torch.device("cpu")
 SMALL = Protocol(views=3, resolution=64, points=1024, surface_views=8, grid=24)

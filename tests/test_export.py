@@ -13,15 +13,15 @@ from torch import Tensor
 
 from pgc3d.cameras import turntable
 from pgc3d.errors import DivergedError, InputError
-from pgc3d.export.asset import TexturedMesh
-from pgc3d.export.bake import vertex_colors
-from pgc3d.export.export import export_asset
-from pgc3d.export.gltf_check import check_glb
-from pgc3d.export.mesh_file import FORMATS, read_mesh, write_mesh
-from pgc3d.export.roundtrip import comparison_views, psnr, render_asset, round_trip_psnr
+from pgc3d.exporting.asset import TexturedMesh
+from pgc3d.exporting.bake import vertex_colors
+from pgc3d.exporting.export import export_asset
+from pgc3d.exporting.gltf_check import check_glb
+from pgc3d.exporting.mesh_file import FORMATS, read_mesh, write_mesh
+from pgc3d.exporting.roundtrip import comparison_views, psnr, render_asset, round_trip_psnr
 from pgc3d.interfaces import Meshable
 from pgc3d.parameters import ParameterStore
-from pgc3d.render import build_rasterizer
+from pgc3d.rendering import build_rasterizer
 from pgc3d.types import Handover, Material, Mesh, Rendering, Step, Views
 
 CPU = torch.device("cpu")

@@ -18,7 +18,7 @@ from pgc3d.diffusion.linear_encoder import (
 )
 from pgc3d.errors import InputError
 from pgc3d.guidance.distillation import draw as draw_noise
-from pgc3d.render import build_rasterizer
+from pgc3d.rendering import build_rasterizer
 from pgc3d.task import Task
 from pgc3d.types import Rendering, Views
 

@@ -14,12 +14,12 @@ import torch
 from mesh_cases import Gltf, box, one_box, red_and_blue, square
 
 from pgc3d.errors import InputError
-from pgc3d.export.asset_colors import surface_colors
-from pgc3d.export.canvas import prepare_canvas
-from pgc3d.export.mesh_file import read_mesh
+from pgc3d.exporting.asset_colors import surface_colors
+from pgc3d.exporting.canvas import prepare_canvas
+from pgc3d.exporting.mesh_file import read_mesh
 from pgc3d.geometry.normals import face_vectors
 from pgc3d.mesh_io.reader import read_source, source_files
-from pgc3d.render.cpu import CpuRasterizer
+from pgc3d.rendering.cpu import CpuRasterizer
 
 CPU = CpuRasterizer()
 HALF = (0.5, 0.5, 0.5)

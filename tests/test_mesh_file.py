@@ -11,12 +11,12 @@ import trimesh
 from torch import Tensor
 
 from pgc3d.errors import InputError
-from pgc3d.export import atomic
-from pgc3d.export.asset import TexturedMesh
-from pgc3d.export.atomic import atomic_path
-from pgc3d.export.gltf import encode_glb, pack_glb, unpack_glb
-from pgc3d.export.gltf_check import check_glb
-from pgc3d.export.mesh_file import FORMATS, GENERATOR, read_mesh, write_mesh
+from pgc3d.exporting import atomic
+from pgc3d.exporting.asset import TexturedMesh
+from pgc3d.exporting.atomic import atomic_path
+from pgc3d.exporting.gltf import encode_glb, pack_glb, unpack_glb
+from pgc3d.exporting.gltf_check import check_glb
+from pgc3d.exporting.mesh_file import FORMATS, GENERATOR, read_mesh, write_mesh
 
 METADATA = {"prompt": 'a "blue" Bär\non a chair', "seed": 7}
 

@@ -3,8 +3,8 @@ import torch
 
 from pgc3d.cameras import turntable
 from pgc3d.geometry.normals import vertex_normals
-from pgc3d.render.cpu import CpuRasterizer
-from pgc3d.render.mesh_renderer import project, render_mesh, render_textured, sample_texture
+from pgc3d.rendering.cpu import CpuRasterizer
+from pgc3d.rendering.mesh_renderer import project, render_mesh, render_textured, sample_texture
 from pgc3d.types import Cameras, Material, Mesh
 
 BOX = torch.tensor([[x, y, z] for x in (-0.5, 0.5) for y in (-0.5, 0.5) for z in (-0.5, 0.5)])

@@ -17,8 +17,8 @@ from pgc3d.evaluation.retrieval import load_retriever
 from pgc3d.guidance.score import classifier_free_guidance
 from pgc3d.guidance.sds import ScoreDistillation
 from pgc3d.prompts import ViewPromptConfig, unknown_words, view_prompts
-from pgc3d.render.cpu import CpuRasterizer
-from pgc3d.render.mesh_renderer import render_mesh
+from pgc3d.rendering.cpu import CpuRasterizer
+from pgc3d.rendering.mesh_renderer import render_mesh
 from pgc3d.types import Material, Mesh
 
 PACKAGE = Path(pgc3d.mini.__file__).parent

@@ -10,8 +10,8 @@ from framing import view_groups
 from pgc3d.build.models import local_image_model
 from pgc3d.diffusion.zero123 import load_zero123, relative_pose
 from pgc3d.geometry.normals import vertex_normals
-from pgc3d.render.cpu import CpuRasterizer
-from pgc3d.render.mesh_renderer import render_mesh
+from pgc3d.rendering.cpu import CpuRasterizer
+from pgc3d.rendering.mesh_renderer import render_mesh
 from pgc3d.schedules import add_noise
 from pgc3d.types import Material, Mesh
 

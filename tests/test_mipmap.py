@@ -5,8 +5,8 @@ from torch.autograd import gradcheck
 
 from pgc3d.cameras import orbit
 from pgc3d.geometry.normals import face_normals
-from pgc3d.render.mesh_renderer import sample_texture
-from pgc3d.render.mipmap import footprint_level, mip_chain, sample_chain, uv_gradients
+from pgc3d.rendering.mesh_renderer import sample_texture
+from pgc3d.rendering.mipmap import footprint_level, mip_chain, sample_chain, uv_gradients
 
 
 def draw(*shape, seed=0):

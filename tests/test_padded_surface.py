@@ -13,7 +13,7 @@ from pgc3d.geometry.edges import closed_edges
 from pgc3d.geometry.marching_tetrahedra import Room, find_crossings, surface_size
 from pgc3d.geometry.regularizers import adjacent_faces
 from pgc3d.optimize import Objective, Problem, optimization_step
-from pgc3d.render.antialias import edge_topology
+from pgc3d.rendering.antialias import edge_topology
 from pgc3d.representation.dmtet import DMTet
 from pgc3d.representation.surface import LOSSES, SizeWatch
 from pgc3d.types import Views

@@ -8,7 +8,7 @@ from tiny import write_tiny_sdxl
 
 import pgc3d
 from pgc3d import Task, generate, load_config, resume
-from pgc3d.render import build_rasterizer
+from pgc3d.rendering import build_rasterizer
 
 
 def test_exported_members():

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from pgc3d.cameras import turntable
 from pgc3d.errors import BackendUnavailableError
 from pgc3d.interfaces import Rasterizer
-from pgc3d.render import build_rasterizer
-from pgc3d.render.cpu import CpuRasterizer
+from pgc3d.rendering import build_rasterizer
+from pgc3d.rendering.cpu import CpuRasterizer
 
 # numpy, which interprets the Triton kernels here, warns of what CUDA computes silently
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -24,7 +24,7 @@ needs_triton = pytest.mark.skipif(
 def rasterizer(request):
     if request.param == "cpu":
         return CpuRasterizer()
-    from pgc3d.render.triton import TritonRasterizer
+    from pgc3d.rendering.triton import TritonRasterizer
 
     return TritonRasterizer()
 

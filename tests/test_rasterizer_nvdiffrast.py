@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from pgc3d.errors import BackendUnavailableError
-from pgc3d.render import build_rasterizer
-from pgc3d.render import nvdiffrast as backend
+from pgc3d.rendering import build_rasterizer
+from pgc3d.rendering import nvdiffrast as backend
 
 
 def test_without_cuda_the_error_names_the_fix():

@@ -9,11 +9,11 @@ from test_antialias import icosphere, rows, sphere_law, two_spheres
 
 from pgc3d.cameras import turntable
 from pgc3d.geometry.normals import vertex_normals
-from pgc3d.render import build_rasterizer
-from pgc3d.render.antialias import antialias, edge_topology
-from pgc3d.render.cpu import CpuRasterizer
-from pgc3d.render.mesh_renderer import project, render_mesh
-from pgc3d.render.nvdiffrast import NvdiffrastRasterizer
+from pgc3d.rendering import build_rasterizer
+from pgc3d.rendering.antialias import antialias, edge_topology
+from pgc3d.rendering.cpu import CpuRasterizer
+from pgc3d.rendering.mesh_renderer import project, render_mesh
+from pgc3d.rendering.nvdiffrast import NvdiffrastRasterizer
 from pgc3d.types import Material, Mesh
 
 pytestmark = pytest.mark.gpu

@@ -12,7 +12,7 @@ from pgc3d.guidance.reference import SIDE as STATED
 from pgc3d.guidance.reference import ReferenceConfig, ReferenceView
 from pgc3d.interfaces import Guidance
 from pgc3d.optimize import Objective, Problem, optimize
-from pgc3d.render import build_rasterizer
+from pgc3d.rendering import build_rasterizer
 from pgc3d.representation.dmtet_config import DMTetConfig, build_dmtet
 from pgc3d.types import GuidanceOutput, Rendering, Views
 

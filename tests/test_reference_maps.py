@@ -16,8 +16,8 @@ from pgc3d.geometry.normals import vertex_normals
 from pgc3d.guidance.reference import SIDE as STATED
 from pgc3d.guidance.reference import ReferenceView, depth_disagreement, normal_disagreement
 from pgc3d.optimize import Objective, Problem, optimize
-from pgc3d.render import build_rasterizer
-from pgc3d.render.mesh_renderer import render_mesh
+from pgc3d.rendering import build_rasterizer
+from pgc3d.rendering.mesh_renderer import render_mesh
 from pgc3d.representation.dmtet_config import DMTetConfig, build_dmtet
 from pgc3d.types import Material, Mesh, Rendering, Views
 

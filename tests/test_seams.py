@@ -24,7 +24,7 @@ from pgc3d.guidance.distillation import distill, draw
 from pgc3d.guidance.score import classifier_free_guidance
 from pgc3d.interfaces import Guidance, Representation, Stateful, SupportsMicroBatch
 from pgc3d.parameters import ParameterGroup, ParameterStore
-from pgc3d.render.cpu import CpuRasterizer
+from pgc3d.rendering.cpu import CpuRasterizer
 from pgc3d.representation.dmtet_config import DMTetConfig
 from pgc3d.requirements import ModelUse, Requirements
 from pgc3d.run_directory import RunDirectory

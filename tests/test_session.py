@@ -13,7 +13,7 @@ from pgc3d.config import Config, LoggingConfig, ObjectiveConfig, OptimizerConfig
 from pgc3d.errors import DivergedError, OutOfMemoryError, RunDirectoryError
 from pgc3d.optimize import Objective, Problem
 from pgc3d.pgc import AdaptiveClip, PixelClip
-from pgc3d.render.cpu import CpuRasterizer
+from pgc3d.rendering.cpu import CpuRasterizer
 from pgc3d.representation.dmtet_config import DMTetConfig, build_dmtet
 from pgc3d.run_directory import RunDirectory
 from pgc3d.session import Session, explain_memory

@@ -3,7 +3,7 @@ import math
 import torch
 
 from pgc3d.cameras import orbit
-from pgc3d.render.shading import irradiance, key_direction, linear_to_srgb, shade, srgb_to_linear
+from pgc3d.rendering.shading import irradiance, key_direction, linear_to_srgb, shade, srgb_to_linear
 
 
 def cameras(azimuth, elevation):

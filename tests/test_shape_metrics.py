@@ -18,7 +18,7 @@ from pgc3d.evaluation.shape_metrics import (
 from pgc3d.geometry.sdf import winding_number
 from pgc3d.geometry.surface import sample_surface
 from pgc3d.kernels.voxels_numba import solid_voxels
-from pgc3d.render.cpu import CpuRasterizer
+from pgc3d.rendering.cpu import CpuRasterizer
 
 
 def tensors(mesh):

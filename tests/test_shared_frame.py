@@ -19,10 +19,10 @@ from pgc3d.evaluation.items import Item, read_items
 from pgc3d.evaluation.measure import Measure, Result, score
 from pgc3d.evaluation.procedural import place_in_view, write_procedural_set
 from pgc3d.evaluation.render import render_views
-from pgc3d.export.mesh_file import read_mesh, write_mesh
+from pgc3d.exporting.mesh_file import read_mesh, write_mesh
 from pgc3d.inputs.image import frame_photo
-from pgc3d.render.cpu import CpuRasterizer
-from pgc3d.render.mesh_renderer import project
+from pgc3d.rendering.cpu import CpuRasterizer
+from pgc3d.rendering.mesh_renderer import project
 
 SHARED = replace(SMALL, frame="shared")
 

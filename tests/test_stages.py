@@ -17,7 +17,7 @@ from pgc3d.checkpoint import unpack_representation
 from pgc3d.config import Config, StageConfig, dump_config, load_config
 from pgc3d.errors import ConfigError, InputError, RunDirectoryError
 from pgc3d.geometry.surface import sample_surface
-from pgc3d.render.cpu import CpuRasterizer
+from pgc3d.rendering.cpu import CpuRasterizer
 from pgc3d.representation.dmtet_config import DMTetConfig
 from pgc3d.representation.fields import start_colors
 from pgc3d.run_directory import RunDirectory

@@ -11,7 +11,7 @@ from pgc3d.cameras import OrbitConfig, sample_orbit, turntable
 from pgc3d.choices import Backend
 from pgc3d.kernels import hash_grid
 from pgc3d.optimize import Objective, Problem, optimization_step
-from pgc3d.render import build_rasterizer
+from pgc3d.rendering import build_rasterizer
 from pgc3d.representation.dmtet import DMTet
 from pgc3d.types import GuidanceOutput, Views
 

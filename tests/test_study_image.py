@@ -10,7 +10,7 @@ from tiny import ROOT, write_tiny_zero123
 from pgc3d.evaluation.items import read_items
 from pgc3d.evaluation.procedural import write_procedural_set
 from pgc3d.evaluation.protocol import Protocol
-from pgc3d.render.cpu import CpuRasterizer
+from pgc3d.rendering.cpu import CpuRasterizer
 
 pytestmark = pytest.mark.scripts
 

@@ -15,7 +15,7 @@ from test_cli import checkpoint, run  # noqa: F401 - fixtures
 
 from pgc3d import pipeline
 from pgc3d.cli import main
-from pgc3d.export.mesh_file import read_mesh
+from pgc3d.exporting.mesh_file import read_mesh
 from pgc3d.run_directory import RunDirectory
 
 TINY = [

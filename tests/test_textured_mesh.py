@@ -10,9 +10,9 @@ from steps import FIRST, render, show
 from pgc3d.cameras import orbit, turntable
 from pgc3d.closeups import CloseUpConfig, sample_close_ups
 from pgc3d.errors import InputError, OutOfMemoryError, RunDirectoryError
-from pgc3d.export.canvas import load_canvas, prepare_canvas, save_canvas
-from pgc3d.export.mesh_file import read_mesh
-from pgc3d.export.painting import bake_painting, export_painting
+from pgc3d.exporting.canvas import load_canvas, prepare_canvas, save_canvas
+from pgc3d.exporting.mesh_file import read_mesh
+from pgc3d.exporting.painting import bake_painting, export_painting
 from pgc3d.geometry.normals import crease_normals, vertex_normals
 from pgc3d.geometry.own_uv import draw_atlas
 from pgc3d.geometry.placement import AXES, orientation
@@ -21,7 +21,7 @@ from pgc3d.interfaces import Representation
 from pgc3d.memory import require_texture_memory
 from pgc3d.mesh_io.reader import read_source
 from pgc3d.optimize import Objective, Problem, optimize
-from pgc3d.render.cpu import CpuRasterizer
+from pgc3d.rendering.cpu import CpuRasterizer
 from pgc3d.representation.textured_mesh import TexturedMeshConfig, build_painted_mesh
 from pgc3d.types import Views
 

@@ -33,7 +33,7 @@ from views import load_index, load_model, stretch
 import pgc3d.mini
 from pgc3d.cameras import fill_distance, orbit
 from pgc3d.diffusion.zero123 import polar_pose
-from pgc3d.render.cpu import CpuRasterizer
+from pgc3d.rendering.cpu import CpuRasterizer
 
 pytestmark = pytest.mark.scripts
 

@@ -9,8 +9,8 @@ from PIL import Image
 from torch import Tensor
 
 from pgc3d.errors import InputError
-from pgc3d.export import atomic
-from pgc3d.export.turntable import render_views, tile, to_bytes, write_sheet, write_turntable
+from pgc3d.exporting import atomic
+from pgc3d.exporting.turntable import render_views, tile, to_bytes, write_sheet, write_turntable
 from pgc3d.types import Cameras, Rendering
 
 

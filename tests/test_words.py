@@ -38,7 +38,7 @@ ALLOWED = {
     "build": 3,
     "diffusion": 1,
     "evaluation": 75,
-    "export": 32,
+    "exporting": 32,
     "guidance": 5,
     "inputs": 12,
     "representation": 10,

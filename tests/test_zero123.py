@@ -23,8 +23,8 @@ from pgc3d.geometry.normals import vertex_normals
 from pgc3d.guidance.distillation import draw
 from pgc3d.guidance.zero123 import NovelViewDistillation, Zero123Config
 from pgc3d.interfaces import Guidance, SupportsMicroBatch
-from pgc3d.render import build_rasterizer
-from pgc3d.render.mesh_renderer import render_mesh
+from pgc3d.rendering import build_rasterizer
+from pgc3d.rendering.mesh_renderer import render_mesh
 from pgc3d.schedules import PiecewiseLinear
 from pgc3d.types import Material, Mesh, Step, Views
 

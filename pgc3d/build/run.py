@@ -13,7 +13,7 @@ from pgc3d.cameras import CameraContext, SurfaceSampler, reference_view
 from pgc3d.config import Config, ObjectiveConfig, StageConfig
 from pgc3d.context import GuidanceContext, ModelStore, RepresentationContext
 from pgc3d.errors import BackendUnavailableError
-from pgc3d.export.canvas import load_canvas
+from pgc3d.exporting.canvas import load_canvas
 from pgc3d.geometry.surface import sample_surface
 from pgc3d.inputs.colors import COLORS, named_color
 from pgc3d.inputs.image import load_photo

@@ -36,7 +36,7 @@ from pgc3d.diffusion.latent import resize
 from pgc3d.disk import new_folder
 from pgc3d.errors import ConfigError
 from pgc3d.evaluation.ablation_sheets import Heat, RuleResult, columns, result_images
-from pgc3d.export.atomic import write_files
+from pgc3d.exporting.atomic import write_files
 from pgc3d.guidance.sds import ScoreDistillation
 from pgc3d.image_statistics import statistics
 from pgc3d.inputs.colors import COLORS, named_color
@@ -44,7 +44,7 @@ from pgc3d.interfaces import Guidance
 from pgc3d.optimize import StepReport
 from pgc3d.pipeline import ignore
 from pgc3d.ranges import MAX_RATE, check
-from pgc3d.render import build_rasterizer
+from pgc3d.rendering import build_rasterizer
 from pgc3d.representation.dmtet_config import DMTetConfig
 from pgc3d.run_directory import CONFIG, MANIFEST
 from pgc3d.schedules import PiecewiseLinear

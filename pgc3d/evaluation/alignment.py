@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pgc3d.errors import InputError
 from pgc3d.evaluation.shape_metrics import chamfer_distance, nearest_distances
-from pgc3d.export.asset import TexturedMesh
+from pgc3d.exporting.asset import TexturedMesh
 from pgc3d.geometry.surface import sample_surface
 
 YAWS = 6  # steps within the quarter turn that the axis rotations leave

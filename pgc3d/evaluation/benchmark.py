@@ -25,8 +25,8 @@ from pgc3d.evaluation.items import Item
 from pgc3d.evaluation.measure import Measure, Result, record_key, score
 from pgc3d.evaluation.processes import in_processes
 from pgc3d.evaluation.results import Record, from_json, table, to_json, write_results
-from pgc3d.export.atomic import write_files
-from pgc3d.export.mesh_file import FORMATS, write_mesh
+from pgc3d.exporting.atomic import write_files
+from pgc3d.exporting.mesh_file import FORMATS, write_mesh
 from pgc3d.run_directory import MANIFEST, RunDirectory
 from pgc3d.session import Reporter
 from pgc3d.signals import stop_on_signals

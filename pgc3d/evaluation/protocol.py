@@ -23,7 +23,7 @@ from pgc3d.evaluation.shape_metrics import (
     visible_points,
     volume_iou,
 )
-from pgc3d.export.asset import TexturedMesh
+from pgc3d.exporting.asset import TexturedMesh
 from pgc3d.geometry.surface import sample_surface
 from pgc3d.interfaces import Rasterizer
 from pgc3d.types import Cameras, Rendering

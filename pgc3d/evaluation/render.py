@@ -5,11 +5,11 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, normalize
 
-from pgc3d.export.asset import TexturedMesh
-from pgc3d.export.asset_colors import surface_colors
+from pgc3d.exporting.asset import TexturedMesh
+from pgc3d.exporting.asset_colors import surface_colors
 from pgc3d.interfaces import Rasterizer
-from pgc3d.render.mesh_renderer import project
-from pgc3d.render.shading import key_direction, shade
+from pgc3d.rendering.mesh_renderer import project
+from pgc3d.rendering.shading import key_direction, shade
 from pgc3d.types import Cameras, Rendering
 
 SUPERSAMPLING = 2

@@ -13,7 +13,7 @@ from torch import Tensor
 from pgc3d.errors import InputError
 from pgc3d.mesh_io.gltf_document import Document, Entry
 from pgc3d.mesh_io.source import SourceMaterial
-from pgc3d.render.shading import linear_to_srgb
+from pgc3d.rendering.shading import linear_to_srgb
 
 WRAPS = {33071: "clamp", 33648: "mirror", 10497: "repeat"}
 SPECULAR = "KHR_materials_pbrSpecularGlossiness"

@@ -34,7 +34,7 @@ from pgc3d.mesh_io.gltf_scene import INSTANCING, Scene, Shown, placements, read_
 from pgc3d.mesh_io.limits import inside, require_counts
 from pgc3d.mesh_io.source import SourceMesh
 from pgc3d.mesh_io.surface import in_single
-from pgc3d.render.shading import linear_to_srgb
+from pgc3d.rendering.shading import linear_to_srgb
 
 READ = (INSTANCING, "KHR_mesh_quantization", "KHR_node_visibility", "KHR_texture_transform", *SHADERS)
 # they do not change where the surface is

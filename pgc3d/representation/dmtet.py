@@ -137,7 +137,7 @@ class DMTet(nn.Module):
 
     def render(self, views: Views, resolution: int, step: Step | None) -> Rendering:
         """See `Representation.render`; colour gradients stop at the surface and do not bend the shape."""
-        from pgc3d.render.mesh_renderer import render_mesh
+        from pgc3d.rendering.mesh_renderer import render_mesh
 
         training = step is not None
         current = self._begun(step) if step is not None else None

@@ -13,7 +13,7 @@ from pgc3d.geometry.marching_tetrahedra import grid_points
 from pgc3d.geometry.sdf import ellipsoid_sdf, mesh_sdf, redistance
 from pgc3d.interfaces import Rasterizer
 from pgc3d.ranges import MAX_RATE, MAX_WEIGHT, check, number
-from pgc3d.render.mesh_renderer import kept_bytes
+from pgc3d.rendering.mesh_renderer import kept_bytes
 from pgc3d.representation.dmtet import DMTet
 from pgc3d.representation.fields import ColorField, HashGrid, Mlp, SdfField, check_color_field, start_colors
 from pgc3d.representation.surface import LOSSES

@@ -20,9 +20,9 @@ from pgc3d.geometry.placement import orientation
 from pgc3d.interfaces import Rasterizer
 from pgc3d.parameters import ParameterGroup, ParameterStore
 from pgc3d.ranges import MAX_RATE, check, number
-from pgc3d.render.antialias import edge_topology
-from pgc3d.render.mesh_renderer import Hits, kept_bytes, render_corners
-from pgc3d.render.mipmap import footprint_level, mip_chain, sample_chain, uv_gradients
+from pgc3d.rendering.antialias import edge_topology
+from pgc3d.rendering.mesh_renderer import Hits, kept_bytes, render_corners
+from pgc3d.rendering.mipmap import footprint_level, mip_chain, sample_chain, uv_gradients
 from pgc3d.representation.fields import ColorField, HashGrid, Mlp, check_color_field, start_colors
 from pgc3d.requirements import Requirements
 from pgc3d.types import Canvas, Handover, Material, Mesh, Rendering, Step, Views

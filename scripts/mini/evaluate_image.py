@@ -25,7 +25,7 @@ from torch import Tensor, nn
 import pgc3d.mini
 from pgc3d.diffusion.zero123 import polar_pose
 from pgc3d.guidance.score import classifier_free_guidance
-from pgc3d.render import build_rasterizer
+from pgc3d.rendering import build_rasterizer
 
 CONDITION_DEGREES = (30.0, 20.0)  # azimuth and elevation of the input view
 TURNS_DEGREES = (30.0, 90.0, 150.0, 210.0, 270.0, 330.0)  # from there, at the same elevation

@@ -26,7 +26,7 @@ from store import ViewStore, build_store, composite, named_backgrounds
 from torch import Tensor
 
 from pgc3d.evaluation.retrieval import DEVIATION, MEAN, Retriever, load_retriever
-from pgc3d.render import build_rasterizer
+from pgc3d.rendering import build_rasterizer
 
 SIZE, TOKENS, DISTRACTORS = 128, 16, 500
 

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 import pgc3d.mini
 from pgc3d.diffusion.zero123 import polar_pose
-from pgc3d.render import build_rasterizer
+from pgc3d.rendering import build_rasterizer
 from pgc3d.schedules import add_noise, noise_levels, velocity
 
 DROPOUT = 0.1  # share of pictures without picture and pose, for guidance

@@ -26,7 +26,7 @@ from store import ViewStore, build_store, composite, named_backgrounds, posterio
 from torch import Tensor, nn
 
 from pgc3d.prompts import view_index, view_prompts
-from pgc3d.render import build_rasterizer
+from pgc3d.rendering import build_rasterizer
 from pgc3d.schedules import add_noise, noise_levels, velocity
 
 TOKENS = 32

@@ -17,7 +17,7 @@ from loop import Budget, MovingAverage, start, update
 from store import ViewStore, build_store, composite, named_backgrounds
 from torch import Tensor, nn
 
-from pgc3d.render import build_rasterizer
+from pgc3d.rendering import build_rasterizer
 
 
 def make_vae() -> Any:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pgc3d.cameras import fill_distance, orbit
 from pgc3d.interfaces import Rasterizer
-from pgc3d.render.shading import key_direction, shade
+from pgc3d.rendering.shading import key_direction, shade
 from pgc3d.types import Cameras
 
 FOVY_DEGREES = 40.0

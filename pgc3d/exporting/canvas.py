@@ -11,10 +11,10 @@ from torch import Tensor
 
 from pgc3d.choices import UvChoice
 from pgc3d.errors import InputError, RunDirectoryError
-from pgc3d.export.atomic import write_files
-from pgc3d.export.coordinates import Coordinates, choose_coordinates
-from pgc3d.export.given_normals import MAX_OPPOSED, complete_normals, is_inside_out
-from pgc3d.export.source_colors import weld
+from pgc3d.exporting.atomic import write_files
+from pgc3d.exporting.coordinates import Coordinates, choose_coordinates
+from pgc3d.exporting.given_normals import MAX_OPPOSED, complete_normals, is_inside_out
+from pgc3d.exporting.source_colors import weld
 from pgc3d.geometry.placement import place
 from pgc3d.geometry.uv import unwrap
 from pgc3d.interfaces import Rasterizer

@@ -16,7 +16,7 @@ def build_rasterizer(backend: Backend, device: torch.device) -> Rasterizer:
     if backend == "auto":
         backend = "triton" if device.type == "cuda" else "cpu"
     if backend == "nvdiffrast":
-        from pgc3d.render.nvdiffrast import NvdiffrastRasterizer
+        from pgc3d.rendering.nvdiffrast import NvdiffrastRasterizer
 
         return NvdiffrastRasterizer(device)
     if backend == "triton":
@@ -26,7 +26,7 @@ def build_rasterizer(backend: Backend, device: torch.device) -> Rasterizer:
             f"the cpu rasterizer needs tensors on the CPU, got {device}; use the cpu device, or auto"
         )
     try:
-        from pgc3d.render.cpu import CpuRasterizer
+        from pgc3d.rendering.cpu import CpuRasterizer
     except ImportError as error:
         raise BackendUnavailableError(
             f"the cpu rasterizer needs numba, which cannot be imported ({error}); pip install numba"
@@ -41,7 +41,7 @@ def _triton_rasterizer(device: torch.device) -> Rasterizer:
             f"(CUDA available: {torch.cuda.is_available()}); use --device cpu, or a CUDA build of torch"
         )
     try:
-        from pgc3d.render.triton import TritonRasterizer
+        from pgc3d.rendering.triton import TritonRasterizer
     except ImportError as error:
         raise BackendUnavailableError(
             f"the triton rasterizer needs triton, which cannot be imported ({error}); pip install triton, "

@@ -11,11 +11,11 @@ from torch.nn.functional import normalize
 
 from pgc3d.choices import Format
 from pgc3d.errors import InputError
-from pgc3d.export.asset import TexturedMesh
-from pgc3d.export.bake import fill, surface_texels
-from pgc3d.export.export import CHECK_RESOLUTION, ExportReport, Stopwatch, describe_file
-from pgc3d.export.mesh_file import write_mesh
-from pgc3d.export.roundtrip import comparison_views, round_trip_psnr
+from pgc3d.exporting.asset import TexturedMesh
+from pgc3d.exporting.bake import fill, surface_texels
+from pgc3d.exporting.export import CHECK_RESOLUTION, ExportReport, Stopwatch, describe_file
+from pgc3d.exporting.mesh_file import write_mesh
+from pgc3d.exporting.roundtrip import comparison_views, round_trip_psnr
 from pgc3d.interfaces import Rasterizer
 from pgc3d.representation.textured_mesh import PaintedMesh
 from pgc3d.types import UvMesh, Views

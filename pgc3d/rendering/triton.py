@@ -4,7 +4,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from pgc3d.kernels import zbuffer_triton
-from pgc3d.render import zbuffer
+from pgc3d.rendering import zbuffer
 from pgc3d.types import Fragments
 
 

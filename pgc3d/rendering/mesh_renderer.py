@@ -12,8 +12,8 @@ from pgc3d.geometry.edges import EdgeTopology
 from pgc3d.geometry.normals import vertex_normals
 from pgc3d.interfaces import Rasterizer
 from pgc3d.kernels import require_triton
-from pgc3d.render.antialias import antialias, clamp_overshoot
-from pgc3d.render.shading import key_direction, shade
+from pgc3d.rendering.antialias import antialias, clamp_overshoot
+from pgc3d.rendering.shading import key_direction, shade
 from pgc3d.types import Cameras, Fragments, Material, Mesh, Rendering, UvMesh
 
 

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from pgc3d.export.asset import AssetMaterial, TexturedMesh
-from pgc3d.export.turntable import to_bytes
+from pgc3d.exporting.asset import AssetMaterial, TexturedMesh
+from pgc3d.exporting.turntable import to_bytes
 from pgc3d.geometry.cleanup import vertex_normals
 from pgc3d.mesh_io.source import SourceMaterial, SourceMesh
-from pgc3d.render.shading import linear_to_srgb, srgb_to_linear
+from pgc3d.rendering.shading import linear_to_srgb, srgb_to_linear
 
 WHITE = 0.999  # of colours that change nothing
 

@@ -4,10 +4,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pgc3d.export.asset import TexturedMesh
+from pgc3d.exporting.asset import TexturedMesh
 from pgc3d.interfaces import Rasterizer
-from pgc3d.render.mesh_renderer import sample_texture
-from pgc3d.render.shading import linear_to_srgb, srgb_to_linear
+from pgc3d.rendering.mesh_renderer import sample_texture
+from pgc3d.rendering.shading import linear_to_srgb, srgb_to_linear
 from pgc3d.types import Fragments
 
 BARE = 0.5  # sRGB of a file without colours

@@ -9,11 +9,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from pgc3d.cameras import turntable
-from pgc3d.export.asset import TexturedMesh
-from pgc3d.export.asset_colors import surface_colors
-from pgc3d.export.mesh_file import read_mesh
+from pgc3d.exporting.asset import TexturedMesh
+from pgc3d.exporting.asset_colors import surface_colors
+from pgc3d.exporting.mesh_file import read_mesh
 from pgc3d.interfaces import Rasterizer
-from pgc3d.render.mesh_renderer import render_colored
+from pgc3d.rendering.mesh_renderer import render_colored
 from pgc3d.types import Cameras, Placement, Rendering
 
 MIN_PSNR = 28.0  # dB, below which a file does not show what the run showed

@@ -14,10 +14,10 @@ from torch import Tensor
 
 import pgc3d
 from pgc3d.choices import Format
-from pgc3d.export.asset import TexturedMesh
-from pgc3d.export.atomic import write_files
-from pgc3d.export.gltf import encode_glb, encode_png, read_metadata
-from pgc3d.export.source_colors import colored
+from pgc3d.exporting.asset import TexturedMesh
+from pgc3d.exporting.atomic import write_files
+from pgc3d.exporting.gltf import encode_glb, encode_png, read_metadata
+from pgc3d.exporting.source_colors import colored
 from pgc3d.mesh_io.reader import read_source
 
 FORMATS: tuple[str, ...] = get_args(Format)

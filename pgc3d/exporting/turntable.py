@@ -12,8 +12,8 @@ from torch import Tensor
 
 from pgc3d.cameras import turntable
 from pgc3d.errors import InputError
-from pgc3d.export.atomic import atomic_path, write_files
-from pgc3d.export.gltf import encode_png
+from pgc3d.exporting.atomic import atomic_path, write_files
+from pgc3d.exporting.gltf import encode_png
 from pgc3d.types import Cameras, Rendering
 
 VIEWS_AT_ONCE = 4  # bounds the memory of the renderer

@@ -11,15 +11,15 @@ from pathlib import Path
 import torch
 
 from pgc3d.choices import Format
-from pgc3d.export.asset import TexturedMesh
-from pgc3d.export.bake import bake, vertex_colors
-from pgc3d.export.mesh_file import write_mesh
-from pgc3d.export.roundtrip import MIN_PSNR, comparison_views, round_trip_psnr
+from pgc3d.exporting.asset import TexturedMesh
+from pgc3d.exporting.bake import bake, vertex_colors
+from pgc3d.exporting.mesh_file import write_mesh
+from pgc3d.exporting.roundtrip import MIN_PSNR, comparison_views, round_trip_psnr
 from pgc3d.geometry.cleanup import clean
 from pgc3d.geometry.normals import face_vectors
 from pgc3d.geometry.uv import UvAtlas, unwrap
 from pgc3d.interfaces import Meshable, Rasterizer
-from pgc3d.render.mesh_renderer import render_mesh
+from pgc3d.rendering.mesh_renderer import render_mesh
 from pgc3d.types import Mesh
 
 logger = logging.getLogger(__name__)

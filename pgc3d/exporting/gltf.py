@@ -15,7 +15,7 @@ from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pgc3d.export.asset import TexturedMesh
+from pgc3d.exporting.asset import TexturedMesh
 from pgc3d.mesh_io.gltf_document import BINARY_CHUNK, JSON_CHUNK, MAGIC, split_glb
 
 FLOAT, UINT16, UINT32 = 5126, 5123, 5125

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from pgc3d.export.gltf import FLOAT, UINT16, UINT32
+from pgc3d.exporting.gltf import FLOAT, UINT16, UINT32
 from pgc3d.mesh_io.gltf_document import BINARY_CHUNK, JSON_CHUNK, MAGIC
 
 COMPONENT = {FLOAT: "<f4", UINT16: "<u2", UINT32: "<u4"}
