@@ -15,7 +15,13 @@ from pgc3d.interfaces import Rasterizer
 from pgc3d.ranges import MAX_RATE, MAX_WEIGHT, check, number
 from pgc3d.rendering.mesh_renderer import kept_bytes
 from pgc3d.representation.dmtet import DMTet
-from pgc3d.representation.fields import ColorField, HashGrid, Mlp, SdfField, check_color_field, start_colors
+from pgc3d.representation.fields import (
+    SdfField,
+    build_color_field,
+    build_hash_grid,
+    check_color_field,
+    start_colors,
+)
 from pgc3d.representation.surface import LOSSES
 from pgc3d.requirements import Requirements
 from pgc3d.types import Handover
@@ -60,13 +66,7 @@ class DMTetConfig:
 
     def __post_init__(self) -> None:
         check(self)
-        check_color_field(
-            levels=self.color_levels,
-            features=self.color_features,
-            log2_rows=self.color_log2_rows,
-            base=self.color_base,
-            finest=self.color_finest,
-        )
+        check_color_field(self)
         if min(self.radii) < 2.0 / self.resolution:
             raise ValueError(
                 f"radii must be at least a cell, {2.0 / self.resolution:g} at resolution {self.resolution}, "
@@ -120,18 +120,10 @@ def build_dmtet(
     Raises:
         InputError: `start` has neither a distance field nor a surface.
     """
-    sizes = {
-        "levels": config.color_levels,
-        "features": config.color_features,
-        "log2_rows": config.color_log2_rows,
-        "base": config.color_base,
-    }
-    grid = HashGrid(**sizes, finest=config.color_finest, generator=generator)
-    mlp = Mlp(grid.width, 3, hidden=config.color_hidden, generator=generator)
-    color = ColorField(grid, mlp, color=config.color, roughness=config.roughness, metallic=config.metallic)
+    color = build_color_field(config, generator)
     sdf_field = None
     if config.sdf == "mlp":
-        sdf_grid = HashGrid(**sizes, finest=max(config.resolution, config.color_base), generator=generator)
+        sdf_grid = build_hash_grid(config, max(config.resolution, config.color_base), generator)
         sdf_field = SdfField(sdf_grid, generator=generator)
     initial = (
         ellipsoid_sdf(config.radii, config.resolution) if start is None else _sdf_of(start, config, device)

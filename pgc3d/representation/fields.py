@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import Any, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -17,11 +17,36 @@ from pgc3d.types import Handover, Material
 MAX_ENTRIES = 2**28  # of a hash grid's table, 1 GiB
 
 
-def check_color_field(*, levels: int, features: int, log2_rows: int, base: int, finest: int) -> None:
+@runtime_checkable
+class ColorFieldSettings(Protocol):
+    """The part of a configuration that describes a colour field."""
+
+    @property
+    def color_levels(self) -> int: ...
+    @property
+    def color_features(self) -> int: ...
+    @property
+    def color_log2_rows(self) -> int: ...
+    @property
+    def color_base(self) -> int: ...
+    @property
+    def color_finest(self) -> int: ...
+    @property
+    def color_hidden(self) -> int: ...
+    @property
+    def color(self) -> tuple[float, float, float]: ...
+    @property
+    def roughness(self) -> float: ...
+    @property
+    def metallic(self) -> float: ...
+
+
+def check_color_field(config: ColorFieldSettings) -> None:
     """Raise ValueError where the settings of a colour field, each in its range, do not go together."""
+    finest, base = config.color_finest, config.color_base
     if finest < base:
         raise ValueError(f"color_finest must not be less than color_base, got {finest} < {base}")
-    entries = levels * features * 2**log2_rows
+    entries = config.color_levels * config.color_features * 2**config.color_log2_rows
     if entries > MAX_ENTRIES:
         raise ValueError(
             f"color_levels x color_features x 2^color_log2_rows must be at most 2^28, got {entries}"
@@ -236,6 +261,25 @@ class ColorField(nn.Module):
         layers = (first.weight, first.bias, second.weight, bias)
         found = _Color.apply(_unit(points), self.grid.table, self.grid.layout, *layers)  # type: ignore[no-untyped-call]
         return cast("Tensor", found)
+
+
+def build_hash_grid(config: ColorFieldSettings, finest: int, generator: torch.Generator) -> HashGrid:
+    """A grid with the sizes of a colour field and `finest` cells along an axis in its last level."""
+    return HashGrid(
+        levels=config.color_levels,
+        features=config.color_features,
+        log2_rows=config.color_log2_rows,
+        base=config.color_base,
+        finest=finest,
+        generator=generator,
+    )
+
+
+def build_color_field(config: ColorFieldSettings, generator: torch.Generator) -> ColorField:
+    """The colour field that a configuration describes; `generator`, on the CPU, draws its first weights."""
+    grid = build_hash_grid(config, config.color_finest, generator)
+    mlp = Mlp(grid.width, 3, hidden=config.color_hidden, generator=generator)
+    return ColorField(grid, mlp, color=config.color, roughness=config.roughness, metallic=config.metallic)
 
 
 def start_colors(

@@ -23,7 +23,7 @@ from pgc3d.ranges import MAX_RATE, check, number
 from pgc3d.rendering.antialias import edge_topology
 from pgc3d.rendering.mesh_renderer import Hits, kept_bytes, render_corners
 from pgc3d.rendering.mipmap import footprint_level, mip_chain, sample_chain, uv_gradients
-from pgc3d.representation.fields import ColorField, HashGrid, Mlp, check_color_field, start_colors
+from pgc3d.representation.fields import ColorField, build_color_field, check_color_field, start_colors
 from pgc3d.requirements import Requirements
 from pgc3d.types import Canvas, Handover, Material, Mesh, Rendering, Step, Views
 
@@ -60,13 +60,7 @@ class TexturedMeshConfig:
 
     def __post_init__(self) -> None:
         check(self)
-        check_color_field(
-            levels=self.color_levels,
-            features=self.color_features,
-            log2_rows=self.color_log2_rows,
-            base=self.color_base,
-            finest=self.color_finest,
-        )
+        check_color_field(self)
         orientation(self.up, self.front)
         if self.image_size & (self.image_size - 1):
             raise ValueError(f"image_size must be a power of two, got {self.image_size}")
@@ -308,18 +302,7 @@ def build_painted_mesh(
         covered = uv_coverage(mesh, config.image_size, rasterizer)
         texture = ImageTexture(torch.ones_like(covered) if canvas.uv_wraps else covered, color=config.color)
     else:
-        grid = HashGrid(
-            levels=config.color_levels,
-            features=config.color_features,
-            log2_rows=config.color_log2_rows,
-            base=config.color_base,
-            finest=config.color_finest,
-            generator=generator,
-        )
-        mlp = Mlp(grid.width, 3, hidden=config.color_hidden, generator=generator)
-        texture = ColorField(
-            grid, mlp, color=config.color, roughness=config.roughness, metallic=config.metallic
-        )
+        texture = build_color_field(config, generator)
     return PaintedMesh(
         rasterizer=rasterizer,
         canvas=canvas,
