@@ -300,7 +300,8 @@ def _optimize_stage(
     models = cast("LoadedModels", context.models)
     models.keep_only(config.stages[name].requires().models)
     with session.timed("build"):
-        start = handover_of(session.run, context, name)
+        # What a checkpoint holds replaces whatever the stage started from.
+        start = handover_of(session.run, context, name) if checkpoint is None else None
         built = build_stage(context, name, start)
     representation = built.problem.representation
     paint = _painter(session, representation)
