@@ -121,7 +121,6 @@ def evaluate(
     The guidance evaluates the image at its own resolution, and the gradient is clipped there, so that a
     threshold has one meaning whatever the resolution of the rendering. Only pixels that show the object are
     clipped and counted: the others reach no parameter.
-
     """
     with stopwatch.part("cameras"):
         cameras = objective.sample_cameras(step)
@@ -288,11 +287,8 @@ def optimize(
         DivergedError: `max_skipped` steps in a row had no finite gradient (checked when logging), or the
             representation lost its surface. The parameters are those of the last good step.
     """
-    stopwatch, means, logged = (
-        Stopwatch(problem.representation.parameter_store().device),
-        _RunningMeans(),
-        start,
-    )
+    stopwatch = Stopwatch(problem.representation.parameter_store().device)
+    means, logged = _RunningMeans(), start
     for index in range(start, steps):
         step = Step(index=index, total=steps, seed=seed, stage=stage)
         log = (index + 1) % log_every == 0 or index + 1 == steps

@@ -100,15 +100,15 @@ def configure(  # noqa: PLR0913 - one for each layer
         layers.append(_training_cameras(load_config(layers), named))
     asked: dict[str, Any] = {key: dict(value) for key, value in given.options.items()}
     asked.setdefault("models", {}).setdefault(family.entry, {})["name"] = named
-    if resolution is not None:
-        scaled = load_config([*layers, *files]).last.scaled_to(resolution)
-        asked.setdefault("run", {})["resolution"] = list(scaled)
-    if every_objective:
-        stages = load_config([*layers, *files]).stages
-        asked["stages"] = {
-            name: {"objectives": dict.fromkeys(stage.objectives, every_objective)}
-            for name, stage in stages.items()
-        }
+    if resolution is not None or every_objective:
+        below = load_config([*layers, *files])  # what these two are relative to
+        if resolution is not None:
+            asked.setdefault("run", {})["resolution"] = list(below.last.scaled_to(resolution))
+        if every_objective:
+            asked["stages"] = {
+                name: {"objectives": dict.fromkeys(stage.objectives, every_objective)}
+                for name, stage in below.stages.items()
+            }
     config = load_config([*layers, *files], options=asked, overrides=overrides)
     last = list(config.stages)[-1]
     taken = _settings(last, asked, *given.by_key).keys()

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from typing import Any, TypeAlias
 
+from pgc3d.records import is_utf8
 from pgc3d.schedules import PiecewiseLinear
 
 Number: TypeAlias = int | float
@@ -101,7 +102,7 @@ def check_text(name: str, text: str) -> None:
         )
     if text.lstrip("\\") == "???":
         raise ValueError(f"{name} must be given, got {shown(text)}")
-    if any("\ud800" <= character <= "\udfff" for character in text):
+    if not is_utf8(text):
         raise ValueError(f"{name} must be UTF-8 text, got {shown(text)}")
 
 

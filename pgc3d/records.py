@@ -61,11 +61,16 @@ def parse(content: bytes) -> dict[str, Any]:
     return found
 
 
+def is_utf8(value: str) -> bool:
+    """Whether a text can be written as UTF-8: it holds no half of a surrogate pair."""
+    return not any("\ud800" <= character <= "\udfff" for character in value)
+
+
 def text(value: Any, place: str) -> None:
     """Check for text that can be written and printed."""
     if not isinstance(value, str):
         raise ValueError(f"{place} must be text, got {_shown(value)}")
-    if any("\ud800" <= letter <= "\udfff" for letter in value):
+    if not is_utf8(value):
         raise ValueError(f"{place} must be text, got half a surrogate pair")
 
 

@@ -16,6 +16,7 @@ from pgc3d.inputs.formats import Say
 from pgc3d.inputs.image import frame_photo
 from pgc3d.inputs.maps import CHANNELS, MapName, prepare_map
 from pgc3d.memory import require_texture_memory
+from pgc3d.records import is_utf8
 from pgc3d.rendering import build_rasterizer
 from pgc3d.task import Task
 from pgc3d.types import Canvas
@@ -29,7 +30,7 @@ def require_prompt(prompt: str) -> None:
     Raises:
         InputError: it is empty, or holds bytes that are not UTF-8.
     """
-    if any("\ud800" <= character <= "\udfff" for character in prompt):
+    if not is_utf8(prompt):
         raise InputError(
             "the prompt must be UTF-8 text, got bytes that are not; check the terminal's encoding"
         )

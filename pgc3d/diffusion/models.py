@@ -95,50 +95,37 @@ def model_layout(name: str) -> Layout:
         return describe_file(Path(name).expanduser()).layout
     if Path(name).expanduser().is_dir() or not is_hub_id(ALIASES.get(name, name)):
         return _resolve_folder(name).layout
-    return _small_folder(name).layout
+    return _resolve_folder(name, weights=False).layout
 
 
 def _resolve_folder(
-    name: str, *, half: bool = False, cache: Path | None = None, network: bool = True
+    name: str, *, half: bool = False, cache: Path | None = None, network: bool = True, weights: bool = True
 ) -> ModelFolder:
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return open_folder(name, folder)
-    repository = ALIASES.get(name, name)
-    if not is_hub_id(repository):
-        raise WeightsNotFoundError(
-            "--model must be a folder in diffusers' layout, a safetensors file or a hub id such as "
-            f"{ALIASES['sdxl']}, no folder {name}"
-        )
-    wanted = Request(
-        repository,
-        check=partial(open_folder, name),
-        look=partial(look_at_pipeline, repository),
-        half=half,
-        cache=cache,
-        network=network,
-    )
-    path = snapshot(wanted)
-    return open_folder(name, path, commit=path.name, pose=POSES.get(repository))
-
-
-def _small_folder(name: str, *, cache: Path | None = None, network: bool = True) -> ModelFolder:
-    """Configurations and tokenizers of a checkpoint, whose weights may be missing."""
+    """A checkpoint's folder; without `weights` only its configurations and tokenizers must be there."""
     folder, repository = Path(name).expanduser(), ALIASES.get(name, name)
+    check = partial(open_folder, name, weights=weights)
     if folder.is_dir():
-        return open_folder(name, folder, weights=False)
+        return check(folder)
     if not is_hub_id(repository):
-        raise WeightsNotFoundError(f"a model must be a folder or a hub id, no folder {name}")
-    wanted = Request(
-        repository,
-        check=partial(open_folder, name, weights=False),
-        look=partial(look_at_pipeline, repository),
-        small=True,
-        cache=cache,
-        network=network,
+        wanted = (
+            "--model must be a folder in diffusers' layout, a safetensors file or a hub id such as "
+            f"{ALIASES['sdxl']}"
+            if weights
+            else "a model must be a folder or a hub id"
+        )
+        raise WeightsNotFoundError(f"{wanted}, no folder {name}")
+    path = snapshot(
+        Request(
+            repository,
+            check=check,
+            look=partial(look_at_pipeline, repository),
+            half=half,
+            small=not weights,
+            cache=cache,
+            network=network,
+        )
     )
-    path = snapshot(wanted)
-    return open_folder(name, path, commit=path.name, pose=POSES.get(repository), weights=False)
+    return check(path, commit=path.name, pose=POSES.get(repository))
 
 
 def _resolve_file(
@@ -159,7 +146,7 @@ def _resolve_file(
             "objectives.color.guidance.resolution is 512"
         )
     try:
-        found = _small_folder(str(base or kind.base), cache=cache, network=network)
+        found = _resolve_folder(str(base or kind.base), cache=cache, network=network, weights=False)
     except WeightsNotFoundError as error:
         raise WeightsNotFoundError(
             f"{path} has no tokenizers, which come with its configurations from {base or kind.base} (a few "

@@ -44,13 +44,7 @@ def read_indices(document: Document, index: int, *, rows: int) -> NDArray[np.int
     Raises:
         InputError: it holds no unsigned whole numbers, has fewer of them, or leaves its buffer view.
     """
-    entry = document.accessors[index]
-    if entry.text("type") != "SCALAR":
-        raise entry.fault("type", "SCALAR")
-    if entry.integer("componentType") not in UNSIGNED:
-        raise entry.fault("componentType", "5121, 5123 or 5125")
-    count(document, index, least=rows)
-    return _read(document, entry, rows)[:, 0].astype(np.int64)
+    return _unsigned(document, index, "SCALAR", "5121, 5123 or 5125", rows)[:, 0]
 
 
 def read_joints(document: Document, index: int, *, rows: int) -> NDArray[np.int64]:
@@ -59,11 +53,16 @@ def read_joints(document: Document, index: int, *, rows: int) -> NDArray[np.int6
     Raises:
         InputError: they are no unsigned whole numbers, or leave the buffer view.
     """
+    return _unsigned(document, index, "VEC4", "5121 or 5123", rows)
+
+
+def _unsigned(document: Document, index: int, kind: str, wanted: str, rows: int) -> NDArray[np.int64]:
+    """The first rows of an accessor of unsigned whole numbers; an error names `wanted`."""
     entry = document.accessors[index]
-    if entry.text("type") != "VEC4":
-        raise entry.fault("type", "VEC4")
+    if entry.text("type") != kind:
+        raise entry.fault("type", kind)
     if entry.integer("componentType") not in UNSIGNED:
-        raise entry.fault("componentType", "5121 or 5123")
+        raise entry.fault("componentType", wanted)
     count(document, index, least=rows)
     return _read(document, entry, rows).astype(np.int64)
 
