@@ -10,6 +10,7 @@ Frame: TypeAlias = Literal["own", "shared"]  # how a result and the truth are br
 GuidanceName: TypeAlias = Literal["auto", "mini", "sdxl", "sd", "zero123"]
 TextGuidanceName: TypeAlias = Literal["auto", "mini", "sdxl", "sd"]
 ImageGuidanceName: TypeAlias = Literal["auto", "mini", "zero123"]
+MapName: TypeAlias = Literal["depth", "normal"]  # of an input image
 Precision: TypeAlias = Literal["auto", "float32", "float16", "bfloat16"]
 Quality: TypeAlias = Literal["draft", "standard", "high"]
 Space: TypeAlias = Literal["pixels", "latents"]  # that a two-dimensional experiment optimises

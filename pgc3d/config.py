@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf, read_write
 from pgc3d.cameras import ViewConfig
 from pgc3d.choices import Backend, Precision
 from pgc3d.errors import ConfigError
-from pgc3d.inputs.image import PhotoConfig
+from pgc3d.image_config import PhotoConfig
 from pgc3d.layers import check_parts, merge, nearest
 from pgc3d.prompts import ViewPromptConfig
 from pgc3d.ranges import PATH, check, number, shown

@@ -12,10 +12,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pgc3d.choices import MapName
 from pgc3d.diffusion.files import ModelFolder
 from pgc3d.diffusion.latent import LatentDiffusion
 from pgc3d.diffusion.zero123 import Zero123
-from pgc3d.inputs.maps import MapName
 from pgc3d.interfaces import Guidance, Rasterizer, Representation
 from pgc3d.prompts import ViewPromptConfig
 from pgc3d.requirements import ModelUse, Requirements

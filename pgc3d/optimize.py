@@ -4,9 +4,7 @@ Nothing here waits for the device except the log interval: numbers stay tensors,
 the decision to skip a step with a non-finite gradient is taken by the fused optimiser on the device.
 """
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -18,9 +16,10 @@ from torch.nn.functional import max_pool2d
 from pgc3d import pgc
 from pgc3d.backgrounds import Background, draw_backgrounds, put_behind
 from pgc3d.cameras import CameraSampler
-from pgc3d.diffusion.latent import resize
 from pgc3d.errors import DivergedError
+from pgc3d.images import resize
 from pgc3d.interfaces import Clipper, Guidance, Representation
+from pgc3d.stopwatch import Stopwatch
 from pgc3d.types import Step, Views
 
 ParameterClipper = Callable[[Sequence[Tensor]], Any]
@@ -47,39 +46,6 @@ class Problem:
     objectives: Mapping[str, Objective]
     clip_parameters: ParameterClipper | None = None  # in place, on whole parameters, after all objectives
     lr_scale: Callable[[float], float] = lambda _: 1.0  # over progress, for all groups
-
-
-class Stopwatch:
-    """Adds up the time of named parts: device events on CUDA, the wall clock elsewhere."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._cuda = device.type == "cuda"
-        self._spans: list[tuple[str, Any, Any]] = []
-
-    def _now(self) -> Any:
-        if not self._cuda:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        event.record()
-        return event
-
-    @contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        """Time the block as a piece of `name`."""
-        start = self._now()
-        yield
-        self._spans.append((name, start, self._now()))
-
-    def read(self) -> dict[str, float]:
-        """Seconds by part since the last read; waits for the device."""
-        if self._cuda:
-            torch.cuda.synchronize()
-        seconds: dict[str, float] = {}
-        for name, start, end in self._spans:
-            span = start.elapsed_time(end) / 1000 if self._cuda else end - start
-            seconds[name] = seconds.get(name, 0.0) + span
-        self._spans.clear()
-        return seconds
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ from pgc3d.checkpoint_files import Checkpoint
 from pgc3d.config import Config, dump_config, load_config
 from pgc3d.disk import replace_file, require_free_space, sha256
 from pgc3d.errors import DivergedError, InputError, RunDirectoryError
-from pgc3d.exporting.canvas import save_canvas
 from pgc3d.exporting.export import ExportReport, export_asset
-from pgc3d.exporting.painting import export_painting
+from pgc3d.exporting.textured_mesh import export_painting
+from pgc3d.inputs.mesh import save_canvas
 from pgc3d.interfaces import Meshable, Rasterizer, Representation
 from pgc3d.layers import nearest
 from pgc3d.model_record import describe_models, require_same_models, with_absolute_paths

@@ -25,7 +25,7 @@ import torch
 
 from pgc3d.build.models import LocatedModel
 from pgc3d.config import Config, ObjectiveConfig, StageConfig
-from pgc3d.diffusion.accelerate import SMALL
+from pgc3d.diffusion.fast.accelerate import SMALL
 from pgc3d.diffusion.files import WEIGHTS, ModelFolder, read_json, weight_files
 from pgc3d.diffusion.single_file import count_unet
 from pgc3d.errors import OutOfMemoryError

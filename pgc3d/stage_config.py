@@ -6,12 +6,11 @@ from functools import reduce
 from operator import or_
 from typing import Literal, TypeAlias
 
-from pgc3d.cameras import OrbitConfig, ReferenceCameraConfig
-from pgc3d.closeups import CloseUpConfig
+from pgc3d.cameras import CloseUpConfig, OrbitConfig, ReferenceCameraConfig
+from pgc3d.colors import COLORS, named_color
 from pgc3d.guidance.reference import ReferenceConfig
 from pgc3d.guidance.sds import SdsConfig
 from pgc3d.guidance.zero123 import Zero123Config
-from pgc3d.inputs.colors import COLORS, named_color
 from pgc3d.layers import nearest
 from pgc3d.pgc import ClipConfig, PixelClip
 from pgc3d.ranges import LEAST_EPS, check, number, schedule, shown

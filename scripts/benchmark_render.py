@@ -24,13 +24,14 @@ from pgc3d.choices import Backend
 from pgc3d.config import load_config, preset
 from pgc3d.geometry.edges import EdgeTopology
 from pgc3d.interfaces import Meshable, Rasterizer
-from pgc3d.optimize import Objective, Problem, Stopwatch, optimization_step
+from pgc3d.optimize import Objective, Problem, optimization_step
 from pgc3d.rendering import build_rasterizer
 from pgc3d.rendering.antialias import antialias, edge_topology
 from pgc3d.rendering.mesh_renderer import project
 from pgc3d.representation.dmtet import DMTet
 from pgc3d.representation.dmtet_config import DMTetConfig, build_dmtet
 from pgc3d.representation.textured_mesh import PaintedMesh, TexturedMeshConfig, build_painted_mesh
+from pgc3d.stopwatch import Stopwatch
 from pgc3d.types import Cameras, Fragments, GuidanceOutput, Rendering, Step, Views
 
 PARTS = (

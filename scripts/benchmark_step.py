@@ -25,10 +25,10 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from pgc3d import plan
-from pgc3d.diffusion.accelerate import accelerate, accelerate_network, is_recorded
 from pgc3d.diffusion.controlnet import Control, control_residuals
-from pgc3d.diffusion.cuda_graph import GraphedNetwork
-from pgc3d.diffusion.fast_encoder import FastEncoder
+from pgc3d.diffusion.fast.accelerate import accelerate, accelerate_network, is_recorded
+from pgc3d.diffusion.fast.cuda_graph import GraphedNetwork
+from pgc3d.diffusion.fast.encoder import FastEncoder
 from pgc3d.diffusion.latent import LatentDiffusion
 from pgc3d.kernels.attention import SMALL_SCORE_BYTES
 

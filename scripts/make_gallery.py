@@ -16,9 +16,10 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from pgc3d.exporting.mesh_file import read_mesh
 from pgc3d.exporting.roundtrip import comparison_views, render_asset
-from pgc3d.exporting.turntable import tile, to_bytes
+from pgc3d.exporting.turntable import tile
+from pgc3d.images import to_bytes
+from pgc3d.mesh_io.mesh_file import read_mesh
 from pgc3d.rendering import build_rasterizer
 
 PROMPTS = ("a red chair", "a blue chair", "a horse", "a yellow car", "a bicycle", "a hamburger",

@@ -14,8 +14,8 @@ from make_gallery import SIZE, run_once, views
 from PIL import Image
 from torch import Tensor
 
-from pgc3d.diffusion.latent import resize
-from pgc3d.exporting.turntable import tile, to_bytes
+from pgc3d.exporting.turntable import tile
+from pgc3d.images import resize, to_bytes
 from pgc3d.inputs.image import load_photo
 
 PICTURES = Path(__file__).parent.parent / "assets" / "pictures"

@@ -22,10 +22,11 @@ from make_gallery import run_once
 from PIL import Image
 
 from pgc3d.evaluation.render import render_views
-from pgc3d.exporting.mesh_file import read_mesh
 from pgc3d.exporting.roundtrip import comparison_views
-from pgc3d.exporting.turntable import tile, to_bytes
+from pgc3d.exporting.turntable import tile
 from pgc3d.geometry.placement import place
+from pgc3d.images import to_bytes
+from pgc3d.mesh_io.mesh_file import read_mesh
 from pgc3d.rendering import build_rasterizer
 
 

@@ -6,8 +6,8 @@ import torch
 from make_random_sdxl import randomize, sd_unet_config, unet_config, vae_config
 from torch import Tensor
 
-from pgc3d.diffusion.accelerate import release_decoder
 from pgc3d.diffusion.controlnet import Control
+from pgc3d.diffusion.fast.accelerate import release_decoder
 from pgc3d.diffusion.latent import LatentDiffusion, Layout, select
 from pgc3d.schedules import noise_levels
 from pgc3d.types import TextEmbedding

@@ -20,15 +20,14 @@ from pgc3d.config import Config
 from pgc3d.disk import replace_file
 from pgc3d.errors import InputError, Pgc3dError
 from pgc3d.evaluation.ablation import parse_rule
+from pgc3d.evaluation.image_metrics import statistics
 from pgc3d.evaluation.items import Item
 from pgc3d.evaluation.measure import Measure, Result, score, shares_frame
 from pgc3d.evaluation.protocol import Protocol
 from pgc3d.evaluation.retrieval import load_retriever
-from pgc3d.exporting.gltf import encode_png
-from pgc3d.exporting.mesh_file import read_mesh
 from pgc3d.exporting.roundtrip import comparison_views, render_asset
-from pgc3d.exporting.turntable import to_bytes
-from pgc3d.image_statistics import statistics
+from pgc3d.images import encode_png, to_bytes
+from pgc3d.mesh_io.mesh_file import read_mesh
 from pgc3d.mini import judge
 from pgc3d.presets import IMAGE, TEXT, configure
 from pgc3d.rendering import build_rasterizer

@@ -19,9 +19,9 @@ from pgc3d.build.models import LoadedModels, locate_models
 from pgc3d.build.run import RunContext, build_representation, build_stage
 from pgc3d.cameras import CameraContext
 from pgc3d.config import Config, load_config
-from pgc3d.exporting.canvas import save_canvas
-from pgc3d.geometry.surface import sample_surface
+from pgc3d.geometry.sampling import sample_surface
 from pgc3d.inputs.image import frame_photo
+from pgc3d.inputs.mesh import save_canvas
 from pgc3d.optimize import Objective, Problem, optimize
 from pgc3d.pgc import clip_parameters
 from pgc3d.rendering import build_rasterizer

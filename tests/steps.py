@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from pgc3d.interfaces import Representation
-from pgc3d.optimize import Objective, Stopwatch, evaluate
+from pgc3d.optimize import Objective, evaluate
+from pgc3d.stopwatch import Stopwatch
 from pgc3d.types import Cameras, Rendering, Step, Views
 
 FIRST = Step(index=0, total=100)

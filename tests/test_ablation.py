@@ -11,7 +11,8 @@ from tiny import write_tiny_sdxl
 from pgc3d import pgc
 from pgc3d.build.models import LoadedModels, locate_models
 from pgc3d.build.run import RunContext, build_objectives
-from pgc3d.cli import main
+from pgc3d.cli.app import main
+from pgc3d.colors import named_color
 from pgc3d.config import load_config, preset
 from pgc3d.errors import ConfigError, RunDirectoryError
 from pgc3d.evaluation.ablation import (
@@ -24,7 +25,6 @@ from pgc3d.evaluation.ablation import (
     parse_rule,
 )
 from pgc3d.evaluation.ablation_sheets import columns, heat_colors
-from pgc3d.inputs.colors import named_color
 from pgc3d.rendering import build_rasterizer
 from pgc3d.task import Task
 from pgc3d.types import Step

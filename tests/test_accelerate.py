@@ -5,7 +5,7 @@ import pytest
 import torch
 from tiny import write_tiny_sdxl
 
-from pgc3d.diffusion.accelerate import (
+from pgc3d.diffusion.fast.accelerate import (
     accelerate,
     accelerate_network,
     is_recorded,
@@ -13,8 +13,8 @@ from pgc3d.diffusion.accelerate import (
     release_decoder,
     spare_memory,
 )
-from pgc3d.diffusion.fast_encoder import FastEncoder
-from pgc3d.diffusion.fast_unet import fuse_projections, replace_resnets
+from pgc3d.diffusion.fast.encoder import FastEncoder
+from pgc3d.diffusion.fast.unet import fuse_projections, replace_resnets
 from pgc3d.diffusion.latent import select
 from pgc3d.diffusion.models import load_latent_diffusion, resolve_model
 from pgc3d.diffusion.text import encode_prompts

@@ -10,9 +10,9 @@ from pgc3d.errors import InputError
 from pgc3d.evaluation.alignment import align, candidate_rotations, normalize_mesh, rigid
 from pgc3d.evaluation.procedural import shapes
 from pgc3d.evaluation.shape_metrics import chamfer_distance, nearest_distances
-from pgc3d.exporting.asset import TexturedMesh
 from pgc3d.geometry.normals import vertex_normals
-from pgc3d.geometry.surface import sample_surface
+from pgc3d.geometry.sampling import sample_surface
+from pgc3d.mesh_io.textured_mesh import TexturedMesh
 
 
 def mesh(name):

@@ -12,22 +12,17 @@ from PIL import Image
 from steps import backpropagate
 from steps import render as render_step
 
-from pgc3d.backgrounds import (
-    Backdrop,
-    draw_backgrounds,
-    load_backdrop,
-    prepare_backdrop,
-    put_behind,
-)
+from pgc3d.backgrounds import Backdrop, draw_backgrounds, put_behind
 from pgc3d.cameras import ReferenceCameraConfig, turntable
+from pgc3d.colors import named_color
 from pgc3d.config import ObjectiveConfig, dump_config, load_config
-from pgc3d.diffusion.latent import resize
 from pgc3d.errors import InputError
-from pgc3d.exporting.canvas import prepare_canvas
 from pgc3d.guidance.reference import ReferenceConfig
+from pgc3d.images import resize
 from pgc3d.inputs import formats
-from pgc3d.inputs.colors import named_color
+from pgc3d.inputs.background import load_backdrop, prepare_backdrop
 from pgc3d.inputs.image import frame_photo
+from pgc3d.inputs.mesh import prepare_canvas
 from pgc3d.optimize import Objective
 from pgc3d.presets import split_backgrounds
 from pgc3d.rendering.cpu import CpuRasterizer

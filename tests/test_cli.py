@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from tiny import write_tiny_controlnet, write_tiny_sd, write_tiny_sdxl
 
-from pgc3d.cli import main
+from pgc3d.cli.app import main
 from pgc3d.records import seal
 
 TINY = [

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pgc3d import console
-from pgc3d.console import SECONDS, Bar, plain_line
+from pgc3d.cli import console
+from pgc3d.cli.console import SECONDS, Bar, plain_line
 from pgc3d.errors import InputError
 from pgc3d.optimize import StepReport
 from pgc3d.session import Event

@@ -5,9 +5,9 @@ from test_fast_encoder import make_encoder, run
 from tiny import write_tiny_sdxl
 
 from pgc3d.cameras import turntable
-from pgc3d.diffusion.accelerate import accelerate
-from pgc3d.diffusion.cuda_graph import KEPT, GraphedNetwork
-from pgc3d.diffusion.fast_encoder import FastEncoder
+from pgc3d.diffusion.fast.accelerate import accelerate
+from pgc3d.diffusion.fast.cuda_graph import KEPT, GraphedNetwork
+from pgc3d.diffusion.fast.encoder import FastEncoder
 from pgc3d.diffusion.models import load_latent_diffusion, resolve_model
 from pgc3d.diffusion.text import encode_prompts
 from pgc3d.guidance.sds import ScoreDistillation

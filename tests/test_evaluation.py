@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 
 from pgc3d.cameras import ViewConfig, fill_distance, orbit, reference_view
-from pgc3d.cli import main
+from pgc3d.cli.app import main
 from pgc3d.errors import InputError, RunDirectoryError, WeightsNotFoundError
 from pgc3d.evaluation import benchmark
 from pgc3d.evaluation.alignment import normalize_mesh, rigid
 from pgc3d.evaluation.baselines import extrude, read_picture
-from pgc3d.evaluation.image_metrics import mask_iou, psnr
+from pgc3d.evaluation.image_metrics import mask_iou
 from pgc3d.evaluation.items import Item, read_items, write_items
 from pgc3d.evaluation.measure import Measure, Result, record_key, score
 from pgc3d.evaluation.perceptual import load_encoder_distance
@@ -26,8 +26,9 @@ from pgc3d.evaluation.protocol import Protocol, compare
 from pgc3d.evaluation.render import render_views
 from pgc3d.evaluation.results import read_results
 from pgc3d.evaluation.retrieval import load_retriever
-from pgc3d.exporting.mesh_file import read_mesh, write_mesh
+from pgc3d.images import psnr
 from pgc3d.kernels import use_threads
+from pgc3d.mesh_io.mesh_file import read_mesh, write_mesh
 from pgc3d.mini import text_model
 from pgc3d.rendering.cpu import CpuRasterizer
 

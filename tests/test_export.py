@@ -8,18 +8,19 @@ from typing import Any
 import pytest
 import torch
 import trimesh
+from gltf_check import check_glb
 from steps import show
 from torch import Tensor
 
 from pgc3d.cameras import turntable
 from pgc3d.errors import DivergedError, InputError
-from pgc3d.exporting.asset import TexturedMesh
 from pgc3d.exporting.bake import vertex_colors
 from pgc3d.exporting.export import export_asset
-from pgc3d.exporting.gltf_check import check_glb
-from pgc3d.exporting.mesh_file import FORMATS, read_mesh, write_mesh
-from pgc3d.exporting.roundtrip import comparison_views, psnr, render_asset, round_trip_psnr
+from pgc3d.exporting.roundtrip import comparison_views, render_asset, round_trip_psnr
+from pgc3d.images import psnr
 from pgc3d.interfaces import Meshable
+from pgc3d.mesh_io.mesh_file import FORMATS, read_mesh, write_mesh
+from pgc3d.mesh_io.textured_mesh import TexturedMesh
 from pgc3d.parameters import ParameterStore
 from pgc3d.rendering import build_rasterizer
 from pgc3d.types import Handover, Material, Mesh, Rendering, Step, Views

@@ -3,7 +3,7 @@ import copy
 import pytest
 import torch
 
-from pgc3d.diffusion.fast_encoder import FastEncoder, why_unsupported
+from pgc3d.diffusion.fast.encoder import FastEncoder, why_unsupported
 
 CONFIGS = {  # channels, layers, groups, attention in the middle, latent channels
     "tiny": ((16, 16, 16, 16), 1, 8, True, 4),

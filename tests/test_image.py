@@ -10,8 +10,9 @@ from hypothesis.extra import numpy as arrays
 from PIL import Image
 
 from pgc3d.errors import InputError
+from pgc3d.image_config import PhotoConfig
 from pgc3d.inputs import cutout, formats
-from pgc3d.inputs.image import PhotoConfig, frame_photo, load_photo
+from pgc3d.inputs.image import frame_photo, load_photo
 from pgc3d.kernels.regions_numba import connected_to_border
 
 

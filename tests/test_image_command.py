@@ -13,7 +13,7 @@ from pgc3d.config import load_config, preset
 from pgc3d.errors import ConfigError
 from pgc3d.evaluation.items import Item, write_items
 from pgc3d.evaluation.procedural import procedural_asset
-from pgc3d.exporting.mesh_file import write_mesh
+from pgc3d.mesh_io.mesh_file import write_mesh
 from pgc3d.presets import IMAGE, configure
 from pgc3d.rendering.cpu import CpuRasterizer
 

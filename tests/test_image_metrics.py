@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pgc3d.mini
-from pgc3d.evaluation.image_metrics import mask_iou, normal_angle, psnr, ssim
+from pgc3d.evaluation.image_metrics import mask_iou, normal_angle, ssim
 from pgc3d.evaluation.perceptual import load_encoder_distance
+from pgc3d.images import psnr
 
 seeds = st.integers(0, 2**31 - 1)
 

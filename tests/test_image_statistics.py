@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgc3d.image_statistics import saturated_fraction, speckle, statistics, total_variation
+from pgc3d.evaluation.image_metrics import saturated_fraction, speckle, statistics, total_variation
 
 
 def draw(seed=0, size=(2, 9, 7, 3)):

@@ -14,7 +14,7 @@ from pgc3d.cameras import fill_distance, orbit
 from pgc3d.evaluation.alignment import normalize_mesh
 from pgc3d.evaluation.items import read_items
 from pgc3d.evaluation.procedural import CHAIR
-from pgc3d.exporting.mesh_file import read_mesh
+from pgc3d.mesh_io.mesh_file import read_mesh
 from pgc3d.rendering.cpu import CpuRasterizer
 from pgc3d.rendering.mesh_renderer import project
 

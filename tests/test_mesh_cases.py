@@ -15,9 +15,9 @@ from mesh_cases import Gltf, box, one_box, red_and_blue, square
 
 from pgc3d.errors import InputError
 from pgc3d.exporting.asset_colors import surface_colors
-from pgc3d.exporting.canvas import prepare_canvas
-from pgc3d.exporting.mesh_file import read_mesh
 from pgc3d.geometry.normals import face_vectors
+from pgc3d.inputs.mesh import prepare_canvas
+from pgc3d.mesh_io.mesh_file import read_mesh
 from pgc3d.mesh_io.reader import read_source, source_files
 from pgc3d.rendering.cpu import CpuRasterizer
 

@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 import trimesh
+from gltf_check import check_glb
 from torch import Tensor
 
+from pgc3d.disk import atomic_path
 from pgc3d.errors import InputError
 from pgc3d.exporting import atomic
-from pgc3d.exporting.asset import TexturedMesh
-from pgc3d.exporting.atomic import atomic_path
-from pgc3d.exporting.gltf import encode_glb, pack_glb, unpack_glb
-from pgc3d.exporting.gltf_check import check_glb
-from pgc3d.exporting.mesh_file import FORMATS, GENERATOR, read_mesh, write_mesh
+from pgc3d.mesh_io.gltf_writer import encode_glb, pack_glb, unpack_glb
+from pgc3d.mesh_io.mesh_file import FORMATS, GENERATOR, read_mesh, write_mesh
+from pgc3d.mesh_io.textured_mesh import TexturedMesh
 
 METADATA = {"prompt": 'a "blue" Bär\non a chair', "seed": 7}
 

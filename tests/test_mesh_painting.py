@@ -5,9 +5,9 @@ import pytest
 import torch
 from mesh_cases import Gltf, square
 
-from pgc3d.exporting.canvas import load_canvas, prepare_canvas, save_canvas
-from pgc3d.exporting.mesh_file import read_mesh
-from pgc3d.exporting.painting import export_painting
+from pgc3d.exporting.textured_mesh import export_painting
+from pgc3d.inputs.mesh import load_canvas, prepare_canvas, save_canvas
+from pgc3d.mesh_io.mesh_file import read_mesh
 from pgc3d.mesh_io.reader import read_source
 from pgc3d.rendering.cpu import CpuRasterizer
 from pgc3d.representation.textured_mesh import PaintedMesh, TexturedMeshConfig, build_painted_mesh

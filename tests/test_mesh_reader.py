@@ -9,10 +9,10 @@ import trimesh
 from meshes import cube_arrays, lumpy, write, write_cube
 
 from pgc3d.errors import InputError
-from pgc3d.exporting.gltf import pack_glb, unpack_glb
-from pgc3d.exporting.mesh_file import read_mesh
 from pgc3d.mesh_io import limits
+from pgc3d.mesh_io.gltf_writer import pack_glb, unpack_glb
 from pgc3d.mesh_io.limits import inside
+from pgc3d.mesh_io.mesh_file import read_mesh
 from pgc3d.mesh_io.reader import read_source
 
 

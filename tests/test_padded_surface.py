@@ -15,7 +15,7 @@ from pgc3d.geometry.regularizers import adjacent_faces
 from pgc3d.optimize import Objective, Problem, optimization_step
 from pgc3d.rendering.antialias import edge_topology
 from pgc3d.representation.dmtet import DMTet
-from pgc3d.representation.surface import LOSSES, SizeWatch
+from pgc3d.representation.dmtet_surface import LOSSES, SizeWatch
 from pgc3d.types import Views
 
 ROOMY = Room(cubes=3000, vertices=9000, faces=18000)

@@ -15,8 +15,8 @@ from pgc3d.build.run import RunContext, build_stage
 from pgc3d.checkpoint import pack, unpack
 from pgc3d.checkpoint_files import read_newest_checkpoint, write_checkpoint
 from pgc3d.config import PRESETS, dump_config, load_config, preset
-from pgc3d.exporting.canvas import save_canvas
 from pgc3d.inputs.image import frame_photo
+from pgc3d.inputs.mesh import save_canvas
 from pgc3d.optimize import optimize
 from pgc3d.rendering import build_rasterizer
 from pgc3d.task import Task

@@ -7,11 +7,11 @@ from steps import FIRST, at, backpropagate
 from tiny import tiny_score_distillation, write_tiny_sd, write_tiny_sdxl
 
 from pgc3d.cameras import turntable
-from pgc3d.diffusion.latent import resize
 from pgc3d.diffusion.models import load_latent_diffusion, resolve_model
 from pgc3d.diffusion.text import encode_prompts
 from pgc3d.guidance.distillation import draw
 from pgc3d.guidance.sds import ScoreDistillation, SdsConfig
+from pgc3d.images import resize
 from pgc3d.interfaces import Guidance, SupportsMicroBatch
 from pgc3d.optimize import Objective
 from pgc3d.prompts import ViewPromptConfig, view_index, view_prompts

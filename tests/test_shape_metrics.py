@@ -15,8 +15,8 @@ from pgc3d.evaluation.shape_metrics import (
     visible_points,
     volume_iou,
 )
+from pgc3d.geometry.sampling import sample_surface
 from pgc3d.geometry.sdf import winding_number
-from pgc3d.geometry.surface import sample_surface
 from pgc3d.kernels.voxels_numba import solid_voxels
 from pgc3d.rendering.cpu import CpuRasterizer
 

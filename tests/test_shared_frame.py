@@ -12,15 +12,15 @@ from PIL import Image
 from test_evaluation import BEST, SMALL, chair, judge  # noqa: F401 - fixtures
 
 from pgc3d.cameras import ViewConfig, reference_view
-from pgc3d.cli import main
+from pgc3d.cli.app import main
 from pgc3d.errors import InputError
 from pgc3d.evaluation import benchmark
 from pgc3d.evaluation.items import Item, read_items
 from pgc3d.evaluation.measure import Measure, Result, score
 from pgc3d.evaluation.procedural import place_in_view, write_procedural_set
 from pgc3d.evaluation.render import render_views
-from pgc3d.exporting.mesh_file import read_mesh, write_mesh
 from pgc3d.inputs.image import frame_photo
+from pgc3d.mesh_io.mesh_file import read_mesh, write_mesh
 from pgc3d.rendering.cpu import CpuRasterizer
 from pgc3d.rendering.mesh_renderer import project
 

@@ -16,7 +16,7 @@ from pgc3d.build.run import RunContext, build_representation
 from pgc3d.checkpoint import unpack_representation
 from pgc3d.config import Config, StageConfig, dump_config, load_config
 from pgc3d.errors import ConfigError, InputError, RunDirectoryError
-from pgc3d.geometry.surface import sample_surface
+from pgc3d.geometry.sampling import sample_surface
 from pgc3d.rendering.cpu import CpuRasterizer
 from pgc3d.representation.dmtet_config import DMTetConfig
 from pgc3d.representation.fields import start_colors

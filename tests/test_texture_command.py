@@ -14,8 +14,8 @@ from PIL import Image
 from test_cli import checkpoint, run  # noqa: F401 - fixtures
 
 from pgc3d import pipeline
-from pgc3d.cli import main
-from pgc3d.exporting.mesh_file import read_mesh
+from pgc3d.cli.app import main
+from pgc3d.mesh_io.mesh_file import read_mesh
 from pgc3d.run_directory import RunDirectory
 
 TINY = [

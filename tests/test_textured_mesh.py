@@ -7,18 +7,17 @@ from meshes import cube_arrays, letter_texture, lumpy, write, write_cube
 from safetensors.torch import load_file, save_file
 from steps import FIRST, render, show
 
-from pgc3d.cameras import orbit, turntable
-from pgc3d.closeups import CloseUpConfig, sample_close_ups
+from pgc3d.cameras import CloseUpConfig, orbit, sample_close_ups, turntable
 from pgc3d.errors import InputError, OutOfMemoryError, RunDirectoryError
-from pgc3d.exporting.canvas import load_canvas, prepare_canvas, save_canvas
-from pgc3d.exporting.mesh_file import read_mesh
-from pgc3d.exporting.painting import bake_painting, export_painting
+from pgc3d.exporting.textured_mesh import bake_painting, export_painting
 from pgc3d.geometry.normals import crease_normals, vertex_normals
 from pgc3d.geometry.own_uv import draw_atlas
 from pgc3d.geometry.placement import AXES, orientation
-from pgc3d.geometry.surface import sample_surface
+from pgc3d.geometry.sampling import sample_surface
+from pgc3d.inputs.mesh import load_canvas, prepare_canvas, save_canvas
 from pgc3d.interfaces import Representation
 from pgc3d.memory import require_texture_memory
+from pgc3d.mesh_io.mesh_file import read_mesh
 from pgc3d.mesh_io.reader import read_source
 from pgc3d.optimize import Objective, Problem, optimize
 from pgc3d.rendering.cpu import CpuRasterizer

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from pgc3d.errors import InputError
 from pgc3d.exporting import atomic
-from pgc3d.exporting.turntable import render_views, tile, to_bytes, write_sheet, write_turntable
+from pgc3d.exporting.turntable import render_views, tile, write_sheet, write_turntable
+from pgc3d.images import to_bytes
 from pgc3d.types import Cameras, Rendering
 
 

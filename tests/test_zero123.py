@@ -15,13 +15,13 @@ from tiny import edit_json, write_tiny_sdxl, write_tiny_zero123
 from pgc3d.cameras import orbit
 from pgc3d.diffusion.folder import open_folder
 from pgc3d.diffusion.hub import wanted_files
-from pgc3d.diffusion.latent import resize
 from pgc3d.diffusion.models import resolve_model
 from pgc3d.diffusion.zero123 import clip_pixels, load_zero123, relative_pose, require_zero123
 from pgc3d.errors import ConfigError, WeightsNotFoundError
 from pgc3d.geometry.normals import vertex_normals
 from pgc3d.guidance.distillation import draw
 from pgc3d.guidance.zero123 import NovelViewDistillation, Zero123Config
+from pgc3d.images import resize
 from pgc3d.interfaces import Guidance, SupportsMicroBatch
 from pgc3d.rendering import build_rasterizer
 from pgc3d.rendering.mesh_renderer import render_mesh

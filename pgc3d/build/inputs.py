@@ -6,15 +6,16 @@ from typing import Any
 
 import torch
 
-from pgc3d.backgrounds import prepare_backdrop
+from pgc3d.choices import MapName
 from pgc3d.config import Config
 from pgc3d.errors import ConfigError, InputError
-from pgc3d.exporting.canvas import prepare_canvas
-from pgc3d.exporting.painting import require_colors
+from pgc3d.exporting.textured_mesh import require_colors
+from pgc3d.inputs.background import prepare_backdrop
 from pgc3d.inputs.decode import ignore
 from pgc3d.inputs.formats import Say
 from pgc3d.inputs.image import frame_photo
-from pgc3d.inputs.maps import CHANNELS, MapName, prepare_map
+from pgc3d.inputs.maps import CHANNELS, prepare_map
+from pgc3d.inputs.mesh import prepare_canvas
 from pgc3d.memory import require_texture_memory
 from pgc3d.records import is_utf8
 from pgc3d.rendering import build_rasterizer

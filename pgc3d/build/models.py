@@ -12,14 +12,14 @@ from torch import Tensor
 from pgc3d.choices import Precision
 from pgc3d.config import Config, ModelConfig
 from pgc3d.context import LoadedModel
-from pgc3d.diffusion.accelerate import (
+from pgc3d.diffusion.controlnet import load_control_network, resolve_control
+from pgc3d.diffusion.fast.accelerate import (
     accelerate,
     accelerate_network,
     is_recorded,
     release_decoder,
     spare_memory,
 )
-from pgc3d.diffusion.controlnet import load_control_network, resolve_control
 from pgc3d.diffusion.files import ModelFolder
 from pgc3d.diffusion.folder import open_folder
 from pgc3d.diffusion.kinds import zeros_for_empty_prompt

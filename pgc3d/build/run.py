@@ -8,16 +8,18 @@ from typing import Literal
 import torch
 
 from pgc3d import pgc
-from pgc3d.backgrounds import Background, load_backdrop
+from pgc3d.backgrounds import Background
 from pgc3d.cameras import CameraContext, SurfaceSampler, reference_view
+from pgc3d.choices import MapName
+from pgc3d.colors import COLORS, named_color
 from pgc3d.config import Config, ObjectiveConfig, StageConfig
 from pgc3d.context import GuidanceContext, ModelStore, RepresentationContext
 from pgc3d.errors import BackendUnavailableError
-from pgc3d.exporting.canvas import load_canvas
-from pgc3d.geometry.surface import sample_surface
-from pgc3d.inputs.colors import COLORS, named_color
+from pgc3d.geometry.sampling import sample_surface
+from pgc3d.inputs.background import load_backdrop
 from pgc3d.inputs.image import load_photo
-from pgc3d.inputs.maps import MapName, load_map
+from pgc3d.inputs.maps import load_map
+from pgc3d.inputs.mesh import load_canvas
 from pgc3d.interfaces import Rasterizer, Representation, Stateful, SupportsMicroBatch
 from pgc3d.optimize import Objective, ParameterClipper, Problem
 from pgc3d.schedules import PiecewiseLinear

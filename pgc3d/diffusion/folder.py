@@ -17,7 +17,7 @@ from pgc3d.diffusion.files import (
 from pgc3d.diffusion.kinds import check_sizes, layout_of, parts_of
 from pgc3d.diffusion.latent import Layout
 from pgc3d.errors import ConfigError, WeightsNotFoundError
-from pgc3d.inputs.image import PhotoConfig
+from pgc3d.image_config import PhotoConfig
 from pgc3d.prompts import ViewPromptConfig
 
 

@@ -173,17 +173,6 @@ def _dtype(module: torch.nn.Module) -> torch.dtype:
     return next(module.parameters()).dtype
 
 
-def resize(image: Float[Tensor, "B H W C"], resolution: int) -> Float[Tensor, "B r r C"]:
-    """Bilinear, with the filter widened when shrinking, so that every pixel keeps a gradient."""
-    if image.shape[1] == image.shape[2] == resolution:
-        return image
-    shrinks = max(image.shape[1:3]) > resolution
-    resized = torch.nn.functional.interpolate(
-        image.permute(0, 3, 1, 2), size=(resolution, resolution), mode="bilinear", antialias=shrinks
-    )
-    return resized.permute(0, 2, 3, 1)
-
-
 def select(embedding: TextEmbedding, index: Int[Tensor, " B"]) -> TextEmbedding:
     """One prompt per image."""
     pooled = None if embedding.pooled is None else embedding.pooled[index]

@@ -23,10 +23,11 @@ from pgc3d.diffusion.files import (
     read_json,
     weight_files,
 )
-from pgc3d.diffusion.latent import Image, LatentDiffusion, Latents, resize
+from pgc3d.diffusion.latent import Image, LatentDiffusion, Latents
 from pgc3d.diffusion.models import load_latent_diffusion
 from pgc3d.diffusion.text import load_clip
 from pgc3d.errors import ConfigError, WeightsNotFoundError
+from pgc3d.images import resize
 from pgc3d.schedules import ddim_step
 from pgc3d.types import Cameras, TextEmbedding
 

@@ -31,15 +31,14 @@ from pgc3d.build.notes import run_notes
 from pgc3d.build.run import RunContext, build_objectives, resolve_device
 from pgc3d.cameras import turntable
 from pgc3d.choices import Space
+from pgc3d.colors import COLORS, named_color
 from pgc3d.config import Config, StageConfig, dump_config
-from pgc3d.diffusion.latent import resize
-from pgc3d.disk import new_folder
+from pgc3d.disk import new_folder, write_files
 from pgc3d.errors import ConfigError
 from pgc3d.evaluation.ablation_sheets import Heat, RuleResult, columns, result_images
-from pgc3d.exporting.atomic import write_files
+from pgc3d.evaluation.image_metrics import statistics
 from pgc3d.guidance.sds import ScoreDistillation
-from pgc3d.image_statistics import statistics
-from pgc3d.inputs.colors import COLORS, named_color
+from pgc3d.images import resize
 from pgc3d.interfaces import Guidance
 from pgc3d.optimize import StepReport
 from pgc3d.pipeline import ignore

@@ -10,8 +10,8 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from pgc3d.disk import writing
-from pgc3d.exporting.gltf import encode_png
-from pgc3d.exporting.turntable import tile, to_bytes
+from pgc3d.exporting.turntable import tile
+from pgc3d.images import encode_png, to_bytes
 
 COLUMNS = 6  # images of each rule in the strip
 CELL = 192  # pixels, the least side of an image on a sheet

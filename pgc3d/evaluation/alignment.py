@@ -9,8 +9,8 @@ from torch import Tensor
 
 from pgc3d.errors import InputError
 from pgc3d.evaluation.shape_metrics import chamfer_distance, nearest_distances
-from pgc3d.exporting.asset import TexturedMesh
-from pgc3d.geometry.surface import sample_surface
+from pgc3d.geometry.sampling import sample_surface
+from pgc3d.mesh_io.textured_mesh import TexturedMesh
 
 YAWS = 6  # steps within the quarter turn that the axis rotations leave
 COARSE_POINTS, FINE_POINTS = 512, 1024

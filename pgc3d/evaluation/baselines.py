@@ -9,8 +9,8 @@ from torch import Tensor
 
 from pgc3d.choices import Baseline
 from pgc3d.errors import InputError
-from pgc3d.exporting.asset import TexturedMesh
 from pgc3d.geometry.normals import vertex_normals
+from pgc3d.mesh_io.textured_mesh import TexturedMesh
 from pgc3d.rendering.shading import irradiance, key_direction, linear_to_srgb, srgb_to_linear
 from pgc3d.types import Cameras
 

@@ -18,15 +18,14 @@ from pgc3d import pipeline
 from pgc3d.cameras import ViewConfig, reference_view
 from pgc3d.choices import Baseline
 from pgc3d.config import Config
-from pgc3d.disk import writing
+from pgc3d.disk import write_files, writing
 from pgc3d.errors import InputError
 from pgc3d.evaluation.baselines import extrude, read_picture
 from pgc3d.evaluation.items import Item
 from pgc3d.evaluation.measure import Measure, Result, record_key, score
 from pgc3d.evaluation.processes import in_processes
 from pgc3d.evaluation.results import Record, from_json, table, to_json, write_results
-from pgc3d.exporting.atomic import write_files
-from pgc3d.exporting.mesh_file import FORMATS, write_mesh
+from pgc3d.mesh_io.mesh_file import FORMATS, write_mesh
 from pgc3d.run_directory import MANIFEST, RunDirectory
 from pgc3d.session import Reporter
 from pgc3d.signals import stop_on_signals

@@ -21,9 +21,9 @@ from pgc3d.evaluation.protocol import Protocol, compare
 from pgc3d.evaluation.render import render_views
 from pgc3d.evaluation.results import Record
 from pgc3d.evaluation.retrieval import Retriever, load_retriever
-from pgc3d.exporting.mesh_file import read_mesh
-from pgc3d.inputs.image import PhotoConfig
+from pgc3d.image_config import PhotoConfig
 from pgc3d.interfaces import Rasterizer
+from pgc3d.mesh_io.mesh_file import read_mesh
 from pgc3d.mesh_io.reader import source_files
 from pgc3d.mini import text_model
 from pgc3d.rendering import build_rasterizer

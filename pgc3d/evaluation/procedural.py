@@ -10,19 +10,18 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from pgc3d.cameras import ViewConfig, frame_points, reference_view
+from pgc3d.disk import write_files
 from pgc3d.evaluation.alignment import normalize_mesh
 from pgc3d.evaluation.items import Item, write_items
 from pgc3d.evaluation.render import render_views
-from pgc3d.exporting.asset import TexturedMesh
-from pgc3d.exporting.atomic import write_files
 from pgc3d.exporting.bake import fill
-from pgc3d.exporting.gltf import encode_png
-from pgc3d.exporting.mesh_file import read_mesh, write_mesh
-from pgc3d.exporting.turntable import to_bytes
 from pgc3d.geometry.normals import face_normals, vertex_normals
 from pgc3d.geometry.uv import triangle_atlas
-from pgc3d.inputs.image import PhotoConfig
+from pgc3d.image_config import PhotoConfig
+from pgc3d.images import encode_png, to_bytes
 from pgc3d.interfaces import Rasterizer
+from pgc3d.mesh_io.mesh_file import read_mesh, write_mesh
+from pgc3d.mesh_io.textured_mesh import TexturedMesh
 from pgc3d.rendering.mesh_renderer import project
 
 ELEVATION_DEGREES = 20.0

@@ -13,7 +13,7 @@ from pgc3d.cameras import ViewConfig, fill_distance, orbit, reference_view
 from pgc3d.choices import Frame
 from pgc3d.errors import InputError
 from pgc3d.evaluation.alignment import align, normalize_mesh
-from pgc3d.evaluation.image_metrics import mask_iou, normal_angle, psnr, ssim
+from pgc3d.evaluation.image_metrics import mask_iou, normal_angle, ssim
 from pgc3d.evaluation.perceptual import EncoderDistance
 from pgc3d.evaluation.render import render_views
 from pgc3d.evaluation.shape_metrics import (
@@ -23,9 +23,10 @@ from pgc3d.evaluation.shape_metrics import (
     visible_points,
     volume_iou,
 )
-from pgc3d.exporting.asset import TexturedMesh
-from pgc3d.geometry.surface import sample_surface
+from pgc3d.geometry.sampling import sample_surface
+from pgc3d.images import psnr
 from pgc3d.interfaces import Rasterizer
+from pgc3d.mesh_io.textured_mesh import TexturedMesh
 from pgc3d.types import Cameras, Rendering
 
 Alignment = Literal["none", "rotation"]

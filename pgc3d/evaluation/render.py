@@ -5,9 +5,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, normalize
 
-from pgc3d.exporting.asset import TexturedMesh
 from pgc3d.exporting.asset_colors import surface_colors
 from pgc3d.interfaces import Rasterizer
+from pgc3d.mesh_io.textured_mesh import TexturedMesh
 from pgc3d.rendering.mesh_renderer import project
 from pgc3d.rendering.shading import key_direction, shade
 from pgc3d.types import Cameras, Rendering

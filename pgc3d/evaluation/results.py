@@ -60,7 +60,7 @@ def _plain(value: float) -> float | str | None:
 
 def write_results(path: Path, records: Sequence[Record], protocol: Mapping[str, Any]) -> None:
     """Write protocol, records and summary as one JSON file."""
-    from pgc3d.exporting.atomic import write_files
+    from pgc3d.disk import write_files
 
     content = {
         "protocol": dict(protocol),

@@ -4,8 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pgc3d.exporting.asset import TexturedMesh
 from pgc3d.interfaces import Rasterizer
+from pgc3d.mesh_io.textured_mesh import TexturedMesh
 from pgc3d.rendering.mesh_renderer import sample_texture
 from pgc3d.rendering.shading import linear_to_srgb, srgb_to_linear
 from pgc3d.types import Fragments

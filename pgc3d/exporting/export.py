@@ -1,25 +1,24 @@
 """From a representation to checked files."""
 
-import hashlib
 import logging
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from pgc3d.choices import Format
-from pgc3d.exporting.asset import TexturedMesh
+from pgc3d.disk import sha256
 from pgc3d.exporting.bake import bake, vertex_colors
-from pgc3d.exporting.mesh_file import write_mesh
 from pgc3d.exporting.roundtrip import MIN_PSNR, comparison_views, round_trip_psnr
 from pgc3d.geometry.cleanup import clean
 from pgc3d.geometry.normals import face_vectors
 from pgc3d.geometry.uv import UvAtlas, unwrap
 from pgc3d.interfaces import Meshable, Rasterizer
+from pgc3d.mesh_io.mesh_file import write_mesh
+from pgc3d.mesh_io.textured_mesh import TexturedMesh
 from pgc3d.rendering.mesh_renderer import render_mesh
+from pgc3d.stopwatch import Stopwatch
 from pgc3d.types import Mesh
 
 logger = logging.getLogger(__name__)
@@ -54,21 +53,6 @@ class ExportReport:
         return self.psnr >= MIN_PSNR
 
 
-@dataclass(frozen=True)
-class Stopwatch:
-    """Seconds by the part of an export."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        """Time the block."""
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = time.perf_counter() - start
-        logger.info("export: %s took %.2f s", name, self.seconds[name])
-
-
 @torch.no_grad()
 def export_asset(
     representation: Meshable,
@@ -100,7 +84,7 @@ def export_asset(
         DivergedError: there is no surface to export.
         InputError: the folder cannot be written or the disk is full.
     """
-    watch = Stopwatch()
+    watch = Stopwatch(torch.device("cpu"))
     with watch.part("surface"):
         dense = representation.to_mesh()
     with watch.part("cleanup"):
@@ -137,7 +121,7 @@ def export_asset(
         uv_method=method,
         dropped=max(0.0, 1.0 - _area(whole) / _area(dense)),
         psnr=found,
-        seconds=watch.seconds,
+        seconds=read_parts(watch),
     )
 
 
@@ -172,6 +156,12 @@ def _area(mesh: Mesh) -> float:
 
 def describe_file(path: Path) -> ExportedFile:
     """Size and hash of a file that was written."""
-    with path.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return ExportedFile(path=path, size=path.stat().st_size, sha256=digest)
+    return ExportedFile(path=path, size=path.stat().st_size, sha256=sha256(path))
+
+
+def read_parts(stopwatch: Stopwatch) -> dict[str, float]:
+    """Seconds by the part of an export, which are logged too."""
+    seconds = stopwatch.read()
+    for name, taken in seconds.items():
+        logger.info("export: %s took %.2f s", name, taken)
+    return seconds

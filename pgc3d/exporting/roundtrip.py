@@ -1,18 +1,18 @@
 """Read an exported file back, render it, and say how close it is to what the run shows."""
 
-import math
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from pgc3d.cameras import turntable
-from pgc3d.exporting.asset import TexturedMesh
 from pgc3d.exporting.asset_colors import surface_colors
-from pgc3d.exporting.mesh_file import read_mesh
+from pgc3d.images import psnr
 from pgc3d.interfaces import Rasterizer
+from pgc3d.mesh_io.mesh_file import read_mesh
+from pgc3d.mesh_io.textured_mesh import TexturedMesh
 from pgc3d.rendering.mesh_renderer import render_colored
 from pgc3d.types import Cameras, Placement, Rendering
 
@@ -55,17 +55,10 @@ def round_trip_psnr(
         shading=shading,
     )
     covered = (reference.alpha > 0) | (found.alpha > 0)
-    if asset.bare:
-        return psnr(found.normal, reference.normal, covered)
-    return psnr(found.color, reference.color, covered)
-
-
-def psnr(
-    first: Float[Tensor, "B H W C"], second: Float[Tensor, "B H W C"], mask: Bool[Tensor, "B H W 1"]
-) -> float:
-    """Peak signal-to-noise ratio in dB of images in [0, 1] over the pixels of `mask`; NaN if it is empty."""
-    error = (first - second).square()[mask[..., 0]].mean().item()
-    return math.inf if error == 0 else -10 * math.log10(error)
+    shown, expected = (found.normal, reference.normal) if asset.bare else (found.color, reference.color)
+    # of all views together: a view that shows nothing of the object has no PSNR of its own
+    together = [images.flatten(0, 1)[None] for images in (shown, expected, covered)]
+    return psnr(*together).item()
 
 
 def render_asset(

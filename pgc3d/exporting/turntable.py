@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 from torch import Tensor
 
 from pgc3d.cameras import turntable
+from pgc3d.disk import atomic_path, write_files
 from pgc3d.errors import InputError
-from pgc3d.exporting.atomic import atomic_path, write_files
-from pgc3d.exporting.gltf import encode_png
+from pgc3d.images import encode_png, to_bytes
 from pgc3d.types import Cameras, Rendering
 
 VIEWS_AT_ONCE = 4  # bounds the memory of the renderer
@@ -26,12 +26,6 @@ def render_views(
     """Colours of all cameras, one picture at a time, on the CPU."""
     for start in range(0, len(cameras), VIEWS_AT_ONCE):
         yield from to_bytes(render(cameras[start : start + VIEWS_AT_ONCE]).color)
-
-
-def to_bytes(images: Float[Tensor, "*N H W C"]) -> UInt8[Tensor, "*N H W C"]:
-    """Images in [0, 1] as they are stored, on the CPU; what is not finite becomes black."""
-    finite = torch.nan_to_num(images.detach(), nan=0.0, posinf=0.0, neginf=0.0)
-    return (finite.clamp(0, 1) * 255).round().to(torch.uint8).cpu()
 
 
 def tile(

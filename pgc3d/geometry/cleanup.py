@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pgc3d.errors import DivergedError
+from pgc3d.geometry.components import components
+from pgc3d.geometry.normals import vertex_normals_or_z
 from pgc3d.types import Mesh
 
 logger = logging.getLogger(__name__)
@@ -49,7 +51,7 @@ def clean(
     points, triangles = _valid(points, triangles)
     triangles = triangles[_large_pieces(points, triangles, keep_share)]
     points, triangles = _compact(points, triangles)
-    normals = vertex_normals(points, triangles)
+    normals = _vertex_normals(points, triangles)
     if target_faces is not None and len(triangles) > target_faces:
         points, triangles, normals = _decimate(points, triangles, target_faces)
     if len(triangles) == 0:
@@ -64,31 +66,9 @@ def clean(
     )
 
 
-def components(faces: Index, count: int) -> Index:
-    """Smallest vertex index of the connected component that each of `count` vertices belongs to."""
-    labels = np.arange(count)
-    first, second = faces[:, [0, 1]].ravel(), faces[:, [1, 2]].ravel()
-    while True:
-        low = np.minimum(labels[first], labels[second])
-        parents = labels.copy()
-        np.minimum.at(parents, labels[first], low)
-        np.minimum.at(parents, labels[second], low)
-        while not np.array_equal(parents, parents[parents]):
-            parents = parents[parents]
-        merged = parents[labels]
-        if np.array_equal(merged, labels):
-            return labels
-        labels = merged
-
-
-def vertex_normals(points: Array, faces: Index) -> Array:
-    """Unit normals [V, 3], averaged over the faces by area; +z where a vertex has none."""
-    area_normals = _area_normals(points, faces)
-    total = np.zeros_like(points)
-    for corner in range(3):
-        for axis in range(3):
-            total[:, axis] += np.bincount(faces[:, corner], area_normals[:, axis], minlength=len(points))
-    return _normalized(total)
+def _vertex_normals(points: Array, faces: Index) -> Array:
+    found = vertex_normals_or_z(torch.from_numpy(points), torch.from_numpy(faces)).numpy()
+    return np.asarray(found, dtype=np.float64)
 
 
 def _normalized(vectors: Array) -> Array:
@@ -138,7 +118,7 @@ def _decimate(points: Array, faces: Index, target: int) -> tuple[Array, Index, A
     """Quadric edge collapse; a vertex gets the mean normal of the dense vertices that ended in it."""
     import fast_simplification as simplification
 
-    dense_normals = vertex_normals(points, faces)
+    dense_normals = _vertex_normals(points, faces)
     _, _, collapses = simplification.simplify(points, faces, target_count=target, return_collapses=True)
     replayed = simplification.replay_simplification(points, faces, collapses)
     new_points, new_faces, owner = replayed[0].astype(np.float64), replayed[1].astype(np.int64), replayed[2]
@@ -148,7 +128,7 @@ def _decimate(points: Array, faces: Index, target: int) -> tuple[Array, Index, A
         [np.bincount(owner, dense_normals[:, axis], minlength=len(new_points)) for axis in range(3)], axis=1
     )
     sums = np.where(
-        np.linalg.norm(total, axis=1, keepdims=True) > 1e-6, total, vertex_normals(new_points, new_faces)
+        np.linalg.norm(total, axis=1, keepdims=True) > 1e-6, total, _vertex_normals(new_points, new_faces)
     )
     kept_points, kept_faces = _valid(new_points, new_faces)
     used = np.unique(kept_faces)

@@ -6,7 +6,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from pgc3d.geometry.cleanup import components
+from pgc3d.geometry.components import components
 
 
 def face_vectors(vertices: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"]) -> Float[Tensor, "F 3"]:
@@ -36,6 +36,12 @@ def vertex_normals(
     for corner in faces.T.contiguous():
         total.index_add_(0, corner, vectors)
     return normalize(total, dim=-1, eps=1e-20)
+
+
+def vertex_normals_or_z(vertices: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"]) -> Float[Tensor, "V 3"]:
+    """`vertex_normals`, and +z where a vertex has none: files must hold unit normals."""
+    normals = vertex_normals(vertices, faces)
+    return torch.where(normals.norm(dim=1, keepdim=True) > 0.5, normals, normals.new_tensor([0.0, 0.0, 1.0]))
 
 
 def crease_normals(

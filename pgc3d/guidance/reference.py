@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from pgc3d.context import GuidanceContext
-from pgc3d.diffusion.latent import resize
+from pgc3d.images import resize
 from pgc3d.ranges import MAX_WEIGHT, check, number
 from pgc3d.requirements import Requirements
 from pgc3d.types import Buffer, Cameras, GuidanceOutput, Rendering, Step, Views

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from pgc3d.context import GuidanceContext
 from pgc3d.diffusion.controlnet import Control, ControlConfig, condition_image, control_residuals
-from pgc3d.diffusion.latent import LatentDiffusion, Latents, resize, select
+from pgc3d.diffusion.latent import LatentDiffusion, Latents, select
 from pgc3d.diffusion.linear_encoder import LinearEncoder, read_linear_encoder
 from pgc3d.guidance import score
 from pgc3d.guidance.distillation import Draws, Formula, distill, draw, score_latents
 from pgc3d.guidance.micro_batch import in_micro_batches
+from pgc3d.images import resize
 from pgc3d.prompts import ViewPromptConfig, view_index, view_prompts
 from pgc3d.ranges import PATH, check, number, schedule
 from pgc3d.requirements import ModelUse, Requirements

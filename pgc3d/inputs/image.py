@@ -4,7 +4,6 @@ Everything becomes 8 bit sRGB with straight alpha on the way; all metadata but t
 orientation is dropped.
 """
 
-import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,24 +14,12 @@ from PIL import Image
 from torch import Tensor
 
 from pgc3d.errors import InputError
+from pgc3d.images import encode_png
 from pgc3d.inputs.cutout import Box, cut_plain_background, find_object, matte
 from pgc3d.inputs.decode import Size, decode_image, drop_idle_alpha, ignore
 from pgc3d.inputs.formats import Say
-from pgc3d.ranges import check, number
 
 WORKING_SIDE = 2048  # larger images are shrunk before any pixel is processed
-
-
-@dataclass(frozen=True)
-class PhotoConfig:
-    """How an input image is prepared."""
-
-    border: float = number(0.2, 0.0, 0.8)  # fraction of the square beside the object, both ends together
-    matting: bool = True  # images without alpha: by rembg; False: their background must be one plain colour
-    size: int = number(512, 64, 2048, unit="pixels")  # of the prepared square
-
-    def __post_init__(self) -> None:
-        check(self)
 
 
 @dataclass(frozen=True)
@@ -88,13 +75,6 @@ def frame_photo(
 def _working_size(size: Size) -> Size:
     scale = min(1.0, WORKING_SIDE / max(size))
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
-
-
-def encode_png(image: Image.Image) -> bytes:
-    """A PNG file."""
-    stream = io.BytesIO()
-    image.save(stream, format="PNG")
-    return stream.getvalue()
 
 
 def load_photo(path: Path) -> Float[Tensor, "S S 4"]:

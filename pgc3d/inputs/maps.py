@@ -4,7 +4,6 @@ A run keeps them as images of the prepared one's size, which are 0 outside the o
 """
 
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -12,12 +11,13 @@ from jaxtyping import Bool, Float, Shaped, UInt8, UInt16
 from PIL import Image
 from torch import Tensor
 
+from pgc3d.choices import MapName
 from pgc3d.errors import InputError
+from pgc3d.images import encode_png
 from pgc3d.inputs.decode import Levels, Size, decode_levels
 from pgc3d.inputs.formats import decoding, require_small_file
-from pgc3d.inputs.image import FramedPhoto, encode_png
+from pgc3d.inputs.image import FramedPhoto
 
-MapName = Literal["depth", "normal"]
 CHANNELS: dict[MapName, int] = {"depth": 1, "normal": 3}
 GREY_TOLERANCE = 2 / 255  # between the channels of grey levels that are stored as RGB
 _STRIP = 256  # rows, about

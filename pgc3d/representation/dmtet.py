@@ -20,8 +20,7 @@ from pgc3d.geometry.marching_tetrahedra import Crossings, Room, find_crossings, 
 from pgc3d.geometry.sdf import blur_matrix, redistance, sample_grid
 from pgc3d.interfaces import Rasterizer
 from pgc3d.parameters import ParameterGroup, ParameterStore
-from pgc3d.representation.fields import ColorField, SdfField
-from pgc3d.representation.surface import (
+from pgc3d.representation.dmtet_surface import (
     LOSSES,
     SizeWatch,
     Surface,
@@ -30,6 +29,7 @@ from pgc3d.representation.surface import (
     is_valid,
     surface_losses,
 )
+from pgc3d.representation.fields import ColorField, SdfField
 from pgc3d.types import Handover, Material, Mesh, Rendering, Step, Views
 
 logger = logging.getLogger(__name__)

@@ -15,6 +15,7 @@ from pgc3d.interfaces import Rasterizer
 from pgc3d.ranges import MAX_RATE, MAX_WEIGHT, check, number
 from pgc3d.rendering.mesh_renderer import kept_bytes
 from pgc3d.representation.dmtet import DMTet
+from pgc3d.representation.dmtet_surface import LOSSES
 from pgc3d.representation.fields import (
     SdfField,
     build_color_field,
@@ -22,7 +23,6 @@ from pgc3d.representation.fields import (
     check_color_field,
     start_colors,
 )
-from pgc3d.representation.surface import LOSSES
 from pgc3d.requirements import Requirements
 from pgc3d.types import Handover
 

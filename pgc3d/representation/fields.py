@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from pgc3d.geometry.surface import sample_surface
+from pgc3d.geometry.sampling import sample_surface
 from pgc3d.kernels import hash_grid, require_triton
 from pgc3d.kernels.hash_grid import HashLayout, hash_layout
 from pgc3d.types import Handover, Material

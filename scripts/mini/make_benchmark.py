@@ -25,8 +25,8 @@ from views import Model, load_index, load_model, sample
 from pgc3d.evaluation.alignment import rigid
 from pgc3d.evaluation.items import Item, write_items
 from pgc3d.evaluation.procedural import ELEVATION_DEGREES, paint, write_item
-from pgc3d.exporting.asset import TexturedMesh
 from pgc3d.interfaces import Rasterizer
+from pgc3d.mesh_io.textured_mesh import TexturedMesh
 from pgc3d.rendering import build_rasterizer
 
 AZIMUTH_DEGREES = 30.0

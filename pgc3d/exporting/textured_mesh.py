@@ -11,13 +11,14 @@ from torch.nn.functional import normalize
 
 from pgc3d.choices import Format
 from pgc3d.errors import InputError
-from pgc3d.exporting.asset import TexturedMesh
 from pgc3d.exporting.bake import fill, surface_texels
-from pgc3d.exporting.export import CHECK_RESOLUTION, ExportReport, Stopwatch, describe_file
-from pgc3d.exporting.mesh_file import write_mesh
+from pgc3d.exporting.export import CHECK_RESOLUTION, ExportReport, describe_file, read_parts
 from pgc3d.exporting.roundtrip import comparison_views, round_trip_psnr
 from pgc3d.interfaces import Rasterizer
+from pgc3d.mesh_io.mesh_file import write_mesh
+from pgc3d.mesh_io.textured_mesh import TexturedMesh
 from pgc3d.representation.textured_mesh import PaintedMesh
+from pgc3d.stopwatch import Stopwatch
 from pgc3d.types import UvMesh, Views
 
 FINEST = 1 << 16  # an image size beyond all others: nothing is filtered
@@ -62,7 +63,7 @@ def export_painting(
         InputError: the folder cannot be written or the disk is full, or the format has no colours.
     """
     require_colors(format)
-    watch, given = Stopwatch(), painted.canvas.mesh
+    watch, given = Stopwatch(torch.device("cpu")), painted.canvas.mesh
     asset = TexturedMesh(
         given.vertices,
         given.faces,
@@ -104,7 +105,7 @@ def export_painting(
         uv_method=None if format == "ply" else painted.canvas.uv_method,
         dropped=0.0,
         psnr=psnr,
-        seconds=watch.seconds,
+        seconds=read_parts(watch),
     )
 
 
@@ -147,13 +148,13 @@ def _with_vertex_colors(asset: TexturedMesh, painted: PaintedMesh) -> TexturedMe
     colors = painted.texels(mesh.vertices, uv, texture_size=FINEST)
     return replace(
         asset,
-        normals=_vertex_normals(painted.canvas.mesh),
+        normals=_mean_normals(painted.canvas.mesh),
         normal_faces=None,
         vertex_color=(colors * 255).round().clamp(0, 255).to(torch.uint8).cpu(),
     )
 
 
-def _vertex_normals(mesh: UvMesh) -> Float[Tensor, "V 3"]:
+def _mean_normals(mesh: UvMesh) -> Float[Tensor, "V 3"]:
     """Mean of the normals that a vertex has in its faces; +z where it has none."""
     total = torch.zeros_like(mesh.vertices)
     total.index_add_(0, mesh.faces.reshape(-1), mesh.normals[mesh.normal_faces.reshape(-1)])

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from pgc3d.choices import UvChoice
+from pgc3d.disk import write_files
 from pgc3d.errors import InputError, RunDirectoryError
-from pgc3d.exporting.atomic import write_files
-from pgc3d.exporting.coordinates import Coordinates, choose_coordinates
-from pgc3d.exporting.given_normals import MAX_OPPOSED, complete_normals, is_inside_out
-from pgc3d.exporting.source_colors import weld
 from pgc3d.geometry.placement import place
 from pgc3d.geometry.uv import unwrap
+from pgc3d.inputs.texture_coordinates import Coordinates, choose_coordinates
 from pgc3d.interfaces import Rasterizer
+from pgc3d.mesh_io.colors import weld
+from pgc3d.mesh_io.normals import MAX_OPPOSED, complete_normals, is_inside_out
 from pgc3d.mesh_io.reader import read_source
 from pgc3d.mesh_io.source import SourceMesh
 from pgc3d.types import Canvas, Placement, UvMesh

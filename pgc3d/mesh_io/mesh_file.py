@@ -14,11 +14,12 @@ from torch import Tensor
 
 import pgc3d
 from pgc3d.choices import Format
-from pgc3d.exporting.asset import TexturedMesh
-from pgc3d.exporting.atomic import write_files
-from pgc3d.exporting.gltf import encode_glb, encode_png, read_metadata
-from pgc3d.exporting.source_colors import colored
+from pgc3d.disk import write_files
+from pgc3d.images import encode_png
+from pgc3d.mesh_io.colors import colored
+from pgc3d.mesh_io.gltf_writer import encode_glb, read_metadata
 from pgc3d.mesh_io.reader import read_source
+from pgc3d.mesh_io.textured_mesh import TexturedMesh
 
 FORMATS: tuple[str, ...] = get_args(Format)
 GENERATOR = f"pgc3d {pgc3d.__version__}"

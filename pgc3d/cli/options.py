@@ -11,7 +11,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 import typer
 
 from pgc3d.choices import Backend, Baseline, Device, Frame, Quality, TextGuidanceName
-from pgc3d.console import say
+from pgc3d.cli.console import say
 
 # lists of a Literal are beyond typer
 BaselineName = StrEnum("BaselineName", {name.upper(): name for name in get_args(Baseline)})  # type: ignore[misc]

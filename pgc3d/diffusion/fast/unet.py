@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from pgc3d.diffusion.fast_encoder import is_plain_resnet, residual_branch
+from pgc3d.diffusion.fast.encoder import is_plain_resnet, residual_branch
 from pgc3d.kernels import group_norm as gn
 
 

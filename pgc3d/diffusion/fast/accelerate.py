@@ -8,9 +8,9 @@ from typing import Any, cast
 
 import torch
 
-from pgc3d.diffusion.cuda_graph import GraphedNetwork
-from pgc3d.diffusion.fast_encoder import FastEncoder, why_unsupported
-from pgc3d.diffusion.fast_unet import fuse_projections, replace_resnets
+from pgc3d.diffusion.fast.cuda_graph import GraphedNetwork
+from pgc3d.diffusion.fast.encoder import FastEncoder, why_unsupported
+from pgc3d.diffusion.fast.unet import fuse_projections, replace_resnets
 from pgc3d.diffusion.hub import record_file
 from pgc3d.diffusion.latent import LatentDiffusion
 from pgc3d.kernels.attention import SCORE_BYTES, SMALL_SCORE_BYTES

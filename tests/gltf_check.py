@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from pgc3d.exporting.gltf import FLOAT, UINT16, UINT32
 from pgc3d.mesh_io.gltf_document import BINARY_CHUNK, JSON_CHUNK, MAGIC
+from pgc3d.mesh_io.gltf_writer import FLOAT, UINT16, UINT32
 
 COMPONENT = {FLOAT: "<f4", UINT16: "<u2", UINT32: "<u4"}
 WIDTH = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4}

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from pgc3d.exporting.asset import AssetMaterial, TexturedMesh
-from pgc3d.exporting.turntable import to_bytes
-from pgc3d.geometry.cleanup import vertex_normals
+from pgc3d.geometry.normals import vertex_normals_or_z
+from pgc3d.images import to_bytes
 from pgc3d.mesh_io.source import SourceMaterial, SourceMesh
+from pgc3d.mesh_io.textured_mesh import AssetMaterial, TexturedMesh
 from pgc3d.rendering.shading import linear_to_srgb, srgb_to_linear
 
 WHITE = 0.999  # of colours that change nothing
@@ -63,7 +63,7 @@ def weld(
 
 def _normals(source: SourceMesh, vertices: Tensor, faces: Tensor) -> tuple[Tensor, Tensor | None]:
     """The file's normals, smooth ones where it has none that can be used."""
-    smooth = torch.from_numpy(vertex_normals(vertices.double().numpy(), faces.numpy()).astype(np.float32))
+    smooth = vertex_normals_or_z(vertices.double(), faces).float()
     if source.normals is None or source.normal_faces is None:
         return smooth, None
     usable = (source.normals.norm(dim=1) > 0.5)[source.normal_faces.clamp_min(0)]

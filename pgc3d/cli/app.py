@@ -11,9 +11,8 @@ from typing import Annotated, Any, cast
 import typer
 
 from pgc3d.choices import Baseline, Format, GuidanceName, ImageGuidanceName, Space, Texture, UvChoice
-from pgc3d.console import Bar, Warnings, close_stdout, deliver, plain_line, prepare_streams, say, tell
-from pgc3d.errors import Pgc3dError
-from pgc3d.options import (
+from pgc3d.cli.console import Bar, Warnings, close_stdout, deliver, plain_line, prepare_streams, say, tell
+from pgc3d.cli.options import (
     BaselineName,
     ConfigOption,
     DepthOption,
@@ -34,6 +33,7 @@ from pgc3d.options import (
     configured_item,
     with_run_options,
 )
+from pgc3d.errors import Pgc3dError
 
 UsageError: Any = typer.BadParameter.__base__  # wherever typer keeps click's
 

@@ -3,7 +3,6 @@
 https://registry.khronos.org/glTF/specs/2.0/glTF-2.0.html
 """
 
-import io
 import json
 import struct
 from collections.abc import Mapping
@@ -15,22 +14,14 @@ from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pgc3d.exporting.asset import TexturedMesh
+from pgc3d.images import encode_png
 from pgc3d.mesh_io.gltf_document import BINARY_CHUNK, JSON_CHUNK, MAGIC, split_glb
+from pgc3d.mesh_io.textured_mesh import TexturedMesh
 
 FLOAT, UINT16, UINT32 = 5126, 5123, 5125
 VERTEX_BUFFER, INDEX_BUFFER = 34962, 34963
 LINEAR, LINEAR_MIPMAP_LINEAR = 9729, 9987
 WRAPS = {"clamp": 33071, "mirror": 33648, "repeat": 10497}
-
-
-def encode_png(image: Tensor) -> bytes:
-    """PNG of an image [H, W, 3] or [H, W] of uint8."""
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(image.cpu().numpy()).save(buffer, "PNG", compress_level=6)
-    return buffer.getvalue()
 
 
 def corner_vertices(

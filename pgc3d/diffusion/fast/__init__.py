@@ -1,0 +1,1 @@
+"""Faster modules for frozen networks on a CUDA device, with the same results."""

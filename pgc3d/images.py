@@ -1,0 +1,49 @@
+"""Images as tensors, bytes and files: sRGB in [0, 1], channel last."""
+
+import io
+
+import torch
+from jaxtyping import Bool, Float, UInt8
+from PIL import Image
+from torch import Tensor
+
+
+def to_bytes(images: Float[Tensor, "*N H W C"]) -> UInt8[Tensor, "*N H W C"]:
+    """Images in [0, 1] as they are stored, on the CPU; values that are not finite become black."""
+    finite = torch.nan_to_num(images.detach(), nan=0.0, posinf=0.0, neginf=0.0)
+    return (finite.clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+
+
+def encode_png(image: UInt8[Tensor, "H W 3"] | UInt8[Tensor, "H W"] | Image.Image) -> bytes:
+    """A PNG file of an image."""
+    picture = image if isinstance(image, Image.Image) else Image.fromarray(image.cpu().numpy())
+    stream = io.BytesIO()
+    picture.save(stream, format="PNG")
+    return stream.getvalue()
+
+
+def resize(image: Float[Tensor, "B H W C"], resolution: int) -> Float[Tensor, "B r r C"]:
+    """Bilinear, with the filter widened when shrinking, so that every pixel keeps a gradient."""
+    if image.shape[1] == image.shape[2] == resolution:
+        return image
+    shrinks = max(image.shape[1:3]) > resolution
+    resized = torch.nn.functional.interpolate(
+        image.permute(0, 3, 1, 2), size=(resolution, resolution), mode="bilinear", antialias=shrinks
+    )
+    return resized.permute(0, 2, 3, 1)
+
+
+def psnr(
+    first: Float[Tensor, "B H W C"],
+    second: Float[Tensor, "B H W C"],
+    mask: Bool[Tensor, "B H W 1"] | None = None,
+) -> Float[Tensor, " B"]:
+    """Peak signal-to-noise ratio in dB of images in [0, 1], in float64; infinite where they are equal.
+
+    With a mask over its pixels only: of an image without any it is NaN.
+    """
+    error = (first.double() - second.double()).square()
+    if mask is None:
+        return -10.0 * error.mean((1, 2, 3)).log10()
+    inside = mask.expand_as(error)
+    return -10.0 * (torch.where(inside, error, 0.0).sum((1, 2, 3)) / inside.sum((1, 2, 3))).log10()

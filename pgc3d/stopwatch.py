@@ -1,0 +1,41 @@
+"""The time that named parts of a program take."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+
+class Stopwatch:
+    """Adds up the time of named parts: device events on CUDA, the wall clock elsewhere."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self._spans: list[tuple[str, Any, Any]] = []
+
+    def _now(self) -> Any:
+        if not self._cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record()
+        return event
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Add the time of the block to `name`."""
+        start = self._now()
+        yield
+        self._spans.append((name, start, self._now()))
+
+    def read(self) -> dict[str, float]:
+        """Seconds by part since the last read; waits for the device."""
+        if self._cuda:
+            torch.cuda.synchronize()
+        seconds: dict[str, float] = {}
+        for name, start, end in self._spans:
+            span = start.elapsed_time(end) / 1000 if self._cuda else end - start
+            seconds[name] = seconds.get(name, 0.0) + span
+        self._spans.clear()
+        return seconds
