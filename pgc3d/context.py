@@ -19,7 +19,7 @@ from pgc3d.diffusion.zero123 import Zero123
 from pgc3d.interfaces import Guidance, Rasterizer, Representation
 from pgc3d.prompts import ViewPromptConfig
 from pgc3d.requirements import ModelUse, Requirements
-from pgc3d.types import Cameras, Canvas, Handover, TextEmbedding
+from pgc3d.types import Cameras, Handover, PreparedMesh, TextEmbedding
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class RepresentationContext:
     rasterizer: Rasterizer
     device: torch.device
     generator: torch.Generator  # on the CPU; draws first weights
-    mesh: Callable[[], Canvas]  # the prepared mesh of the task
+    mesh: Callable[[], PreparedMesh]  # the prepared mesh of the task
     start: Handover | None = None  # what an earlier stage left
     low_memory: bool = False
 

@@ -14,7 +14,7 @@ def to_bytes(images: Float[Tensor, "*N H W C"]) -> UInt8[Tensor, "*N H W C"]:
     return (finite.clamp(0, 1) * 255).round().to(torch.uint8).cpu()
 
 
-def encode_png(image: UInt8[Tensor, "H W 3"] | UInt8[Tensor, "H W"] | Image.Image) -> bytes:
+def encode_png(image: UInt8[Tensor, "H W C"] | UInt8[Tensor, "H W"] | Image.Image) -> bytes:
     """A PNG file of an image."""
     picture = image if isinstance(image, Image.Image) else Image.fromarray(image.cpu().numpy())
     stream = io.BytesIO()

@@ -21,20 +21,20 @@ from pgc3d.config import Config, dump_config, load_config
 from pgc3d.disk import replace_file, require_free_space, sha256
 from pgc3d.errors import DivergedError, InputError, RunDirectoryError
 from pgc3d.exporting.export import ExportReport, export_asset
-from pgc3d.exporting.textured_mesh import export_painting
-from pgc3d.inputs.mesh import save_canvas
+from pgc3d.exporting.textured_mesh import export_textured_mesh
+from pgc3d.inputs.mesh import save_prepared
 from pgc3d.interfaces import Meshable, Rasterizer, Representation
 from pgc3d.layers import nearest
 from pgc3d.model_record import describe_models, require_same_models, with_absolute_paths
 from pgc3d.plan import plan_run
 from pgc3d.rendering import build_rasterizer
-from pgc3d.representation.textured_mesh import PaintedMesh
+from pgc3d.representation.textured_mesh import TexturedMesh
 from pgc3d.run_directory import RunDirectory
 from pgc3d.session import Event, Reporter, Session, explain_memory
 from pgc3d.signals import StopFlag
 from pgc3d.stages import handover_of, require_same_starts, start_records, with_absolute_starts
 from pgc3d.task import KEPT, Task
-from pgc3d.types import Cameras, Canvas, Rendering, Views
+from pgc3d.types import Cameras, PreparedMesh, Rendering, Views
 
 FREE_SPACE = 500_000_000  # bytes: two checkpoints, the asset with its textures, previews
 
@@ -78,23 +78,23 @@ def generate(
     require_fitting(config, task)
     build_rasterizer(config.run.rasterizer, device)  # refused before there is a folder
 
-    def say(message: str) -> None:
+    def notify(message: str) -> None:
         report(Event("build", message=message))
 
-    canvas = None if task.mesh is None else prepare_mesh(config, task.mesh, device, say)
+    prepared = None if task.mesh is None else prepare_mesh(config, task.mesh, device, notify)
     located = locate_models(config, device)
     if config.requires().prompt:
         require_prompt(task.prompt)
     for note in run_notes(task.prompt, config, located):
-        say(note)
-    images = prepare_images(config, task, say)
+        notify(note)
+    images = prepare_images(config, task, notify)
     inputs = {name: {"name": path.name, "sha256": sha256(path)} for name, path in task.files.items()}
     require_free_space(out, FREE_SPACE)
     described = describe_models(config, located) | start_records(config)
     with RunDirectory.create(out) as run:
         run.begin()
         replace_file(run.config, dump_config(config).encode())
-        kept = _keep_inputs(run, task, canvas, images)
+        kept = _keep_inputs(run, task, prepared, images)
         record = kept.record(run.path) | {"seed": config.run.seed} | described
         record |= {"inputs": inputs, "files": run.hash_files(list(kept.files.values()))}
         record |= {"config": run.config_digest()}
@@ -104,14 +104,16 @@ def generate(
         return _execute(session, located, {})
 
 
-def _keep_inputs(run: RunDirectory, task: Task, canvas: Canvas | None, images: Mapping[str, bytes]) -> Task:
+def _keep_inputs(
+    run: RunDirectory, task: Task, prepared: PreparedMesh | None, images: Mapping[str, bytes]
+) -> Task:
     """Write what was made of the user's files into the run; the task with these in their place."""
     kept: dict[str, Any] = {name: run.path / KEPT[name] for name in images}
     for name, content in images.items():
         replace_file(kept[name], content)
-    if canvas is not None:
+    if prepared is not None:
         kept["mesh"] = run.path / KEPT["mesh"]
-        save_canvas(kept["mesh"], canvas)
+        save_prepared(kept["mesh"], prepared)
     return replace(task, **kept)
 
 
@@ -327,13 +329,13 @@ def _write_sheet(path: Path, paint: Callable[[Cameras], Rendering]) -> None:
 
 
 def _write_asset(
-    session: Session, representation: PaintedMesh | Meshable, rasterizer: Rasterizer
+    session: Session, representation: TexturedMesh | Meshable, rasterizer: Rasterizer
 ) -> ExportReport:
     settings = session.config.export
     path = free_name(session.run.path / f"asset.{settings.format}")
     metadata = {"prompt": session.record["prompt"], "seed": session.config.run.seed, "pgc3d": __version__}
-    if isinstance(representation, PaintedMesh):
-        return export_painting(
+    if isinstance(representation, TexturedMesh):
+        return export_textured_mesh(
             representation,
             path,
             format=settings.format,
@@ -354,7 +356,7 @@ def _write_asset(
 
 def _export(session: Session, representation: Representation, rasterizer: Rasterizer) -> list[Path]:
     session.report(Event("export"))
-    if not isinstance(representation, (PaintedMesh, Meshable)):
+    if not isinstance(representation, (TexturedMesh, Meshable)):
         message = f"the asset has no surface to export; `pgc3d render {session.run.path}` shows it"
         session.report(Event("export", message=message))
         return []
@@ -374,7 +376,7 @@ def _export(session: Session, representation: Representation, rasterizer: Raster
 
 
 def _remedy(session: Session, representation: Representation) -> str:
-    if not isinstance(representation, PaintedMesh):
+    if not isinstance(representation, TexturedMesh):
         return "raise --texture-size or --faces"
     if session.config.export.format == "ply":
         return "its vertices are too few to carry the colours, use --format glb or obj"

@@ -242,7 +242,7 @@ class Placement:
 
 
 @dataclass(frozen=True)
-class Canvas:
+class PreparedMesh:
     """A given mesh made ready for painting, on the CPU."""
 
     mesh: UvMesh  # in the axes and the scale of its file

@@ -30,7 +30,7 @@ from pgc3d.rendering.antialias import antialias, edge_topology
 from pgc3d.rendering.mesh_renderer import project
 from pgc3d.representation.dmtet import DMTet
 from pgc3d.representation.dmtet_config import DMTetConfig, build_dmtet
-from pgc3d.representation.textured_mesh import PaintedMesh, TexturedMeshConfig, build_painted_mesh
+from pgc3d.representation.textured_mesh import TexturedMesh, TexturedMeshConfig, build_textured_mesh
 from pgc3d.stopwatch import Stopwatch
 from pgc3d.types import Cameras, Fragments, GuidanceOutput, Rendering, Step, Views
 
@@ -141,7 +141,7 @@ def build_step(
     """An asset with the regulariser and the clipping of a run."""
     generator = torch.Generator().manual_seed(0)
     views = options.views or 2
-    asset: DMTet | PaintedMesh
+    asset: DMTet | TexturedMesh
     if options.mesh:
         asset = build_painting(options.mesh, rasterizer, generator, device)
     else:  # a lumpy one
@@ -163,14 +163,14 @@ def build_step(
 
 def build_painting(
     path: Path, rasterizer: Rasterizer, generator: torch.Generator, device: torch.device
-) -> PaintedMesh:
+) -> TexturedMesh:
     """A user's mesh under the field of the preset `texture-sdxl`."""
     config = load_config([preset("texture-sdxl")])
     representation = config.last.representation
     assert isinstance(representation, TexturedMeshConfig)
-    canvas = prepare_mesh(config, path, device)
-    return build_painted_mesh(
-        representation, canvas, rasterizer=rasterizer, generator=generator, device=device
+    prepared = prepare_mesh(config, path, device)
+    return build_textured_mesh(
+        representation, prepared, rasterizer=rasterizer, generator=generator, device=device
     )
 
 
@@ -234,7 +234,7 @@ def benchmark_step(options: argparse.Namespace, device: torch.device, backend: B
         problem = build_step(rasterizer, options, resolution, device)
         times = time_step(problem, resolution, options.repeats, device)
         asset = problem.representation
-        if isinstance(asset, PaintedMesh):
+        if isinstance(asset, TexturedMesh):
             scene = f"{len(asset.mesh.faces)} painted triangles"
         else:
             assert isinstance(asset, Meshable)

@@ -107,11 +107,11 @@ def _downscale(vae: Any) -> int:
     return int(2 ** (len(vae.config.block_out_channels) - 1))
 
 
-def _scales(vae: Any, pictures: Tensor, generator: torch.Generator, draws: int = 4) -> tuple[Tensor, Tensor]:
+def _scales(vae: Any, pictures: Tensor, generator: torch.Generator, sample: int = 4) -> tuple[Tensor, Tensor]:
     """Variance of the latents, and E |J^T v|^2 for each channel, before any change."""
     with torch.no_grad():
         variance = moments(vae, pictures[:16])[0].var()
-    values = [input_gradient(vae, *_draw(vae, pictures, 4, generator)).square().mean() for _ in range(draws)]
+    values = [input_gradient(vae, *_draw(vae, pictures, 4, generator)).square().mean() for _ in range(sample)]
     return variance, torch.stack(values).mean()
 
 

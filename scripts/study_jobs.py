@@ -28,7 +28,7 @@ from pgc3d.evaluation.retrieval import load_retriever
 from pgc3d.exporting.roundtrip import comparison_views, render_asset
 from pgc3d.images import encode_png, to_bytes
 from pgc3d.mesh_io.mesh_file import read_mesh
-from pgc3d.mini import judge
+from pgc3d.mini import clip_model
 from pgc3d.presets import IMAGE, TEXT, configure
 from pgc3d.rendering import build_rasterizer
 from pgc3d.task import Task
@@ -191,6 +191,6 @@ def measure_views(file: Path, picture: Path, text: str | None = None) -> dict[st
     replace_file(picture, encode_png(to_bytes(torch.cat(list(rendering.color), dim=1))))
     metrics = statistics(rendering.color, rendering.alpha)
     if text is not None:
-        retriever = load_retriever(judge(), device)
+        retriever = load_retriever(clip_model(), device)
         metrics["r_precision"] = retriever.r_precision(rendering.color, text, ())
     return metrics

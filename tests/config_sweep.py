@@ -21,7 +21,7 @@ from pgc3d.cameras import CameraContext
 from pgc3d.config import Config, load_config
 from pgc3d.geometry.sampling import sample_surface
 from pgc3d.inputs.image import frame_photo
-from pgc3d.inputs.mesh import save_canvas
+from pgc3d.inputs.mesh import save_prepared
 from pgc3d.optimize import Objective, Problem, optimize
 from pgc3d.pgc import clip_parameters
 from pgc3d.rendering import build_rasterizer
@@ -195,7 +195,7 @@ class Bench:
                 ]
             )  # fmt: skip
             path = self.folder / f"canvas-{len(self._canvases)}.safetensors"
-            save_canvas(path, prepare_mesh(small, self.folder / "mesh.glb", CPU))
+            save_prepared(path, prepare_mesh(small, self.folder / "mesh.glb", CPU))
             self._canvases[key] = path
         return self._canvases[key]
 

@@ -12,12 +12,12 @@ from pgc3d.evaluation.procedural import shapes
 from pgc3d.evaluation.shape_metrics import chamfer_distance, nearest_distances
 from pgc3d.geometry.normals import vertex_normals
 from pgc3d.geometry.sampling import sample_surface
-from pgc3d.mesh_io.textured_mesh import TexturedMesh
+from pgc3d.mesh_io.asset import MeshAsset
 
 
 def mesh(name):
     vertices, faces, _ = shapes()[name]
-    return TexturedMesh(vertices, faces, vertex_normals(vertices, faces))
+    return MeshAsset(vertices, faces, vertex_normals(vertices, faces))
 
 
 def mirrored(asset):

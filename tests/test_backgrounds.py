@@ -22,12 +22,12 @@ from pgc3d.images import resize
 from pgc3d.inputs import formats
 from pgc3d.inputs.background import load_backdrop, prepare_backdrop
 from pgc3d.inputs.image import frame_photo
-from pgc3d.inputs.mesh import prepare_canvas
+from pgc3d.inputs.mesh import prepare_mesh_file
 from pgc3d.optimize import Objective
 from pgc3d.presets import split_backgrounds
 from pgc3d.rendering.cpu import CpuRasterizer
 from pgc3d.representation.dmtet_config import DMTetConfig, build_dmtet
-from pgc3d.representation.textured_mesh import TexturedMeshConfig, build_painted_mesh
+from pgc3d.representation.textured_mesh import TexturedMeshConfig, build_textured_mesh
 from pgc3d.types import GuidanceOutput
 
 CPU = torch.device("cpu")
@@ -56,11 +56,11 @@ def asset(request, tmp_path_factory):
         config = DMTetConfig(resolution=16, color_levels=2)
         return build_dmtet(config, rasterizer=rasterizer, generator=generator)
     path = write_cube(tmp_path_factory.mktemp("meshes") / "cube.glb")
-    canvas = prepare_canvas(
+    prepared = prepare_mesh_file(
         path, up="+y", front="auto", crease_degrees=40.0, texture_size=64, rasterizer=rasterizer
     )
     config = TexturedMeshConfig(texture="image", image_size=64)
-    return build_painted_mesh(config, canvas, rasterizer=rasterizer, generator=generator)
+    return build_textured_mesh(config, prepared, rasterizer=rasterizer, generator=generator)
 
 
 def render(asset, color, picture=None):

@@ -13,7 +13,7 @@ from pgc3d.types import Material
 SIZE = 96
 
 
-def painted(points: Tensor) -> Material:
+def textured(points: Tensor) -> Material:
     """A smooth colour that differs everywhere on the surface."""
     return Material(
         base_color=0.5 + 0.4 * torch.sin(2 * points),
@@ -45,11 +45,11 @@ def sample(image: Tensor, uv: Tensor) -> Tensor:
 
 def test_texture_returns_the_field_everywhere_on_the_surface(sphere, rasterizer):
     vertices, atlas = sphere
-    textures = bake(vertices, atlas, painted, texture_size=SIZE, rasterizer=rasterizer)
+    textures = bake(vertices, atlas, textured, texture_size=SIZE, rasterizer=rasterizer)
     weights = torch.distributions.Dirichlet(torch.ones(3)).sample((len(atlas.uv_faces), 4))
     points = torch.einsum("fsc,fcd->fsd", weights, vertices[atlas.vertex[atlas.uv_faces]]).reshape(-1, 3)
     uv = torch.einsum("fsc,fcd->fsd", weights, atlas.uv[atlas.uv_faces]).reshape(-1, 2)
-    expected = painted(points)
+    expected = textured(points)
     tolerance = 0.05 if atlas.method == "xatlas" else 0.15  # triangles of a few texels
     assert (sample(textures.base_color, uv) - expected.base_color).abs().max() < tolerance
     surface = sample(textures.metallic_roughness, uv)
@@ -62,9 +62,9 @@ def test_charts_smaller_than_a_texel_have_their_own_colour(rasterizer):
     vertices, faces = torch.tensor(mesh.vertices, dtype=torch.float32), torch.tensor(mesh.faces)
     vertices = vertices * (1 + 0.03 * torch.randn(len(vertices), 1, generator=generator))
     atlas = unwrap(vertices, faces, texture_size=128)
-    image = bake(vertices, atlas, painted, texture_size=128, rasterizer=rasterizer).base_color
+    image = bake(vertices, atlas, textured, texture_size=128, rasterizer=rasterizer).base_color
     middle = vertices[faces].mean(dim=1)
-    error = (sample(image, atlas.uv[atlas.uv_faces].mean(dim=1)) - painted(middle).base_color).abs()
+    error = (sample(image, atlas.uv[atlas.uv_faces].mean(dim=1)) - textured(middle).base_color).abs()
     assert (error > 0.15).float().mean() < 0.02
     assert error.max() < 0.5
 
@@ -80,7 +80,7 @@ def test_texels_lie_on_the_surface(sphere, rasterizer):
 
 def test_no_texel_stays_empty(sphere, rasterizer):
     vertices, atlas = sphere
-    textures = bake(vertices, atlas, painted, texture_size=SIZE, rasterizer=rasterizer)
+    textures = bake(vertices, atlas, textured, texture_size=SIZE, rasterizer=rasterizer)
     low, high = 255 * 0.1 - 1, 255 * 0.9 + 1
     assert textures.base_color.min() >= low
     assert textures.base_color.max() <= high
@@ -133,7 +133,7 @@ def test_padding_continues_the_nearest_chart():
 def test_query_in_chunks_is_the_query_at_once(monkeypatch):
     monkeypatch.setattr("pgc3d.exporting.bake.CHUNK", 7)
     points = torch.randn(30, 3, generator=torch.Generator().manual_seed(0))
-    expected = painted(points)
-    torch.testing.assert_close(query(painted, points)[:, :3], expected.base_color)
-    assert query(painted, points[:0]).shape == (0, 5)
-    assert vertex_colors(points, painted).shape == (30, 3)
+    expected = textured(points)
+    torch.testing.assert_close(query(textured, points)[:, :3], expected.base_color)
+    assert query(textured, points[:0]).shape == (0, 5)
+    assert vertex_colors(points, textured).shape == (30, 3)

@@ -108,8 +108,8 @@ def test_a_reader_that_left_ends_nothing(capsys, monkeypatch):
     console.deliver("text\n")
     console.tell("more")
     monkeypatch.setattr(sys, "stderr", Full(BrokenPipeError))
-    console.say("message")
-    console.say("another")
+    console.notify("message")
+    console.notify("another")
 
 
 def shell(script: str, folder: Path, **env: str) -> subprocess.CompletedProcess[bytes]:

@@ -14,14 +14,14 @@ from pgc3d.kernels.regions_numba import connected_to_border, distance, label_reg
 SIDE = 300
 
 
-def canvas():
+def prepared():
     rgba = np.zeros((SIDE, SIDE, 4), np.uint8)
     rgba[..., :3] = (90, 40, 160)
     return rgba
 
 
 def square():
-    rgba = canvas()
+    rgba = prepared()
     rgba[100:200, 100:200, 3] = 255
     return rgba
 
@@ -29,7 +29,7 @@ def square():
 def framed(tmp_path, rgba, **options):
     said = []
     Image.fromarray(rgba).save(tmp_path / "in.png")
-    found = frame_photo(tmp_path / "in.png", say=said.append, **options)
+    found = frame_photo(tmp_path / "in.png", notify=said.append, **options)
     assert all("\n" not in line and str(tmp_path / "in.png") in line for line in said)
     return found, said
 
@@ -89,7 +89,7 @@ def test_specks_before_a_plain_background_are_left_out_too(tmp_path):
 
 def test_a_speck_beside_a_concave_object_is_left_out(tmp_path):
     """Its box contains it."""
-    rgba = canvas()
+    rgba = prepared()
     rgba[50:250, 50:90, 3] = rgba[210:250, 50:250, 3] = 255
     clean, _ = framed(tmp_path, rgba)
     rgba[80:84, 200:204, 3] = 255
@@ -117,7 +117,7 @@ def test_pieces_of_real_size_and_near_ones_stay(tmp_path, place):
 
 def test_what_an_outline_encloses_belongs_to_it(tmp_path):
     """The eyes of a face that is drawn as a line, however small."""
-    rgba = canvas()
+    rgba = prepared()
     y, x = np.mgrid[:SIDE, :SIDE]
     radius = np.hypot(y - 150, x - 150)
     rgba[(radius < 100) & (radius > 95), 3] = 255
@@ -128,7 +128,7 @@ def test_what_an_outline_encloses_belongs_to_it(tmp_path):
 
 
 def test_two_objects_are_reported_and_kept(tmp_path):
-    rgba = canvas()
+    rgba = prepared()
     rgba[100:200, 20:120, 3] = rgba[100:200, 200:250, 3] = 255
     found, said = framed(tmp_path, rgba)
     assert found.box == (20, 100, 250, 200)
@@ -146,7 +146,7 @@ BORDERS = {
 @pytest.mark.parametrize("plain", [False, True], ids=["alpha", "plain background"])
 @pytest.mark.parametrize("names", BORDERS)
 def test_the_borders_that_cut_an_object_are_named(tmp_path, names, plain):
-    rgba = canvas()
+    rgba = prepared()
     rgba[(*BORDERS[names], 3)] = 255
     found, said = framed(tmp_path, on_plain(rgba) if plain else rgba, matting=not plain)
     assert len(said) == 1
@@ -156,7 +156,7 @@ def test_the_borders_that_cut_an_object_are_named(tmp_path, names, plain):
 
 def test_an_image_trimmed_to_its_object_is_not_cut(tmp_path):
     y, x = np.mgrid[:SIDE, :SIDE]
-    rgba = canvas()
+    rgba = prepared()
     rgba[np.hypot(y - 149.5, x - 149.5) <= 150, 3] = 255
     _, said = framed(tmp_path, rgba)
     assert not said

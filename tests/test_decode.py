@@ -50,7 +50,7 @@ def test_a_file_shows_the_colours_that_its_format_says(name, tmp_path):
         content, meant = make(layout, profile, orientation)
         said = []
         path = store(tmp_path / f"{profile} {orientation}.{layout.suffix}", content)
-        found = decode_image(path, say=said.append)
+        found = decode_image(path, notify=said.append)
         assert found.original == (WIDTH, HEIGHT)
         slack = layout.tolerance + (PROFILE_STEPS if profile else 0.01)
         assert matches(np.asarray(found.image.convert("RGBA")), meant, slack), (profile, orientation)
@@ -99,11 +99,11 @@ def test_colours_whose_meaning_is_not_known_are_reported(tmp_path):
     for line, content in files.items():
         said = []
         path = store(tmp_path / "a", content)
-        decode_image(path, say=said.append)
+        decode_image(path, notify=said.append)
         assert [line in found and str(path) in found for found in said] == [True]
     said = []
     usual = store(tmp_path / "a.png", png(levels, bits=8, color=2, gamma=0.45455))
-    np.testing.assert_array_equal(decoded(usual, say=said.append)[..., :3], levels)
+    np.testing.assert_array_equal(decoded(usual, notify=said.append)[..., :3], levels)
     assert not said
 
 

@@ -271,7 +271,7 @@ def test_evaluation_has_no_gradients_and_changes_nothing(padded: bool) -> None: 
         assert not any(buffer.requires_grad for buffer in (rendering.color, rendering.alpha, rendering.depth))
         assert rendering.complete is None
     assert_same_state(shape, before)
-    assert shape.watch.room is None
+    assert shape.watch.capacity is None
 
 
 def test_all_renders_of_a_step_show_its_surface() -> None:

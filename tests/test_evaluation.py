@@ -46,16 +46,16 @@ def chair():
 
 
 @pytest.fixture(scope="module")
-def judge():
+def clip_model():
     distance = load_encoder_distance(text_model(), CPU)
 
-    def judge(result, truth, **changes):
+    def clip_model(result, truth, **changes):
         return compare(
             result, truth, replace(SMALL, **changes),
             rasterizer=CpuRasterizer(), distance=distance, device=CPU, input_elevation_degrees=20.0,
         )  # fmt: skip
 
-    return judge
+    return clip_model
 
 
 @pytest.fixture(scope="module")
@@ -76,17 +76,17 @@ def mirrored(asset):
     )  # fmt: skip
 
 
-def test_a_mesh_against_itself_has_the_best_value_of_every_metric(chair, judge):
-    assert judge(chair, chair) == pytest.approx(BEST)
+def test_a_mesh_against_itself_has_the_best_value_of_every_metric(chair, clip_model):
+    assert clip_model(chair, chair) == pytest.approx(BEST)
     moved = replace(chair, vertices=3.0 * chair.vertices + 5.0)
-    found = judge(moved, chair)
+    found = clip_model(moved, chair)
     assert found["psnr"] > 50
     assert found["chamfer"] < 1e-5
     assert found["volume_iou"] > 0.97
 
 
-def test_a_mirrored_object_scores_clearly_worse(chair, judge):
-    found = judge(mirrored(chair), chair)
+def test_a_mirrored_object_scores_clearly_worse(chair, clip_model):
+    found = clip_model(mirrored(chair), chair)
     assert found["psnr"] < 30
     assert found["mask_iou"] < 0.97
     assert found["chamfer"] > 0.03
@@ -94,10 +94,10 @@ def test_a_mirrored_object_scores_clearly_worse(chair, judge):
     assert found["volume_iou"] < 0.9
 
 
-def test_alignment_finds_a_turned_object_in_all_metrics(chair, judge):
+def test_alignment_finds_a_turned_object_in_all_metrics(chair, clip_model):
     turn = torch.tensor([[0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [-1.0, 0.0, 0.0]])
     turned = rigid(chair, turn, torch.zeros(3))
-    plain, aligned = judge(turned, chair), judge(turned, chair, alignment="rotation")
+    plain, aligned = clip_model(turned, chair), clip_model(turned, chair, alignment="rotation")
     assert aligned["rotation_degrees"] == pytest.approx(90.0, abs=3.0)
     assert aligned["psnr"] > plain["psnr"] + 5
     assert aligned["volume_iou"] > plain["volume_iou"] + 0.3
@@ -223,7 +223,7 @@ def run(folder, results, out, **options):
     said = []
     measure = Measure(protocol=SMALL)
     records = benchmark.evaluate(
-        read_items(folder / "items.jsonl"), results, out=out, measure=measure, say=said.append, **options
+        read_items(folder / "items.jsonl"), results, out=out, measure=measure, notify=said.append, **options
     )
     return records, said
 
@@ -305,7 +305,7 @@ def test_folders_that_cannot_be_made_are_one_line_before_anything_is_measured(fo
         run(folder, [tmp_path / "results"], file / "out")
     items = read_items(folder / "items.jsonl")
     with pytest.raises(RunDirectoryError, match=r"file must be writable, got"):
-        benchmark.make_missing(items, [file], pytest.fail, seeds=[0], say=print)
+        benchmark.make_missing(items, [file], pytest.fail, seeds=[0], notify=print)
 
 
 def test_missing_results_are_made_once(folder, tmp_path, chair):
@@ -318,11 +318,11 @@ def test_missing_results_are_made_once(folder, tmp_path, chair):
 
     items, said = read_items(folder / "items.jsonl")[1:], []
     for _ in range(2):
-        benchmark.make_missing(items, [tmp_path / "runs"], make, seeds=range(2), say=said.append)
+        benchmark.make_missing(items, [tmp_path / "runs"], make, seeds=range(2), notify=said.append)
     assert made == [("a-chair", 0), ("a-chair", 1)]
     assert len(benchmark.find_results(tmp_path / "runs", items)) == 2
     with pytest.raises(InputError, match="FOLDER"):
-        benchmark.make_missing(items, [], make, seeds=[0], say=said.append)
+        benchmark.make_missing(items, [], make, seeds=[0], notify=said.append)
 
 
 @pytest.fixture(scope="module")

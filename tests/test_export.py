@@ -19,8 +19,8 @@ from pgc3d.exporting.export import export_asset
 from pgc3d.exporting.roundtrip import comparison_views, render_asset, round_trip_psnr
 from pgc3d.images import psnr
 from pgc3d.interfaces import Meshable
+from pgc3d.mesh_io.asset import MeshAsset
 from pgc3d.mesh_io.mesh_file import FORMATS, read_mesh, write_mesh
-from pgc3d.mesh_io.textured_mesh import TexturedMesh
 from pgc3d.parameters import ParameterStore
 from pgc3d.rendering import build_rasterizer
 from pgc3d.types import Handover, Material, Mesh, Rendering, Step, Views
@@ -60,7 +60,7 @@ class Painted:
 
     def render(self, views: Views, resolution: int, step: Step | None) -> Rendering:
         """Rendered with a colour at every vertex of the dense surface: no texture is involved."""
-        asset = TexturedMesh(
+        asset = MeshAsset(
             self.vertices,
             self.faces,
             torch.nn.functional.normalize(self.vertices, dim=1),
@@ -159,11 +159,11 @@ def test_psnr_counts_only_the_mask():
     second[0, 0, 0] = 0.1
     mask = torch.zeros(1, 4, 4, 1, dtype=torch.bool)
     mask[0, 0, 0] = True
-    assert psnr(first, second, mask) == pytest.approx(20.0, abs=1e-4)
-    assert psnr(first, second, ~mask) == float("inf")
+    assert psnr(first, second, mask).item() == pytest.approx(20.0, abs=1e-4)
+    assert psnr(first, second, ~mask).item() == float("inf")
 
 
-def cube() -> TexturedMesh:
+def cube() -> MeshAsset:
     """A cube that shows the same picture, an F, upright on its four sides."""
     corners = torch.tensor([[-1.0, -1, 1], [1, -1, 1], [1, 1, 1], [-1, 1, 1]]) * 0.5
     quarter = torch.tensor([[0.0, 0, 1], [0, 1, 0], [-1, 0, 0]])  # +z to +x about y
@@ -176,7 +176,7 @@ def cube() -> TexturedMesh:
     image[8:56, 16:24] = 255
     image[8:16, 16:48] = 255
     image[28:36, 16:40] = 255
-    return TexturedMesh(
+    return MeshAsset(
         vertices=vertices,
         faces=faces,
         normals=torch.cat(
@@ -217,8 +217,8 @@ def test_loose_pieces_are_dropped_and_said_but_do_not_count_as_a_fault(rasterize
     crumb = trimesh.creation.icosphere(subdivisions=2, radius=0.1)
     crumb.apply_translation([0.0, 0.0, 1.3])
     vertices, faces = arrays(trimesh.util.concatenate([ball, crumb]))
-    painted = Painted(0.7 * vertices, faces, rasterizer)
-    report = export_asset(painted, tmp_path / "a.glb", format="glb", rasterizer=rasterizer, texture_size=256)
+    textured = Painted(0.7 * vertices, faces, rasterizer)
+    report = export_asset(textured, tmp_path / "a.glb", format="glb", rasterizer=rasterizer, texture_size=256)
     assert report.dropped == pytest.approx(crumb.area / (ball.area + crumb.area), rel=1e-3)
     assert report.faces == len(ball.faces)
     assert report.faithful

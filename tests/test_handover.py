@@ -4,7 +4,7 @@ import pytest
 import torch
 from meshes import write_cube
 from test_dmtet import make
-from test_textured_mesh import canvas_of, painted
+from test_textured_mesh import canvas_of, textured
 
 from pgc3d.representation.dmtet import DMTet
 
@@ -81,14 +81,14 @@ def test_handed_over_material_and_weights_are_the_shapes() -> None:
 
 @pytest.mark.parametrize("texture", ["field", "image"])
 def test_what_is_handed_over_is_the_surface_in_the_world_with_its_colours(tmp_path, texture):
-    canvas = canvas_of(write_cube(tmp_path / "cube.glb"), "+z")
-    model = painted(canvas, texture=texture, image_size=64)
+    prepared = canvas_of(write_cube(tmp_path / "cube.glb"), "+z")
+    model = textured(prepared, texture=texture, image_size=64)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for tensor in model.parameter_store().tensors():
             tensor.copy_(torch.randn(tensor.shape, generator=generator))
     mesh, handover = model.mesh, model.handover()
-    assert torch.equal(handover.surface.vertices, canvas.in_world().vertices)
+    assert torch.equal(handover.surface.vertices, prepared.in_world().vertices)
     assert torch.equal(handover.surface.faces, mesh.faces)
     outwards = torch.nn.functional.normalize(mesh.vertices, dim=1)
     assert (handover.surface.normals * outwards).sum(1).min() > 0.5
@@ -103,7 +103,7 @@ def test_what_is_handed_over_is_the_surface_in_the_world_with_its_colours(tmp_pa
     assert colors.std(dim=0).min() > 1e-4
     assert (found.roughness == 0.8).all()
     assert (found.metallic == 0.0).all()
-    other = painted(canvas, texture=texture, image_size=64)
+    other = textured(prepared, texture=texture, image_size=64)
     other.texture.load_state_dict(
         {name.removeprefix("color."): value for name, value in handover.state.items()}, strict=False
     )

@@ -112,8 +112,8 @@ def test_guidance_sends_the_same_latent_gradient_through_the_matrix(folder, writ
     expected = exact(image, *inputs)
     assert torch.equal(output.metrics["latent_gradient"], expected.metrics["latent_gradient"])
     assert not torch.allclose(output.gradient, expected.gradient)
-    draws = draw_noise(guidance.model, 1, 64, (guidance.t_min(0.0), guidance.t_max(0.0)), FIRST)
-    latents = guidance.model.encode(image, draws.posterior_noise)
+    sample = draw_noise(guidance.model, 1, 64, (guidance.t_min(0.0), guidance.t_max(0.0)), FIRST)
+    latents = guidance.model.encode(image, sample.posterior_noise)
     pulled = guidance.linear_encoder.pull_back(guidance.latent_gradient(latents, *inputs), (64, 64))
     torch.testing.assert_close(output.gradient, pulled)
 
@@ -124,8 +124,8 @@ def test_latents_can_be_evaluated_by_themselves(folder):
     ones = torch.ones(1, 64, 64, 1)
     rendering = Rendering(image, image, ones, ones, background=torch.ones(1, 3))
     inputs = rendering, Views(turntable(1), rendering.background), FIRST
-    draws = draw_noise(guidance.model, 1, 64, (guidance.t_min(0.0), guidance.t_max(0.0)), FIRST)
-    latents = guidance.model.encode(image, draws.posterior_noise)
+    sample = draw_noise(guidance.model, 1, 64, (guidance.t_min(0.0), guidance.t_max(0.0)), FIRST)
+    latents = guidance.model.encode(image, sample.posterior_noise)
     found = guidance.latent_gradient(latents, *inputs)
     through_pixels = guidance(image, *inputs)
     assert found.flatten(1).norm(dim=1).mean() == pytest.approx(

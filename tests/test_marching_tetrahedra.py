@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pgc3d.geometry.marching_tetrahedra import find_crossings, grid_points, march
+from pgc3d.geometry.marching_tetrahedra import find_cut_edges, grid_points, march
 
 
 def sphere(resolution: int, radius: float = 0.6) -> torch.Tensor:
@@ -76,9 +76,9 @@ def test_empty_field_gives_no_faces() -> None:
 
 def test_not_finite_is_reported() -> None:
     sdf = sphere(8)
-    assert find_crossings(sdf).size[0] == 1
+    assert find_cut_edges(sdf).size[0] == 1
     sdf[5] = math.nan
-    assert find_crossings(sdf).size[0] == 0
+    assert find_cut_edges(sdf).size[0] == 0
 
 
 def test_wrong_size_is_refused() -> None:

@@ -16,7 +16,7 @@ from mesh_cases import Gltf, box, one_box, red_and_blue, square
 from pgc3d.errors import InputError
 from pgc3d.exporting.asset_colors import surface_colors
 from pgc3d.geometry.normals import face_vectors
-from pgc3d.inputs.mesh import prepare_canvas
+from pgc3d.inputs.mesh import prepare_mesh_file
 from pgc3d.mesh_io.mesh_file import read_mesh
 from pgc3d.mesh_io.reader import read_source, source_files
 from pgc3d.rendering.cpu import CpuRasterizer
@@ -293,23 +293,23 @@ def test_primitives_of_the_same_vertices_share_them(tmp_path):
 
 def canvas_of(path: Path, **options):
     said: list[str] = []
-    canvas = prepare_canvas(
-        path, up="+y", front="auto", crease_degrees=40.0, texture_size=64, rasterizer=CPU, say=said.append,
+    prepared = prepare_mesh_file(
+        path, up="+y", front="auto", crease_degrees=40.0, texture_size=64, rasterizer=CPU, notify=said.append,
         **options,
     )  # fmt: skip
-    return canvas, said
+    return prepared, said
 
 
 @pytest.mark.parametrize(
     "name", ["plain", "texture_transform", "uv_normalised_u16", "quantised", "byte_indices"]
 )
 def test_sane_coordinates_are_kept(tmp_path, name):
-    canvas, _ = canvas_of(GLTF_CASES[name].make().write(tmp_path / "a.glb"))
-    assert canvas.uv_method == "own"
+    prepared, _ = canvas_of(GLTF_CASES[name].make().write(tmp_path / "a.glb"))
+    assert prepared.uv_method == "own"
     expected = torch.from_numpy(cases.box_arrays()[2][cases.box_arrays()[3]]).float() * torch.tensor(
         [1.0, -1]
     )
-    found = canvas.mesh.uv[canvas.mesh.uv_faces]
+    found = prepared.mesh.uv[prepared.mesh.uv_faces]
     torch.testing.assert_close(found, expected + torch.tensor([0.0, 1]), atol=0.006, rtol=0)
 
 
@@ -326,8 +326,8 @@ WORDS = {
 @pytest.mark.parametrize(("make", "words", "usable"), WORDS.values(), ids=WORDS)
 def test_why_new_coordinates_are_made_is_said_with_the_way_out(tmp_path, make, words, usable):
     path = make().write(tmp_path / "a.glb")
-    canvas, said = canvas_of(path)
-    assert canvas.uv_method != "own"
+    prepared, said = canvas_of(path)
+    assert prepared.uv_method != "own"
     line = said[-1]
     assert words in line
     assert ("--uv own" in line) == usable
@@ -341,8 +341,8 @@ def test_why_new_coordinates_are_made_is_said_with_the_way_out(tmp_path, make, w
 
 
 def test_new_coordinates_are_made_on_demand(tmp_path):
-    canvas, said = canvas_of(one_box().write(tmp_path / "a.glb"), uv="new")
-    assert canvas.uv_method != "own"
+    prepared, said = canvas_of(one_box().write(tmp_path / "a.glb"), uv="new")
+    assert prepared.uv_method != "own"
     assert "--uv new" in said[-1]
 
 
@@ -367,9 +367,9 @@ def test_what_is_lost_is_said_in_one_line(tmp_path):
 
 
 def test_normals_that_point_inwards_are_made_anew_and_said(tmp_path):
-    canvas, said = canvas_of(cases.inward_normals().write(tmp_path / "a.glb"))
+    prepared, said = canvas_of(cases.inward_normals().write(tmp_path / "a.glb"))
     assert "100% of the normals point to the other side" in said[0]
-    mesh = canvas.mesh
+    mesh = prepared.mesh
     torch.testing.assert_close(
         mesh.normals[mesh.normal_faces].mean(1), face_vectors(mesh.vertices, mesh.faces)
     )

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from pgc3d.disk import atomic_path
 from pgc3d.errors import InputError
-from pgc3d.exporting import atomic
+from pgc3d import disk
+from pgc3d.mesh_io.asset import MeshAsset
 from pgc3d.mesh_io.gltf_writer import encode_glb, pack_glb, unpack_glb
 from pgc3d.mesh_io.mesh_file import FORMATS, GENERATOR, read_mesh, write_mesh
-from pgc3d.mesh_io.textured_mesh import TexturedMesh
 
 METADATA = {"prompt": 'a "blue" Bär\non a chair', "seed": 7}
 
@@ -33,7 +33,7 @@ def letter(size: int = 32) -> Tensor:
     return image
 
 
-def plate(**changes) -> TexturedMesh:
+def plate(**changes) -> MeshAsset:
     """A square that faces +z and shows the letter upright, folded back on its right side."""
     vertices = torch.tensor([[-1.0, -1, 0], [1, -1, 0], [1, 1, 0], [-1, 1, 0], [1, -1, -1], [1, 1, -1]])
     fields = {
@@ -51,7 +51,7 @@ def plate(**changes) -> TexturedMesh:
         "vertex_color": torch.arange(18, dtype=torch.uint8).reshape(6, 3),
         "metadata": METADATA,
     }
-    return TexturedMesh(**(fields | changes))
+    return MeshAsset(**(fields | changes))
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -117,7 +117,7 @@ def test_glb_structure_is_sound_with_short_and_long_indices(count):
     uv = torch.rand(faces.numel(), 2, generator=generator)
     vertices = torch.randn(faces.numel(), 3, generator=generator)
     normals = torch.nn.functional.normalize(vertices, dim=1)
-    asset = TexturedMesh(vertices, faces, normals, uv, faces, letter(), metadata={})
+    asset = MeshAsset(vertices, faces, normals, uv, faces, letter(), metadata={})
     assert check_glb(encode_glb(asset, generator=GENERATOR, name="soup")) == []
 
 

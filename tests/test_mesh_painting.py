@@ -5,12 +5,12 @@ import pytest
 import torch
 from mesh_cases import Gltf, square
 
-from pgc3d.exporting.textured_mesh import export_painting
-from pgc3d.inputs.mesh import load_canvas, prepare_canvas, save_canvas
+from pgc3d.exporting.textured_mesh import export_textured_mesh
+from pgc3d.inputs.mesh import load_prepared, prepare_mesh_file, save_prepared
 from pgc3d.mesh_io.mesh_file import read_mesh
 from pgc3d.mesh_io.reader import read_source
 from pgc3d.rendering.cpu import CpuRasterizer
-from pgc3d.representation.textured_mesh import PaintedMesh, TexturedMeshConfig, build_painted_mesh
+from pgc3d.representation.textured_mesh import TexturedMesh, TexturedMeshConfig, build_textured_mesh
 
 CPU = CpuRasterizer()
 
@@ -25,16 +25,18 @@ def pattern(size: int = 64) -> torch.Tensor:
     return image.contiguous()
 
 
-def painted(tmp_path, gltf: Gltf, *, uv: str, texture: str) -> PaintedMesh:
+def textured(tmp_path, gltf: Gltf, *, uv: str, texture: str) -> TexturedMesh:
     """As a run does it: the canvas comes from the run's own file."""
-    canvas = prepare_canvas(
+    prepared = prepare_mesh_file(
         gltf.write(tmp_path / "given.glb"), up="+y", front="auto", crease_degrees=40.0, texture_size=128,
         rasterizer=CPU, uv=uv,
     )  # fmt: skip
-    save_canvas(tmp_path / "canvas", canvas)
+    save_prepared(tmp_path / "canvas", prepared)
     config = TexturedMeshConfig(texture=texture, image_size=64, color_levels=4, shading=False)
     generator = torch.Generator().manual_seed(0)
-    model = build_painted_mesh(config, load_canvas(tmp_path / "canvas"), rasterizer=CPU, generator=generator)
+    model = build_textured_mesh(
+        config, load_prepared(tmp_path / "canvas"), rasterizer=CPU, generator=generator
+    )
     with torch.no_grad():
         if texture == "image":
             model.texture.image.copy_(pattern())
@@ -71,9 +73,9 @@ MESHES = {
 @pytest.mark.parametrize(("make", "uv"), MESHES.values(), ids=MESHES)
 @pytest.mark.parametrize("out", ["glb", "obj"])
 def test_the_file_shows_what_the_run_shows(tmp_path, make, uv, texture, out):
-    model = painted(tmp_path, make(), uv=uv, texture=texture)
+    model = textured(tmp_path, make(), uv=uv, texture=texture)
     path = tmp_path / f"out.{out}"
-    report = export_painting(model, path, format=out, rasterizer=CPU, texture_size=128)
+    report = export_textured_mesh(model, path, format=out, rasterizer=CPU, texture_size=128)
     assert report.psnr > 30
     found, given = read_source(path), read_source(tmp_path / "given.glb")
     torch.testing.assert_close(found.vertices[found.faces], given.vertices[given.faces])
@@ -83,7 +85,7 @@ def test_the_file_shows_what_the_run_shows(tmp_path, make, uv, texture, out):
 
 def test_mirrored_halves_have_one_paint(tmp_path):
     """Both halves show the same colours at places that mirror each other, in the run and in the file."""
-    model = painted(tmp_path, cases.mirrored_halves(), uv="own", texture="field")
+    model = textured(tmp_path, cases.mirrored_halves(), uv="own", texture="field")
     mesh = model.mesh
     for face in range(12):
         left, right = (mesh.uv[mesh.uv_faces[index]].mean(0) for index in (face, face + 12))
@@ -95,12 +97,12 @@ def test_mirrored_halves_have_one_paint(tmp_path):
 
 
 def test_an_image_that_repeats_says_so_in_the_file(tmp_path):
-    model = painted(tmp_path, repeating(), uv="own", texture="image")
-    export_painting(model, tmp_path / "out.glb", format="glb", rasterizer=CPU, texture_size=64)
+    model = textured(tmp_path, repeating(), uv="own", texture="image")
+    export_textured_mesh(model, tmp_path / "out.glb", format="glb", rasterizer=CPU, texture_size=64)
     asset = read_mesh(tmp_path / "out.glb")
     assert asset.wrap == ("repeat", "repeat")
     torch.testing.assert_close(asset.uv.amax(0) - asset.uv.amin(0), torch.tensor([2.5, 2.5]))
     torch.testing.assert_close(asset.base_color.float() / 255, pattern(), atol=0.003, rtol=0)
-    once = painted(tmp_path, cases.one_box(), uv="own", texture="image")
-    export_painting(once, tmp_path / "box.glb", format="glb", rasterizer=CPU, texture_size=64)
+    once = textured(tmp_path, cases.one_box(), uv="own", texture="image")
+    export_textured_mesh(once, tmp_path / "box.glb", format="glb", rasterizer=CPU, texture_size=64)
     assert read_mesh(tmp_path / "box.glb").wrap == ("clamp", "clamp")

@@ -166,10 +166,10 @@ def test_a_bus_is_long_from_the_side_and_narrow_from_the_front(model, texts):
 
 def test_the_judge_tells_the_priors_pictures_apart(model, texts):
     """It shares no weight with the prior."""
-    judge = load_retriever(pgc3d.mini.judge(), torch.device("cpu"))
+    clip_model = load_retriever(pgc3d.mini.clip_model(), torch.device("cpu"))
     shown = {"a red chair": "red", "a blue chair": "blue", "a city bus": "bus from the side"}
     pictures = torch.stack([sample(model, texts, name) for name in shown.values()])
-    similarity = judge.embed_images(pictures.clamp(0, 1)) @ judge.embed_texts(list(shown)).T
+    similarity = clip_model.embed_images(pictures.clamp(0, 1)) @ clip_model.embed_texts(list(shown)).T
     assert similarity.argmax(1).tolist() == [0, 1, 2]
     assert similarity.topk(2).values.diff().abs().min() > 0.2  # measured 0.34 and more
 

@@ -10,15 +10,15 @@ from test_marching_tetrahedra import sphere, torus
 from pgc3d.cameras import OrbitConfig, sample_orbit, turntable
 from pgc3d.errors import DivergedError
 from pgc3d.geometry.edges import closed_edges
-from pgc3d.geometry.marching_tetrahedra import Room, find_crossings, surface_size
+from pgc3d.geometry.marching_tetrahedra import Capacity, find_cut_edges, surface_size
 from pgc3d.geometry.regularizers import adjacent_faces
 from pgc3d.optimize import Objective, Problem, optimization_step
 from pgc3d.rendering.antialias import edge_topology
 from pgc3d.representation.dmtet import DMTet
-from pgc3d.representation.dmtet_surface import LOSSES, SizeWatch
+from pgc3d.representation.dmtet_surface import LOSSES, SizeReadback
 from pgc3d.types import Views
 
-ROOMY = Room(cubes=3000, vertices=9000, faces=18000)
+ROOMY = Capacity(cubes=3000, vertices=9000, faces=18000)
 ALL_LOSSES = dict.fromkeys(LOSSES, 1.0)
 
 
@@ -31,7 +31,7 @@ def padded(asset: DMTet) -> DMTet:
     asset.padded = True
     asset.begin_step(FIRST)
     asset.end_step(FIRST)
-    assert asset.watch.room is not None
+    assert asset.watch.capacity is not None
     return asset
 
 
@@ -61,7 +61,7 @@ def parameters(asset: DMTet) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("field", [sphere(16), torus(24), noise()], ids=["sphere", "torus", "noise"])
 def test_padding_follows_the_exact_surface(field: torch.Tensor) -> None:
-    exact, found = find_crossings(field), find_crossings(field, room=ROOMY)
+    exact, found = find_cut_edges(field), find_cut_edges(field, capacity=ROOMY)
     _, _, vertices, faces = exact.size.tolist()
     assert torch.equal(found.size, exact.size)
     assert torch.equal(surface_size(field), exact.size)
@@ -77,20 +77,20 @@ def test_padding_follows_the_exact_surface(field: torch.Tensor) -> None:
 
 @pytest.mark.parametrize(
     "room",
-    [Room(50, 9000, 18000), Room(3000, 100, 18000), Room(3000, 9000, 100), Room(1, 1, 2)],
+    [Capacity(50, 9000, 18000), Capacity(3000, 100, 18000), Capacity(3000, 9000, 100), Capacity(1, 1, 2)],
     ids=["cubes", "vertices", "faces", "all"],
 )
-def test_too_little_room_is_told_and_leaves_valid_indices(room: Room) -> None:
-    found = find_crossings(torus(24), room=room)
-    assert not room.holds(found.size)
-    assert torch.equal(found.size, find_crossings(torus(24)).size)
-    assert 0 <= found.faces.min() <= found.faces.max() < room.vertices
+def test_too_little_room_is_told_and_leaves_valid_indices(capacity: Capacity) -> None:
+    found = find_cut_edges(torus(24), capacity=capacity)
+    assert not capacity.holds(found.size)
+    assert torch.equal(found.size, find_cut_edges(torus(24)).size)
+    assert 0 <= found.faces.min() <= found.faces.max() < capacity.vertices
     assert 0 <= found.first.min() <= found.second.max() < 25**3
 
 
 @pytest.mark.parametrize("field", [sphere(16), torus(24), noise()], ids=["sphere", "torus", "noise"])
 def test_one_sort_gives_the_edges_and_the_pairs_of_faces(field: torch.Tensor) -> None:
-    exact, found = find_crossings(field), find_crossings(field, room=ROOMY)
+    exact, found = find_cut_edges(field), find_cut_edges(field, capacity=ROOMY)
     edges = len(exact.faces) * 3 // 2
     topology, pairs = closed_edges(found.faces, ROOMY.vertices)
     expected_pairs = adjacent_faces(exact.faces, closed=True).sort(dim=1).values
@@ -129,7 +129,7 @@ def test_padded_step_is_the_exact_one(sdf: str) -> None:
 def test_surface_without_room_takes_no_step_and_gets_room() -> None:
     asset = padded(disturbed())
     task, before = problem(asset), parameters(asset)
-    asset.watch.room = Room(100, 100, 100)
+    asset.watch.capacity = Capacity(100, 100, 100)
     outcomes = [optimization_step(task, step, resolution=32) for step in steps(3)]
     assert [bool(outcome.finite) for outcome in outcomes] == [False, True, True]
     assert [outcome.metrics["color/complete"].item() for outcome in outcomes] == [0.0, 1.0, 1.0]
@@ -140,7 +140,7 @@ def test_surface_without_room_takes_no_step_and_gets_room() -> None:
 def test_skipped_step_changes_nothing() -> None:
     asset = padded(disturbed())
     before = parameters(asset)
-    asset.watch.room = Room(100, 100, 100)
+    asset.watch.capacity = Capacity(100, 100, 100)
     optimization_step(problem(asset), FIRST, resolution=32)
     assert all(torch.equal(a, b) for a, b in zip(before, parameters(asset), strict=True))
 
@@ -191,21 +191,21 @@ def test_redistancing_keeps_only_a_sound_surface(broken: bool) -> None:  # noqa:
 
 
 def test_room_follows_the_size_and_stays_while_it_fits() -> None:
-    watch = SizeWatch()
+    watch = SizeReadback()
     watch.fit([1, 1000, 2000, 4000])
-    room = watch.room
-    assert room.holds(torch.tensor([1, 1200, 2400, 4800]))
-    assert not room.holds(torch.tensor([1, 1200, 2400, room.faces]))
+    capacity = watch.capacity
+    assert capacity.holds(torch.tensor([1, 1200, 2400, 4800]))
+    assert not capacity.holds(torch.tensor([1, 1200, 2400, capacity.faces]))
     watch.fit([1, 1100, 2200, 4400])
-    assert watch.room is room
+    assert watch.capacity is capacity
     watch.fit([1, 1000, 2000, 5000])
-    assert watch.room.faces > 6000
+    assert watch.capacity.faces > 6000
     watch.fit([1, 100, 200, 400])
-    assert watch.room.faces < 1000
+    assert watch.capacity.faces < 1000
 
 
 def test_size_arrives_one_step_late_and_a_reset_drops_it() -> None:
-    watch = SizeWatch()
+    watch = SizeReadback()
     assert watch.receive() is None
     watch.send(torch.tensor([1, 2, 3, 4]))
     watch.send(torch.tensor([9, 9, 9, 9]))  # the first is still under way

@@ -24,7 +24,7 @@ def run(store, param, gradients):
     return param.detach().clone()
 
 
-def draws(count, shape=(6,), seed=0):
+def sample(count, shape=(6,), seed=0):
     generator = torch.Generator().manual_seed(seed)
     return [torch.randn(shape, generator=generator) * (10.0 ** -(index % 3)) for index in range(count)]
 
@@ -34,7 +34,7 @@ def test_a_relative_eps_is_no_learning_rate(factor):
     """A common factor on all gradients changes no step, which a clipping threshold would otherwise do."""
     plain, store = make([0.0] * 6, relative_eps=0.1)
     scaled, other = make([0.0] * 6, relative_eps=0.1)
-    gradients = draws(12)
+    gradients = sample(12)
     expected = run(store, plain, gradients)
     found = run(other, scaled, [factor * gradient for gradient in gradients])
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
@@ -54,7 +54,7 @@ def test_a_relative_eps_moves_entries_with_small_gradients_less():
 def test_a_step_that_is_not_finite_changes_nothing(relative_eps):
     param, store = make([1.0, 2.0], relative_eps=relative_eps)
     other, whole = make([1.0, 2.0], relative_eps=relative_eps)
-    gradients = draws(3, (2,))
+    gradients = sample(3, (2,))
     run(store, param, gradients[:2])
     store.zero_grad()
     param.grad = torch.tensor([float("nan"), 1.0])
@@ -65,7 +65,7 @@ def test_a_step_that_is_not_finite_changes_nothing(relative_eps):
 
 @pytest.mark.parametrize("relative_eps", [None, 0.05])
 def test_a_saved_state_continues_as_if_nothing_had_happened(relative_eps):
-    gradients = draws(8)
+    gradients = sample(8)
     param, store = make([0.5] * 6, relative_eps=relative_eps)
     run(store, param, gradients[:5])
     again, loaded = make(param.tolist(), relative_eps=relative_eps)
@@ -75,7 +75,7 @@ def test_a_saved_state_continues_as_if_nothing_had_happened(relative_eps):
 
 def test_a_state_of_another_shape_or_name_is_refused():
     param, store = make([0.5] * 6)
-    run(store, param, draws(1))
+    run(store, param, sample(1))
     _, other = make([0.5] * 5)
     with pytest.raises(ValueError, match="of the shape"):
         other.load_state_dict(store.state_dict())
@@ -85,7 +85,7 @@ def test_a_state_of_another_shape_or_name_is_refused():
 
 def test_rows_that_are_kept_and_appended_keep_their_own_state():
     """Rows are optimised independently of each other, so removing some changes nothing for the rest."""
-    gradients = draws(6, (4, 3))
+    gradients = sample(6, (4, 3))
     rows = torch.arange(12.0).reshape(4, 3).tolist()
     whole, reference = make(rows)
     param, store = make(rows)

@@ -16,7 +16,7 @@ from pgc3d.checkpoint import pack, unpack
 from pgc3d.checkpoint_files import read_newest_checkpoint, write_checkpoint
 from pgc3d.config import PRESETS, dump_config, load_config, preset
 from pgc3d.inputs.image import frame_photo
-from pgc3d.inputs.mesh import save_canvas
+from pgc3d.inputs.mesh import save_prepared
 from pgc3d.optimize import optimize
 from pgc3d.rendering import build_rasterizer
 from pgc3d.task import Task
@@ -94,7 +94,7 @@ def inputs(tmp_path_factory):
     (folder / "image.png").write_bytes(frame_photo(folder / "picture.png", size=64).png())
     write_cube(folder / "cube.glb")
     config = load_config([preset("texture-mini")], overrides=["export.texture_size=64", "run.rasterizer=cpu"])
-    save_canvas(folder / "mesh.safetensors", prepare_mesh(config, folder / "cube.glb", CPU))
+    save_prepared(folder / "mesh.safetensors", prepare_mesh(config, folder / "cube.glb", CPU))
     return {"image": folder / "image.png", "mesh": folder / "mesh.safetensors"}
 
 

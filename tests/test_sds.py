@@ -249,10 +249,10 @@ def test_a_call_asks_about_its_own_views_backgrounds_and_noise_levels(folders):
     background = torch.tensor([[1.0, 1.0, 1.0], [0.0, 0.0, 0.0], [1.0, 1.0, 1.0]])
     rendering = replace(rendering_of(image), background=background)
     found = guidance(image, rendering, Views(cameras, background), step).gradient
-    draws = draw(guidance.model, BATCH, 64, (0.02, 0.54), step)
+    sample = draw(guidance.model, BATCH, 64, (0.02, 0.54), step)
     index = view_index(cameras.azimuth, cameras.elevation, background, config)
     assert len(index.unique()) == BATCH
-    expected = guidance.gradient(image, **vars(draws), texts=index).gradient
+    expected = guidance.gradient(image, **vars(sample), texts=index).gradient
     torch.testing.assert_close(found, expected)
 
 

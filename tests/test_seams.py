@@ -87,22 +87,22 @@ class Adapted:
         return self.model.resolution
 
     def __call__(self, image, rendering, views, step):
-        draws = draw(self.model, len(image), image.shape[1], (0.02, 0.98), step)
+        sample = draw(self.model, len(image), image.shape[1], (0.02, 0.98), step)
         texts = [select(self.text, torch.full((len(image),), row)) for row in (0, 1)]
 
         def score_of(latents):
-            noisy = add_noise(latents, draws.noise, self.model.alphas_cumprod[draws.timesteps])
+            noisy = add_noise(latents, sample.noise, self.model.alphas_cumprod[sample.timesteps])
             time_ids = self.model.time_ids(image.shape[1], image.shape[1])
             plain, shown = self.model.predict(
-                noisy, draws.timesteps, conditional=texts[0], unconditional=texts[1], time_ids=time_ids
+                noisy, sample.timesteps, conditional=texts[0], unconditional=texts[1], time_ids=time_ids
             )
             own = shown + self.adapter(noisy)
             self.optimizer.zero_grad()
-            (own - draws.noise).square().mean().backward()
+            (own - sample.noise).square().mean().backward()
             self.optimizer.step()
             return classifier_free_guidance(plain, shown, 7.5) - own.detach()
 
-        output = distill(self.model, image, draws, score_of)
+        output = distill(self.model, image, sample, score_of)
         if step.index == self.fails_at:
             self.fails_at = -1
             raise MemoryError

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from test_evaluation import BEST, SMALL, chair, judge  # noqa: F401 - fixtures
+from test_evaluation import BEST, SMALL, chair, clip_model  # noqa: F401 - fixtures
 
 from pgc3d.cameras import ViewConfig, reference_view
 from pgc3d.cli.app import main
@@ -39,14 +39,14 @@ def framed(chair):  # noqa: F811
     return placed
 
 
-def test_a_perfect_result_scores_perfectly(framed, judge):  # noqa: F811
-    assert judge(framed, framed, frame="shared") == pytest.approx(BEST)
+def test_a_perfect_result_scores_perfectly(framed, clip_model):  # noqa: F811
+    assert clip_model(framed, framed, frame="shared") == pytest.approx(BEST)
 
 
 @pytest.mark.parametrize(("scale", "shift"), [(1.1, 0.0), (1.0, 0.1)], ids=["scaled", "moved"])
-def test_place_and_size_count_in_the_shared_frame_alone(framed, judge, scale, shift):  # noqa: F811
+def test_place_and_size_count_in_the_shared_frame_alone(framed, clip_model, scale, shift):  # noqa: F811
     changed = replace(framed, vertices=scale * framed.vertices + torch.tensor([shift, 0.0, 0.0]))
-    own, shared = judge(changed, framed), judge(changed, framed, frame="shared")
+    own, shared = clip_model(changed, framed), clip_model(changed, framed, frame="shared")
     assert own["psnr"] > 50
     assert own["chamfer"] < 1e-5
     assert shared["psnr"] < 30
@@ -56,11 +56,11 @@ def test_place_and_size_count_in_the_shared_frame_alone(framed, judge, scale, sh
     assert shared["volume_iou"] < 0.9
 
 
-def test_lengths_are_in_radii_of_the_truth(framed, judge):  # noqa: F811
+def test_lengths_are_in_radii_of_the_truth(framed, clip_model):  # noqa: F811
     """A small move is as far as the move, whatever the frame's own unit."""
     moved = replace(framed, vertices=framed.vertices + torch.tensor([0.0, 0.01, 0.0]))
     twice = [replace(mesh, vertices=2 * mesh.vertices) for mesh in (moved, framed)]
-    found, doubled = judge(moved, framed, frame="shared"), judge(*twice, frame="shared")
+    found, doubled = clip_model(moved, framed, frame="shared"), clip_model(*twice, frame="shared")
     for name in ("chamfer", "psnr", "volume_iou"):
         assert doubled[name] == pytest.approx(found[name], rel=1e-3)
 
@@ -109,12 +109,12 @@ def test_what_cannot_be_framed_says_so(chair):  # noqa: F811
 def test_an_item_without_a_frame_is_refused(items, tmp_path):
     lost = [*items[:1], replace(items[1], frame="own")]
     with pytest.raises(InputError, match="1 of 2 have not: box"):
-        benchmark.evaluate(lost, [], out=tmp_path, measure=Measure(protocol=SHARED), say=print)
+        benchmark.evaluate(lost, [], out=tmp_path, measure=Measure(protocol=SHARED), notify=print)
 
 
 def test_the_table_names_the_frame_and_baselines_stand_in_it(items, tmp_path):
     (record,) = benchmark.evaluate(
-        items[1:2], [], out=tmp_path, measure=Measure(protocol=SHARED), baselines=["hull"], say=print
+        items[1:2], [], out=tmp_path, measure=Measure(protocol=SHARED), baselines=["hull"], notify=print
     )
     assert record.metrics["input_mask_iou"] > 0.95
     assert (tmp_path / "table.md").read_text().startswith("| metric, shared frame | hull |")

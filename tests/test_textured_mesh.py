@@ -9,19 +9,19 @@ from steps import FIRST, render, show
 
 from pgc3d.cameras import CloseUpConfig, orbit, sample_close_ups, turntable
 from pgc3d.errors import InputError, OutOfMemoryError, RunDirectoryError
-from pgc3d.exporting.textured_mesh import bake_painting, export_painting
+from pgc3d.exporting.textured_mesh import bake_texture, export_textured_mesh
 from pgc3d.geometry.normals import crease_normals, vertex_normals
 from pgc3d.geometry.own_uv import draw_atlas
 from pgc3d.geometry.placement import AXES, orientation
 from pgc3d.geometry.sampling import sample_surface
-from pgc3d.inputs.mesh import load_canvas, prepare_canvas, save_canvas
+from pgc3d.inputs.mesh import load_prepared, prepare_mesh_file, save_prepared
 from pgc3d.interfaces import Representation
 from pgc3d.memory import require_texture_memory
 from pgc3d.mesh_io.mesh_file import read_mesh
 from pgc3d.mesh_io.reader import read_source
 from pgc3d.optimize import Objective, Problem, optimize
 from pgc3d.rendering.cpu import CpuRasterizer
-from pgc3d.representation.textured_mesh import TexturedMeshConfig, build_painted_mesh
+from pgc3d.representation.textured_mesh import TexturedMeshConfig, build_textured_mesh
 from pgc3d.types import Views
 
 CPU = CpuRasterizer()
@@ -29,14 +29,14 @@ PAIRS = [(up, front) for up in AXES for front in AXES if up[1] != front[1]]
 
 
 def canvas_of(path, up="+y", front="auto", **options):
-    return prepare_canvas(
+    return prepare_mesh_file(
         path, up=up, front=front, crease_degrees=40.0, texture_size=256, rasterizer=CPU, **options
     )
 
 
-def painted(canvas, **settings):
+def textured(prepared, **settings):
     config = TexturedMeshConfig(**settings)
-    return build_painted_mesh(config, canvas, rasterizer=CPU, generator=torch.Generator().manual_seed(0))
+    return build_textured_mesh(config, prepared, rasterizer=CPU, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize(("up", "front"), PAIRS)
@@ -55,10 +55,12 @@ def test_geometry_comes_back_as_it_was(tmp_path, kind, up, front):
     mesh = lumpy()
     source = write(mesh, tmp_path / f"given.{kind}")
     before = source.read_bytes()
-    canvas = canvas_of(source, up, front)
-    inside = canvas.in_world().vertices.norm(dim=1)
+    prepared = canvas_of(source, up, front)
+    inside = prepared.in_world().vertices.norm(dim=1)
     assert inside.max() <= 1 + 1e-6
-    export_painting(painted(canvas), tmp_path / f"out.{kind}", format=kind, rasterizer=CPU, texture_size=128)
+    export_textured_mesh(
+        textured(prepared), tmp_path / f"out.{kind}", format=kind, rasterizer=CPU, texture_size=128
+    )
     found, given = read_source(tmp_path / f"out.{kind}"), read_source(source)
     assert torch.equal(found.vertices[found.faces], given.vertices[given.faces])
     if kind != "glb":  # a new atlas splits vertices there
@@ -70,9 +72,11 @@ def test_geometry_comes_back_as_it_was(tmp_path, kind, up, front):
 @pytest.mark.parametrize("kind", ["glb", "obj"])
 @pytest.mark.parametrize("out", ["glb", "obj"])
 def test_sane_texture_coordinates_survive(tmp_path, kind, out):
-    canvas = canvas_of(write_cube(tmp_path / f"cube.{kind}"))
-    assert canvas.uv_method == "own"
-    export_painting(painted(canvas), tmp_path / f"out.{out}", format=out, rasterizer=CPU, texture_size=128)
+    prepared = canvas_of(write_cube(tmp_path / f"cube.{kind}"))
+    assert prepared.uv_method == "own"
+    export_textured_mesh(
+        textured(prepared), tmp_path / f"out.{out}", format=out, rasterizer=CPU, texture_size=128
+    )
     found, given = (read_source(tmp_path / name) for name in (f"out.{out}", f"cube.{kind}"))
     torch.testing.assert_close(
         found.uv[found.uv_faces], given.uv[given.uv_faces], atol=1.2e-7, rtol=0
@@ -100,8 +104,8 @@ def test_unusable_texture_coordinates_are_replaced_and_said(tmp_path, fault):
     mesh, said = trimesh.Trimesh(vertices, faces, process=False), []
     if fault != "are missing":
         mesh.visual = trimesh.visual.TextureVisuals(uv=uv)
-    canvas = canvas_of(write(mesh, tmp_path / "cube.glb"), say=said.append)
-    assert canvas.uv_method != "own"
+    prepared = canvas_of(write(mesh, tmp_path / "cube.glb"), notify=said.append)
+    assert prepared.uv_method != "own"
     lines = [line for line in said if "coordinates" in line]
     assert len(lines) == 1
     assert f"cube.glb {fault}" in lines[0]
@@ -111,16 +115,16 @@ def test_atlas_in_another_tile_is_moved_by_whole_numbers(tmp_path):
     vertices, faces, uv = cube_arrays()
     mesh = trimesh.Trimesh(vertices, faces, process=False)
     mesh.visual = trimesh.visual.TextureVisuals(uv=uv + np.array([2, -1]))
-    canvas = canvas_of(write(mesh, tmp_path / "cube.obj"))
-    assert canvas.uv_method == "own"
-    torch.testing.assert_close(canvas.mesh.uv[canvas.mesh.uv_faces], torch.from_numpy(uv[faces]).float())
+    prepared = canvas_of(write(mesh, tmp_path / "cube.obj"))
+    assert prepared.uv_method == "own"
+    torch.testing.assert_close(prepared.mesh.uv[prepared.mesh.uv_faces], torch.from_numpy(uv[faces]).float())
 
 
 @pytest.mark.parametrize("texture", ["field", "image"])
 def test_constant_wish_is_baked_into_every_texel(tmp_path, texture):
     wish = (0.8, 0.3, 0.1)
-    canvas = canvas_of(write_cube(tmp_path / "cube.glb"))
-    model = painted(canvas, texture=texture, image_size=64, shading=False, lr_color_mlp=0.05, lr_image=0.1)
+    prepared = canvas_of(write_cube(tmp_path / "cube.glb"))
+    model = textured(prepared, texture=texture, image_size=64, shading=False, lr_color_mlp=0.05, lr_image=0.1)
     model.parameter_store().use_adam()
 
     def cameras(step):
@@ -141,12 +145,12 @@ def test_constant_wish_is_baked_into_every_texel(tmp_path, texture):
         lr_scale=lambda progress: 1 - 0.98 * progress,
     )
     list(optimize(problem, steps=150, resolution_at=lambda _: 64))
-    image = bake_painting(model, texture_size=64, rasterizer=CPU)
+    image = bake_texture(model, texture_size=64, rasterizer=CPU)
     torch.testing.assert_close(image, torch.tensor(wish).expand(64, 64, 3), atol=0.02, rtol=0)
 
 
-def letters(canvas):
-    model = painted(canvas, texture="image", image_size=256, shading=False)
+def letters(prepared):
+    model = textured(prepared, texture="image", image_size=256, shading=False)
     with torch.no_grad():
         model.texture.image.copy_(letter_texture())
     return model
@@ -154,7 +158,7 @@ def letters(canvas):
 
 @pytest.mark.parametrize("texture", ["field", "image"])
 def test_a_step_has_gradients_and_no_regularisers_and_evaluation_has_none(tmp_path, texture):
-    model = painted(canvas_of(write_cube(tmp_path / "cube.glb")), texture=texture, image_size=64)
+    model = textured(canvas_of(write_cube(tmp_path / "cube.glb")), texture=texture, image_size=64)
     assert isinstance(model, Representation)
     views = turntable(2), 32, torch.ones(2, 3)
     rendering, shown = render(model, *views), show(model, *views)
@@ -168,7 +172,7 @@ def test_a_step_has_gradients_and_no_regularisers_and_evaluation_has_none(tmp_pa
 
 
 def test_texels_are_in_range_after_a_step_and_not_changed_by_a_render(tmp_path):
-    model = painted(canvas_of(write_cube(tmp_path / "cube.glb")), texture="image", image_size=64)
+    model = textured(canvas_of(write_cube(tmp_path / "cube.glb")), texture="image", image_size=64)
     with torch.no_grad():
         model.texture.image.copy_(3 * torch.rand(64, 64, 3, generator=torch.Generator().manual_seed(0)) - 1)
     before = model.texture.image.detach().clone()
@@ -187,8 +191,8 @@ def test_letters_read_correctly_from_every_side(tmp_path, up, front, out):
     matrix = np.eye(4)
     matrix[:3, :3] = orientation(up, front).numpy().T * 5
     matrix[:3, 3] = (100, -20, 3)
-    canvas = canvas_of(write_cube(tmp_path / "cube.glb", matrix=matrix), up, front)
-    model = letters(canvas)
+    prepared = canvas_of(write_cube(tmp_path / "cube.glb", matrix=matrix), up, front)
+    model = letters(prepared)
     turn = torch.tensor([0.0, 90, 180, 270]).deg2rad()
     flat = torch.ones(4)
     cameras = orbit(turn, 0 * flat, 4 * flat, 0.5 * flat)
@@ -203,23 +207,23 @@ def test_letters_read_correctly_from_every_side(tmp_path, up, front, out):
         assert box[6 * tenth, 6 * tenth] < 0.5
         assert box[8 * tenth, 8 * tenth] < 0.5
     path = tmp_path / f"out.{out}"
-    report = export_painting(model, path, format=out, rasterizer=CPU, texture_size=256)
+    report = export_textured_mesh(model, path, format=out, rasterizer=CPU, texture_size=256)
     assert report.faithful
     baked = read_mesh(path).base_color.float() / 255
     assert (baked - letter_texture()).abs().mean() < 0.03
 
 
 def test_canvas_comes_back_from_its_file(tmp_path):
-    canvas = canvas_of(write_cube(tmp_path / "cube.glb"), "+z")
-    save_canvas(tmp_path / "canvas", canvas)
-    found = load_canvas(tmp_path / "canvas")
-    for name, tensor in vars(canvas.mesh).items():
+    prepared = canvas_of(write_cube(tmp_path / "cube.glb"), "+z")
+    save_prepared(tmp_path / "canvas", prepared)
+    found = load_prepared(tmp_path / "canvas")
+    for name, tensor in vars(prepared.mesh).items():
         assert torch.equal(tensor, getattr(found.mesh, name))
-    points = canvas.mesh.vertices
-    assert torch.equal(canvas.placement.to_world(points), found.placement.to_world(points))
+    points = prepared.mesh.vertices
+    assert torch.equal(prepared.placement.to_world(points), found.placement.to_world(points))
     (tmp_path / "canvas").write_bytes(b"damaged")
     with pytest.raises(RunDirectoryError, match="missing or damaged"):
-        load_canvas(tmp_path / "canvas")
+        load_prepared(tmp_path / "canvas")
 
 
 @pytest.mark.parametrize(
@@ -241,20 +245,20 @@ def test_canvas_comes_back_from_its_file(tmp_path):
     ],
 )
 def test_canvas_of_someone_else_is_checked(tmp_path, name, change):
-    save_canvas(tmp_path / "canvas", canvas_of(write_cube(tmp_path / "cube.glb")))
+    save_prepared(tmp_path / "canvas", canvas_of(write_cube(tmp_path / "cube.glb")))
     tensors = load_file(tmp_path / "canvas")
     value = tensors.pop(name)
     if change is not None:
         tensors[name] = change(value).contiguous()
     save_file(tensors, tmp_path / "canvas", metadata={"uv_method": "own"})
     with pytest.raises(RunDirectoryError, match=rf"missing or damaged.*{name}"):
-        load_canvas(tmp_path / "canvas")
+        load_prepared(tmp_path / "canvas")
 
 
 def test_seams_are_no_outlines_and_creases_are_sharp(tmp_path):
-    canvas = canvas_of(write_cube(tmp_path / "cube.glb"))
-    assert len(torch.unique(canvas.joined)) == 8
-    mesh = canvas.mesh
+    prepared = canvas_of(write_cube(tmp_path / "cube.glb"))
+    assert len(torch.unique(prepared.joined)) == 8
+    mesh = prepared.mesh
     sides = mesh.normals[mesh.normal_faces]
     assert torch.equal(sides, sides.round())  # flat sides, although the corners are shared in space
 
@@ -277,7 +281,7 @@ def test_faces_that_are_wound_the_wrong_way_look_the_same(tmp_path, turned):
         faces = np.array(mesh.faces)
         faces[some] = faces[some][:, ::-1]
         trimesh.Trimesh(mesh.vertices, faces, process=False).export(tmp_path / f"{name}.stl")
-        asset = painted(canvas_of(tmp_path / f"{name}.stl"))
+        asset = textured(canvas_of(tmp_path / f"{name}.stl"))
         pictures.append(show(asset, turntable(3), 64, torch.ones(3, 3)))
     right, wrong = pictures
     assert right.alpha.mean() > 0.2
@@ -287,16 +291,16 @@ def test_faces_that_are_wound_the_wrong_way_look_the_same(tmp_path, turned):
 
 
 def test_image_follows_the_atlas_cell_by_cell(tmp_path):
-    canvas = canvas_of(write_cube(tmp_path / "cube.glb"))
-    image = bake_painting(letters(canvas), texture_size=256, rasterizer=CPU)
-    covered = draw_atlas(canvas.mesh.uv, canvas.mesh.uv_faces, 256, CPU).triangle[0] >= 0
+    prepared = canvas_of(write_cube(tmp_path / "cube.glb"))
+    image = bake_texture(letters(prepared), texture_size=256, rasterizer=CPU)
+    covered = draw_atlas(prepared.mesh.uv, prepared.mesh.uv_faces, 256, CPU).triangle[0] >= 0
     torch.testing.assert_close(image[covered], letter_texture()[covered])
 
 
 def test_formats_without_colours_are_refused(tmp_path):
-    model = painted(canvas_of(write_cube(tmp_path / "cube.glb")))
+    model = textured(canvas_of(write_cube(tmp_path / "cube.glb")))
     with pytest.raises(InputError, match="got stl, which has no colours"):
-        export_painting(model, tmp_path / "out.stl", format="stl", rasterizer=CPU)
+        export_textured_mesh(model, tmp_path / "out.stl", format="stl", rasterizer=CPU)
 
 
 def test_texture_that_does_not_fit_is_one_line(monkeypatch):

@@ -295,8 +295,8 @@ def test_groups_show_one_object_from_their_cameras(text, dataset):
     """The latents and pictures of a view are those of the same camera, in every colour."""
     settings, vae = PairSettings(1, 6, 1, SIZE, 7, 1), vae_of(text)
     pairs = build_pairs(dataset, settings, vae, CpuRasterizer())
-    own, painted = pairs.azimuth[0], pairs.azimuth[1]
-    assert torch.equal(own, painted)
+    own, textured = pairs.azimuth[0], pairs.azimuth[1]
+    assert torch.equal(own, textured)
     assert not torch.equal(pairs.picture[0], pairs.picture[1])
     assert torch.equal((pairs.picture[0] < 250).any(1), (pairs.picture[1] < 250).any(1))
     mean, std = posterior(vae, pairs.picture.flatten(0, 1) / 255)

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from pgc3d.errors import InputError
-from pgc3d.exporting import atomic
+from pgc3d import disk
 from pgc3d.exporting.turntable import render_views, tile, write_sheet, write_turntable
 from pgc3d.images import to_bytes
 from pgc3d.types import Cameras, Rendering

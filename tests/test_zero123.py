@@ -344,10 +344,10 @@ def test_a_call_asks_about_its_own_views_with_its_own_scale(model):
     cameras, reference = views([10.0, 100.0, -60.0], [5.0, 40.0, -10.0]), views([0.0], [10.0])
     image = torch.rand((3, 64, 64, 3), generator=torch.Generator().manual_seed(0))
     found = evaluate(make_guidance(model, guidance_scale=5.0), image, cameras, at(0.5)).gradient
-    draws = draw(model.diffusion, 3, model.diffusion.resolution, (0.02, 0.98), at(0.5))
+    sample = draw(model.diffusion, 3, model.diffusion.resolution, (0.02, 0.98), at(0.5))
     poses = relative_pose(cameras, reference, model.pose)
     for row in range(3):  # each picture by itself
-        one = {name: value[row : row + 1] for name, value in vars(draws).items()}
+        one = {name: value[row : row + 1] for name, value in vars(sample).items()}
         plain, scaled = (
             make_guidance(model, guidance_scale=scale)
             .gradient(image[row : row + 1], pose=poses[row : row + 1], **one).gradient

@@ -12,15 +12,15 @@ from pgc3d.errors import ConfigError, InputError
 from pgc3d.exporting.textured_mesh import require_colors
 from pgc3d.inputs.background import prepare_backdrop
 from pgc3d.inputs.decode import ignore
-from pgc3d.inputs.formats import Say
+from pgc3d.inputs.formats import Notify
 from pgc3d.inputs.image import frame_photo
 from pgc3d.inputs.maps import CHANNELS, prepare_map
-from pgc3d.inputs.mesh import prepare_canvas
+from pgc3d.inputs.mesh import prepare_mesh_file
 from pgc3d.memory import require_texture_memory
 from pgc3d.records import is_utf8
 from pgc3d.rendering import build_rasterizer
 from pgc3d.task import Task
-from pgc3d.types import Canvas
+from pgc3d.types import PreparedMesh
 
 COMMANDS = {"mesh": "pgc3d texture MESH PROMPT", "image": "pgc3d image FILE"}
 
@@ -79,7 +79,7 @@ def _require_files(files: Collection[tuple[str, str]]) -> None:
             raise ConfigError(f"{setting} must be a file, found none at {path}")
 
 
-def prepare_images(config: Config, task: Task, say: Say = ignore) -> Mapping[str, bytes]:
+def prepare_images(config: Config, task: Task, notify: Notify = ignore) -> Mapping[str, bytes]:
     """The task's image, maps and background as the run will keep them: PNG files by their name in the task.
 
     `say` takes lines about what was left out or may be wrong.
@@ -90,19 +90,21 @@ def prepare_images(config: Config, task: Task, say: Say = ignore) -> Mapping[str
     prepared = {}
     if task.background is not None:
         side = max(max(stage.resolution) for stage in config.stages.values())
-        prepared["background"] = prepare_backdrop(task.background, side, say)
+        prepared["background"] = prepare_backdrop(task.background, side, notify)
     if task.image is None:
         return prepared
     photo = config.photo
-    framed = frame_photo(task.image, border=photo.border, matting=photo.matting, size=photo.size, say=say)
+    framed = frame_photo(
+        task.image, border=photo.border, matting=photo.matting, size=photo.size, notify=notify
+    )
     maps: dict[MapName, Path] = {name: path for name in CHANNELS if (path := getattr(task, name)) is not None}
     prepared["image"] = framed.png()
     return prepared | {name: prepare_map(name, path, framed) for name, path in maps.items()}
 
 
 def prepare_mesh(
-    config: Config, path: Path, device: torch.device, say: Callable[[str], None] = ignore
-) -> Canvas:
+    config: Config, path: Path, device: torch.device, notify: Callable[[str], None] = ignore
+) -> PreparedMesh:
     """A user's mesh ready for texturing; `say` takes a line about each thing that had to be made for it.
 
     Raises:
@@ -117,7 +119,7 @@ def prepare_mesh(
     require_colors(config.export.format)
     explicit = chosen.image_size if chosen.texture == "image" else 0
     require_texture_memory(config.export.texture_size, explicit, device)
-    return prepare_canvas(
+    return prepare_mesh_file(
         path,
         up=chosen.up,
         front=chosen.front,
@@ -126,5 +128,5 @@ def prepare_mesh(
         rasterizer=build_rasterizer(config.run.rasterizer, device),
         device=device,
         uv=chosen.uv,
-        say=say,
+        notify=notify,
     )

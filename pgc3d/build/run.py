@@ -19,12 +19,12 @@ from pgc3d.geometry.sampling import sample_surface
 from pgc3d.inputs.background import load_backdrop
 from pgc3d.inputs.image import load_photo
 from pgc3d.inputs.maps import load_map
-from pgc3d.inputs.mesh import load_canvas
+from pgc3d.inputs.mesh import load_prepared
 from pgc3d.interfaces import Rasterizer, Representation, Stateful, SupportsMicroBatch
 from pgc3d.optimize import Objective, ParameterClipper, Problem
 from pgc3d.schedules import PiecewiseLinear
 from pgc3d.task import Task
-from pgc3d.types import Canvas, Handover, seeded
+from pgc3d.types import Handover, PreparedMesh, seeded
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class RunContext:
     task: Task
     rasterizer: Rasterizer
     device: torch.device
-    mesh: Callable[[], Canvas]
+    mesh: Callable[[], PreparedMesh]
     models: ModelStore | None = None  # None where only the representation is built
 
     @classmethod
@@ -75,10 +75,10 @@ class RunContext:
         """The context of a task whose inputs were prepared."""
 
         @cache
-        def mesh() -> Canvas:
+        def mesh() -> PreparedMesh:
             if task.mesh is None:
                 raise ValueError("a representation of a given mesh must have a mesh")
-            return load_canvas(task.mesh)
+            return load_prepared(task.mesh)
 
         return cls(config, task, rasterizer, device, mesh, models)
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from pgc3d.choices import Baseline, Format, GuidanceName, ImageGuidanceName, Space, Texture, UvChoice
-from pgc3d.cli.console import Bar, Warnings, close_stdout, deliver, plain_line, prepare_streams, say, tell
+from pgc3d.cli.console import Bar, Warnings, close_stdout, deliver, notify, plain_line, prepare_streams, tell
 from pgc3d.cli.options import (
     BaselineName,
     ConfigOption,
@@ -248,7 +248,7 @@ def evaluate(
     from pgc3d.evaluation.measure import Measure
     from pgc3d.evaluation.protocol import Protocol
     from pgc3d.evaluation.results import table
-    from pgc3d.mini import judge
+    from pgc3d.mini import clip_model
     from pgc3d.pipeline import ignore
 
     if align and frame == "shared":
@@ -261,7 +261,7 @@ def evaluate(
     measure = Measure(
         protocol=Protocol(alignment="rotation" if align else "none", frame=frame),
         device=resolve_device(options.device or "auto").type,
-        retriever=retriever or judge(),
+        retriever=retriever or clip_model(),
     )
 
     if run:
@@ -270,9 +270,11 @@ def evaluate(
             benchmark.make_item, configured=config_of, report=Bar() if jobs == 1 else ignore
         )
         first = options.seed or 0
-        benchmark.make_missing(listed, folders, make, seeds=range(first, first + seeds), jobs=jobs, say=say)
+        benchmark.make_missing(
+            listed, folders, make, seeds=range(first, first + seeds), jobs=jobs, notify=notify
+        )
     records = benchmark.evaluate(
-        listed, folders, out=out, measure=measure, jobs=jobs, say=say,
+        listed, folders, out=out, measure=measure, jobs=jobs, notify=notify,
         baselines=cast("list[Baseline]", [name.value for name in baseline or []]),
     )  # fmt: skip
     deliver(f"{table(records, frame)}\n")
@@ -356,7 +358,7 @@ def _run(work: Callable[..., Any]) -> int:
     finally:
         bar.close()
     if result.stopped_by is not None:
-        say(f"stopped and saved; continue with: pgc3d resume {result.path}")
+        notify(f"stopped and saved; continue with: pgc3d resume {result.path}")
         return 128 + int(result.stopped_by)
     tell(f"run: {result.path}")
     return 0
@@ -372,18 +374,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         code = app(list(arguments) if arguments is not None else None, standalone_mode=False)
     except Pgc3dError as error:
-        say(f"error: {error}")
+        notify(f"error: {error}")
         code = error.exit_code
     except UsageError as error:
         code = _usage_error(error)
     except (KeyboardInterrupt, typer.Abort):
-        say("stopped")
+        notify("stopped")
         code = 130
     except BrokenPipeError:  # of the help, where its reader has left
         code = 0
     except OSError as error:
         named = f"{error.filename}: " if error.filename else ""
-        say(f"error: {named}{error.strerror or error}")
+        notify(f"error: {named}{error.strerror or error}")
         code = 2
     close_stdout()
     sys.exit(code if isinstance(code, int) else 0)
@@ -393,5 +395,5 @@ def _usage_error(error: Any) -> int:
     if type(error).__name__ == "NoArgsIsHelpError":
         deliver(f"{error.format_message()}\n")
         return 2
-    say(f"error: {error.format_message()}")
+    notify(f"error: {error.format_message()}")
     return 2

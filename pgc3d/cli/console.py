@@ -28,7 +28,7 @@ def plain_line(text: str) -> str:
     return line if len(line) <= LONGEST else f"{line[: LONGEST - 200]} ... {line[-200:]}"
 
 
-def say(message: str) -> None:
+def notify(message: str) -> None:
     """A line on stderr; where nobody reads that any more, nothing."""
     if message and sys.stderr is not None:
         try:
@@ -45,7 +45,7 @@ def tell(line: str) -> None:
         _discard("stdout")
     except OSError as error:
         _discard("stdout")
-        say(f"warning: standard output must be writable, got: {error.strerror}; {line}")
+        notify(f"warning: standard output must be writable, got: {error.strerror}; {line}")
 
 
 def deliver(text: str, *, ascii_text: Callable[[], str] | None = None) -> None:
@@ -74,7 +74,7 @@ class Warnings(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """A line on stderr."""
-        say(f"warning: {record.getMessage()}")
+        notify(f"warning: {record.getMessage()}")
 
 
 def prepare_streams() -> None:
@@ -136,7 +136,7 @@ class Bar:
 
     def __call__(self, event: Any) -> None:
         if event.message:
-            say(event.message)
+            notify(event.message)
         elif event.file is not None:
             self.close()
             tell(str(event.file))
@@ -144,7 +144,7 @@ class Bar:
             self._step(event)
         else:
             self.close()
-            say(f"{event.phase} ...")
+            notify(f"{event.phase} ...")
 
     def _step(self, event: Any) -> None:
         report = event.report
@@ -181,7 +181,7 @@ class Bar:
         began, done = self._start
         left = (now - began) / max(report.step - done, 1) * (report.steps - report.step)
         where = f"{_label(event)}: step {report.step} of {report.steps}"
-        say(", ".join(part for part in (where, self._measured, f"{_minutes(left)} left") if part))
+        notify(", ".join(part for part in (where, self._measured, f"{_minutes(left)} left") if part))
 
     def close(self) -> None:
         """Leave the bar as it is; the next event starts another one."""

@@ -11,7 +11,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 import typer
 
 from pgc3d.choices import Backend, Baseline, Device, Frame, Quality, TextGuidanceName
-from pgc3d.cli.console import say
+from pgc3d.cli.console import notify
 
 # lists of a Literal are beyond typer
 BaselineName = StrEnum("BaselineName", {name.upper(): name for name in get_args(Baseline)})  # type: ignore[misc]
@@ -166,7 +166,7 @@ def configured(
         overrides=options.set_ or [],
     )
     for note in notes:
-        say(note)
+        notify(note)
     return config
 
 

@@ -35,7 +35,7 @@ from pgc3d.colors import COLORS, named_color
 from pgc3d.config import Config, StageConfig, dump_config
 from pgc3d.disk import new_folder, write_files
 from pgc3d.errors import ConfigError
-from pgc3d.evaluation.ablation_sheets import Heat, RuleResult, columns, result_images
+from pgc3d.evaluation.ablation_sheets import Heatmap, RuleResult, columns, result_images
 from pgc3d.evaluation.image_metrics import statistics
 from pgc3d.guidance.sds import ScoreDistillation
 from pgc3d.images import resize
@@ -337,10 +337,10 @@ class _Tally:
     def means(self) -> dict[str, float]:
         return {name: (total / self.count).item() for name, total in self.sums.items() if total.ndim == 0}
 
-    def heat(self) -> Heat:
+    def heat(self) -> Heatmap:
         assert self.last is not None
         before, after, bound = (self.sums[name] / self.count for name in ("before", "after", "bound"))
-        return Heat(self.last[0], self.last[1], before, after, bound)
+        return Heatmap(self.last[0], self.last[1], before, after, bound)
 
 
 @dataclass

@@ -19,7 +19,7 @@ HEAT = ((0, 0, 4), (81, 18, 124), (183, 55, 121), (252, 137, 97), (252, 253, 191
 
 
 @dataclass(frozen=True)
-class Heat:
+class Heatmap:
     """Lengths (largest channel) of the gradient at every place of a canvas."""
 
     last: Float[Tensor, "H W"]  # at the last step, before clipping
@@ -34,7 +34,7 @@ class RuleResult:
     """What one rule made."""
 
     pictures: list[Float[Tensor, "1 H W 3"]]  # at the steps asked for; the last one is the result
-    heat: Heat
+    heat: Heatmap
     metrics: Mapping[str, float]
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from pgc3d.errors import InputError
 from pgc3d.evaluation.shape_metrics import chamfer_distance, nearest_distances
 from pgc3d.geometry.sampling import sample_surface
-from pgc3d.mesh_io.textured_mesh import TexturedMesh
+from pgc3d.mesh_io.asset import MeshAsset
 
 YAWS = 6  # steps within the quarter turn that the axis rotations leave
 COARSE_POINTS, FINE_POINTS = 512, 1024
@@ -18,7 +18,7 @@ REFINED = 4  # starts that ICP gets
 ITERATIONS = 30
 
 
-def normalize_mesh(asset: TexturedMesh, *, like: TexturedMesh | None = None) -> TexturedMesh:
+def normalize_mesh(asset: MeshAsset, *, like: MeshAsset | None = None) -> MeshAsset:
     """Move the bounding box's centre to the origin and scale the farthest vertex to radius 1.
 
     Vertices that no face uses do not count, nor do they stay in the way of a reader: they move along.
@@ -36,7 +36,7 @@ def normalize_mesh(asset: TexturedMesh, *, like: TexturedMesh | None = None) -> 
     return replace(asset, vertices=(asset.vertices - center) / radius)
 
 
-def _extent(asset: TexturedMesh) -> tuple[Float[Tensor, " 3"], Float[Tensor, ""]]:
+def _extent(asset: MeshAsset) -> tuple[Float[Tensor, " 3"], Float[Tensor, ""]]:
     """Centre of the bounding box, and the farthest vertex's distance from it."""
     used = asset.vertices[torch.unique(asset.faces)]
     if not len(used) or not bool(torch.isfinite(used).all()):
@@ -48,9 +48,7 @@ def _extent(asset: TexturedMesh) -> tuple[Float[Tensor, " 3"], Float[Tensor, ""]
     return center, radius
 
 
-def rigid(
-    asset: TexturedMesh, rotation: Float[Tensor, "3 3"], translation: Float[Tensor, " 3"]
-) -> TexturedMesh:
+def rigid(asset: MeshAsset, rotation: Float[Tensor, "3 3"], translation: Float[Tensor, " 3"]) -> MeshAsset:
     """Rotate, then move; normals turn along."""
     return replace(
         asset,
@@ -59,9 +57,7 @@ def rigid(
     )
 
 
-def align(
-    asset: TexturedMesh, truth: TexturedMesh, *, seed: int
-) -> tuple[TexturedMesh, Float[Tensor, "3 3"]]:
+def align(asset: MeshAsset, truth: MeshAsset, *, seed: int) -> tuple[MeshAsset, Float[Tensor, "3 3"]]:
     """Turn a normalised mesh so that it lies best on a normalised truth; also the rotation.
 
     All 24 rotations that map axes to axes, times turns about y, are tried on a few points; the best ones are

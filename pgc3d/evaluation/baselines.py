@@ -10,7 +10,7 @@ from torch import Tensor
 from pgc3d.choices import Baseline
 from pgc3d.errors import InputError
 from pgc3d.geometry.normals import vertex_normals
-from pgc3d.mesh_io.textured_mesh import TexturedMesh
+from pgc3d.mesh_io.asset import MeshAsset
 from pgc3d.rendering.shading import irradiance, key_direction, linear_to_srgb, srgb_to_linear
 from pgc3d.types import Cameras
 
@@ -40,7 +40,7 @@ def read_picture(path: Path) -> Float[Tensor, "H W 4"]:
     return picture
 
 
-def extrude(picture: Float[Tensor, "H W 4"], camera: Cameras, baseline: Baseline) -> TexturedMesh:
+def extrude(picture: Float[Tensor, "H W 4"], camera: Cameras, baseline: Baseline) -> MeshAsset:
     """Make the picture a solid that looks like it from its own camera, with the picture as its texture.
 
     The outline's cone is cut off before and behind the plane through the origin. `billboard` is a thin sheet;
@@ -66,7 +66,7 @@ def extrude(picture: Float[Tensor, "H W 4"], camera: Cameras, baseline: Baseline
     x, y = column * spread, row * spread
     rotation = camera.camera_from_world[0, :3, :3]
     vertices = torch.stack([x, y, along], dim=1) @ rotation  # the camera looks at the origin
-    return TexturedMesh(
+    return MeshAsset(
         vertices=vertices,
         faces=faces,
         normals=vertex_normals(vertices, faces),

@@ -32,7 +32,7 @@ from pgc3d.signals import stop_on_signals
 from pgc3d.task import Task
 
 Maker = Callable[[Item, int, Path], None]  # makes an item with a seed; leaves asset.FORMAT in the folder
-Say = Callable[[str], None]
+Notify = Callable[[str], None]
 
 
 def evaluate(
@@ -43,7 +43,7 @@ def evaluate(
     measure: Measure,
     baselines: Sequence[Baseline] = (),
     jobs: int = 1,
-    say: Say,
+    notify: Notify,
 ) -> list[Record]:
     """Measure the results of all methods and write `out`.
 
@@ -54,7 +54,7 @@ def evaluate(
         measure: protocol and models.
         baselines: further methods, made here from the inputs of image items.
         jobs: processes that measure at once.
-        say: told about every result.
+        notify: told about every result.
 
     Returns:
         A record for every result.
@@ -70,7 +70,7 @@ def evaluate(
     results = [result for folder in folders for result in find_results(folder, items)]
     results += [result for name in baselines for result in _write_baseline(items, name, out, measure)]
     for folder in folders:
-        _tell_missing(folder, items, results, say)
+        _notify_missing(folder, items, results, notify)
     if not results:
         raise InputError(
             f"there must be results to measure, found none of {len(items)} items in "
@@ -80,10 +80,10 @@ def evaluate(
     with writing(records_folder):  # before anything is measured
         records_folder.mkdir(parents=True, exist_ok=True)
     if measure.retriever is None:
-        say("r_precision is left out: it needs a contrastive model (--retriever FOLDER)")
+        notify("r_precision is left out: it needs a contrastive model (--retriever FOLDER)")
     texts = dict.fromkeys(item.description for item in items if item.description)
     measure = replace(measure, distractors=(*texts, *measure.distractors))
-    records = list(_measured(results, measure, records_folder, jobs, say))
+    records = list(_measured(results, measure, records_folder, jobs, notify))
     facts = asdict(measure.protocol) | {"pgc3d": pgc3d.__version__, "items": len(items)}
     write_results(out / "results.json", records, facts)
     write_files({out / "table.md": (table(records, measure.protocol.frame) + "\n").encode()})
@@ -140,7 +140,7 @@ def make_missing(
     *,
     seeds: Sequence[int],
     jobs: int = 1,
-    say: Say,
+    notify: Notify,
 ) -> None:
     """Make what the first folder of results lacks, each in ITEM-SEED.
 
@@ -161,9 +161,9 @@ def make_missing(
         for seed in seeds
         if (item.name, seed) not in present
     }
-    say(f"{len(todo)} of {len(items) * len(seeds)} results to make")
+    notify(f"{len(todo)} of {len(items) * len(seeds)} results to make")
     for (name, seed), _ in in_processes(make, todo, processes=jobs):
-        say(f"made {name}, seed {seed}")
+        notify(f"made {name}, seed {seed}")
 
 
 def make_item(
@@ -186,12 +186,12 @@ def make_item(
         raise KeyboardInterrupt
 
 
-def _tell_missing(folder: Path, items: Sequence[Item], results: Sequence[Result], say: Say) -> None:
+def _notify_missing(folder: Path, items: Sequence[Item], results: Sequence[Result], notify: Notify) -> None:
     method = folder.resolve().name
     present = {result.item.name for result in results if result.method == method}
     missing = [item.name for item in items if item.name not in present]
     if missing:
-        say(f"{method} has no result of {len(missing)} of {len(items)} items: {', '.join(missing)}")
+        notify(f"{method} has no result of {len(missing)} of {len(items)} items: {', '.join(missing)}")
 
 
 def _write_baseline(items: Sequence[Item], name: Baseline, out: Path, measure: Measure) -> Iterator[Result]:
@@ -209,7 +209,7 @@ def _write_baseline(items: Sequence[Item], name: Baseline, out: Path, measure: M
 
 
 def _measured(
-    results: Sequence[Result], measure: Measure, folder: Path, jobs: int, say: Say
+    results: Sequence[Result], measure: Measure, folder: Path, jobs: int, notify: Notify
 ) -> Iterator[Record]:
     """Records in the order of the results; what is on the disk already is read."""
     done: dict[int, Record] = {}
@@ -221,7 +221,7 @@ def _measured(
             done[number] = record
         else:
             todo[number] = (result, measure, key)
-    say(f"{len(results)} results, {len(todo)} to measure")
+    notify(f"{len(results)} results, {len(todo)} to measure")
     for number, record in in_processes(score, todo, processes=jobs):
         path = _record_path(folder, results[number])
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -229,7 +229,7 @@ def _measured(
         done[number] = record
         psnr = record.metrics.get("psnr")
         what = record.error or ("measured" if psnr is None else f"PSNR {psnr:.2f} dB")
-        say(f"{record.method} {record.item} seed {record.seed}: {what}")
+        notify(f"{record.method} {record.item} seed {record.seed}: {what}")
     return (done[number] for number in range(len(results)))
 
 

@@ -20,8 +20,8 @@ from pgc3d.geometry.uv import triangle_atlas
 from pgc3d.image_config import PhotoConfig
 from pgc3d.images import encode_png, to_bytes
 from pgc3d.interfaces import Rasterizer
+from pgc3d.mesh_io.asset import MeshAsset
 from pgc3d.mesh_io.mesh_file import read_mesh, write_mesh
-from pgc3d.mesh_io.textured_mesh import TexturedMesh
 from pgc3d.rendering.mesh_renderer import project
 
 ELEVATION_DEGREES = 20.0
@@ -58,7 +58,7 @@ def shapes() -> dict[str, tuple[Float[Tensor, "V 3"], Int[Tensor, "F 3"], bool]]
     }
 
 
-def procedural_asset(name: str, *, rasterizer: Rasterizer) -> TexturedMesh:
+def procedural_asset(name: str, *, rasterizer: Rasterizer) -> MeshAsset:
     """One of `shapes` with smooth colours that differ everywhere.
 
     Raises:
@@ -82,7 +82,7 @@ def paint(
     texture_size: int,
     *,
     rasterizer: Rasterizer,
-) -> TexturedMesh:
+) -> MeshAsset:
     """Give every face its own place in a texture and ask `look` for the colours there; on the CPU.
 
     Args:
@@ -102,7 +102,7 @@ def paint(
     u, v = fragments.data[0, ..., 0][covered], fragments.data[0, ..., 1][covered]
     image = torch.zeros(texture_size, texture_size, 3)
     image[covered] = look(face[covered], torch.stack([u, v, 1 - u - v], dim=1))
-    return TexturedMesh(
+    return MeshAsset(
         vertices=vertices,
         faces=faces,
         normals=normals.reshape(-1, 3).contiguous(),
@@ -114,7 +114,7 @@ def paint(
 
 
 def write_item(
-    folder: Path, caption: str, truth: TexturedMesh, *, rasterizer: Rasterizer, elevation_degrees: float
+    folder: Path, caption: str, truth: MeshAsset, *, rasterizer: Rasterizer, elevation_degrees: float
 ) -> Item:
     """Write input.png and truth.glb of an image item, framed as a user's picture is when it was prepared.
 
@@ -148,7 +148,7 @@ def write_item(
     )
 
 
-def place_in_view(asset: TexturedMesh, view: ViewConfig, *, border: float) -> tuple[TexturedMesh, bool]:
+def place_in_view(asset: MeshAsset, view: ViewConfig, *, border: float) -> tuple[MeshAsset, bool]:
     """Move and scale a normalised mesh so that `view` frames it; also whether that came out right.
 
     The bounding square of its picture is in the middle and 1 - `border` of the picture wide.

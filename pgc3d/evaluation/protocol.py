@@ -26,7 +26,7 @@ from pgc3d.evaluation.shape_metrics import (
 from pgc3d.geometry.sampling import sample_surface
 from pgc3d.images import psnr
 from pgc3d.interfaces import Rasterizer
-from pgc3d.mesh_io.textured_mesh import TexturedMesh
+from pgc3d.mesh_io.asset import MeshAsset
 from pgc3d.types import Cameras, Rendering
 
 Alignment = Literal["none", "rotation"]
@@ -93,8 +93,8 @@ class Protocol:
 
 @torch.no_grad()
 def compare(
-    result: TexturedMesh,
-    truth: TexturedMesh,
+    result: MeshAsset,
+    truth: MeshAsset,
     protocol: Protocol,
     *,
     rasterizer: Rasterizer,
@@ -122,7 +122,7 @@ def compare(
         cosine = ((rotation.trace() - 1) / 2).clamp(-1, 1)
         turned = {"rotation_degrees": math.degrees(torch.acos(cosine).item())}
 
-    def pictures(pair: tuple[TexturedMesh, TexturedMesh], cameras: Cameras) -> tuple[Rendering, Rendering]:
+    def pictures(pair: tuple[MeshAsset, MeshAsset], cameras: Cameras) -> tuple[Rendering, Rendering]:
         views = cameras.to(device)
         size = protocol.resolution
         return (

@@ -7,7 +7,7 @@ from torch.nn.functional import avg_pool2d, normalize
 
 from pgc3d.exporting.asset_colors import surface_colors
 from pgc3d.interfaces import Rasterizer
-from pgc3d.mesh_io.textured_mesh import TexturedMesh
+from pgc3d.mesh_io.asset import MeshAsset
 from pgc3d.rendering.mesh_renderer import project
 from pgc3d.rendering.shading import key_direction, shade
 from pgc3d.types import Cameras, Rendering
@@ -17,9 +17,7 @@ VIEWS_AT_ONCE = 4  # bounds the memory
 
 
 @torch.no_grad()
-def render_views(
-    asset: TexturedMesh, cameras: Cameras, resolution: int, *, rasterizer: Rasterizer
-) -> Rendering:
+def render_views(asset: MeshAsset, cameras: Cameras, resolution: int, *, rasterizer: Rasterizer) -> Rendering:
     """Render a file on white as a viewer shows it, under the light of all of pgc3d's pictures.
 
     Unlike the renderer of a run, silhouettes are smooth because four samples a pixel are averaged, so it does
@@ -46,7 +44,7 @@ def render_views(
 
 
 def _samples(
-    mesh: TexturedMesh, cameras: Cameras, resolution: int, rasterizer: Rasterizer
+    mesh: MeshAsset, cameras: Cameras, resolution: int, rasterizer: Rasterizer
 ) -> Float[Tensor, "B H W 8"]:
     """Colour over white, encoded normal, alpha and depth, one sample each."""
     fragments = rasterizer.rasterize(project(mesh.vertices, cameras), mesh.faces, (resolution, resolution))

@@ -101,8 +101,8 @@ def bootstrap(tables: Sequence[Values], *, resamples: int = RESAMPLES) -> NDArra
         for row, values in enumerate(table):
             padded[row, : len(values)] = values
         size = sizes[objects][..., None]
-        draws = (generator.random((*objects.shape, padded.shape[1])) * size).astype(np.int64)
-        chosen = padded[objects[..., None], draws]
+        sample = (generator.random((*objects.shape, padded.shape[1])) * size).astype(np.int64)
+        chosen = padded[objects[..., None], sample]
         used = np.arange(padded.shape[1]) < size
         means[:, column] = (np.where(used, chosen, 0.0).sum(-1) / size[..., 0]).mean(1)
     return means

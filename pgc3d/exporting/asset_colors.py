@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pgc3d.interfaces import Rasterizer
-from pgc3d.mesh_io.textured_mesh import TexturedMesh
+from pgc3d.mesh_io.asset import MeshAsset
 from pgc3d.rendering.mesh_renderer import sample_texture
 from pgc3d.rendering.shading import linear_to_srgb, srgb_to_linear
 from pgc3d.types import Fragments
@@ -13,7 +13,7 @@ from pgc3d.types import Fragments
 BARE = 0.5  # sRGB of a file without colours
 
 
-def surface_colors(asset: TexturedMesh, fragments: Fragments, rasterizer: Rasterizer) -> Float[Tensor, "P 3"]:
+def surface_colors(asset: MeshAsset, fragments: Fragments, rasterizer: Rasterizer) -> Float[Tensor, "P 3"]:
     """Base colour in sRGB of the covered pixels of `fragments`, in order; all on one device."""
     hit = fragments.triangle >= 0
     if asset.materials:
@@ -29,13 +29,13 @@ def surface_colors(asset: TexturedMesh, fragments: Fragments, rasterizer: Raster
 
 
 def _interpolated(
-    asset: TexturedMesh, colors: Tensor, fragments: Fragments, rasterizer: Rasterizer
+    asset: MeshAsset, colors: Tensor, fragments: Fragments, rasterizer: Rasterizer
 ) -> Float[Tensor, "P 3"]:
     faces = asset.faces if asset.color_faces is None else asset.color_faces
     return rasterizer.interpolate(colors[None], fragments, faces)[fragments.triangle >= 0]
 
 
-def _vertex_light(asset: TexturedMesh, fragments: Fragments, rasterizer: Rasterizer) -> Float[Tensor, "P 3"]:
+def _vertex_light(asset: MeshAsset, fragments: Fragments, rasterizer: Rasterizer) -> Float[Tensor, "P 3"]:
     """Linear colours of the vertices, 1 where there are none."""
     if asset.vertex_color is None:
         return torch.ones(int((fragments.triangle >= 0).sum()), 3, device=fragments.data.device)
@@ -45,7 +45,7 @@ def _vertex_light(asset: TexturedMesh, fragments: Fragments, rasterizer: Rasteri
     return srgb_to_linear(_interpolated(asset, colors, fragments, rasterizer))
 
 
-def _mixed(asset: TexturedMesh, fragments: Fragments, rasterizer: Rasterizer) -> Float[Tensor, "P 3"]:
+def _mixed(asset: MeshAsset, fragments: Fragments, rasterizer: Rasterizer) -> Float[Tensor, "P 3"]:
     if asset.face_material is None:
         raise ValueError("materials need face_material")
     hit = fragments.triangle >= 0

@@ -15,8 +15,8 @@ from pgc3d.geometry.cleanup import clean
 from pgc3d.geometry.normals import face_vectors
 from pgc3d.geometry.uv import UvAtlas, unwrap
 from pgc3d.interfaces import Meshable, Rasterizer
+from pgc3d.mesh_io.asset import MeshAsset
 from pgc3d.mesh_io.mesh_file import write_mesh
-from pgc3d.mesh_io.textured_mesh import TexturedMesh
 from pgc3d.rendering.mesh_renderer import render_mesh
 from pgc3d.stopwatch import Stopwatch
 from pgc3d.types import Mesh
@@ -91,7 +91,7 @@ def export_asset(
         whole = clean(dense.vertices, dense.faces)
         mesh = clean(whole.vertices, whole.faces, target_faces=faces, keep_share=0.0)
     device = dense.vertices.device
-    bare = TexturedMesh(mesh.vertices, mesh.faces, mesh.normals, metadata=dict(metadata or {}))
+    bare = MeshAsset(mesh.vertices, mesh.faces, mesh.normals, metadata=dict(metadata or {}))
     asset, method = bare, None
     if format in ("glb", "obj"):
         with watch.part("uv"):
@@ -126,14 +126,14 @@ def export_asset(
 
 
 def _with_textures(
-    asset: TexturedMesh,
+    asset: MeshAsset,
     atlas: UvAtlas,
     representation: Meshable,
     *,
     texture_size: int,
     device: torch.device,
     rasterizer: Rasterizer,
-) -> TexturedMesh:
+) -> MeshAsset:
     textures = bake(
         asset.vertices.to(device),
         atlas,

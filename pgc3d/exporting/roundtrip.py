@@ -11,8 +11,8 @@ from pgc3d.cameras import turntable
 from pgc3d.exporting.asset_colors import surface_colors
 from pgc3d.images import psnr
 from pgc3d.interfaces import Rasterizer
+from pgc3d.mesh_io.asset import MeshAsset
 from pgc3d.mesh_io.mesh_file import read_mesh
-from pgc3d.mesh_io.textured_mesh import TexturedMesh
 from pgc3d.rendering.mesh_renderer import render_colored
 from pgc3d.types import Cameras, Placement, Rendering
 
@@ -62,7 +62,7 @@ def round_trip_psnr(
 
 
 def render_asset(
-    asset: TexturedMesh,
+    asset: MeshAsset,
     cameras: Cameras,
     resolution: int,
     *,

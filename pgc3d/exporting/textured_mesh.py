@@ -15,9 +15,9 @@ from pgc3d.exporting.bake import fill, surface_texels
 from pgc3d.exporting.export import CHECK_RESOLUTION, ExportReport, describe_file, read_parts
 from pgc3d.exporting.roundtrip import comparison_views, round_trip_psnr
 from pgc3d.interfaces import Rasterizer
+from pgc3d.mesh_io.asset import MeshAsset
 from pgc3d.mesh_io.mesh_file import write_mesh
-from pgc3d.mesh_io.textured_mesh import TexturedMesh
-from pgc3d.representation.textured_mesh import PaintedMesh
+from pgc3d.representation.textured_mesh import TexturedMesh
 from pgc3d.stopwatch import Stopwatch
 from pgc3d.types import UvMesh, Views
 
@@ -35,8 +35,8 @@ def require_colors(format: Format) -> None:
 
 
 @torch.no_grad()
-def export_painting(
-    painted: PaintedMesh,
+def export_textured_mesh(
+    textured: TexturedMesh,
     path: Path,
     *,
     format: Format,
@@ -49,7 +49,7 @@ def export_painting(
     Vertices and faces are those of the file that was given, in its axes, its scale and its order.
 
     Args:
-        painted: on the rasteriser's device.
+        textured: on the rasteriser's device.
         path: the mesh file; others go beside it.
         format: glb and obj carry a texture, ply vertex colours.
         rasterizer: the backend for baking and for the comparison.
@@ -63,8 +63,8 @@ def export_painting(
         InputError: the folder cannot be written or the disk is full, or the format has no colours.
     """
     require_colors(format)
-    watch, given = Stopwatch(torch.device("cpu")), painted.canvas.mesh
-    asset = TexturedMesh(
+    watch, given = Stopwatch(torch.device("cpu")), textured.prepared.mesh
+    asset = MeshAsset(
         given.vertices,
         given.faces,
         given.normals,
@@ -73,36 +73,36 @@ def export_painting(
     )
     with watch.part("bake"):
         if format == "ply":
-            asset = _with_vertex_colors(asset, painted)
+            asset = _with_vertex_colors(asset, textured)
         else:
-            image = bake_painting(painted, texture_size=texture_size, rasterizer=rasterizer)
+            image = bake_texture(textured, texture_size=texture_size, rasterizer=rasterizer)
             color = (image * 255).round().clamp(0, 255).to(torch.uint8).cpu()
-            surface = [255, round(255 * painted.roughness), round(255 * painted.metallic)]
+            surface = [255, round(255 * textured.roughness), round(255 * textured.metallic)]
             asset = replace(
                 asset,
                 uv=given.uv,
                 uv_faces=given.uv_faces,
                 base_color=color,
-                wrap=("repeat", "repeat") if painted.canvas.uv_wraps else ("clamp", "clamp"),
+                wrap=("repeat", "repeat") if textured.prepared.uv_wraps else ("clamp", "clamp"),
                 metallic_roughness=torch.tensor(surface, dtype=torch.uint8).reshape(1, 1, 3),
             )
     with watch.part("write"):
         written = write_mesh(path, asset, format)
     with watch.part("compare"):
-        cameras, background = comparison_views(painted.mesh.vertices.device)
+        cameras, background = comparison_views(textured.mesh.vertices.device)
         psnr = round_trip_psnr(
             path,
-            painted.shaded(Views(cameras, background), CHECK_RESOLUTION, shading=False),
+            textured.shaded(Views(cameras, background), CHECK_RESOLUTION, shading=False),
             cameras,
             rasterizer=rasterizer,
-            placement=painted.canvas.placement,
+            placement=textured.prepared.placement,
             shading=False,
         )
     return ExportReport(
         files=tuple(describe_file(file) for file in written),
         vertices=len(given.vertices),
         faces=len(given.faces),
-        uv_method=None if format == "ply" else painted.canvas.uv_method,
+        uv_method=None if format == "ply" else textured.prepared.uv_method,
         dropped=0.0,
         psnr=psnr,
         seconds=read_parts(watch),
@@ -110,27 +110,27 @@ def export_painting(
 
 
 @torch.no_grad()
-def bake_painting(
-    painted: PaintedMesh, *, texture_size: int, rasterizer: Rasterizer, padding: int = 4
+def bake_texture(
+    textured: TexturedMesh, *, texture_size: int, rasterizer: Rasterizer, padding: int = 4
 ) -> Float[Tensor, "S S 3"]:
     """Base colour of every texel, continued beyond the charts; see `bake`."""
-    mesh = painted.mesh
-    if painted.canvas.uv_wraps:
-        return _repeating(painted, texture_size)
+    mesh = textured.mesh
+    if textured.prepared.uv_wraps:
+        return _repeating(textured, texture_size)
     points, covered = surface_texels(
         mesh.vertices, mesh.faces, mesh.uv, mesh.uv_faces, texture_size=texture_size, rasterizer=rasterizer
     )
     image = torch.zeros_like(points)
-    image[covered] = painted.texels(points[covered], _centres(covered), texture_size=texture_size)
+    image[covered] = textured.texels(points[covered], _centres(covered), texture_size=texture_size)
     return fill(image, covered, padding=padding)
 
 
-def _repeating(painted: PaintedMesh, texture_size: int) -> Float[Tensor, "S S 3"]:
+def _repeating(textured: TexturedMesh, texture_size: int) -> Float[Tensor, "S S 3"]:
     """An image that repeats on the surface: all of it may be seen, and colours belong to its coordinates."""
-    device = painted.mesh.vertices.device
+    device = textured.mesh.vertices.device
     everywhere = torch.ones(texture_size, texture_size, dtype=torch.bool, device=device)
     nowhere = torch.zeros(texture_size**2, 3, device=device)
-    colors = painted.texels(nowhere, _centres(everywhere), texture_size=texture_size)
+    colors = textured.texels(nowhere, _centres(everywhere), texture_size=texture_size)
     return colors.view(texture_size, texture_size, 3)
 
 
@@ -140,15 +140,15 @@ def _centres(covered: Bool[Tensor, "S S"]) -> Float[Tensor, "P 2"]:
     return torch.stack([column + 0.5, len(covered) - row - 0.5], dim=1) / len(covered)
 
 
-def _with_vertex_colors(asset: TexturedMesh, painted: PaintedMesh) -> TexturedMesh:
+def _with_vertex_colors(asset: MeshAsset, textured: TexturedMesh) -> MeshAsset:
     """The asset with colours and normals of the vertices, for a format that has nothing finer."""
-    mesh = painted.mesh
+    mesh = textured.mesh
     uv = mesh.uv.new_zeros(len(mesh.vertices), 2)
     uv[mesh.faces.reshape(-1)] = mesh.uv[mesh.uv_faces.reshape(-1)]
-    colors = painted.texels(mesh.vertices, uv, texture_size=FINEST)
+    colors = textured.texels(mesh.vertices, uv, texture_size=FINEST)
     return replace(
         asset,
-        normals=_mean_normals(painted.canvas.mesh),
+        normals=_mean_normals(textured.prepared.mesh),
         normal_faces=None,
         vertex_color=(colors * 255).round().clamp(0, 255).to(torch.uint8).cpu(),
     )

@@ -21,7 +21,7 @@ _MOST_TRIANGLES = 12  # that one cube can hold: two in each of six tetrahedra
 
 
 @dataclass(frozen=True)
-class Room:
+class Capacity:
     """Space for a surface of unknown size; it fits if it has fewer cut cubes, vertices and faces."""
 
     cubes: int
@@ -34,10 +34,10 @@ class Room:
 
 
 @dataclass(frozen=True)
-class Crossings:
+class CutEdges:
     """Where the surface cuts the grid; indices are flat grid points, V mesh vertices, F faces.
 
-    With a `Room`, V and F are its sizes: behind the surface's own vertices and faces come vertices at one
+    With a `Capacity`, V and F are its sizes: behind the surface's own vertices and faces come vertices at one
     corner of the grid and faces without area that hold one of those three times. Where the capacity was too
     small, faces are missing or wrong, but every index is valid.
     """
@@ -47,7 +47,7 @@ class Crossings:
     second: Int[Tensor, " V"]  # upper end
     first_inside: Bool[Tensor, " V"]
     faces: Int[Tensor, "F 3"]  # counter-clockwise from outside
-    size: Int[Tensor, "4"]  # see `surface_size`; on the host, or with a `Room` on the device
+    size: Int[Tensor, "4"]  # see `surface_size`; on the host, or with a `Capacity` on the device
 
 
 def grid_points(resolution: int, device: torch.device | str = "cpu") -> Float[Tensor, "N 3"]:
@@ -69,7 +69,7 @@ def march(
         deformation: offsets of the grid points [..., 3] in world units; any number when `bound` is given.
         bound: squash the deformation to +-bound (world units) by tanh, at the surface only.
     """
-    found = find_crossings(sdf.detach())
+    found = find_cut_edges(sdf.detach())
     # both ends in one gather: its gradient is dense, and zeroing that is what costs on a CPU
     both = torch.cat([found.first, found.second])
     first, second = sdf.reshape(-1).index_select(0, both).chunk(2)
@@ -78,7 +78,7 @@ def march(
         moved = deformation.reshape(-1, 3).index_select(0, both)
         start, end = (moved if bound is None else torch.tanh(moved) * bound).chunk(2)
         offsets = (start, end)
-    return crossing_points(found, first, second, offsets), found.faces
+    return cut_points(found, first, second, offsets), found.faces
 
 
 @torch.no_grad()
@@ -93,12 +93,12 @@ def surface_size(sdf: Float[Tensor, "..."], *others: Float[Tensor, "..."]) -> In
 
 
 @torch.no_grad()
-def find_crossings(
-    sdf: Float[Tensor, "..."], *others: Float[Tensor, "..."], room: Room | None = None
-) -> Crossings:
+def find_cut_edges(
+    sdf: Float[Tensor, "..."], *others: Float[Tensor, "..."], capacity: Capacity | None = None
+) -> CutEdges:
     """Find the cut edges and the triangles between them; nothing here is differentiated.
 
-    `others` are tensors whose finiteness `Crossings.size` includes.
+    `others` are tensors whose finiteness `CutEdges.size` includes.
 
     Without `room` the sizes of the result live on the host, so a CUDA device is waited for: once for the
     active cubes, when the queue drains, and at once again, after three small kernels, for the numbers of
@@ -107,15 +107,15 @@ def find_crossings(
     code = _cube_codes(sdf)
     cut = (code - 1) < 254  # neither 0 nor, after the wrap of uint8, 255
     tables, grid = _tables(str(sdf.device)), _resolution(sdf) + 1
-    if room is not None:
+    if capacity is not None:
         # The fill is a cube that does not exist, with code 0: it owns nothing.
-        cubes = torch.nonzero_static(cut, size=room.cubes, fill_value=grid - 1)[:, 0]
+        cubes = torch.nonzero_static(cut, size=capacity.cubes, fill_value=grid - 1)[:, 0]
         codes = _take(code, cubes).long()
-        edges = _spread_into(_take(tables.edge_count, codes), room.vertices, _MOST_EDGES)
-        triangles = _spread_into(_take(tables.triangle_count, codes), room.faces, _MOST_TRIANGLES)
+        edges = _spread_into(_take(tables.edge_count, codes), capacity.vertices, _MOST_EDGES)
+        triangles = _spread_into(_take(tables.triangle_count, codes), capacity.faces, _MOST_TRIANGLES)
         size = _size(code, (sdf, *others))
         found = _connect(grid, cubes, codes, edges, triangles, size, blank=torch.zeros)
-        return replace(found, faces=_pad_faces(found.faces, size, room))
+        return replace(found, faces=_pad_faces(found.faces, size, capacity))
     cubes = cut.nonzero()[:, 0]
     codes = code.index_select(0, cubes).long()
     edge_counts, triangle_counts = _take(tables.edge_count, codes), _take(tables.triangle_count, codes)
@@ -135,7 +135,7 @@ def _connect(
     size: Tensor,
     *,
     blank: Callable[..., Tensor],
-) -> Crossings:
+) -> CutEdges:
     """Cut edges and triangles from their owners: each comes as the index of its cube and its number there.
 
     `blank` makes the look-up tables that are read only where they were written, if the owners are complete.
@@ -157,7 +157,7 @@ def _connect(
         0, _take(codes, cube) * _MOST_TRIANGLES + number
     )  # corner * 8 + direction
     owners = _take(neighbours, (cube[:, None] * 8 + (local >> 3)).reshape(-1))
-    return Crossings(
+    return CutEdges(
         resolution=grid - 1,
         first=first,
         second=first + _take(steps, direction),
@@ -167,16 +167,16 @@ def _connect(
     )
 
 
-def _pad_faces(faces: Tensor, size: Tensor, room: Room) -> Tensor:
+def _pad_faces(faces: Tensor, size: Tensor, capacity: Capacity) -> Tensor:
     """Replace what lies behind the surface's faces; all free vertices are used, to spare atomics a queue."""
-    item = torch.arange(room.faces, device=faces.device)
-    free = (room.vertices - size[2]).clamp(min=1)
-    padding = room.vertices - 1 - item % free
+    item = torch.arange(capacity.faces, device=faces.device)
+    free = (capacity.vertices - size[2]).clamp(min=1)
+    padding = capacity.vertices - 1 - item % free
     return torch.where((item < size[3])[:, None], faces, padding[:, None])
 
 
-def crossing_points(
-    found: Crossings,
+def cut_points(
+    found: CutEdges,
     first_sdf: Float[Tensor, " V"],
     second_sdf: Float[Tensor, " V"],
     offsets: tuple[Float[Tensor, "V 3"], Float[Tensor, "V 3"]] | None = None,
@@ -250,9 +250,9 @@ def _spread(counts: Tensor, total: int) -> tuple[Tensor, Tensor]:
     return parent, torch.arange(total, device=counts.device) - _take(start, parent)
 
 
-def _spread_into(counts: Tensor, room: int, most: int) -> tuple[Tensor, Tensor]:
+def _spread_into(counts: Tensor, capacity: int, most: int) -> tuple[Tensor, Tensor]:
     """`_spread` with `room` for the items: those behind the last belong to the last parent, below `most`."""
-    ends, item = counts.cumsum(0), torch.arange(room, device=counts.device)
+    ends, item = counts.cumsum(0), torch.arange(capacity, device=counts.device)
     parent = torch.searchsorted(ends, item, right=True).clamp(max=len(counts) - 1)
     return parent, (item - _take(ends - counts, parent)).clamp(max=most - 1)
 

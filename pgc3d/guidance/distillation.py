@@ -19,7 +19,7 @@ Predict = Callable[[Latents, Tensor], tuple[Latents, Latents]]  # (z_t, t) -> (e
 
 
 @dataclass(frozen=True)
-class Draws:
+class NoiseSample:
     """The random numbers of a step for its B images, on the model's device."""
 
     timesteps: Int[Tensor, " B"]
@@ -27,7 +27,9 @@ class Draws:
     posterior_noise: Float[Tensor, "B C h w"]
 
 
-def draw(model: LatentDiffusion, batch: int, side: int, levels: tuple[float, float], step: Step) -> Draws:
+def draw(
+    model: LatentDiffusion, batch: int, side: int, levels: tuple[float, float], step: Step
+) -> NoiseSample:
     """A timestep between the two fractions `levels`, and noise, for every image of `side` pixels.
 
     The numbers come from the step's CPU generator, so that every device sees the same ones.
@@ -35,7 +37,7 @@ def draw(model: LatentDiffusion, batch: int, side: int, levels: tuple[float, flo
     generator = step.generator("noise")
     timesteps = sample_timesteps(batch, *levels, train_steps=model.train_steps, generator=generator)
     noise, posterior = torch.randn((2, *model.latent_shape(batch, side)), generator=generator)
-    return Draws(
+    return NoiseSample(
         timesteps=_send(timesteps, model.device),
         noise=_send(noise, model.device),
         posterior_noise=_send(posterior, model.device),
@@ -45,7 +47,7 @@ def draw(model: LatentDiffusion, batch: int, side: int, levels: tuple[float, flo
 def score_latents(
     model: LatentDiffusion,
     latents: Latents,
-    draws: Draws,
+    sample: NoiseSample,
     predict: Predict,
     *,
     guidance_scale: float,
@@ -53,19 +55,19 @@ def score_latents(
     weighting: score.Weighting = "sigma2",
 ) -> Latents:
     """The latent gradient w(t) (eps_hat - eps), or its variant of `formula`."""
-    signal = model.alphas_cumprod[draws.timesteps]
-    unconditional, conditional = predict(add_noise(latents, draws.noise, signal), draws.timesteps)
+    signal = model.alphas_cumprod[sample.timesteps]
+    unconditional, conditional = predict(add_noise(latents, sample.noise, signal), sample.timesteps)
     weights = score.weight(signal, weighting)
     if formula == "csd":
         return score.csd_gradient(unconditional, conditional, weights)
     guided = score.classifier_free_guidance(unconditional, conditional, guidance_scale)
-    return score.sds_gradient(guided, draws.noise, weights)
+    return score.sds_gradient(guided, sample.noise, weights)
 
 
 def distill(
     model: LatentDiffusion,
     image: Float[Tensor, "B H W 3"],
-    draws: Draws,
+    sample: NoiseSample,
     score_of: Callable[[Latents], Latents],
     *,
     linear_encoder: LinearEncoder | None = None,
@@ -77,7 +79,7 @@ def distill(
     """
     image = image.detach().requires_grad_()
     with torch.set_grad_enabled(linear_encoder is None):
-        latents = model.encode(image, draws.posterior_noise)
+        latents = model.encode(image, sample.posterior_noise)
     latent_gradient = score_of(latents.detach())
     if linear_encoder is None:
         gradient = model.encoder_gradient(image, latents, latent_gradient)
@@ -86,7 +88,7 @@ def distill(
     return GuidanceOutput(
         gradient=gradient,
         metrics={
-            "timestep": draws.timesteps.float().mean(),
+            "timestep": sample.timesteps.float().mean(),
             "latent_gradient": latent_gradient.flatten(1).norm(dim=1).mean(),
         },
     )

@@ -15,7 +15,7 @@ from pgc3d.diffusion.controlnet import Control, ControlConfig, condition_image, 
 from pgc3d.diffusion.latent import LatentDiffusion, Latents, select
 from pgc3d.diffusion.linear_encoder import LinearEncoder, read_linear_encoder
 from pgc3d.guidance import score
-from pgc3d.guidance.distillation import Draws, Formula, distill, draw, score_latents
+from pgc3d.guidance.distillation import Formula, NoiseSample, distill, draw, score_latents
 from pgc3d.guidance.micro_batch import in_micro_batches
 from pgc3d.images import resize
 from pgc3d.prompts import ViewPromptConfig, view_index, view_prompts
@@ -175,12 +175,12 @@ class ScoreDistillation:
         side = self.input_resolution(rendering.color.shape[1])
         inputs = self._draw(len(latents), side, rendering, views, step)
         texts, conditions = inputs.pop("texts"), inputs.pop("conditions")
-        return self._score(latents, Draws(**inputs), texts, conditions, side)
+        return self._score(latents, NoiseSample(**inputs), texts, conditions, side)
 
     def _draw(self, batch: int, side: int, rendering: Rendering, views: Views, step: Step) -> dict[str, Any]:
         """Timesteps, noise, texts and conditions, as `gradient` takes them."""
         levels = self.t_min(step.progress), self.t_max(step.progress)
-        draws = draw(self.model, batch, side, levels, step)
+        sample = draw(self.model, batch, side, levels, step)
         cameras = views.cameras
         texts = view_index(
             cameras.azimuth.to(self.model.device),
@@ -189,7 +189,7 @@ class ScoreDistillation:
             self.view_prompts_config,
         )
         conditions = [condition_image(control, rendering, cameras) for control in self.controls]
-        return {**vars(draws), "texts": texts, "conditions": conditions}
+        return {**vars(sample), "texts": texts, "conditions": conditions}
 
     def _size_conditions(self, side: int) -> Tensor | None:
         """SDXL's size conditions for inputs of `side` pixels, made once."""
@@ -209,15 +209,15 @@ class ScoreDistillation:
         conditions: Sequence[Float[Tensor, "B _ _ 3"]] = (),
     ) -> GuidanceOutput:
         """The gradient for given noise, texts and one condition per control; see `distill`."""
-        draws = Draws(timesteps, noise, posterior_noise)
+        sample = NoiseSample(timesteps, noise, posterior_noise)
 
         def score_of(latents: Latents) -> Latents:
-            return self._score(latents, draws, texts, conditions, image.shape[1])
+            return self._score(latents, sample, texts, conditions, image.shape[1])
 
-        return distill(self.model, image, draws, score_of, linear_encoder=self.linear_encoder)
+        return distill(self.model, image, sample, score_of, linear_encoder=self.linear_encoder)
 
     def _score(
-        self, latents: Latents, draws: Draws, texts: Tensor, conditions: Sequence[Tensor], side: int
+        self, latents: Latents, sample: NoiseSample, texts: Tensor, conditions: Sequence[Tensor], side: int
     ) -> Latents:
         controls = [(c, resize(shown, side)) for c, shown in zip(self.controls, conditions, strict=True)]
 
@@ -234,7 +234,7 @@ class ScoreDistillation:
         return score_latents(
             self.model,
             latents,
-            draws,
+            sample,
             predict,
             guidance_scale=self.guidance_scale,
             formula=self.formula,

@@ -10,7 +10,7 @@ from pgc3d.context import GuidanceContext
 from pgc3d.diffusion.latent import Latents
 from pgc3d.diffusion.zero123 import Zero123, relative_pose
 from pgc3d.guidance import score
-from pgc3d.guidance.distillation import Draws, distill, draw, score_latents
+from pgc3d.guidance.distillation import NoiseSample, distill, draw, score_latents
 from pgc3d.guidance.micro_batch import in_micro_batches
 from pgc3d.ranges import check, number, schedule
 from pgc3d.requirements import ModelUse, Requirements
@@ -96,9 +96,9 @@ class NovelViewDistillation:
     ) -> GuidanceOutput:
         """Draw a timestep and noise for each image and return the gradient on the images."""
         levels = self.t_min(step.progress), self.t_max(step.progress)
-        draws = draw(self.model.diffusion, len(image), image.shape[1], levels, step)
+        sample = draw(self.model.diffusion, len(image), image.shape[1], levels, step)
         pose = relative_pose(views.cameras, self.reference, self.model.pose)
-        return in_micro_batches(self.gradient, self.micro_batch, image=image, pose=pose, **vars(draws))
+        return in_micro_batches(self.gradient, self.micro_batch, image=image, pose=pose, **vars(sample))
 
     def gradient(
         self,
@@ -110,7 +110,7 @@ class NovelViewDistillation:
         posterior_noise: Float[Tensor, "B C h w"],
     ) -> GuidanceOutput:
         """The gradient for given noise and poses (see `relative_pose`); see `distill`."""
-        draws = Draws(timesteps, noise, posterior_noise)
+        sample = NoiseSample(timesteps, noise, posterior_noise)
 
         def predict(noisy: Latents, timesteps: Tensor) -> tuple[Latents, Latents]:
             return self.model.predict(noisy, timesteps, pose)
@@ -119,10 +119,10 @@ class NovelViewDistillation:
             return score_latents(
                 self.model.diffusion,
                 latents,
-                draws,
+                sample,
                 predict,
                 guidance_scale=self.guidance_scale,
                 weighting=self.weighting,
             )
 
-        return distill(self.model.diffusion, image, draws, score_of)
+        return distill(self.model.diffusion, image, sample, score_of)

@@ -10,16 +10,16 @@ from pgc3d.backgrounds import Backdrop
 from pgc3d.errors import InputError
 from pgc3d.images import encode_png
 from pgc3d.inputs.decode import Size, decode_image, drop_idle_alpha, ignore
-from pgc3d.inputs.formats import Say
+from pgc3d.inputs.formats import Notify
 
 
-def prepare_backdrop(path: Path, size: int, say: Say = ignore) -> bytes:
+def prepare_backdrop(path: Path, size: int, notify: Notify = ignore) -> bytes:
     """The middle square of a picture, scaled to `size` pixels, as a PNG file.
 
     Args:
         path: a picture.
         size: side of the square in pixels.
-        say: takes lines about what could not be understood.
+        notify: takes lines about what could not be understood.
 
     Raises:
         InputError: the file is no picture, too large or damaged, or can be seen through.
@@ -30,7 +30,7 @@ def prepare_backdrop(path: Path, size: int, say: Say = ignore) -> bytes:
         scale = min(1.0, 2 * size / min(found))
         return max(1, round(found[0] * scale)), max(1, round(found[1] * scale))
 
-    picture = drop_idle_alpha(decode_image(path, target=twice, say=say).image)
+    picture = drop_idle_alpha(decode_image(path, target=twice, notify=notify).image)
     if picture.mode != "RGB":
         raise InputError(f"a background must be opaque, {path} is not; save it without an alpha channel")
     return encode_png(ImageOps.fit(picture, (size, size), Image.Resampling.LANCZOS))

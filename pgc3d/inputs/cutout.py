@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from pgc3d.errors import InputError, WeightsNotFoundError
-from pgc3d.inputs.formats import Say
+from pgc3d.inputs.formats import Notify
 
 Box = tuple[int, int, int, int]  # left, upper, right and lower edge
 SMALLEST_OBJECT = 32  # pixels, its longer side
@@ -130,7 +130,7 @@ def _is_plain(differences: np.ndarray) -> bool:
     return len(runs) <= MAX_CUTS and all(value > 2 * BACKGROUND_TOLERANCE for value in inside)
 
 
-def find_object(image: Image.Image, path: Path, say: Say) -> tuple[Image.Image, Box]:
+def find_object(image: Image.Image, path: Path, notify: Notify) -> tuple[Image.Image, Box]:
     """The object of an RGBA image, without specks that lie apart from it, and its box.
 
     The object is where alpha is above one half. Specks, several pieces, and borders of the image that cut the
@@ -148,8 +148,8 @@ def find_object(image: Image.Image, path: Path, say: Say) -> tuple[Image.Image, 
     if mask.any():
         pieces = _find_pieces(mask)
         specks = _find_specks(pieces)
-        image, mask = _drop(image, mask, pieces, specks, path, say)
-        _report_several(pieces, ~specks, path, say)
+        image, mask = _drop(image, mask, pieces, specks, path, notify)
+        _report_several(pieces, ~specks, path, notify)
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     height, width = (int(axis[-1] - axis[0] + 1) if len(axis) else 0 for axis in (rows, columns))
     if max(height, width) < SMALLEST_OBJECT:
@@ -157,7 +157,7 @@ def find_object(image: Image.Image, path: Path, say: Say) -> tuple[Image.Image, 
             f"the object must be at least {SMALLEST_OBJECT} pixels large, found {width} x {height} in "
             f"{path}; is it cut out rightly?"
         )
-    _report_cut(mask, path, say)
+    _report_cut(mask, path, notify)
     return image, (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
 
 
@@ -205,7 +205,7 @@ def _drop(
     pieces: _Pieces,
     specks: Bool[np.ndarray, "N"],
     path: Path,
-    say: Say,
+    notify: Notify,
 ) -> tuple[Image.Image, Bool[np.ndarray, "H W"]]:
     """The image and its mask without specks and their fringe."""
     if not specks.any():
@@ -218,23 +218,23 @@ def _drop(
     cleaned.putalpha(Image.fromarray(alpha))
     share = pieces.area[specks].sum() / pieces.area.sum()
     count = int(specks.sum())
-    say(
+    notify(
         f"left out {count} {'speck' if count == 1 else 'specks'} apart from the object of {path} "
         f"({share:.2g} of its pixels)"
     )
     return cleaned, mask & ~dropped
 
 
-def _report_several(pieces: _Pieces, kept: Bool[np.ndarray, "N"], path: Path, say: Say) -> None:
+def _report_several(pieces: _Pieces, kept: Bool[np.ndarray, "N"], path: Path, notify: Notify) -> None:
     large = pieces.area[kept & (pieces.area >= LARGE_AREA * pieces.area[0])]
     if len(large) > 1:
-        say(
+        notify(
             f"{path} shows {len(large)} separate pieces, which are taken as one object (the second has "
             f"{large[1] / large[0]:.0%} of the first one's pixels); if that is wrong, give an image of one"
         )
 
 
-def _report_cut(mask: Bool[np.ndarray, "H W"], path: Path, say: Say) -> None:
+def _report_cut(mask: Bool[np.ndarray, "H W"], path: Path, notify: Notify) -> None:
     """Name the borders that the object reaches.
 
     An image that was trimmed to its object touches all four and cuts none, unless half of one is covered.
@@ -248,7 +248,7 @@ def _report_cut(mask: Bool[np.ndarray, "H W"], path: Path, say: Say) -> None:
             [", ".join(list(touched)[:-1]), list(touched)[-1]] if len(touched) > 1 else touched
         )
         border = "border" if len(touched) == 1 else "borders"
-        say(
+        notify(
             f"the object of {path} reaches the {names} {border} of the image; if it is cut there, so is its "
             "asset, give an image with a margin around it"
         )

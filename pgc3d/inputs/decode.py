@@ -15,7 +15,7 @@ from PIL import ExifTags, Image, ImageFile
 
 from pgc3d.errors import InputError
 from pgc3d.inputs import stored
-from pgc3d.inputs.formats import Say, open_picture
+from pgc3d.inputs.formats import Notify, open_picture
 from pgc3d.inputs.profiles import Convert, converter, grey_table, plain
 
 OPAQUE = 250  # an alpha channel that is nowhere below is no mask of the object
@@ -62,13 +62,15 @@ class Levels:
         return values if self.top is None else values / np.float32(self.top)
 
 
-def decode_image(path: Path, *, target: Callable[[Size], Size] = keep_size, say: Say = ignore) -> Decoded:
+def decode_image(
+    path: Path, *, target: Callable[[Size], Size] = keep_size, notify: Notify = ignore
+) -> Decoded:
     """Decode to sRGB, upright.
 
     Args:
         path: an image.
         target: the size to shrink to for a size in the file; treats width and height alike.
-        say: receives one line for each thing that could not be interpreted.
+        notify: receives one line for each thing that could not be interpreted.
 
     Raises:
         InputError: the file is no image, too large or damaged.
@@ -78,7 +80,7 @@ def decode_image(path: Path, *, target: Callable[[Size], Size] = keep_size, say:
         drafted = opened.draft(None, wanted) if wanted != size else None  # a JPEG is decoded smaller
         width, height = drafted[1][2:] if drafted else size
         stored.repair_tiles(opened, path)
-        expand, convert = _steps(opened, path, say)
+        expand, convert = _steps(opened, path, notify)
         keyed = _read_transparent_color(opened, path)
         opened.load()
         orientation = opened.getexif().get(ExifTags.Base.Orientation, 1)
@@ -122,7 +124,7 @@ def decode_levels(path: Path) -> Levels:
     return Levels(_turned(values, orientation), top)
 
 
-def _steps(image: ImageFile.ImageFile, path: Path, say: Say) -> tuple[Convert | None, Convert]:
+def _steps(image: ImageFile.ImageFile, path: Path, notify: Notify) -> tuple[Convert | None, Convert]:
     """What is done to strips of an open file before they are shrunk, and to the whole afterwards."""
     transparent = stored.transparent_level(image)
     if image.mode in {"I", "F"}:
@@ -131,21 +133,21 @@ def _steps(image: ImageFile.ImageFile, path: Path, say: Say) -> tuple[Convert | 
             "sign; scale its levels and save it as PNG"
         )
     if image.mode == "LAB":
-        return converter(image, path, say), plain
+        return converter(image, path, notify), plain
     if image.mode.startswith("I;16"):
         by_profile = grey_table(image)
         table = _grey_of_levels(image, by_profile)
-        convert = converter(image, path, say) if by_profile is None else plain
+        convert = converter(image, path, notify) if by_profile is None else plain
         return partial(_look_up, table=table, transparent=transparent), convert
     if isinstance(transparent, int):
         table = np.arange(256, dtype=np.uint8)
-        return partial(_look_up, table=table, transparent=transparent), converter(image, path, say)
+        return partial(_look_up, table=table, transparent=transparent), converter(image, path, notify)
     if stored.holds_grey(image):
-        return lambda strip: strip.convert("LA"), converter(image, path, say, grey=True)
+        return lambda strip: strip.convert("LA"), converter(image, path, notify, grey=True)
     if image.mode in _READY:
-        return None, converter(image, path, say)
+        return None, converter(image, path, notify)
     goal = {"1": "L", "La": "LA", "P": "RGBA" if image.has_transparency_data else "RGB", "PA": "RGBA"}
-    return lambda strip: strip.convert(goal.get(strip.mode, "RGB")), converter(image, path, say)
+    return lambda strip: strip.convert(goal.get(strip.mode, "RGB")), converter(image, path, notify)
 
 
 def _grey_of_levels(

@@ -17,7 +17,7 @@ MAX_PIXELS = 64_000_000
 DNG_VERSION, SAMPLE_FORMAT = 50706, 339  # TIFF tags
 SIGNED = 2  # a sample format
 
-Say = Callable[[str], None]  # receives one line for the user
+Notify = Callable[[str], None]  # receives one line for the user
 
 _URL = re.compile(r"(?:https?|ftp|s3|gs|data):", re.IGNORECASE)
 _EXPORT = "export it as PNG, JPEG or 16 bit TIFF"

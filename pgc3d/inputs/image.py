@@ -17,7 +17,7 @@ from pgc3d.errors import InputError
 from pgc3d.images import encode_png
 from pgc3d.inputs.cutout import Box, cut_plain_background, find_object, matte
 from pgc3d.inputs.decode import Size, decode_image, drop_idle_alpha, ignore
-from pgc3d.inputs.formats import Say
+from pgc3d.inputs.formats import Notify
 
 WORKING_SIDE = 2048  # larger images are shrunk before any pixel is processed
 
@@ -46,7 +46,7 @@ class FramedPhoto:
 
 
 def frame_photo(
-    path: Path, *, border: float = 0.2, matting: bool = True, size: int = 512, say: Say = ignore
+    path: Path, *, border: float = 0.2, matting: bool = True, size: int = 512, notify: Notify = ignore
 ) -> FramedPhoto:
     """Find the object of an image and its place in the square image that a run works with.
 
@@ -55,17 +55,17 @@ def frame_photo(
         border: fraction of the square that is left free beside the object's longer side.
         matting: find the object with rembg where there is no alpha; else the background must be plain.
         size: side of the square in pixels.
-        say: receives one line for each thing that was left out or may be wrong.
+        notify: receives one line for each thing that was left out or may be wrong.
 
     Raises:
         InputError: the file is no image, too large or damaged, or shows no object before a background.
         WeightsNotFoundError: rembg's model is not on this disk and cannot be fetched.
     """
-    decoded = decode_image(path, target=_working_size, say=say)
+    decoded = decode_image(path, target=_working_size, notify=notify)
     picture = drop_idle_alpha(decoded.image)
     if picture.mode == "RGB":
         picture = matte(picture) if matting else cut_plain_background(picture, path)
-    picture, box = find_object(picture, path, say)
+    picture, box = find_object(picture, path, notify)
     width, height = box[2] - box[0], box[3] - box[1]
     scale = size * (1.0 - border) / max(height, width)
     shape = (max(1, round(width * scale)), max(1, round(height * scale)))

@@ -20,10 +20,10 @@ from pgc3d.mesh_io.colors import weld
 from pgc3d.mesh_io.normals import MAX_OPPOSED, complete_normals, is_inside_out
 from pgc3d.mesh_io.reader import read_source
 from pgc3d.mesh_io.source import SourceMesh
-from pgc3d.types import Canvas, Placement, UvMesh
+from pgc3d.types import Placement, PreparedMesh, UvMesh
 
 
-def prepare_canvas(  # noqa: PLR0913 - each of them is a choice of the user
+def prepare_mesh_file(  # noqa: PLR0913 - each of them is a choice of the user
     path: Path,
     *,
     up: str,
@@ -33,8 +33,8 @@ def prepare_canvas(  # noqa: PLR0913 - each of them is a choice of the user
     rasterizer: Rasterizer,
     device: torch.device | str = "cpu",
     uv: UvChoice = "auto",
-    say: Callable[[str], None] = lambda _: None,
-) -> Canvas:
+    notify: Callable[[str], None] = lambda _: None,
+) -> PreparedMesh:
     """Read a mesh, place it in the world, and give it the normals and texture coordinates that it lacks.
 
     `say` gets a line about everything that was passed over, that the result will lack, or that was made.
@@ -51,15 +51,15 @@ def prepare_canvas(  # noqa: PLR0913 - each of them is a choice of the user
     normals, normal_faces, opposed = complete_normals(
         source, welded, joined, crease=math.radians(crease_degrees)
     )
-    _say_findings(source, path, say, opposed=opposed, inside_out=is_inside_out(welded, joined))
+    _say_findings(source, path, notify, opposed=opposed, inside_out=is_inside_out(welded, joined))
     own = choose_coordinates(source, path, choice=uv, rasterizer=rasterizer, device=device)
     method = "own"
     if isinstance(own, str):
         atlas = unwrap(placement.to_world(welded), joined, texture_size=texture_size)
         method = atlas.method
-        say(own.format(method=method))
+        notify(own.format(method=method))
         own = Coordinates(atlas.uv, atlas.uv_faces)
-    return Canvas(
+    return PreparedMesh(
         mesh=UvMesh(source.vertices, source.faces, normals, normal_faces, own.uv, own.uv_faces),
         placement=placement,
         joined=_representatives(source.faces, joined),
@@ -70,19 +70,19 @@ def prepare_canvas(  # noqa: PLR0913 - each of them is a choice of the user
 
 
 def _say_findings(
-    source: SourceMesh, path: Path, say: Callable[[str], None], *, opposed: float, inside_out: bool
+    source: SourceMesh, path: Path, notify: Callable[[str], None], *, opposed: float, inside_out: bool
 ) -> None:
     for note in source.notes:
-        say(f"{path.name}: {note}")
+        notify(f"{path.name}: {note}")
     if source.lost:
-        say(f"not kept in the result: {', '.join(source.lost)}")
+        notify(f"not kept in the result: {', '.join(source.lost)}")
     if opposed > MAX_OPPOSED:
-        say(
+        notify(
             f"{path.name}: {opposed:.0%} of the normals point to the other side than their faces; "
             "normals were made from the faces"
         )
     if inside_out:
-        say(
+        notify(
             f"{path.name}: the surface is closed and inside out; it is painted and written as it is, "
             "flip its faces for programs that hide back sides"
         )
@@ -95,7 +95,7 @@ def _representatives(faces: Tensor, joined: Tensor) -> Tensor:
     return chosen[joined]
 
 
-def save_canvas(path: Path, canvas: Canvas) -> None:
+def save_prepared(path: Path, prepared: PreparedMesh) -> None:
     """Write a canvas as safetensors.
 
     Raises:
@@ -103,26 +103,26 @@ def save_canvas(path: Path, canvas: Canvas) -> None:
     """
     from safetensors.torch import save
 
-    tensors = {item.name: getattr(canvas.mesh, item.name) for item in fields(UvMesh)}
+    tensors = {item.name: getattr(prepared.mesh, item.name) for item in fields(UvMesh)}
     tensors |= {
-        "joined": canvas.joined,
-        "rotation": canvas.placement.rotation,
-        "centre": canvas.placement.centre,
-        "scale": torch.tensor(canvas.placement.scale, dtype=torch.float64),
+        "joined": prepared.joined,
+        "rotation": prepared.placement.rotation,
+        "centre": prepared.placement.centre,
+        "scale": torch.tensor(prepared.placement.scale, dtype=torch.float64),
     }
     content = save(
         {name: tensor.contiguous().clone() for name, tensor in tensors.items()},
         metadata={
-            "uv_method": canvas.uv_method,
-            "uv_shared": json.dumps(canvas.uv_shared),
-            "uv_wraps": json.dumps(canvas.uv_wraps),
+            "uv_method": prepared.uv_method,
+            "uv_shared": json.dumps(prepared.uv_shared),
+            "uv_wraps": json.dumps(prepared.uv_wraps),
         },
     )
     write_files({path: content})
 
 
-def load_canvas(path: Path) -> Canvas:
-    """Read what `save_canvas` wrote.
+def load_prepared(path: Path) -> PreparedMesh:
+    """Read what `save_prepared` wrote.
 
     Raises:
         RunDirectoryError: it is missing or damaged.
@@ -133,11 +133,11 @@ def load_canvas(path: Path) -> Canvas:
         with safe_open(path, framework="pt") as stream:
             tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
             facts = stream.metadata() or {}
-        _require_canvas(tensors)
+        _require_prepared(tensors)
         mesh = UvMesh(**{item.name: tensors[item.name] for item in fields(UvMesh)})
         placement = Placement(tensors["rotation"], tensors["centre"], float(tensors["scale"]))
         flags = {name: facts.get(name) == "true" for name in ("uv_shared", "uv_wraps")}
-        return Canvas(mesh, placement, tensors["joined"], facts["uv_method"], **flags)
+        return PreparedMesh(mesh, placement, tensors["joined"], facts["uv_method"], **flags)
     except (OSError, KeyError, ValueError, TypeError, SafetensorError) as error:
         raise RunDirectoryError(
             f"{path} must be the mesh that the run paints, but is missing or damaged "
@@ -145,7 +145,7 @@ def load_canvas(path: Path) -> Canvas:
         ) from error
 
 
-def _require_canvas(tensors: Mapping[str, Tensor]) -> None:
+def _require_prepared(tensors: Mapping[str, Tensor]) -> None:
     """See that the tensors of a file, which may be anyone's, make up a mesh.
 
     Raises:

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageCms
 
-from pgc3d.inputs.formats import Say
+from pgc3d.inputs.formats import Notify
 
 _KINDS = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK", "Lab ": "LAB"}  # by the profile's colour space
 _INTENT = ImageCms.Intent.RELATIVE_COLORIMETRIC
@@ -26,7 +26,7 @@ def plain(image: Image.Image) -> Image.Image:
     return _convert(image, kind="", transform=None)
 
 
-def converter(image: Image.Image, path: Path, say: Say, *, grey: bool = False) -> Convert:
+def converter(image: Image.Image, path: Path, notify: Notify, *, grey: bool = False) -> Convert:
     """How the colours of an image that was just opened become sRGB.
 
     A profile that cannot be read or used is reported, and the values are kept, as they are without one.
@@ -34,7 +34,7 @@ def converter(image: Image.Image, path: Path, say: Say, *, grey: bool = False) -
     Args:
         image: an open file; its profile and its mode are used.
         path: its name.
-        say: receives a line about a profile that cannot be used, or about colours of unknown meaning.
+        notify: receives a line about a profile that cannot be used, or about colours of unknown meaning.
         grey: the file holds grey levels, though it is decoded as RGB.
 
     Returns:
@@ -47,12 +47,14 @@ def converter(image: Image.Image, path: Path, say: Say, *, grey: bool = False) -
         found = _from_profile(info["icc_profile"])
         if found is not None and (found[0] == kind or (found[0], kind) == ("RGB", "L")):
             return partial(_convert, kind=found[0], transform=found[1])
-        say(f"the colour profile of {path} cannot be used; its colours are taken as sRGB")
+        notify(f"the colour profile of {path} cannot be used; its colours are taken as sRGB")
     elif kind == "CMYK":
-        say(f"{path} has CMYK colours without a profile, which are approximate; save it as sRGB to be exact")
+        notify(
+            f"{path} has CMYK colours without a profile, which are approximate; save it as sRGB to be exact"
+        )
     elif abs(info.get("gamma", 1 / 2.2) - 1 / 2.2) > 0.05 and "srgb" not in info:
         gamma = info["gamma"]
-        say(f"{path} names a gamma of {gamma:.3g}, which is not applied; its colours are taken as sRGB")
+        notify(f"{path} names a gamma of {gamma:.3g}, which is not applied; its colours are taken as sRGB")
     return plain
 
 

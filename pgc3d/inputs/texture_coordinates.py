@@ -16,7 +16,7 @@ from pgc3d.mesh_io.source import SourceMesh
 
 @dataclass(frozen=True)
 class Coordinates:
-    """Texture coordinates for a painting; see `Canvas`."""
+    """Texture coordinates for a painting; see `PreparedMesh`."""
 
     uv: Float[Tensor, "U 2"]
     uv_faces: Int[Tensor, "F 3"]

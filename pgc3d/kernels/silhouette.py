@@ -20,7 +20,7 @@ KEY_SCALE = float(1 << 20)  # steps of the position in a key; the edge's index s
 
 
 @dataclass(frozen=True)
-class Crossings:
+class CutEdges:
     """Edges between neighbouring pixels; pixels are flat indices (view * H + row) * W + column.
 
     A crossing that is not `live` must be ignored: hidden, or another edge passes further out.
@@ -45,12 +45,12 @@ class _Line:
     depth: Tensor  # z/w of the ends
 
 
-def find_crossings(
+def find_cut_edges(
     clip: Float[Tensor, "B V 4"],
     data: Float[Tensor, "B H W 4"],
     edges: Int[Tensor, "E 2"],
     opposite: Int[Tensor, "E 2"],
-) -> Crossings:
+) -> CutEdges:
     """Find where silhouette edges pass between pixels, as many slots as there are candidates.
 
     Waits for the device once, to learn that number.
@@ -66,7 +66,7 @@ def find_crossings(
     inner, outer, key, pair, live = _candidates(line, slot, scan, data, len(edges))
     best = torch.zeros(2 * views * height * width, dtype=torch.int64, device=clip.device)
     best.scatter_reduce_(0, pair, torch.where(live, key, 0), "amax")
-    return Crossings(inner, outer, slot % max(len(edges), 1), live & (best[pair] == key))
+    return CutEdges(inner, outer, slot % max(len(edges), 1), live & (best[pair] == key))
 
 
 def _silhouettes(clip: Tensor, edges: Tensor, opposite: Tensor, height: int, width: int) -> _Line:

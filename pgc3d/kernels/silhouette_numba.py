@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from pgc3d.kernels.compiled import compiled
-from pgc3d.kernels.silhouette import KEY_SCALE, SAME_DEPTH, SNAP, Crossings
+from pgc3d.kernels.silhouette import KEY_SCALE, SAME_DEPTH, SNAP, CutEdges
 
 
-def find_crossings(clip: Tensor, data: Tensor, edges: Tensor, opposite: Tensor) -> Crossings:
+def find_cut_edges(clip: Tensor, data: Tensor, edges: Tensor, opposite: Tensor) -> CutEdges:
     """Find where silhouette edges pass between pixels; all crossings returned are live.
 
-    The arguments are those of `silhouette.find_crossings`, on the CPU.
+    The arguments are those of `silhouette.find_cut_edges`, on the CPU.
     """
     views, height, width = data.shape[:3]
     positions, fragments = clip.detach().contiguous().numpy(), data.detach().contiguous().numpy()
@@ -27,7 +27,7 @@ def find_crossings(clip: Tensor, data: Tensor, edges: Tensor, opposite: Tensor) 
     best = np.zeros((views, 2, height * width), np.int64)  # calloc: only the pages that are used cost time
     inner, outer, edge = _collect(points, fragments, ends, wings, counts, best)
     tensors = torch.from_numpy(inner), torch.from_numpy(outer), torch.from_numpy(edge)
-    return Crossings(*tensors, live=torch.ones(len(inner), dtype=torch.bool))
+    return CutEdges(*tensors, live=torch.ones(len(inner), dtype=torch.bool))
 
 
 def find_edges(faces: Tensor, vertex_count: int) -> tuple[Tensor, Tensor]:

@@ -12,14 +12,14 @@ from torch import Tensor
 
 from pgc3d.geometry.normals import vertex_normals_or_z
 from pgc3d.images import to_bytes
+from pgc3d.mesh_io.asset import AssetMaterial, MeshAsset
 from pgc3d.mesh_io.source import SourceMaterial, SourceMesh
-from pgc3d.mesh_io.textured_mesh import AssetMaterial, TexturedMesh
 from pgc3d.rendering.shading import linear_to_srgb, srgb_to_linear
 
 WHITE = 0.999  # of colours that change nothing
 
 
-def colored(source: SourceMesh, metadata: Mapping[str, str | int | float] | None = None) -> TexturedMesh:
+def colored(source: SourceMesh, metadata: Mapping[str, str | int | float] | None = None) -> MeshAsset:
     """The surface with vertices at the same place made one; images are opened here.
 
     Raises:
@@ -27,7 +27,7 @@ def colored(source: SourceMesh, metadata: Mapping[str, str | int | float] | None
     """
     vertices, faces, first = weld(source.vertices, source.faces)
     normals, normal_faces = _normals(source, vertices, faces)
-    bare = TexturedMesh(
+    bare = MeshAsset(
         vertices=vertices,
         faces=faces,
         normals=normals,
@@ -74,7 +74,7 @@ def _normals(source: SourceMesh, vertices: Tensor, faces: Tensor) -> tuple[Tenso
     return both, torch.where(known, source.normal_faces, faces + len(source.normals))
 
 
-def _tinted(bare: TexturedMesh, source: SourceMesh, first: Tensor) -> TexturedMesh:
+def _tinted(bare: MeshAsset, source: SourceMesh, first: Tensor) -> MeshAsset:
     """With the colours of the vertices, unless these are white beside materials and change nothing."""
     if source.vertex_color is None:
         return bare
@@ -127,8 +127,8 @@ def _pixels(image: Image.Image) -> UInt8[Tensor, "H W 3"]:
 
 
 def _with_image(
-    bare: TexturedMesh, source: SourceMesh, look: SourceMaterial, image: Tensor, looks: _Looks
-) -> TexturedMesh:
+    bare: MeshAsset, source: SourceMesh, look: SourceMaterial, image: Tensor, looks: _Looks
+) -> MeshAsset:
     """One material with an image for all faces."""
     if source.uv is None or source.uv_faces is None:
         raise ValueError("an image needs texture coordinates")
@@ -145,7 +145,7 @@ def _with_image(
     )
 
 
-def _with_materials(tinted: TexturedMesh, source: SourceMesh, looks: _Looks) -> TexturedMesh:
+def _with_materials(tinted: MeshAsset, source: SourceMesh, looks: _Looks) -> MeshAsset:
     """Several materials side by side; a face without texture coordinates shows its material without image."""
     if source.face_material is None:
         raise ValueError("the mesh has no materials")

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pgc3d.images import encode_png
+from pgc3d.mesh_io.asset import MeshAsset
 from pgc3d.mesh_io.gltf_document import BINARY_CHUNK, JSON_CHUNK, MAGIC, split_glb
-from pgc3d.mesh_io.textured_mesh import TexturedMesh
 
 FLOAT, UINT16, UINT32 = 5126, 5123, 5125
 VERTEX_BUFFER, INDEX_BUFFER = 34962, 34963
@@ -25,9 +25,9 @@ WRAPS = {"clamp": 33071, "mirror": 33648, "repeat": 10497}
 
 
 def corner_vertices(
-    asset: TexturedMesh,
+    asset: MeshAsset,
 ) -> tuple[Int[Tensor, " N"], Int[Tensor, " N"], Int[Tensor, " N"], Int[Tensor, "F 3"]]:
-    """Vertices as glTF wants them, with one normal and one texture coordinate each.
+    """Vertices as glTF has them, with one normal and one texture coordinate each.
 
     Returns:
         Mesh vertex, normal and texture coordinate of each, and the faces. They come in the mesh's order, and
@@ -45,7 +45,7 @@ def corner_vertices(
     return unique[:, 0], unique[:, 1], unique[:, 2], index.reshape(-1, 3)
 
 
-def encode_glb(asset: TexturedMesh, *, generator: str, name: str) -> bytes:
+def encode_glb(asset: MeshAsset, *, generator: str, name: str) -> bytes:
     """Bytes of a GLB file; metadata goes to `asset.extras`, `generator` is the writing program."""
     if asset.uv is None or asset.base_color is None:
         raise ValueError("a GLB needs texture coordinates and a base colour image")
@@ -95,7 +95,7 @@ def _material(*, textured: bool) -> Mapping[str, Any]:
         surface["metallicRoughnessTexture"] = {"index": 1}
     else:
         surface |= {"metallicFactor": 0.0, "roughnessFactor": 1.0}
-    # Optimised surfaces may be open; both sides are shown, as they were while the run looked at them.
+    # Optimised surfaces may be open; both sides are shown, as in the renders of the run.
     return {"name": "surface", "pbrMetallicRoughness": surface, "doubleSided": True}
 
 

@@ -16,16 +16,16 @@ import pgc3d
 from pgc3d.choices import Format
 from pgc3d.disk import write_files
 from pgc3d.images import encode_png
+from pgc3d.mesh_io.asset import MeshAsset
 from pgc3d.mesh_io.colors import colored
 from pgc3d.mesh_io.gltf_writer import encode_glb, read_metadata
 from pgc3d.mesh_io.reader import read_source
-from pgc3d.mesh_io.textured_mesh import TexturedMesh
 
 FORMATS: tuple[str, ...] = get_args(Format)
 GENERATOR = f"pgc3d {pgc3d.__version__}"
 
 
-def write_mesh(path: Path, asset: TexturedMesh, format: Format) -> list[Path]:
+def write_mesh(path: Path, asset: MeshAsset, format: Format) -> list[Path]:
     """Write `asset` and return the files made, the mesh first.
 
     glb and obj (with mtl and png beside it) need a texture, ply needs `vertex_color`, stl takes any surface.
@@ -34,7 +34,7 @@ def write_mesh(path: Path, asset: TexturedMesh, format: Format) -> list[Path]:
         InputError: the folder cannot be written or the disk is full; nothing is left behind.
         ValueError: the asset lacks what the format needs.
     """
-    encoders: Mapping[str, Callable[[Path, TexturedMesh], dict[Path, bytes]]] = {
+    encoders: Mapping[str, Callable[[Path, MeshAsset], dict[Path, bytes]]] = {
         "glb": _encode_glb,
         "obj": _encode_obj,
         "ply": _encode_ply,
@@ -45,11 +45,11 @@ def write_mesh(path: Path, asset: TexturedMesh, format: Format) -> list[Path]:
     return [path, *(file for file in contents if file != path)]
 
 
-def _encode_glb(path: Path, asset: TexturedMesh) -> dict[Path, bytes]:
+def _encode_glb(path: Path, asset: MeshAsset) -> dict[Path, bytes]:
     return {path: encode_glb(asset, generator=GENERATOR, name=path.stem)}
 
 
-def _encode_obj(path: Path, asset: TexturedMesh) -> dict[Path, bytes]:
+def _encode_obj(path: Path, asset: MeshAsset) -> dict[Path, bytes]:
     if asset.uv is None or asset.uv_faces is None or asset.base_color is None:
         raise ValueError("an OBJ needs texture coordinates and a base colour image")
     # Many readers split the line at blanks, so the files named in it have none.
@@ -85,11 +85,11 @@ def _lines(lines: list[str]) -> bytes:
     return ("\n".join(lines) + "\n").encode()
 
 
-def _metadata_line(asset: TexturedMesh) -> str:
+def _metadata_line(asset: MeshAsset) -> str:
     return json.dumps(dict(asset.metadata))  # one line of ASCII, whatever the prompt holds
 
 
-def _encode_ply(path: Path, asset: TexturedMesh) -> dict[Path, bytes]:
+def _encode_ply(path: Path, asset: MeshAsset) -> dict[Path, bytes]:
     if asset.vertex_color is None or asset.normal_faces is not None:
         raise ValueError("a PLY needs vertex colours, and one normal for each vertex")
     vertices = np.empty(
@@ -114,7 +114,7 @@ def _encode_ply(path: Path, asset: TexturedMesh) -> dict[Path, bytes]:
     return {path: _lines(header) + vertices.tobytes() + faces.tobytes()}
 
 
-def _encode_stl(path: Path, asset: TexturedMesh) -> dict[Path, bytes]:
+def _encode_stl(path: Path, asset: MeshAsset) -> dict[Path, bytes]:
     corners = asset.vertices[asset.faces]  # [F, 3, 3]
     normals = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
     triangles = np.zeros(
@@ -126,7 +126,7 @@ def _encode_stl(path: Path, asset: TexturedMesh) -> dict[Path, bytes]:
     return {path: header + np.uint32(len(triangles)).tobytes() + triangles.tobytes()}
 
 
-def read_mesh(path: Path) -> TexturedMesh:
+def read_mesh(path: Path) -> MeshAsset:
     """Read a file that `write_mesh` or another program made, with its colours.
 
     Vertices at the same place become one, whatever normals, texture coordinates and colours the faces have

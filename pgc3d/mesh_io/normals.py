@@ -7,7 +7,7 @@ from torch import Tensor
 from pgc3d.geometry.normals import crease_normals, face_vectors
 from pgc3d.mesh_io.source import SourceMesh
 
-MAX_OPPOSED = 0.5  # share of the surface whose normals may point to the other side
+MAX_OPPOSED = 0.5  # fraction of the surface whose normals may point to the other side
 
 
 def complete_normals(
@@ -22,7 +22,7 @@ def complete_normals(
         crease: see `crease_normals`.
 
     Returns:
-        Unit normals, the faces that index them, and the share of the surface where those of the file point to
+        Unit normals, the faces that index them, and the fraction of the surface where those of the file point to
         the other side than the faces. Above `MAX_OPPOSED` none of the file's are used, since a surface that
         is seen from its front would be lit from behind.
     """
@@ -43,7 +43,7 @@ def complete_normals(
 
 
 def _opposed(source: SourceMesh, welded: Tensor, joined: Tensor, known: Tensor) -> float:
-    """The share of the area whose corners' normals point away from the face's own side."""
+    """The fraction of the area whose corners' normals point away from the face's own side."""
     if source.normals is None or source.normal_faces is None:
         return 0.0
     normals = source.normals[source.normal_faces.clamp_min(0)] * known[..., None]

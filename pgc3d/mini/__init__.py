@@ -1,6 +1,6 @@
 """The bundled models: miniatures of SDXL's, Zero123's and CLIP's layouts, trained on renders of free models.
 
-`text/`, `image/` and `judge/` are ordinary checkpoint folders, loaded by the same code as any other; `image/`
+`text/`, `image/` and `clip/` are ordinary checkpoint folders, loaded by the same code as any other; `image/`
 shares the VAE of `text/`. MODEL_CARD.md lists their training data and their limits.
 """
 
@@ -28,13 +28,13 @@ def image_model() -> tuple[Path, Path]:
     return _folder("image", "model_index.json", "image prior", instead), text_model() / "vae"
 
 
-def judge() -> Path:
+def clip_model() -> Path:
     """Folder of the contrastive model that compares results with texts, see `evaluation.retrieval`.
 
     Raises:
         WeightsNotFoundError: the installation lacks the weights.
     """
-    return _folder("judge", "config.json", "judge")
+    return _folder("clip", "config.json", "CLIP model")
 
 
 def _folder(name: str, index: str, what: str, instead: str = "") -> Path:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pgc3d.geometry.edges import EdgeTopology, sorted_topology
 from pgc3d.kernels import require_triton
-from pgc3d.kernels.silhouette import Crossings
+from pgc3d.kernels.silhouette import CutEdges
 from pgc3d.types import Fragments
 
 
@@ -74,10 +74,10 @@ def antialias(
 
         return antialias_triton(image, data, clip, topology.edges, topology.opposite)
     if implementation == "numba":
-        from pgc3d.kernels.silhouette_numba import find_crossings
+        from pgc3d.kernels.silhouette_numba import find_cut_edges
     else:
-        from pgc3d.kernels.silhouette import find_crossings
-    return blend(image, clip, topology, find_crossings(clip, data, topology.edges, topology.opposite))
+        from pgc3d.kernels.silhouette import find_cut_edges
+    return blend(image, clip, topology, find_cut_edges(clip, data, topology.edges, topology.opposite))
 
 
 def clamp_overshoot(image: Float[Tensor, "*P"]) -> Float[Tensor, "*P"]:
@@ -100,35 +100,35 @@ def blend(
     image: Float[Tensor, "B H W C"],
     clip: Float[Tensor, "B V 4"],
     topology: EdgeTopology,
-    crossings: Crossings,
+    cut_edges: CutEdges,
 ) -> Float[Tensor, "B H W C"]:
     """Mix the pixels of live crossings; differentiable to image and clip."""
-    weight = _distance(clip, topology, crossings, image.shape[1], image.shape[2]) - 0.5
-    weight = torch.where(crossings.live, weight, 0.0).to(image.dtype)
-    mixed: Tensor = _Blend.apply(image, weight, crossings.inner, crossings.outer)  # type: ignore[no-untyped-call]
+    weight = _distance(clip, topology, cut_edges, image.shape[1], image.shape[2]) - 0.5
+    weight = torch.where(cut_edges.live, weight, 0.0).to(image.dtype)
+    mixed: Tensor = _Blend.apply(image, weight, cut_edges.inner, cut_edges.outer)  # type: ignore[no-untyped-call]
     return mixed
 
 
 def _distance(
-    clip: Tensor, topology: EdgeTopology, crossings: Crossings, height: int, width: int
+    clip: Tensor, topology: EdgeTopology, cut_edges: CutEdges, height: int, width: int
 ) -> Float[Tensor, " N"]:
     """Distance of the edge from the inner pixel's centre towards the outer one, in pixels.
 
     In float64: an edge may be much shorter than a pixel.
     """
-    view = crossings.inner // (height * width)
-    ends = topology.edges[crossings.edge].long().clamp(min=0) + (view * clip.shape[1])[:, None]
+    view = cut_edges.inner // (height * width)
+    ends = topology.edges[cut_edges.edge].long().clamp(min=0) + (view * clip.shape[1])[:, None]
     corner = torch.nn.functional.embedding(ends, clip.flatten(0, 1)).double()  # [N, 2, 4]
     x = (corner[..., 0] / corner[..., 3] + 1) * (0.5 * width) - 0.5
     y = (1 - corner[..., 1] / corner[..., 3]) * (0.5 * height) - 0.5
-    along_rows = crossings.inner // width == crossings.outer // width
-    row, column = crossings.inner // width % height, crossings.inner % width
+    along_rows = cut_edges.inner // width == cut_edges.outer // width
+    row, column = cut_edges.inner // width % height, cut_edges.inner % width
     major = torch.where(along_rows[:, None], y, x)
     minor = torch.where(along_rows[:, None], x, y)
     scan, pixel = torch.where(along_rows, row, column), torch.where(along_rows, column, row)
     fraction = (scan - major[:, 0]) / (major[:, 1] - major[:, 0])
     crossing = minor[:, 0] + fraction * (minor[:, 1] - minor[:, 0])
-    return (crossing - pixel) * (crossings.outer - crossings.inner).sign()
+    return (crossing - pixel) * (cut_edges.outer - cut_edges.inner).sign()
 
 
 class _Blend(torch.autograd.Function):

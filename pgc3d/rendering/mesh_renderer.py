@@ -130,7 +130,7 @@ def render_colored(
 
 
 @dataclass(frozen=True)
-class Hits:
+class SurfaceSamples:
     """What P pixels show of a `UvMesh`: the covered ones, or all in order with anything where nothing is."""
 
     points: Float[Tensor, "P 3"]  # world
@@ -146,7 +146,7 @@ def render_corners(  # noqa: PLR0913
     background: Float[Tensor, "B 3"],
     *,
     rasterizer: Rasterizer,
-    color: Callable[[Hits], Float[Tensor, "P 3"]],
+    color: Callable[[SurfaceSamples], Float[Tensor, "P 3"]],
     topology: EdgeTopology,
     face_normals: Float[Tensor, "F 3"],
     shading: bool = True,
@@ -176,7 +176,7 @@ def render_corners(  # noqa: PLR0913
     points, normals, uv = (_pick(value, pixel) for value in values)
     side = _sides(mesh, face_normals, cameras).index_select(0, view * len(mesh.faces) + triangle)
     places = torch.cat([points, normals * side[:, None]], dim=1)
-    hits = Hits(points=points, uv=uv, triangle=triangle, view=view)
+    hits = SurfaceSamples(points=points, uv=uv, triangle=triangle, view=view)
     image, depth = _compose(color(hits), places, pixel, fragments, cameras, background, shading=shading)
     return _rendering(antialias(image, fragments, clip, mesh.faces, topology), depth, background)
 

@@ -16,13 +16,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from pgc3d.errors import DivergedError
-from pgc3d.geometry.marching_tetrahedra import Crossings, Room, find_crossings, grid_points, surface_size
+from pgc3d.geometry.marching_tetrahedra import Capacity, CutEdges, find_cut_edges, grid_points, surface_size
 from pgc3d.geometry.sdf import blur_matrix, redistance, sample_grid
 from pgc3d.interfaces import Rasterizer
 from pgc3d.parameters import ParameterGroup, ParameterStore
 from pgc3d.representation.dmtet_surface import (
     LOSSES,
-    SizeWatch,
+    SizeReadback,
     Surface,
     build_surface,
     find_error,
@@ -100,7 +100,7 @@ class DMTet(nn.Module):
         self.max_recoveries = max_recoveries
         self.max_faces = 50 * self.resolution**2  # a sphere as large as the cube has about 28
         self.padded = padded
-        self.watch = SizeWatch()
+        self.watch = SizeReadback()
         self.recoveries = 0
         self._prepared = -1  # the last step that was begun
         self._current: _StepSurface | None = None
@@ -269,7 +269,7 @@ class DMTet(nn.Module):
         return self._place(sdf, found, deformation)
 
     @torch.no_grad()
-    def _last_valid_field(self) -> tuple[Tensor, Tensor, Crossings]:
+    def _last_valid_field(self) -> tuple[Tensor, Tensor, CutEdges]:
         """The SDF, the deformation and where they cut the grid; those of an earlier state if need be."""
         still = torch.zeros_like(self.deformation)
         for sdf, deformation in (
@@ -277,7 +277,7 @@ class DMTet(nn.Module):
             (self.good, still),
             (self.initial, still),
         ):
-            found = find_crossings(sdf, deformation)
+            found = find_cut_edges(sdf, deformation)
             if find_error(found.size.tolist(), self.max_faces) is None:
                 return sdf, deformation, found
         raise DivergedError("the shape must be a closed surface, but the first one is none; check init")
@@ -298,20 +298,20 @@ class DMTet(nn.Module):
             self._recover(error)
         elif size is not None:
             self.watch.fit(size)
-        room = self.watch.room
-        if room is None:
+        capacity = self.watch.capacity
+        if capacity is None:
             return self._surface(), None
-        sdf, found = self._find(room)
+        sdf, found = self._find(capacity)
         self.watch.send(found.size)
-        complete = is_valid(found.size, self.max_faces) & room.holds(found.size)
+        complete = is_valid(found.size, self.max_faces) & capacity.holds(found.size)
         return self._place(sdf, found, self.deformation, padded=True), complete
 
-    def _find(self, room: Room | None) -> tuple[Tensor, Crossings]:
+    def _find(self, capacity: Capacity | None) -> tuple[Tensor, CutEdges]:
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.sdf_field is None):
             sdf = self.sdf()
-        return sdf, find_crossings(sdf.detach(), self.deformation.detach(), room=room)
+        return sdf, find_cut_edges(sdf.detach(), self.deformation.detach(), capacity=capacity)
 
-    def _place(self, sdf: Tensor, found: Crossings, deformation: Tensor, *, padded: bool = False) -> Surface:
+    def _place(self, sdf: Tensor, found: CutEdges, deformation: Tensor, *, padded: bool = False) -> Surface:
         # both ends in one gather: its gradient is dense, and zeroing that is what costs on a CPU
         both = torch.cat([found.first, found.second])
         first, second = self._values(sdf, both).chunk(2)

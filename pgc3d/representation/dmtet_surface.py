@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 
 from pgc3d.geometry import regularizers
 from pgc3d.geometry.edges import EdgeTopology, closed_edges
-from pgc3d.geometry.marching_tetrahedra import Crossings, Room, crossing_points
+from pgc3d.geometry.marching_tetrahedra import Capacity, CutEdges, cut_points
 from pgc3d.geometry.normals import face_vectors, vertex_normals
 from pgc3d.types import Mesh
 
@@ -48,10 +48,10 @@ class Surface:
 
 
 def build_surface(
-    found: Crossings, sdf: tuple[Tensor, Tensor], offsets: tuple[Tensor, Tensor], *, padded: bool
+    found: CutEdges, sdf: tuple[Tensor, Tensor], offsets: tuple[Tensor, Tensor], *, padded: bool
 ) -> Surface:
     """Place the vertices; `sdf` and `offsets` are those at both ends of the cut edges."""
-    vertices = crossing_points(found, *sdf, offsets)
+    vertices = cut_points(found, *sdf, offsets)
     if padded:  # what is not finite must not reach a guidance; the step is not taken
         vertices = torch.where(found.size[0] > 0, vertices, 0.0)
     vectors = face_vectors(vertices, found.faces)
@@ -105,14 +105,16 @@ def is_valid(size: Int[Tensor, "4"], max_faces: int) -> Bool[Tensor, ""]:
     return (size[0] > 0) & (size[3] > 0) & (size[3] <= max_faces)
 
 
-class SizeWatch:
+class SizeReadback:
     """Brings the size of the surface to the host a step or two late, and chooses the room for the next ones.
 
     Without CUDA it is late by exactly one step.
     """
 
     def __init__(self) -> None:
-        self.room: Room | None = None  # None: not known, the next extraction has to wait for the device
+        self.capacity: Capacity | None = (
+            None  # None: not known, the next extraction has to wait for the device
+        )
         self._pending: Tensor | None = None
         self._arrived: torch.cuda.Event | None = None
 
@@ -139,17 +141,19 @@ class SizeWatch:
     def fit(self, size: Sequence[int]) -> None:
         """Make new room if that for a surface of this size is missing, tight or much too large."""
         numbers = size[1:]
-        if self.room is not None:
-            shares = [have / max(count, 1) for have, count in zip(_numbers(self.room), numbers, strict=True)]
+        if self.capacity is not None:
+            shares = [
+                have / max(count, 1) for have, count in zip(_numbers(self.capacity), numbers, strict=True)
+            ]
             if min(shares) >= _TIGHT and max(shares) <= _LOOSE:
                 return
         cubes, vertices, faces = (int(_MARGIN * count) + 64 for count in numbers)
-        self.room = Room(cubes=cubes, vertices=vertices, faces=faces + faces % 2)
+        self.capacity = Capacity(cubes=cubes, vertices=vertices, faces=faces + faces % 2)
 
     def reset(self) -> None:
         """Forget everything: the surface is another one now."""
-        self.room = self._pending = self._arrived = None
+        self.capacity = self._pending = self._arrived = None
 
 
-def _numbers(room: Room) -> tuple[int, int, int]:
-    return room.cubes, room.vertices, room.faces
+def _numbers(capacity: Capacity) -> tuple[int, int, int]:
+    return capacity.cubes, capacity.vertices, capacity.faces

@@ -21,11 +21,11 @@ from pgc3d.interfaces import Rasterizer
 from pgc3d.parameters import ParameterGroup, ParameterStore
 from pgc3d.ranges import MAX_RATE, check, number
 from pgc3d.rendering.antialias import edge_topology
-from pgc3d.rendering.mesh_renderer import Hits, kept_bytes, render_corners
+from pgc3d.rendering.mesh_renderer import SurfaceSamples, kept_bytes, render_corners
 from pgc3d.rendering.mipmap import footprint_level, mip_chain, sample_chain, uv_gradients
 from pgc3d.representation.fields import ColorField, build_color_field, check_color_field, start_colors
 from pgc3d.requirements import Requirements
-from pgc3d.types import Canvas, Handover, Material, Mesh, Rendering, Step, Views
+from pgc3d.types import Handover, Material, Mesh, PreparedMesh, Rendering, Step, Views
 
 CHUNK = 1 << 17  # points per query: bounds the memory of a field's hidden layers
 GUTTER_WEIGHT = 1e-4  # of texels that no face covers, in the means of the mip levels
@@ -75,13 +75,13 @@ class TexturedMeshConfig:
         """Memory kept for a rendered pixel until its gradient is known."""
         return kept_bytes(low_memory=low_memory)
 
-    def build(self, context: RepresentationContext) -> "PaintedMesh":
+    def build(self, context: RepresentationContext) -> "TexturedMesh":
         """The representation at its start.
 
         Raises:
             ConfigError: an image is to start from an earlier stage, whose colours only a field can take.
         """
-        made = build_painted_mesh(
+        made = build_textured_mesh(
             self,
             context.mesh(),
             rasterizer=context.rasterizer,
@@ -126,14 +126,14 @@ class ImageTexture(nn.Module):
         self.image.clamp_(0.0, 1.0)
 
 
-class PaintedMesh(nn.Module):
+class TexturedMesh(nn.Module):
     """A `Representation` whose geometry never changes."""
 
     def __init__(
         self,
         *,
         rasterizer: Rasterizer,
-        canvas: Canvas,
+        prepared: PreparedMesh,
         texture: ColorField | ImageTexture,
         learning_rates: dict[str, float],
         shading: bool = True,
@@ -144,7 +144,7 @@ class PaintedMesh(nn.Module):
 
         Args:
             rasterizer: the backend.
-            canvas: on any device; its mesh has normals and texture coordinates.
+            prepared: on any device; its mesh has normals and texture coordinates.
             texture: the colours.
             learning_rates: of "texture.grid" and "texture.mlp", or of "texture.image".
             shading: light the colours.
@@ -153,15 +153,15 @@ class PaintedMesh(nn.Module):
         """
         super().__init__()
         self.rasterizer = rasterizer
-        self.canvas = canvas
+        self.prepared = prepared
         self.texture = texture
         self.learning_rates = learning_rates
         self.shading = shading
         self.roughness, self.metallic = roughness, metallic
         self._store: ParameterStore | None = None
         device = next(texture.parameters()).device
-        self.mesh = mesh = canvas.in_world().to(device)
-        self._topology = edge_topology(canvas.joined.to(device), len(mesh.vertices))
+        self.mesh = mesh = prepared.in_world().to(device)
+        self._topology = edge_topology(prepared.joined.to(device), len(mesh.vertices))
         self._face_normals = face_normals(mesh.vertices, mesh.faces)
         self._gradients = uv_gradients(mesh)
 
@@ -187,7 +187,7 @@ class PaintedMesh(nn.Module):
         texture, cameras = self.texture, views.cameras
         chain = texture.chain() if isinstance(texture, ImageTexture) else None
 
-        def color(hits: Hits) -> Tensor:
+        def color(hits: SurfaceSamples) -> Tensor:
             if isinstance(texture, ColorField):
                 return cast("Tensor", texture(self._places(hits.points, hits.uv)).base_color)
             level = footprint_level(
@@ -200,7 +200,7 @@ class PaintedMesh(nn.Module):
                 texture_size=len(texture.image),
             )
             assert chain is not None
-            return sample_chain(chain, len(texture.image), hits.uv, level, repeat=self.canvas.uv_wraps)
+            return sample_chain(chain, len(texture.image), hits.uv, level, repeat=self.prepared.uv_wraps)
 
         return render_corners(
             self.mesh,
@@ -219,9 +219,9 @@ class PaintedMesh(nn.Module):
 
         Where places of the surface share a texel, the file holds one colour for them, and so must the field.
         """
-        if not self.canvas.uv_shared:
+        if not self.prepared.uv_shared:
             return points
-        flat = 2 * (uv - uv.floor() if self.canvas.uv_wraps else uv) - 1
+        flat = 2 * (uv - uv.floor() if self.prepared.uv_wraps else uv) - 1
         return torch.cat([flat, torch.zeros_like(flat[:, :1])], dim=1)
 
     def parameter_store(self) -> ParameterStore:
@@ -244,7 +244,7 @@ class PaintedMesh(nn.Module):
     def _nearest_material(self, points: Float[Tensor, "P 3"]) -> Material:
         """Of a field at the points themselves, of an image at the nearest corner of a face."""
         texture = self.texture
-        if isinstance(texture, ColorField) and not self.canvas.uv_shared:
+        if isinstance(texture, ColorField) and not self.prepared.uv_shared:
             return cast("Material", texture(points))
         corners, uv = self.mesh.vertices[self.mesh.faces].flatten(0, 1), self.mesh.uv[self.mesh.uv_faces]
         parts = torch.split(points, max(1, (1 << 24) // len(corners)))  # 64 MB of distances
@@ -283,29 +283,29 @@ class PaintedMesh(nn.Module):
             return torch.cat([texture(places[part]).base_color for part in parts])
         chain, size = texture.chain(), len(texture.image)
         level = torch.full_like(uv[:, 0], math.log2(max(size / texture_size, 1.0)))
-        repeat = self.canvas.uv_wraps
+        repeat = self.prepared.uv_wraps
         return torch.cat([sample_chain(chain, size, uv[part], level[part], repeat=repeat) for part in parts])
 
 
-def build_painted_mesh(
+def build_textured_mesh(
     config: TexturedMeshConfig,
-    canvas: Canvas,
+    prepared: PreparedMesh,
     *,
     rasterizer: Rasterizer,
     generator: torch.Generator,
     device: torch.device | str = "cpu",
-) -> PaintedMesh:
+) -> TexturedMesh:
     """Make the representation that a configuration describes; `generator`, on the CPU, draws weights."""
     texture: ColorField | ImageTexture
     if config.texture == "image":
-        mesh = canvas.mesh.to(device)
+        mesh = prepared.mesh.to(device)
         covered = uv_coverage(mesh, config.image_size, rasterizer)
-        texture = ImageTexture(torch.ones_like(covered) if canvas.uv_wraps else covered, color=config.color)
+        texture = ImageTexture(torch.ones_like(covered) if prepared.uv_wraps else covered, color=config.color)
     else:
         texture = build_color_field(config, generator)
-    return PaintedMesh(
+    return TexturedMesh(
         rasterizer=rasterizer,
-        canvas=canvas,
+        prepared=prepared,
         texture=texture.to(device),
         learning_rates={
             "texture.image": config.lr_image,

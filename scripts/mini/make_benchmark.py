@@ -26,7 +26,7 @@ from pgc3d.evaluation.alignment import rigid
 from pgc3d.evaluation.items import Item, write_items
 from pgc3d.evaluation.procedural import ELEVATION_DEGREES, paint, write_item
 from pgc3d.interfaces import Rasterizer
-from pgc3d.mesh_io.textured_mesh import TexturedMesh
+from pgc3d.mesh_io.asset import MeshAsset
 from pgc3d.rendering import build_rasterizer
 
 AZIMUTH_DEGREES = 30.0
@@ -51,7 +51,7 @@ def cutout_share(model: Model) -> float:
     return float((share * area).sum() / area.sum())
 
 
-def truth_of(model: Model, texture_size: int, rasterizer: Rasterizer) -> TexturedMesh:
+def truth_of(model: Model, texture_size: int, rasterizer: Rasterizer) -> MeshAsset:
     """The model with all its textures baked into one, seen from its input's camera at azimuth 0."""
 
     def look(face: Tensor, weights: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ class AssetMaterial:
 
 
 @dataclass(frozen=True)
-class TexturedMesh:
+class MeshAsset:
     """A finished surface on the CPU, in the world's axes (y up, front +z) or in those of a given mesh.
 
     The normals belong to the vertices, or to the corners of the faces through `normal_faces`.
@@ -50,7 +50,7 @@ class TexturedMesh:
     materials: tuple[AssetMaterial, ...] = ()
     face_material: Int[Tensor, " F"] | None = None
 
-    def to(self, device: torch.device | str) -> "TexturedMesh":
+    def to(self, device: torch.device | str) -> "MeshAsset":
         """The same surface on another device."""
         tensors: dict[str, Any] = {
             name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
