@@ -245,7 +245,9 @@ def peft_dora(layers, weights, magnitudes):
 
 
 @pytest.mark.parametrize(
-    ("spelling", "axis"), [(kohya_dora, 0), (kohya_dora_of_inputs, 1), (peft_dora, 0)], ids=str
+    ("spelling", "axis"),
+    [(kohya_dora, 0), (kohya_dora_of_inputs, 1), (peft_dora, 0)],
+    ids=["kohya", "kohya-inputs", "peft"],
 )
 def test_decomposed_layers_have_the_norm_and_the_direction_of_the_formula(
     tmp_path, folders, unet, spelling, axis
