@@ -304,6 +304,8 @@ def _optimize_stage(
     with session.timed("build"):
         # What a checkpoint holds replaces whatever the stage started from.
         start = handover_of(session.run, context, name) if checkpoint is None else None
+        for note in start.notes if start is not None else ():
+            session.report(Event("build", message=note))
         built = build_stage(context, name, start)
     representation = built.problem.representation
     paint = _painter(session, representation)

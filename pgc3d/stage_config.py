@@ -15,6 +15,7 @@ from pgc3d.layers import nearest
 from pgc3d.pgc import ClipConfig, PixelClip
 from pgc3d.ranges import LEAST_EPS, check, number, schedule, shown
 from pgc3d.representation.dmtet_config import DMTetConfig
+from pgc3d.representation.nerf_config import NerfConfig
 from pgc3d.representation.textured_mesh import TexturedMeshConfig
 from pgc3d.requirements import Requirements
 
@@ -25,7 +26,7 @@ NAME = re.compile(r"[\w-]{1,64}")
 RESERVED = ("seconds", "regularizers")  # what else the metrics of a step begin with
 
 GuidanceConfig: TypeAlias = SdsConfig | Zero123Config | ReferenceConfig
-RepresentationConfig: TypeAlias = DMTetConfig | TexturedMeshConfig
+RepresentationConfig: TypeAlias = DMTetConfig | NerfConfig | TexturedMeshConfig
 CameraConfig: TypeAlias = OrbitConfig | ReferenceCameraConfig | CloseUpConfig
 
 

@@ -195,6 +195,7 @@ class Handover:
     sdf: Callable[[Float[Tensor, "P 3"]], Float[Tensor, " P"]] | None  # negative inside
     material: Callable[[Float[Tensor, "P 3"]], Material]
     state: Mapping[str, Tensor] = field(default_factory=dict)  # weights, copied where names and shapes agree
+    notes: tuple[str, ...] = ()  # what was found on the way, and lost; lines for the user
 
 
 @dataclass(frozen=True)

@@ -156,10 +156,8 @@ def ablate(
         report(Event("build"))
         rasterizer = build_rasterizer(config.run.rasterizer, device)
         models = LoadedModels(located, device, low_memory=config.run.low_memory, decoders=True)
-        first = next(iter(config.stages))
-        alone = replace(config, stages={first: stage})
-        context = RunContext.of(alone, task, rasterizer, device, models)
-        name, objective = next(iter(build_objectives(context, first).items()))
+        context = RunContext.of(replace(config, stages={"main": stage}), task, rasterizer, device, models)
+        name, objective = next(iter(build_objectives(context, "main").items()))
         drawing = torch.Generator().manual_seed(config.run.seed)
         background, _ = draw_backgrounds(objective.backgrounds[:1], 1, drawing, device)
         canvas = make_canvas(

@@ -22,8 +22,8 @@ def complete_normals(
         crease: see `crease_normals`.
 
     Returns:
-        Unit normals, the faces that index them, and the fraction of the surface where those of the file point
-        to the other side than the faces. Above `MAX_OPPOSED` none of the file's are used, since a surface that
+        Unit normals, the faces that index them, and the fraction of the surface where the file's point to
+        the other side than the faces. Above `MAX_OPPOSED` none of the file's are used, since a surface that
         is seen from its front would be lit from behind.
     """
     if source.normals is None or source.normal_faces is None:

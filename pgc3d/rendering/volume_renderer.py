@@ -1,0 +1,95 @@
+"""Render a density and a colour along rays, differentiably, over a background."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from pgc3d.kernels import composite, require_triton
+from pgc3d.kernels.composite import Spans
+from pgc3d.rendering.rays import Rays, Samples
+from pgc3d.types import Rendering
+
+COVERED = 0.5  # alpha from which on a pixel has a depth
+
+
+@dataclass(frozen=True)
+class Radiance:
+    """What a field has at K points."""
+
+    density: Float[Tensor, " K"]  # per unit of length, not negative
+    color: Float[Tensor, "K 3"]  # sRGB, shaded
+    normal: Float[Tensor, "K 3"]  # unit, outward; zero where it is not known
+
+
+class _Composite(torch.autograd.Function):
+    """Joins the kernels to autograd; nothing but the inputs is kept for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, depth: Tensor, values: Tensor, spans: Spans) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(depth, values)
+        ctx.spans = spans
+        return cast("tuple[Tensor, Tensor]", _kernel(depth).forward(depth, values, spans))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        depth, values = ctx.saved_tensors
+        of_depth, of_values = _kernel(depth).backward(*gradients, depth, values, ctx.spans)
+        return of_depth, of_values, None
+
+
+def _kernel(depth: Tensor) -> Any:
+    if depth.dtype != torch.float32:
+        return composite
+    if depth.device.type == "cuda":
+        require_triton("volumes")
+        from pgc3d.kernels import composite_triton
+
+        return composite_triton
+    from pgc3d.kernels import composite_numba
+
+    return composite_numba
+
+
+def accumulate(
+    density: Float[Tensor, " K"], values: Float[Tensor, "K C"], samples: Samples
+) -> tuple[Float[Tensor, "R C"], Float[Tensor, " R"]]:
+    """Weighted sums of values along rays, and the transmittance behind them; see `composite.forward`."""
+    depth = density * samples.length
+    return cast("tuple[Tensor, Tensor]", _Composite.apply(depth, values, samples.spans))  # type: ignore[no-untyped-call]
+
+
+def render_volume(
+    rays: Rays,
+    samples: Samples,
+    radiance: Callable[[Float[Tensor, "K 3"], Float[Tensor, "K 3"]], Radiance],
+    background: Float[Tensor, "B 3"],
+    resolution: int,
+) -> Rendering:
+    """Render B square images; see `Rendering` for the conventions.
+
+    Args:
+        rays: of `camera_rays`.
+        samples: on them.
+        radiance: of points and the directions in which they are seen.
+        background: sRGB.
+        resolution: side of the images in pixels.
+    """
+    direction = torch.cat([rays.direction, rays.direction.new_zeros(1, 3)])[samples.spans.ray]
+    found = radiance(samples.points, direction)
+    values = torch.cat([found.color, found.normal, samples.distance[:, None]], dim=1)
+    sums, left = accumulate(found.density, values, samples)
+    alpha = (1.0 - left).reshape(len(background), resolution, resolution, 1)
+    sums = sums.reshape(*alpha.shape[:3], 7)
+    distance = sums[..., 6:] * rays.cosine.reshape(alpha.shape) / alpha.clamp_min(COVERED)
+    return Rendering(
+        color=sums[..., :3] + (1.0 - alpha) * background[:, None, None],
+        normal=0.5 + 0.5 * alpha * normalize(sums[..., 3:6], dim=-1, eps=1e-6),
+        depth=torch.where(alpha > COVERED, distance, 0.0),
+        alpha=alpha,
+        background=background,
+    )

@@ -1,0 +1,284 @@
+"""NeRF: a density and a colour in hash grids, rendered along rays where an occupancy grid is not empty."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn.functional import max_pool3d
+
+from pgc3d.errors import DivergedError
+from pgc3d.geometry.marching_tetrahedra import grid_points
+from pgc3d.interfaces import Rasterizer
+from pgc3d.parameters import ParameterGroup, ParameterStore
+from pgc3d.rendering.rays import Rays, Samples, camera_rays, march
+from pgc3d.rendering.shading import key_direction, shade
+from pgc3d.rendering.volume_renderer import Radiance, render_volume
+from pgc3d.representation.density import DensityField
+from pgc3d.representation.fields import ColorField
+from pgc3d.representation.nerf_losses import ray_losses, regularizer_rays
+from pgc3d.representation.nerf_surface import extract_surface
+from pgc3d.schedules import PiecewiseLinear
+from pgc3d.types import Handover, Material, Mesh, Rendering, Step, Views
+
+logger = logging.getLogger(__name__)
+
+CHUNK = 1 << 18  # points that are evaluated at once without gradients
+DECAY = 0.95  # of the occupancy between two updates
+MARGIN = 1.3  # of the capacity over the samples of the steps before
+SPARE = 4096  # rows of a capacity beside that
+THRESHOLDS = (1e-4, 0.01)  # least and largest opacity of a station in an occupied cell
+ALWAYS = PiecewiseLinear((1.0,))
+
+
+@dataclass(frozen=True)
+class NerfSettings:
+    """What a NeRF needs beside its fields; schedules are functions of progress."""
+
+    learning_rates: Mapping[str, float]  # of density.grid, density.mlp, color.grid and color.mlp
+    weights: Mapping[str, float]  # of the regularisers in `nerf_losses`
+    stations: int = 64  # samples on a diameter of the unit ball
+    occupancy: int = 32  # cells along an axis
+    occupancy_every: int = 16  # steps between updates
+    rays: int = 1024  # of a step, for the regularisers
+    shaded: PiecewiseLinear = ALWAYS  # probability that a step is lit
+    textureless: float = 0.0  # probability that a lit step shows the surface without its colours
+    levels: PiecewiseLinear = ALWAYS  # fraction of the density's levels that are used
+    mesh_resolution: int = 64  # cells along an axis of the grid in which the surface is found
+    max_recoveries: int = 3
+
+
+class Nerf(nn.Module):
+    """A `Meshable` without a surface of its own: that is extracted when it is needed."""
+
+    def __init__(
+        self, *, rasterizer: Rasterizer, density: DensityField, color: ColorField, settings: NerfSettings
+    ) -> None:
+        """Start as the density field does; `rasterizer` compares an extracted surface with the volume."""
+        super().__init__()
+        self.rasterizer, self.density, self.color, self.settings = rasterizer, density, color, settings
+        cells = settings.occupancy
+        self.occupancy: Tensor
+        self.register_buffer("occupancy", torch.ones(cells, cells, cells))
+        self.recoveries = 0
+        self._prepared = -1  # the last step that was begun
+        self._levels = density.levels
+        self._fill = _Readback()
+        self._store: ParameterStore | None = None
+
+    def begin_step(self, step: Step) -> None:
+        """Update the occupancy grid every `occupancy_every` steps.
+
+        Raises:
+            DivergedError: the scene was empty too often.
+        """
+        self._levels = self._levels_at(step.progress)
+        fresh = self._prepared < 0
+        if self._fill.empty():
+            self._recover()
+            fresh = True
+        if fresh or (step.index != self._prepared and step.index % self.settings.occupancy_every == 0):
+            self._update_occupancy(step, decay=0.0 if fresh else DECAY)
+        self._prepared = step.index
+
+    def end_step(self, step: Step) -> None:
+        """Nothing is left to do."""
+
+    def render(self, views: Views, resolution: int, step: Step | None) -> Rendering:
+        """See `Representation.render`.
+
+        Steps that are not lit compute no normals: their normal buffer is empty, 0.5.
+        """
+        if step is None:
+            return self._evaluate(views, resolution)
+        rays = camera_rays(views.cameras, resolution)
+        samples = self._samples(rays, step)
+        lit, textureless = self._lighting(step)
+        rendering = self._render(rays, samples, views, resolution, lit=lit, textureless=textureless)
+        if not rays.near.is_cuda:
+            return rendering
+        complete = samples.total <= len(samples.distance)
+        return Rendering(**{**vars(rendering), "complete": complete})
+
+    def regularizers(self, step: Step) -> dict[str, Float[Tensor, ""]]:
+        """The weighted regularisers on random rays, see `nerf_losses`."""
+        weights = {name: weight for name, weight in self.settings.weights.items() if weight > 0}
+        if not weights:
+            return {}
+        rays = regularizer_rays(self.settings.rays, step, like=self.occupancy)
+        samples = self._samples(rays, step)
+        density = self.density(samples.points, self._levels)
+        normals = self.density.normals(samples.points, self._levels) if "orientation" in weights else None
+        losses = ray_losses(rays, samples, density, normals)
+        return {name: weight * losses[name] for name, weight in weights.items()}
+
+    def parameter_store(self) -> ParameterStore:
+        """The groups "density.grid", "density.mlp", "color.grid" and "color.mlp"."""
+        if self._store is None:
+            fields = {"density": self.density, "color": self.color}
+            parts = {f"{name}.{part}": getattr(field, part) for name, field in fields.items()
+                     for part in ("grid", "mlp")}  # fmt: skip
+            self._store = ParameterStore(
+                [
+                    ParameterGroup(
+                        name=name, params=list(part.parameters()), lr=self.settings.learning_rates[name]
+                    )
+                    for name, part in parts.items()
+                ]
+            )
+        return self._store
+
+    @torch.no_grad()
+    def handover(self) -> Handover:
+        """The surface where silhouettes agree best, see `extract_surface`, and the colours' weights."""
+        extracted = extract_surface(self, self.settings.mesh_resolution, self.rasterizer)
+        return Handover(
+            surface=extracted.mesh,
+            sdf=extracted.sdf,
+            material=torch.no_grad()(self.material),
+            state=self.color.handed_over(),
+            notes=extracted.notes,
+        )
+
+    @torch.no_grad()
+    def to_mesh(self) -> Mesh:
+        """See `Meshable.to_mesh`."""
+        return extract_surface(self, self.settings.mesh_resolution, self.rasterizer).mesh
+
+    def material(self, points: Float[Tensor, "P 3"]) -> Material:
+        """See `Meshable.material`."""
+        return cast("Material", self.color(points))
+
+    @torch.no_grad()
+    def density_at(self, points: Float[Tensor, "P 3"]) -> Float[Tensor, " P"]:
+        """The density of any number of points, without gradients."""
+        parts = [self.density(part, self._levels) for part in torch.split(points, CHUNK)]
+        return torch.cat(parts) if parts else points.new_zeros(0)
+
+    def get_extra_state(self) -> Tensor:
+        """What a checkpoint needs beside tensors: the last step begun, recoveries and levels in use."""
+        return torch.tensor([self._prepared, self.recoveries, self._levels], dtype=torch.float64)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self._prepared, self.recoveries, self._levels = (int(value) for value in state.tolist())
+        self._fill = _Readback()
+
+    def _levels_at(self, progress: float) -> int:
+        return max(1, round(self.settings.levels(progress) * self.density.levels))
+
+    def _lighting(self, step: Step) -> tuple[bool, bool]:
+        """Whether a step is lit, and whether it shows no colours then."""
+        first, second = torch.rand(2, generator=step.generator("shading")).tolist()
+        lit = first < self.settings.shaded(step.progress)
+        return lit, lit and second < self.settings.textureless
+
+    def _samples(self, rays: Rays, step: Step | None) -> Samples:
+        """Samples on rays, jittered in a step; on a device the host knows their number from before."""
+        settings = self.settings
+        if step is None:
+            offset = torch.full_like(rays.near, 0.5)
+        else:
+            drawn = torch.rand(len(rays), generator=step.generator("jitter"))
+            offset = drawn.to(rays.near, non_blocking=True)
+        fill = self._fill.receive() if step is not None and rays.near.is_cuda else None
+        most = len(rays) * settings.stations
+        capacity = None if fill is None else min(most, int(MARGIN * fill * most) + SPARE)
+        samples = march(rays, self._occupied(), stations=settings.stations, offset=offset, capacity=capacity)
+        if step is not None:
+            self._fill.send(samples.total / most)
+        return samples
+
+    def _render(
+        self, rays: Rays, samples: Samples, views: Views, resolution: int, *, lit: bool, textureless: bool
+    ) -> Rendering:
+        key = key_direction(views.cameras).repeat_interleave(resolution**2, dim=0)
+        key = torch.cat([key, key.new_zeros(1, 3)])[samples.spans.ray]
+
+        def radiance(points: Tensor, _: Tensor) -> Radiance:
+            density = self.density(points, self._levels)
+            color = self.color(points).base_color
+            if not lit:
+                return Radiance(density, color, torch.zeros_like(points))
+            normal = self.density.normals(points, self._levels)
+            shown = torch.full_like(color, 0.75) if textureless else color
+            return Radiance(density, shade(shown, normal, key), normal)
+
+        return render_volume(rays, samples, radiance, views.background, resolution)
+
+    @torch.no_grad()
+    def _evaluate(self, views: Views, resolution: int) -> Rendering:
+        """Exact and lit, one view after the other: a volume needs far more memory than a surface."""
+        parts = []
+        for index in range(len(views)):
+            one = slice(index, index + 1)
+            view = Views(views.cameras[one], views.background[one])
+            rays = camera_rays(view.cameras, resolution)
+            samples = self._samples(rays, None)
+            parts.append(self._render(rays, samples, view, resolution, lit=True, textureless=False))
+        names = ("color", "normal", "depth", "alpha", "background")
+        joined: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
+        return Rendering(**joined)
+
+    def _occupied(self) -> Bool[Tensor, "N N N"]:
+        """Cells that may hold something, with their neighbours."""
+        full = (self.occupancy > self.occupancy.mean().clamp(*THRESHOLDS)).float()
+        return max_pool3d(full[None, None], 3, 1, 1)[0, 0] > 0
+
+    @torch.no_grad()
+    def _update_occupancy(self, step: Step, *, decay: float) -> None:
+        """Opacity of a station in every cell, at one random point of each, decaying where it falls."""
+        occupancy, cells = self.occupancy, self.settings.occupancy
+        corner = grid_points(cells - 1, occupancy.device).to(occupancy) * ((cells - 1) / cells) - 1.0 / cells
+        jitter = torch.rand(cells**3, 3, generator=step.generator("occupancy")).to(occupancy)
+        density = self.density_at(corner + jitter * (2.0 / cells)).reshape(occupancy.shape)
+        opacity = density * (2.0 / self.settings.stations)
+        self.occupancy = torch.maximum(decay * occupancy, opacity)
+
+    @torch.no_grad()
+    def _recover(self) -> None:
+        """Start the density anew after a scene became empty."""
+        self.recoveries += 1
+        if self.recoveries > self.settings.max_recoveries:
+            raise DivergedError(
+                f"the scene must not be empty, but it was after {self.settings.max_recoveries} recoveries; "
+                "lower the weights of sparsity and entropy, or the learning rates"
+            )
+        logger.warning("the scene is empty: going back to the first density")
+        self.density.restart()
+        self._fill = _Readback()
+
+
+class _Readback:
+    """Brings the filled fraction of the samples to the host late, so that it need not wait for the device."""
+
+    def __init__(self) -> None:
+        self._known: float | None = None
+        self._pending: Tensor | None = None
+        self._arrived: torch.cuda.Event | None = None
+
+    def send(self, fraction: Float[Tensor, ""]) -> None:
+        """Start a copy, unless one is under way."""
+        if self._pending is not None:
+            return
+        if fraction.is_cuda:
+            self._pending = torch.empty((), pin_memory=True)
+            self._pending.copy_(fraction, non_blocking=True)
+            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._arrived.record()
+        else:
+            self._pending = fraction.clone()
+
+    def receive(self) -> float | None:
+        """The last fraction that has arrived; None before the first one."""
+        done = self._arrived is None or self._arrived.query()  # type: ignore[no-untyped-call]
+        if self._pending is not None and done:
+            self._known = float(self._pending)
+            self._pending = self._arrived = None
+        return self._known
+
+    def empty(self) -> bool:
+        """Whether a step is known to have had no sample."""
+        return self.receive() == 0.0

@@ -1,0 +1,122 @@
+"""The configuration of a NeRF."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from pgc3d.context import RepresentationContext
+from pgc3d.ranges import MAX_RATE, MAX_WEIGHT, check, number, schedule
+from pgc3d.representation.density import Blob, DensityField
+from pgc3d.representation.fields import (
+    HashGrid,
+    Mlp,
+    build_color_field,
+    check_color_field,
+    start_colors,
+)
+from pgc3d.representation.nerf import Nerf, NerfSettings
+from pgc3d.representation.nerf_losses import LOSSES
+from pgc3d.requirements import Requirements
+from pgc3d.schedules import PiecewiseLinear
+
+BYTES = 360  # kept for a sample with autograd: features and hidden layers of both fields, float32
+FILL = 0.1  # fraction of the stations that hold samples once the occupancy grid has settled
+
+
+@dataclass(frozen=True)
+class NerfConfig:
+    """The defaults suit two CPU cores; 16 levels of 2^19 rows up to 4096 cells suit a GPU."""
+
+    kind: Literal["nerf"] = "nerf"
+    levels: int = number(6, 1, 16)  # of the density's hash grid
+    features: int = number(2, 1, 8)
+    log2_rows: int = number(15, 4, 24)
+    base: int = number(8, 2, 512, unit="cells along an axis")
+    finest: int = number(96, 2, 16384, unit="cells along an axis")
+    hidden: int = number(16, 1, 256)
+    levels_used: tuple[float, ...] = schedule((0.0, 0.5, 0.6, 1.0), 0.01, 1.0)  # fraction of the levels
+    activation: Literal["softplus", "exp"] = "softplus"
+    blob_strength: float = number(10.0, 0.0, 1e4)  # density of the first ball's centre, before activation
+    blob_radius: float = number(0.5, 0.01, 2.0)
+    stations: int = number(48, 8, 1024)  # samples on a diameter of the unit ball
+    occupancy: int = number(32, 8, 256, unit="cells along an axis")
+    occupancy_every: int = number(16, 1, 10_000, unit="steps")
+    shaded: tuple[float, ...] = schedule((1.0,), 0.0, 1.0)  # probability that a step is lit
+    textureless: float = number(0.0, 0.0, 1.0)  # probability that a lit step shows no colours
+    mesh_resolution: int = number(64, 8, 512, unit="cells along an axis")  # of the surface that is found
+    lr_grid: float = number(0.01, 0.0, MAX_RATE)
+    lr_mlp: float = number(0.002, 0.0, MAX_RATE)
+    lr_color_grid: float = number(0.01, 0.0, MAX_RATE)
+    lr_color_mlp: float = number(0.002, 0.0, MAX_RATE)
+    regularizer_rays: int = number(512, 1, 2**20)  # of a step
+    orientation: float = number(0.0, 0.0, MAX_WEIGHT)  # weights of the regularisers
+    sparsity: float = number(0.0, 0.0, MAX_WEIGHT)
+    opaque: float = number(0.0, 0.0, MAX_WEIGHT)
+    entropy: float = number(0.0, 0.0, MAX_WEIGHT)
+    depth_variance: float = number(0.0, 0.0, MAX_WEIGHT)
+    color_levels: int = number(8, 1, 16)
+    color_features: int = number(2, 1, 8)
+    color_log2_rows: int = number(15, 4, 24)
+    color_base: int = number(8, 2, 512, unit="cells along an axis")
+    color_finest: int = number(256, 2, 16384, unit="cells along an axis")
+    color_hidden: int = number(32, 1, 256)
+    color: tuple[float, float, float] = number((0.5, 0.5, 0.5), 0.001, 0.999, unit="in sRGB")  # at the start
+    roughness: float = number(0.8, 0.0, 1.0)
+    metallic: float = number(0.0, 0.0, 1.0)
+    max_recoveries: int = number(3, 0, 1000)
+
+    fixed_shape: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check(self)
+        check_color_field(self)
+        if self.finest < self.base:
+            raise ValueError(f"finest must not be less than base, got {self.finest} < {self.base}")
+
+    def requires(self) -> Requirements:
+        """Nothing."""
+        return Requirements()
+
+    def render_bytes(self, *, low_memory: bool) -> int:
+        """Memory kept for a rendered pixel until its gradient is known."""
+        return int(BYTES * FILL * self.stations * (1 if low_memory else 5))
+
+    def build(self, context: RepresentationContext) -> Nerf:
+        """The representation at its start; of an earlier stage it takes the colours."""
+        generator = context.generator
+        grid = HashGrid(
+            levels=self.levels, features=self.features, log2_rows=self.log2_rows, base=self.base,
+            finest=self.finest, generator=generator,
+        )  # fmt: skip
+        density = DensityField(
+            grid,
+            Mlp(grid.width, 1, hidden=self.hidden, generator=generator),
+            blob=Blob(self.blob_strength, self.blob_radius),
+            activation=self.activation,
+        )
+        color = build_color_field(self, generator)
+        nerf = Nerf(
+            rasterizer=context.rasterizer, density=density, color=color, settings=self._settings()
+        ).to(context.device)
+        nerf.color.recompute = context.low_memory
+        if context.start is not None:
+            start_colors(nerf.color, context.start, generator)
+        return nerf
+
+    def _settings(self) -> NerfSettings:
+        rates = {
+            "density.grid": self.lr_grid, "density.mlp": self.lr_mlp,
+            "color.grid": self.lr_color_grid, "color.mlp": self.lr_color_mlp,
+        }  # fmt: skip
+        return NerfSettings(
+            learning_rates=rates,
+            weights={name: getattr(self, name) for name in LOSSES},
+            stations=self.stations,
+            occupancy=self.occupancy,
+            occupancy_every=self.occupancy_every,
+            rays=self.regularizer_rays,
+            shaded=PiecewiseLinear(self.shaded),
+            textureless=self.textureless,
+            levels=PiecewiseLinear(self.levels_used),
+            mesh_resolution=self.mesh_resolution,
+            max_recoveries=self.max_recoveries,
+        )
