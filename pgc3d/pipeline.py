@@ -298,14 +298,12 @@ def _optimize_stage(
     """Optimise a stage to its end; None where a signal came first."""
     config = context.config
     if len(config.stages) > 1:
-        session.report(Event("build", message=f"stage {name}: {config.stages[name].steps} steps"))
+        session.note(f"stage {name}: {config.stages[name].steps} steps")
     models = cast("LoadedModels", context.models)
     models.keep_only(config.stages[name].requires().models)
     with session.timed("build"):
         # What a checkpoint holds replaces whatever the stage started from.
-        start = handover_of(session.run, context, name) if checkpoint is None else None
-        for note in start.notes if start is not None else ():
-            session.report(Event("build", message=note))
+        start = handover_of(session.run, context, name, session.note) if checkpoint is None else None
         built = build_stage(context, name, start)
     representation = built.problem.representation
     paint = _painter(session, representation)

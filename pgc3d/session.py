@@ -88,6 +88,10 @@ class Session:
         self.record |= {"status": status, "peak_memory_bytes": peak_memory(self.device)}
         self.run.write_manifest(self.record)
 
+    def note(self, message: str) -> None:
+        """Report a line about how the run is built."""
+        self.report(Event("build", message=message))
+
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:
         """Add the block's seconds to the manifest."""

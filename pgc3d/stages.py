@@ -1,6 +1,6 @@
 """What a stage starts from: the last checkpoint of an earlier stage, of this run or of another one."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,12 @@ from pgc3d.task import Task
 from pgc3d.types import Handover
 
 
-def handover_of(run: RunDirectory, context: RunContext, name: str) -> Handover | None:
+def handover_of(
+    run: RunDirectory, context: RunContext, name: str, notify: Callable[[str], None]
+) -> Handover | None:
     """What the start of the stage `name` left; None where it starts from nothing.
+
+    `notify` receives lines about what was found and lost on the way.
 
     Raises:
         RunDirectoryError: the start has no checkpoint.
@@ -27,17 +31,20 @@ def handover_of(run: RunDirectory, context: RunContext, name: str) -> Handover |
     if not start:
         return None
     if start in context.config.stages:
-        return _load(run, context, start)
+        return _load(run, context, start, notify)
     other, stage = _other_run(start)
     config = load_config([other.config])
     task = Task.from_record(other.read_manifest(), other.path)
-    return _load(other, RunContext.of(config, task, context.rasterizer, context.device), stage)
+    return _load(other, RunContext.of(config, task, context.rasterizer, context.device), stage, notify)
 
 
-def _load(run: RunDirectory, context: RunContext, stage: str) -> Handover:
+def _load(run: RunDirectory, context: RunContext, stage: str, notify: Callable[[str], None]) -> Handover:
     representation = build_representation(context, stage)
     unpack_representation(_last(run, stage), representation)
-    return representation.handover()
+    handover = representation.handover()
+    for note in handover.notes:
+        notify(note)
+    return handover
 
 
 def _last(run: RunDirectory, stage: str) -> Checkpoint:

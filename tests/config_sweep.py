@@ -39,6 +39,12 @@ SMALL_FIELD = ["color_levels=2", "color_log2_rows=8", "color_finest=16", "color_
 PAINTED = f"{STAGE}.representation.kind=textured_mesh"
 SETTINGS = {
     "dmtet": [f"{STAGE}.representation.{item}" for item in ("resolution=8", *SMALL_FIELD)],
+    "nerf": [
+        f"{STAGE}.representation.{item}"
+        for item in (
+            "kind=nerf", "levels=2", "log2_rows=8", "finest=16", "stations=8", "occupancy=8", *SMALL_FIELD,
+        )
+    ],
     "textured_mesh": [
         PAINTED, *(f"{STAGE}.representation.{item}" for item in ("image_size=64", *SMALL_FIELD)),
     ],
@@ -247,7 +253,8 @@ def nested(path: str, value: object) -> dict[str, object]:
 @cache
 def base_of(setting: Setting) -> dict[str, object]:
     """What makes the setting's place, small and quick, as the mapping of a file."""
-    kind = "textured_mesh" if PAINTED in setting.base else "dmtet"
+    kinds = (kind for kind in SETTINGS if f"{STAGE}.representation.kind={kind}" in setting.base)
+    kind = next(kinds, "dmtet")
     base: dict[str, object] = {}
     for item in [*SMALL, *SETTINGS[kind], *setting.base]:
         path, _, text = item.partition("=")

@@ -156,7 +156,7 @@ def ends_and_starts(folder, config):
     coarse = build_representation(found, "coarse")
     run = RunDirectory.open(folder)
     unpack_representation(run.load_checkpoint("coarse"), coarse)
-    return coarse, build_representation(found, "fine", handover_of(run, found, "fine"))
+    return coarse, build_representation(found, "fine", handover_of(run, found, "fine", print))
 
 
 def surface_points(mesh, count=2000):
@@ -360,7 +360,7 @@ def test_a_run_goes_on_from_a_stage_of_another_one(config, copy, whole, tmp_path
 
 def test_a_run_without_a_stage_means_its_last_one(config, copy):
     run, start = RunDirectory(copy / "new"), from_run(config, str(copy))
-    fine = handover_of(run, context(copy, start), "fine")
+    fine = handover_of(run, context(copy, start), "fine", print)
     expected = build_representation(context(copy), "fine")
     unpack_representation(RunDirectory.open(copy).load_checkpoint("fine"), expected)
     assert torch.equal(fine.surface.vertices, expected.to_mesh().vertices)

@@ -176,7 +176,7 @@ class Nerf(nn.Module):
         return lit, lit and second < self.settings.textureless
 
     def _samples(self, rays: Rays, step: Step | None) -> Samples:
-        """Samples on rays, jittered in a step; on a device the host knows their number from before."""
+        """Samples on rays, jittered in a step; on a device their number is that of earlier steps."""
         settings = self.settings
         if step is None:
             offset = torch.full_like(rays.near, 0.5)
