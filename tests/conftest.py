@@ -1,5 +1,6 @@
 """Settings for all tests: few threads, no spinning, no network."""
 
+import gc
 import os
 
 for name, value in {
@@ -21,6 +22,17 @@ if not torch.cuda.is_available():  # Triton kernels run as numpy then; read when
 # A first call may import or compile; how long a test takes says nothing on a busy computer.
 settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_collections():
+    """Garbage is looked for among a file's own objects.
+
+    A run collects garbage several times. The libraries and the thousands of tests are millions of objects
+    that stay, among which each collection would take half a second.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

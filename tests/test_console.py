@@ -147,10 +147,16 @@ def test_full_device_is_one_line(tmp_path):
     assert ended.stderr == b"error: standard output must be writable, got: No space left on device\n"
 
 
-SLOW = [pytest.param(text, marks=pytest.mark.slow) for text in ("> /dev/full", ">&-", "2>&1 | head -1")]
+def test_a_reader_that_left_leaves_no_word_at_the_end(tmp_path):
+    ended = shell("pgc3d config show --guidance mini | true", tmp_path)
+    assert ended.stderr == b""
 
 
-@pytest.mark.parametrize("redirection", ["| true", ">&- 2>&-", *SLOW])
+REDIRECTIONS = ("| true", "> /dev/full", ">&-", "2>&1 | head -1")
+SLOW = [pytest.param(text, marks=pytest.mark.slow) for text in REDIRECTIONS]
+
+
+@pytest.mark.parametrize("redirection", [">&- 2>&-", *SLOW])
 def test_run_ends_well_wherever_its_output_goes(redirection, tmp_path):
     ended = shell(f"pgc3d text 'a red chair' {TINY} --out chair {redirection}", tmp_path)
     assert b"Traceback" not in ended.stderr

@@ -1,7 +1,9 @@
 """From a picture to an asset on the command line, with a tiny random Zero123."""
 
 import json
+import pickle
 import shutil
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -11,8 +13,11 @@ from tiny import edit_json, write_tiny_zero123
 
 from pgc3d.config import load_config, preset
 from pgc3d.errors import ConfigError
+from pgc3d.evaluation import benchmark, protocol
 from pgc3d.evaluation.items import Item, write_items
 from pgc3d.evaluation.procedural import procedural_asset
+from pgc3d.evaluation.processes import in_processes
+from pgc3d.evaluation.protocol import Protocol
 from pgc3d.mesh_io.mesh_file import write_mesh
 from pgc3d.presets import IMAGE, configure
 from pgc3d.rendering.cpu import CpuRasterizer
@@ -284,22 +289,50 @@ def test_text_configurations_need_no_picture():
         load_config(overrides=["objectives.color.cameras.kind=refernce"])
 
 
-def test_a_benchmark_makes_its_image_items(run, checkpoint, picture, tmp_path):  # noqa: F811
+@dataclass(frozen=True)
+class Coarse(Protocol):
+    """Quick numbers; which ones they are does not matter here."""
+
+    views: int = 3
+    resolution: int = 64
+    points: int = 1024
+    surface_views: int = 8
+    grid: int = 24
+
+
+def in_pickles(work, tasks, *, processes):
+    """As in so many processes, but here: what goes to them goes through pickle."""
+    assert processes == 2
+    return in_processes(*pickle.loads(pickle.dumps((work, dict(tasks)))), processes=1)
+
+
+def make_image_items(run, checkpoint, picture, folder):  # noqa: F811
     """Two at once, in the frame of the truth: seen from the elevation that the list says."""
-    truth = tmp_path / "truth.glb"
+    truth = folder / "truth.glb"
     write_mesh(truth, procedural_asset("box", rasterizer=CpuRasterizer()), "glb")
     item = Item("thing", image=picture, truth=truth, elevation_degrees=25.0)
-    write_items(tmp_path / "items.jsonl", [item])
-    arguments = ["--run", "--model", checkpoint, "--set", "export.format=stl", "--out", tmp_path / "numbers"]
+    write_items(folder / "items.jsonl", [item])
+    arguments = ["--run", "--model", checkpoint, "--set", "export.format=stl", "--out", folder / "numbers"]
     two = ["--seed", 3, "--seeds", 2, "--jobs", 2]
-    code, out, err = run("eval", tmp_path / "items.jsonl", tmp_path / "ours", *arguments, *two, *TINY)
+    code, out, err = run("eval", folder / "items.jsonl", folder / "ours", *arguments, *two, *TINY)
     for seed in (3, 4):
-        folder = tmp_path / "ours" / f"thing-{seed}"
-        config = (folder / "config.yaml").read_text()
+        made = folder / "ours" / f"thing-{seed}"
+        config = (made / "config.yaml").read_text()
         assert "elevation_degrees: 25.0" in config
         assert f"seed: {seed}" in config
-        assert json.loads((folder / "manifest.json").read_text())["stages"]["main"]["steps"] == 4
+        assert json.loads((made / "manifest.json").read_text())["stages"]["main"]["steps"] == 4
     if code == 0:  # random weights make noise, which may be too fine to be exported faithfully
         assert "| chamfer" in out, err
     else:
         assert code == 5, err
+
+
+def test_a_benchmark_makes_its_image_items(run, checkpoint, picture, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(benchmark, "in_processes", in_pickles)
+    monkeypatch.setattr(protocol, "Protocol", Coarse)
+    make_image_items(run, checkpoint, picture, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_benchmark_makes_its_image_items_in_processes(run, checkpoint, picture, tmp_path):  # noqa: F811
+    make_image_items(run, checkpoint, picture, tmp_path)

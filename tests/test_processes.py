@@ -1,6 +1,7 @@
 """Jobs in one process or several: the same answers, the cores shared, and an end after an error."""
 
 import math
+import operator
 import os
 
 import pytest
@@ -11,12 +12,18 @@ from pgc3d.evaluation.processes import in_processes
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_every_task_is_answered_under_its_key(processes):
-    tasks = {f"root of {number}": (number,) for number in range(9)}
-    found = list(in_processes(math.isqrt, tasks, processes=processes))
-    assert len(found) == 9
-    assert dict(found) == {key: math.isqrt(number) for key, (number,) in tasks.items()}
+    """And processes share the cores."""
+    tasks = {f"root of {number}": (math.isqrt, number) for number in range(9)}
+    answers = in_processes(operator.call, tasks | {"threads": (torch.get_num_threads,)}, processes=processes)
+    found = list(answers)
+    assert len(found) == 10
+    answered = dict(found)
+    threads = answered.pop("threads")
+    assert answered == {key: math.isqrt(number) for key, (_, number) in tasks.items()}
     if processes == 1:
-        assert [key for key, _ in found] == list(tasks)
+        assert [key for key, _ in found] == [*tasks, "threads"]
+    else:
+        assert threads == max(1, (os.cpu_count() or 1) // 2)
 
 
 def test_one_process_works_as_it_is_asked():
@@ -24,11 +31,6 @@ def test_one_process_works_as_it_is_asked():
     answers = in_processes(worked.append, {number: (number,) for number in range(3)}, processes=1)
     next(answers)
     assert worked == [0]
-
-
-def test_processes_share_the_cores():
-    (answer,) = dict(in_processes(torch.get_num_threads, {"threads": ()}, processes=2)).values()
-    assert answer == max(1, (os.cpu_count() or 1) // 2)
 
 
 @pytest.mark.parametrize("processes", [1, 2])

@@ -29,7 +29,7 @@ def joint_matrices(document: Document, skin: int, scene: Scene) -> Floats:
     Raises:
         InputError: a joint is missing, or the inverse bind matrices do not fit.
     """
-    entry = document.root.entries("skins")[skin]
+    entry = document.skins[skin]
     joints = entry.indices("joints", len(document.nodes))
     if not joints:
         raise entry.fault("joints", "a list of nodes")

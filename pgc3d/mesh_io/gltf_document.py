@@ -145,6 +145,7 @@ class Document:
     buffers: list[Entry]
     meshes: list[Entry]
     nodes: list[Entry]
+    skins: list[Entry]
     opened: dict[int, bytes] = field(default_factory=dict)
     decoded: dict[str, Image.Image] = field(default_factory=dict)  # images, by their place
 
@@ -247,6 +248,7 @@ def parse_document(data: bytes, path: Path) -> Document:
         buffers=root.entries("buffers"),
         meshes=root.entries("meshes"),
         nodes=root.entries("nodes"),
+        skins=root.entries("skins"),
     )
 
 

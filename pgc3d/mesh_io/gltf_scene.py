@@ -161,7 +161,7 @@ def _shown(document: Document, index: int, matrix: Matrix) -> Shown:
         mesh=mesh or 0,
         matrix=matrix,
         weights=None if weights is None else tuple(weights),
-        skin=node.index("skin", len(document.root.entries("skins"))),
+        skin=node.index("skin", len(document.skins)),
         instances=attributes,
         copies=copies,
     )
