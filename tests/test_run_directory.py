@@ -168,7 +168,7 @@ def test_full_disk_is_one_line_and_keeps_the_old_file(run, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(RunDirectoryError, match="disk must have room"):
+    with pytest.raises(RunDirectoryError, match="disk must have space"):
         replace_file(target, b"new")
     assert target.read_bytes() == b"old"
     assert not list(run.path.glob("*.tmp")) + list(run.path.glob(".*.tmp"))
@@ -236,7 +236,7 @@ def test_links_in_a_run_are_never_followed(used, tmp_path, name):
     files = [path for path in outside.rglob("*") if path.is_file()] if outside.is_dir() else [outside]
     before, entries = {path: path.read_bytes() for path in files}, set(outside.rglob("*"))
     assert before
-    with pytest.raises(RunDirectoryError, match=r"must be a .* of the run itself, but is a symbolic link"):
+    with pytest.raises(RunDirectoryError, match=r"must be a .* of the run itself, got a symbolic link"):
         work(used.path)
     assert {path: path.read_bytes() for path in before} == before
     assert set(outside.rglob("*")) == entries
@@ -256,7 +256,7 @@ def test_other_things_in_the_place_of_a_part_are_one_line(used, tmp_path, name, 
         place.touch()
     else:
         place.mkdir()
-    with pytest.raises(RunDirectoryError, match="of the run itself, but is a"):
+    with pytest.raises(RunDirectoryError, match="of the run itself, got a"):
         work(used.path)
     assert not (tmp_path / "nowhere").exists()
 

@@ -232,7 +232,7 @@ def test_a_step_that_runs_out_of_memory_is_done_again_with_fewer_views_at_a_time
     torch.testing.assert_close(color(parts), color(whole), rtol=0, atol=0)
     assert session.run.read_manifest()["out_of_memory"] == [{"stage": "main", "step": at, "micro_batch": 1}]
     messages = [event.message for event in events if event.message]
-    assert messages == [f"out of memory in step {at}: saved, and going on with 1 views at a time"]
+    assert messages == [f"out of memory in step {at}: saved, continuing with 1 views at a time"]
 
 
 def test_views_are_halved_until_they_fit_and_a_resumed_run_remembers(session):
