@@ -101,7 +101,7 @@ ERRORS = {
     "evaluation that makes nothing": (
         ["eval", "none.jsonl", "--steps", "5", "--set", "run.seed=1", "--device", "cpu"],
         2,
-        "error: --steps, --set must go with --run, without which nothing is made",
+        "error: --steps, --set must go with --run, which is not given",
     ),
     "seeds of nothing": (["eval", "none.jsonl", "--seeds", "2"], 2, "must go with --run"),
     "no such run": (["resume", "none"], 2, "error: none must be the folder of a run"),
@@ -118,7 +118,7 @@ ERRORS = {
     "mesh without a mesh": (
         ["text", "x", "--guidance", "mini", "--out", "o", "--set", "representation.kind=textured_mesh"],
         2,
-        "needs a mesh; use `pgc3d texture MESH PROMPT`",
+        "must have a mesh, got none; use `pgc3d texture MESH PROMPT`",
     ),
     "wrong config file": (["config", "validate", "none.yaml"], 2, "none.yaml does not"),
 }
@@ -152,7 +152,7 @@ def test_broken_model_folder_names_the_file(run, checkpoint, tmp_path):
 def test_cuda_that_is_not_there_is_one_line(run, checkpoint):
     code, _, err = run("text", "x", "--model", checkpoint, "--device", "cuda")
     assert code == 2
-    assert err.splitlines()[-1].startswith("error: --device cuda needs a CUDA device, but")
+    assert err.splitlines()[-1].startswith("error: --device cuda must have a CUDA device, but")
 
 
 def test_output_folder_is_never_overwritten(run, checkpoint, tmp_path):

@@ -333,7 +333,7 @@ def test_a_folder_in_which_no_run_began_is_used_by_the_next_one(config, tmp_path
         raise SystemExit
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "_keep_inputs", killed)
+        patch.setattr(pipeline, "_store_inputs", killed)
         with pytest.raises(SystemExit):
             generate(tmp_path / "run", config)
     with pytest.raises(RunDirectoryError, match="must hold a run that has begun"):

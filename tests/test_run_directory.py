@@ -372,7 +372,7 @@ def test_a_folder_in_which_no_run_began_is_used_again(tmp_path, stage):
     for _ in range(stage + 1):
         next(start)
     if stage:
-        with pytest.raises(RunDirectoryError, match=r"must hold a run that has begun.*may be used for it"):
+        with pytest.raises(RunDirectoryError, match=r"must hold a run that has begun.*start it again"):
             RunDirectory.open(path)
     with RunDirectory.create(path) as run:
         run.begin()
@@ -569,7 +569,7 @@ def test_inputs_behind_links_are_refused(run, tmp_path, link):
     target = tmp_path / "outside" / ("input.png" if link == "input.png" else "")
     (run.path / link).symlink_to(target)
     name = link if link == "input.png" else "inputs/input.png"
-    with pytest.raises(RunDirectoryError, match="is a symbolic link"):
+    with pytest.raises(RunDirectoryError, match="got a symbolic link"):
         run.require_same_inputs({"image": name})
 
 
@@ -580,7 +580,7 @@ def test_inputs_that_changed_are_refused(run, change):
     record = {"image": "input.png", "files": run.hash_files([path])}
     run.require_same_inputs(record)
     path.write_bytes(b"Picture") if change == "other content" else path.unlink()
-    with pytest.raises(RunDirectoryError, match=r"must be as when the run began|must be there"):
+    with pytest.raises(RunDirectoryError, match=r"must be as when the run began|must exist"):
         run.require_same_inputs(record)
 
 

@@ -304,7 +304,7 @@ def test_fewer_steps_of_a_stage_than_are_done_are_one_line(copy):
     text = (copy / "config.yaml").read_text()
     assert text.count(f"    steps: {COARSE}") == 1
     (copy / "config.yaml").write_text(text.replace(f"    steps: {COARSE}", f"    steps: {COARSE - 1}"))
-    with pytest.raises(RunDirectoryError, match=r"stages\.coarse in .* must be at least 3, the steps"):
+    with pytest.raises(RunDirectoryError, match=r"stages\.coarse\.steps in .* must be at least 3, the steps"):
         pipeline.resume(copy, edited=True)
 
 
@@ -384,7 +384,7 @@ def test_a_run_to_start_from_that_changed_is_one_line(config, copy, tmp_path, ch
         changed = {**newest.tensors, "representation.base": newest.tensors["representation.base"] + 0.01}
         other.save_checkpoint("coarse", dataclasses.replace(newest, tensors=changed))
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name != ".lock"}
-    expected = "from the folder of a run, got" if change == "gone" else "must start from .* has changed"
+    expected = "or the folder of a run, got" if change == "gone" else "must start from .* has changed"
     with pytest.raises((ConfigError, RunDirectoryError), match=expected) as error:
         pipeline.resume(out)
     assert "\n" not in str(error.value)
@@ -394,9 +394,9 @@ def test_a_run_to_start_from_that_changed_is_one_line(config, copy, tmp_path, ch
 @pytest.mark.parametrize(
     ("start", "line"),
     [
-        ("nowhere", "an earlier stage or from the folder of a run, got 'nowhere'$"),
+        ("nowhere", "an earlier stage or the folder of a run, got 'nowhere'$"),
         ("{copy}:coarze", "must have the stage to start from, got 'coarze'; did you mean 'coarse'"),
-        ("{copy}/gone:coarse", "an earlier stage or from the folder of a run"),
+        ("{copy}/gone:coarse", "an earlier stage or the folder of a run"),
         ("{copy}/previews", "must be the folder of a run"),
     ],
 )

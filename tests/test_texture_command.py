@@ -50,7 +50,7 @@ def test_mesh_is_painted_and_more(run, checkpoint, tmp_path):  # noqa: F811
     assert run("export", folder, "--format", "obj")[0] in (0, 5)
     assert (folder / "asset.obj").is_file()
     code, _, err = run("export", folder, "--faces", "4")
-    assert (code, "stays as it is" in err) == (2, True)
+    assert (code, "geometry is fixed" in err) == (2, True)
     assert run("render", folder)[0] == 0
 
 
@@ -185,7 +185,7 @@ BACKGROUND_ERRORS = {
     "see-through": (["glass.png"], "a background must be opaque, glass.png is not"),
     "two": (["wall.png", "./other.png"], "must name at most one image file, got wall.png, ./other.png"),
     "misspelt": (["whte"], "got 'whte'; did you mean 'white'?"),
-    "no file": (["image"], "so an image must be given; use pgc3d texture ... --background FILE"),
+    "no file": (["image"], "must have an image, got none; use pgc3d texture ... --background FILE"),
     "unused": (
         ["wall.png", "--set", "objectives.color.backgrounds=[white]"],
         "the background wall.png must be used, but no backgrounds name 'image'",
