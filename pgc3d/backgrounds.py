@@ -1,12 +1,12 @@
-"""What lies behind the object in a view: a colour, a random one, or a picture.
+"""The background of a view: a colour, a random one, or an image.
 
-Representations render over one colour b. A picture p is put there afterwards: with the antialiased coverage,
-the same view over the picture is
+Representations render over one colour b. A background image p is composited afterwards: with the antialiased
+coverage alpha, the same view over the image is
 
     color + (1 - alpha) (p - b)
 
-so that what a guidance says about the background reaches no parameter, and what it says about the outline
-is weighed against the picture.
+A gradient on a pixel without coverage therefore reaches no parameter, and the gradient with respect to alpha,
+on the silhouette, is that of the composite over p.
 """
 
 from collections.abc import Sequence
@@ -26,9 +26,9 @@ Color: TypeAlias = tuple[float, float, float]  # sRGB
 
 @dataclass(frozen=True, eq=False)
 class Backdrop:
-    """A picture that covers every view, whatever its resolution."""
+    """A background image; it fills the whole view at every resolution."""
 
-    picture: Float[Tensor, "S S 3"]  # sRGB, on the device of the views
+    image: Float[Tensor, "S S 3"]  # sRGB in [0, 1], on the device of the views
     color: Color  # its mean, by which prompts name the background
 
 
@@ -38,7 +38,17 @@ Background: TypeAlias = Color | Backdrop | None  # None is a new random colour e
 def draw_backgrounds(
     backgrounds: Sequence[Background], batch: int, generator: torch.Generator, device: torch.device
 ) -> tuple[Float[Tensor, "B 3"], list[Backdrop | None]]:
-    """One of the backgrounds for every view: the colours to render over, and the pictures to put there."""
+    """One of the backgrounds for each of `batch` views, drawn uniformly.
+
+    Args:
+        backgrounds: what is drawn from; at least one.
+        batch: number of views B.
+        generator: on the CPU.
+        device: of the colours that are returned.
+
+    Returns:
+        The colours to render over, sRGB in [0, 1], and the background image of each view or None.
+    """
     chosen = torch.randint(len(backgrounds), (batch,), generator=generator)
     unknown = (-1.0, -1.0, -1.0)
     colors = [item.color if isinstance(item, Backdrop) else item or unknown for item in backgrounds]
@@ -51,17 +61,17 @@ def draw_backgrounds(
 
 
 def put_behind(rendering: Rendering, backdrops: Sequence[Backdrop | None]) -> Rendering:
-    """Put each view's picture where its background is; None leaves a view as it is."""
-    shown = [drop for drop in backdrops if drop is not None]
-    if not shown:
+    """The rendering with each view's background image composited behind it; None leaves a view as it is."""
+    used = {drop for drop in backdrops if drop is not None}
+    if not used:
         return rendering
     side = rendering.color.shape[1]
-    scaled = {drop: resize(drop.picture[None], side)[0] for drop in set(shown)}
-    pictures = torch.stack(
+    scaled = {drop: resize(drop.image[None], side)[0] for drop in used}
+    images = torch.stack(
         [
             scaled[drop] if drop is not None else color.expand(side, side, 3)
             for drop, color in zip(backdrops, rendering.background, strict=True)
         ]
     )
-    color = rendering.color + (1.0 - rendering.alpha) * (pictures - rendering.background[:, None, None])
+    color = rendering.color + (1.0 - rendering.alpha) * (images - rendering.background[:, None, None])
     return replace(rendering, color=clamp_overshoot(color))

@@ -1,4 +1,4 @@
-"""Cameras: THE convention of pgc3d.
+"""Cameras, and the one convention for axes and angles in pgc3d.
 
 Right handed, y up. Azimuth 0 puts the camera on +z, looking at the origin; azimuth grows towards +x, so that
 seen from above it runs counter-clockwise (as in Zero123). Elevation is positive above. A camera looks along
@@ -32,7 +32,11 @@ SurfaceSampler: TypeAlias = Callable[
 
 
 def perspective(fovy: Float[Tensor, " B"]) -> Float[Tensor, "B 4 4"]:
-    """OpenGL projection with aspect 1; `fovy` is the vertical field of view."""
+    """Clip-from-camera matrices of OpenGL projections with aspect 1.
+
+    Args:
+        fovy: vertical fields of view in radians, in (0, pi).
+    """
     focal = 1.0 / torch.tan(fovy / 2)
     matrix = torch.zeros(len(fovy), 4, 4, dtype=fovy.dtype, device=fovy.device)
     matrix[:, 0, 0] = focal
@@ -46,7 +50,9 @@ def perspective(fovy: Float[Tensor, " B"]) -> Float[Tensor, "B 4 4"]:
 def look_at(position: Float[Tensor, "B 3"], target: Float[Tensor, "B 3"]) -> Float[Tensor, "B 4 4"]:
     """World-to-camera matrices with the world's y upwards in the image.
 
-    The position must not lie exactly above or below the target.
+    Args:
+        position: camera centres in the world; none may lie exactly above or below its target.
+        target: points in the middle of the images.
     """
     backward = torch.nn.functional.normalize(position - target, dim=-1)
     up = torch.tensor([0.0, 1.0, 0.0], dtype=position.dtype, device=position.device).expand_as(position)
@@ -65,7 +71,15 @@ def orbit(
     fovy: Float[Tensor, " B"],
     target: Float[Tensor, "B 3"] | None = None,
 ) -> Cameras:
-    """Cameras on a sphere around `target` (the origin when None)."""
+    """Cameras on spheres around `target`, with the targets in the middle of their images.
+
+    Args:
+        azimuth: radians; 0 on +z, growing towards +x.
+        elevation: radians in (-pi / 2, pi / 2), positive above.
+        distance: from the target, in world units.
+        fovy: vertical fields of view in radians.
+        target: the origin when None.
+    """
     if target is None:
         target = torch.zeros(len(azimuth), 3, dtype=azimuth.dtype, device=azimuth.device)
     horizontal = torch.cos(elevation)
@@ -89,7 +103,7 @@ class OrbitConfig:
     elevation_degrees: tuple[float, float] = span((-10.0, 45.0), -89.0, 89.0, unit="degrees")
     azimuth_degrees: tuple[float, float] = span((-180.0, 180.0), -720.0, 720.0, unit="degrees")
     fovy_degrees: tuple[float, float] = span((40.0, 40.0), 0.0, 150.0, unit="degrees", above=True, below=True)
-    # Share of the image's half height that the unit sphere covers.
+    # Fraction of the image's half height that the unit sphere covers.
     fill: tuple[float, float] = span((0.85, 1.0), 0.0, MAX_FILL, above=True)
     stratified: bool = True  # spread the azimuths of one batch evenly
 
@@ -98,18 +112,18 @@ class OrbitConfig:
         _check_distance(self.fovy_degrees[0], self.fill[0])
 
     def requires(self) -> Requirements:
-        """Nothing."""
+        """No requirements: the cameras are random."""
         return Requirements()
 
     def build(self, context: "CameraContext") -> CameraSampler:
-        """New random cameras for each step."""
+        """A sampler of new random cameras for each step."""
         batch, device = context.batch, context.device
         return lambda step: sample_orbit(batch, self, step.generator("cameras"), device)
 
 
 @dataclass(frozen=True)
 class ViewConfig:
-    """The camera that took the input picture, as far as anyone knows; its azimuth is 0."""
+    """The camera of the input image, as far as it is known; its azimuth is 0."""
 
     elevation_degrees: float = number(0.0, -89.0, 89.0, unit="degrees")
     fovy_degrees: float = number(40.0, 0.0, 150.0, unit="degrees", above=True, below=True)
@@ -127,11 +141,11 @@ class ReferenceCameraConfig:
     kind: Literal["reference"] = "reference"
 
     def requires(self) -> Requirements:
-        """Nothing: the camera is known without the image."""
+        """No requirements: the camera does not depend on the image's content."""
         return Requirements()
 
     def build(self, context: "CameraContext") -> CameraSampler:
-        """The same camera for each step and view."""
+        """A sampler that returns the same camera for each step and view."""
         cameras = reference_view(context.view, context.batch).to(context.device)
         return lambda _: cameras
 
@@ -140,26 +154,30 @@ class ReferenceCameraConfig:
 class CameraContext:
     """What cameras are built from."""
 
-    batch: int  # views of a step
+    batch: int  # views per step
     device: torch.device
     view: ViewConfig = field(default_factory=ViewConfig)  # of the input image
     surface: SurfaceSampler | None = None  # of a given mesh, in the world
 
 
 def fill_distance(fovy: Float[Tensor, " B"], fill: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
-    """Distance at which the unit sphere's outline covers `fill` of the image's half height.
+    """Distance at which the unit sphere's silhouette covers the fraction `fill` of the image's half height.
 
     A sphere of radius 1 at distance d is seen under the half angle asin(1 / d).
+
+    Args:
+        fovy: vertical fields of view in radians.
+        fill: positive fractions; above 1 the silhouette leaves the image.
     """
     half_angle = torch.atan(fill * torch.tan(fovy / 2))
     return 1.0 / torch.sin(half_angle)
 
 
 def _check_distance(fovy_degrees: float, fill: float) -> None:
-    """Raise ValueError where the unit sphere would lie beyond what cameras see."""
-    # In double precision: a sine of zero would divide.
-    angle, share = torch.tensor([[math.radians(fovy_degrees)], [fill]], dtype=torch.float64)
-    distance = fill_distance(angle, share).item()
+    """Raise ValueError where the unit sphere would lie beyond the far plane."""
+    # In double precision: in single precision the sine of a small angle is 0, and the division fails.
+    angle, fraction = torch.tensor([[math.radians(fovy_degrees)], [fill]], dtype=torch.float64)
+    distance = fill_distance(angle, fraction).item()
     if distance + 1.0 > FAR:
         raise ValueError(
             f"cameras must stand within {FAR - 1.0:g} of the origin, got {distance:.1f} for fovy_degrees "
@@ -176,17 +194,21 @@ def frame_points(
     border: float,
     nearest: Float[Tensor, " C"],
 ) -> tuple[Float[Tensor, "C 3"], Float[Tensor, " C"]]:
-    """Targets and distances of cameras that see the points' bounding square as `PhotoConfig` wants it.
+    """Targets and distances of cameras that frame points as input images are framed (`InputImageConfig`).
 
-    It is in the middle of the picture and 1 - `border` of it wide, as nearly as `nearest` allows.
+    The points' bounding square is in the middle of the image, and its width is the fraction 1 - `border` of
+    the image's, as nearly as `nearest` allows.
 
     Args:
         points: within the unit ball.
-        azimuth: directions that the cameras look from.
-        elevation: likewise.
-        fovy: vertical fields of view.
-        border: share of the picture that the square leaves free.
-        nearest: distances that no camera falls below.
+        azimuth: of the cameras, in radians.
+        elevation: of the cameras, in radians.
+        fovy: vertical fields of view in radians.
+        border: fraction of the image's width beside the square, both sides together.
+        nearest: least distances from the target.
+
+    Returns:
+        The targets in the world, and the distances of the cameras from them.
     """
     distance = fill_distance(fovy, torch.ones_like(fovy))
     target = points.new_zeros(len(azimuth), 3)
@@ -205,7 +227,14 @@ def frame_points(
 def sample_orbit(
     batch: int, config: OrbitConfig, generator: torch.Generator, device: torch.device | str = "cpu"
 ) -> Cameras:
-    """Draw random cameras; the numbers come from a CPU generator, so that every device sees the same ones."""
+    """Random cameras on a sphere around the origin.
+
+    Args:
+        batch: number of cameras B.
+        config: ranges of the angles and of the fill.
+        generator: on the CPU, so that the cameras are the same on every device.
+        device: of the cameras.
+    """
 
     def uniform(low: float, high: float) -> Tensor:
         return low + (high - low) * torch.rand(batch, generator=generator)
@@ -222,7 +251,7 @@ def sample_orbit(
 
 
 def reference_view(config: ViewConfig, batch: int = 1) -> Cameras:
-    """The camera of the input picture, several times."""
+    """`batch` copies of the camera of the input image, on the CPU."""
     elevation = torch.full((batch,), config.elevation_degrees).deg2rad()
     fovy = torch.full((batch,), config.fovy_degrees).deg2rad()
     distance = fill_distance(fovy, torch.full((batch,), config.fill))
@@ -232,7 +261,7 @@ def reference_view(config: ViewConfig, batch: int = 1) -> Cameras:
 def turntable(
     views: int, *, elevation_degrees: float = 15.0, fovy_degrees: float = 40.0, fill: float = 0.95
 ) -> Cameras:
-    """Evenly spaced cameras around the object, the first one in front."""
+    """Cameras at `views` evenly spaced azimuths around the origin, the first one in front (azimuth 0)."""
     azimuth = torch.arange(views) * (2 * math.pi / views)
     fovy = torch.full((views,), math.radians(fovy_degrees))
     elevation = torch.full((views,), math.radians(elevation_degrees))
@@ -243,8 +272,8 @@ def turntable(
 class CloseUpConfig:
     """An orbit whose views become close-ups; `share` and `zoom` are schedules (see `PiecewiseLinear`).
 
-    A close-up looks at a random point of the surface, from the side that the surface faces, within the
-    orbit's elevations. At zoom z the picture shows 1 / z of the width that the whole object would fill there.
+    A close-up has a random point of the surface in the middle, from the side that the surface faces, within
+    the orbit's elevations. At zoom z the image shows 1 / z of the width that it would show at zoom 1.
     """
 
     kind: Literal["close_up"] = "close_up"
@@ -258,18 +287,18 @@ class CloseUpConfig:
         check(self)
 
     def requires(self) -> Requirements:
-        """A given mesh, whose surface is known before the run."""
+        """A mesh as input, whose surface exists before the run."""
         return Requirements(inputs=frozenset({"mesh"}))
 
     def build(self, context: CameraContext) -> CameraSampler:
-        """New random cameras for each step.
+        """A sampler of new random cameras for each step.
 
         Raises:
-            ValueError: there is no surface.
+            ValueError: the context has no surface.
         """
         surface, batch, device = context.surface, context.batch, context.device
         if surface is None:
-            raise ValueError("close-ups must have a surface to point at")
+            raise ValueError("close-ups must have the surface of a mesh, got none; use other cameras")
         return lambda step: sample_close_ups(
             batch, self, surface, step.progress, step.generator("cameras"), device
         )
@@ -283,7 +312,16 @@ def sample_close_ups(
     generator: torch.Generator,
     device: torch.device | str = "cpu",
 ) -> Cameras:
-    """Draw cameras for a share of the run; `surface` draws points with unit normals, all on the CPU."""
+    """Random cameras, of which a fraction are close-ups of the surface.
+
+    Args:
+        batch: number of cameras B.
+        config: fraction and zoom over the progress of the run, and the orbit of the other cameras.
+        surface: draws points of the surface and their unit normals, on the CPU.
+        progress: of the run, in [0, 1].
+        generator: on the CPU, so that the cameras are the same on every device.
+        device: of the cameras.
+    """
     whole = sample_orbit(batch, config.orbit, generator)
     close = torch.rand(batch, generator=generator) < PiecewiseLinear(config.share)(progress)
     points, normals = surface(batch, generator)
@@ -301,9 +339,11 @@ def sample_close_ups(
 
 
 def _choose(condition: Tensor, first: Cameras, second: Cameras) -> Cameras:
-    def pick(name: str) -> Tensor:
-        ours, others = getattr(first, name), getattr(second, name)
-        return torch.where(condition.reshape(-1, *[1] * (ours.dim() - 1)), ours, others)
+    """The first cameras where `condition` [B] is true, else the second ones."""
+
+    def select(name: str) -> Tensor:
+        if_true, if_false = getattr(first, name), getattr(second, name)
+        return torch.where(condition.reshape(-1, *[1] * (if_true.dim() - 1)), if_true, if_false)
 
     names = ("camera_from_world", "clip_from_camera", "azimuth", "elevation", "distance")
-    return Cameras(**{name: pick(name) for name in names})
+    return Cameras(**{name: select(name) for name in names})

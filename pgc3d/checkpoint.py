@@ -1,4 +1,4 @@
-"""What a checkpoint holds: a built problem turned into named tensors, and back."""
+"""A checkpoint's content: the state of a built problem as named tensors, written and restored."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +14,12 @@ from pgc3d.interfaces import Representation
 
 
 def pack(built: Built, step: int) -> Checkpoint:
-    """The representation, the optimiser, and the guidances and clips that have a state."""
+    """A checkpoint of the representation, the optimiser, and the guidances and clips that have a state.
+
+    Args:
+        built: the problem.
+        step: number of steps that are done.
+    """
     representation = built.problem.representation
     tensors: dict[str, Tensor] = _prefixed("representation", representation.state_dict())
     tensors |= _prefixed("optimizer", representation.parameter_store().state_dict())
@@ -24,7 +29,7 @@ def pack(built: Built, step: int) -> Checkpoint:
 
 
 def unpack(checkpoint: Checkpoint, built: Built) -> None:
-    """Continue where `pack` was called.
+    """Load the state that `pack` stored into a problem.
 
     Raises:
         RunDirectoryError: the checkpoint belongs to another configuration.
@@ -34,32 +39,32 @@ def unpack(checkpoint: Checkpoint, built: Built) -> None:
     with _fitting(checkpoint):
         built.problem.representation.parameter_store().load_state_dict(_below("optimizer", tensors))
         for name, stateful in built.states.items():
-            found = _below(f"state.{name}", tensors)
-            _require_alike(found, stateful.state_dict())
-            stateful.load_state_dict(found)
+            state = _below(f"state.{name}", tensors)
+            _require_alike(state, stateful.state_dict())
+            stateful.load_state_dict(state)
 
 
 def unpack_representation(checkpoint: Checkpoint, representation: Representation) -> None:
-    """Load the asset alone, as an export needs it.
+    """Load the representation alone, without the optimiser and the guidances, as for an export.
 
     Raises:
         RunDirectoryError: the checkpoint belongs to another configuration.
     """
-    found = _below("representation", checkpoint.tensors)
+    state = _below("representation", checkpoint.tensors)
     with _fitting(checkpoint):
-        _require_alike(found, representation.state_dict())
-        representation.load_state_dict(found)
+        _require_alike(state, representation.state_dict())
+        representation.load_state_dict(state)
 
 
-def _require_alike(found: Mapping[str, Tensor], own: Mapping[str, Any]) -> None:
-    """See that tensors have the names, shapes and types of those that they replace, and are finite."""
-    if found.keys() != own.keys():
-        raise ValueError(f"it must hold {', '.join(own)}, got {', '.join(found) or 'nothing'}")
-    for name, tensor in found.items():
-        wanted = torch.as_tensor(own[name])
-        if tensor.shape != wanted.shape or tensor.dtype != wanted.dtype:
+def _require_alike(stored: Mapping[str, Tensor], own: Mapping[str, Any]) -> None:
+    """Raise ValueError unless stored tensors are finite and have their targets' names, shapes and types."""
+    if stored.keys() != own.keys():
+        raise ValueError(f"it must hold {', '.join(own)}, got {', '.join(stored) or 'nothing'}")
+    for name, tensor in stored.items():
+        target = torch.as_tensor(own[name])
+        if tensor.shape != target.shape or tensor.dtype != target.dtype:
             raise ValueError(
-                f"{name} must be {wanted.dtype} of shape {list(wanted.shape)}, got {tensor.dtype} of "
+                f"{name} must be {target.dtype} of shape {list(target.shape)}, got {tensor.dtype} of "
                 f"{list(tensor.shape)}"
             )
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
@@ -68,6 +73,7 @@ def _require_alike(found: Mapping[str, Tensor], own: Mapping[str, Any]) -> None:
 
 @contextmanager
 def _fitting(checkpoint: Checkpoint) -> Iterator[None]:
+    """Raise RunDirectoryError for what goes wrong while a checkpoint is loaded."""
     try:
         yield
     except (LookupError, ValueError, TypeError, OverflowError, RuntimeError) as error:

@@ -1,4 +1,4 @@
-"""The checkpoints in a run's folder: pairs of tensors and the record that describes them."""
+"""The checkpoint files in a run's folder: each a safetensors file and a JSON record that describes it."""
 
 import hashlib
 import json
@@ -24,15 +24,19 @@ NAME = re.compile(r"step-(\d{6,})\.(json|safetensors)")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The state at a step edge; `values` is whatever JSON can hold."""
+    """The state of a stage between two steps."""
 
-    step: int
+    step: int  # number of steps that are done
     tensors: Mapping[str, Tensor]
-    values: Mapping[str, Any] = field(default_factory=dict)
+    values: Mapping[str, Any] = field(default_factory=dict)  # anything that JSON can hold
 
 
 def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint and drop all but the newest two; the JSON comes last and makes it valid.
+    """Write a checkpoint and delete all but the newest two; the JSON is written last and makes it valid.
+
+    Args:
+        folder: of the stage; must exist.
+        checkpoint: what to write; checkpoints of later steps are deleted.
 
     Raises:
         RunDirectoryError: the folder cannot be written or the disk is full.
@@ -50,7 +54,7 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
         "values": dict(checkpoint.values),
     }
     replace_file(target.with_suffix(".json"), (json.dumps(seal(record)) + "\n").encode())
-    # A later one cannot be whole: the run would have gone on from it.
+    # A checkpoint of a later step is damaged: otherwise the run would have continued from it.
     steps = [step for step in map(_step, checkpoint_files(folder)) if step <= checkpoint.step]
     with writing(folder):
         for path in folder.iterdir():
@@ -61,30 +65,31 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
 def checkpoint_files(folder: Path, suffix: str = ".json") -> list[Path]:
     """The files of the checkpoints with one suffix, newest first."""
     with writing(folder):
-        found = [path for path in folder.iterdir() if path.suffix == suffix and _is_checkpoint(path)]
-    return sorted(found, key=_step, reverse=True)
+        files = [path for path in folder.iterdir() if path.suffix == suffix and _is_checkpoint(path)]
+    return sorted(files, key=_step, reverse=True)
 
 
 def read_newest_checkpoint(folder: Path) -> Checkpoint | None:
-    """The newest whole checkpoint, None where none was ever written.
+    """The newest complete checkpoint, None where none was ever written.
 
-    A damaged one is passed over with a warning.
+    A damaged one is skipped with a warning.
 
     Raises:
         RunDirectoryError: there are checkpoints and all of them are damaged.
     """
-    found = checkpoint_files(folder)
+    records = checkpoint_files(folder)
     tensors = checkpoint_files(folder, ".safetensors")
-    if tensors and (not found or _step(tensors[0]) > _step(found[0])):
+    if tensors and (not records or _step(tensors[0]) > _step(records[0])):
         logger.warning("checkpoint %s has no record; trying the one before it", tensors[0].stem)
-    for path in found:
+    for path in records:
         try:
             return _read(path)
         except (OSError, ValueError, RunDirectoryError) as error:
             logger.warning("checkpoint %s is damaged (%s); trying the one before it", path.stem, error)
-    if found:
+    if records:
         raise RunDirectoryError(
-            f"{folder.parent} must have a whole checkpoint, but all {len(found)} are damaged; start a new run"
+            f"{folder.parent} must have a complete checkpoint, but all {len(records)} are damaged; "
+            "start a new run"
         )
     return None
 
@@ -97,9 +102,9 @@ def _read(path: Path) -> Checkpoint:
     if record["step"] != _step(path):
         raise ValueError(f"its step must be that of its name, got {record['step']}")
     content = read_file(path.with_suffix(".safetensors"))
-    found = hashlib.sha256(content).hexdigest()
-    if found != record["sha256"]:
-        raise ValueError(f"sha256 must be {record['sha256'][:12]}, got {found[:12]}")
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != record["sha256"]:
+        raise ValueError(f"sha256 must be {record['sha256'][:12]}, got {digest[:12]}")
     try:
         tensors = load(content)
     except SafetensorError as error:
@@ -108,7 +113,7 @@ def _read(path: Path) -> Checkpoint:
 
 
 def _is_checkpoint(path: Path) -> bool:
-    """Whether a name is one that `write_checkpoint` gives, and no folder bears it."""
+    """Whether a path has a name that `write_checkpoint` gives, and is not a folder."""
     match = NAME.fullmatch(path.name)
     return (
         match is not None

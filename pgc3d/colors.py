@@ -1,4 +1,4 @@
-"""Colours by name and by number."""
+"""Colours by name and by hexadecimal number."""
 
 import re
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ COLORS: Mapping[str, tuple[float, float, float]] = {  # sRGB
 
 
 def named_color(text: str) -> tuple[float, float, float] | None:
-    """A colour in sRGB, by its name in `COLORS` or as #rrggbb or #rgb; None where it is neither."""
+    """A colour in sRGB in [0, 1], by its name in `COLORS` or as #rrggbb or #rgb; None where it is neither."""
     if text in COLORS:
         return COLORS[text]
     if not re.fullmatch(r"#(?:[0-9a-fA-F]{3}|[0-9a-fA-F]{6})", text):

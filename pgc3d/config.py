@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf, read_write
 from pgc3d.cameras import ViewConfig
 from pgc3d.choices import Backend, Precision
 from pgc3d.errors import ConfigError
-from pgc3d.image_config import PhotoConfig
+from pgc3d.image_config import InputImageConfig
 from pgc3d.layers import check_parts, merge, nearest
 from pgc3d.prompts import ViewPromptConfig
 from pgc3d.ranges import PATH, check, number, shown
@@ -34,21 +34,22 @@ from pgc3d.yaml_text import check_values, one_line, parse_override, read_yaml
 __all__ = ["ObjectiveConfig", "OptimizerConfig", "StageConfig", "read_yaml"]
 
 PRESETS = Path(__file__).parent / "configs"
-MAIN = "main"  # the stage of a configuration that names none
+MAIN = "main"  # name of the only stage of a configuration without `stages`
 STAGE_NUMBERS = ("steps", "resolution", "resolution_until")  # also below `run`, for the last stage
 STAGE_KEYS = (*STAGE_NUMBERS, "start", "representation", "objectives", "optimizer")
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A diffusion model behind guidances, which name it by its entry in `models`."""
+    """A diffusion model; a guidance refers to it by its entry in `models`."""
 
     # "mini", an alias as "sdxl", a hub id, a folder in diffusers' layout, or one safetensors file
     name: str = field(default="mini", metadata=PATH)
-    # Of a single file: whose configurations and tokenizers it takes, None for what such files are made from.
+    # Of a single file: the model whose configurations and tokenizers it uses; None: the one that such files
+    # are made from.
     base: str | None = field(default=None, metadata=PATH)
-    prediction: Literal["auto", "epsilon", "v_prediction"] = "auto"  # of the UNet; auto reads the checkpoint
-    empty_prompt: Literal["text", "zeros"] = "text"  # what an empty negative prompt becomes
+    prediction: Literal["auto", "epsilon", "v_prediction"] = "auto"  # of the UNet; auto: from the checkpoint
+    empty_prompt: Literal["text", "zeros"] = "text"  # how an empty negative prompt is encoded
     # FILE or OWNER/NAME[:FILE], each with or without :SCALE; safetensors
     loras: tuple[str, ...] = field(default=(), metadata=PATH)
     dtype: Precision = "auto"  # of the UNet and the text or image encoders
@@ -66,14 +67,14 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What all stages share."""
+    """Settings that all stages share."""
 
     seed: int = number(0, 0, 2**63 - 1)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     rasterizer: Backend = "auto"  # auto: triton on CUDA, cpu on a CPU
     # Views that a guidance evaluates at once, 0 for all; the same result in less memory.
     micro_batch: int = number(0, 0, 1024, unit="views")
-    low_memory: bool = False  # one view at once, and recompute what would have to be kept
+    low_memory: bool = False  # one view at once, and activations are recomputed in the backward pass
 
     def __post_init__(self) -> None:
         check(self)
@@ -81,7 +82,7 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """What is written at the end."""
+    """The mesh file that is written at the end."""
 
     format: Literal["glb", "obj", "ply", "stl"] = "glb"
     texture_size: int = number(1024, 64, 8192, unit="pixels")
@@ -93,7 +94,7 @@ class ExportConfig:
 
 @dataclass(frozen=True)
 class LoggingConfig:
-    """Steps between the things a run writes while it goes on; 0 previews means none."""
+    """How often a run writes metrics, previews and checkpoints; `preview_every` 0 means no previews."""
 
     log_every: int = number(10, 1, MAX_STEPS, unit="steps")
     preview_every: int = number(100, 0, MAX_STEPS, unit="steps")
@@ -106,13 +107,13 @@ class LoggingConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that a run depends on, except its task."""
+    """All settings of a run; its inputs are a `Task`."""
 
     run: RunConfig = field(default_factory=RunConfig)
     models: dict[str, ModelConfig] = field(
         default_factory=lambda: {"text": ModelConfig(), "image": ModelConfig()}
     )
-    photo: PhotoConfig = field(default_factory=PhotoConfig)
+    photo: InputImageConfig = field(default_factory=InputImageConfig)
     view: ViewConfig = field(default_factory=ViewConfig)
     stages: dict[str, StageConfig] = field(default_factory=lambda: {MAIN: StageConfig()})
     export: ExportConfig = field(default_factory=ExportConfig)
@@ -154,7 +155,7 @@ class Config:
         return next(reversed(self.stages.values()))
 
     def requires(self) -> Requirements:
-        """What all stages need."""
+        """The requirements of all stages together."""
         return reduce(or_, (stage.requires() for stage in self.stages.values()))
 
 
@@ -164,15 +165,15 @@ def load_config(
     options: Mapping[str, Any] | None = None,
     overrides: Sequence[str] = (),
 ) -> Config:
-    """Put a configuration together.
+    """The configuration that results from the defaults and the layers over them.
 
     Args:
-        files: YAML files, or what one could hold; later ones win.
-        options: a nested mapping, wins over the files; entries that are None are left out.
-        overrides: `key=value` with dots between the keys, win over everything.
+        files: YAML files, or nested mappings with the content of one; later ones override earlier ones.
+        options: a nested mapping over the files; entries that are None are ignored.
+        overrides: `key=value` with dots between the names of a nested key, over all other layers.
 
     Raises:
-        ConfigError: one line with the key, what is wrong with it, and the nearest valid key.
+        ConfigError: a key or a value is wrong; the message has the key and the nearest valid one.
     """
     tree = OmegaConf.structured(Config)
     for file in files:
@@ -189,7 +190,7 @@ def load_config(
 def _with_layer(
     tree: DictConfig, layer: Mapping[str, Any], source: str, *, whole: bool = False
 ) -> DictConfig:
-    """The tree with a layer over it; a `whole` one replaces the sets of stages and objectives."""
+    """The tree with a layer over it; a `whole` one, a file, replaces the sets of stages and objectives."""
     one_line(lambda: check_values(layer), source)
     layer = one_line(lambda: _in_stages(layer, list(tree.stages)), source)
     stages = layer.get("stages")
@@ -203,7 +204,7 @@ def _with_layer(
 
 
 def _in_stages(layer: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """A layer with the settings of a stage that it has at its top in the last stage."""
+    """The layer with the stage settings at its top moved into the last stage."""
     _check_names("", layer, Config, STAGE_KEYS)
     layer = dict(layer)
     own = {key: layer.pop(key) for key in STAGE_KEYS if key in layer}
@@ -218,15 +219,15 @@ def _in_stages(layer: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]
     if not own or not isinstance(stages, Mapping):
         return layer
     last = list(stages or names)[-1]
-    given = stages.get(last, {})
-    if not isinstance(given, Mapping):
-        raise ConfigError(f"stages.{last} must hold keys and values, got {shown(given)}")
-    _require_once(own, given, f"for the last stage and in stages.{last}")
-    return {**layer, "stages": {**stages, last: {**own, **given}}}
+    nested = stages.get(last, {})
+    if not isinstance(nested, Mapping):
+        raise ConfigError(f"stages.{last} must hold keys and values, got {shown(nested)}")
+    _require_once(own, nested, f"for the last stage and in stages.{last}")
+    return {**layer, "stages": {**stages, last: {**own, **nested}}}
 
 
 def _check_names(path: str, layer: Mapping[str, Any], schema: Any, more: Sequence[str]) -> None:
-    """Refuse a key where the nearest one is a stage's, which OmegaConf does not know to stand there."""
+    """Refuse a misspelt key of a stage at a place where OmegaConf would not suggest the stage's keys."""
     known = {item.name for item in fields(schema)}
     for key in layer:
         close = [] if key in known else get_close_matches(key, [*known, *more], n=1)
@@ -239,14 +240,14 @@ def _check_names(path: str, layer: Mapping[str, Any], schema: Any, more: Sequenc
 def _require_once(first: Mapping[str, Any], second: Mapping[str, Any], places: str) -> None:
     twice = sorted(first.keys() & second.keys())
     if twice:
-        raise ConfigError(f"{twice[0]} must stand in one place, got it {places}; remove one of both")
+        raise ConfigError(f"{twice[0]} must be set in one place, got it {places}; remove one of both")
 
 
 def _take_stages(tree: DictConfig, stages: Mapping[str, Any]) -> None:
-    """Make the tree's stages those of a layer; a new one begins as a copy of the last one so far."""
+    """Replace the tree's stages by those of a layer; a new stage is a copy of the last one so far."""
     before = [str(name) for name in tree.stages]
     if set(stages) <= set(before) and len(before) > 1:
-        return  # a layer over some of the stages
+        return  # the layer changes some of the stages
     known = {name: tree.stages[name] for name in before}
     with read_write(tree.stages):
         for name in before:
@@ -262,7 +263,12 @@ def _keep_only(tree: DictConfig, names: Collection[str]) -> None:
 
 
 def dump_config(config: Config, *, ascii_only: bool = False) -> str:
-    """The configuration as YAML, on demand with escapes; `load_config` gives it back unchanged."""
+    """The configuration as YAML, from which `load_config` makes an equal one.
+
+    Args:
+        config: any configuration.
+        ascii_only: write other characters as escapes.
+    """
     tree = OmegaConf.structured(config)
     if ascii_only:
         return str(yaml.safe_dump(OmegaConf.to_container(tree), sort_keys=False))
@@ -270,10 +276,13 @@ def dump_config(config: Config, *, ascii_only: bool = False) -> str:
 
 
 def preset(name: str) -> Path:
-    """The file of a preset that ships with the package.
+    """The YAML file of a preset that is part of the package.
+
+    Args:
+        name: as "sdxl" or "image-mini-draft".
 
     Raises:
-        ConfigError: there is none of that name.
+        ConfigError: there is no preset of that name.
     """
     path = PRESETS / f"{name}.yaml"
     if not path.is_file():

@@ -1,7 +1,7 @@
-"""What the members of a family are built from.
+"""The contexts that the members of a family are built from.
 
-Each configuration of a guidance, a representation or cameras answers two questions about itself:
-`requires() -> Requirements` and `build(context)`. Nothing else asks which member it is.
+The configuration of each guidance, representation or camera sampler has two methods, `requires() ->
+Requirements` and `build(context)`. No other code depends on which member of the family it is.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,11 +24,11 @@ from pgc3d.types import Cameras, Handover, PreparedMesh, TextEmbedding
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model on the device: frozen and accelerated, or plain where its use trains."""
+    """A model on the device: frozen and accelerated, or diffusers' own modules where its use trains."""
 
     folder: ModelFolder
     diffusion: LatentDiffusion
-    controls: Mapping[str, Any]  # diffusers' ControlNetModels, by the names that the use has for them
+    controls: Mapping[str, Any]  # diffusers' ControlNetModels, by their names in the use
 
 
 @runtime_checkable
@@ -36,19 +36,19 @@ class ModelStore(Protocol):
     """The models of a run, each loaded once per use."""
 
     def get(self, name: str, use: ModelUse) -> LoadedModel:
-        """The model behind an entry of `models`."""
+        """The model of an entry of `models`, with the ControlNets of the use."""
         ...
 
     def embed(self, name: str, texts: tuple[str, ...]) -> TextEmbedding:
-        """The texts as the model's UNet takes them; its encoders are loaded for the call only."""
+        """The texts encoded for the model's UNet; the text encoders are loaded for the call only."""
         ...
 
     def view_prompts(self, name: str) -> ViewPromptConfig:
-        """How the model's prompts name a camera."""
+        """The words for cameras and backgrounds in the model's prompts."""
         ...
 
     def novel_view(self, name: str, use: ModelUse, image: Float[Tensor, "S S 4"]) -> Zero123:
-        """A novel-view model conditioned on an image, RGBA with premultiplied colours."""
+        """A novel-view model conditioned on an image: RGBA in [0, 1] with premultiplied colours."""
         ...
 
 
@@ -58,10 +58,10 @@ class GuidanceContext:
 
     models: ModelStore
     prompt: str
-    image: Callable[[], Float[Tensor, "S S 4"]]  # the prepared input image, on the device
+    image: Callable[[], Float[Tensor, "S S 4"]]  # the prepared input image, premultiplied RGBA, on the device
     map: Callable[[MapName], Tensor | None]  # of the input image, on the device; None where it was not given
     reference: Cameras  # the camera of the input image, on the device
-    generator: torch.Generator  # on the CPU; draws first weights, where a guidance trains some
+    generator: torch.Generator  # on the CPU; for initial weights, where a guidance trains some
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,9 @@ class RepresentationContext:
 
     rasterizer: Rasterizer
     device: torch.device
-    generator: torch.Generator  # on the CPU; draws first weights
+    generator: torch.Generator  # on the CPU; for initial weights
     mesh: Callable[[], PreparedMesh]  # the prepared mesh of the task
-    start: Handover | None = None  # what an earlier stage left
+    start: Handover | None = None  # the result of an earlier stage
     low_memory: bool = False
 
 
@@ -86,7 +86,12 @@ class GuidanceMember(Protocol):
     def requires(self) -> Requirements: ...
 
     def input_resolution(self, rendered: int, model: int) -> int:
-        """Side of the images that are evaluated, for renders and for a model of such sides."""
+        """Side in pixels of the images that are evaluated.
+
+        Args:
+            rendered: side of the renders.
+            model: side that the model was trained at.
+        """
         ...
 
     def build(self, context: GuidanceContext) -> Guidance: ...
@@ -107,7 +112,7 @@ class RepresentationMember(Protocol):
     def requires(self) -> Requirements: ...
 
     def render_bytes(self, *, low_memory: bool) -> int:
-        """Memory kept for a rendered pixel until its gradient is known."""
+        """Bytes kept for each rendered pixel until the backward pass."""
         ...
 
     def build(self, context: RepresentationContext) -> Representation: ...

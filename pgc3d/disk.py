@@ -1,8 +1,9 @@
-"""Writing to the disk, with one line for what it refuses."""
+"""Writing files and folders completely or not at all, with one-line errors."""
 
 import errno
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,35 +15,43 @@ from pgc3d.plain_files import temporary_name
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn what the file system refuses into one line."""
+    """Raise RunDirectoryError, in one line, for an OSError in the block; `path` is named in it."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise RunDirectoryError(
-                f"the disk must have room, but it was full while writing {path}; free some space and use "
+                f"the disk must have space left, but it was full while writing {path}; free some and use "
                 "`pgc3d resume`"
             ) from error
         raise RunDirectoryError(f"{path} must be writable, got: {error.strerror or error}") from error
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Write a file so that a reader sees the old content or all of the new one, even after a power cut."""
+    """Write a file atomically: a reader sees the old content or all of the new one, even after a power cut.
+
+    Raises:
+        RunDirectoryError: the folder cannot be written or the disk is full.
+    """
     with writing(path):
         replace_files({path: content})
 
 
 def sha256(path: Path) -> str:
-    """Hash of a file's content in hexadecimal."""
+    """SHA-256 of a file's content in hexadecimal."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def require_free_space(folder: Path, size: int) -> None:
-    """Refuse a folder whose disk has less than `size` bytes left.
+    """Check that the disk of a folder has at least `size` bytes free.
+
+    Args:
+        folder: may be one that does not exist yet.
+        size: in bytes.
 
     Raises:
-        RunDirectoryError: there is less.
+        RunDirectoryError: it has less.
     """
     existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     free = shutil.disk_usage(existing).free
@@ -54,10 +63,14 @@ def require_free_space(folder: Path, size: int) -> None:
 
 
 def new_folder(path: Path, *, alternative: str = "") -> None:
-    """Make a folder; one that exists must be empty, and an error names the alternative.
+    """Make a folder; one that exists must be empty.
+
+    Args:
+        path: the folder; its parents are made too.
+        alternative: end of the error message for a folder that is not empty.
 
     Raises:
-        RunDirectoryError: the folder holds something, or cannot be made.
+        RunDirectoryError: the folder is not empty, or cannot be made.
     """
     with writing(path):
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
@@ -70,14 +83,14 @@ def new_folder(path: Path, *, alternative: str = "") -> None:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; what is written there replaces `path` when the block ends well.
+    """Yield a temporary path beside `path`; its file replaces `path` when the block ends without an error.
 
     Raises:
         InputError: the folder cannot be written or the disk is full; nothing is left behind.
     """
     temporary = path.with_name(temporary_name(path.name))
     try:
-        temporary.touch(exist_ok=False)  # a folder that cannot be written shows before the work is done
+        temporary.touch(exist_ok=False)  # fails before the work where the folder cannot be written
         yield temporary
         _sync(temporary)
         os.replace(temporary, path)  # noqa: PTH105
@@ -89,7 +102,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def replace_files(contents: Mapping[Path, bytes]) -> None:
-    """Write files that belong together: all are complete on the disk before the first one shows, in order.
+    """Write files that belong together: all are complete on the disk before they are renamed, in order.
+
+    Args:
+        contents: the bytes of each file, by its path.
 
     Raises:
         OSError: the folder cannot be written or the disk is full; nothing is left behind.
@@ -110,7 +126,10 @@ def replace_files(contents: Mapping[Path, bytes]) -> None:
 
 
 def write_files(contents: Mapping[Path, bytes]) -> None:
-    """`replace_files` for files that a user asked for.
+    """`replace_files` for output files that the user named.
+
+    Args:
+        contents: the bytes of each file, by its path.
 
     Raises:
         InputError: the folder cannot be written or the disk is full; nothing is left behind.
@@ -121,8 +140,23 @@ def write_files(contents: Mapping[Path, bytes]) -> None:
         raise _cannot_write(next(iter(contents)), error) from error
 
 
+def default_folder(parent: Path, prompt: str, seed: int) -> Path:
+    """A path below `parent` that does not exist, named after the prompt and the seed."""
+    slug = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:48].strip("-") or "run"
+    return free_name(parent / f"{slug}-{seed}")
+
+
+def free_name(path: Path) -> Path:
+    """The path, with the first number from 2 that makes it new where it exists already."""
+    number, candidate = 1, path
+    while os.path.lexists(candidate):  # a broken link exists, too
+        number += 1
+        candidate = path.with_name(f"{path.stem}-{number}{path.suffix}")
+    return candidate
+
+
 def _sync(path: Path) -> None:
-    """Force a file, or the entries of a folder, onto the disk."""
+    """Flush a file, or the entries of a folder, to the disk."""
     if path.is_dir() and os.name == "nt":
         return  # Windows cannot open folders
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
@@ -134,6 +168,6 @@ def _sync(path: Path) -> None:
 
 def _cannot_write(path: Path, error: OSError) -> InputError:
     return InputError(
-        f"{path.parent} must be a folder that can be written, with room for {path.name}, "
-        f"got: {error.strerror or error}; free some space or choose another place"
+        f"{path.parent} must be a folder that can be written, with space for {path.name}, "
+        f"got: {error.strerror or error}; free some space or choose another folder"
     )

@@ -4,7 +4,7 @@ Pgc3dError
 ├── ConfigError              a wrong option, key or value                      exit 2
 ├── InputError               a prompt, image, mesh or folder that is unusable   exit 2
 ├── RunDirectoryError        a run directory that exists, is locked or damaged  exit 2
-├── BackendUnavailableError  a device or rasteriser that is not there           exit 2
+├── BackendUnavailableError  a device or rasteriser that is not available       exit 2
 ├── WeightsNotFoundError     model weights that are missing or broken           exit 3
 ├── OutOfMemoryError         the job does not fit the device                    exit 4
 └── DivergedError            the optimisation or the export failed a check      exit 5
@@ -30,11 +30,11 @@ class RunDirectoryError(Pgc3dError):
 
 
 class BackendUnavailableError(Pgc3dError):
-    """A device, rasteriser or library that was asked for is not available."""
+    """A requested device, rasteriser or library is not available."""
 
 
 class WeightsNotFoundError(Pgc3dError):
-    """Model weights are missing, incomplete or not what was pinned."""
+    """Model weights are missing, incomplete, or not of the pinned commit."""
 
     exit_code = 3
 
@@ -46,6 +46,6 @@ class OutOfMemoryError(Pgc3dError):
 
 
 class DivergedError(Pgc3dError):
-    """The optimisation left the finite range, lost its surface, or the result failed a check."""
+    """The optimisation became non-finite or lost its surface, or the result failed a check."""
 
     exit_code = 5

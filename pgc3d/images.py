@@ -9,21 +9,24 @@ from torch import Tensor
 
 
 def to_bytes(images: Float[Tensor, "*N H W C"]) -> UInt8[Tensor, "*N H W C"]:
-    """Images in [0, 1] as they are stored, on the CPU; values that are not finite become black."""
+    """Images in [0, 1] as 8-bit images on the CPU, clamped and rounded; non-finite values become 0."""
     finite = torch.nan_to_num(images.detach(), nan=0.0, posinf=0.0, neginf=0.0)
     return (finite.clamp(0, 1) * 255).round().to(torch.uint8).cpu()
 
 
 def encode_png(image: UInt8[Tensor, "H W C"] | UInt8[Tensor, "H W"] | Image.Image) -> bytes:
-    """A PNG file of an image."""
-    picture = image if isinstance(image, Image.Image) else Image.fromarray(image.cpu().numpy())
+    """The content of a PNG file of an image."""
+    pillow = image if isinstance(image, Image.Image) else Image.fromarray(image.cpu().numpy())
     stream = io.BytesIO()
-    picture.save(stream, format="PNG")
+    pillow.save(stream, format="PNG")
     return stream.getvalue()
 
 
 def resize(image: Float[Tensor, "B H W C"], resolution: int) -> Float[Tensor, "B r r C"]:
-    """Bilinear, with the filter widened when shrinking, so that every pixel keeps a gradient."""
+    """Images of side `resolution`, resized bilinearly.
+
+    The filter is widened where the images shrink (antialiasing), so that every input pixel has a gradient.
+    """
     if image.shape[1] == image.shape[2] == resolution:
         return image
     shrinks = max(image.shape[1:3]) > resolution
@@ -38,9 +41,12 @@ def psnr(
     second: Float[Tensor, "B H W C"],
     mask: Bool[Tensor, "B H W 1"] | None = None,
 ) -> Float[Tensor, " B"]:
-    """Peak signal-to-noise ratio in dB of images in [0, 1], in float64; infinite where they are equal.
+    """Peak signal-to-noise ratio of each pair of images, in dB and float64; infinite where they are equal.
 
-    With a mask over its pixels only: of an image without any it is NaN.
+    Args:
+        first: images in [0, 1].
+        second: images in [0, 1].
+        mask: the pixels that count, all when None; an image without any has NaN.
     """
     error = (first.double() - second.double()).square()
     if mask is None:

@@ -1,4 +1,4 @@
-"""The seams of pgc3d: what the loop and the composition root know of each family."""
+"""The interfaces of pgc3d: the protocols through which the loop and the composition root use each family."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
@@ -12,24 +12,30 @@ from pgc3d.types import Fragments, GuidanceOutput, Handover, Material, Mesh, Ren
 
 @runtime_checkable
 class Rasterizer(Protocol):
-    """Visibility and interpolation; a backend holds its device and its native context, nothing else."""
+    """Visibility and interpolation of triangles; a backend has no state but its device and native context."""
 
     def rasterize(
         self, clip: Float[Tensor, "B V 4"], faces: Int[Tensor, "F 3"], resolution: tuple[int, int]
     ) -> Fragments:
-        """Find the nearest triangle of every pixel; resolution is (height, width)."""
+        """The nearest triangle of every pixel.
+
+        Args:
+            clip: vertices in OpenGL clip space.
+            faces: vertex indices of the triangles.
+            resolution: (height, width) in pixels.
+        """
         ...
 
     def interpolate(
         self, attributes: Float[Tensor, "A V C"], fragments: Fragments, faces: Int[Tensor, "F 3"]
     ) -> Float[Tensor, "B H W C"]:
-        """Spread vertex attributes (A = 1 or B) over the pixels, 0 where nothing was hit."""
+        """Vertex attributes interpolated at every pixel, 0 where no triangle covers it; A is 1 or B."""
         ...
 
 
 @runtime_checkable
 class Stateful(Protocol):
-    """Something whose tensors belong into a checkpoint; their names and shapes stay those of the start."""
+    """An object whose tensors are part of a checkpoint; their names and shapes never change."""
 
     def state_dict(self) -> Mapping[str, Any]: ...
 
@@ -45,7 +51,7 @@ class Representation(Stateful, Protocol):
     """
 
     def begin_step(self, step: Step) -> None:
-        """Prepare a step: what all its renders share is computed here, once.
+        """Prepare a step: compute once what all its renders share.
 
         Raises:
             DivergedError: the surface is empty or not finite and could not be recovered.
@@ -53,44 +59,49 @@ class Representation(Stateful, Protocol):
         ...
 
     def render(self, views: Views, resolution: int, step: Step | None) -> Rendering:
-        """Render square images of `resolution` pixels a side.
+        """Render square images.
 
-        With a step, the one that was begun, the images carry gradients; None is for evaluation: exact, and
-        without jitter.
+        Args:
+            views: cameras and background colours.
+            resolution: side of the images in pixels.
+            step: the step that was begun: the images have gradients; None for evaluation: exact, and without
+                jitter.
         """
         ...
 
     def regularizers(self, step: Step) -> Mapping[str, Float[Tensor, ""]]:
-        """The weighted regularisers of the step that was begun."""
+        """The regularisation losses of the step that was begun, by name and already weighted."""
         ...
 
-    def parameter_store(self) -> ParameterStore: ...
+    def parameter_store(self) -> ParameterStore:
+        """The parameters with their optimiser state; always the same store."""
+        ...
 
     def end_step(self, step: Step) -> None:
-        """Finish a step after the optimiser has changed the parameters."""
+        """Finish a step, after the optimiser has changed the parameters."""
         ...
 
     def handover(self) -> Handover:
-        """What a later stage can start from."""
+        """The result of the stage in the form that a later stage can start from."""
         ...
 
 
 @runtime_checkable
 class Meshable(Representation, Protocol):
-    """A representation whose surface is made by the run and can be turned into a mesh."""
+    """A representation whose surface is optimised by the run and can be converted to a mesh."""
 
     def to_mesh(self) -> Mesh:
-        """The surface now, detached."""
+        """The current surface, detached."""
         ...
 
     def material(self, points: Float[Tensor, "P 3"]) -> Material:
-        """Surface properties at world points."""
+        """Surface properties at points in the world."""
         ...
 
 
 @runtime_checkable
 class Guidance(Protocol):
-    """Computes how an image should change, without access to the representation."""
+    """Computes the gradient of a loss with respect to an image, without access to the representation."""
 
     def input_resolution(self, rendered: int) -> int:
         """Side in pixels of the images that the guidance evaluates, for renders of `rendered` pixels."""
@@ -103,7 +114,14 @@ class Guidance(Protocol):
         views: Views,
         step: Step,
     ) -> GuidanceOutput:
-        """The gradient on `image`, the rendering's colours or normals at the guidance's input resolution."""
+        """The gradient with respect to `image`.
+
+        Args:
+            image: the rendering's colours or normals in [0, 1], at the guidance's input resolution.
+            rendering: all buffers of the views, at the resolution of the render.
+            views: cameras and background colours.
+            step: progress of the run, and the source of random numbers.
+        """
         ...
 
 
@@ -116,6 +134,8 @@ class SupportsMicroBatch(Protocol):
 
 @runtime_checkable
 class Clipper(Protocol):
-    """Bounds a pixel gradient."""
+    """Bounds an image gradient; `pgc.py` has the rules."""
 
-    def __call__(self, gradient: Float[Tensor, "*B H W C"], /) -> Float[Tensor, "*B H W C"]: ...
+    def __call__(self, gradient: Float[Tensor, "*B H W C"], /) -> Float[Tensor, "*B H W C"]:
+        """The clipped gradient, of the same shape and type."""
+        ...

@@ -20,7 +20,13 @@ from pgc3d.yaml_text import one_line
 
 
 def merge(tree: DictConfig, layer: Mapping[str, Any], schema: Any, source: str) -> DictConfig:
-    """The tree of the dataclass `schema` with a layer over it; `source` names the layer in errors.
+    """The tree with a layer over it.
+
+    Args:
+        tree: a structured configuration.
+        layer: a nested mapping; its values override those of the tree.
+        schema: the dataclass that the tree is made from.
+        source: name of the layer in errors, as a file.
 
     Raises:
         ConfigError: the layer does not fit the dataclasses.
@@ -31,10 +37,10 @@ def merge(tree: DictConfig, layer: Mapping[str, Any], schema: Any, source: str) 
 
 
 def check_parts(node: Any, path: str = "") -> None:
-    """Build every part by itself, the inner ones first, so that a bad value is reported with its place.
+    """Build every part on its own, inner ones first, so that the error for a wrong value has its place.
 
     Raises:
-        ConfigError: one cannot be built.
+        ConfigError: a part cannot be built.
     """
     for key in node:
         child = node[key]
@@ -45,13 +51,13 @@ def check_parts(node: Any, path: str = "") -> None:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of an error line: the known name that is most like this one, or nothing."""
+    """The end of an error message, "; did you mean ...?", with the closest known name; "" without one."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def _switch_kinds(node: Any, layer: Mapping[str, Any], schema: Any, path: str) -> None:
-    """Put defaults where a layer names a new kind of a family or a new entry of a mapping."""
+    """Insert defaults where a layer names a new kind of a family or a new entry of a mapping."""
     for key, value in layer.items():
         expected = _field_type(schema, key)
         where = f"{path}{key}"
@@ -71,7 +77,7 @@ def _switch_kinds(node: Any, layer: Mapping[str, Any], schema: Any, path: str) -
 
 
 def _enter(node: Any, key: str, value: Mapping[str, Any], expected: Any, where: str) -> Any:
-    """Make the entry that a layer speaks of where it is not there yet or of another kind; its class."""
+    """The class of the entry that a layer sets, which is inserted where it is missing or of another kind."""
     if "kind" in value:
         members = {_kind(member): member for member in _members(expected)}
         if not isinstance(value["kind"], str) or value["kind"] not in members:
@@ -87,12 +93,12 @@ def _enter(node: Any, key: str, value: Mapping[str, Any], expected: Any, where: 
         member = _members(expected)[0]
         _assign(node, key, member)
         return member
-    found = OmegaConf.get_type(node[key])
-    return found if is_dataclass(found) else expected
+    current = OmegaConf.get_type(node[key])
+    return current if is_dataclass(current) else expected
 
 
 def _check_leaf(where: str, expected: Any, value: Any) -> None:
-    """Refuse what OmegaConf would turn into a text, a truth or a list without a word."""
+    """Refuse a value that OmegaConf would silently convert to a string, a boolean or a list."""
     if typing.get_origin(expected) is tuple:
         _check_entries(where, typing.get_args(expected), value)
         return
@@ -111,7 +117,7 @@ def _check_leaf(where: str, expected: Any, value: Any) -> None:
 
 
 def _check_entries(where: str, kinds: Sequence[Any], value: Any) -> None:
-    """Refuse what is no list of entries of these types; an ellipsis at the end repeats the one before."""
+    """Refuse a value that is not a list of such types; an ellipsis at the end repeats the last one."""
     if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
         raise ConfigError(f"{where} must be a list, got {shown(value)}")
     if kinds[-1] is not ... and len(value) != len(kinds):
@@ -126,7 +132,7 @@ def _check_entries(where: str, kinds: Sequence[Any], value: Any) -> None:
 
 
 def _is_number(value: Any, kind: type[int | float]) -> bool:
-    """Whether OmegaConf takes a value for a number of this kind; what it says of an entry names no place."""
+    """Whether OmegaConf converts a value to a number of this kind; its own error would not name the entry."""
     try:
         kind(value)
     except (TypeError, ValueError, OverflowError):

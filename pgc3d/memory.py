@@ -1,22 +1,22 @@
-"""What a texture costs, said before a run starts."""
+"""Memory of textures, checked before a run starts."""
 
 import torch
 
 from pgc3d.errors import OutOfMemoryError
 
-# Bytes of a texel at the peak on a CPU: of an export 104 were measured at 4096, the comparison with the file
-# included; of a learnt image (itself, gradient, moments, mip levels with theirs, checkpoint) 142 at 2048.
+# Bytes per texel at the peak on a CPU, as measured: of an export 104 at 4096, with the comparison with the
+# file; of an optimised image (itself, gradient, moments, mip levels with theirs, checkpoint) 142 at 2048.
 BAKE_BYTES = 110
 IMAGE_BYTES = 150
 
 
 def require_texture_memory(texture_size: int, image_size: int, device: torch.device) -> None:
-    """Refuse textures that do not fit into what the device has free.
+    """Check that textures fit into the free memory of a device.
 
     Args:
-        texture_size: side of the texture to bake.
-        image_size: side of the image that is learnt, 0 for none.
-        device: where both are made.
+        texture_size: side of the texture to bake, in pixels.
+        image_size: side of the image that is optimised, in pixels; 0 for none.
+        device: that both are computed on.
 
     Raises:
         OutOfMemoryError: they do not fit.
@@ -31,7 +31,7 @@ def require_texture_memory(texture_size: int, image_size: int, device: torch.dev
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that a new job can have."""
+    """Bytes that are free on the device: of the GPU, or of the computer's memory."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     import psutil

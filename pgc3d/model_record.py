@@ -1,4 +1,4 @@
-"""Which weights a run uses: named so that it can go on from any folder, and recognised when they change."""
+"""The record of a run's weights: paths that are valid from any folder, and hashes that detect changes."""
 
 import hashlib
 from collections.abc import Iterator, Mapping
@@ -13,42 +13,42 @@ from pgc3d.diffusion.lora import parse_lora
 from pgc3d.errors import RunDirectoryError, WeightsNotFoundError
 
 BUNDLED = "mini"
-SUFFIXES = frozenset({".json", ".txt", ".model", ".safetensors"})  # of what is loaded from a checkpoint
-WHOLE = 2**26  # bytes of a file up to which all of it is hashed
+SUFFIXES = frozenset({".json", ".txt", ".model", ".safetensors"})  # of the files of a model that are loaded
+WHOLE = 2**26  # files up to this size in bytes are hashed completely
 SAMPLES, SAMPLE = 256, 2**16  # blocks of a larger file, and bytes in each
 
 
 def with_absolute_paths(config: Config) -> Config:
-    """The configuration with every model that is on this disk by its whole path; hub ids and aliases stay.
+    """The configuration with absolute paths for all models on this disk; hub ids and aliases do not change.
 
-    What may be a path is marked so in the fields of the configuration classes.
+    Fields that may be a path are marked by `ranges.PATH`.
     """
     return cast("Config", _map_paths(config))
 
 
 def _map_paths(value: Any) -> Any:
-    """A copy of nested configurations with `_whole` of every text that may be a path."""
+    """A copy of nested configurations with every text that may be a path made absolute."""
     if isinstance(value, dict):
         return {key: _map_paths(entry) for key, entry in value.items()}
     if not is_dataclass(value) or isinstance(value, type):
         return value
     changed = {}
     for item in fields(value):
-        found = getattr(value, item.name)
+        entry = getattr(value, item.name)
         if not item.metadata.get("path"):
-            changed[item.name] = _map_paths(found)
-        elif isinstance(found, tuple):
-            changed[item.name] = tuple(map(_absolute_lora, found))
+            changed[item.name] = _map_paths(entry)
+        elif isinstance(entry, tuple):
+            changed[item.name] = tuple(map(_absolute_lora, entry))
         else:
-            changed[item.name] = found and _absolute(found)
+            changed[item.name] = entry and _absolute(entry)
     return replace(value, **changed)
 
 
 def _local(name: str) -> Path | None:
-    """The folder or file of a model, None where its name is that of the bundled one or one on the hub."""
+    """The folder or file of a model on this disk, None where the name is the bundled model's or a hub id."""
     path = Path(name).expanduser()
-    there = path.is_dir() or (path.is_file() and path.suffix in SUFFIXES)
-    return path.absolute() if name != BUNDLED and there else None
+    exists = path.is_dir() or (path.is_file() and path.suffix in SUFFIXES)
+    return path.absolute() if name != BUNDLED and exists else None
 
 
 def _absolute(name: str) -> str:
@@ -63,25 +63,25 @@ def _absolute_lora(text: str) -> str:
 
 
 def fingerprint(path: Path) -> str:
-    """A hash of a model's folder or file that is quick for many gigabytes.
+    """A SHA-256 of a model's folder or file, in hexadecimal, that is fast for many gigabytes.
 
-    Files of up to 64 MB count whole, larger ones with their size and 256 blocks of 64 kB from their start
-    to their end: 16 MB are read of each. Of a folder count the files that a checkpoint is loaded from, by
-    their names, in it and one level below.
+    Files of up to 64 MB are hashed completely, of larger ones the size and 256 blocks of 64 kB, evenly spaced
+    from start to end: 16 MB each. Of a folder, the files that a model is loaded from are hashed with their
+    names, in it and one level below.
 
     Raises:
         WeightsNotFoundError: a file cannot be read.
     """
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     try:
         for file in _files(path):
             name = file.relative_to(path).as_posix() if file != path else ""
-            found.update(f"{len(name)} {name} {file.stat().st_size} ".encode())
+            digest.update(f"{len(name)} {name} {file.stat().st_size} ".encode())
             for block in _blocks(file):
-                found.update(block)
+                digest.update(block)
     except OSError as error:
         raise WeightsNotFoundError(f"{path} must be readable, got: {error.strerror or error}") from error
-    return found.hexdigest()
+    return digest.hexdigest()
 
 
 def _files(path: Path) -> list[Path]:
@@ -105,7 +105,15 @@ def _blocks(file: Path) -> Iterator[bytes]:
 
 
 def describe_models(config: Config, located: Mapping[str, LocatedModel]) -> dict[str, Any]:
-    """What a manifest keeps of the weights: the hub's commit, or the place and a hash of local ones."""
+    """The record of the weights for a manifest: the hub's commit, or the path and a hash of local files.
+
+    Args:
+        config: of the run.
+        located: its models, by their entries in `models`.
+
+    Raises:
+        WeightsNotFoundError: a file cannot be read.
+    """
     described, loras = {}, []
     for entry, model in located.items():
         described[entry] = _describe(model.folder)
@@ -128,23 +136,23 @@ def _describe_file(name: str, path: Path) -> dict[str, Any]:
 
 
 def _guidance_files(config: Config) -> dict[str, str]:
-    """The files that guidances name themselves, by where the configuration has them."""
-    found = {}
+    """The files that settings of guidances name, by STAGE.OBJECTIVE.SETTING."""
+    files = {}
     for stage, settings in config.stages.items():
         for objective, part in settings.objectives.items():
             for item in fields(part.guidance):
                 value = getattr(part.guidance, item.name)
                 if item.metadata.get("path") and isinstance(value, str):
-                    found[f"{stage}.{objective}.{item.name}"] = value
-    return found
+                    files[f"{stage}.{objective}.{item.name}"] = value
+    return files
 
 
 def _describe(folder: ModelFolder) -> dict[str, Any]:
     entry = {"name": folder.name, "commit": folder.commit}
     if folder.commit is not None:
         return entry
-    inside = Path(__file__).parent in folder.path.parents  # moves with the installation
-    place = {} if inside else {"path": str(folder.path.absolute())}
+    bundled = Path(__file__).parent in folder.path.parents  # its path moves with the installation
+    place = {} if bundled else {"path": str(folder.path.absolute())}
     parts = [fingerprint(path) for path in (folder.path, folder.vae) if path is not None]
     return {**entry, **place, "sha256": hashlib.sha256("".join(parts).encode()).hexdigest()}
 
@@ -152,39 +160,48 @@ def _describe(folder: ModelFolder) -> dict[str, Any]:
 def require_same_models(
     record: Mapping[str, Any], config: Config, located: Mapping[str, LocatedModel]
 ) -> None:
-    """See that the weights are those that a manifest describes.
+    """Check that the weights are those that a manifest describes.
+
+    Args:
+        record: the manifest.
+        config: of the run.
+        located: its models, by their entries in `models`.
 
     Raises:
-        RunDirectoryError: one has changed, or its name means another one here.
+        RunDirectoryError: a file has changed, or its name refers to another model on this computer.
     """
     now = describe_models(config, located)
-    for use, found in now["models"].items():
+    for use, current in now["models"].items():
         known = record.get("models", {}).get(use)
-        if known and _differs(known, found):
-            raise RunDirectoryError(_changed(use, known, found))
+        if known and _differs(known, current):
+            raise RunDirectoryError(_changed(use, known, current))
     known_loras = {lora["path"]: lora["sha256"] for lora in record.get("loras", ())}
     for lora in (lora for model in located.values() for lora in model.loras):
         if known_loras.get(str(lora.path), lora.sha256) != lora.sha256:
-            raise RunDirectoryError(f"the LoRA {lora.path} must be as when the run began, but it has changed")
+            raise RunDirectoryError(
+                f"the LoRA {lora.path} must be as when the run began, but it has changed; put it back, or "
+                "start a new run"
+            )
 
 
-def _differs(known: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
-    if known.get("commit") != found.get("commit"):
+def _differs(known: Mapping[str, Any], current: Mapping[str, Any]) -> bool:
+    if known.get("commit") != current.get("commit"):
         return True
-    return "sha256" in known and known["sha256"] != found.get("sha256")
+    return "sha256" in known and known["sha256"] != current.get("sha256")
 
 
-def _changed(use: str, known: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+def _changed(use: str, known: Mapping[str, Any], current: Mapping[str, Any]) -> str:
+    """The error message for a model that is not the one of the manifest."""
     name = known.get("name")
-    if known.get("commit") and not found.get("commit"):
+    if known.get("commit") and not current.get("commit"):
         return (
-            f"the {use} model must be {name} of the hub, commit {known['commit'][:12]}, as at its beginning, "
-            f"but {found.get('path', found.get('name'))} was found here; resume from another folder"
+            f"the {use} model must be {name} of the hub, commit {known['commit'][:12]}, as when the run "
+            f"began, found {current.get('path', current.get('name'))}; resume from another folder"
         )
     if known.get("commit"):
         return (
             f"the {use} model {name} must be of commit {known['commit'][:12]}, as when the run began, found "
-            f"{str(found['commit'])[:12]}; start a new run"
+            f"{str(current['commit'])[:12]}; start a new run"
         )
     return (
         f"the {use} model {known.get('path', name)} must be as when the run began, but its files have "

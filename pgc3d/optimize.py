@@ -1,7 +1,7 @@
-"""One optimisation step and the loop around it; knows the protocols and nothing behind them.
+"""One optimisation step and the loop around it, written against the protocols of `interfaces` alone.
 
-Nothing here waits for the device except the log interval: numbers stay tensors, times are device events, and
-the decision to skip a step with a non-finite gradient is taken by the fused optimiser on the device.
+The host synchronises with the device at the log interval only: measurements stay tensors, times are device
+events, and the fused optimiser skips a step with a non-finite gradient on the device.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,14 +28,14 @@ Roots = list[tuple[Tensor, Tensor]]  # tensors to backpropagate from, each with 
 
 @dataclass(frozen=True)
 class Objective:
-    """One term of the loss: its cameras, its guidance, and what is done to the guidance's gradient."""
+    """One term of the loss: its cameras, its guidance, and the clipping rule and weight of its gradient."""
 
     sample_cameras: CameraSampler
     guidance: Guidance
     clip: Clipper
-    backgrounds: tuple[Background, ...]  # every view draws one
-    weight: float = 1.0
-    target: Literal["color", "normal"] = "color"
+    backgrounds: tuple[Background, ...]  # one is drawn for every view
+    weight: float = 1.0  # of the gradient, after clipping
+    target: Literal["color", "normal"] = "color"  # the buffer that the guidance evaluates
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class StepOutput:
-    """What one step measured; the tensors are scalars that stay on the device."""
+    """The measurements of one step: scalar tensors on the device."""
 
     metrics: Mapping[str, Float[Tensor, ""]]
     finite: Bool[Tensor, ""]  # False: the step was skipped
@@ -58,15 +58,15 @@ class StepOutput:
 
 @dataclass(frozen=True)
 class StepReport:
-    """A step edge: `step` steps are done; `metrics` is filled at the log interval only."""
+    """The state between two steps."""
 
-    step: int
-    steps: int
-    metrics: Mapping[str, float] | None = None
+    step: int  # number of steps that are done
+    steps: int  # of the stage
+    metrics: Mapping[str, float] | None = None  # at the log interval only
 
 
 def _backpropagate(roots: Roots, *, again: bool) -> None:
-    """Add gradients to the parameters; `again` keeps what all objectives of a step share."""
+    """Add gradients to the parameters; `again` keeps the graph, for the other objectives of the step."""
     roots = [(root, gradient) for root, gradient in roots if root.requires_grad]
     if roots:
         tensors, gradients = zip(*roots, strict=True)
@@ -85,8 +85,19 @@ def evaluate(
     """Render one objective's views and compute its clipped gradients.
 
     The guidance evaluates the image at its own resolution, and the gradient is clipped there, so that a
-    threshold has one meaning whatever the resolution of the rendering. Only pixels that show the object are
-    clipped and counted: the others reach no parameter.
+    threshold means the same at every resolution of the rendering. Only pixels that show the object are
+    clipped and counted: the others have no gradient with respect to a parameter.
+
+    Args:
+        representation: what is rendered.
+        objective: cameras, guidance, clipping rule and weight.
+        step: the step that was begun, with the scope of the objective.
+        resolution: side of the square renderings in pixels.
+        stopwatch: adds up the times of the parts.
+        percentiles: also measure the percentiles of the pixel gradients.
+
+    Returns:
+        The tensors to backpropagate from with their gradients, and the measurements, as scalars.
     """
     with stopwatch.part("cameras"):
         cameras = objective.sample_cameras(step)
@@ -119,9 +130,11 @@ def evaluate(
 
 
 def visible_pixels(alpha: Float[Tensor, "B H W 1"], side: int) -> Bool[Tensor, "B S S 1"]:
-    """The pixels of an image of `side` pixels that the object can change, its silhouettes included.
+    """The pixels of images of `side` pixels whose colours depend on the object, its silhouettes included.
 
-    One pixel around the coverage belongs to it: antialiasing reaches that far.
+    Args:
+        alpha: coverage of the rendering in [0, 1]; the pixels beside it count too: antialiasing affects them.
+        side: S, in pixels.
     """
     covered = (alpha.detach() > 0).to(alpha.dtype).movedim(-1, 1)
     grown = max_pool2d(covered, 3, stride=1, padding=1).movedim(1, -1)
@@ -129,14 +142,14 @@ def visible_pixels(alpha: Float[Tensor, "B H W 1"], side: int) -> Bool[Tensor, "
 
 
 def all_finite(tensors: Sequence[Tensor]) -> Bool[Tensor, ""]:
-    """Whether every number of the tensors is finite, as a tensor on their device."""
+    """Whether all entries of the tensors are finite, as a scalar on their device."""
     return torch.isfinite(torch.nn.utils.get_total_norm(tensors, float("inf")))
 
 
 def _usable(metrics: Mapping[str, Tensor], objective: str) -> Bool[Tensor, ""]:
-    """Whether an objective saw a whole surface, and the guidance gave at least one finite pixel.
+    """Whether an objective's rendering is complete, and its gradient is finite in at least one pixel.
 
-    A rule turns non-finite pixels into zeros; an image of nothing else must not pass as a good step.
+    A clipping rule replaces non-finite pixels by zeros; with no others left, the step must be skipped.
     """
     finite = metrics[f"{objective}/nonfinite_fraction"] < 1
     complete = metrics.get(f"{objective}/complete")
@@ -151,16 +164,19 @@ def optimization_step(
     stopwatch: Stopwatch | None = None,
     percentiles: bool = False,
 ) -> StepOutput:
-    """Render, evaluate the guidances, clip, backpropagate, and step.
+    """Render, evaluate the guidances, clip, backpropagate, and update the parameters.
 
-    A step with a non-finite parameter gradient, or with an incomplete rendering, changes nothing.
+    A step with a non-finite parameter gradient, or with an incomplete rendering, changes no parameter.
 
     Args:
-        problem: what is optimised, and towards what.
-        step: where the run is; also the source of all random numbers.
+        problem: the representation and its objectives.
+        step: index of the step, and the source of all random numbers.
         resolution: side of the square renderings in pixels.
-        stopwatch: takes the times of the parts.
+        stopwatch: adds up the times of the parts.
         percentiles: also measure the percentiles of the pixel gradients.
+
+    Raises:
+        DivergedError: no parameter has a gradient, or the representation lost its surface.
     """
     representation = problem.representation
     store = representation.parameter_store()
@@ -192,7 +208,8 @@ def optimization_step(
         gradients = [tensor.grad for tensor in tensors if tensor.grad is not None]
         if not gradients:
             raise DivergedError(
-                "the rendering must depend on the parameters, but nothing was visible in any view"
+                "the rendering must depend on the parameters, but nothing was visible in any view; lower the "
+                "learning rates"
             )
         finite = all_finite(gradients)
         finite = finite & torch.stack([_usable(metrics, name) for name in problem.objectives]).all()
@@ -244,14 +261,21 @@ def optimize(
     log_every: int = 10,
     max_skipped: int = 20,
 ) -> Iterator[StepReport]:
-    """Run steps `start` to `steps` and hand over control after each one.
+    """Run steps and yield a report after each one.
 
-    The numbers of a report are means over the log interval, with `seconds/<part>` per step. `seed` and
-    `stage` name the random numbers of the steps (see `Step`).
+    Args:
+        problem: the representation and its objectives.
+        steps: number of steps of the stage.
+        resolution_at: side of the renders in pixels, from the progress in [0, 1].
+        start: number of steps that are done already.
+        seed: of all random numbers.
+        stage: name of the stage, by which its random numbers differ from those of others.
+        log_every: steps between two reports with metrics: means over them, and `seconds/PART` per step.
+        max_skipped: non-finite steps in a row that end the run; checked when logging.
 
     Raises:
-        DivergedError: `max_skipped` steps in a row had no finite gradient (checked when logging), or the
-            representation lost its surface. The parameters are those of the last good step.
+        DivergedError: too many steps in a row had no finite gradient, or the representation lost its surface.
+            The parameters are those of the last step that was not skipped.
     """
     stopwatch = Stopwatch(problem.representation.parameter_store().device)
     means, logged = _RunningMeans(), start

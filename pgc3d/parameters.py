@@ -1,4 +1,4 @@
-"""The parameters of a representation in named groups, with the optimiser state that belongs to them."""
+"""The parameters of a representation in named groups, with the state of their optimiser."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NotRequired, TypedDict
@@ -11,7 +11,7 @@ _SCALE_DECAY = 0.99  # of the running mean square of a group's gradients
 
 
 class ParameterGroup(TypedDict):
-    """A group as torch's optimisers take it."""
+    """A parameter group in the form of torch's optimisers."""
 
     name: str
     params: list[Tensor]
@@ -22,7 +22,7 @@ class ParameterGroup(TypedDict):
 
 
 class ParameterStore:
-    """Named groups of parameters and Adam's state of each, by name.
+    """Named groups of parameters and their Adam state.
 
     A representation makes one store and always returns the same one. `keep` and `append` change the number
     of rows of all parameters of a group, for representations that grow and prune.
@@ -57,7 +57,12 @@ class ParameterStore:
         return self._optimizer
 
     def use_adam(self, *, betas: tuple[float, float] = (0.9, 0.99), eps: float = 1e-15) -> None:
-        """Make a new fused Adam for all groups; fused kernels can skip a step without a host copy."""
+        """Create a fused Adam for all groups; fused kernels can skip a step without a host synchronisation.
+
+        Args:
+            betas: decay rates of the running means of the gradient and its square.
+            eps: of groups without a `relative_eps`.
+        """
         groups: list[dict[str, Any]] = []
         for group in self.groups:
             relative = group.get("relative_eps")
@@ -71,32 +76,44 @@ class ParameterStore:
         }
 
     def zero_grad(self) -> None:
-        """Forget all gradients."""
+        """Set all gradients to None."""
         self.optimizer.zero_grad(set_to_none=True)
 
     def step(self, finite: Bool[Tensor, ""], *, lr_scale: float = 1.0) -> None:
-        """One step of Adam where `finite` is true, else nothing changes; the host does not wait.
+        """Make one step of Adam where `finite` is true, else change nothing; without a host synchronisation.
 
-        `lr_scale` multiplies the learning rates of this step.
+        Args:
+            finite: whether the step is made, on the device.
+            lr_scale: factor of all learning rates in this step.
         """
         optimizer, scales = self.optimizer, dict(self._scales)
         for group in optimizer.param_groups:
             group["lr"] = group.setdefault("initial_lr", group["lr"]) * lr_scale
             if group["name"] in scales:
                 scales[group["name"]] = _normalize(scales[group["name"]], group["params"], finite)
-        # fused optimisers read this for GradScaler: 1 makes the kernel leave everything as it is
+        # fused optimisers read this attribute for GradScaler: where it is 1, the kernel changes nothing
         optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
         optimizer.step()
         self._scales = scales  # last: a step that fails changes nothing
 
     @torch.no_grad()
     def keep(self, name: str, mask: Bool[Tensor, " N"]) -> None:
-        """Keep the rows of a group's parameters and of their state where `mask` is true."""
+        """Delete the rows of a group's parameters, and of their state, where `mask` is false.
+
+        Args:
+            name: of the group.
+            mask: which of the N rows stay.
+        """
         self._replace_rows(name, lambda tensor: tensor[mask])
 
     @torch.no_grad()
     def append(self, name: str, rows: Sequence[Float[Tensor, "M ..."]]) -> None:
-        """Add rows to each of a group's parameters, with an empty state."""
+        """Add rows to each of a group's parameters, with a state of zeros.
+
+        Args:
+            name: of the group.
+            rows: the new rows of each parameter, in the group's order.
+        """
         group = self._group(name)
         added = dict(zip(map(id, group["params"]), rows, strict=True))
 
@@ -128,15 +145,15 @@ class ParameterStore:
 
     def state_dict(self) -> dict[str, Tensor]:
         """The optimiser's state as named tensors: GROUP.NUMBER.KEY, and GROUP.scale where there is one."""
-        found: dict[str, Tensor] = {}
+        state: dict[str, Tensor] = {}
         for group in self.groups:
             for number, param in enumerate(group["params"]):
                 for key, value in self.optimizer.state.get(param, {}).items():
-                    found[f"{group['name']}.{number}.{key}"] = value
-        return found | {f"{name}.scale": value for name, value in self._scales.items()}
+                    state[f"{group['name']}.{number}.{key}"] = value
+        return state | {f"{name}.scale": value for name, value in self._scales.items()}
 
     def load_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
-        """Continue from a `state_dict`.
+        """Restore the optimiser's state from a `state_dict`.
 
         Raises:
             KeyError: an entry belongs to no parameter.
@@ -161,36 +178,36 @@ class ParameterStore:
         self.optimizer.state.update(state)
 
 
-def _adam_state(param: Tensor, found: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+def _adam_state(param: Tensor, stored: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
     like = param.detach()
-    own = {"step": torch.zeros((), device=like.device), "exp_avg": like, "exp_avg_sq": like}
-    if found.keys() != own.keys():
-        raise ValueError(f"the state of {name} must hold {', '.join(own)}, got {', '.join(found)}")
-    return {key: _like(wanted, found[key], f"{name}.{key}") for key, wanted in own.items()}
+    templates = {"step": torch.zeros((), device=like.device), "exp_avg": like, "exp_avg_sq": like}
+    if stored.keys() != templates.keys():
+        raise ValueError(f"the state of {name} must hold {', '.join(templates)}, got {', '.join(stored)}")
+    return {key: _like(template, stored[key], f"{name}.{key}") for key, template in templates.items()}
 
 
-def _like(wanted: Tensor, value: Tensor, name: str) -> Tensor:
-    """A copy of `value` in the place of `wanted`."""
-    if value.shape != wanted.shape or value.dtype != wanted.dtype:
+def _like(template: Tensor, value: Tensor, name: str) -> Tensor:
+    """A copy of `value` on the device of `template`, whose shape and type it must have."""
+    if value.shape != template.shape or value.dtype != template.dtype:
         raise ValueError(
-            f"{name} must be {wanted.dtype} of the shape {list(wanted.shape)}, got {value.dtype} of "
+            f"{name} must be {template.dtype} of the shape {list(template.shape)}, got {value.dtype} of "
             f"{list(value.shape)}"
         )
     if not bool(torch.isfinite(value).all()):
         raise ValueError(f"{name} must be finite")
-    return value.to(wanted.device).clone()
+    return value.to(template.device).clone()
 
 
 def _normalize(scale: Tensor, params: Sequence[Tensor], finite: Tensor) -> Tensor:
-    """Divide gradients by their running root mean square; returns [running mean square, its weight]."""
+    """Divide gradients in place by their running root mean square; returns [mean square, its weight]."""
     gradients = [param.grad for param in params if param.grad is not None]
     if not gradients:
         return scale
     count = sum(gradient.numel() for gradient in gradients)
     square = torch.stack([gradient.square().sum() for gradient in gradients]).sum() / count
-    seen = finite & (square > 0)
-    target = torch.stack([torch.where(seen, square, 0.0), torch.ones_like(square)])
-    running = torch.lerp(scale, target, torch.where(seen, 1.0 - _SCALE_DECAY, 0.0))
+    usable = finite & (square > 0)
+    target = torch.stack([torch.where(usable, square, 0.0), torch.ones_like(square)])
+    running = torch.lerp(scale, target, torch.where(usable, 1.0 - _SCALE_DECAY, 0.0))
     mean = running[0] / running[1].clamp_min(1e-30)
     factor = torch.where(running[1] > 0, mean.clamp_min(1e-30).rsqrt(), 1.0)
     for gradient in gradients:

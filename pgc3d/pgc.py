@@ -1,18 +1,18 @@
-"""Pixel-wise gradient clipping: bound what a 2D teacher asks of each pixel, keep the direction it asks for.
+"""Pixel-wise gradient clipping: bound the length of each pixel's gradient, keep its direction.
 
 Source: Pan et al., "Enhancing High-Resolution 3D Generation through Pixel-wise Gradient Clipping", ICLR 2024
 (arXiv 2310.12474), eq. 9: g * min(1, c / |g|) for the gradient g of each pixel. The authors' released code
 takes the L-infinity norm over the channels, the default here; `norm="l2"` is the Euclidean one.
 
-The file needs torch and jaxtyping, and nothing else of pgc3d. In another project, one line on the rendered
-picture is enough:
+The module needs torch and jaxtyping alone, and nothing else of pgc3d. In another project, one line for the
+rendered image is enough:
 
     pgc.attach(image, threshold=0.1, dim=1, loss_scale=scaler.get_scale)  # image [B, 3, H, W]
 
-Everywhere here a gradient is that of a summed loss with respect to a picture with values in [0, 1]; channels
-are last unless `dim` says otherwise. A pixel with a NaN or an infinity in any channel is zeroed whole.
-Arithmetic is in float32 or wider, the result has the gradient's dtype, and nothing waits for the device (but
-what `attach` is given as `loss_scale` may: a GradScaler's `get_scale` does).
+A gradient here is that of a summed loss with respect to an image with values in [0, 1]; channels are last
+unless another `dim` is given. All channels of a pixel are set to zero where one of them is NaN or infinite.
+Arithmetic is in float32 or wider, and the result has the gradient's dtype. The host never synchronises with
+the device, except in a `loss_scale` function of `attach` that does so (a GradScaler's `get_scale` does).
 """
 
 import math
@@ -27,19 +27,19 @@ from torch import Tensor
 
 Norm = Literal["linf", "l2"]
 Clipper = Callable[[Tensor], Tensor]
-_SAMPLE = 65536  # pixels looked at for a percentile
-# Of settings, for documentation and for who reads them from a file: beyond, products leave single precision.
+_SAMPLE = 65536  # at most so many pixels are sorted for a percentile
+# Ranges of settings, for documentation and for configuration files: beyond, products leave single precision.
 _BOUND = {"range": {"low": 1e-12, "high": 1e6}}
-_SHARE = {"range": {"low": 0.0, "high": 1.0, "above": True, "below": True}}
+_FRACTION = {"range": {"low": 0.0, "high": 1.0, "above": True, "below": True}}
 
 
 def replace_nonfinite(gradient: Float[Tensor, "..."], *, dim: int = -1) -> Float[Tensor, "..."]:
-    """Set every pixel that holds a NaN or an infinity to zero; the rule `none`."""
+    """The gradient with every pixel that holds a NaN or an infinity set to zero; the rule `none`."""
     return torch.where(_largest(gradient, dim) < math.inf, gradient, 0.0)
 
 
 def count_nonfinite(gradient: Float[Tensor, "..."], *, dim: int = -1) -> Tensor:
-    """Count the pixels that the rules set to zero, as an integer scalar on the device."""
+    """Number of pixels that hold a NaN or an infinity, as an integer scalar on the device."""
     return (~(_largest(gradient, dim) < math.inf)).sum()
 
 
@@ -51,8 +51,8 @@ def clip_pixelwise(
     Shorter vectors come back bit for bit, longer ones keep their direction and get the threshold as length.
 
     Args:
-        gradient: d loss / d picture.
-        threshold: c, positive; a scalar tensor is taken too, so that a changing one needs no host copy.
+        gradient: d loss / d image.
+        threshold: c, positive; may be a scalar tensor, so that one that changes needs no host copy.
         norm: how a pixel vector is measured over its channels.
         dim: the channel axis.
     """
@@ -64,7 +64,7 @@ def clip_pixelwise(
 def clip_channelwise(
     gradient: Float[Tensor, "..."], threshold: float | Tensor = 0.1, *, dim: int = -1
 ) -> Float[Tensor, "..."]:
-    """Limit every channel to [-c, c] on its own, which may turn the vector and so the hue (PGC-V)."""
+    """Limit every channel to [-c, c] on its own, which may change the vector's direction (PGC-V)."""
     _check_threshold(threshold)
     limit = torch.as_tensor(threshold, dtype=_wide(gradient.dtype), device=gradient.device)
     return _clean(gradient, dim).clamp(-limit, limit).to(gradient.dtype)
@@ -73,7 +73,7 @@ def clip_channelwise(
 def normalize_pngd(
     gradient: Float[Tensor, "..."], threshold: float | Tensor = 0.1, *, norm: Norm = "linf", dim: int = -1
 ) -> Float[Tensor, "..."]:
-    """Squash every pixel vector to c g / (|g| + c): g where short, length c where long, half at |g| = c."""
+    """Scale every pixel vector g to c g / (|g| + c): about g where short, of length c where long (PNGD)."""
     _check_threshold(threshold)
     clean, direction, length = _polar(gradient, norm, dim)
     # Divided by the larger of c and |g| the formula neither overflows nor loses small vectors.
@@ -84,7 +84,7 @@ def normalize_pngd(
 def scale_globally(
     gradient: Float[Tensor, "..."], threshold: float | Tensor = 0.1, *, dim: int = -1
 ) -> Float[Tensor, "..."]:
-    """Scale the whole batch so that its largest channel is c; an all-zero gradient stays zero."""
+    """Scale the whole batch so that its largest absolute channel is c; an all-zero gradient stays zero."""
     _check_threshold(threshold)
     clean = _clean(gradient, dim)
     largest = clean.abs().amax()
@@ -92,12 +92,13 @@ def scale_globally(
 
 
 def clip_parameters(parameters: Iterable[Tensor], max_norm: float) -> Float[Tensor, ""]:
-    """Scale the gradients of all parameters in place to a total L2 norm of at most `max_norm`: the baseline.
+    """Scale the gradients of all parameters in place to a total L2 norm of at most `max_norm`.
 
-    Where the total norm is not finite, all gradients become zero; an optimiser with momentum still moves.
+    The usual gradient clipping, a baseline for the rules on pixels. Where the total norm is not finite, all
+    gradients become zero; an optimiser with momentum still changes the parameters.
 
     Returns:
-        The norm before, on the device.
+        The total norm before the scaling, on the device.
     """
     _check_threshold(max_norm)
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
@@ -118,7 +119,7 @@ def statistics(
     percentiles: bool = True,
     mask: Bool[Tensor, "..."] | None = None,
 ) -> dict[str, Float[Tensor, ""]]:
-    """Measure a gradient and what a rule made of it, as scalars on the device.
+    """Measurements of a gradient before and after a clipping rule, as scalars on the device.
 
     Args:
         gradient: before clipping.
@@ -154,11 +155,11 @@ def statistics(
 class AdaptivePixelClip:
     """Clip per pixel at a threshold that follows the gradient: a running quantile of the non-zero lengths.
 
-    The threshold is an exponential mean of each call's quantile, corrected for its start, so the first call
-    uses its own quantile. Its memory of about 1 / (1 - decay) calls is short: the gradient of a first picture
-    may be tens of times as long as all later ones, and until the mean has forgotten it nothing else is
-    clipped, which takes 50 calls with 0.9 and 600 with 0.99. A gradient of zeros changes nothing; until
-    another one came the threshold is 0, and nothing is clipped.
+    The threshold is an exponential mean of each call's quantile, in (0, 1), with a bias correction, so that
+    the first call uses its own quantile. It covers about 1 / (1 - decay) calls. Few are better: the gradient
+    of a first image may be tens of times as long as all later ones, and until the mean has decayed nothing
+    is clipped, which takes 50 calls with 0.9 and 600 with 0.99. A gradient of zeros does not change the
+    threshold; before the first other one the threshold is 0, and nothing is clipped.
     """
 
     def __init__(
@@ -170,15 +171,15 @@ class AdaptivePixelClip:
 
     @property
     def threshold(self) -> Float[Tensor, ""]:
-        """The threshold now, on the device of the last gradient."""
+        """The current threshold, on the device of the last gradient."""
         return self._total / torch.where(self._weight > 0, self._weight, 1.0)
 
     def __call__(self, gradient: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """Take the gradient into the running quantile, then clip it."""
+        """The gradient clipped at the threshold, after its quantile was added to the running mean."""
         clean, direction, length = _polar(gradient, self.norm, self.dim)
         self._update(length)
         threshold = self.threshold
-        long = (length > threshold) & (self._weight > 0)  # a few pixels may all lie beside the sample
+        long = (length > threshold) & (self._weight > 0)  # weight 0: the sample had zeros alone
         return torch.where(long, direction * threshold, clean).to(gradient.dtype)
 
     def _update(self, length: Tensor) -> None:
@@ -189,11 +190,11 @@ class AdaptivePixelClip:
         self._weight = torch.lerp(self._weight.to(value.device), torch.ones_like(value), rate)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The running sums."""
+        """The state of the running mean."""
         return {"total": self._total.clone(), "weight": self._weight.clone()}
 
     def load_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
-        """Continue from a `state_dict`."""
+        """Restore the running mean from a `state_dict`."""
         self._total, self._weight = state_dict["total"].clone(), state_dict["weight"].clone()
 
 
@@ -206,15 +207,15 @@ def attach(
     loss_scale: float | Tensor | Callable[[], float | Tensor] | None = None,
     clipper: Clipper | None = None,
 ) -> torch.utils.hooks.RemovableHandle:
-    """Clip the gradient that reaches a rendered picture during `backward`.
+    """Clip the gradient of a rendered image during `backward`.
 
     Args:
-        tensor: a picture that requires a gradient.
+        tensor: an image that requires a gradient.
         threshold: c for the unscaled loss.
         norm: as in `clip_pixelwise`.
         dim: the channel axis, 1 for [B, C, H, W].
-        loss_scale: what the loss is multiplied by (`GradScaler`), or a function, asked at each backward. With
-            one, numbers that are not finite stay so: the scaler must see that its scale was too large.
+        loss_scale: the factor of the loss (`GradScaler`), or a function that returns it, called at each
+            backward. With one, non-finite numbers stay as they are, so that the scaler detects overflows.
         clipper: another rule, applied to the unscaled gradient; it replaces `threshold`, `norm` and `dim`.
 
     Returns:
@@ -237,7 +238,7 @@ def attach(
 
 @dataclass(frozen=True)
 class PixelClip:
-    """Per-pixel norm clipping, the method."""
+    """Per-pixel norm clipping (PGC)."""
 
     kind: Literal["pixel"] = "pixel"
     threshold: float = field(default=0.1, metadata=_BOUND)
@@ -284,7 +285,7 @@ class PngdClip:
 
 @dataclass(frozen=True)
 class GlobalScale:
-    """One factor for the whole batch."""
+    """One factor for the whole batch, see `scale_globally`."""
 
     kind: Literal["global"] = "global"
     threshold: float = field(default=0.1, metadata=_BOUND)
@@ -299,7 +300,7 @@ class GlobalScale:
 
 @dataclass(frozen=True)
 class ParameterClip:
-    """Whole-parameter clipping: pixels pass, and the loop calls `clip_parameters` with `max_norm`."""
+    """Clipping of parameter gradients: pixels are not clipped, the loop calls `clip_parameters`."""
 
     kind: Literal["parameter"] = "parameter"
     max_norm: float = field(default=1.0, metadata=_BOUND)
@@ -328,8 +329,8 @@ class AdaptiveClip:
     """Per-pixel clipping at a running quantile of the gradient's lengths."""
 
     kind: Literal["adaptive"] = "adaptive"
-    quantile: float = field(default=0.9, metadata=_SHARE)
-    # Of the running mean, at each step.
+    quantile: float = field(default=0.9, metadata=_FRACTION)
+    # Of the running mean at each call.
     decay: float = field(default=0.9, metadata={"range": {"low": 0.0, "high": 1.0, "below": True}})
     norm: Norm = "linf"
 
@@ -340,7 +341,7 @@ class AdaptiveClip:
             )
 
     def build(self) -> AdaptivePixelClip:
-        """The rule with its running state, to be saved with a checkpoint."""
+        """The rule as a function of a channel-last gradient; its state is part of checkpoints."""
         return AdaptivePixelClip(quantile=self.quantile, decay=self.decay, norm=self.norm)
 
 
@@ -384,14 +385,15 @@ def _polar(gradient: Tensor, norm: Norm, dim: int) -> tuple[Tensor, Tensor, Tens
 
 
 def _quantile(ordered: Tensor, skipped: Tensor, fraction: float) -> Tensor:
-    """The quantile of sorted numbers without the first ones, those that `skipped` marks."""
+    """The quantile of ascending numbers, without the ones that `skipped` marks, which come first."""
     first = skipped.sum()
     rank = first + (fraction * (len(ordered) - first - 1)).round().long()
     return ordered.gather(0, rank.clamp(0, len(ordered) - 1)[None])[0]
 
 
 def _sample(length: Tensor) -> Tensor:
+    """At most `_SAMPLE` evenly spaced entries, flattened."""
     flat = length.flatten()
     stride = -(-flat.numel() // _SAMPLE)
-    # An odd stride visits every column of a picture whose width is a power of two.
+    # An odd stride visits every column of an image whose width is a power of two.
     return flat if stride == 1 else flat[:: stride | 1]

@@ -1,7 +1,5 @@
-"""The library's entry points: make an asset, continue a run, and export or render what a run made."""
+"""The library's entry points: generate an asset, resume a run, and export or render its result."""
 
-import os
-import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,7 +16,7 @@ from pgc3d.build.run import RunContext, build_representation, build_stage, resol
 from pgc3d.checkpoint import unpack_representation
 from pgc3d.checkpoint_files import Checkpoint
 from pgc3d.config import Config, dump_config, load_config
-from pgc3d.disk import replace_file, require_free_space, sha256
+from pgc3d.disk import free_name, replace_file, require_free_space, sha256
 from pgc3d.errors import DivergedError, InputError, RunDirectoryError
 from pgc3d.exporting.export import ExportReport, export_asset
 from pgc3d.exporting.textured_mesh import export_textured_mesh
@@ -30,10 +28,10 @@ from pgc3d.plan import plan_run
 from pgc3d.rendering import build_rasterizer
 from pgc3d.representation.textured_mesh import TexturedMesh
 from pgc3d.run_directory import RunDirectory
-from pgc3d.session import Event, Reporter, Session, explain_memory
+from pgc3d.session import Event, EventCallback, Session, explain_memory
 from pgc3d.signals import StopFlag
 from pgc3d.stages import handover_of, require_same_starts, start_records, with_absolute_starts
-from pgc3d.task import KEPT, Task
+from pgc3d.task import PREPARED_NAMES, Task
 from pgc3d.types import Cameras, PreparedMesh, Rendering, Views
 
 FREE_SPACE = 500_000_000  # bytes: two checkpoints, the asset with its textures, previews
@@ -41,15 +39,15 @@ FREE_SPACE = 500_000_000  # bytes: two checkpoints, the asset with its textures,
 
 @dataclass(frozen=True)
 class RunResult:
-    """How a run ended."""
+    """The end of a run or of an export."""
 
-    path: Path
-    files: tuple[Path, ...]
-    stopped_by: int | None = None  # the signal, None where the run is done
+    path: Path  # the run directory
+    files: tuple[Path, ...]  # that were written
+    stopped_by: int | None = None  # the number of a signal, None where the run is done
 
 
 def ignore(event: Event) -> None:
-    """Report to nobody."""
+    """Do nothing: the default of `on_event`."""
 
 
 def generate(
@@ -57,29 +55,29 @@ def generate(
     *,
     out: Path | str,
     config: Config | None = None,
-    report: Reporter = ignore,
+    on_event: EventCallback = ignore,
     stop: StopFlag | None = None,
 ) -> RunResult:
-    """Make an asset.
+    """Generate a textured asset in a new run directory.
 
     Args:
-        task: what to make; its files are prepared and kept in the run.
+        task: the prompt and the input files, which are prepared and copied into the run.
         out: the run directory; must not exist or be empty.
         config: `load_config()` when None.
-        report: called at every step edge and for every file made.
-        stop: where it is set, the run saves at the next step edge and returns.
+        on_event: called after every step, for messages, and for every file that was written.
+        stop: once its `signal` is set, the run saves after the current step and returns.
 
     Raises:
-        Pgc3dError: one line that says what to do; the run directory keeps the last good state.
+        Pgc3dError: see `errors` for its subclasses; the run directory has the last valid state.
     """
     out = Path(out)
     config = with_absolute_starts(with_absolute_paths(config or load_config()))
     device = resolve_device(config.run.device)
     require_fitting(config, task)
-    build_rasterizer(config.run.rasterizer, device)  # refused before there is a folder
+    build_rasterizer(config.run.rasterizer, device)  # fails before a folder is made
 
     def notify(message: str) -> None:
-        report(Event("build", message=message))
+        on_event(Event("build", message=message))
 
     prepared = None if task.mesh is None else prepare_mesh(config, task.mesh, device, notify)
     located = locate_models(config, device)
@@ -94,39 +92,39 @@ def generate(
     with RunDirectory.create(out) as run:
         run.begin()
         replace_file(run.config, dump_config(config).encode())
-        kept = _keep_inputs(run, task, prepared, images)
-        record = kept.record(run.path) | {"seed": config.run.seed} | described
-        record |= {"inputs": inputs, "files": run.hash_files(list(kept.files.values()))}
+        stored = _store_inputs(run, task, prepared, images)
+        record = stored.record(run.path) | {"seed": config.run.seed} | described
+        record |= {"inputs": inputs, "files": run.hash_files(list(stored.files.values()))}
         record |= {"config": run.config_digest()}
-        session = Session(run, config, device, report, stop or StopFlag(), record)
+        session = Session(run, config, device, on_event, stop or StopFlag(), record)
         for name in images:
-            report(Event("build", file=kept.files[name]))
+            on_event(Event("build", file=stored.files[name]))
         return _execute(session, located, {})
 
 
-def _keep_inputs(
+def _store_inputs(
     run: RunDirectory, task: Task, prepared: PreparedMesh | None, images: Mapping[str, bytes]
 ) -> Task:
-    """Write what was made of the user's files into the run; the task with these in their place."""
-    kept: dict[str, Any] = {name: run.path / KEPT[name] for name in images}
+    """The task with the prepared inputs, which are written into the run, in place of the user's files."""
+    stored: dict[str, Any] = {name: run.path / PREPARED_NAMES[name] for name in images}
     for name, content in images.items():
-        replace_file(kept[name], content)
+        replace_file(stored[name], content)
     if prepared is not None:
-        kept["mesh"] = run.path / KEPT["mesh"]
-        save_prepared(kept["mesh"], prepared)
-    return replace(task, **kept)
+        stored["mesh"] = run.path / PREPARED_NAMES["mesh"]
+        save_prepared(stored["mesh"], prepared)
+    return replace(task, **stored)
 
 
 def resume(
-    path: Path | str, *, edited: bool = False, report: Reporter = ignore, stop: StopFlag | None = None
+    path: Path | str, *, edited: bool = False, on_event: EventCallback = ignore, stop: StopFlag | None = None
 ) -> RunResult:
-    """Continue a run that was stopped; on a CPU it ends as if it had never stopped.
+    """Continue a run that was stopped; on a CPU the result is that of an uninterrupted run.
 
     Args:
         path: the run directory.
-        edited: go on with a `config.yaml` that was changed since the run wrote it.
-        report: called at every step edge and for every file made.
-        stop: where it is set, the run saves at the next step edge and returns.
+        edited: accept a `config.yaml` that was edited after the run wrote it.
+        on_event: called after every step, for messages, and for every file that was written.
+        stop: once its `signal` is set, the run saves after the current step and returns.
 
     Raises:
         RunDirectoryError: the folder is not a run, is in use, has only damaged checkpoints, or the
@@ -134,49 +132,48 @@ def resume(
     """
     path = Path(path)
     with RunDirectory.open(path) as run:
-        record = _read_record(run, report, edited=edited)
+        record = _read_record(run, on_event, edited=edited)
         config = load_config([run.config])
-        found = {name: _newest(run, config, name) for name in config.stages}
-        last = found[next(reversed(config.stages))]
+        checkpoints = {name: _newest(run, config, name) for name in config.stages}
+        last = checkpoints[next(reversed(config.stages))]
         if record.get("status") == "done" and last is not None and last.step == config.last.steps:
-            report(Event("export", message=f"nothing to do: {path} is done; use `pgc3d export {path}`"))
+            on_event(Event("export", message=f"nothing to do: {path} is done; use `pgc3d export {path}`"))
             run.write_manifest(record)
             return RunResult(path, ())
-        if not any(found.values()):
-            report(Event("build", message=f"{path} has no checkpoint yet: beginning with the first step"))
+        if not any(checkpoints.values()):
+            on_event(Event("build", message=f"{path} has no checkpoint yet: starting with the first step"))
         device = resolve_device(config.run.device)
         located = locate_models(config, device)
         if edited:
             record |= describe_models(config, located) | start_records(config)
         require_same_models(record, config, located)
         require_same_starts(record, config)
-        session = Session(run, config, device, report, stop or StopFlag(), record)
-        return _execute(session, located, found)
+        session = Session(run, config, device, on_event, stop or StopFlag(), record)
+        return _execute(session, located, checkpoints)
 
 
-def _read_record(run: RunDirectory, report: Reporter, *, edited: bool = False) -> dict[str, Any]:
-    """The manifest of a run whose configuration and inputs are as it left them."""
-    record, found = run.read_manifest(), run.config_digest()
+def _read_record(run: RunDirectory, on_event: EventCallback, *, edited: bool = False) -> dict[str, Any]:
+    """The manifest of a run, after a check that its configuration and inputs have not changed."""
+    record, digest = run.read_manifest(), run.config_digest()
     if "config" not in record:
-        message = f"{run.path} was made by an earlier pgc3d, without hashes: it is taken as it is"
-        report(Event("build", message=message))
-    elif record["config"] != found and not edited:
+        message = f"{run.path} was made by an earlier pgc3d, without hashes: changes cannot be detected"
+        on_event(Event("build", message=message))
+    elif record["config"] != digest and not edited:
         raise RunDirectoryError(
-            f"{run.config} must be as the run wrote it, but was edited or damaged; put it back, or look "
-            f"through it and use `pgc3d resume {run.path} --edited`, or start a new run with --config "
-            f"{run.config}"
+            f"{run.config} must be as the run wrote it, but was edited or damaged; put it back, or check it "
+            f"and use `pgc3d resume {run.path} --edited`, or start a new run with --config {run.config}"
         )
     run.require_same_inputs(record)
-    return record | {"config": found}
+    return record | {"config": digest}
 
 
 def _newest(run: RunDirectory, config: Config, stage: str) -> Checkpoint | None:
-    """Where a stage goes on, None where it has not begun."""
+    """The newest checkpoint of a stage, None where it has not begun."""
     checkpoint, steps = run.load_checkpoint(stage), config.stages[stage].steps
     if checkpoint is not None and checkpoint.step > steps:
         raise RunDirectoryError(
-            f"the steps of stages.{stage} in {run.config} must be at least {checkpoint.step}, which are "
-            f"done, got {steps}; raise them"
+            f"stages.{stage}.steps in {run.config} must be at least {checkpoint.step}, the steps that are "
+            f"done, got {steps}; raise it"
         )
     return checkpoint
 
@@ -188,51 +185,68 @@ def export(
     texture_size: int | None = None,
     faces: int | None = None,
     stage: str | None = None,
-    report: Reporter = ignore,
+    on_event: EventCallback = ignore,
 ) -> RunResult:
-    """Write the asset of a run's newest checkpoint, beside what was exported before.
+    """Write the asset of a run's newest checkpoint as a mesh file; existing files are not replaced.
 
     Args:
         path: the run directory.
         file_format: glb, obj, ply or stl; the run's own when None.
-        texture_size: pixels a side; the run's own when None.
-        faces: decimate to this many, 0 for all; the run's own when None.
-        stage: of the run; the last one that has begun when None.
-        report: called for every file made.
+        texture_size: side in pixels; the run's own when None.
+        faces: decimate to this many triangles, 0 for all; the run's own when None.
+        stage: name of a stage; the last one that has begun when None.
+        on_event: called for messages and for every file that was written.
+
+    Raises:
+        InputError: an option does not fit the run, or a file cannot be written.
+        RunDirectoryError: the folder is not a run, is in use, or has no valid checkpoint.
+        DivergedError: the renders of the file differ from the run's own.
     """
     path = Path(path)
     if faces is not None and "mesh" in RunDirectory.open(path).read_manifest():
-        raise InputError(f"--faces must not be given for a painted mesh, which stays as it is, got {faces}")
+        raise InputError(
+            f"--faces must not be given for a textured input mesh, whose geometry is fixed, got {faces}; "
+            "remove it"
+        )
     changes = {"export": {"format": file_format, "texture_size": texture_size, "faces": faces}}
-    with _opened(path, changes, stage, report) as (session, representation, rasterizer):
+    with _opened(path, changes, stage, on_event) as (session, representation, rasterizer):
         return RunResult(path, tuple(_export(session, representation, rasterizer)))
 
 
-def render(path: Path | str, *, stage: str | None = None, report: Reporter = ignore) -> RunResult:
-    """Write a turntable and a sheet of six views of a run's newest checkpoint, or of a stage's."""
+def render(path: Path | str, *, stage: str | None = None, on_event: EventCallback = ignore) -> RunResult:
+    """Write a turntable video and a sheet of six views of a run's newest checkpoint.
+
+    Args:
+        path: the run directory.
+        stage: name of a stage; the last one that has begun when None.
+        on_event: called for messages and for every file that was written.
+
+    Raises:
+        RunDirectoryError: the folder is not a run, is in use, or has no valid checkpoint.
+    """
     path = Path(path)
-    with _opened(path, {}, stage, report) as (session, representation, _):
+    with _opened(path, {}, stage, on_event) as (session, representation, _):
         from pgc3d.exporting.turntable import write_sheet, write_turntable
 
         sheet, video = free_name(path / "views.png"), free_name(path / "turntable.mp4")
         with session.timed("render_files"):
-            write_sheet(sheet, _painter(session, representation))
-            write_turntable(video, _painter(session, representation))
+            write_sheet(sheet, _asset_renderer(session, representation))
+            write_turntable(video, _asset_renderer(session, representation))
         session.made("render", [sheet, video])
         return RunResult(path, (sheet, video))
 
 
 @contextmanager
 def _opened(
-    path: Path, changes: Mapping[str, Any], stage: str | None, report: Reporter
+    path: Path, changes: Mapping[str, Any], stage: str | None, on_event: EventCallback
 ) -> Iterator[tuple[Session, Representation, Rasterizer]]:
-    """Open a run and load the asset of a stage, without any model."""
+    """Open a run and load the asset of a stage, without loading any model."""
     with RunDirectory.open(path) as run:
-        manifest = _read_record(run, report)
+        manifest = _read_record(run, on_event)
         config = load_config([run.config], options=changes)
         name, checkpoint = _stage_to_show(run, config, stage)
         device = resolve_device(config.run.device)
-        session = Session(run, config, device, report, StopFlag(), manifest, stage=name)
+        session = Session(run, config, device, on_event, StopFlag(), manifest, stage=name)
         with explain_memory(config, device):
             rasterizer = build_rasterizer(config.run.rasterizer, device)
             context = RunContext.of(config, Task.from_record(manifest, run.path), rasterizer, device)
@@ -240,12 +254,12 @@ def _opened(
             unpack_representation(checkpoint, representation)
             try:
                 yield session, representation, rasterizer
-            finally:  # a file that does not show what the run showed is there as well
+            finally:  # a file that failed the comparison with the run's renders is recorded too
                 run.write_manifest(session.record)
 
 
 def _stage_to_show(run: RunDirectory, config: Config, stage: str | None) -> tuple[str, Checkpoint]:
-    """The stage that was asked for, else the last one that has a checkpoint."""
+    """The stage with its newest checkpoint; without a name, the last stage that has one."""
     if stage is not None and stage not in config.stages:
         raise InputError(
             f"--stage must be one of {', '.join(config.stages)}, got {stage!r}{nearest(stage, config.stages)}"
@@ -260,18 +274,18 @@ def _stage_to_show(run: RunDirectory, config: Config, stage: str | None) -> tupl
 
 
 def _execute(
-    session: Session, located: Mapping[str, LocatedModel], found: dict[str, Checkpoint | None]
+    session: Session, located: Mapping[str, LocatedModel], checkpoints: dict[str, Checkpoint | None]
 ) -> RunResult:
-    """Build and optimise each stage in turn, and export the last one; stops between steps where told to.
+    """Build and optimise each stage in turn, and export the last one, unless a signal stops the run.
 
-    `found` holds the checkpoints that stages go on from; they are taken out.
+    `checkpoints` holds those that stages continue from; each is removed once it is used, to free its memory.
     """
     run, device = session.run, session.device
     with session.recorded():
-        session.report(Event("build"))
+        session.on_event(Event("build"))
         session.config, expected = plan_run(session.config, located, device)
         if expected:
-            session.report(Event("build", message=expected))
+            session.on_event(Event("build", message=expected))
             session.record["expected"] = expected
         config, files = session.config, []
         models = LoadedModels(located, device, low_memory=config.run.low_memory)
@@ -280,7 +294,7 @@ def _execute(
             config, Task.from_record(session.record, run.path), rasterizer, device, models
         )
         for name, stage in config.stages.items():
-            checkpoint = found.pop(name, None)
+            checkpoint = checkpoints.pop(name, None)
             is_last = name == list(config.stages)[-1]
             if checkpoint is not None and checkpoint.step >= stage.steps and not is_last:
                 continue
@@ -295,37 +309,37 @@ def _execute(
 def _optimize_stage(
     session: Session, context: RunContext, name: str, checkpoint: Checkpoint | None
 ) -> Representation | None:
-    """Optimise a stage to its end; None where a signal came first."""
+    """The representation of a stage after its last step; None where a signal stopped it earlier."""
     config = context.config
     if len(config.stages) > 1:
         session.note(f"stage {name}: {config.stages[name].steps} steps")
     models = cast("LoadedModels", context.models)
     models.keep_only(config.stages[name].requires().models)
     with session.timed("build"):
-        # What a checkpoint holds replaces whatever the stage started from.
+        # A checkpoint would replace the stage's start.
         start = handover_of(session.run, context, name, session.note) if checkpoint is None else None
         built = build_stage(context, name, start)
     representation = built.problem.representation
-    paint = _painter(session, representation)
-    finished = session.optimize(name, built, checkpoint, lambda path: _write_sheet(path, paint))
+    render_views = _asset_renderer(session, representation)
+    finished = session.optimize(name, built, checkpoint, lambda path: _write_sheet(path, render_views))
     return representation if finished else None
 
 
-def _painter(session: Session, representation: Representation) -> Callable[[Cameras], Rendering]:
-    """Renders of the asset for people: exact, on white."""
+def _asset_renderer(session: Session, representation: Representation) -> Callable[[Cameras], Rendering]:
+    """A function that renders the asset on white, in evaluation mode, at the resolution of previews."""
 
-    def paint(cameras: Cameras) -> Rendering:
+    def render_views(cameras: Cameras) -> Rendering:
         background = torch.ones(len(cameras), 3, device=session.device)
         size = session.config.logging.preview_resolution
         return representation.render(Views(cameras.to(session.device), background), size, None)
 
-    return paint
+    return render_views
 
 
-def _write_sheet(path: Path, paint: Callable[[Cameras], Rendering]) -> None:
+def _write_sheet(path: Path, render_views: Callable[[Cameras], Rendering]) -> None:
     from pgc3d.exporting.turntable import write_sheet
 
-    write_sheet(path, paint)
+    write_sheet(path, render_views)
 
 
 def _write_asset(
@@ -355,44 +369,30 @@ def _write_asset(
 
 
 def _export(session: Session, representation: Representation, rasterizer: Rasterizer) -> list[Path]:
-    session.report(Event("export"))
+    session.on_event(Event("export"))
     if not isinstance(representation, (TexturedMesh, Meshable)):
         message = f"the asset has no surface to export; `pgc3d render {session.run.path}` shows it"
-        session.report(Event("export", message=message))
+        session.on_event(Event("export", message=message))
         return []
     with session.timed("export"):
         report = _write_asset(session, representation, rasterizer)
     files = [file.path for file in report.files]
     session.made("export", files)
     session.record["export"] = {"psnr": report.psnr, "faces": report.faces, "seconds": dict(report.seconds)}
-    found = f"{report.psnr:.1f} dB between {files[0].name} read back and the run's own render"
+    comparison = f"{report.psnr:.1f} dB between {files[0].name} read back and the run's own render"
     if not report.faithful:
         raise DivergedError(
-            f"an export must show what the run showed, got {found}; {_remedy(session, representation)}"
+            f"an export must match the run's renders, got {comparison}; {_remedy(session, representation)}"
         )
-    dropped = f", loose pieces dropped ({report.dropped:.1%} of the surface)" if report.dropped > 1e-3 else ""
-    session.report(Event("export", message=f"{report.faces} faces{dropped}, PSNR {found}"))
+    dropped = f", loose parts removed ({report.dropped:.1%} of the surface)" if report.dropped > 1e-3 else ""
+    session.on_event(Event("export", message=f"{report.faces} faces{dropped}, PSNR {comparison}"))
     return files
 
 
 def _remedy(session: Session, representation: Representation) -> str:
+    """What a user can change after an export that differs from the run's renders."""
     if not isinstance(representation, TexturedMesh):
         return "raise --texture-size or --faces"
     if session.config.export.format == "ply":
-        return "its vertices are too few to carry the colours, use --format glb or obj"
+        return "it has too few vertices for the colours, use --format glb or obj"
     return "raise --texture-size"
-
-
-def default_folder(parent: Path, prompt: str, seed: int) -> Path:
-    """A new folder below `parent`, named after the prompt and the seed."""
-    slug = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:48].strip("-") or "run"
-    return free_name(parent / f"{slug}-{seed}")
-
-
-def free_name(path: Path) -> Path:
-    """The path itself, or with the first number that makes it new."""
-    number, candidate = 1, path
-    while os.path.lexists(candidate):  # a link that leads nowhere is something, too
-        number += 1
-        candidate = path.with_name(f"{path.stem}-{number}{path.suffix}")
-    return candidate

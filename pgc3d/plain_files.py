@@ -1,7 +1,6 @@
-"""Files of a folder that someone else may have made: no link is followed and nothing outside is touched.
+"""Files of a folder from an untrusted source: no link is followed, and no file outside is read or written.
 
-What is checked is how the folder lies on the disk; against a process that changes it at the same time there
-is the run's lock.
+The checks hold for a folder that no other process changes at the same time, for which a run has its lock.
 """
 
 import os
@@ -25,7 +24,7 @@ TEMPORARY = re.compile(r"\..+\.pgc3d-[0-9a-f]{8}\.tmp(\.[A-Za-z0-9]{1,8})?")
 
 
 def temporary_name(name: str) -> str:
-    """A new name beside a file's, which `is_temporary` knows; it keeps the suffix, by which encoders go."""
+    """A new name for a temporary file, with the suffix of `name`, from which encoders derive the format."""
     suffix = PurePosixPath(name).suffix
     suffix = suffix if re.fullmatch(r"\.[A-Za-z0-9]{1,8}", suffix) else ""
     stem = name.removesuffix(suffix)
@@ -35,18 +34,18 @@ def temporary_name(name: str) -> str:
 
 
 def is_temporary(name: str) -> bool:
-    """Whether `temporary_name` made a name."""
+    """Whether a name is one that `temporary_name` makes."""
     return TEMPORARY.fullmatch(name) is not None
 
 
 def require_inside(name: str) -> PurePosixPath:
-    """A file's place below a folder.
+    """The relative path of a file inside a folder.
 
     Raises:
-        ValueError: the name leads, or could lead, out of the folder.
+        ValueError: the name leads, or could lead on some system, out of the folder.
     """
     path, other = PurePosixPath(name), PureWindowsPath(name)
-    fault = (
+    is_unsafe = (
         not path.parts
         or path.is_absolute()
         or bool(other.anchor)
@@ -54,37 +53,42 @@ def require_inside(name: str) -> PurePosixPath:
         or any(not letter.isprintable() for letter in name)
         or len(name) > 255
     )
-    if fault:
+    if is_unsafe:
         raise ValueError(f"a file of a run must be named inside its folder, got {name[:80]!r}")
     return path
 
 
 def require_file(path: Path) -> None:
-    """See that a path is a file of its own.
+    """Check that a path is a regular file.
 
     Raises:
         RunDirectoryError: it is a link, a folder, or a device.
-        FileNotFoundError: nothing is there.
+        FileNotFoundError: it does not exist.
     """
     _require(path, path.lstat().st_mode, stat.S_IFREG)
 
 
 def require_folder(path: Path) -> None:
-    """See that a path is a folder of its own; see `require_file`."""
+    """Check that a path is a folder and no link.
+
+    Raises:
+        RunDirectoryError: it is a link, a file, or a device.
+        FileNotFoundError: it does not exist.
+    """
     _require(path, path.lstat().st_mode, stat.S_IFDIR)
 
 
-def _require(path: Path, mode: int, wanted: int) -> None:
-    found = stat.S_IFMT(mode)
-    if found != wanted:
+def _require(path: Path, mode: int, expected: int) -> None:
+    kind = stat.S_IFMT(mode)
+    if kind != expected:
         raise RunDirectoryError(
-            f"{path} must be {KINDS[wanted]} of the run itself, but is {KINDS.get(found, 'something else')}; "
+            f"{path} must be {KINDS[expected]} of the run itself, got {KINDS.get(kind, 'something else')}; "
             "a run folder holds neither links nor devices: remove it, or start a new run"
         )
 
 
 def read_file(path: Path) -> bytes:
-    """The content of a file of its own.
+    """The content of a regular file.
 
     Raises:
         RunDirectoryError: it is a link, a folder, or a device.
@@ -98,7 +102,12 @@ def read_file(path: Path) -> bytes:
 
 
 def open_in_place(folder: Path, name: str, flags: int) -> int:
-    """The descriptor of a file in a folder, which is written in its place; made where it is missing.
+    """A descriptor of a file in a folder, to be written in place; a missing file is made.
+
+    Args:
+        folder: must exist.
+        name: of the file.
+        flags: as of `os.open`.
 
     Raises:
         RunDirectoryError: it is a link, a folder, or a device.
@@ -122,17 +131,17 @@ def open_in_place(folder: Path, name: str, flags: int) -> int:
 
 
 def is_shared(descriptor: int) -> bool:
-    """Whether a file has another name, as in a backup of hard links: writing in its place changes both."""
+    """Whether a file has several hard links, as in some backups: writing in place would change them all."""
     return os.fstat(descriptor).st_nlink > 1
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Remove what a process that was killed had begun to write into a folder."""
+    """Remove the temporary files that a killed process left in a folder."""
     with os.scandir(folder) as entries:
-        left = [
+        temporaries = [
             entry.path
             for entry in entries
             if is_temporary(entry.name) and entry.is_file(follow_symlinks=False)
         ]
-    for path in left:
+    for path in temporaries:
         Path(path).unlink(missing_ok=True)

@@ -1,19 +1,20 @@
-"""What a run will take on this GPU, estimated before its first step, and made to fit.
+"""Estimates of a run's GPU memory and time before its first step, and settings with which it fits.
 
-Memory is what is there at the moment when the UNet runs and the encoder's graph and the renderer's wait:
+Peak memory is that of the moment when the UNet runs while the activations of the encoder and the renderer are
+kept for their backward passes:
 
-    weights + pixels (kept of the encoder) + pixels (kept of the renderer) + latent pixels (the UNet's own)
+    weights + pixels (activations of the encoder) + pixels (of the renderer) + latent pixels (of the UNet)
 
-A recorded UNet keeps its memory, so that the encoder's backward pass needs more beside it.
+A UNet in a CUDA graph ("recorded") keeps its memory, so that the encoder's backward pass adds to it.
 
-ControlNets add weights, arithmetic, and answers that are kept while the UNet runs; they run before it, when
-less is there at once. LoRAs are part of the weights and cost nothing.
+ControlNets add weights, arithmetic, and residuals that are kept while the UNet runs; they run before it, when
+less memory is used. LoRAs are added to the weights and cost nothing.
 
-Time is arithmetic over a share of the rate at which this GPU multiplies large matrices. `Costs` holds the
-constants, fitted to steps of SDXL at 1024 x 1024 and SD at 512 on an H100, one to four pictures, with and
-without a depth ControlNet. What torch held is met within 7 % for diffusers' own code; ours is never
-underrated, and overrated by 24 % at most. Times leave out what a GPU waits for the host.
-`scripts/benchmark_step.py` prints what they predict beside what it measures.
+Time is the number of operations over a fraction of the rate at which this GPU multiplies large matrices.
+`Costs` holds the constants, fitted to steps of SDXL at 1024 x 1024 and SD at 512 on an H100, one to four
+images, with and without a depth ControlNet. The estimates are within 7 % of what torch held for diffusers'
+own code; for ours they are never below it, and above it by 24 % at most. Times are without those in which the
+GPU waits for the host. `scripts/benchmark_step.py` prints estimates beside measurements.
 """
 
 import math
@@ -30,35 +31,36 @@ from pgc3d.diffusion.files import WEIGHTS, ModelFolder, read_json, weight_files
 from pgc3d.diffusion.single_file import count_unet
 from pgc3d.errors import OutOfMemoryError
 
-RESERVE = 0.05  # of the free memory, for what the allocator cannot use
-# Times that what ControlNets answer lies in memory where it goes from one recording to another.
-RECORDED_ANSWERS = 2.5
-RECORDING_BYTES = 2e8  # of a recording's own memory, what it does not use and nothing else can
+RESERVE = 0.05  # fraction of the free memory that the allocator cannot use
+# Copies in memory of the ControlNets' residuals, where they go from one CUDA graph to another.
+RECORDED_COPIES = 2.5
+RECORDING_BYTES = 2e8  # of each CUDA graph's memory pool, unused and not available to others
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Constants of the estimate for one way to run the modules."""
+    """Constants of the estimate for one implementation of the networks."""
 
-    encoder_tensors: float  # kept of each residual block, in sizes of its output
-    encoder_work: float  # forward and backward arithmetic, in forward passes
-    share: float  # of the matmul rate that the step reaches
-    unet_tensors: float = 50.0  # alive in the UNet, in sizes of its first layer's output
-    unet_work: float = (
-        0.142  # operations for each parameter and latent pixel; most layers work at lower sizes
-    )
-    # Kept of all ControlNets' answers and conditions, in the same sizes: counted from the shapes, 5.8 in
+    encoder_tensors: float  # activations kept per residual block, in multiples of its output
+    encoder_work: float  # arithmetic of forward and backward pass, in multiples of a forward pass
+    matmul_fraction: float  # of the matmul rate that a step reaches
+    unet_tensors: float = 50.0  # alive in the UNet at once, in multiples of its first layer's output
+    # Multiply-adds per parameter and latent pixel: most layers run at lower resolutions.
+    unet_work: float = 0.142
+    # Residuals and conditions kept of all ControlNets, in the same multiples: counted from the shapes, 5.8 in
     # SDXL's layout and 7.2 in SD's.
     control_tensors: float = 7.2
-    # Parameters from which on a UNet is not recorded. A recorded one's memory is its own, and beside it the
-    # encoder keeps the probabilities of its attention.
+    # Only UNets with fewer parameters are recorded. The memory of a recorded one is not shared, and the
+    # encoder keeps the probabilities of its attention in addition.
     recorded_below: float = 0.0
 
 
-PLAIN = Costs(encoder_tensors=6.4, encoder_work=2.0, share=0.17)  # diffusers' own code
+PLAIN = Costs(encoder_tensors=6.4, encoder_work=2.0, matmul_fraction=0.17)  # diffusers' own code
 PLAIN_LOW = replace(PLAIN, encoder_tensors=1.5, encoder_work=3.0)
-FAST = Costs(encoder_tensors=2.0, encoder_work=2.0, share=0.5, unet_tensors=25.0, recorded_below=math.inf)
-FAST_LOW = replace(FAST, encoder_tensors=1.0, encoder_work=2.4, share=0.45, recorded_below=SMALL)
+FAST = Costs(
+    encoder_tensors=2.0, encoder_work=2.0, matmul_fraction=0.5, unet_tensors=25.0, recorded_below=math.inf
+)
+FAST_LOW = replace(FAST, encoder_tensors=1.0, encoder_work=2.4, matmul_fraction=0.45, recorded_below=SMALL)
 
 
 @dataclass(frozen=True)
@@ -69,25 +71,30 @@ class ModelSize:
     unet_channels: int  # of its first layer
     vae_channels: tuple[int, ...]  # of its levels
     vae_layers: int
-    resolution: int  # pixels that it was made for
+    resolution: int  # side in pixels of the images that it was trained on
     controls: Mapping[str, int] = field(default_factory=dict)  # parameters of the ControlNets beside it
 
     @property
     def downscale(self) -> int:
-        """Pixels per latent."""
+        """Pixels per latent pixel along a side."""
         return int(2 ** (len(self.vae_channels) - 1))
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a step takes."""
+    """The cost of a step."""
 
-    bytes: float  # at most at once
-    operations: float
+    bytes: float  # peak memory
+    operations: float  # floating-point operations
 
 
 def read_size(folder: ModelFolder, controls: Mapping[str, ModelFolder]) -> ModelSize:
-    """The sizes of a checkpoint and its ControlNets, from their configs and the headers of their weights."""
+    """The sizes of a model and its ControlNets, from their configs and the headers of their weights.
+
+    Args:
+        folder: of the model.
+        controls: the folders of its ControlNets, by name.
+    """
     parts = (folder.path / "unet", folder.vae or folder.path / "vae")
     unet, vae = (read_json(part / "config.json") for part in parts)
     channels = tuple(vae["block_out_channels"])
@@ -97,17 +104,17 @@ def read_size(folder: ModelFolder, controls: Mapping[str, ModelFolder]) -> Model
         vae_channels=channels,
         vae_layers=int(vae.get("layers_per_block", 1)),
         resolution=int(unet["sample_size"]) * 2 ** (len(channels) - 1),
-        controls={name: _parameters_of(found.path) for name, found in controls.items()},
+        controls={name: _parameters_of(control.path) for name, control in controls.items()},
     )
 
 
 def _parameters_of(network: Path) -> int:
-    """Of a UNet or a ControlNet, whose weights have the same file names."""
+    """Number of parameters of a UNet or a ControlNet; their weights have the same file names."""
     return count_parameters(weight_files(network, WEIGHTS["unet"], prefer_half=True))
 
 
 def count_parameters(files: Sequence[Path]) -> int:
-    """How many numbers some safetensors files hold; reads only the headers."""
+    """Number of tensor entries in some safetensors files, from their headers."""
     from safetensors import safe_open
 
     total = 0
@@ -129,18 +136,18 @@ def estimate(  # noqa: PLR0913 - one for each size
     controls: Collection[str] = (),
     render_bytes: int = 1100,
 ) -> Estimate:
-    """What one objective's share of a step takes, with the weights of everything that is loaded.
+    """The cost of one objective in a step, with all weights of its model and the ControlNets.
 
     Args:
         size: the model.
-        costs: how it runs.
+        costs: constants of its implementation.
         side: of the images that the model evaluates, in pixels.
-        render_side: pixels of the rendering.
-        batch: views of a step.
+        render_side: of the renders, in pixels.
+        batch: views per step.
         micro_batch: views that the model evaluates at once.
-        item: bytes of a number.
-        controls: names of the model's ControlNets that this objective uses, once for each time.
-        render_bytes: kept of the renderer for each pixel.
+        item: bytes per number.
+        controls: names of the ControlNets that this objective uses, repeated where one is used twice.
+        render_bytes: kept of the renderer per rendered pixel until the backward pass.
     """
     pixels = [side**2 / 4**level for level in range(len(size.vae_channels))]
     levels = list(zip(pixels, size.vae_channels, strict=True))
@@ -149,8 +156,8 @@ def estimate(  # noqa: PLR0913 - one for each size
     working = 4 * pixels[0] * size.vae_channels[0]
     latent = (side / size.downscale) ** 2
     recorded = size.unet_parameters < costs.recorded_below
-    answers = costs.control_tensors * (RECORDED_ANSWERS if recorded else 1.0)
-    tensors = costs.unet_tensors + (answers if controls else 0.0)
+    residuals = costs.control_tensors * (RECORDED_COPIES if recorded else 1.0)
+    tensors = costs.unet_tensors + (residuals if controls else 0.0)
     unet = 2 * latent * size.unet_channels * tensors
     passing = working + unet + latent**2 if recorded else max(working, unet)
     views = micro_batch * item * (size.vae_layers * kept + passing)
@@ -173,28 +180,42 @@ def _operations(
     latent: float,
     controls: Collection[str],
 ) -> float:
-    """Arithmetic for one view; of each of the encoder's levels the pixels and channels are given."""
+    """Operations for one view; `levels` are the (pixels, channels) of each of the encoder's levels."""
     convolutions = sum(2 * size.vae_layers * 18 * count * channels**2 for count, channels in levels)
     attention = 4 * latent**2 * size.vae_channels[-1]
-    asked = size.unet_parameters + sum(size.controls[name] for name in controls)
-    predict = 2 * latent * asked * costs.unet_work
+    parameters = size.unet_parameters + sum(size.controls[name] for name in controls)
+    predict = 2 * latent * parameters * costs.unet_work
     return (convolutions + attention) * costs.encoder_work + predict
 
 
 def costs_of(config: Config, *, fast: bool) -> Costs:
-    """The way in which a run goes."""
+    """The constants of a run's settings; `fast` is that of `is_fast`."""
     low = config.run.low_memory
     return (FAST_LOW if low else FAST) if fast else (PLAIN_LOW if low else PLAIN)
 
 
 def estimate_run(config: Config, sizes: Mapping[str, ModelSize]) -> Estimate:
-    """The largest step of a run, over its stages; `sizes` are those of the entries of `models`."""
+    """The cost of a step of the stage that needs most memory.
+
+    Args:
+        config: of the run.
+        sizes: of the models, by their entries in `models`.
+    """
     steps = [estimate_stage(config, stage, sizes) for stage in config.stages.values()]
     return max(steps, key=lambda step: step.bytes)
 
 
 def estimate_stage(config: Config, stage: StageConfig, sizes: Mapping[str, ModelSize]) -> Estimate:
-    """The largest step of a stage: all weights with the rest of its largest objective, and all arithmetic."""
+    """The cost of a step of one stage, at its largest resolution.
+
+    Memory is that of all weights and the activations of the largest objective, operations those of all
+    objectives.
+
+    Args:
+        config: of the run.
+        stage: one of its stages.
+        sizes: of the models, by their entries in `models`.
+    """
     names = stage.requires().models
     weights = sum(_weights(sizes[name], _item(config, name)) for name in names)
     parts = [_estimate_objective(config, stage, item, sizes) for item in stage.objectives.values()]
@@ -206,10 +227,10 @@ def estimate_stage(config: Config, stage: StageConfig, sizes: Mapping[str, Model
 def _estimate_objective(
     config: Config, stage: StageConfig, objective: ObjectiveConfig, sizes: Mapping[str, ModelSize]
 ) -> Estimate:
-    """What one objective takes beside the weights; one without a model renders only."""
+    """The cost of one objective without the weights; of one without a model, that of its renders."""
     run, side = config.run, max(stage.resolution)
     rendered = stage.representation.render_bytes(low_memory=run.low_memory)
-    found = [Estimate(bytes=float(objective.batch * side**2 * rendered), operations=0.0)]
+    parts = [Estimate(bytes=float(objective.batch * side**2 * rendered), operations=0.0)]
     for name, use in objective.guidance.requires().models.items():
         step = estimate(
             sizes[name],
@@ -222,36 +243,41 @@ def _estimate_objective(
             controls=use.controls,
             render_bytes=rendered,
         )
-        found.append(replace(step, bytes=step.bytes - _weights(sizes[name], _item(config, name))))
+        parts.append(replace(step, bytes=step.bytes - _weights(sizes[name], _item(config, name))))
     return Estimate(
-        bytes=max(step.bytes for step in found), operations=sum(step.operations for step in found)
+        bytes=max(part.bytes for part in parts), operations=sum(part.operations for part in parts)
     )
 
 
 def _item(config: Config, name: str) -> int:
-    """Bytes of a number of a model."""
+    """Bytes per number of a model's weights and activations."""
     return 4 if config.models[name].dtype == "float32" else 2
 
 
 def lowered(config: Config) -> list[Config]:
-    """The configuration, and what to try instead, each needing less memory than the one before."""
+    """The configuration, followed by alternatives that each need less memory than the one before."""
     stages = config.stages.values()
     largest = max(objective.batch for stage in stages for objective in stage.objectives.values())
-    now = min(config.run.micro_batch or largest, largest)
-    tries = [config]
-    while now > 1 and not config.run.low_memory:
-        now //= 2
-        tries.append(replace(config, run=replace(config.run, micro_batch=now)))
+    micro_batch = min(config.run.micro_batch or largest, largest)
+    candidates = [config]
+    while micro_batch > 1 and not config.run.low_memory:
+        micro_batch //= 2
+        candidates.append(replace(config, run=replace(config.run, micro_batch=micro_batch)))
     if not config.run.low_memory:
-        tries.append(replace(config, run=replace(config.run, low_memory=True)))
-    return tries
+        candidates.append(replace(config, run=replace(config.run, low_memory=True)))
+    return candidates
 
 
 def fit(config: Config, sizes: Mapping[str, ModelSize], free: int) -> tuple[Config, Estimate]:
-    """The first of `lowered` that fits into `free` bytes.
+    """The first configuration of `lowered` that fits into the free memory, and its largest step.
+
+    Args:
+        config: of the run.
+        sizes: of the models, by their entries in `models`.
+        free: bytes.
 
     Raises:
-        OutOfMemoryError: none does.
+        OutOfMemoryError: none fits.
     """
     for candidate in lowered(config):
         expected = estimate_run(candidate, sizes)
@@ -262,17 +288,23 @@ def fit(config: Config, sizes: Mapping[str, ModelSize], free: int) -> tuple[Conf
     raise OutOfMemoryError(
         f"the run must fit the GPU, where {free / 1e9:.1f} GB are free, but about "
         f"{expected.bytes / 1e9:.1f} GB are needed even with --low-memory; {fewer}lower "
-        f"--resolution (now {largest}) or stop what else uses the GPU"
+        f"--resolution (now {largest}) or stop other processes on the GPU"
     )
 
 
 def plan_run(config: Config, located: Mapping[str, LocatedModel], device: torch.device) -> tuple[Config, str]:
-    """Make a run fit the GPU; the configuration to use, and one line for the user.
+    """The configuration with which a run fits the GPU, and a line about it for the user.
 
-    The line is empty on a CPU and for runs without a model, which nothing is known about.
+    On a CPU and for runs without a model, for which there is no estimate, the configuration is unchanged and
+    the line is empty.
+
+    Args:
+        config: of the run.
+        located: its models, by their entries in `models`.
+        device: that the run uses.
 
     Raises:
-        OutOfMemoryError: it cannot be made to fit.
+        OutOfMemoryError: the run does not fit with any of the alternatives.
     """
     if device.type != "cuda" or not located:
         return config, ""
@@ -281,30 +313,43 @@ def plan_run(config: Config, located: Mapping[str, LocatedModel], device: torch.
     fitting, expected = fit(config, sizes, free)
     rate = matmul_rate(device, torch.float16)
     seconds = sum(
-        stage.steps * estimate_stage(fitting, stage, sizes).operations / (rate * _share(fitting, stage))
+        stage.steps
+        * estimate_stage(fitting, stage, sizes).operations
+        / (rate * _matmul_fraction(fitting, stage))
         for stage in fitting.stages.values()
     )
     return fitting, describe(config, fitting, expected, seconds, free, torch.cuda.get_device_name(device))
 
 
-def _share(config: Config, stage: StageConfig) -> float:
-    """Of the matmul rate, by the slowest way in which a model of the stage runs."""
+def _matmul_fraction(config: Config, stage: StageConfig) -> float:
+    """Of the matmul rate, for the slowest implementation of the stage's models."""
     uses = stage.requires().models.items()
-    ways = [costs_of(config, fast=is_fast(config.models[name], use)) for name, use in uses]
-    return min((way.share for way in ways), default=1.0)
+    costs = [costs_of(config, fast=is_fast(config.models[name], use)) for name, use in uses]
+    return min((item.matmul_fraction for item in costs), default=1.0)
 
 
-def describe(asked: Config, fitting: Config, expected: Estimate, seconds: float, free: int, name: str) -> str:
-    """The plan in one line; `seconds` is the time of all steps."""
+def describe(
+    requested: Config, fitting: Config, expected: Estimate, seconds: float, free: int, name: str
+) -> str:
+    """The estimate in one line.
+
+    Args:
+        requested: the configuration of the user.
+        fitting: the configuration that is used.
+        expected: its largest step.
+        seconds: of all steps together.
+        free: bytes of memory.
+        name: of the GPU.
+    """
     changed = ""
-    if fitting.run.low_memory and not asked.run.low_memory:
+    if fitting.run.low_memory and not requested.run.low_memory:
         changed = "; more would not fit, so this run is as with --low-memory"
-    elif fitting.run.micro_batch != asked.run.micro_batch:
+    elif fitting.run.micro_batch != requested.run.micro_batch:
         changed = f"; more would not fit, so the model evaluates {fitting.run.micro_batch} views at a time"
     minutes = seconds / 60
     each = seconds / sum(stage.steps for stage in fitting.stages.values())
     time = f", about {each:.2f} s a step at the full resolution, {minutes:.0f} min"
-    # Small models wait for the host, of which the estimate knows nothing.
+    # No time below a minute: the steps of small models are bound by the host, which the estimate leaves out.
     return (
         f"expected on {name}: at most {expected.bytes / 1e9:.1f} of {free / 1e9:.1f} GB free"
         f"{time if minutes >= 1 else ''}{changed}"
@@ -312,7 +357,14 @@ def describe(asked: Config, fitting: Config, expected: Estimate, seconds: float,
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype, size: int = 4096, repeats: int = 5) -> float:
-    """Operations a second of a large matrix product, the fastest of some."""
+    """Measured operations per second of a product of two square matrices, the fastest of some.
+
+    Args:
+        device: to measure.
+        dtype: of the matrices.
+        size: their side.
+        repeats: of the measurement, after one that is not the last.
+    """
     a = torch.randn(size, size, device=device, dtype=dtype)
     best = math.inf
     for _ in range(repeats + 1):

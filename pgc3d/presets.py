@@ -1,4 +1,4 @@
-"""From what a user asks for on the command line to a configuration."""
+"""The configuration that results from a command and its options: presets, files, options, overrides."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,26 +16,26 @@ from pgc3d.diffusion.models import local_model, model_layout
 from pgc3d.errors import ConfigError, InputError, WeightsNotFoundError
 from pgc3d.yaml_text import parse_override, read_yaml
 
-SHOWN = 6  # settings that a line names
+SHOWN = 6  # settings that a message names at most
 
 
 @dataclass(frozen=True)
-class Family:
-    """What the commands of one kind of input choose between."""
+class Command:
+    """The presets and guidances of a command."""
 
-    presets: str  # their prefix
-    entry: str  # of `models`, where the model is named
-    layouts: tuple[Layout, ...]  # the guidances beside `mini`, the first one for `auto` on a CUDA device
+    presets: str  # prefix of their names
+    entry: str  # of `models`, for the model of its guidance
+    layouts: tuple[Layout, ...]  # its guidances beside `mini`; the first one is `auto` on a CUDA device
 
 
-TEXT = Family(presets="", entry="text", layouts=("sdxl", "sd"))
-IMAGE = Family(presets="image-", entry="image", layouts=("zero123",))
-TEXTURE = Family(presets="texture-", entry="text", layouts=("sdxl", "sd"))
+TEXT = Command(presets="", entry="text", layouts=("sdxl", "sd"))
+IMAGE = Command(presets="image-", entry="image", layouts=("zero123",))
+TEXTURE = Command(presets="texture-", entry="text", layouts=("sdxl", "sd"))
 
 
 @dataclass(frozen=True)
 class _Given:
-    """What the user gave beside the guidance."""
+    """The user's settings, apart from the guidance."""
 
     files: Sequence[Path]
     options: Mapping[str, Any]
@@ -44,21 +44,21 @@ class _Given:
 
     @cached_property
     def by_file(self) -> list[dict[str, Any]]:
-        """What the files hold."""
+        """The layers of the files."""
         return [read_yaml(path) for path in self.files]
 
     @cached_property
     def by_key(self) -> list[dict[str, Any]]:
-        """What `--set` gives."""
+        """The layers of `--set`."""
         return [parse_override(override) for override in self.overrides]
 
-    def named_by_file(self, family: Family) -> str | None:
-        """The model that the files are for, None where they name none."""
-        return _name(family, self.by_file)
+    def named_by_file(self, command: Command) -> str | None:
+        """The model that the files name, None where they name none."""
+        return _name(command, self.by_file)
 
 
 def configure(  # noqa: PLR0913 - one for each layer
-    family: Family = TEXT,
+    command: Command = TEXT,
     *,
     guidance: GuidanceName = "auto",
     model: str | None = None,
@@ -70,62 +70,62 @@ def configure(  # noqa: PLR0913 - one for each layer
     every_objective: Mapping[str, Any] | None = None,
     overrides: Sequence[str] = (),
 ) -> tuple[Config, list[str]]:
-    """Choose the guidance and its presets, and put the layers of the configuration together.
+    """Choose the guidance and its presets, and combine all layers of the configuration.
 
     Args:
-        family: what the asset is made from.
-        guidance: `auto` is what a named model's layout asks for, else the family's first one where there are
-            a CUDA device and local weights, else mini.
-        model: a folder or hub id instead of the guidance's own model.
-        quality: which preset of the guidance; None is standard.
-        prompted: whether a prompt stands beside a picture, for which there is a preset over the others.
+        command: text, image or texture.
+        guidance: `auto` is that of a named model's layout, else the command's first one where there are a
+            CUDA device and local weights, else mini.
+        model: a folder, file or hub id instead of the guidance's own model.
+        quality: the preset of the guidance; None is standard.
+        prompted: whether there is a prompt in addition to an image, for which there is a preset.
         files: YAML files over the presets.
         options: a nested mapping over the files.
-        resolution: of the last phase of the last stage; its earlier phases keep their proportion to it.
+        resolution: of the last phase of the last stage in pixels; the earlier phases keep their ratio to it.
         every_objective: a nested mapping for each of the objectives, over the files.
-        overrides: `key=value` over everything.
+        overrides: `key=value`, over all other layers.
 
     Returns:
-        The configuration, and a line about each choice that was made for the user or is overridden.
+        The configuration, and a line about each automatic choice and each option without effect.
 
     Raises:
         ConfigError: a key, a value or a combination is wrong.
+        WeightsNotFoundError: the layout of a model on the hub cannot be read.
     """
     given = _Given(files=files, options=options or {}, overrides=overrides, model=model)
-    chosen, named, notes = _choose(family, guidance, given)
+    chosen, named, notes = _choose(command, guidance, given)
     layers: list[Path | Mapping[str, Any]] = [
-        preset(f"{family.presets}{name}") for name in _preset_names(chosen, quality, prompted=prompted)
+        preset(f"{command.presets}{name}") for name in _preset_names(chosen, quality, prompted=prompted)
     ]
-    if family == IMAGE:
+    if command == IMAGE:
         layers.append(_training_cameras(load_config(layers), named))
-    asked: dict[str, Any] = {key: dict(value) for key, value in given.options.items()}
-    asked.setdefault("models", {}).setdefault(family.entry, {})["name"] = named
+    requested: dict[str, Any] = {key: dict(value) for key, value in given.options.items()}
+    requested.setdefault("models", {}).setdefault(command.entry, {})["name"] = named
     if resolution is not None or every_objective:
-        below = load_config([*layers, *files])  # what these two are relative to
+        below = load_config([*layers, *files])  # these two options depend on the layers below
         if resolution is not None:
-            asked.setdefault("run", {})["resolution"] = list(below.last.scaled_to(resolution))
+            requested.setdefault("run", {})["resolution"] = list(below.last.scaled_to(resolution))
         if every_objective:
-            asked["stages"] = {
+            requested["stages"] = {
                 name: {"objectives": dict.fromkeys(stage.objectives, every_objective)}
                 for name, stage in below.stages.items()
             }
-    config = load_config([*layers, *files], options=asked, overrides=overrides)
+    config = load_config([*layers, *files], options=requested, overrides=overrides)
     last = list(config.stages)[-1]
-    taken = _settings(last, asked, *given.by_key).keys()
+    overridden = _settings(last, requested, *given.by_key).keys()
     if quality is not None:
-        wanted = _of_quality(family, chosen, quality, last)
-        notes += _kept_by_files(f"--quality {quality}", wanted, given, taken, last)
-    held = given.named_by_file(family)
-    if held not in {None, named} and (guidance != "auto" or model is not None):
+        settings = _of_quality(command, chosen, quality, last)
+        notes += _kept_by_files(f"--quality {quality}", settings, given, overridden, last)
+    file_model = given.named_by_file(command)
+    if file_model not in {None, named} and (guidance != "auto" or model is not None):
         option = f"--guidance {chosen}" if model is None else f"--model {model}"
-        notes += _kept_by_files(
-            option, _settings(last, *map(_plain, layers)), given, taken, last, made_for=f"the model {held}"
-        )
-    return config, [*notes, *_overridden(family, given, last)]
+        settings = _settings(last, *map(_plain, layers))
+        notes += _kept_by_files(option, settings, given, overridden, last, made_for=f"the model {file_model}")
+    return config, [*notes, *_overridden(command, given, last)]
 
 
 def split_backgrounds(values: Sequence[str]) -> tuple[list[str], Path | None]:
-    """What `--background` was given, as names of the configuration and the picture behind the name "image".
+    """The values of `--background` as names for the configuration, and the file of the name "image" or None.
 
     A value with a dot or a slash in it is a file.
 
@@ -134,45 +134,45 @@ def split_backgrounds(values: Sequence[str]) -> tuple[list[str], Path | None]:
     """
     files = list(dict.fromkeys(value for value in values if "." in value or "/" in value))
     if len(files) > 1:
-        raise InputError(f"--background must name at most one picture, got {', '.join(files)}")
+        raise InputError(f"--background must name at most one image file, got {', '.join(files)}")
     names = ["image" if value in files else value for value in values]
     return names, Path(files[0]) if files else None
 
 
 def _training_cameras(config: Config, model: str) -> dict[str, Any]:
-    """A layer with the cameras that a novel-view model knows, as far as its folder says them."""
+    """A layer with the cameras that a novel-view model was trained with, as far as its folder states them."""
     folder = local_image_model(model)
-    said = dict(folder.cameras) if folder else {}
-    photo = {"border": said.pop("border")} if "border" in said else {}
-    cameras = {key: [value, value] for key, value in said.items()}
+    view = dict(folder.cameras) if folder else {}
+    photo = {"border": view.pop("border")} if "border" in view else {}
+    cameras = {key: [value, value] for key, value in view.items()}
     objectives = {
         name: {"cameras": cameras} if objective.cameras.kind == "orbit" else {}
         for name, objective in config.last.objectives.items()
     }
-    return {"view": said, "photo": photo, "objectives": objectives}
+    return {"view": view, "photo": photo, "objectives": objectives}
 
 
-def _choose(family: Family, guidance: GuidanceName, given: _Given) -> tuple[GuidanceName, str, list[str]]:
-    """The guidance, the name of its model, and what there is to say about the choice."""
-    named_by_key = _name(family, given.by_key)
+def _choose(command: Command, guidance: GuidanceName, given: _Given) -> tuple[GuidanceName, str, list[str]]:
+    """The guidance, the name of its model, and lines about the choice."""
+    named_by_key = _name(command, given.by_key)
     by_user = named_by_key or given.model
     if guidance == "mini" and given.model is not None:
         raise ConfigError(
-            f"--model must go with --guidance {' or '.join(family.layouts)}, got --guidance mini, which "
+            f"--model must go with --guidance {' or '.join(command.layouts)}, got --guidance mini, which "
             "brings its own model"
         )
-    named = by_user or given.named_by_file(family)
-    layout = None if named in {None, "mini"} else _layout(str(named), family, ask=guidance == "auto")
+    named = by_user or given.named_by_file(command)
+    layout = None if named in {None, "mini"} else _layout(str(named), command, query_hub=guidance == "auto")
     if guidance == "auto" and named is None:
-        asked = _flat(*given.by_file, given.options, *given.by_key)
-        guidance, note = _choose_by_device(family, str(asked.get("run.device") or "auto"))
+        settings = _flat(*given.by_file, given.options, *given.by_key)
+        guidance, note = _choose_by_device(command, str(settings.get("run.device") or "auto"))
         return guidance, guidance, [note]
     if guidance == "auto":
-        guidance = "mini" if named == "mini" else layout or family.layouts[0]
+        guidance = "mini" if named == "mini" else layout or command.layouts[0]
     elif named is None or (guidance == "mini") != (named == "mini"):
         if by_user is not None:
             raise ConfigError(
-                f"the model must go with --guidance {guidance}, got {by_user}; leave one of both away"
+                f"the model must go with --guidance {guidance}, got {by_user}; remove one of both"
             )
         named = guidance
     elif layout not in {guidance, None}:
@@ -184,14 +184,14 @@ def _choose(family: Family, guidance: GuidanceName, given: _Given) -> tuple[Guid
 
 
 def _preset_names(guidance: str, quality: Quality | None, *, prompted: bool) -> list[str]:
-    """The presets over each other."""
+    """The presets, later ones over earlier ones."""
     names = [guidance, *([] if quality in {None, "standard"} else [f"{guidance}-{quality}"])]
     return [*names, f"{guidance}-prompt"] if prompted else names
 
 
-def _choose_by_device(family: Family, device: str) -> tuple[GuidanceName, str]:
-    """What `auto` means here, and why."""
-    large = family.layouts[0]
+def _choose_by_device(command: Command, device: str) -> tuple[GuidanceName, str]:
+    """The guidance that `auto` is on this computer, and a line with the reason."""
+    large = command.layouts[0]
     if device == "cpu" or resolve_device("auto").type == "cpu":
         return (
             "mini",
@@ -206,122 +206,127 @@ def _choose_by_device(family: Family, device: str) -> tuple[GuidanceName, str]:
     return large, f"guidance: {large}, as there are a CUDA device and its weights"
 
 
-def _layout(model: str, family: Family, *, ask: bool) -> Layout | None:
-    """The layout of a model, from its alias, its files, or where `ask` says so the small ones on the hub.
+def _layout(model: str, command: Command, *, query_hub: bool) -> Layout | None:
+    """The layout of a model, from its alias, its files, or with `query_hub` the small files on the hub.
 
-    None where a folder is not there, which is said when it is to be used, or where nothing was asked.
+    None where a folder does not exist, for which loading it fails later, or where the hub is not queried.
 
     Raises:
-        ConfigError: it is another kind of model, or not one of the family.
-        WeightsNotFoundError: the hub must be asked and cannot.
+        ConfigError: it is another kind of model, or the command has no guidance for it.
+        WeightsNotFoundError: the hub cannot be reached.
     """
     layout: Layout | None
     if model in ALIASES:
         text: Layout = "sdxl" if model.startswith("sdxl") else "sd"
         layout = "zero123" if ALIASES[model] in POSES else text
     elif is_hub_id(model) and not Path(model).is_dir():
-        layout = _hub_layout(model, family) if ask else getattr(local_model(model), "layout", None)
+        layout = _hub_layout(model, command) if query_hub else getattr(local_model(model), "layout", None)
     else:
         try:
             layout = model_layout(model)
         except WeightsNotFoundError:
             layout = None
-    if layout is not None and layout not in family.layouts:
+    if layout is not None and layout not in command.layouts:
         raise ConfigError(
-            f"the model must be in the layout of {' or '.join(family.layouts)} here, {model} is in that of "
+            f"the model must be in the layout of {' or '.join(command.layouts)} here, {model} is in that of "
             f"{layout}"
         )
     return layout
 
 
-def _name(family: Family, layers: Sequence[Mapping[str, Any]]) -> str | None:
-    """The model that layers name, None where they do not, or not by a text."""
-    name = _flat(*layers).get(f"models.{family.entry}.name")
+def _name(command: Command, layers: Sequence[Mapping[str, Any]]) -> str | None:
+    """The model that layers name, None where they name none, or where the value is not text."""
+    name = _flat(*layers).get(f"models.{command.entry}.name")
     return name if isinstance(name, str) else None
 
 
 def _flat(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of nested mappings that are not None, by their names with dots between; later ones win."""
-    found: dict[str, Any] = {}
+    """The values of nested mappings, without None, by names with dots; later layers override earlier ones."""
+    values: dict[str, Any] = {}
     for layer in layers:
         for key, value in layer.items():
             if isinstance(value, Mapping):
-                found |= {f"{key}.{name}": inner for name, inner in _flat(value).items()}
+                values |= {f"{key}.{name}": inner for name, inner in _flat(value).items()}
             elif value is not None:
-                found[str(key)] = list(value) if isinstance(value, tuple) else value
-    return found
+                values[str(key)] = list(value) if isinstance(value, tuple) else value
+    return values
 
 
 def _settings(last: str, *layers: Mapping[str, Any]) -> dict[str, Any]:
-    """As `_flat`, with one name for what stands at the top of a layer, below `run` or in the stage `last`."""
-    found: dict[str, Any] = {}
+    """`_flat` with the same name for a setting at the top of a layer, below `run` and in the stage `last`."""
+    values: dict[str, Any] = {}
     for layer in layers:
         for name, value in _flat(layer).items():
             key = name.removeprefix(f"stages.{last}.")
-            found[f"run.{key}" if key in STAGE_NUMBERS else key] = value
-    return found
+            values[f"run.{key}" if key in STAGE_NUMBERS else key] = value
+    return values
 
 
 def _plain(layer: Path | Mapping[str, Any]) -> Mapping[str, Any]:
     return read_yaml(layer) if isinstance(layer, Path) else layer
 
 
-def _of_quality(family: Family, guidance: str, quality: Quality, last: str) -> dict[str, Any]:
-    """What a quality stands for: of the standard one, the settings that another one changes."""
+def _of_quality(command: Command, guidance: str, quality: Quality, last: str) -> dict[str, Any]:
+    """The settings of a quality; of the standard one, those that another quality changes."""
 
     def of(name: str) -> dict[str, Any]:
-        return _settings(last, read_yaml(preset(f"{family.presets}{guidance}{name}")))
+        return _settings(last, read_yaml(preset(f"{command.presets}{guidance}{name}")))
 
     if quality != "standard":
         return of(f"-{quality}")
-    usual, keys = of(""), of("-draft").keys() | of("-high").keys()
-    return {key: usual[key] for key in usual if key in keys}
+    standard, keys = of(""), of("-draft").keys() | of("-high").keys()
+    return {key: standard[key] for key in standard if key in keys}
 
 
 def _kept_by_files(
     option: str,
-    wanted: Mapping[str, Any],
+    settings: Mapping[str, Any],
     given: _Given,
-    taken: Collection[str],
+    overridden: Collection[str],
     last: str,
     *,
     made_for: str = "",
 ) -> list[str]:
-    """A line about the settings that an option stands for and the files give other values."""
-    held = {
+    """A line about the settings of an option that have other values in the files, and are not overridden."""
+    in_files = {
         key: (value, path)
         for path, layer in zip(given.files, given.by_file, strict=True)
         for key, value in _settings(last, layer).items()
     }
-    lost = [key for key in wanted if key not in taken and key in held and held[key][0] != wanted[key]]
-    if not lost:
+    unchanged = [
+        key
+        for key, value in settings.items()
+        if key not in overridden and key in in_files and in_files[key][0] != value
+    ]
+    if not unchanged:
         return []
-    names = ", ".join(lost[:SHOWN]) + (f" and {len(lost) - SHOWN} more" if len(lost) > SHOWN else "")
-    paths = ", ".join(dict.fromkeys(str(held[key][1]) for key in lost))
+    more = f" and {len(unchanged) - SHOWN} more" if len(unchanged) > SHOWN else ""
+    names = ", ".join(unchanged[:SHOWN]) + more
+    paths = ", ".join(dict.fromkeys(str(in_files[key][1]) for key in unchanged))
     origin = f", which is for {made_for}" if made_for else ""
-    stay = "stays" if len(lost) == 1 else "stay"
+    stay = "stays" if len(unchanged) == 1 else "stay"
     return [
-        f"{option} does not change what --config gives: {names} {stay} as in {paths}{origin}; "
+        f"{option} does not override --config: {names} {stay} as in {paths}{origin}; "
         "remove them there, or use --set"
     ]
 
 
-def _overridden(family: Family, given: _Given, last: str) -> list[str]:
-    """A line for each option that `--set` gives another value."""
-    named = {f"models.{family.entry}.name": given.model} if given.model is not None else {}
+def _overridden(command: Command, given: _Given, last: str) -> list[str]:
+    """A line for each option that `--set` overrides with another value."""
+    named = {f"models.{command.entry}.name": given.model} if given.model is not None else {}
     keyed = _settings(last, *given.by_key)
     return [
-        f"--set {key} wins: {keyed[key]} instead of the {value} that an option gives"
+        f"--set {key} overrides an option: {keyed[key]} instead of {value}"
         for key, value in (_settings(last, given.options) | named).items()
         if key in keyed and keyed[key] != value
     ]
 
 
-def _hub_layout(model: str, family: Family) -> Layout:
+def _hub_layout(model: str, command: Command) -> Layout:
     try:
         return model_layout(model)
     except WeightsNotFoundError as error:
-        names = " or ".join(f"--guidance {layout}" for layout in family.layouts)
+        names = " or ".join(f"--guidance {layout}" for layout in command.layouts)
         raise WeightsNotFoundError(
-            f"the presets follow the model's layout ({names} says it): {error}"
+            f"the presets depend on the model's layout ({names} sets it): {error}"
         ) from error

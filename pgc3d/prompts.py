@@ -1,4 +1,4 @@
-"""View-dependent prompts: what the text says about the camera, and which text belongs to which camera."""
+"""View-dependent prompts: texts with words for the camera, and the text of each camera."""
 
 import difflib
 import math
@@ -18,19 +18,19 @@ from pgc3d.ranges import KEY, Range, check, number
 FUNCTION_WORDS = frozenset(
     {"a", "an", "the", "of", "and", "or", "with", "in", "on", "at", "to", "by", "for", "from"}
 )
-# What image generators with a syntax for weights read: "(red:1.3)".
+# The syntax of some image generators for the weight of a word: "(red:1.3)".
 WEIGHTED = re.compile(r"(\(([^():]*):\s*[-+]?(?:\d+\.?\d*|\.\d+)\s*\))")
 SLOTS = frozenset({"prompt", "azimuth", "elevation", "background"})
 
 
 @dataclass(frozen=True)
 class ViewPromptConfig:
-    """How a camera is put into words.
+    """The words of a camera and a background in prompts.
 
-    Azimuth sectors run with growing azimuth and the first is centred on the front (azimuth 0). They come from
-    the table `azimuth_words` / `azimuth_widths_degrees`, or, where `azimuth_step_degrees` is positive, are
-    equal sectors named by `azimuth_number` with the centre in whole degrees in [0, 360). From
-    `overhead_above_degrees` on the word `overhead_word` stands in for the sector (90 switches that off).
+    Azimuth sectors are in the order of growing azimuth, and the first is centred on the front (azimuth 0).
+    They are those of the table `azimuth_words` / `azimuth_widths_degrees`, or, where `azimuth_step_degrees`
+    is positive, equal sectors named by `azimuth_number` with the centre in whole degrees in [0, 360). From
+    the elevation `overhead_above_degrees` on, `overhead_word` replaces the sector's word (90 disables that).
     `elevation_words` name the bands between `elevation_bounds_degrees`, from below. The slot {background} is
     the name of the nearest colour in `backgrounds`.
     """
@@ -100,7 +100,7 @@ def _azimuth_sectors(config: ViewPromptConfig) -> tuple[list[str], list[float]]:
 
 
 def _combinations(config: ViewPromptConfig) -> list[tuple[str, str, str] | None]:
-    """(azimuth, elevation, background) words of every cell, None where no camera can be.
+    """(azimuth, elevation, background) words of every cell, None for cells that contain no camera.
 
     Cells are ordered by background, then elevation band, then sector with overhead last.
     """
@@ -124,7 +124,12 @@ def _compose(prompt: str, words: tuple[str, str, str], config: ViewPromptConfig)
 
 
 def view_prompts(prompt: str, config: ViewPromptConfig) -> list[str]:
-    """All texts that some camera can ask for, each once; `view_index` points into this list."""
+    """The prompts of all cells, each once; `view_index` returns indices into this list.
+
+    Args:
+        prompt: the user's text.
+        config: the words, and the template that combines them with the prompt.
+    """
     return list(dict.fromkeys(_compose(prompt, words, config) for words in _combinations(config) if words))
 
 
@@ -132,7 +137,7 @@ def view_prompts(prompt: str, config: ViewPromptConfig) -> list[str]:
 def _lookup(config: ViewPromptConfig, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Sector bounds, elevation bounds, background colours, and the index of each cell, on the device.
 
-    Cached, because moving them there at every step would wait for the device.
+    Cached, because a copy to the device at every step would be a synchronisation.
     """
     texts = view_prompts("x", config)
     cells = [texts.index(_compose("x", words, config)) if words else 0 for words in _combinations(config)]
@@ -151,10 +156,10 @@ def view_index(
     background: Float[Tensor, "B 3"],
     config: ViewPromptConfig,
 ) -> Int[Tensor, " B"]:
-    """Which of `view_prompts` each camera gets; stays on the device.
+    """The index into `view_prompts` of each camera's prompt, computed on the device.
 
     Args:
-        azimuth: radians, any turn.
+        azimuth: radians, of any range.
         elevation: radians.
         background: sRGB in [0, 1].
         config: the same as for `view_prompts`.
@@ -174,7 +179,7 @@ def view_index(
 
 
 def unknown_words(prompt: str, vocabulary: Collection[str]) -> list[tuple[str, list[str]]]:
-    """Words of the prompt that are not in the vocabulary, each with up to three close known ones."""
+    """Words of the prompt that are not in the vocabulary, each with up to three similar ones that are."""
     known = sorted({word.lower() for word in vocabulary})
     return [
         (word, difflib.get_close_matches(word, known, n=3, cutoff=0.6))
@@ -184,32 +189,34 @@ def unknown_words(prompt: str, vocabulary: Collection[str]) -> list[tuple[str, l
 
 
 def prompt_notes(prompt: str, vocabulary: Collection[str], name: str) -> list[str]:
-    """What a model will not read in a prompt, one line each.
+    """Lines about the parts of a prompt that have no effect on a model.
 
     Args:
         prompt: any text.
-        vocabulary: the words that the model knows; empty where it knows all.
-        name: of the model.
+        vocabulary: the words that the model was trained with; empty where it has no fixed vocabulary.
+        name: of the model, for the lines.
     """
     notes = []
     if weighted := WEIGHTED.findall(prompt):
         example, word = weighted[0]
         notes.append(
-            f"weights in a prompt, as in {example}, are not read: {word.strip()!r} counts like any other word"
+            f"weights in a prompt, as in {example}, have no effect: {word.strip()!r} is used without one"
         )
     if not vocabulary:
         return notes
     unknown = unknown_words(prompt, vocabulary)
     content = [word for word in _words(prompt) if word not in FUNCTION_WORDS]
     if len(unknown) == len(content):
-        notes.append(f"{name} knows no word of the prompt {prompt!r}, so the asset will be a random one")
+        notes.append(
+            f"{name} has no word of the prompt {prompt!r} in its vocabulary: the asset will be random"
+        )
     for word, close in unknown:
-        hint = f"; close known words: {', '.join(close)}" if close else ""
-        notes.append(f"{name} does not know the word {word!r}{hint}")
+        hint = f"; similar words: {', '.join(close)}" if close else ""
+        notes.append(f"{name} does not have the word {word!r} in its vocabulary{hint}")
     return notes
 
 
 def _words(prompt: str) -> list[str]:
     """The words and numbers of a prompt in lower case, each once and without weights."""
-    plain = WEIGHTED.sub(lambda found: f" {found[2]} ", unicodedata.normalize("NFKC", prompt.lower()))
+    plain = WEIGHTED.sub(lambda match: f" {match[2]} ", unicodedata.normalize("NFKC", prompt.lower()))
     return list(dict.fromkeys(re.findall(r"\d+(?:[.,]\d+)+|[^\W_]+(?:['-][^\W_]+)*", plain)))

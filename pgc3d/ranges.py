@@ -2,7 +2,7 @@
 
     batch: int = number(4, 1, 1024, unit="views")
 
-The range stands in the field's metadata, so that documentation and tests read it there. It bounds the number
+The range is part of the field's metadata, from which documentation and tests read it. It bounds the number
 itself, each entry of a tuple or mapping of numbers, and the values (not the progress) of a schedule.
 """
 
@@ -18,31 +18,30 @@ from pgc3d.schedules import PiecewiseLinear
 
 Number: TypeAlias = int | float
 KEY = "range"
-PATH = {
-    "path": True
-}  # metadata of a text, or of a tuple of texts, that may name a file or folder on this disk
+# Metadata of a string, or of a tuple of strings, that may be the path of a file or folder.
+PATH = {"path": True}
 MAX_ENTRIES = 256  # of a tuple or a mapping
-LEAST_EPS = 1e-30  # of Adam: less is 0 in single precision, which makes NaN of a gradient of zero
-MAX_RATE = 1.0  # of a learning rate: Adam's steps are about as long, and what is learnt is of size 1
+LEAST_EPS = 1e-30  # of Adam: less is 0 in single precision, and a gradient of zero would give NaN
+MAX_RATE = 1.0  # of a learning rate: Adam's steps have about that length, and parameters are of order 1
 MAX_WEIGHT = 1e6  # of a term of the loss
 
 
 @dataclass(frozen=True)
 class Range:
-    """[low, high], or without an end that is exclusive; `also` are single values outside that are allowed."""
+    """An interval [low, high] of allowed numbers; `above` and `below` exclude an end."""
 
     low: Number
     high: Number
     above: bool = False  # low is exclusive
     below: bool = False  # high is exclusive
     unit: str = ""
-    also: Mapping[int, str] = field(default_factory=dict)  # a value and what it means
+    also: Mapping[int, str] = field(default_factory=dict)  # allowed values outside, with their meaning
     multiple: int = 1
     schedule: bool = False  # see `PiecewiseLinear`
     pair: bool = False  # [low, high] of a random draw
 
     def holds(self, value: Number) -> bool:
-        """Whether a number lies inside; NaN does not."""
+        """Whether a number is allowed; NaN is not."""
         if value in self.also:
             return True
         low = self.low < value if self.above else self.low <= value
@@ -59,29 +58,29 @@ class Range:
 
 
 def number(default: Any, low: Number, high: Number, **options: Any) -> Any:
-    """A field for a number, or a tuple of numbers, with its range; see `Range` for the options."""
+    """A dataclass field for a number, or a tuple of numbers, with its range; `Range` has the options."""
     return field(default=default, metadata={KEY: Range(low, high, **options)})
 
 
 def schedule(default: tuple[Number, ...], low: Number, high: Number, **options: Any) -> Any:
-    """A field for a schedule, whose values have the range."""
+    """A dataclass field for a schedule (see `PiecewiseLinear`), with the range of its values."""
     return number(default, low, high, schedule=True, **options)
 
 
 def span(default: tuple[Number, Number], low: Number, high: Number, **options: Any) -> Any:
-    """A field for the two ends of a random draw, both in the range and in order."""
+    """A dataclass field for the ends [low, high] of a random draw, with the range of both."""
     return number(default, low, high, pair=True, **options)
 
 
 def ranges(config: Any) -> dict[str, Range]:
     """The ranges of a configuration class, or of an instance, by the name of the field."""
-    found = {item.name: item.metadata[KEY] for item in fields(config) if KEY in item.metadata}
-    # A module that stands alone has a mapping there.
-    return {name: value if isinstance(value, Range) else Range(**value) for name, value in found.items()}
+    metadata = {item.name: item.metadata[KEY] for item in fields(config) if KEY in item.metadata}
+    # `pgc.py`, which imports no other module, has a mapping in place of a `Range`.
+    return {name: value if isinstance(value, Range) else Range(**value) for name, value in metadata.items()}
 
 
 def check(config: Any) -> None:
-    """Raise ValueError, in one line, where a number or a string of a configuration cannot be used."""
+    """Raise ValueError, in one line, where a number or a string of a configuration is not allowed."""
     kind: Any = type(config)
     known, hints = ranges(config), _hints(kind)
     for item in fields(config):
@@ -95,7 +94,12 @@ def check(config: Any) -> None:
 
 
 def check_text(name: str, text: str) -> None:
-    """Raise ValueError where a string could not be kept in a file and come back as it is."""
+    """Raise ValueError where a string would not survive being written to a file and read again.
+
+    Args:
+        name: of the setting, for the message.
+        text: its value.
+    """
     if "${" in text:
         raise ValueError(
             f"{name} must be written out, since ${{...}} is not replaced by anything, got {shown(text)}"
@@ -107,7 +111,7 @@ def check_text(name: str, text: str) -> None:
 
 
 def shown(value: Any) -> str:
-    """A value in an error, in quotes where it is text and not longer than a line can bear."""
+    """A value for an error message: its `repr`, shortened to about 120 characters."""
     try:
         text = repr(value)
     except (ValueError, RecursionError):  # whole numbers of more digits than Python prints
@@ -163,7 +167,7 @@ def _found(value: Any) -> str:
 
 
 def _plain(value: Number) -> str:
-    """Without a decimal point where it is whole, and without an exponent up to ten digits."""
+    """A number as text: whole ones without a decimal point, and without an exponent up to ten digits."""
     if isinstance(value, int) or (math.isfinite(value) and value == int(value) and abs(value) < 1e10):
         return str(int(value)) if value != 2**63 - 1 else "2^63 - 1"
     return f"{value:g}"

@@ -1,4 +1,4 @@
-"""JSON records that may be damaged or made by someone else: a digest over the content, and checked types."""
+"""JSON records from an untrusted source: a digest over the content, and checks of all types."""
 
 import hashlib
 import json
@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 DIGEST = "digest"
-LARGEST = 2**53  # of whole numbers: what every JSON reader keeps
+LARGEST = 2**53  # of whole numbers: beyond, JSON readers may lose digits
 TYPES = {
     bool: "true or false",
     dict: "an object",
@@ -21,7 +21,7 @@ Check = Callable[[Any, str], None]  # (value, place) -> nothing; raises ValueErr
 
 
 def seal(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The record as JSON holds it, with a digest over everything else in it."""
+    """The record in JSON's types, with a digest over its other entries."""
     plain: dict[str, Any] = json.loads(json.dumps(dict(record), default=str))
     plain.pop(DIGEST, None)
     return plain | {DIGEST: _digest(plain)}
@@ -31,13 +31,13 @@ def unseal(record: Mapping[str, Any]) -> None:
     """Check a record's digest.
 
     Raises:
-        ValueError: the record is not what `seal` made.
+        ValueError: the digest is not the one that `seal` makes of the other entries.
     """
     try:
-        found = _digest({key: value for key, value in record.items() if key != DIGEST})
+        digest = _digest({key: value for key, value in record.items() if key != DIGEST})
     except RecursionError as error:
-        raise ValueError("it is nested too deep") from error
-    if record.get(DIGEST) != found:
+        raise ValueError("it is nested too deeply") from error
+    if record.get(DIGEST) != digest:
         raise ValueError("its digest is not that of its content, so it was damaged or edited")
 
 
@@ -47,27 +47,27 @@ def _digest(record: Mapping[str, Any]) -> str:
 
 
 def parse(content: bytes) -> dict[str, Any]:
-    """The object that JSON text describes.
+    """The object in a JSON text.
 
     Raises:
-        ValueError: the content is no JSON object.
+        ValueError: the content is not a JSON object in UTF-8.
     """
     try:
-        found = json.loads(content.decode("utf-8"))
+        value = json.loads(content.decode("utf-8"))
     except RecursionError as error:
-        raise ValueError("it is nested too deep") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"it must hold an object, got {_shown(found)}")
-    return found
+        raise ValueError("it is nested too deeply") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"it must hold an object, got {_shown(value)}")
+    return value
 
 
 def is_utf8(value: str) -> bool:
-    """Whether a text can be written as UTF-8: it holds no half of a surrogate pair."""
+    """Whether a string can be encoded as UTF-8: it has no lone surrogates."""
     return not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def text(value: Any, place: str) -> None:
-    """Check for text that can be written and printed."""
+    """Raise ValueError unless a value is text that can be encoded as UTF-8."""
     if not isinstance(value, str):
         raise ValueError(f"{place} must be text, got {_shown(value)}")
     if not is_utf8(value):
@@ -75,20 +75,20 @@ def text(value: Any, place: str) -> None:
 
 
 def whole(low: int, high: int = LARGEST) -> Check:
-    """A check for whole numbers in [low, high]."""
+    """A check that a value is a whole number in [low, high]."""
 
     def check(value: Any, place: str) -> None:
         if isinstance(value, bool) or not isinstance(value, int):
             raise ValueError(f"{place} must be a whole number, got {_shown(value)}")
         if not low <= value <= high:
-            found = str(value) if abs(value) < 10**20 else "far more"
-            raise ValueError(f"{place} must lie in [{low}, {high}], got {found}")
+            size = str(value) if abs(value) < 10**20 else "far more"
+            raise ValueError(f"{place} must lie in [{low}, {high}], got {size}")
 
     return check
 
 
 def number(value: Any, place: str) -> None:
-    """Check for a finite number."""
+    """Raise ValueError unless a value is a finite number."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{place} must be a number, got {_shown(value)}")
     if isinstance(value, int) and abs(value) > LARGEST:
@@ -98,12 +98,12 @@ def number(value: Any, place: str) -> None:
 
 
 def maybe(check: Check) -> Check:
-    """A check for null, or what another one passes."""
+    """A check that a value is null, or passes another check."""
     return lambda value, place: None if value is None else check(value, place)
 
 
 def list_of(check: Check) -> Check:
-    """A check for lists whose entries another one passes."""
+    """A check that a value is a list whose entries pass another check."""
 
     def check_list(value: Any, place: str) -> None:
         if not isinstance(value, list):
@@ -115,7 +115,7 @@ def list_of(check: Check) -> Check:
 
 
 def mapping_of(check: Check) -> Check:
-    """A check for objects whose values another one passes."""
+    """A check that a value is an object whose values pass another check."""
 
     def check_mapping(value: Any, place: str) -> None:
         if not isinstance(value, dict):
@@ -128,11 +128,16 @@ def mapping_of(check: Check) -> Check:
 
 
 def anything(value: Any, place: str) -> None:
-    """Check nothing: what is kept and never used."""
+    """Accept every value: for entries that are stored and never used."""
 
 
 def fields(required: Mapping[str, Check], optional: Mapping[str, Check] | None = None) -> Check:
-    """A check for objects with such entries; others are left alone."""
+    """A check that a value is an object with such entries; it may have others.
+
+    Args:
+        required: checks of entries that must be there, by their names.
+        optional: checks of entries that may be there.
+    """
     known = {**required, **(optional or {})}
 
     def check(value: Any, place: str) -> None:
@@ -150,7 +155,7 @@ def _shown(value: Any) -> str:
     return "null" if value is None else TYPES.get(type(value), type(value).__name__)
 
 
-FORMAT = 1  # of the manifest and of checkpoint records; larger ones are of a later pgc3d
+FORMAT = 1  # of the manifest and of checkpoint records; later versions of pgc3d have larger ones
 MANIFEST: Check = fields(
     {},
     {
@@ -178,12 +183,16 @@ CHECKPOINT: Check = fields(
 
 
 def read_record(content: bytes, check: Check) -> dict[str, Any]:
-    """A manifest or the record of a checkpoint, with its types and its digest checked.
+    """A manifest or the record of a checkpoint, after a check of its types and its digest.
 
-    The records of the first pgc3d name no format and have no digest.
+    The records of the first version of pgc3d have no format and no digest.
+
+    Args:
+        content: of the file.
+        check: `MANIFEST` or `CHECKPOINT`.
 
     Raises:
-        ValueError: what is wrong with it.
+        ValueError: the record is damaged, edited, or of a later version of pgc3d.
     """
     record = parse(content)
     version = record.get("format", 0)

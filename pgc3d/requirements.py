@@ -1,4 +1,4 @@
-"""What a member of a family needs before it can be built; see `context` for what it is built from."""
+"""The requirements of a member of a family; `context` has what it is built from."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -8,13 +8,13 @@ from dataclasses import dataclass, field, replace
 class ModelUse:
     """How a guidance uses an entry of `models`."""
 
-    layouts: tuple[str, ...] = ("sdxl", "sd")  # of the models that it can work with
-    trains: bool = False  # the network is loaded plain, so that adapters in it can be trained
-    decoder: bool = False  # the VAE's decoder is needed
-    controls: tuple[str, ...] = ()  # ControlNets beside it: folders, hub ids or aliases
+    layouts: tuple[str, ...] = ("sdxl", "sd")  # of the models that it supports
+    trains: bool = False  # needs diffusers' own modules, in which adapters can be trained
+    decoder: bool = False  # needs the VAE's decoder
+    controls: tuple[str, ...] = ()  # ControlNets for it: folders, hub ids or aliases
 
     def __or__(self, other: "ModelUse") -> "ModelUse":
-        """One use that serves both."""
+        """A use that satisfies both."""
         return replace(
             self,
             layouts=tuple(layout for layout in self.layouts if layout in other.layouts),
@@ -26,14 +26,14 @@ class ModelUse:
 
 @dataclass(frozen=True)
 class Requirements:
-    """What has to be there before a member can be built."""
+    """The inputs, models and files that a member is built from."""
 
     prompt: bool = False
     inputs: frozenset[str] = frozenset()  # of the task, as "image" and "mesh"
-    accepts: frozenset[str] = frozenset()  # inputs that are used where they are given, as "depth"
-    reference_view: bool = False  # cameras of kind `reference`, one colour behind, and the target color
-    models: Mapping[str, ModelUse] = field(default_factory=dict)  # by the entry of `models`
-    files: frozenset[tuple[str, str]] = frozenset()  # that must be there: the setting and the path in it
+    accepts: frozenset[str] = frozenset()  # optional inputs, as "depth"
+    reference_view: bool = False  # cameras of kind `reference`, backgrounds of one colour, target "color"
+    models: Mapping[str, ModelUse] = field(default_factory=dict)  # by their entries in `models`
+    files: frozenset[tuple[str, str]] = frozenset()  # that must exist: (name of the setting, path)
 
     def __or__(self, other: "Requirements") -> "Requirements":
         """The requirements of both."""

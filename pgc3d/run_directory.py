@@ -1,14 +1,14 @@
-"""The run directory: everything a run leaves on the disk, written so that a crash loses little.
+"""The run directory: all files of a run, written so that a crash loses little.
 
     RUN/config.yaml             the resolved configuration, valid as input
     RUN/manifest.json           prompt, versions, device, timings, peak memory, files, exit status
     RUN/metrics.jsonl           one JSON object per log interval, with the name of its stage
     RUN/previews/STAGE/         images of the asset while it grows
-    RUN/checkpoints/STAGE/step-*.safetensors and .json   tensors, and what describes them; the last two of a
-                                stage are kept, and the last one of a finished stage is its hand-over
+    RUN/checkpoints/STAGE/step-*.safetensors and .json   tensors, and the record that describes them; the
+                                newest two of a stage; the last one of a finished stage is its hand-over
 
-A file appears under its name only when it is complete: written beside it, flushed, then renamed. The folder
-may come from someone else: no link in it is followed, and its records are checked before they are used.
+A file appears under its name only when it is complete: written to a temporary name, flushed, then renamed.
+The folder may come from an untrusted source: no link in it is followed, and its records are checked.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ from pgc3d.plain_files import (
 )
 from pgc3d.records import FORMAT, read_record, seal
 from pgc3d.records import MANIFEST as MANIFEST_TYPES
-from pgc3d.task import KEPT, Task
+from pgc3d.task import PREPARED_NAMES, Task
 
 try:
     import fcntl
@@ -45,7 +45,7 @@ except ImportError as error:
 
 CONFIG, MANIFEST, METRICS, LOCK = "config.yaml", "manifest.json", "metrics.jsonl", ".lock"
 PREVIEWS, CHECKPOINTS = FOLDERS = ("previews", "checkpoints")
-PREPARING = "preparing"  # a status: no step can have been made
+PREPARING = "preparing"  # a status: no step has been made
 
 
 class RunDirectory:
@@ -57,10 +57,13 @@ class RunDirectory:
 
     @classmethod
     def create(cls, path: Path) -> "RunDirectory":
-        """Make a new folder; one that exists must be empty, or hold a run that was stopped before it began.
+        """Make a new run directory.
+
+        Args:
+            path: must not exist, be empty, or hold a run that was stopped before its first step.
 
         Raises:
-            RunDirectoryError: the folder holds something else, or cannot be made.
+            RunDirectoryError: the folder has other content, or cannot be made.
         """
         run = cls(path)
         with writing(path):
@@ -73,16 +76,16 @@ class RunDirectory:
 
     @classmethod
     def open(cls, path: Path) -> "RunDirectory":
-        """An existing run.
+        """An existing run directory, without its lock.
 
         Raises:
-            RunDirectoryError: the folder is not a run, holds links, or its run never began.
+            RunDirectoryError: the folder is not a run, holds links, or its run made no step.
         """
         run = cls(path)
         if path.is_dir() and any(path.iterdir()) and run.is_unused():
             raise RunDirectoryError(
-                f"{path} must hold a run that has begun, but it was stopped before that; make it again, "
-                f"--out {path} may be used for it"
+                f"{path} must hold a run that has begun, but it was stopped before its first step; start it "
+                f"again, with --out {path}"
             )
         parts = {CONFIG: require_file, MANIFEST: require_file, CHECKPOINTS: require_folder}
         for name, require in parts.items():
@@ -100,7 +103,7 @@ class RunDirectory:
         return run
 
     def is_unused(self) -> bool:
-        """Whether nothing is in the folder but what a run leaves that is stopped before it begins."""
+        """Whether the folder has no files but those of a run that was stopped before its first step."""
         if not self.path.is_dir():
             return False
         entries = {entry.name: entry for entry in os.scandir(self.path) if not is_temporary(entry.name)}
@@ -108,9 +111,9 @@ class RunDirectory:
         if MANIFEST in entries:
             if not self._is_preparing():
                 return False
-            known |= {MANIFEST, CONFIG, *KEPT.values()}
+            known |= {MANIFEST, CONFIG, *PREPARED_NAMES.values()}
         elif LOCK in entries and not (self._is_own_lock() and entries.keys() >= set(FOLDERS)):
-            return False  # someone else's
+            return False  # another program's lock
         files = entries.keys() - set(FOLDERS)
         return (
             entries.keys() <= known
@@ -131,18 +134,19 @@ class RunDirectory:
             return False
 
     def begin(self) -> None:
-        """Mark the folder, which is locked, as that of a run whose inputs are being prepared.
+        """Write the status "preparing" into the folder, which must be locked.
 
         Raises:
-            RunDirectoryError: another process used the folder since `create`.
+            RunDirectoryError: another process has used the folder since `create`.
         """
         with writing(self.path):
             if not self.is_unused():
                 raise RunDirectoryError(
-                    f"{self.path} must be unused, but another process has made a run in it"
+                    f"{self.path} must be unused, but another process has made a run in it; choose another "
+                    "--out"
                 )
             self.write_manifest({"status": PREPARING})
-            for name in (CONFIG, *KEPT.values()):
+            for name in (CONFIG, *PREPARED_NAMES.values()):
                 (self.path / name).unlink(missing_ok=True)
 
     def __enter__(self) -> "RunDirectory":
@@ -170,8 +174,8 @@ class RunDirectory:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            found = re.fullmatch(rb"\s*(\d{1,10})\s*", os.read(descriptor, 32))
-            owner = found[1].decode() if found else "unknown"
+            match = re.fullmatch(rb"\s*(\d{1,10})\s*", os.read(descriptor, 32))
+            owner = match[1].decode() if match else "unknown"
             raise RunDirectoryError(
                 f"{self.path} must not be in use, but process {owner} is writing it; wait for it or stop it"
             ) from error
@@ -181,20 +185,20 @@ class RunDirectory:
 
     def __exit__(self, *_: object) -> None:
         if self._lock is not None:
-            os.close(self._lock)  # the kernel drops the lock, also when the process dies
+            os.close(self._lock)  # releases the lock, as the end of the process does
             self._lock = None
 
     @property
     def config(self) -> Path:
-        """The resolved configuration."""
+        """Path of the resolved configuration."""
         return self.path / CONFIG
 
     def preview(self, stage: str, step: int) -> Path:
-        """Where the image of a step goes."""
+        """Path of the preview image of a step."""
         return self._folder(PREVIEWS, stage) / f"step-{step:06d}.png"
 
     def _folder(self, kind: str, stage: str) -> Path:
-        """The folder of a stage, made where it is not there."""
+        """The folder of a stage, which is made where it is missing."""
         folder = self.path / kind / stage
         with writing(folder):
             require_folder(self.path / kind)
@@ -204,7 +208,11 @@ class RunDirectory:
         return folder
 
     def log_metrics(self, metrics: Mapping[str, float | int | str]) -> None:
-        """Append one line."""
+        """Append one line to the metrics.
+
+        Raises:
+            RunDirectoryError: the file cannot be written, or is a link or a folder.
+        """
         path = self.path / METRICS
         line = (json.dumps(dict(metrics)) + "\n").encode()
         with writing(path):
@@ -216,7 +224,12 @@ class RunDirectory:
         replace_file(path, read_file(path) + line)
 
     def drop_metrics(self, stage: str, *, after: int) -> None:
-        """Keep the lines of other stages, and of this one up to a step; later ones and a torn one go."""
+        """Remove a stage's lines after a step from the metrics, and an incomplete one.
+
+        Args:
+            stage: name of the stage; the lines of others stay.
+            after: number of the last step whose line stays.
+        """
         path = self.path / METRICS
         with writing(path):
             if not os.path.lexists(path):
@@ -227,10 +240,10 @@ class RunDirectory:
             replace_file(path, b"".join(kept))
 
     def read_manifest(self) -> dict[str, Any]:
-        """What `write_manifest` wrote last.
+        """The manifest, after a check of its types and its digest.
 
         Raises:
-            RunDirectoryError: it is not readable.
+            RunDirectoryError: it is missing, damaged or edited.
         """
         path = self.path / MANIFEST
         try:
@@ -244,22 +257,22 @@ class RunDirectory:
         replace_file(self.path / MANIFEST, (json.dumps(record, indent=2) + "\n").encode())
 
     def hash_files(self, paths: Iterator[Path] | list[Path]) -> dict[str, str]:
-        """SHA-256 of files, by their name inside the folder (in full where they lie outside)."""
+        """SHA-256 of files, by their relative paths in the folder, or absolute paths outside it."""
         return {
             str(path.relative_to(self.path) if path.is_relative_to(self.path) else path): sha256(path)
             for path in paths
         }
 
     def config_digest(self) -> str:
-        """SHA-256 of the configuration as it lies there."""
+        """SHA-256 of the configuration file."""
         with writing(self.config):
             return hashlib.sha256(read_file(self.config)).hexdigest()
 
     def require_same_inputs(self, record: Mapping[str, Any]) -> None:
-        """See that the files that a manifest names are in the folder, as they were when the run began.
+        """Check that the input files that a manifest names have not changed since the run began.
 
         Raises:
-            RunDirectoryError: one is missing, has changed, or is no file of its own.
+            RunDirectoryError: one is missing, has changed, or is a link.
         """
         known = record.get("files", {})
         for path in Task.from_record(record, self.path).files.values():
@@ -267,18 +280,18 @@ class RunDirectory:
             try:
                 for parent in path.relative_to(self.path).parents[:-1]:
                     require_folder(self.path / parent)
-                found = hashlib.sha256(read_file(path)).hexdigest()
+                digest = hashlib.sha256(read_file(path)).hexdigest()
             except OSError as error:
                 raise RunDirectoryError(
-                    f"{path} must be there, as the run needs it, got: {error.strerror or error}"
+                    f"{path} must exist, an input of the run, got: {error.strerror or error}; put it back"
                 ) from error
-            if found != known.get(name, found):
+            if digest != known.get(name, digest):
                 raise RunDirectoryError(
                     f"{path} must be as when the run began, but has changed; put it back, or start a new run"
                 )
 
     def save_checkpoint(self, stage: str, checkpoint: Checkpoint) -> None:
-        """Write a checkpoint of a stage and drop all but its newest two."""
+        """Write a checkpoint of a stage and delete all but its newest two."""
         write_checkpoint(self._folder(CHECKPOINTS, stage), checkpoint)
 
     def checkpoints(self, stage: str) -> list[Path]:
@@ -287,7 +300,11 @@ class RunDirectory:
         return checkpoint_files(folder) if self._is_begun(stage) else []
 
     def load_checkpoint(self, stage: str) -> Checkpoint | None:
-        """The newest whole checkpoint of a stage, None where none was written."""
+        """The newest valid checkpoint of a stage, None where none was written.
+
+        Raises:
+            RunDirectoryError: all checkpoints are damaged.
+        """
         return read_newest_checkpoint(self.path / CHECKPOINTS / stage) if self._is_begun(stage) else None
 
     def _is_begun(self, stage: str) -> bool:
@@ -304,17 +321,17 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _is_empty(entry: os.DirEntry[str]) -> bool:
-    """Whether it is a folder of its own with nothing in it but what `remove_temporaries` removes."""
+    """Whether an entry is a folder, no link, with no content but temporary files."""
     if not entry.is_dir(follow_symlinks=False):
         return False
     with os.scandir(entry.path) as inner:
-        return all(is_temporary(found.name) for found in inner)
+        return all(is_temporary(item.name) for item in inner)
 
 
 def _is_kept(line: bytes, stage: str, after: int) -> bool:
-    """Whether a line of metrics is whole, and of another stage or not after a step."""
+    """Whether a line of metrics is complete, and of another stage or not after a step."""
     try:
-        found = json.loads(line)
-        return line.endswith(b"\n") and (found["stage"] != stage or int(found["step"]) <= after)
+        values = json.loads(line)
+        return line.endswith(b"\n") and (values["stage"] != stage or int(values["step"]) <= after)
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return False

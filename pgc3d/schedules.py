@@ -1,4 +1,4 @@
-"""Noise levels of a diffusion model, annealed scalars, and which timesteps a step looks at."""
+"""The noise schedule of a diffusion model, scalars annealed over a run, and random timesteps."""
 
 import math
 from collections.abc import Mapping
@@ -17,8 +17,8 @@ from pgc3d.errors import ConfigError
 class PiecewiseLinear:
     """A scalar over the progress of a run, constant before the first and after the last knot.
 
-    `knots` is flat so that a config can hold it: (value,) for a constant, else alternating progress and
-    value, as in (0.0, 0.98, 0.5, 0.6) for "from 0.98 at the start to 0.6 at half time".
+    `knots` is a flat tuple, as configurations have it: (value,) for a constant, else alternating progress in
+    [0, 1] and value, as (0.0, 0.98, 0.5, 0.6) for "from 0.98 at the start to 0.6 at half of the run".
     """
 
     knots: tuple[float, ...]
@@ -38,10 +38,11 @@ class PiecewiseLinear:
 
     @property
     def values(self) -> tuple[float, ...]:
-        """The values at the knots; the schedule never leaves their range."""
+        """The values at the knots, whose range all values of the schedule are in."""
         return self.knots[1::2] if len(self.knots) > 1 else self.knots
 
     def __call__(self, progress: float) -> float:
+        """The value at `progress`, in [0, 1]."""
         if len(self.knots) == 1 or progress <= self.knots[0]:
             return self.values[0]
         for (start, left), (end, right) in pairwise(zip(self.knots[::2], self.knots[1::2], strict=True)):
@@ -53,90 +54,104 @@ class PiecewiseLinear:
 BETAS = ("beta_schedule", "beta_start", "beta_end")
 
 
-def noise_levels(scheduler_config: Mapping[str, Any]) -> Float[Tensor, " T"]:
-    """Signal levels abar_t of a checkpoint's `scheduler_config.json`, in float32 from a float64 product.
+def alphas_cumprod(scheduler_config: Mapping[str, Any]) -> Float[Tensor, " T"]:
+    """alpha_bar_t of every training timestep (DDPM, arXiv 2006.11239), in float32 from a float64 product.
 
-    Where the levels are rescaled to end at zero signal, the last one is left out: nothing of the picture is
-    in it, and its ratio of noise to signal is infinite.
+    Where it is rescaled to end at zero, the last timestep is left out: its latents are noise alone, and its
+    ratio of noise to signal is infinite.
+
+    Args:
+        scheduler_config: content of a checkpoint's `scheduler_config.json`.
 
     Raises:
-        ConfigError: the checkpoint uses a noise schedule that is not implemented, or does not say which.
+        ConfigError: the noise schedule is not stated, or not implemented.
     """
     steps = int(scheduler_config.get("num_train_timesteps", 1000))
     if missing := [name for name in BETAS if name not in scheduler_config]:
         raise ConfigError(
             f"the checkpoint's scheduler must state {', '.join(missing)}, but its "
-            f"{scheduler_config.get('_class_name', 'configuration')} does not; take a model with DDPM's noise"
+            f"{scheduler_config.get('_class_name', 'configuration')} does not; use a model with DDPM's noise"
         )
     kind, start, end = (scheduler_config[name] for name in BETAS)
     if scheduler_config.get("trained_betas") is not None:
-        raise ConfigError("the checkpoint's scheduler must have plain betas, got trained ones")
+        raise ConfigError(
+            "the checkpoint's scheduler must have no trained_betas, but has some; choose another model"
+        )
     if kind == "scaled_linear":
         betas = torch.linspace(math.sqrt(start), math.sqrt(end), steps, dtype=torch.float64).square()
     elif kind == "linear":
         betas = torch.linspace(start, end, steps, dtype=torch.float64)
     else:
         raise ConfigError(f"beta_schedule must be 'scaled_linear' or 'linear', the checkpoint has {kind!r}")
-    signal = torch.cumprod(1.0 - betas, dim=0)
+    alpha_bar = torch.cumprod(1.0 - betas, dim=0)
     if scheduler_config.get("rescale_betas_zero_snr"):
-        signal = rescale_to_zero_terminal(signal)[:-1]
-    return signal.float()
+        alpha_bar = rescale_to_zero_terminal(alpha_bar)[:-1]
+    return alpha_bar.float()
 
 
-def rescale_to_zero_terminal(signal: Float[Tensor, " T"]) -> Float[Tensor, " T"]:
-    """Levels whose square root is shifted and scaled so that the first stays and the last is zero.
+def rescale_to_zero_terminal(alpha_bar: Float[Tensor, " T"]) -> Float[Tensor, " T"]:
+    """alpha_bar with zero terminal signal-to-noise ratio (arXiv 2305.08891, algorithm 1).
 
-    (arXiv 2305.08891, algorithm 1.)
+    Its square root is shifted and scaled so that the first value stays and the last one is zero.
     """
-    root = signal.sqrt()
+    root = alpha_bar.sqrt()
     return ((root - root[-1]) * root[0] / (root[0] - root[-1])).square()
 
 
 def add_noise(
-    latents: Float[Tensor, "B C H W"], noise: Float[Tensor, "B C H W"], signal: Float[Tensor, " B"]
+    latents: Float[Tensor, "B C H W"], noise: Float[Tensor, "B C H W"], alpha_bar: Float[Tensor, " B"]
 ) -> Float[Tensor, "B C H W"]:
-    """z_t = sqrt(abar_t) z + sqrt(1 - abar_t) eps (DDPM, arXiv 2006.11239, eq. 4); `signal` is abar_t.
+    """Noisy latents z_t = sqrt(abar_t) z + sqrt(1 - abar_t) eps (DDPM, arXiv 2006.11239, eq. 4).
 
-    The formula stands here because `add_noise` of some samplers reverses the level unless they are set up for
-    sampling first.
+    diffusers' own `add_noise` is not used: that of some schedulers reverses the timesteps unless they were
+    set up for sampling.
+
+    Args:
+        latents: z.
+        noise: eps, standard normal.
+        alpha_bar: abar_t of each item's timestep, in [0, 1].
     """
-    signal = signal[:, None, None, None]
-    return signal.sqrt() * latents + (1.0 - signal).sqrt() * noise
+    alpha_bar = alpha_bar[:, None, None, None]
+    return alpha_bar.sqrt() * latents + (1.0 - alpha_bar).sqrt() * noise
 
 
 def velocity(
-    latents: Float[Tensor, "B C H W"], noise: Float[Tensor, "B C H W"], signal: Float[Tensor, " B"]
+    latents: Float[Tensor, "B C H W"], noise: Float[Tensor, "B C H W"], alpha_bar: Float[Tensor, " B"]
 ) -> Float[Tensor, "B C H W"]:
-    """What a v prediction aims at: sqrt(abar) eps - sqrt(1 - abar) z (arXiv 2202.00512, section 4)."""
-    signal = signal[:, None, None, None]
-    return signal.sqrt() * noise - (1.0 - signal).sqrt() * latents
+    """The target of a v prediction: sqrt(abar) eps - sqrt(1 - abar) z (arXiv 2202.00512, section 4)."""
+    alpha_bar = alpha_bar[:, None, None, None]
+    return alpha_bar.sqrt() * noise - (1.0 - alpha_bar).sqrt() * latents
 
 
 def epsilon_from_velocity(
-    velocity: Float[Tensor, "B C H W"], noisy: Float[Tensor, "B C H W"], signal: Float[Tensor, " B"]
+    velocity: Float[Tensor, "B C H W"], noisy: Float[Tensor, "B C H W"], alpha_bar: Float[Tensor, " B"]
 ) -> Float[Tensor, "B C H W"]:
-    """Noise of a v prediction: sqrt(abar) v + sqrt(1 - abar) z_t (arXiv 2202.00512, appendix D)."""
-    signal = signal[:, None, None, None]
-    return signal.sqrt() * velocity + (1.0 - signal).sqrt() * noisy
+    """The noise of a v prediction: sqrt(abar) v + sqrt(1 - abar) z_t (arXiv 2202.00512, appendix D)."""
+    alpha_bar = alpha_bar[:, None, None, None]
+    return alpha_bar.sqrt() * velocity + (1.0 - alpha_bar).sqrt() * noisy
 
 
 def ddim_step(
     noisy: Float[Tensor, "B C H W"],
     noise: Float[Tensor, "B C H W"],
-    signal: Float[Tensor, " B"],
-    next_signal: Float[Tensor, " B"],
+    alpha_bar: Float[Tensor, " B"],
+    next_alpha_bar: Float[Tensor, " B"],
 ) -> Float[Tensor, "B C H W"]:
-    """From one noise level to a lower one without new noise (DDIM, arXiv 2010.02502, eq. 12, sigma = 0).
+    """The latents of a lower noise level, without new noise (DDIM, arXiv 2010.02502, eq. 12, sigma = 0).
 
-    `noise` is the predicted noise; the signals are abar of both levels, 1 for the picture itself.
+    Args:
+        noisy: latents z_t.
+        noise: predicted from them.
+        alpha_bar: abar of their timesteps, in (0, 1].
+        next_alpha_bar: abar of the lower noise level; 1 for the clean latents.
     """
-    signal = signal[:, None, None, None]
-    clean = (noisy - (1.0 - signal).sqrt() * noise) / signal.sqrt()
-    return add_noise(clean, noise, next_signal)
+    alpha_bar = alpha_bar[:, None, None, None]
+    clean = (noisy - (1.0 - alpha_bar).sqrt() * noise) / alpha_bar.sqrt()
+    return add_noise(clean, noise, next_alpha_bar)
 
 
 def check_timestep_range(low: PiecewiseLinear, high: PiecewiseLinear) -> None:
-    """Raise ValueError unless 0 <= low <= high <= 1 all the time, as fractions of the training steps."""
+    """Raise ValueError unless 0 <= low <= high <= 1 at any progress: fractions of the training timesteps."""
     if not (min(low.values) >= 0.0 and max(high.values) <= 1.0):
         raise ValueError(f"t_min and t_max must lie in [0, 1], got {low.values} and {high.values}")
     knots = {0.0, 1.0, *low.knots[:-1:2], *high.knots[:-1:2]}
@@ -150,7 +165,16 @@ def check_timestep_range(low: PiecewiseLinear, high: PiecewiseLinear) -> None:
 def sample_timesteps(
     batch: int, low: float, high: float, *, train_steps: int, generator: torch.Generator
 ) -> Int[Tensor, " B"]:
-    """Integer timesteps, uniform in [low, high] (fractions, both ends included), on the CPU."""
+    """Random integer timesteps on the CPU, uniform in a range.
+
+    Args:
+        batch: number of timesteps B.
+        low: lower end, included, as a fraction of `train_steps`.
+        high: upper end, included, as a fraction of `train_steps`.
+        train_steps: number of timesteps that the model was trained with.
+        generator: on the CPU.
+    """
     first = min(round(low * train_steps), train_steps - 1)
-    last = max(min(round(high * train_steps), train_steps - 1), first)  # schedules that touch may round apart
+    # The maximum, because equal fractions may be rounded to last < first.
+    last = max(min(round(high * train_steps), train_steps - 1), first)
     return torch.randint(first, last + 1, (batch,), generator=generator)

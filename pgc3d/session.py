@@ -1,4 +1,4 @@
-"""One process's work on a run directory: it steps, writes what is due, and keeps the manifest."""
+"""The work of one process on a run directory: optimisation steps, periodic files, and the manifest."""
 
 import gc
 import importlib.metadata
@@ -34,37 +34,37 @@ Phase = Literal["build", "optimize", "export", "render"]
 
 @dataclass(frozen=True)
 class Event:
-    """Something that a user who waits wants to know."""
+    """Progress of a run: a message, a step, a file, or without any of these the start of a phase."""
 
     phase: Phase
-    message: str = ""
-    report: StepReport | None = None
-    memory: int = 0  # bytes in use, at the log interval
-    file: Path | None = None
-    stage: str = ""  # of the run, while it is optimised
+    message: str = ""  # one line for the user
+    report: StepReport | None = None  # after a step
+    memory: int = 0  # bytes in use on the device, at the log interval
+    file: Path | None = None  # that was written
+    stage: str = ""  # name of the stage, with a report
 
 
-Reporter = Callable[[Event], None]
+EventCallback = Callable[[Event], None]
 Preview = Callable[[Path], None]
 
 
 @dataclass
 class Session:
-    """A locked run directory and what this process adds to its manifest."""
+    """A locked run directory, and the manifest that this process updates."""
 
     run: RunDirectory
     config: Config
     device: torch.device
-    report: Reporter
+    on_event: EventCallback
     stop: StopFlag
     record: dict[str, Any] = field(default_factory=dict)
-    stopped_by: int | None = None  # a signal that ended the optimisation; one that comes later ends nothing
-    stage: str = ""  # the one that is being optimised
-    _edge: "_Edge | None" = None  # what the step that is being made started from, None between two steps
+    stopped_by: int | None = None  # number of the signal that stopped the optimisation
+    stage: str = ""  # name of the stage that is being optimised
+    _edge: "_Edge | None" = None  # the state before the current step, None between two steps
 
     @contextmanager
     def recorded(self) -> Iterator[None]:
-        """Keep the manifest: `running` while the block lasts, then how it ended, also when it fails."""
+        """Write the manifest: the status is `running` in the block, then how it ended, also on errors."""
         self.record |= describe_environment(self.device)
         self._write("running")
         status = "running"
@@ -76,7 +76,7 @@ class Session:
             status = f"failed: {error}"
             raise
         except BaseException as error:
-            # A caller's interrupt or exception ends nothing for good where there is something to go on from.
+            # After an interrupt or an exception of the caller, a run with a checkpoint can be resumed.
             begun = any(self.run.checkpoints(name) for name in self.config.stages)
             how = "stopped by" if begun else "failed:"
             status = f"{how} {type(error).__name__}"
@@ -90,11 +90,11 @@ class Session:
 
     def note(self, message: str) -> None:
         """Report a line about how the run is built."""
-        self.report(Event("build", message=message))
+        self.on_event(Event("build", message=message))
 
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:
-        """Add the block's seconds to the manifest."""
+        """Add the seconds that the block takes to a part's time in the manifest."""
         start = time.perf_counter()
         try:
             yield
@@ -102,30 +102,44 @@ class Session:
             self.add_seconds(part, time.perf_counter() - start)
 
     def add_seconds(self, part: str, seconds: float) -> None:
-        """Add to a part's time, over all processes that worked on the run."""
+        """Add to a part's time in the manifest, a sum over all processes that worked on the run."""
         times = self.record.setdefault("seconds", {})
         times[part] = round(times.get(part, 0.0) + seconds, 3)
 
     def made(self, phase: Phase, paths: Iterator[Path] | list[Path]) -> None:
-        """Report files and put their hashes into the manifest."""
+        """Add the hashes of new files to the manifest and call `on_event` for each.
+
+        Args:
+            phase: that wrote the files.
+            paths: of the files.
+        """
         paths = list(paths)
         self.record.setdefault("files", {}).update(self.run.hash_files(paths))
         for path in paths:
-            self.report(Event(phase, file=path))
+            self.on_event(Event(phase, file=path))
 
     def optimize(self, stage: str, built: Built, checkpoint: Checkpoint | None, preview: Preview) -> bool:
-        """Step a stage until its end or a signal; True at the end. What was reached is in a checkpoint.
+        """Optimise a stage until its last step or a signal, and save a checkpoint.
+
+        Args:
+            stage: its name.
+            built: its problem.
+            checkpoint: to continue from; None starts with the first step.
+            preview: writes the image of the asset to a path.
+
+        Returns:
+            Whether the stage is finished.
 
         Raises:
-            DivergedError: the run left the finite range; the last good state was saved.
-            BaseException: what `report` raised, or a KeyboardInterrupt, which waits for the step's end; the
+            DivergedError: too many steps had no finite gradient; the last valid state was saved.
+            BaseException: what `on_event` raised, or a KeyboardInterrupt, raised after the current step; the
                 state was saved.
         """
         self.stage, step = stage, 0
         if checkpoint is not None:
             unpack(checkpoint, built)
             step = checkpoint.step
-        self.run.drop_metrics(stage, after=step)  # what a crash lost is done and told again
+        self.run.drop_metrics(stage, after=step)  # steps after the checkpoint are made, and logged, again
         reached = _Reached(step, logged=step, saved=step)
         with interrupt_held() as interrupted:
             try:
@@ -148,7 +162,7 @@ class Session:
         return self.config.stages[self.stage]
 
     def _after(self, built: Built, report: StepReport, reached: "_Reached", preview: Preview) -> None:
-        """Tell and write what is due at a step edge."""
+        """Log a step, and write the preview and the checkpoint that are due after it."""
         config, step = self.config, report.step
         reached.step = step
         reached.logged = self._log(report, reached.logged)
@@ -162,10 +176,10 @@ class Session:
             reached.saved = step
 
     def _rescue(self, built: Built, reached: "_Reached", error: BaseException) -> None:
-        """Save before an error goes on to the caller, where the state is that of a step edge."""
+        """Save before an error is passed to the caller, if the state is one between two steps."""
         if self._edge is not None and not isinstance(error, DivergedError):
             if not self._edge.can_be_restored(built):
-                return  # the step had changed parameters: the checkpoint before it counts
+                return  # the step had changed parameters: the last checkpoint stays the newest one
             self._edge.restore(built)
         if reached.step > reached.saved or isinstance(error, DivergedError):
             try:
@@ -174,10 +188,10 @@ class Session:
                 logger.warning("step %d could not be saved: %s", reached.step, second)
 
     def _steps(self, built: Built, step: int) -> Iterator[StepReport]:
-        """The steps after `step`; one that runs out of memory is tried again with fewer views at a time."""
+        """Make the steps after `step`; one that runs out of memory is repeated with a smaller micro-batch."""
         config, settings = self.config, self._settings
         for earlier in self.record.get("out_of_memory", ()):
-            self._divide(built, earlier["micro_batch"])
+            self._limit_micro_batches(built, earlier["micro_batch"])
         while step < settings.steps:
             reports = optimize(
                 built.problem,
@@ -196,7 +210,7 @@ class Session:
                     yield report
                     self._edge = before = _Edge.of(built)
             except (MemoryError, RuntimeError) as error:
-                micro_batch = self._smaller(built) if ran_out_of_memory(error) else 0
+                micro_batch = self._half_micro_batch(built) if ran_out_of_memory(error) else 0
                 if not micro_batch:
                     raise
             else:
@@ -206,12 +220,12 @@ class Session:
             self._edge = None
             self._retry(built, step, micro_batch)
 
-    def _smaller(self, built: Built) -> int:
-        """Half the views that a guidance looks at at once now, 0 where that cannot be."""
-        return max(self._views(built).values(), default=0) // 2
+    def _half_micro_batch(self, built: Built) -> int:
+        """Half of the largest micro-batch of the guidances, 0 where it cannot be smaller."""
+        return max(self._micro_batches(built).values(), default=0) // 2
 
-    def _views(self, built: Built) -> dict[str, int]:
-        """How many views each guidance that can be divided looks at at once."""
+    def _micro_batches(self, built: Built) -> dict[str, int]:
+        """Views that each guidance with micro-batches evaluates at once, by objective."""
         batches = {name: self._settings.objectives[name].batch for name in built.problem.objectives}
         return {
             name: min(objective.guidance.micro_batch or batches[name], batches[name])
@@ -219,16 +233,16 @@ class Session:
             if isinstance(objective.guidance, SupportsMicroBatch)
         }
 
-    def _divide(self, built: Built, micro_batch: int) -> None:
-        """Let every guidance look at so many views at once, or fewer where it does."""
-        for name, now in self._views(built).items():
+    def _limit_micro_batches(self, built: Built, largest: int) -> None:
+        """Reduce the micro-batches of all guidances to at most `largest` views."""
+        for name, micro_batch in self._micro_batches(built).items():
             guidance = built.problem.objectives[name].guidance
             assert isinstance(guidance, SupportsMicroBatch)
-            guidance.micro_batch = min(micro_batch, now)
+            guidance.micro_batch = min(largest, micro_batch)
 
     def _retry(self, built: Built, step: int, micro_batch: int) -> None:
         built.problem.representation.parameter_store().zero_grad()
-        self._divide(built, micro_batch)
+        self._limit_micro_batches(built, micro_batch)
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -236,8 +250,8 @@ class Session:
             {"stage": self.stage, "step": step + 1, "micro_batch": micro_batch}
         )
         self._save(built, step)
-        message = f"out of memory in step {step + 1}: saved, and going on with {micro_batch} views at a time"
-        self.report(Event("optimize", message=message))
+        message = f"out of memory in step {step + 1}: saved, continuing with {micro_batch} views at a time"
+        self.on_event(Event("optimize", message=message))
 
     def _save(self, built: Built, step: int) -> None:
         with self.timed("checkpoint"):
@@ -246,35 +260,35 @@ class Session:
         self.record.setdefault("stages", {})[self.stage] = {"status": status, "steps": step}
 
     def _log(self, report: StepReport, logged: int) -> int:
-        """Tell about a step edge; returns the step up to which the metrics are written."""
+        """Log a step and call `on_event`; returns the number of the last step in the metrics."""
         if report.metrics is None:
-            self.report(Event("optimize", report=report, stage=self.stage))
+            self.on_event(Event("optimize", report=report, stage=self.stage))
             return logged
         self.run.log_metrics({"stage": self.stage, "step": report.step, **report.metrics})
         for name, seconds in report.metrics.items():
             if name.startswith("seconds/"):
                 self.add_seconds(name.removeprefix("seconds/"), seconds * (report.step - logged))
-        # Last: what the caller raises ends the run, which does not come back to a step that is saved.
+        # Last: an exception of the caller ends the run, whose step is complete and logged.
         memory = used_memory(self.device)
-        self.report(Event("optimize", report=report, memory=memory, stage=self.stage))
+        self.on_event(Event("optimize", report=report, memory=memory, stage=self.stage))
         return report.step
 
 
 @dataclass
 class _Reached:
-    """How far a run has come, in steps."""
+    """Numbers of steps of a stage."""
 
-    step: int
-    logged: int
-    saved: int
+    step: int  # that are done
+    logged: int  # that are in the metrics
+    saved: int  # of the newest checkpoint
 
 
 @dataclass(frozen=True)
 class _Edge:
-    """What a step changes beside parameters, as it was before: one that failed is done again from there."""
+    """The state between two steps, apart from the parameters, from which a failed step is repeated."""
 
     states: Mapping[str, Mapping[str, Tensor]]  # of guidances and clips
-    versions: tuple[int, ...]  # of the parameters: torch counts what is done to them in place
+    versions: tuple[int, ...]  # of the parameters: torch increments them with each change in place
 
     @classmethod
     def of(cls, built: Built) -> "_Edge":
@@ -287,11 +301,11 @@ class _Edge:
         )
 
     def can_be_restored(self, built: Built) -> bool:
-        """Whether the parameters are those of the edge."""
+        """Whether the parameters have not changed since."""
         return self.versions == _versions(built)
 
     def restore(self, built: Built) -> None:
-        """Put it back."""
+        """Restore the states of guidances and clips."""
         for name, stateful in built.states.items():
             stateful.load_state_dict(self.states[name])
 
@@ -301,7 +315,7 @@ def _versions(built: Built) -> tuple[int, ...]:
 
 
 def describe_environment(device: torch.device) -> dict[str, Any]:
-    """Versions and device, for the manifest."""
+    """Versions of the libraries and the device, for the manifest."""
     versions = {"python": platform.python_version(), "pgc3d": __version__}
     for library in LIBRARIES:
         try:
@@ -313,7 +327,7 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
 
 
 def peak_memory(device: torch.device) -> dict[str, int]:
-    """The most that this process held, in bytes."""
+    """Peak memory of this process in bytes: resident, and on a CUDA device."""
     import resource
 
     unit = 1 if sys.platform == "darwin" else 1024
@@ -324,7 +338,7 @@ def peak_memory(device: torch.device) -> dict[str, int]:
 
 
 def used_memory(device: torch.device) -> int:
-    """What this process holds now on the device, in bytes."""
+    """Memory of this process on the device in bytes."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
     import psutil
@@ -334,7 +348,7 @@ def used_memory(device: torch.device) -> int:
 
 @contextmanager
 def explain_memory(config: Config, device: torch.device) -> Iterator[None]:
-    """Turn every kind of running out of memory into one line that says what to lower."""
+    """Raise OutOfMemoryError, with the settings to lower, for an error in the block that memory ran out."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -344,7 +358,7 @@ def explain_memory(config: Config, device: torch.device) -> Iterator[None]:
 
 
 def ran_out_of_memory(error: Exception) -> bool:
-    """Whether that is what the error says, in any of the ways that libraries say it."""
+    """Whether an error of any of the libraries means that memory ran out."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return "allocate memory" in str(error) or "out of memory" in str(error).lower()

@@ -1,4 +1,4 @@
-"""What a signal does to a run: it ends between two steps, with everything saved."""
+"""Signal handlers that stop a run between two steps, so that it can save."""
 
 import os
 import signal
@@ -12,16 +12,17 @@ STOPPING = ("SIGINT", "SIGTERM", "SIGHUP")  # the last one: the terminal or the 
 
 @dataclass
 class StopFlag:
-    """Set by a signal, looked at on step edges."""
+    """A flag that is set by a signal, and read by a run after every step."""
 
-    signal: int | None = None
+    signal: int | None = None  # the number of the signal
 
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopFlag]:
-    """Let SIGINT, SIGTERM and SIGHUP set a flag; a second one ends the process at once.
+    """Yield a flag that SIGINT, SIGTERM and SIGHUP set; a second one ends the process at once.
 
-    A signal that is ignored, as SIGHUP below nohup, stays so.
+    A signal that the process ignores, as SIGHUP under nohup, remains ignored. Outside the main thread no
+    handler is installed.
     """
     flag = StopFlag()
     if threading.current_thread() is not threading.main_thread():
@@ -34,8 +35,8 @@ def stop_on_signals() -> Iterator[StopFlag]:
         flag.signal = number
 
     known = [getattr(signal, name) for name in STOPPING if hasattr(signal, name)]
-    heard = [number for number in known if signal.getsignal(number) is not signal.SIG_IGN]
-    previous = {number: signal.signal(number, handle) for number in heard}
+    handled = [number for number in known if signal.getsignal(number) is not signal.SIG_IGN]
+    previous = {number: signal.signal(number, handle) for number in handled}
     try:
         yield flag
     finally:
@@ -45,23 +46,26 @@ def stop_on_signals() -> Iterator[StopFlag]:
 
 @contextmanager
 def interrupt_held() -> Iterator[Callable[[], bool]]:
-    """Hold Python's KeyboardInterrupt back, and tell whether there was one; a second one is raised at once.
+    """Delay Python's KeyboardInterrupt in the block; a second one is raised at once.
 
-    Where something else handles SIGINT, or in another thread, nothing is changed.
+    Where SIGINT has another handler, and outside the main thread, nothing changes.
+
+    Yields:
+        A function that returns whether there was an interrupt.
     """
-    found: list[int] = []
+    interrupts: list[int] = []
     main = threading.current_thread() is threading.main_thread()
     if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield lambda: False
         return
 
     def handle(number: int, _: object) -> None:
-        if found:
+        if interrupts:
             raise KeyboardInterrupt
-        found.append(number)
+        interrupts.append(number)
 
     signal.signal(signal.SIGINT, handle)
     try:
-        yield lambda: bool(found)
+        yield lambda: bool(interrupts)
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -21,9 +21,9 @@ from pgc3d.requirements import Requirements
 
 BACKGROUNDS = (*COLORS, "random", "image")
 MAX_STEPS = 10_000_000
-MAX_PIXELS = 2**28  # of a step's views: 300 GB of what the renderer keeps
+MAX_PIXELS = 2**28  # of a step's views: the renderer would keep 300 GB for them
 NAME = re.compile(r"[\w-]{1,64}")
-RESERVED = ("seconds", "regularizers")  # what else the metrics of a step begin with
+RESERVED = ("seconds", "regularizers")  # other prefixes in the metrics of a step
 
 GuidanceConfig: TypeAlias = SdsConfig | Zero123Config | ReferenceConfig
 RepresentationConfig: TypeAlias = DMTetConfig | NerfConfig | TexturedMeshConfig
@@ -32,19 +32,19 @@ CameraConfig: TypeAlias = OrbitConfig | ReferenceCameraConfig | CloseUpConfig
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """One guidance, its cameras, and what is done to its gradient."""
+    """One guidance, its cameras, and the clipping and weight of its gradient."""
 
     guidance: GuidanceConfig = field(default_factory=SdsConfig)
     clip: ClipConfig = field(default_factory=PixelClip)
     cameras: CameraConfig = field(default_factory=OrbitConfig)
-    backgrounds: tuple[str, ...] = ("white",)  # names or #rrggbb; every view draws one
-    batch: int = number(4, 1, 1024, unit="views")  # of a step
+    backgrounds: tuple[str, ...] = ("white",)  # names or #rrggbb; one is drawn per view
+    batch: int = number(4, 1, 1024, unit="views")  # per step
     weight: float = number(1.0, 1e-6, 1e6)
     target: Literal["color", "normal"] = "color"
 
     def __post_init__(self) -> None:
         check(self)
-        check(self.clip)  # whose module stands alone
+        check(self.clip)  # `pgc.py` imports no other module, and so no check
         if self.guidance.requires().reference_view:
             if (self.cameras.kind, self.target) != ("reference", "color"):
                 raise ValueError(
@@ -65,9 +65,9 @@ class ObjectiveConfig:
                 )
 
     def requires(self) -> Requirements:
-        """What the guidance, the cameras and the backgrounds need."""
-        behind = {"background"} if "image" in self.backgrounds else set()
-        own = Requirements(inputs=frozenset(behind))
+        """The requirements of the guidance, the cameras and the backgrounds together."""
+        inputs = {"background"} if "image" in self.backgrounds else set()
+        own = Requirements(inputs=frozenset(inputs))
         return own | self.guidance.requires() | self.cameras.requires()
 
 
@@ -77,7 +77,7 @@ class OptimizerConfig:
 
     betas: tuple[float, float] = number((0.9, 0.99), 0.0, 1.0, below=True)
     eps: float = number(1e-15, LEAST_EPS, 1.0)
-    # A schedule (see PiecewiseLinear) that all learning rates follow.
+    # Factor of all learning rates, a schedule (see `PiecewiseLinear`).
     lr_scale: tuple[float, ...] = schedule((1.0,), 0.0, 1000.0)
     max_skipped: int = number(20, 1, MAX_STEPS)  # non-finite steps in a row that end the run
 
@@ -87,10 +87,10 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class StageConfig:
-    """One stage of a run: a representation, what it is optimised for, and for how long."""
+    """One stage of a run: a representation, its objectives, and the number of steps."""
 
     steps: int = number(500, 1, MAX_STEPS)
-    # An earlier stage of the run, or a run's folder (RUN, or RUN:STAGE), whose result this one begins with.
+    # An earlier stage of the run, or a run's folder (RUN, or RUN:STAGE), from whose result this one starts.
     start: str = ""
     # Of the renders, one for each phase of the stage.
     resolution: tuple[int, ...] = number((128, 256), 16, 4096, unit="pixels")
@@ -112,11 +112,11 @@ class StageConfig:
                 "max_norm must be the same in all objectives that clip parameters, got "
                 f"{sorted(self.parameter_norms())}"
             )
-        blind = [name for name, objective in self.objectives.items() if objective.target == "normal"]
-        if blind and self.representation.fixed_shape:
+        of_normals = [name for name, objective in self.objectives.items() if objective.target == "normal"]
+        if of_normals and self.representation.fixed_shape:
             raise ValueError(
                 "objectives of a given mesh must have the target color, since its shape is fixed, got normal "
-                f"for {', '.join(blind)}"
+                f"for {', '.join(of_normals)}"
             )
 
     def _check_resolution(self) -> None:
@@ -130,7 +130,7 @@ class StageConfig:
             )
 
     def _check_objective(self, name: str, objective: ObjectiveConfig) -> None:
-        """What an objective must have in common with the rest of the stage."""
+        """Raise ValueError where an objective does not fit the other settings of the stage."""
         if not NAME.fullmatch(name) or name in RESERVED:
             raise ValueError(
                 f"the names of objectives must be up to 64 letters, digits, - and _, and not one of "
@@ -142,28 +142,28 @@ class StageConfig:
                 f"the views of a step must have at most {MAX_PIXELS} pixels, objectives.{name} has {pixels}; "
                 "lower its batch or the resolution"
             )
-        needed = objective.cameras.requires().inputs - self.representation.requires().inputs
-        if needed:
+        missing = objective.cameras.requires().inputs - self.representation.requires().inputs
+        if missing:
             raise ValueError(
                 f"objectives.{name}.cameras.kind {objective.cameras.kind} must go with a representation of a "
-                f"given {' and '.join(sorted(needed))}, got representation.kind {self.representation.kind}"
+                f"given {' and '.join(sorted(missing))}, got representation.kind {self.representation.kind}"
             )
 
     def parameter_norms(self) -> set[float]:
-        """The norms to which objectives clip whole parameters."""
+        """The values of `max_norm` of the objectives that clip parameter gradients."""
         norms = {getattr(objective.clip, "max_norm", None) for objective in self.objectives.values()}
         return {norm for norm in norms if norm is not None}
 
     def requires(self) -> Requirements:
-        """What the representation and all objectives need."""
+        """The requirements of the representation and all objectives together."""
         parts = (objective.requires() for objective in self.objectives.values())
         return reduce(or_, parts, self.representation.requires())
 
     def resolution_at(self, progress: float) -> int:
-        """The resolution of the phase that `progress` lies in."""
+        """Side of the renders in pixels, at a progress in [0, 1]."""
         return self.resolution[sum(progress >= end for end in self.resolution_until)]
 
     def scaled_to(self, resolution: int) -> tuple[int, ...]:
-        """The resolutions with their proportions kept and `resolution` as the last one, in multiples of 8."""
+        """The resolutions of all phases scaled so that the last one is `resolution`, in multiples of 8."""
         earlier = (round(side * resolution / self.resolution[-1] / 8) * 8 for side in self.resolution[:-1])
         return (*(max(16, side) for side in earlier), resolution)

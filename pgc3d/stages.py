@@ -1,4 +1,4 @@
-"""What a stage starts from: the last checkpoint of an earlier stage, of this run or of another one."""
+"""The start of a stage: the last checkpoint of an earlier stage, of this run or of another one."""
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
@@ -20,9 +20,13 @@ from pgc3d.types import Handover
 def handover_of(
     run: RunDirectory, context: RunContext, name: str, notify: Callable[[str], None]
 ) -> Handover | None:
-    """What the start of the stage `name` left; None where it starts from nothing.
+    """The hand-over of the stage that the stage `name` starts from; None where it has no start.
 
-    `notify` receives lines about what was found and lost on the way.
+    Args:
+        run: the run's directory.
+        context: of the run.
+        name: of the stage.
+        notify: receives lines about what the start found and lost.
 
     Raises:
         RunDirectoryError: the start has no checkpoint.
@@ -62,7 +66,7 @@ def _other_run(start: str, stages: Collection[str] = ()) -> tuple[RunDirectory, 
     path, stage = _split(start)
     if not Path(path).is_dir():
         raise ConfigError(
-            f"a stage must start from an earlier stage or from the folder of a run, got {start!r}"
+            f"a stage must start from an earlier stage or the folder of a run, got {start!r}"
             f"{nearest(start, stages)}"
         )
     run = RunDirectory.open(Path(path))
@@ -75,14 +79,14 @@ def _other_run(start: str, stages: Collection[str] = ()) -> tuple[RunDirectory, 
 
 
 def _split(start: str) -> tuple[str, str]:
-    """The folder and the stage; a folder whose own name has a colon is one all the same."""
+    """The folder and the stage of RUN or RUN:STAGE; an existing folder may have a colon in its name."""
     path, colon, stage = start.rpartition(":")
     whole = not colon or Path(start).expanduser().is_dir()
     return (start, "") if whole else (path, stage)
 
 
 def with_absolute_starts(config: Config) -> Config:
-    """The configuration with every run that a stage starts from by its whole path."""
+    """The configuration with absolute paths for the runs that stages start from."""
     return replace(
         config,
         stages={
@@ -93,7 +97,7 @@ def with_absolute_starts(config: Config) -> Config:
 
 
 def _absolute(start: str, stages: Collection[str]) -> str:
-    """The start with its folder in full; the name of a stage stays, also where a folder has that name."""
+    """The start with an absolute path; the name of a stage stays, even where a folder has the same name."""
     path, stage = _split(start)
     folder = Path(path).expanduser()
     if not start or start in stages or not folder.is_dir():
@@ -102,35 +106,39 @@ def _absolute(start: str, stages: Collection[str]) -> str:
 
 
 def start_records(config: Config) -> dict[str, Any]:
-    """What a manifest keeps of other runs that stages start from: the checkpoint's file and its hash.
+    """The record of other runs that stages start from, for a manifest: the checkpoint's file and its hash.
 
     Raises:
         ConfigError: there is no such run or stage.
         RunDirectoryError: it has no checkpoint.
     """
-    found = {}
+    starts = {}
     for name, stage in config.stages.items():
         if stage.start and stage.start not in config.stages:
             run, other = _other_run(stage.start, [known for known in config.stages if known != name])
             _last(run, other)
             newest = run.checkpoints(other)[0]
-            found[name] = {"path": str(newest), "sha256": sha256(newest)}
-    return {"starts": found} if found else {}
+            starts[name] = {"path": str(newest), "sha256": sha256(newest)}
+    return {"starts": starts} if starts else {}
 
 
 def require_same_starts(record: Mapping[str, Any], config: Config) -> None:
-    """See that other runs that stages start from are as when the run began.
+    """Check that the other runs that unfinished stages start from have not changed since the run began.
+
+    Args:
+        record: the manifest.
+        config: of the run.
 
     Raises:
-        RunDirectoryError: one has gone on, or is gone, while it is still needed.
+        RunDirectoryError: one was continued, or its checkpoint is missing.
     """
     known = record.get("starts", {})
     pending = [name for name in known if record.get("stages", {}).get(name, {}).get("status") != "done"]
     if not pending:
         return
-    now = start_records(config).get("starts", {})
+    current = start_records(config).get("starts", {})
     for name in pending:
-        if now.get(name, {}).get("sha256") != known[name]["sha256"]:
+        if current.get(name, {}).get("sha256") != known[name]["sha256"]:
             raise RunDirectoryError(
                 f"stages.{name} must start from {known[name]['path']} as it was when the run began, but that "
                 "has changed; put it back, or start a new run"

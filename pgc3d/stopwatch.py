@@ -1,4 +1,4 @@
-"""The time that named parts of a program take."""
+"""Times of named parts of a program."""
 
 import time
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ import torch
 
 
 class Stopwatch:
-    """Adds up the time of named parts: device events on CUDA, the wall clock elsewhere."""
+    """Sums of the times of named parts, from device events on CUDA and the wall clock elsewhere."""
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"
@@ -24,13 +24,13 @@ class Stopwatch:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Add the time of the block to `name`."""
+        """Add the time of the block to the sum of `name`."""
         start = self._now()
         yield
         self._spans.append((name, start, self._now()))
 
     def read(self) -> dict[str, float]:
-        """Seconds by part since the last read; waits for the device."""
+        """Seconds of each part since the last read; synchronises with the device."""
         if self._cuda:
             torch.cuda.synchronize()
         seconds: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""What a user asks for, apart from the settings: a prompt, a picture and its maps, a mesh, a background."""
+"""The inputs of a run, apart from its settings: a prompt, an image and its maps, a mesh, a background."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from pgc3d.errors import RunDirectoryError
 from pgc3d.plain_files import require_inside
 
 FILES = ("image", "depth", "normal", "mesh", "background")
-KEPT = {  # what is made of them, in the run's folder
+PREPARED_NAMES = {  # of the prepared files in the run's folder
     "image": "input.png",
     "depth": "depth.png",
     "normal": "normal.png",
@@ -25,17 +25,17 @@ class Task:
     prompt: str = ""
     image: Path | None = None
     mesh: Path | None = None
-    background: Path | None = None  # a picture, where the settings name "image"
-    depth: Path | None = None  # of the image, see `inputs.maps.prepare_map`
-    normal: Path | None = None  # likewise
+    background: Path | None = None  # an image, for objectives with the background "image"
+    depth: Path | None = None  # depth map of the image, see `inputs.maps.prepare_map`
+    normal: Path | None = None  # normal map of the image, likewise
 
     @property
     def files(self) -> dict[str, Path]:
-        """The files that there are, by their name here."""
+        """The input files that were given, by the name of the attribute."""
         return {name: path for name in FILES if (path := getattr(self, name)) is not None}
 
     def record(self, folder: Path) -> dict[str, str]:
-        """What a manifest keeps; the files must lie below `folder`."""
+        """The entries of a manifest; the files, which must lie below `folder`, by their relative paths."""
         files = {name: str(path.relative_to(folder)) for name, path in self.files.items()}
         return {"prompt": self.prompt} | files
 
@@ -43,8 +43,12 @@ class Task:
     def from_record(cls, record: Mapping[str, Any], folder: Path) -> "Task":
         """The task that `record` described.
 
+        Args:
+            record: a manifest.
+            folder: the run directory, which may have been moved.
+
         Raises:
-            RunDirectoryError: a file is not named as one inside the folder.
+            RunDirectoryError: the name of a file is not one inside the folder.
         """
         files = {}
         for name in FILES:

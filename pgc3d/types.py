@@ -1,7 +1,7 @@
-"""Value types that the parts of pgc3d hand to each other.
+"""Value types of the interfaces between the parts of pgc3d.
 
 Letters in shapes: B views, H W pixels, V vertices, F faces, P points, C channels, T tokens.
-Images are channel last, row 0 on top, sRGB in [0, 1] unless said otherwise. Angles are radians.
+Images are channel last, row 0 on top, sRGB in [0, 1] unless stated otherwise. Angles are radians.
 The world is right handed, y up, the object's front is +z (glTF axes); a camera looks along its -z.
 """
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 def seeded(*names: object) -> torch.Generator:
-    """A CPU generator whose numbers depend on the names alone, as a seed, a stage and a use."""
+    """A new CPU generator, seeded by a hash of the names: a seed, a stage, a use."""
     digest = hashlib.sha256("\0".join(map(str, names)).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
 
@@ -25,56 +25,56 @@ def seeded(*names: object) -> torch.Generator:
 class Shard:
     """The part of every step's views that this process computes."""
 
-    rank: int = 0
-    size: int = 1
+    rank: int = 0  # of this process, in [0, size)
+    size: int = 1  # number of processes
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.size:
             raise ValueError(f"rank must lie in [0, {self.size}), got {self.rank}")
 
     def rows(self, batch: int) -> slice:
-        """The rows of a batch that belong to this process: all shards together cover each row once."""
+        """The rows of a batch that this process computes; all shards together cover each row once."""
         return slice(batch * self.rank // self.size, batch * (self.rank + 1) // self.size)
 
 
 @dataclass(frozen=True)
 class Step:
-    """One optimisation step: where the run is, and its source of random numbers.
+    """One optimisation step: its place in the stage, and its source of random numbers.
 
-    Generators are made anew from (seed, stage, scope, name, index), so they have no state: a resumed run
-    draws what an uninterrupted one draws, whatever else draws numbers.
+    Generators are seeded by (seed, stage, scope, name, index), so there is no state to save: the random
+    numbers of a resumed run are those of an uninterrupted one, and independent of other draws.
     """
 
     index: int  # from 0
-    total: int
+    total: int  # number of steps of the stage
     seed: int = 0
     stage: str = "main"
-    scope: str = ""  # of an objective: its name
+    scope: str = ""  # within an objective, its name
     shard: Shard = Shard()
 
     @property
     def progress(self) -> float:
-        """In [0, 1]: 0 at the first step, 1 at the last one."""
+        """Progress of the stage in [0, 1]: 0 at the first step, 1 at the last one."""
         return self.index / max(self.total - 1, 1)
 
     def within(self, scope: str) -> "Step":
-        """The same step with random numbers of its own for `scope`."""
+        """The same step with other random numbers, those of `scope`."""
         return replace(self, scope=scope)
 
     def generator(self, name: str) -> torch.Generator:
-        """A new CPU generator for the use `name`; equal calls give equal numbers."""
+        """A new CPU generator for the use `name`; the same call returns one with the same numbers."""
         return seeded(self.seed, self.stage, self.scope, name, self.index)
 
 
 @dataclass(frozen=True)
 class Cameras:
-    """B perspective cameras that look at the object; `cameras.py` states the convention."""
+    """B perspective cameras directed at the object; `cameras.py` states the convention."""
 
     camera_from_world: Float[Tensor, "B 4 4"]
     clip_from_camera: Float[Tensor, "B 4 4"]  # OpenGL clip space: y up, z/w = -1 near and +1 far
-    azimuth: Float[Tensor, " B"]  # 0 on +z, grows towards +x
-    elevation: Float[Tensor, " B"]  # positive above the object
-    distance: Float[Tensor, " B"]  # to the point looked at
+    azimuth: Float[Tensor, " B"]  # radians; 0 on +z, grows towards +x
+    elevation: Float[Tensor, " B"]  # radians; positive above the object
+    distance: Float[Tensor, " B"]  # to the point in the middle of the image
 
     @property
     def position(self) -> Float[Tensor, "B 3"]:
@@ -84,7 +84,7 @@ class Cameras:
 
     @property
     def clip_from_world(self) -> Float[Tensor, "B 4 4"]:
-        """World to clip space."""
+        """Matrices from the world to clip space."""
         return self.clip_from_camera @ self.camera_from_world
 
     def __len__(self) -> int:
@@ -95,17 +95,17 @@ class Cameras:
         return Cameras(**{name: value[views] for name, value in vars(self).items()})
 
     def to(self, device: torch.device | str) -> "Cameras":
-        """The same cameras on another device; copies to it from the host are not waited for."""
+        """The same cameras on another device; copies from the host are asynchronous."""
         moved = {name: value.to(device, non_blocking=not value.is_cuda) for name, value in vars(self).items()}
         return Cameras(**moved)
 
 
 @dataclass(frozen=True)
 class Views:
-    """What is to be rendered: B cameras, and the colour behind the object in each."""
+    """B views to render: the cameras, and the background colour of each."""
 
     cameras: Cameras
-    background: Float[Tensor, "B 3"]  # sRGB; of an image, its mean
+    background: Float[Tensor, "B 3"]  # sRGB; of a background image, its mean
 
     def __len__(self) -> int:
         return len(self.cameras)
@@ -131,22 +131,23 @@ class Material:
 
 @dataclass(frozen=True)
 class Fragments:
-    """What a rasteriser saw in each pixel, in nvdiffrast's layout but with row 0 on top.
+    """The visible triangle of each pixel, in nvdiffrast's layout but with row 0 on top.
 
     The channels are barycentrics u and v (weights of the triangle's first and second vertex), depth z/w, and
-    the triangle's index plus one, 0 where nothing was hit. u and v carry gradients to the vertices.
+    the triangle's index plus one, 0 where no triangle covers the pixel. u and v have gradients with respect
+    to the vertices.
     """
 
     data: Float[Tensor, "B H W 4"]
 
     @property
     def mask(self) -> Float[Tensor, "B H W 1"]:
-        """1 where a triangle was hit, else 0."""
+        """1 where a triangle covers the pixel, else 0."""
         return (self.data[..., 3:] > 0).to(self.data.dtype)
 
     @property
     def triangle(self) -> Int[Tensor, "B H W"]:
-        """Index of the triangle, -1 where nothing was hit."""
+        """Index of the triangle, -1 where none covers the pixel."""
         return self.data[..., 3].long() - 1
 
 
@@ -159,15 +160,17 @@ class Rendering:
 
     color: Float[Tensor, "B H W 3"]  # sRGB, shaded
     normal: Float[Tensor, "B H W 3"]  # world space, outward, (n + 1) / 2; background 0.5
-    depth: Float[Tensor, "B H W 1"]  # distance along the camera's -z, 0 where nothing was hit
+    depth: Float[Tensor, "B H W 1"]  # distance along the camera's -z, 0 where no surface is
     alpha: Float[Tensor, "B H W 1"]  # antialiased coverage
-    background: Float[Tensor, "B 3"]  # sRGB; of an image, its mean
-    complete: Bool[Tensor, ""] | None = None  # on the device; False: part of the surface is missing
+    background: Float[Tensor, "B 3"]  # sRGB; of a background image, its mean
+    # On the device. False: part of the surface is missing, as it exceeded a buffer's capacity, and the step
+    # must be skipped. None: the rendering is always complete.
+    complete: Bool[Tensor, ""] | None = None
 
 
 @dataclass(frozen=True)
 class TextEmbedding:
-    """Encoded prompts: N prompts, T tokens; `pooled` where the layout has it (SDXL)."""
+    """N encoded prompts of T tokens; `pooled` for layouts that use it (SDXL)."""
 
     tokens: Float[Tensor, "N T C"]
     pooled: Float[Tensor, "N D"] | None
@@ -175,24 +178,24 @@ class TextEmbedding:
 
 @dataclass(frozen=True)
 class GuidanceOutput:
-    """How a guidance would change an image.
+    """The gradient of a guidance's loss with respect to an image.
 
-    `gradient` is d loss / d image in float32, summed over the image, not divided by the batch, with no loss
-    scale in it, so that a clipping threshold is absolute. `buffers` are such gradients on other buffers of
-    the rendering, which no rule clips. `metrics` are scalars that stay on the device.
+    It is in float32, of a loss that is summed over the image and not divided by the batch, and without a loss
+    scale, so that a clipping threshold is absolute.
     """
 
-    gradient: Float[Tensor, "B H W 3"]
+    gradient: Float[Tensor, "B H W 3"]  # d loss / d image
+    # Such gradients of other buffers, at the resolution of the rendering; they are not clipped.
     buffers: Mapping[Buffer, Float[Tensor, "B h w _"]] = field(default_factory=dict)
-    metrics: Mapping[str, Float[Tensor, ""]] = field(default_factory=dict)
+    metrics: Mapping[str, Float[Tensor, ""]] = field(default_factory=dict)  # scalars on the device
 
 
 @dataclass(frozen=True)
 class Handover:
-    """What one stage leaves for the next, on the device, whatever the two representations are."""
+    """The result of a stage, on the device, in a form that a stage with any representation can start from."""
 
-    surface: Mesh | None
-    sdf: Callable[[Float[Tensor, "P 3"]], Float[Tensor, " P"]] | None  # negative inside
+    surface: Mesh | None  # in the world
+    sdf: Callable[[Float[Tensor, "P 3"]], Float[Tensor, " P"]] | None  # signed distance, negative inside
     material: Callable[[Float[Tensor, "P 3"]], Material]
     state: Mapping[str, Tensor] = field(default_factory=dict)  # weights, copied where names and shapes agree
     notes: tuple[str, ...] = ()  # what was found on the way, and lost; lines for the user
@@ -202,7 +205,8 @@ class Handover:
 class UvMesh:
     """A mesh whose faces index positions, normals and texture coordinates each on their own.
 
-    So nothing has to be duplicated or joined. (0, 0) is the lower left of the image, whose row 0 is on top.
+    No vertex has to be duplicated where normals or texture coordinates differ between faces. (0, 0) is the
+    lower left corner of the texture image, whose row 0 is on top.
     """
 
     vertices: Float[Tensor, "V 3"]
@@ -226,34 +230,34 @@ class UvMesh:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a given mesh stands in the world: world = scale * rotation (point - centre)."""
+    """The transform from an input mesh's file to the world: world = scale * rotation (point - centre)."""
 
     rotation: Float[Tensor, "3 3"]  # world from file, det +1
     centre: Float[Tensor, " 3"]  # in the file's coordinates
     scale: float
 
     def to_world(self, points: Float[Tensor, "P 3"]) -> Float[Tensor, "P 3"]:
-        """Points of the file in the world."""
+        """Points of the file, in the world's coordinates."""
         rotation, centre = self.rotation.to(points.device), self.centre.to(points.device)
         return (self.scale * (points.double() - centre) @ rotation.T).to(points.dtype)
 
-    def turn(self, directions: Float[Tensor, "P 3"]) -> Float[Tensor, "P 3"]:
-        """Directions of the file in the world."""
+    def rotate(self, directions: Float[Tensor, "P 3"]) -> Float[Tensor, "P 3"]:
+        """Directions of the file, in the world's axes; their length does not change."""
         return directions @ self.rotation.to(directions).T
 
 
 @dataclass(frozen=True)
 class PreparedMesh:
-    """A given mesh made ready for painting, on the CPU."""
+    """An input mesh prepared for texturing, on the CPU."""
 
     mesh: UvMesh  # in the axes and the scale of its file
     placement: Placement
-    joined: Int[Tensor, "F 3"]  # the faces, with one vertex for all at the same place
-    uv_method: str  # "own", or how the texture coordinates were made
-    uv_shared: bool = False  # places may share a texel, so that colours belong to texture coordinates
-    uv_wraps: bool = False  # the coordinates leave the unit square, and the image repeats
+    welded_faces: Int[Tensor, "F 3"]  # the faces, with the same vertex for all vertices at one position
+    uv_method: str  # "own", or the method by which new texture coordinates were made
+    uv_shared: bool = False  # points of the surface may share a texel: colours are a function of uv
+    uv_wraps: bool = False  # texture coordinates lie outside the unit square: the image repeats
 
     def in_world(self) -> UvMesh:
-        """The mesh in the world's axes, inside the unit sphere."""
+        """The mesh in the world's coordinates, inside the unit sphere."""
         vertices = self.placement.to_world(self.mesh.vertices)
-        return replace(self.mesh, vertices=vertices, normals=self.placement.turn(self.mesh.normals))
+        return replace(self.mesh, vertices=vertices, normals=self.placement.rotate(self.mesh.normals))

@@ -1,4 +1,4 @@
-"""YAML from anybody, as plain keys and values: no tags, nothing that is replaced, of a bearable size."""
+"""YAML from an untrusted source, as plain keys and values: no tags, no interpolation, limited in size."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -15,16 +15,16 @@ from pgc3d.ranges import check_text, shown
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 16
-MAX_VALUES = 10_000  # with those that aliases repeat
-LONGEST = 400  # characters of what a library says
+MAX_VALUES = 10_000  # including those that aliases repeat
+LONGEST = 400  # characters of a library's message
 EVENTS: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The keys and values of a YAML file, unchecked.
+    """The keys and values of a YAML file, not checked against the configuration's classes.
 
     Raises:
-        ConfigError: there is no such file, or it is not a YAML mapping.
+        ConfigError: there is no such file, or it is not a YAML mapping, or exceeds a limit.
     """
     text = one_line(lambda: _read_text(path), "")
     layer = one_line(lambda: _parse(text, lambda: OmegaConf.load(StringIO(text))), str(path))
@@ -35,10 +35,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def parse_override(override: str) -> dict[str, Any]:
-    """The nested mapping that `key=value` with dots between the keys stands for.
+    """The nested mapping of `key=value`, whose key has dots between the names.
 
     Raises:
-        ConfigError: it is something else, or the value is not YAML.
+        ConfigError: it has another form, or the value is not YAML.
     """
     key, equals, text = override.partition("=")
     names = [name.strip() for name in key.split(".")]
@@ -46,15 +46,20 @@ def parse_override(override: str) -> dict[str, Any]:
         raise ConfigError(f"--set must be key=value, got {shown(override)}")
     if len(names) > MAX_DEPTH:
         raise ConfigError(f"--set must have at most {MAX_DEPTH} names with dots between, got {len(names)}")
-    found = one_line(lambda: _parse(text, lambda: OmegaConf.from_dotlist([f"value={text}"])), f"--set {key}")
-    value = found["value"]
+    layer = one_line(lambda: _parse(text, lambda: OmegaConf.from_dotlist([f"value={text}"])), f"--set {key}")
+    value = layer["value"]
     for name in reversed(names):
         value = {name: value}
     return cast("dict[str, Any]", value)
 
 
 def check_values(layer: Mapping[Any, Any], path: str = "") -> None:
-    """Raise ConfigError where a key is no text, or a string stands for something else (see `check_text`)."""
+    """Raise ConfigError where a key is not text, or a string is not allowed (see `check_text`).
+
+    Args:
+        layer: a nested mapping.
+        path: of the mapping, for messages, with a dot at its end.
+    """
     for key, value in layer.items():
         where = f"{path}{key}"
         if not isinstance(key, str):
@@ -68,7 +73,12 @@ def check_values(layer: Mapping[Any, Any], path: str = "") -> None:
 
 
 def one_line(action: Callable[[], Any], source: str) -> Any:
-    """Run `action` and turn what OmegaConf, YAML and `__post_init__` raise into one line."""
+    """The result of `action`, whose errors (of OmegaConf, YAML and `__post_init__`) become a ConfigError.
+
+    Args:
+        action: takes no arguments.
+        source: start of the message, as the name of a file; may be empty.
+    """
     try:
         return action()
     except ConfigError as error:
@@ -100,7 +110,7 @@ def _read_text(path: Path) -> str:
         content = stream.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
         raise ConfigError(f"a configuration file must have at most {MAX_BYTES >> 20} MiB, {path} has more")
-    # What PowerShell writes by `>` has a mark of two bytes in front.
+    # PowerShell's `>` writes UTF-16 with a byte order mark.
     wide = content.startswith((b"\xff\xfe", b"\xfe\xff"))
     try:
         return content.decode("utf-16" if wide else "utf-8-sig")
@@ -111,16 +121,16 @@ def _read_text(path: Path) -> str:
 
 
 def _parse(text: str, parse: Callable[[], Any]) -> Any:
-    """Plain values by OmegaConf's rules, where the text is nothing else than that."""
+    """The plain values that `parse` returns, after a check of the text's YAML events."""
     _check_events(text)
     return OmegaConf.to_container(parse())
 
 
 def _check_events(text: str) -> None:
-    """Refuse what a configuration never needs, before anything is made of it."""
-    sizes = [0]  # values so far in every collection that is open
+    """Raise ValueError for tags, interpolation and sizes above the limits, before values are constructed."""
+    sizes = [0]  # number of values so far in every open collection
     names: list[str | None] = []  # their anchors
-    anchors: dict[str, int] = {}
+    anchors: dict[str, int] = {}  # number of values of each anchor
     for event in yaml.parse(text, Loader=EVENTS):
         place = f"line {event.start_mark.line + 1}"
         if (tag := getattr(event, "tag", None)) is not None:
@@ -139,7 +149,7 @@ def _check_events(text: str) -> None:
                 sizes[-1] += 1
                 check_text(place, event.value)
             case _:
-                pass  # where the text, a document or a plain value begins or ends
+                pass  # start or end of the stream or a document
         _check_size(sizes, place)
 
 

@@ -233,7 +233,10 @@ def expectation(code: Code, batch: int, rate: float) -> dict[str, float]:
         size, costs, side=side, render_side=0, batch=batch, micro_batch=batch, item=item,
         controls=size.controls,
     )  # fmt: skip
-    return {"planned_bytes": found.bytes, "planned_ms": 1e3 * found.operations / (rate * costs.share)}
+    return {
+        "planned_bytes": found.bytes,
+        "planned_ms": 1e3 * found.operations / (rate * costs.matmul_fraction),
+    }
 
 
 def measure(codes: dict[str, Code], batch: int, *, repeats: int, rate: float) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from pgc3d.diffusion.controlnet import Control
 from pgc3d.diffusion.fast.accelerate import release_decoder
 from pgc3d.diffusion.latent import LatentDiffusion, Layout, select
-from pgc3d.schedules import noise_levels
+from pgc3d.schedules import alphas_cumprod
 from pgc3d.types import TextEmbedding
 
 
@@ -58,7 +58,7 @@ def make_model(layout: Layout, *, tiny: bool, device: torch.device, dtype: torch
     model = LatentDiffusion(
         unet=modules[0],
         vae=modules[1],
-        alphas_cumprod=noise_levels(levels).to(device),
+        alphas_cumprod=alphas_cumprod(levels).to(device),
         prediction="epsilon",
         layout=layout,
     )

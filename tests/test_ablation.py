@@ -226,7 +226,7 @@ def test_the_middle_grey_as_a_start_is_reported_and_kept(config, tmp_path):
         events = []
         out = ablate(
             Task("a red chair"), out=tmp_path / str(number), config=config, rules=["none"], start=start,
-            report=events.append,
+            on_event=events.append,
         )  # fmt: skip
         assert sum("singular point" in (event.message or "") for event in events) == said
         assert json.loads((out / "manifest.json").read_text())["start"] == start

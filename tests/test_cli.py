@@ -101,7 +101,7 @@ ERRORS = {
     "evaluation that makes nothing": (
         ["eval", "none.jsonl", "--steps", "5", "--set", "run.seed=1", "--device", "cpu"],
         2,
-        "error: --steps, --set must go with --run, without which nothing is made",
+        "error: --steps, --set must go with --run, which is not given",
     ),
     "seeds of nothing": (["eval", "none.jsonl", "--seeds", "2"], 2, "must go with --run"),
     "no such run": (["resume", "none"], 2, "error: none must be the folder of a run"),
@@ -118,7 +118,7 @@ ERRORS = {
     "mesh without a mesh": (
         ["text", "x", "--guidance", "mini", "--out", "o", "--set", "representation.kind=textured_mesh"],
         2,
-        "needs a mesh; use `pgc3d texture MESH PROMPT`",
+        "must have a mesh, got none; use `pgc3d texture MESH PROMPT`",
     ),
     "wrong config file": (["config", "validate", "none.yaml"], 2, "none.yaml does not"),
 }
@@ -152,7 +152,7 @@ def test_broken_model_folder_names_the_file(run, checkpoint, tmp_path):
 def test_cuda_that_is_not_there_is_one_line(run, checkpoint):
     code, _, err = run("text", "x", "--model", checkpoint, "--device", "cuda")
     assert code == 2
-    assert err.splitlines()[-1].startswith("error: --device cuda needs a CUDA device, but")
+    assert err.splitlines()[-1].startswith("error: --device cuda must have a CUDA device, but")
 
 
 def test_output_folder_is_never_overwritten(run, checkpoint, tmp_path):
@@ -202,7 +202,7 @@ def test_quality_beside_a_file_that_fixes_the_same_is_said(run, tmp_path):
         code, shown, err = run("config", "show", "--config", "old.yaml", "--quality", quality)
         assert (code, shown) == (0, (tmp_path / "old.yaml").read_text())
         assert err.count("\n") == 1
-        assert err.startswith(f"--quality {quality} does not change what --config gives: run.steps, ")
+        assert err.startswith(f"--quality {quality} does not override --config: run.steps, ")
         assert err.split(" stay as in ")[0].count(",") + 1 == kept
         assert "stay as in old.yaml" in err
     assert run("config", "show", "--config", "old.yaml", "--quality", "standard")[2] == ""
@@ -212,7 +212,7 @@ def test_quality_beside_a_file_that_fixes_the_same_is_said(run, tmp_path):
 def test_what_an_option_or_key_takes_is_not_said_to_be_kept(run, tmp_path):
     (tmp_path / "my.yaml").write_text("models: {text: {name: mini}}\nrun: {steps: 5}\n")
     err = run("config", "show", "--config", "my.yaml", "--quality", "draft")[2]
-    assert "draft does not change what --config gives: run.steps stays as in my.yaml" in err
+    assert "draft does not override --config: run.steps stays as in my.yaml" in err
     for taken in (("--steps", "9"), ("--set", "run.steps=9")):
         assert run("config", "show", "--config", "my.yaml", "--quality", "draft", *taken)[2] == ""
     (tmp_path / "my.yaml").write_text("models: {text: {name: mini}}\nrun: {seed: 5}\n")
@@ -224,7 +224,7 @@ def test_guidance_beside_a_file_for_another_model_is_said(run, tmp_path):
     for options in (("--guidance", "sd"), ("--model", "sd")):
         code, shown, err = run("config", "show", "--config", "old.yaml", *options)
         assert (code, "  name: sd\n" in shown, err.count("\n")) == (0, True, 1)
-        assert err.startswith(f"{' '.join(options)} does not change what --config gives: run.steps, ")
+        assert err.startswith(f"{' '.join(options)} does not override --config: run.steps, ")
         assert "which is for the model mini" in err
     assert run("config", "show", "--config", "old.yaml", "--guidance", "mini")[2] == ""
 
@@ -232,7 +232,7 @@ def test_guidance_beside_a_file_for_another_model_is_said(run, tmp_path):
 def test_key_that_wins_over_an_option_is_said(run):
     code, shown, err = run("config", "show", "--guidance", "mini", "--steps", "5", "--set", "run.steps=7")
     assert (code, "    steps: 7\n" in shown) == (0, True)
-    assert err == "--set run.steps wins: 7 instead of the 5 that an option gives\n"
+    assert err == "--set run.steps overrides an option: 7 instead of 5\n"
     for key in ("steps", "stages.main.steps"):  # other names of the same
         assert run("config", "show", "--guidance", "mini", "--steps", "5", "--set", f"{key}=7")[2] == err
     assert run("config", "show", "--guidance", "mini", "--steps", "7", "--set", "run.steps=7")[2] == ""

@@ -223,7 +223,7 @@ REFUSED_FILES = {
     "number as a stage": ("stages: {1: {steps: 2}}\n", "a key of stages must be text, got 1"),
     "steps in two places": (
         "steps: 2\nstages: {main: {steps: 3}}\n",
-        "steps must stand in one place, got it for the last stage",
+        "steps must be set in one place, got it for the last stage",
     ),
     "steps at the top and below run": ("steps: 2\nrun: {steps: 2}\n", "got it at the top and below run"),
     "no stages": ("stages: {}\n", "stages must hold at least one entry"),

@@ -106,7 +106,7 @@ def test_full_stdout_ends_a_command_but_not_a_run(capsys, monkeypatch):
 def test_a_reader_that_left_ends_nothing(capsys, monkeypatch):
     monkeypatch.setattr(sys, "stdout", Full(BrokenPipeError))
     console.deliver("text\n")
-    console.tell("more")
+    console.emit("more")
     monkeypatch.setattr(sys, "stderr", Full(BrokenPipeError))
     console.notify("message")
     console.notify("another")

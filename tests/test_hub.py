@@ -160,7 +160,7 @@ def test_hub_id_without_guidance_takes_the_presets_of_its_layout(hub, monkeypatc
         configure(TEXT, model=ALIASES["zero123"])
     go_offline(monkeypatch)
     assert configure(TEXT, model="someone/tune")[0].last.resolution == (256, 512)
-    with pytest.raises(WeightsNotFoundError, match="--guidance sdxl or --guidance sd says it"):
+    with pytest.raises(WeightsNotFoundError, match="--guidance sdxl or --guidance sd sets it"):
         configure(TEXT, model="someone/unknown")
     assert configure(TEXT, guidance="sd", model="someone/unknown")[0].models["text"].name == "someone/unknown"
 

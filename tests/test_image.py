@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as arrays
 from PIL import Image
 
 from pgc3d.errors import InputError
-from pgc3d.image_config import PhotoConfig
+from pgc3d.image_config import InputImageConfig
 from pgc3d.inputs import cutout, formats
 from pgc3d.inputs.image import frame_photo, load_photo
 from pgc3d.kernels.regions_numba import connected_to_border
@@ -236,4 +236,4 @@ def test_background_is_what_a_flood_from_the_border_reaches(region):
 @pytest.mark.parametrize("options", [{"border": -0.1}, {"border": 0.9}, {"size": 8}])
 def test_wrong_settings_are_refused(options):
     with pytest.raises(ValueError, match=f"{next(iter(options))} must lie in"):
-        PhotoConfig(**options)
+        InputImageConfig(**options)

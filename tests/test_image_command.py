@@ -119,7 +119,7 @@ MAP_ERRORS = {
     "without a weight": (
         ["--set", "objectives.reference.guidance.depth=0"],
         (80, 60),
-        "a depth map must belong to an objective of kind 'reference' with a weight for it",
+        "a depth map must be used by an objective of kind 'reference' with a weight for it",
     ),
 }
 
@@ -238,7 +238,7 @@ ERRORS = {
     "unused": (
         ["none.png", "--model", "MODEL", "--prompt", "a chair", "--config", "text.yaml"],
         2,
-        "an objective must use the input image none.png, the configuration has none",
+        "an objective must use the input image none.png, but none does",
     ),
     "wrong border": (["none.png", "--border", "2"], 2, "border must lie in [0, 0.8], got 2.0"),
     "wrong elevation": (["none.png", "--elevation", "90"], 2, "elevation_degrees must lie in [-89, 89]"),

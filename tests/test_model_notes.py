@@ -51,7 +51,7 @@ def test_what_an_empty_negative_prompt_becomes_is_said_and_done(folder):
 @pytest.mark.parametrize("name", ["mini", "other"])
 def test_zeros_are_refused_where_the_model_was_not_made_for_them(name, tmp_path):
     folder = "mini" if name == "mini" else write_tiny_sd(tmp_path / "sd")
-    with pytest.raises(ConfigError, match=r"empty_prompt=zeros must be for a model whose own pipeline"):
+    with pytest.raises(ConfigError, match=r"empty_prompt=zeros must go with a model whose own pipeline"):
         located(folder, "models.text.empty_prompt=zeros")
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from tiny import write_tiny_sdxl
 
-from pgc3d import pipeline
+from pgc3d import disk, pipeline
 from pgc3d.config import load_config
 from pgc3d.errors import DivergedError, InputError, RunDirectoryError, WeightsNotFoundError
 from pgc3d.records import seal
@@ -98,7 +98,7 @@ def stop_after(stop, step):
 @pytest.mark.parametrize("step", [2, 3])
 def test_stopped_run_resumes_to_the_same_mesh(config, finished, tmp_path, step):
     stop = StopFlag()
-    out = generate(tmp_path / "stopped", config, report=stop_after(stop, step), stop=stop)
+    out = generate(tmp_path / "stopped", config, on_event=stop_after(stop, step), stop=stop)
     assert not (out / "asset.stl").exists()
     assert "stopped by signal" in json.loads((out / "manifest.json").read_text())["status"]
     with noisy_export():
@@ -118,7 +118,7 @@ def test_damaged_checkpoint_costs_steps_but_not_the_result(copy, finished, caplo
 def test_finished_run_is_left_alone(copy):
     (copy / "manifest.json").write_text(json.dumps(seal(manifest(copy) | {"status": "done"})))
     messages = []
-    result = pipeline.resume(copy, report=lambda event: messages.append(event.message))
+    result = pipeline.resume(copy, on_event=lambda event: messages.append(event.message))
     assert result.files == ()
     assert "nothing to do" in messages[0]
 
@@ -155,7 +155,7 @@ def test_config_that_no_longer_fits_the_checkpoint_is_one_line(copy):
 def test_config_with_fewer_steps_than_are_done_is_one_line(copy):
     text = (copy / "config.yaml").read_text()
     (copy / "config.yaml").write_text(text.replace("    steps: 6", "    steps: 5"))
-    with pytest.raises(RunDirectoryError, match="must be at least 6, which are done, got 5"):
+    with pytest.raises(RunDirectoryError, match="must be at least 6, the steps that are done, got 5"):
         pipeline.resume(copy, edited=True)
 
 
@@ -176,9 +176,9 @@ def test_unknown_words_are_said_with_close_known_ones(config, tmp_path):
         out=tmp_path / "run",
         config=config,
         stop=stop,
-        report=lambda event: messages.append(event.message),
+        on_event=lambda event: messages.append(event.message),
     )
-    assert "does not know the word 'chairs'; close known words: chair" in messages[0]
+    assert "does not have the word 'chairs' in its vocabulary; similar words: chair" in messages[0]
 
 
 def test_empty_prompt_makes_no_folder(config, tmp_path):
@@ -207,13 +207,13 @@ def test_hooks_of_other_programs_come_back():
     ],
 )
 def test_folder_names_are_harmless(tmp_path, prompt, name):
-    assert pipeline.default_folder(tmp_path, prompt, 7) == tmp_path / name
+    assert disk.default_folder(tmp_path, prompt, 7) == tmp_path / name
 
 
 def test_free_names_count_up(tmp_path):
     path = tmp_path / "asset.glb"
     for expected in ("asset.glb", "asset-2.glb", "asset-3.glb"):
-        free = pipeline.free_name(path)
+        free = disk.free_name(path)
         assert free.name == expected
         free.touch()
 
@@ -244,7 +244,7 @@ def test_an_error_of_the_callers_code_is_saved_and_goes_on_to_the_caller(config,
             raise LookupError("mine")
 
     with pytest.raises(LookupError, match="mine"):
-        pipeline.generate(Task("a red chair"), out=out, config=config, report=report)
+        pipeline.generate(Task("a red chair"), out=out, config=config, on_event=report)
     assert manifest(out)["status"] == "stopped by LookupError"
     with noisy_export():
         pipeline.resume(out)
@@ -264,7 +264,7 @@ def stopped(config, model, tmp_path, monkeypatch):
     text = dataclasses.replace(config.models["text"], name="model")
     relative = dataclasses.replace(config, models={**config.models, "text": text})
     stop = StopFlag()
-    return generate(tmp_path / "run", relative, report=stop_after(stop, 4), stop=stop)
+    return generate(tmp_path / "run", relative, on_event=stop_after(stop, 4), stop=stop)
 
 
 def test_a_run_with_a_relative_model_goes_on_from_anywhere(stopped, finished, tmp_path, monkeypatch):
@@ -323,7 +323,7 @@ def test_a_run_of_the_first_pgc3d_is_said_to_have_no_hashes(copy):
     first = {key: value for key, value in manifest(copy).items() if key not in {"format", "digest", "config"}}
     (copy / "manifest.json").write_text(json.dumps(first | {"status": "done"}))
     messages = []
-    pipeline.resume(copy, report=lambda event: messages.append(event.message))
+    pipeline.resume(copy, on_event=lambda event: messages.append(event.message))
     assert "earlier pgc3d, without hashes" in messages[0]
     assert "nothing to do" in messages[1]
 
@@ -333,7 +333,7 @@ def test_a_folder_in_which_no_run_began_is_used_by_the_next_one(config, tmp_path
         raise SystemExit
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "_keep_inputs", killed)
+        patch.setattr(pipeline, "_store_inputs", killed)
         with pytest.raises(SystemExit):
             generate(tmp_path / "run", config)
     with pytest.raises(RunDirectoryError, match="must hold a run that has begun"):

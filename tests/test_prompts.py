@@ -148,7 +148,9 @@ WORDS = ["red", "chair", "car", "table"]
 )
 def test_prompt_without_one_known_word_is_said(prompt):
     notes = prompt_notes(prompt, WORDS, "mini")
-    assert notes[0] == f"mini knows no word of the prompt {prompt!r}, so the asset will be a random one"
+    assert (
+        notes[0] == f"mini has no word of the prompt {prompt!r} in its vocabulary: the asset will be random"
+    )
     assert len(notes) == 1 + len(unknown_words(prompt, WORDS))
 
 
@@ -156,7 +158,7 @@ def test_known_words_beside_others_are_enough():
     assert prompt_notes("a red chair!", WORDS, "mini") == []
     assert prompt_notes("a RED chair \N{CAT FACE}", WORDS, "mini") == []
     assert prompt_notes("a red chiar", WORDS, "mini") == [
-        "mini does not know the word 'chiar'; close known words: chair, car"
+        "mini does not have the word 'chiar' in its vocabulary; similar words: chair, car"
     ]
 
 

@@ -66,7 +66,7 @@ def test_a_run_from_python_with_text_paths_survives_its_callback(tmp_path, threa
             raise error
 
     with pytest.raises(error):
-        generate(Task("a cat"), out=str(tmp_path / "run"), config=config, report=fail)
+        generate(Task("a cat"), out=str(tmp_path / "run"), config=config, on_event=fail)
     again = resume(str(tmp_path / "run"))
     assert [path.name for path in again.files] == ["asset.stl"]
     assert again.files[0].read_bytes()[80:] == whole.files[0].read_bytes()[80:]

@@ -68,7 +68,7 @@ def make(folder):
         if event.report is not None and (event.stage, event.report.step) == STOP:
             stop.signal = signal.SIGTERM
 
-    pipeline.generate(task, out=folder / "run", config=load_config([SETTINGS]), report=report, stop=stop)
+    pipeline.generate(task, out=folder / "run", config=load_config([SETTINGS]), on_event=report, stop=stop)
     return folder / "run"
 
 
@@ -236,7 +236,7 @@ def outcome(job, folder, elsewhere, expected, log):
     previous = signal.signal(signal.SIGALRM, hang)
     signal.alarm(SECONDS)
     try:
-        made = getattr(pipeline, job)(folder, report=lambda event: messages.append(event.message))
+        made = getattr(pipeline, job)(folder, on_event=lambda event: messages.append(event.message))
         found = [path.read_bytes() for path in made.files]
     except Pgc3dError as error:
         found = None if "\n" not in str(error) else f"several lines: {error}"

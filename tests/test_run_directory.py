@@ -168,7 +168,7 @@ def test_full_disk_is_one_line_and_keeps_the_old_file(run, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(RunDirectoryError, match="disk must have room"):
+    with pytest.raises(RunDirectoryError, match="disk must have space"):
         replace_file(target, b"new")
     assert target.read_bytes() == b"old"
     assert not list(run.path.glob("*.tmp")) + list(run.path.glob(".*.tmp"))
@@ -236,7 +236,7 @@ def test_links_in_a_run_are_never_followed(used, tmp_path, name):
     files = [path for path in outside.rglob("*") if path.is_file()] if outside.is_dir() else [outside]
     before, entries = {path: path.read_bytes() for path in files}, set(outside.rglob("*"))
     assert before
-    with pytest.raises(RunDirectoryError, match=r"must be a .* of the run itself, but is a symbolic link"):
+    with pytest.raises(RunDirectoryError, match=r"must be a .* of the run itself, got a symbolic link"):
         work(used.path)
     assert {path: path.read_bytes() for path in before} == before
     assert set(outside.rglob("*")) == entries
@@ -256,7 +256,7 @@ def test_other_things_in_the_place_of_a_part_are_one_line(used, tmp_path, name, 
         place.touch()
     else:
         place.mkdir()
-    with pytest.raises(RunDirectoryError, match="of the run itself, but is a"):
+    with pytest.raises(RunDirectoryError, match="of the run itself, got a"):
         work(used.path)
     assert not (tmp_path / "nowhere").exists()
 
@@ -372,7 +372,7 @@ def test_a_folder_in_which_no_run_began_is_used_again(tmp_path, stage):
     for _ in range(stage + 1):
         next(start)
     if stage:
-        with pytest.raises(RunDirectoryError, match=r"must hold a run that has begun.*may be used for it"):
+        with pytest.raises(RunDirectoryError, match=r"must hold a run that has begun.*start it again"):
             RunDirectory.open(path)
     with RunDirectory.create(path) as run:
         run.begin()
@@ -569,7 +569,7 @@ def test_inputs_behind_links_are_refused(run, tmp_path, link):
     target = tmp_path / "outside" / ("input.png" if link == "input.png" else "")
     (run.path / link).symlink_to(target)
     name = link if link == "input.png" else "inputs/input.png"
-    with pytest.raises(RunDirectoryError, match="is a symbolic link"):
+    with pytest.raises(RunDirectoryError, match="got a symbolic link"):
         run.require_same_inputs({"image": name})
 
 
@@ -580,7 +580,7 @@ def test_inputs_that_changed_are_refused(run, change):
     record = {"image": "input.png", "files": run.hash_files([path])}
     run.require_same_inputs(record)
     path.write_bytes(b"Picture") if change == "other content" else path.unlink()
-    with pytest.raises(RunDirectoryError, match=r"must be as when the run began|must be there"):
+    with pytest.raises(RunDirectoryError, match=r"must be as when the run began|must exist"):
         run.require_same_inputs(record)
 
 

@@ -7,10 +7,10 @@ from pgc3d.errors import ConfigError
 from pgc3d.schedules import (
     PiecewiseLinear,
     add_noise,
+    alphas_cumprod,
     check_timestep_range,
     ddim_step,
     epsilon_from_velocity,
-    noise_levels,
     rescale_to_zero_terminal,
     sample_timesteps,
     velocity,
@@ -28,12 +28,12 @@ def test_noise_levels_agree_with_ddpm_scheduler():
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
     expected = DDPMScheduler(**SDXL).alphas_cumprod
-    torch.testing.assert_close(noise_levels(SDXL), expected, rtol=2e-5, atol=1e-7)
+    torch.testing.assert_close(alphas_cumprod(SDXL), expected, rtol=2e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("kind", ["linear", "scaled_linear"])
 def test_noise_levels_fall_from_one_towards_zero(kind):
-    signal = noise_levels(SDXL | {"beta_schedule": kind})
+    signal = alphas_cumprod(SDXL | {"beta_schedule": kind})
     assert (signal.diff() < 0).all()
     assert 0.99 < signal[0] < 1.0
     assert 0.0 < signal[-1] < 0.01
@@ -45,7 +45,7 @@ def test_noise_levels_fall_from_one_towards_zero(kind):
 )
 def test_unknown_noise_schedule_is_refused(change):
     with pytest.raises(ConfigError, match="bet"):
-        noise_levels(SDXL | change)
+        alphas_cumprod(SDXL | change)
 
 
 def test_zero_terminal_levels_agree_with_the_library_but_for_the_last():
@@ -53,28 +53,28 @@ def test_zero_terminal_levels_agree_with_the_library_but_for_the_last():
 
     settings = SDXL | {"rescale_betas_zero_snr": True}
     expected = DDPMScheduler(**settings).alphas_cumprod
-    found = noise_levels(settings)
+    found = alphas_cumprod(settings)
     assert expected[-1] < 1e-6
     torch.testing.assert_close(found, expected[:-1], rtol=2e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["linear", "scaled_linear"])
 def test_zero_terminal_levels_are_a_shift_and_a_scale_of_the_signal(kind):
-    plain = noise_levels(SDXL | {"beta_schedule": kind}).double()
+    plain = alphas_cumprod(SDXL | {"beta_schedule": kind}).double()
     root = rescale_to_zero_terminal(plain).sqrt()
     assert root[-1] == 0
     torch.testing.assert_close(root[0], plain[0].sqrt())
     # An affine map keeps the proportions of differences.
     steps, before = root.diff(), plain.sqrt().diff()
     torch.testing.assert_close(steps / steps.sum(), before / before.sum(), rtol=1e-6, atol=1e-12)
-    left = noise_levels(SDXL | {"beta_schedule": kind, "rescale_betas_zero_snr": True})
+    left = alphas_cumprod(SDXL | {"beta_schedule": kind, "rescale_betas_zero_snr": True})
     assert len(left) == len(plain) - 1
     assert left[-1] > 0
     assert (left.diff() < 0).all()
 
 
 def test_v_prediction_gives_back_the_noise_at_every_level_that_is_left():
-    signal = noise_levels(SDXL | {"rescale_betas_zero_snr": True}).double()
+    signal = alphas_cumprod(SDXL | {"rescale_betas_zero_snr": True}).double()
     latents, noise = torch.randn(2, len(signal), 1, 2, 2, dtype=torch.float64)
     noisy = add_noise(latents, noise, signal)
     found = epsilon_from_velocity(velocity(latents, noise, signal), noisy, signal)
@@ -85,7 +85,7 @@ def test_v_prediction_gives_back_the_noise_at_every_level_that_is_left():
 def test_a_scheduler_that_does_not_say_its_levels_is_refused(name):
     other = {key: value for key, value in SDXL.items() if key != name}
     with pytest.raises(ConfigError, match=f"must state {name}, but its EDMEulerScheduler does not"):
-        noise_levels(other | {"_class_name": "EDMEulerScheduler"})
+        alphas_cumprod(other | {"_class_name": "EDMEulerScheduler"})
 
 
 def test_schedules_that_touch_never_cross_by_rounding():
@@ -99,7 +99,7 @@ def test_schedules_that_touch_never_cross_by_rounding():
 
 def test_add_noise_to_zero_gives_the_noise_level():
     # The level must grow with t: samplers' own add_noise has been seen to reverse it.
-    signal = noise_levels(SDXL)
+    signal = alphas_cumprod(SDXL)
     t = torch.tensor([0, 20, 500, 999])
     shape = (4, 4, 2, 2)
     noisy = add_noise(torch.zeros(shape), torch.ones(shape), signal[t])

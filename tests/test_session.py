@@ -88,7 +88,7 @@ def test_stopped_and_continued_run_ends_like_an_uninterrupted_one(session, tmp_p
     with RunDirectory.create(tmp_path / "whole") as run:
         Session(run, CONFIG, CPU, lambda event: None, StopFlag()).optimize("main", whole, None, no_preview)
 
-    session.report = stop_at(session, step)
+    session.on_event = stop_at(session, step)
     assert not session.optimize("main", first, None, no_preview)
     session.stop.signal = None
     checkpoint = session.run.load_checkpoint("main")
@@ -105,7 +105,7 @@ def test_signal_before_the_first_step_leaves_a_checkpoint(session):
 
 
 def test_signal_in_the_last_step_leaves_the_export_to_resume(session):
-    session.report = stop_at(session, CONFIG.last.steps)
+    session.on_event = stop_at(session, CONFIG.last.steps)
     assert not session.optimize("main", built(), None, no_preview)
     session.stop.signal = None
     assert session.optimize("main", built(), session.run.load_checkpoint("main"), no_preview)
@@ -120,7 +120,7 @@ def test_signal_during_the_export_stops_nothing(session):
 
 def test_steps_that_a_crash_lost_are_told_once(session):
     path = session.run.path / "metrics.jsonl"
-    session.report = stop_at(session, 5)
+    session.on_event = stop_at(session, 5)
     session.optimize("main", built(), None, no_preview)
     session.stop.signal = None
     for step in (8, 12):  # written after the last checkpoint
@@ -223,7 +223,7 @@ def test_a_step_that_runs_out_of_memory_is_done_again_with_fewer_views_at_a_time
     with RunDirectory.create(tmp_path / "whole") as run:
         Session(run, CONFIG, CPU, lambda event: None, StopFlag()).optimize("main", whole, None, no_preview)
     events = []
-    session.report = events.append
+    session.on_event = events.append
     session.config = with_objectives(color=2)
     parts, guidance = hungry(at=at, fits=1, error=error)
     with session.recorded():
@@ -232,7 +232,7 @@ def test_a_step_that_runs_out_of_memory_is_done_again_with_fewer_views_at_a_time
     torch.testing.assert_close(color(parts), color(whole), rtol=0, atol=0)
     assert session.run.read_manifest()["out_of_memory"] == [{"stage": "main", "step": at, "micro_batch": 1}]
     messages = [event.message for event in events if event.message]
-    assert messages == [f"out of memory in step {at}: saved, and going on with 1 views at a time"]
+    assert messages == [f"out of memory in step {at}: saved, continuing with 1 views at a time"]
 
 
 def test_views_are_halved_until_they_fit_and_a_resumed_run_remembers(session):
@@ -327,7 +327,7 @@ def raise_at(step, error):
 
 def finish(session, parts):
     """Resume with other objects, as a new process has them."""
-    session.report = lambda event: None
+    session.on_event = lambda event: None
     session.stop.signal = None
     assert session.optimize("main", parts, session.run.load_checkpoint("main"), no_preview)
     return color(parts)
@@ -347,7 +347,7 @@ def whole(tmp_path):
     "error", [KeyboardInterrupt(), SystemExit(3), Gone("mine")], ids=lambda e: type(e).__name__
 )
 def test_whatever_a_caller_raises_between_steps_loses_none(session, whole, step, error):
-    session.report = raise_at(step, error)
+    session.on_event = raise_at(step, error)
     with pytest.raises(type(error)) as raised, session.recorded():
         session.optimize("main", built(), None, no_preview)
     assert raised.value is error
@@ -460,7 +460,7 @@ def test_the_first_error_is_told_where_saving_fails_too(session, monkeypatch, ca
         raise RunDirectoryError("the disk must have room")
 
     monkeypatch.setattr(session.run, "save_checkpoint", full)
-    session.report = raise_at(2, Gone())
+    session.on_event = raise_at(2, Gone())
     with pytest.raises(Gone):
         session.optimize("main", built(), None, no_preview)
     assert "step 2 could not be saved: the disk must have room" in caplog.text
@@ -488,7 +488,7 @@ def changed(tensors, name, change):
 )
 def test_a_checkpoint_of_other_tensors_is_one_line(session, name, change):
     parts = built()
-    session.report = stop_at(session, 3)
+    session.on_event = stop_at(session, 3)
     session.optimize("main", parts, None, no_preview)
     found = session.run.load_checkpoint("main")
     other = dataclasses.replace(found, tensors=changed(found.tensors, name, change))
@@ -517,7 +517,7 @@ def test_a_checkpoint_with_more_tensors_is_one_line(session, name):
 
 def test_a_checkpoint_of_other_parameters_is_one_line(session):
     parts = built()
-    session.report = stop_at(session, 3)
+    session.on_event = stop_at(session, 3)
     session.optimize("main", parts, None, no_preview)
     found = session.run.load_checkpoint("main")
     tensors = {name.replace("optimizer.color", "optimizer.sdf"): t for name, t in found.tensors.items()}
@@ -536,7 +536,7 @@ def test_learning_rates_are_the_configurations(values):
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), Gone()], ids=lambda e: type(e).__name__)
 def test_a_step_whose_report_raises_has_its_metrics_written(session, error):
-    session.report = raise_at(8, error)
+    session.on_event = raise_at(8, error)
     with pytest.raises(type(error)):
         session.optimize("main", built(), None, no_preview)
     finish(session, built(seed=99))

@@ -94,7 +94,9 @@ def config(model):
 def whole(config, tmp_path_factory):
     """A run that went through, and what it said of its steps."""
     out, told = tmp_path_factory.mktemp("runs") / "whole", []
-    generate(out, config, report=lambda event: event.report and told.append((event.stage, event.report.step)))
+    generate(
+        out, config, on_event=lambda event: event.report and told.append((event.stage, event.report.step))
+    )
     assert told == ORDER
     return out
 
@@ -235,18 +237,18 @@ STOPS = [("coarse", 1), ("coarse", COARSE), ("fine", 0), ("fine", 2)]
 def test_a_run_that_stops_in_any_stage_ends_as_if_it_had_not(config, whole, tmp_path, at, how):
     out, stop, told = tmp_path / "run", StopFlag(), []
     if how == "flag":
-        generate(out, config, report=stopping(stop, at), stop=stop)
+        generate(out, config, on_event=stopping(stop, at), stop=stop)
         assert manifest(out)["status"] == "stopped by signal 15"
     else:
         with pytest.raises(Gone):
-            generate(out, config, report=raising(at))
+            generate(out, config, on_event=raising(at))
         assert manifest(out)["status"] == "stopped by Gone"
     assert not (out / "asset.stl").exists()
     done = metrics(out)
     assert done == ORDER[: len(done)]
     # a signal before a stage's first step ends it after that
     assert done[-1] == (at if at[1] else ("fine", 1) if how == "flag" else ("coarse", COARSE))
-    resume(out, report=lambda event: event.report and told.append((event.stage, event.report.step)))
+    resume(out, on_event=lambda event: event.report and told.append((event.stage, event.report.step)))
     assert done + told == ORDER
     assert metrics(out) == ORDER
     assert_same_run(out, whole)
@@ -267,7 +269,7 @@ def test_a_run_keeps_metrics_previews_checkpoints_and_steps_of_each_stage(whole)
 
 def test_steps_of_a_stage_that_a_crash_lost_are_told_once(config, whole, tmp_path):
     out, stop = tmp_path / "run", StopFlag()
-    generate(out, config, report=stopping(stop, ("fine", 2)), stop=stop)
+    generate(out, config, on_event=stopping(stop, ("fine", 2)), stop=stop)
     assert manifest(out)["stages"]["fine"] == {"status": "begun", "steps": 2}
     with (out / "metrics.jsonl").open("a") as stream:  # written after the last checkpoint
         stream.write('{"stage": "fine", "step": 3}\n{"stage": "fi')
@@ -293,8 +295,8 @@ def test_a_run_without_checkpoints_says_where_it_begins(copy, whole):
     for stage in ("coarse", "fine"):
         shutil.rmtree(copy / "checkpoints" / stage)
     (copy / "asset.stl").unlink()
-    resume(copy, report=lambda event: messages.append(event.message))
-    assert any("no checkpoint yet: beginning with the first step" in message for message in messages)
+    resume(copy, on_event=lambda event: messages.append(event.message))
+    assert any("no checkpoint yet: starting with the first step" in message for message in messages)
     assert_same_run(copy, whole)
 
 
@@ -302,7 +304,7 @@ def test_fewer_steps_of_a_stage_than_are_done_are_one_line(copy):
     text = (copy / "config.yaml").read_text()
     assert text.count(f"    steps: {COARSE}") == 1
     (copy / "config.yaml").write_text(text.replace(f"    steps: {COARSE}", f"    steps: {COARSE - 1}"))
-    with pytest.raises(RunDirectoryError, match=r"stages\.coarse in .* must be at least 3, which are done"):
+    with pytest.raises(RunDirectoryError, match=r"stages\.coarse\.steps in .* must be at least 3, the steps"):
         pipeline.resume(copy, edited=True)
 
 
@@ -317,7 +319,7 @@ def test_a_stage_can_be_exported_and_rendered(copy, whole):
     assert (copy / "asset-3.stl").read_bytes() == before
     shown = {}
     for stage in ("coarse", "fine", None):
-        made = pipeline.render(copy, stage=stage, report=lambda event: messages.append(event.message))
+        made = pipeline.render(copy, stage=stage, on_event=lambda event: messages.append(event.message))
         shown[stage] = made.files[0].read_bytes()
     assert shown["coarse"] != shown["fine"]
     assert shown[None] == shown["fine"]
@@ -345,7 +347,7 @@ def test_a_run_goes_on_from_a_stage_of_another_one(config, copy, whole, tmp_path
     monkeypatch.chdir(tmp_path)
     stop = StopFlag()
     out = generate(
-        tmp_path / "next", from_run(config, "copy:coarse"), report=stopping(stop, ("fine", 2)), stop=stop
+        tmp_path / "next", from_run(config, "copy:coarse"), on_event=stopping(stop, ("fine", 2)), stop=stop
     )
     newest = RunDirectory.open(copy).checkpoints("coarse")[0]
     assert manifest(out)["starts"]["fine"]["path"] == str(newest)
@@ -370,7 +372,7 @@ def test_a_run_without_a_stage_means_its_last_one(config, copy):
 def test_a_run_to_start_from_that_changed_is_one_line(config, copy, tmp_path, change):
     stop = StopFlag()
     out = generate(
-        tmp_path / "next", from_run(config, f"{copy}:coarse"), report=stopping(stop, ("fine", 1)), stop=stop
+        tmp_path / "next", from_run(config, f"{copy}:coarse"), on_event=stopping(stop, ("fine", 1)), stop=stop
     )
     other = RunDirectory.open(copy)
     newest = other.load_checkpoint("coarse")
@@ -382,7 +384,7 @@ def test_a_run_to_start_from_that_changed_is_one_line(config, copy, tmp_path, ch
         changed = {**newest.tensors, "representation.base": newest.tensors["representation.base"] + 0.01}
         other.save_checkpoint("coarse", dataclasses.replace(newest, tensors=changed))
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name != ".lock"}
-    expected = "from the folder of a run, got" if change == "gone" else "must start from .* has changed"
+    expected = "or the folder of a run, got" if change == "gone" else "must start from .* has changed"
     with pytest.raises((ConfigError, RunDirectoryError), match=expected) as error:
         pipeline.resume(out)
     assert "\n" not in str(error.value)
@@ -392,9 +394,9 @@ def test_a_run_to_start_from_that_changed_is_one_line(config, copy, tmp_path, ch
 @pytest.mark.parametrize(
     ("start", "line"),
     [
-        ("nowhere", "an earlier stage or from the folder of a run, got 'nowhere'$"),
+        ("nowhere", "an earlier stage or the folder of a run, got 'nowhere'$"),
         ("{copy}:coarze", "must have the stage to start from, got 'coarze'; did you mean 'coarse'"),
-        ("{copy}/gone:coarse", "an earlier stage or from the folder of a run"),
+        ("{copy}/gone:coarse", "an earlier stage or the folder of a run"),
         ("{copy}/previews", "must be the folder of a run"),
     ],
 )

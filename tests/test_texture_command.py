@@ -50,7 +50,7 @@ def test_mesh_is_painted_and_more(run, checkpoint, tmp_path):  # noqa: F811
     assert run("export", folder, "--format", "obj")[0] in (0, 5)
     assert (folder / "asset.obj").is_file()
     code, _, err = run("export", folder, "--faces", "4")
-    assert (code, "stays as it is" in err) == (2, True)
+    assert (code, "geometry is fixed" in err) == (2, True)
     assert run("render", folder)[0] == 0
 
 
@@ -75,7 +75,7 @@ def test_a_stopped_run_ends_with_the_same_texture(run, checkpoint, tmp_path, mon
             if event.report is not None and event.report.step == 2:
                 stop.signal = signal.SIGINT
 
-        return generate(*given, report=watch, stop=stop, **named)
+        return generate(*given, on_event=watch, stop=stop, **named)
 
     monkeypatch.setattr(pipeline, "generate", stopped)
     with pytest.raises(SystemExit) as ended:
@@ -176,16 +176,16 @@ def test_a_background_picture_changes_what_is_painted_and_nothing_else(run, chec
     (out / "config.yaml").write_text(config.replace("steps: 4", "steps: 6"))
     (out / "background.png").unlink()
     code, _, err = run("resume", out, "--edited")
-    assert (code, "background.png must be there, as the run needs it" in err.splitlines()[-1]) == (2, True)
+    assert (code, "background.png must exist, an input of the run" in err.splitlines()[-1]) == (2, True)
 
 
 BACKGROUND_ERRORS = {
     "missing": (["none.png"], "the picture must be a file, found none at none.png"),
     "no picture": (["text.png"], "a picture must be one of PNG, JPEG"),
     "see-through": (["glass.png"], "a background must be opaque, glass.png is not"),
-    "two": (["wall.png", "./other.png"], "must name at most one picture, got wall.png, ./other.png"),
+    "two": (["wall.png", "./other.png"], "must name at most one image file, got wall.png, ./other.png"),
     "misspelt": (["whte"], "got 'whte'; did you mean 'white'?"),
-    "no file": (["image"], "so an image must be given; use pgc3d texture ... --background FILE"),
+    "no file": (["image"], "must have an image, got none; use pgc3d texture ... --background FILE"),
     "unused": (
         ["wall.png", "--set", "objectives.color.backgrounds=[white]"],
         "the background wall.png must be used, but no backgrounds name 'image'",

@@ -1,1 +1,1 @@
-"""The composition root: a configuration and a task become the objects that the loop works on."""
+"""The composition root: builds the objects of a run from a configuration and a task."""

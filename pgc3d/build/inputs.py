@@ -1,4 +1,4 @@
-"""What a user gives, checked against what the configuration needs and made ready for the run."""
+"""The user's inputs, checked against the configuration's requirements and prepared for the run."""
 
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -26,7 +26,7 @@ COMMANDS = {"mesh": "pgc3d texture MESH PROMPT", "image": "pgc3d image FILE"}
 
 
 def require_prompt(prompt: str) -> None:
-    """Refuse an empty prompt.
+    """Check that a prompt can be used.
 
     Raises:
         InputError: it is empty, or holds bytes that are not UTF-8.
@@ -36,36 +36,44 @@ def require_prompt(prompt: str) -> None:
             "the prompt must be UTF-8 text, got bytes that are not; check the terminal's encoding"
         )
     if not prompt.strip():
-        raise InputError('the prompt must not be empty; say what to make, as in pgc3d text "a red chair"')
+        raise InputError('the prompt must not be empty; describe the asset, as in pgc3d text "a red chair"')
 
 
 def require_fitting(config: Config, task: Task) -> None:
-    """Refuse a task that lacks what the configuration needs, or has what nothing in it uses.
+    """Check that a task has all inputs that the configuration requires, and no others.
+
+    Args:
+        config: of the run.
+        task: its inputs.
 
     Raises:
-        ConfigError: only one of both has a mesh, or a file that a setting names is missing.
+        ConfigError: a mesh is missing or unused, or a file that a setting names is missing.
         InputError: another input is missing or unused.
     """
     needed = config.requires()
     _require_files(needed.files)
     kinds = ", ".join(stage.representation.kind for stage in config.stages.values())
     if "mesh" in needed.inputs and task.mesh is None:
-        raise ConfigError(f"representation.kind {kinds} needs a mesh; use `{COMMANDS['mesh']}`")
+        raise ConfigError(f"representation.kind {kinds} must have a mesh, got none; use `{COMMANDS['mesh']}`")
     if task.mesh is not None and "mesh" not in needed.inputs:
-        raise ConfigError(f"a mesh needs representation.kind textured_mesh, got {kinds}")
+        raise ConfigError(
+            f"representation.kind must be textured_mesh for a mesh, got {kinds}; use `{COMMANDS['mesh']}`"
+        )
     for name in CHANNELS:
         if getattr(task, name) is not None and name not in needed.accepts:
             raise InputError(
-                f"a {name} map must belong to an objective of kind 'reference' with a weight for it, the "
-                f"configuration has none; remove --{name}"
+                f"a {name} map must be used by an objective of kind 'reference' with a weight for it, got "
+                f"none; remove --{name}"
             )
     if "image" in needed.inputs and task.image is None:
-        raise InputError(f"the configuration needs an input image; use {COMMANDS['image']}")
+        raise InputError(f"the configuration must have an input image, got none; use `{COMMANDS['image']}`")
     if task.image is not None and "image" not in needed.inputs:
-        raise InputError(f"an objective must use the input image {task.image}, the configuration has none")
+        raise InputError(
+            f"an objective must use the input image {task.image}, but none does; use `{COMMANDS['image']}`"
+        )
     if "background" in needed.inputs and task.background is None:
         raise InputError(
-            "backgrounds name 'image', so an image must be given; use pgc3d texture ... --background FILE"
+            "backgrounds with 'image' must have an image, got none; use pgc3d texture ... --background FILE"
         )
     if task.background is not None and "background" not in needed.inputs:
         raise InputError(
@@ -80,12 +88,15 @@ def _require_files(files: Collection[tuple[str, str]]) -> None:
 
 
 def prepare_images(config: Config, task: Task, notify: Notify = ignore) -> Mapping[str, bytes]:
-    """The task's image, maps and background as the run will keep them: PNG files by their name in the task.
+    """The task's image, maps and background, prepared: the contents of PNG files by their names in the task.
 
-    `say` takes lines about what was left out or may be wrong.
+    Args:
+        config: of the run.
+        task: its inputs.
+        notify: called with lines about removed parts and possible errors of the image.
 
     Raises:
-        InputError: one of the files is unusable.
+        InputError: a file cannot be read or used.
     """
     prepared = {}
     if task.background is not None:
@@ -105,28 +116,34 @@ def prepare_images(config: Config, task: Task, notify: Notify = ignore) -> Mappi
 def prepare_mesh(
     config: Config, path: Path, device: torch.device, notify: Callable[[str], None] = ignore
 ) -> PreparedMesh:
-    """A user's mesh ready for texturing; `say` takes a line about each thing that had to be made for it.
+    """A user's mesh, prepared for texturing.
+
+    Args:
+        config: of the run.
+        path: of the mesh file.
+        device: for the texture and the check of texture coordinates.
+        notify: called with a line about each part of the mesh that was computed or left out.
 
     Raises:
         InputError: the file cannot be used.
         OutOfMemoryError: a texture of this size does not fit.
     """
-    chosen: Any = next(
+    settings: Any = next(
         stage.representation
         for stage in config.stages.values()
         if "mesh" in stage.representation.requires().inputs
     )
     require_colors(config.export.format)
-    explicit = chosen.image_size if chosen.texture == "image" else 0
-    require_texture_memory(config.export.texture_size, explicit, device)
+    image_size = settings.image_size if settings.texture == "image" else 0
+    require_texture_memory(config.export.texture_size, image_size, device)
     return prepare_mesh_file(
         path,
-        up=chosen.up,
-        front=chosen.front,
-        crease_degrees=chosen.crease_degrees,
-        texture_size=max(explicit, config.export.texture_size),
+        up=settings.up,
+        front=settings.front,
+        crease_degrees=settings.crease_degrees,
+        texture_size=max(image_size, config.export.texture_size),
         rasterizer=build_rasterizer(config.run.rasterizer, device),
         device=device,
-        uv=chosen.uv,
+        uv=settings.uv,
         notify=notify,
     )

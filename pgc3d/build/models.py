@@ -1,4 +1,4 @@
-"""The diffusion models of a run: found and checked before it begins, and loaded once per use."""
+"""The diffusion models of a run: located and checked before it begins, and loaded once per use."""
 
 import gc
 from collections.abc import Iterable, Mapping
@@ -39,23 +39,23 @@ NAMES = {"sdxl": "SDXL", "sd": "SD", "zero123": "Zero123"}
 
 @dataclass(frozen=True)
 class LocatedModel:
-    """An entry of `models` whose weights were found and checked, but not loaded."""
+    """An entry of `models` whose weights are located and checked, but not loaded."""
 
     config: ModelConfig
     folder: ModelFolder
-    controls: Mapping[str, ModelFolder] = field(default_factory=dict)  # by the names that uses have for them
+    controls: Mapping[str, ModelFolder] = field(default_factory=dict)  # by their names in the uses
     loras: tuple[Lora, ...] = ()
 
 
 def locate_models(
     config: Config, device: torch.device, needed: Requirements | None = None
 ) -> dict[str, LocatedModel]:
-    """Find and check the weights that a run needs, by the entry of `models`, without loading them.
+    """The weights that a run needs, by the entry of `models`, located and checked without loading them.
 
     Args:
         config: of the run.
-        device: decides which precision is looked for.
-        needed: what must be there; everything that the run's stages need when None.
+        device: determines the precision, and so the files.
+        needed: of a part of the run; the requirements of all its stages when None.
 
     Raises:
         WeightsNotFoundError: they are missing or broken.
@@ -66,7 +66,12 @@ def locate_models(
 
 
 def locate_model(config: ModelConfig, use: ModelUse, device: torch.device) -> LocatedModel:
-    """Find and check one model for a use.
+    """One model for a use, located and checked without loading it.
+
+    Args:
+        config: of the model.
+        use: of all guidances together.
+        device: determines the precision, and so the files.
 
     Raises:
         WeightsNotFoundError: its weights are missing or broken.
@@ -75,16 +80,16 @@ def locate_model(config: ModelConfig, use: ModelUse, device: torch.device) -> Lo
     half = compute_dtype(config.dtype, device) != torch.float32
     folder = _locate(config, use, half=half)
     if folder.layout not in use.layouts:
-        wanted = " or ".join(NAMES[layout] for layout in use.layouts)
+        layouts = " or ".join(NAMES[layout] for layout in use.layouts)
         raise ConfigError(
-            f"the model must be in the layout of {wanted} here, {config.name} is a {NAMES[folder.layout]}"
+            f"the model must be in the layout of {layouts} here, {config.name} is a {NAMES[folder.layout]}"
         )
     if folder.layout == NOVEL_VIEW:
         folder = require_zero123(folder, None if config.pose == "auto" else config.pose)
     elif config.empty_prompt == "zeros" and not zeros_for_empty_prompt(folder.path):
         raise ConfigError(
-            "empty_prompt=zeros must be for a model whose own pipeline does that "
-            f"(force_zeros_for_empty_prompt), {config.name} does not; leave it at text"
+            "empty_prompt=zeros must go with a model whose own pipeline has force_zeros_for_empty_prompt, "
+            f"{config.name} does not; use empty_prompt=text"
         )
     return LocatedModel(
         config=config,
@@ -119,7 +124,7 @@ def _bundled_image_model() -> ModelFolder:
 
 
 def local_image_model(name: str) -> ModelFolder | None:
-    """A novel-view model that is on this disk whole, the bundled one too, else None."""
+    """A novel-view model that is complete on this disk, or the bundled one; None where it is not."""
     if name != "mini":
         return local_model(name)
     try:
@@ -129,7 +134,7 @@ def local_image_model(name: str) -> ModelFolder | None:
 
 
 def compute_dtype(name: Precision, device: torch.device) -> torch.dtype:
-    """The precision of a network; `auto` is what the CPU is fast in, or half precision."""
+    """The precision of a network; `auto` is float32 on a CPU, where it is fastest, and float16 elsewhere."""
     if name == "auto":
         return torch.float32 if device.type == "cpu" else torch.float16
     return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[name]
@@ -151,50 +156,57 @@ class LoadedModels:
         low_memory: bool = False,
         decoders: bool = False,
     ) -> None:
-        """Load nothing yet; `decoders` keeps those of all models, whatever a use needs."""
+        """Load nothing yet.
+
+        Args:
+            located: the models, by their entries in `models`.
+            device: to load them to.
+            low_memory: use implementations that need less memory and more time.
+            decoders: keep the VAEs' decoders, even where a use does not need them.
+        """
         self.located, self.device, self.low_memory, self.decoders = located, device, low_memory, decoders
         self._networks: dict[tuple[str, bool, bool], LatentDiffusion] = {}
         self._controls: dict[tuple[str, str, bool], Any] = {}
         self._embedded: dict[tuple[str, tuple[str, ...]], TextEmbedding] = {}
 
     def get(self, name: str, use: ModelUse) -> LoadedModel:
-        """The model behind an entry of `models`, with the ControlNets of a use.
+        """The model of an entry of `models`, with the ControlNets of a use.
 
-        Frozen and accelerated on CUDA; as diffusers has it where the use trains, since adapters need the
-        original blocks. Without `use.decoder` the VAE's decoder is released.
+        It is frozen, and accelerated on CUDA; where the use trains, it has diffusers' own modules, which
+        adapters need. Without `use.decoder` the VAE's decoder is released.
 
         Raises:
             WeightsNotFoundError: weights are damaged.
         """
-        found = self._located(name)
+        located = self._located(name)
         key = (name, use.trains, use.decoder)
         if key not in self._networks:
-            self._networks[key] = self._load(found, use)
+            self._networks[key] = self._load(located, use)
         model = self._networks[key]
         controls = {control: self._control(name, control, model, use) for control in use.controls}
-        return LoadedModel(folder=found.folder, diffusion=model, controls=controls)
+        return LoadedModel(folder=located.folder, diffusion=model, controls=controls)
 
     def embed(self, name: str, texts: tuple[str, ...]) -> TextEmbedding:
-        """The texts as the model's UNet takes them; its encoders are on the device for the call only."""
+        """The texts encoded for the model's UNet; the text encoders are on the device for the call only."""
         if (name, texts) not in self._embedded:
-            found = self._located(name)
+            located = self._located(name)
             self._embedded[name, texts] = encode_prompts(
-                found.folder,
+                located.folder,
                 texts,
                 device=self.device,
-                dtype=compute_dtype(found.config.dtype, self.device),
-                loras=found.loras,
-                empty_zeros=found.config.empty_prompt == "zeros",
+                dtype=compute_dtype(located.config.dtype, self.device),
+                loras=located.loras,
+                empty_zeros=located.config.empty_prompt == "zeros",
             )
         return self._embedded[name, texts]
 
     def view_prompts(self, name: str) -> ViewPromptConfig:
-        """How prompts name a camera: as the configuration says, else as the model's folder does."""
-        found = self._located(name)
-        return found.config.view_prompts or found.folder.view_prompts or ViewPromptConfig()
+        """The words for cameras in prompts: the configuration's, else the model folder's, else defaults."""
+        located = self._located(name)
+        return located.config.view_prompts or located.folder.view_prompts or ViewPromptConfig()
 
     def novel_view(self, name: str, use: ModelUse, image: Float[Tensor, "S S 4"]) -> Zero123:
-        """A novel-view model conditioned on an image, RGBA with premultiplied colours.
+        """A novel-view model conditioned on an image: RGBA in [0, 1] with premultiplied colours.
 
         Raises:
             WeightsNotFoundError: weights are damaged.
@@ -205,10 +217,10 @@ class LoadedModels:
 
     def keep_only(self, names: Iterable[str]) -> None:
         """Free the models of all other entries."""
-        kept = set(names)
-        self._networks = {key: value for key, value in self._networks.items() if key[0] in kept}
-        self._controls = {key: value for key, value in self._controls.items() if key[0] in kept}
-        self._embedded = {key: value for key, value in self._embedded.items() if key[0] in kept}
+        remaining = set(names)
+        self._networks = {key: value for key, value in self._networks.items() if key[0] in remaining}
+        self._controls = {key: value for key, value in self._controls.items() if key[0] in remaining}
+        self._embedded = {key: value for key, value in self._embedded.items() if key[0] in remaining}
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -220,17 +232,17 @@ class LoadedModels:
             )
         return self.located[name]
 
-    def _load(self, found: LocatedModel, use: ModelUse) -> LatentDiffusion:
-        config = found.config
+    def _load(self, located: LocatedModel, use: ModelUse) -> LatentDiffusion:
+        config = located.config
         model = load_latent_diffusion(
-            found.folder,
+            located.folder,
             device=self.device,
             dtype=compute_dtype(config.dtype, self.device),
             vae=config.vae,
             vae_dtype=None if config.vae_dtype == "auto" else compute_dtype(config.vae_dtype, self.device),
-            loras=found.loras,
+            loras=located.loras,
         )
-        if self._is_fast(found, use):
+        if self._is_fast(located, use):
             model = accelerate(model, low_memory=self.low_memory)
         elif self.low_memory:
             model = spare_memory(model)
@@ -241,13 +253,13 @@ class LoadedModels:
     def _control(self, name: str, control: str, model: LatentDiffusion, use: ModelUse) -> Any:
         key = (name, control, use.trains)
         if key not in self._controls:
-            found = self._located(name)
-            network = load_control_network(found.controls[control], model)
-            if self._is_fast(found, use):
+            located = self._located(name)
+            network = load_control_network(located.controls[control], model)
+            if self._is_fast(located, use):
                 recorded = is_recorded(model.unet, low_memory=self.low_memory)
                 network = accelerate_network(network, recorded=recorded)
             self._controls[key] = network
         return self._controls[key]
 
-    def _is_fast(self, found: LocatedModel, use: ModelUse) -> bool:
-        return self.device.type == "cuda" and is_fast(found.config, use)
+    def _is_fast(self, located: LocatedModel, use: ModelUse) -> bool:
+        return self.device.type == "cuda" and is_fast(located.config, use)

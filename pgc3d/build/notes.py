@@ -1,4 +1,4 @@
-"""What is worth a line about the models and the prompt of a run, before it begins."""
+"""Lines for the user about the models and the prompt of a run, before it begins."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -9,12 +9,18 @@ from pgc3d.config import Config
 from pgc3d.diffusion.kinds import why_distilled, zeros_for_empty_prompt
 from pgc3d.prompts import prompt_notes
 
-LARGEST_DISTILLED = 2.0  # the guidance scale that models for a few steps are used with, at most
+LARGEST_DISTILLED = 2.0  # usual guidance scales of models that were distilled for a few steps are below
 BUNDLED = "mini"
 
 
 def run_notes(prompt: str, config: Config, located: Mapping[str, LocatedModel]) -> list[str]:
-    """One line each: what a model does not read in the prompt, and what it was not made for."""
+    """Lines about words of the prompt that have no effect, and settings that a model was not trained for.
+
+    Args:
+        prompt: may be empty.
+        config: of the run.
+        located: its models, by their entries in `models`.
+    """
     notes: list[str] = []
     for name, model in located.items():
         if model.folder.layout == NOVEL_VIEW:
@@ -27,7 +33,7 @@ def run_notes(prompt: str, config: Config, located: Mapping[str, LocatedModel]) 
 
 
 def _other_cameras(config: Config, model: LocatedModel) -> Iterator[str]:
-    """Where a novel-view model was trained with other cameras than the configuration has."""
+    """Lines about settings of cameras that differ from those that a novel-view model was trained with."""
     used = {**vars(config.view), "border": config.photo.border}
     for key, value in model.folder.cameras.items():
         if not math.isclose(used[key], value):
@@ -40,10 +46,10 @@ def _text_model_notes(config: Config, name: str, model: LocatedModel) -> list[st
     empty = "" in {getattr(item, "negative_prompt", None) for item in settings.values()}
     if empty and zeros_for_empty_prompt(model.folder.path):
         zeros = model.config.empty_prompt == "zeros"
-        instead = "text, as the method's own code does" if zeros else "zeros, as the model's pipeline does"
+        other = "text, as the method's own code does" if zeros else "zeros, as the model's pipeline does"
         notes.append(
             f"the empty negative prompt is {'zeros' if zeros else 'encoded as text'}; --set "
-            f"models.{name}.empty_prompt={'text' if zeros else 'zeros'} takes {instead}"
+            f"models.{name}.empty_prompt={'text' if zeros else 'zeros'} uses {other}"
         )
     reasons = {lora: why_distilled(lora, None) for lora in model.config.loras}
     reasons[model.config.name] = why_distilled(model.config.name, model.folder.path)
@@ -65,16 +71,16 @@ def _guidances(config: Config, name: str) -> dict[str, Any]:
 
 
 def _about_distilled(name: str, reason: str, key: str, guidance: Any) -> str:
-    """A line where a distilled model is used as others are, else nothing."""
-    wrong = []
+    """A line where a distilled model is used with the settings of others, else ""."""
+    advice = []
     scale, resolution = getattr(guidance, "guidance_scale", 0.0), getattr(guidance, "resolution", 0)
     if scale > LARGEST_DISTILLED:
-        wrong.append(f"{key}.guidance_scale={LARGEST_DISTILLED:g} (now {scale:g})")
+        advice.append(f"{key}.guidance_scale={LARGEST_DISTILLED:g} (now {scale:g})")
     if resolution:
-        wrong.append(f"{key}.resolution=0 for its own (now {resolution})")
-    if not wrong:
+        advice.append(f"{key}.resolution=0 for its own (now {resolution})")
+    if not advice:
         return ""
     return (
-        f"{name} was distilled for a few steps without guidance, by {reason}: the gradient of such a model "
-        f"is not what the presets are for; set {' and '.join(wrong)}, or take the model it was made from"
+        f"{name} was distilled for a few steps without guidance, by {reason}: the presets are not made for "
+        f"such a model; set {' and '.join(advice)}, or use the model that it was distilled from"
     )

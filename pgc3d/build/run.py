@@ -1,4 +1,4 @@
-"""One stage of a run: a configuration and a task become the objects that the loop works on."""
+"""Builds the objects of a stage that the optimisation uses, from the configuration and the inputs."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -29,7 +29,7 @@ from pgc3d.types import Handover, PreparedMesh, seeded
 
 @dataclass(frozen=True)
 class Built:
-    """A problem, and what else a checkpoint must hold to continue it."""
+    """A problem, and the other objects whose state a checkpoint must hold."""
 
     problem: Problem
     rasterizer: Rasterizer
@@ -40,13 +40,13 @@ def resolve_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
     """The device to run on; `auto` is CUDA where there is one.
 
     Raises:
-        BackendUnavailableError: CUDA was asked for and is not there.
+        BackendUnavailableError: "cuda" where there is no CUDA device.
     """
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
         reason = "this torch was built without it" if torch.version.cuda is None else "no device was found"
         raise BackendUnavailableError(
-            f"--device cuda needs a CUDA device, but {reason}; use --device cpu, or "
+            f"--device cuda must have a CUDA device, but {reason}; use --device cpu, or "
             "install a CUDA build of torch"
         )
     return torch.device("cuda" if available and name != "cpu" else "cpu")
@@ -54,7 +54,7 @@ def resolve_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
 
 @dataclass(frozen=True)
 class RunContext:
-    """What all stages of a run are built from; the inputs are read when they are needed, once."""
+    """What all stages of a run are built from; inputs are read once, at their first use."""
 
     config: Config
     task: Task
@@ -72,7 +72,18 @@ class RunContext:
         device: torch.device,
         models: ModelStore | None = None,
     ) -> "RunContext":
-        """The context of a task whose inputs were prepared."""
+        """The context of a run.
+
+        Args:
+            config: of the run.
+            task: with prepared inputs.
+            rasterizer: for all stages.
+            device: of all stages.
+            models: None where only representations are built.
+
+        Raises:
+            ValueError: by `mesh()`, where the task has none.
+        """
 
         @cache
         def mesh() -> PreparedMesh:
@@ -84,7 +95,13 @@ class RunContext:
 
 
 def build_representation(context: RunContext, name: str, start: Handover | None = None) -> Representation:
-    """The representation of the stage `name` at its start; also what a checkpoint is loaded into."""
+    """The representation of the stage `name` before its first step, into which a checkpoint can be loaded.
+
+    Args:
+        context: of the run.
+        name: of the stage.
+        start: hand-over of the stage that it starts from.
+    """
     config = context.config
     return config.stages[name].representation.build(
         RepresentationContext(
@@ -99,7 +116,13 @@ def build_representation(context: RunContext, name: str, start: Handover | None 
 
 
 def build_stage(context: RunContext, name: str, start: Handover | None = None) -> Built:
-    """Everything that the optimisation of a stage needs; `start` is what its start left."""
+    """All objects that the optimisation of a stage needs, with the state before its first step.
+
+    Args:
+        context: of the run, with models.
+        name: of the stage.
+        start: hand-over of the stage that it starts from.
+    """
     stage = context.config.stages[name]
     representation = build_representation(context, name, start)
     objectives = build_objectives(context, name)
@@ -115,7 +138,7 @@ def build_stage(context: RunContext, name: str, start: Handover | None = None) -
 
 
 def stateful_parts(objectives: Mapping[str, Objective]) -> dict[str, Stateful]:
-    """The guidances and clips whose state belongs into a checkpoint."""
+    """The guidances and clips with a state for checkpoints, by "KIND.OBJECTIVE"."""
     parts = {f"clip.{name}": objective.clip for name, objective in objectives.items()}
     guidances = {f"guidance.{name}": objective.guidance for name, objective in objectives.items()}
     return {name: part for name, part in {**parts, **guidances}.items() if isinstance(part, Stateful)}
@@ -189,7 +212,7 @@ def _build_objective(
 
 
 def _background(context: RunContext, config: ObjectiveConfig, name: str) -> Background:
-    """A colour, an image, or None for random colours; a model's own word for a colour comes first."""
+    """A colour, an image, or None for random colours; a model's own definition of a colour has precedence."""
     if name == "random":
         return None
     if name == "image":
@@ -204,6 +227,6 @@ def _background(context: RunContext, config: ObjectiveConfig, name: str) -> Back
 
 
 def _parameter_clipper(stage: StageConfig) -> ParameterClipper | None:
-    """The baseline that clips whole parameters; the gradient it clips is the sum of all objectives."""
+    """The baseline that clips parameter gradients, summed over all objectives; None where it is not used."""
     norms = stage.parameter_norms()
     return partial(pgc.clip_parameters, max_norm=norms.pop()) if norms else None

@@ -11,7 +11,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from pgc3d.choices import Baseline, Format, GuidanceName, ImageGuidanceName, Space, Texture, UvChoice
-from pgc3d.cli.console import Bar, Warnings, close_stdout, deliver, notify, plain_line, prepare_streams, tell
+from pgc3d.cli.console import Bar, Warnings, close_stdout, deliver, emit, notify, plain_line, prepare_streams
 from pgc3d.cli.options import (
     BaselineName,
     ConfigOption,
@@ -33,18 +33,19 @@ from pgc3d.cli.options import (
     configured_item,
     with_run_options,
 )
+from pgc3d.disk import default_folder
 from pgc3d.errors import Pgc3dError
 
 UsageError: Any = typer.BadParameter.__base__  # wherever typer keeps click's
 
 app = typer.Typer(
-    help="Textured 3D assets from prompts, pictures and meshes, by clipped score distillation.",
+    help="Textured 3D assets from prompts, images and meshes, by clipped score distillation.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-config_app = typer.Typer(help="Look at configurations.", no_args_is_help=True, rich_markup_mode=None)
+config_app = typer.Typer(help="Print or check configurations.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(config_app, name="config")
 
 
@@ -77,35 +78,33 @@ def text(
     from pgc3d.task import Task
 
     resolved = configured(guidance, options)
-    folder = out or pipeline.default_folder(Path("runs"), prompt, resolved.run.seed)
+    folder = out or default_folder(Path("runs"), prompt, resolved.run.seed)
     return _run(lambda **calls: pipeline.generate(Task(prompt), out=folder, config=resolved, **calls))
 
 
 @app.command()
 @with_run_options
 def image(
-    picture: Annotated[Path, typer.Argument(metavar="INPUT", help="Picture of one object.")],
+    input_image: Annotated[Path, typer.Argument(metavar="INPUT", help="Image of one object.")],
     *,
     guidance: Annotated[
         ImageGuidanceName,
         typer.Option(help="auto is zero123 with a CUDA device and local weights, else the bundled mini."),
     ] = "auto",
-    prompt: Annotated[str, typer.Option(help="Also ask a text-to-image model, for what is not seen.")] = "",
+    prompt: Annotated[str, typer.Option(help="Also use a text-to-image model, for unseen sides.")] = "",
     elevation: Annotated[
         float | None, typer.Option(help="Degrees that the camera was above the object.")
     ] = None,
-    no_matting: Annotated[
-        bool, typer.Option("--no-matting", help="Cut out by the plain background's colour.")
-    ] = False,
+    no_matting: Annotated[bool, typer.Option("--no-matting", help="Remove a plain background.")] = False,
     border: Annotated[
-        float | None, typer.Option(help="Share of the prepared picture beside the object.")
+        float | None, typer.Option(help="Fraction of the prepared image's side beside the object.")
     ] = None,
     depth: DepthOption = None,
     normal: NormalOption = None,
     out: OutOption = None,
     options: RunOptions,
 ) -> int:
-    """Make a textured asset from a picture of it."""
+    """Make a textured asset from an image of it."""
     from pgc3d import pipeline
     from pgc3d.presets import IMAGE
     from pgc3d.task import Task
@@ -115,8 +114,8 @@ def image(
         "view": {"elevation_degrees": elevation},
     }
     resolved = configured(guidance, options, IMAGE, own, prompted=bool(prompt))
-    folder = out or pipeline.default_folder(Path("runs"), picture.stem, resolved.run.seed)
-    task = Task(prompt, image=picture, depth=depth, normal=normal)
+    folder = out or default_folder(Path("runs"), input_image.stem, resolved.run.seed)
+    task = Task(prompt, image=input_image, depth=depth, normal=normal)
     return _run(lambda **calls: pipeline.generate(task, out=folder, config=resolved, **calls))
 
 
@@ -124,34 +123,34 @@ def image(
 @with_run_options
 def texture(
     mesh: Annotated[Path, typer.Argument(metavar="MESH", help="A glb, gltf, obj, ply or stl file.")],
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help='What it is, as in "a wooden chair".')],
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help='The object, as in "a wooden chair".')],
     *,
     guidance: GuidanceOption = "auto",
     up: Annotated[
         str | None, typer.Option(metavar="AXIS", help="The file's axis that points up: +y, or +z, -x ...")
     ] = None,
     front: Annotated[
-        str | None, typer.Option(metavar="AXIS", help="Where the object looks: +z, or -y where z is up.")
+        str | None, typer.Option(metavar="AXIS", help="Direction of the front: +z, or -y where z is up.")
     ] = None,
     texture: Annotated[
-        Texture | None, typer.Option(help="Learn a field, which is baked at the end, or the image itself.")
+        Texture | None, typer.Option(help="Optimise a field, baked at the end, or the texture image itself.")
     ] = None,
     uv: Annotated[
         UvChoice | None,
         typer.Option(
-            help="auto keeps the file's texture coordinates where each place has its own texel, own also "
-            "where places share texels or the image repeats, new makes new ones."
+            help="auto: the file's texture coordinates where no texel is used twice, else new ones; own: the "
+            "file's, even where points share texels or the image repeats; new: new ones."
         ),
     ] = None,
-    negative: Annotated[str | None, typer.Option(help="What the pictures should not show.")] = None,
+    negative: Annotated[str | None, typer.Option(help="What the images should not show.")] = None,
     background: Annotated[
         list[str] | None,
-        typer.Option(help="Colour (name, '#rrggbb') behind the object, random, or a picture; repeatable."),
+        typer.Option(help="Background colour (name, '#rrggbb'), random, or an image file; repeatable."),
     ] = None,
     out: OutOption = None,
     options: RunOptions,
 ) -> int:
-    """Paint a given mesh from a prompt; its geometry stays as it is."""
+    """Texture a mesh from a prompt; its geometry does not change."""
     from pgc3d import pipeline
     from pgc3d.build.inputs import require_prompt
     from pgc3d.errors import InputError
@@ -160,7 +159,7 @@ def texture(
 
     require_prompt(prompt)
     if options.faces:
-        raise InputError(f"--faces must not be given for a mesh that stays as it is, got {options.faces}")
+        raise InputError(f"--faces must not be given with an input mesh, got {options.faces}; remove it")
     image_size = options.texture_size if texture == "image" else None
     own = {
         "up": up,
@@ -169,20 +168,18 @@ def texture(
         "image_size": image_size,
         "uv": uv,
     }
-    backgrounds, picture = split_backgrounds(background or [])
+    backgrounds, background_image = split_backgrounds(background or [])
     every = {"backgrounds": backgrounds or None, "guidance": {"negative_prompt": negative}}
     resolved = configured(guidance, options, TEXTURE, {"representation": own}, every_objective=every)
-    folder = out or pipeline.default_folder(Path("runs"), f"{mesh.stem} {prompt}", resolved.run.seed)
-    task = Task(prompt, mesh=mesh, background=picture)
+    folder = out or default_folder(Path("runs"), f"{mesh.stem} {prompt}", resolved.run.seed)
+    task = Task(prompt, mesh=mesh, background=background_image)
     return _run(lambda **calls: pipeline.generate(task, out=folder, config=resolved, **calls))
 
 
 @app.command()
 def resume(
     run: RunArgument,
-    edited: Annotated[
-        bool, typer.Option("--edited", help="Go on though RUN/config.yaml was changed since.")
-    ] = False,
+    edited: Annotated[bool, typer.Option("--edited", help="Accept an edited RUN/config.yaml.")] = False,
 ) -> int:
     """Continue a run that was stopped."""
     from pgc3d import pipeline
@@ -193,7 +190,7 @@ def resume(
 @app.command()
 def export(
     run: RunArgument,
-    format_: Annotated[Format | None, typer.Option("--format", help="As in the run when not given.")] = None,
+    format_: Annotated[Format | None, typer.Option("--format", help="The run's own when not given.")] = None,
     texture_size: TextureOption = None,
     faces: FacesOption = None,
     stage: StageOption = None,
@@ -202,18 +199,20 @@ def export(
     from pgc3d import pipeline
 
     bar = Bar()
-    pipeline.export(run, file_format=format_, texture_size=texture_size, faces=faces, stage=stage, report=bar)
+    pipeline.export(
+        run, file_format=format_, texture_size=texture_size, faces=faces, stage=stage, on_event=bar
+    )
     bar.close()
     return 0
 
 
 @app.command()
 def render(run: RunArgument, stage: StageOption = None) -> int:
-    """Write a turntable film and a sheet of six views of a run."""
+    """Write a turntable video and a sheet of six views of a run."""
     from pgc3d import pipeline
 
     bar = Bar()
-    pipeline.render(run, stage=stage, report=bar)
+    pipeline.render(run, stage=stage, on_event=bar)
     bar.close()
     return 0
 
@@ -228,16 +227,16 @@ def evaluate(
     ] = None,
     *,
     options: RunOptions,
-    out: Annotated[Path, typer.Option(help="For the numbers; done ones are kept.")] = Path("evaluation"),
+    out: Annotated[Path, typer.Option(help="Folder of measurements, may exist.")] = Path("evaluation"),
     baseline: Annotated[
         list[BaselineName] | None, typer.Option(help="Also measure this baseline; may be repeated.")
     ] = None,
-    align: Annotated[bool, typer.Option("--align", help="Turn results, which may face any way.")] = False,
+    align: Annotated[bool, typer.Option("--align", help="Rotate results to fit the truth.")] = False,
     frame: FrameOption = "own",
-    retriever: Annotated[Path | None, typer.Option(help="CLIP for r_precision, else the bundled.")] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Processes that make and measure at once.")] = 1,
-    run: Annotated[bool, typer.Option("--run", help="First make what FOLDER lacks.")] = False,
-    seeds: Annotated[int, typer.Option(min=1, help="With --run, for each item, from --seed on.")] = 1,
+    retriever: Annotated[Path | None, typer.Option(help="CLIP for r_precision, else bundled.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Number of parallel processes.")] = 1,
+    run: Annotated[bool, typer.Option("--run", help="First make the results that FOLDER lacks.")] = False,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds per item with --run, from --seed on.")] = 1,
     guidance: Annotated[GuidanceName, typer.Option(help="With --run.")] = "auto",
 ) -> int:
     """Compare results with ground truth; the options from --model on belong to --run."""
@@ -252,11 +251,11 @@ def evaluate(
     from pgc3d.pipeline import ignore
 
     if align and frame == "shared":
-        raise InputError("--align must go with --frame own, got --frame shared, in which nothing is moved")
+        raise InputError("--align must go with --frame own, got --frame shared; remove one of both")
     unused = [name for name in options.given() if name != "--device"]
     if not run and (unused or guidance != "auto" or seeds != 1):
         names = ", ".join(unused) or "--guidance and --seeds"
-        raise InputError(f"{names} must go with --run, without which nothing is made; leave them away")
+        raise InputError(f"{names} must go with --run, which is not given; remove them or add --run")
     folders, listed = results or [], read_items(items)
     measure = Measure(
         protocol=Protocol(alignment="rotation" if align else "none", frame=frame),
@@ -267,7 +266,7 @@ def evaluate(
     if run:
         config_of = functools.partial(configured_item, guidance=guidance, options=options)
         make = functools.partial(
-            benchmark.make_item, configured=config_of, report=Bar() if jobs == 1 else ignore
+            benchmark.make_item, configured=config_of, on_event=Bar() if jobs == 1 else ignore
         )
         first = options.seed or 0
         benchmark.make_missing(
@@ -283,28 +282,27 @@ def evaluate(
 
 @app.command()
 def ablate(  # noqa: PLR0917 - one option each
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to paint.")],
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="Content of the image.")],
     guidance: GuidanceOption = "auto",
     rules: Annotated[
         str, typer.Option(help="none, pixel, l2, channel, pngd, global, parameter, adaptive; pngd=0.3; 0.3.")
     ] = "none,channel,pngd,pixel",
     space: Annotated[Space, typer.Option(help="What is optimised.")] = "pixels",
-    learning_rate: Annotated[float, typer.Option(help="Of Adam.")] = 0.03,
-    start: Annotated[str, typer.Option(help="Colour of the empty canvas, or noise.")] = "#bfbfbf",
+    learning_rate: Annotated[float, typer.Option(help="Learning rate of Adam.")] = 0.03,
+    start: Annotated[str, typer.Option(help="Colour of the initial image, or noise.")] = "#bfbfbf",
     out: OutOption = None,
     model: ModelOption = None,
     seed: SeedOption = None,
     device: DeviceOption = None,
     steps: Annotated[int, typer.Option(min=1, help="Steps of each rule.")] = 100,
     resolution: Annotated[
-        int | None, typer.Option(help="Pixels; when not given, of a run's first phase.")
+        int | None, typer.Option(help="Side in pixels; a run's first phase when not given.")
     ] = None,
     config: ConfigOption = None,
     set_: SetOption = None,
 ) -> int:
-    """Optimise one picture under several clipping rules: the cheapest way to see what they do."""
-    from pgc3d import pipeline
-    from pgc3d.evaluation.ablation import ablate as paint
+    """Optimise one image under several clipping rules: the cheapest way to compare them."""
+    from pgc3d.evaluation.ablation import ablate as run_ablation
     from pgc3d.task import Task
 
     sets = [
@@ -313,12 +311,12 @@ def ablate(  # noqa: PLR0917 - one option each
     ]
     options = RunOptions(model=model, seed=seed, device=device, steps=steps, config=config, set_=sets)
     resolved = configured(guidance, options)
-    folder = out or pipeline.default_folder(Path("runs"), f"ablate {prompt}", resolved.run.seed)
+    folder = out or default_folder(Path("runs"), f"ablate {prompt}", resolved.run.seed)
     names = [rule.strip() for rule in rules.split(",") if rule.strip()]
     bar = Bar()
-    paint(
+    run_ablation(
         Task(prompt), out=folder, config=resolved, rules=names, space=space,
-        learning_rate=learning_rate, start=start, report=bar,
+        learning_rate=learning_rate, start=start, on_event=bar,
     )  # fmt: skip
     bar.close()
     return 0
@@ -339,7 +337,7 @@ def show(guidance: GuidanceOption = "auto", *, options: RunOptions) -> int:
 def validate(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="YAML file.")], set_: SetOption = None
 ) -> int:
-    """Check a configuration file."""
+    """Check a configuration file; prints one line where it is valid."""
     from pgc3d.config import load_config
 
     load_config([file], overrides=set_ or [])
@@ -348,26 +346,26 @@ def validate(
 
 
 def _run(work: Callable[..., Any]) -> int:
-    """Do a job that can be stopped; returns the exit code."""
+    """The exit code of a job that signals can stop."""
     from pgc3d.signals import stop_on_signals
 
     bar = Bar()
     try:
         with stop_on_signals() as stop:
-            result = work(report=bar, stop=stop)
+            result = work(on_event=bar, stop=stop)
     finally:
         bar.close()
     if result.stopped_by is not None:
         notify(f"stopped and saved; continue with: pgc3d resume {result.path}")
         return 128 + int(result.stopped_by)
-    tell(f"run: {result.path}")
+    emit(f"run: {result.path}")
     return 0
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and end the process with its exit code."""
     # How long an OpenMP thread spins before it sleeps. A short run of `mini` on two cores: 17 s with this and
-    # with 30 000, 20 s with 1000; two runs at once: 30, 62 and 25 s. The library's own is 300 000.
+    # with 30 000, 20 s with 1000; two runs at once: 30, 62 and 25 s. The library's default is 300 000.
     os.environ.setdefault("GOMP_SPINCOUNT", "4000")
     logging.basicConfig(level=logging.WARNING, handlers=[Warnings()])
     prepare_streams()
@@ -381,7 +379,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (KeyboardInterrupt, typer.Abort):
         notify("stopped")
         code = 130
-    except BrokenPipeError:  # of the help, where its reader has left
+    except BrokenPipeError:  # the reader of the help text has closed its end
         code = 0
     except OSError as error:
         named = f"{error.filename}: " if error.filename else ""

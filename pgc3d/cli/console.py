@@ -1,4 +1,4 @@
-"""What a run says on the terminal: its progress and messages on stderr, the files made on stdout."""
+"""Output on the terminal: progress and messages on stderr, the paths of new files on stdout."""
 
 import logging
 import os
@@ -12,15 +12,15 @@ from pgc3d.errors import InputError
 
 LONGEST = 2000  # characters of a line
 SECONDS = 5.0  # between two lines of progress where there is no terminal
-# They reorder what stands beside them.
-TURNED = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+# Unicode's bidirectional controls, which reorder the text beside them.
+BIDIRECTIONAL = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 def plain_line(text: str) -> str:
-    """The text as one line: line breaks, control characters and bytes that are no text as escapes."""
+    """The text as one line of limited length; line breaks, control characters and surrogates are escaped."""
 
     def escaped(character: str) -> str:
-        if unicodedata.category(character) in {"Cc", "Cs", "Zl", "Zp"} or character in TURNED:
+        if unicodedata.category(character) in {"Cc", "Cs", "Zl", "Zp"} or character in BIDIRECTIONAL:
             return character.encode("unicode_escape", "surrogatepass").decode("ascii")
         return character
 
@@ -29,7 +29,7 @@ def plain_line(text: str) -> str:
 
 
 def notify(message: str) -> None:
-    """A line on stderr; where nobody reads that any more, nothing."""
+    """Print a line on stderr; nothing where stderr is closed."""
     if message and sys.stderr is not None:
         try:
             print(plain_line(message), file=sys.stderr, flush=True)
@@ -37,8 +37,8 @@ def notify(message: str) -> None:
             _discard("stderr")
 
 
-def tell(line: str) -> None:
-    """A line on stdout beside the work, which goes on where stdout is closed or full."""
+def emit(line: str) -> None:
+    """Print a line on stdout during a run, which continues where stdout is closed or full."""
     try:
         _write(f"{plain_line(line)}\n")
     except BrokenPipeError:
@@ -49,14 +49,15 @@ def tell(line: str) -> None:
 
 
 def deliver(text: str, *, ascii_text: Callable[[], str] | None = None) -> None:
-    """Write what a command was called for on stdout.
+    """Write the result of a command to stdout.
 
     Args:
-        text: whole lines.
-        ascii_text: the same for a terminal that lacks a character; else that becomes an escape.
+        text: complete lines.
+        ascii_text: returns the same in ASCII, for a terminal whose encoding lacks a character of `text`;
+            without it such characters are escaped.
 
     Raises:
-        InputError: it cannot be written; a reader that left is none.
+        InputError: stdout cannot be written; a reader that has closed its end is no error.
     """
     try:
         if ascii_text is not None and not _fits(text):
@@ -70,20 +71,23 @@ def deliver(text: str, *, ascii_text: Callable[[], str] | None = None) -> None:
 
 
 class Warnings(logging.Handler):
-    """Says what libraries and pgc3d itself log."""
+    """Prints warnings that libraries and pgc3d itself log, on stderr."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """A line on stderr."""
+        """Print one line."""
         notify(f"warning: {record.getMessage()}")
 
 
 def prepare_streams() -> None:
-    """Make stdout write every character, and keep files that are opened later from taking its place."""
+    """Escape characters that stdout and stderr cannot encode, and open /dev/null for closed descriptors.
+
+    Otherwise a file that is opened later would get the descriptor of stdout.
+    """
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free descriptor
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
@@ -91,7 +95,7 @@ def prepare_streams() -> None:
 
 
 def close_stdout() -> None:
-    """Write what is left, so that the end of the process finds nothing that it cannot write."""
+    """Flush stdout, so that the interpreter does not fail to flush it at the end of the process."""
     try:
         _write("")
     except OSError:
@@ -113,7 +117,7 @@ def _write(text: str) -> None:
 
 
 def _discard(name: str) -> None:
-    """Let what is written to a stream from now on, at the end of the process too, go nowhere."""
+    """Discard everything that is written to a stream from now on, also at the end of the process."""
     stream = getattr(sys, name)
     try:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
@@ -122,7 +126,7 @@ def _discard(name: str) -> None:
 
 
 class Bar:
-    """Tells the events of a run: progress on stderr, a line on stdout for each file made.
+    """An event callback that prints progress on stderr, and the path of each new file on stdout.
 
     On a terminal and in a notebook the progress is a bar; elsewhere, as in a log file, a line now and then.
     """
@@ -130,7 +134,7 @@ class Bar:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._bar: Any = None
         self._clock = clock
-        self._start: tuple[float, int] | None = None  # when, and the steps that were done then
+        self._start: tuple[float, int] | None = None  # time, and steps that were done at it
         self._last = 0.0
         self._measured = ""
 
@@ -139,7 +143,7 @@ class Bar:
             notify(event.message)
         elif event.file is not None:
             self.close()
-            tell(str(event.file))
+            emit(str(event.file))
         elif event.report is not None:
             self._step(event)
         else:
@@ -150,12 +154,12 @@ class Bar:
         report = event.report
         if report.metrics:
             clipped = [v for name, v in report.metrics.items() if name.endswith("/clipped_fraction")]
-            share = f"clipped {100 * sum(clipped) / len(clipped):.0f} %, " if clipped else ""
-            self._measured = f"{share}memory {event.memory / 1e9:.2f} GB"
+            fraction = f"clipped {100 * sum(clipped) / len(clipped):.0f} %, " if clipped else ""
+            self._measured = f"{fraction}memory {event.memory / 1e9:.2f} GB"
         if _draws_bars():
             self._draw(event)
         else:
-            self._tell_step(event)
+            self._print_step(event)
 
     def _draw(self, event: Any) -> None:
         from tqdm.auto import tqdm
@@ -167,24 +171,24 @@ class Bar:
             self._bar.update(report.step - self._bar.n)
             if report.metrics:
                 self._bar.set_postfix_str(self._measured)
-        except OSError:  # the terminal is gone
+        except OSError:  # the terminal was closed
             self._bar = None
             _discard("stderr")
 
-    def _tell_step(self, event: Any) -> None:
+    def _print_step(self, event: Any) -> None:
         report, now = event.report, self._clock()
         if self._start is None:
             self._start, self._last = (now, report.step), now
         if now - self._last < SECONDS and report.step < report.steps:
             return
         self._last = now
-        began, done = self._start
-        left = (now - began) / max(report.step - done, 1) * (report.steps - report.step)
-        where = f"{_label(event)}: step {report.step} of {report.steps}"
-        notify(", ".join(part for part in (where, self._measured, f"{_minutes(left)} left") if part))
+        start, done = self._start
+        remaining = (now - start) / max(report.step - done, 1) * (report.steps - report.step)
+        place = f"{_label(event)}: step {report.step} of {report.steps}"
+        notify(", ".join(part for part in (place, self._measured, f"{_minutes(remaining)} left") if part))
 
     def close(self) -> None:
-        """Leave the bar as it is; the next event starts another one."""
+        """End the current bar; the next step starts a new one."""
         self._start = None
         if self._bar is not None:
             try:
@@ -195,12 +199,12 @@ class Bar:
 
 
 def _label(event: Any) -> str:
-    """What a bar shows: the phase, and the stage in a run of several."""
+    """The phase, with the name of the stage where it has one of its own."""
     return f"{event.phase} {event.stage}" if event.stage not in {"", "main"} else str(event.phase)
 
 
 def _draws_bars() -> bool:
-    """Whether a line that was written can be replaced."""
+    """Whether stderr is a terminal or a notebook, on which a line can be overwritten."""
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     try:
         return hasattr(shell, "kernel") or (sys.stderr is not None and sys.stderr.isatty())
@@ -209,6 +213,6 @@ def _draws_bars() -> bool:
 
 
 def _minutes(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
+    minutes, seconds_left = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+    return f"{hours}:{minutes:02d}:{seconds_left:02d}" if hours else f"{minutes}:{seconds_left:02d}"

@@ -1,4 +1,4 @@
-"""The options of the commands: their choices, those that all runs share, the configuration they ask for."""
+"""The options of the commands, and the configuration that results from them."""
 
 import functools
 import inspect
@@ -13,12 +13,12 @@ import typer
 from pgc3d.choices import Backend, Baseline, Device, Frame, Quality, TextGuidanceName
 from pgc3d.cli.console import notify
 
-# lists of a Literal are beyond typer
+# typer has no options that are lists of a Literal
 BaselineName = StrEnum("BaselineName", {name.upper(): name for name in get_args(Baseline)})  # type: ignore[misc]
 
 
 def _given(value: Any) -> Any:
-    """Refuse an empty text, which a variable of the shell that was never set leaves."""
+    """Refuse an empty value, as from a shell variable that is not set."""
     if value is not None and str(value) == "":
         raise typer.BadParameter("it must not be empty")
     return value
@@ -37,12 +37,12 @@ OutOption = Annotated[
     typer.Option(help="New folder; runs/NAME-SEED when not given.", parser=_folder, metavar="PATH"),
 ]
 StageOption = Annotated[
-    str | None, typer.Option(metavar="NAME", help="Of a run of several stages; the last one when not given.")
+    str | None, typer.Option(metavar="NAME", help="Stage of the run; the last one when not given.")
 ]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Folder that a run wrote.")]
 DepthOption = Annotated[
     Path | None,
-    typer.Option(metavar="MAP", help="The picture's relative depth, near is bright: grey PNG or .npy."),
+    typer.Option(metavar="MAP", help="The image's relative depth, near is bright: grey PNG or .npy."),
 ]
 NormalOption = Annotated[
     Path | None,
@@ -69,7 +69,7 @@ SetOption = Annotated[
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What the user said about a run; None is left to the presets."""
+    """The options of a run; None leaves a setting to the presets."""
 
     model: ModelOption = None
     lora: Annotated[
@@ -90,7 +90,7 @@ class RunOptions:
         typer.Option(help="Pixels of the renders at the end; earlier phases keep their proportion."),
     ] = None
     quality: Annotated[
-        Quality | None, typer.Option(help="Steps, resolution and texture size together; else standard.")
+        Quality | None, typer.Option(help="Preset of steps, resolution and texture size; else standard.")
     ] = None
     texture_size: TextureOption = None
     faces: FacesOption = None
@@ -101,12 +101,12 @@ class RunOptions:
     set_: SetOption = None
 
     def given(self) -> list[str]:
-        """The options that the user gave, as on the command line."""
+        """The names of the options that were given, as on the command line."""
         names = [item.name for item in fields(self) if getattr(self, item.name) is not None]
         return [f"--{name.rstrip('_').replace('_', '-')}" for name in names]
 
     def settings(self) -> dict[str, Any]:
-        """The options that are settings of a run by another name."""
+        """The options as a nested mapping of settings."""
         return {
             "models": {"text": {"loras": self.lora}},
             "run": {
@@ -121,7 +121,7 @@ class RunOptions:
 
 
 def with_run_options(command: Callable[..., int]) -> Callable[..., int]:
-    """Give a command the fields of `RunOptions` as options, in place of its parameter `options`."""
+    """The command with the fields of `RunOptions` as options, in place of its parameter `options`."""
     hints = get_type_hints(RunOptions, include_extras=True)
     shared = {
         item.name: inspect.Parameter(
@@ -144,17 +144,29 @@ def with_run_options(command: Callable[..., int]) -> Callable[..., int]:
 def configured(
     guidance: Any,
     options: RunOptions,
-    family: Any = None,
+    command: Any = None,
     own: dict[str, Any] | None = None,
     *,
     prompted: bool = False,
     every_objective: dict[str, Any] | None = None,
 ) -> Any:
-    """The configuration that the options ask for; says what was chosen for the user."""
+    """The configuration of a command; automatic choices and options without effect are printed.
+
+    Args:
+        guidance: a `GuidanceName`.
+        options: those that all runs have.
+        command: a `presets.Command`; text when None.
+        own: a nested mapping of the settings of the command's own options.
+        prompted: whether there is a prompt in addition to an image.
+        every_objective: a nested mapping for each of the objectives.
+
+    Raises:
+        ConfigError: a key, a value or a combination is wrong.
+    """
     from pgc3d.presets import TEXT, configure
 
     config, notes = configure(
-        family or TEXT,
+        command or TEXT,
         guidance=guidance,
         prompted=prompted,
         model=options.model,
@@ -171,7 +183,7 @@ def configured(
 
 
 def configured_item(item: Any, *, guidance: str, options: RunOptions) -> Any:
-    """The configuration of a benchmark's item; a function of the module, which other processes can call."""
+    """The configuration of a benchmark's item; at module level, so that it can be sent to other processes."""
     from pgc3d.presets import IMAGE, TEXT
 
     own = {"view": {"elevation_degrees": item.elevation_degrees}} if item.image else {}

@@ -42,7 +42,7 @@ class ModelFolder:
     view_prompts: ViewPromptConfig | None = None  # how this model was taught to read the camera
     vocabulary: tuple[str, ...] = ()  # the words that a small model supports; empty where it has no such list
     pose: Pose | None = None  # of a Zero123 checkpoint, None where it is unknown
-    # of what it was trained with: fovy_degrees and fill as in `ViewConfig`, border as in `PhotoConfig`
+    # of what it was trained with: fovy_degrees and fill as in `ViewConfig`, border as in `InputImageConfig`
     cameras: Mapping[str, float] = field(default_factory=dict)
     # One file with all weights, by the names of the first implementation; `path` is then the folder of
     # another checkpoint, of which the configurations and tokenizers are taken.

@@ -17,7 +17,7 @@ from pgc3d.diffusion.files import (
 from pgc3d.diffusion.kinds import check_sizes, layout_of, parts_of
 from pgc3d.diffusion.latent import Layout
 from pgc3d.errors import ConfigError, WeightsNotFoundError
-from pgc3d.image_config import PhotoConfig
+from pgc3d.image_config import InputImageConfig
 from pgc3d.prompts import ViewPromptConfig
 
 
@@ -119,7 +119,7 @@ def _cameras(path: Path) -> dict[str, float]:
     photo = {key: _frozen(content[key]) for key in ("border",) if key in content}
     try:
         ViewConfig(**view)
-        PhotoConfig(**photo)
+        InputImageConfig(**photo)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{path}: {first_line(error)}") from error
     return view | photo

@@ -9,7 +9,7 @@ from pgc3d.diffusion.files import PICKLES, PROJECTIONS, WEIGHTS, projection_fold
 from pgc3d.diffusion.hub import part_weights
 from pgc3d.diffusion.latent import Layout, Prediction
 from pgc3d.errors import ConfigError, WeightsNotFoundError
-from pgc3d.schedules import noise_levels
+from pgc3d.schedules import alphas_cumprod
 
 SUPPORTED = "the model must be a checkpoint in SD, SDXL or Zero123 layout"
 # Other uses of the same UNet, by what it sees: latents beside the noisy ones.
@@ -203,7 +203,7 @@ def read_schedule(path: Path, changes: Mapping[str, Any] | None = None) -> dict[
             f"{scheduler['prediction_type']!r}"
         )
     try:
-        noise_levels(scheduler)
+        alphas_cumprod(scheduler)
     except ConfigError as error:
         raise ConfigError(f"{error}; it is that of {path}") from error
     return scheduler

@@ -28,7 +28,7 @@ from pgc3d.diffusion.single_file import (
     require_parts,
 )
 from pgc3d.errors import ConfigError, WeightsNotFoundError
-from pgc3d.schedules import noise_levels
+from pgc3d.schedules import alphas_cumprod
 
 PART_NAMES = {"vae": "VAE", "controlnet": "ControlNet"}
 
@@ -200,7 +200,7 @@ def load_latent_diffusion(
     return LatentDiffusion(
         unet=unet,
         vae=load_module(AutoencoderKL, vae_folder, device=device, dtype=vae_dtype, file=file),
-        alphas_cumprod=noise_levels(scheduler).to(device),
+        alphas_cumprod=alphas_cumprod(scheduler).to(device),
         prediction=scheduler["prediction_type"],
         layout=folder.layout,
     )

@@ -47,7 +47,7 @@ from pgc3d.rendering import build_rasterizer
 from pgc3d.representation.dmtet_config import DMTetConfig
 from pgc3d.run_directory import CONFIG, MANIFEST
 from pgc3d.schedules import PiecewiseLinear
-from pgc3d.session import Event, Reporter, describe_environment, explain_memory, used_memory
+from pgc3d.session import Event, EventCallback, describe_environment, explain_memory, used_memory
 from pgc3d.task import Task
 from pgc3d.types import Rendering, Step, Views
 
@@ -106,7 +106,7 @@ def ablate(
     space: Space = "pixels",
     learning_rate: float = 0.03,
     start: str = START,
-    report: Reporter = ignore,
+    on_event: EventCallback = ignore,
 ) -> Path:
     """Paint one picture for each rule and write what is listed at the top of this file.
 
@@ -122,7 +122,7 @@ def ablate(
             goes through the encoder; text-to-image guidances can do that.
         learning_rate: of Adam, in units of the canvas, scaled by `config.optimizer.lr_scale` as in a run.
         start: the colour of the empty canvas, or "noise", see `draw_start`.
-        report: called at every step and for every file made.
+        on_event: called at every step and for every file made.
 
     Returns:
         The folder.
@@ -139,7 +139,7 @@ def ablate(
     if color is None and start != NOISE:
         raise ConfigError(f"--start must be one of {', '.join(COLORS)}, #rrggbb or {NOISE}, got {start!r}")
     if color is not None and all(abs(value - 0.5) < SINGULAR for value in color):
-        report(Event("build", message="the middle grey is a singular point of image encoders, so that the "
+        on_event(Event("build", message="the middle grey is a singular point of image encoders, so that the "
                      f"first gradients are noise; --start {START} is not"))  # fmt: skip
     stage = _first_objective(config.first)
     needed = stage.requires()
@@ -150,10 +150,10 @@ def ablate(
     if needed.prompt:
         require_prompt(task.prompt)
     for note in run_notes(task.prompt, config, located):
-        report(Event("build", message=note))
+        on_event(Event("build", message=note))
     new_folder(out)
     with explain_memory(config, device):
-        report(Event("build"))
+        on_event(Event("build"))
         rasterizer = build_rasterizer(config.run.rasterizer, device)
         models = LoadedModels(located, device, low_memory=config.run.low_memory, decoders=True)
         context = RunContext.of(replace(config, stages={"main": stage}), task, rasterizer, device, models)
@@ -169,7 +169,7 @@ def ablate(
         steps = stage.steps
         results: dict[str, RuleResult] = {}
         for number, (rule, clip) in enumerate(clips.items()):
-            observed = _Observed(report, number * steps, len(clips) * steps, device)
+            observed = _Observed(on_event, number * steps, len(clips) * steps, device)
             results[rule] = paint(
                 canvas,
                 clip,
@@ -188,7 +188,7 @@ def ablate(
     files = {out / name: text.encode() for name, text in texts.items()} | result_images(out, results, steps)
     write_files(files)
     for path in files:
-        report(Event("render", file=path))
+        on_event(Event("render", file=path))
     return out
 
 
@@ -347,7 +347,7 @@ class _Tally:
 class _Observed:
     """Turns the steps of one painting into events of the whole experiment."""
 
-    report: Reporter
+    on_event: EventCallback
     done: int
     steps: int
     device: torch.device
@@ -357,7 +357,7 @@ class _Observed:
         log = step % LOG_EVERY == 0 or step == self.steps
         numbers = {f"picture/{name}": value.item() for name, value in measured.items()} if log else None
         memory = used_memory(self.device) if log else 0
-        self.report(Event("optimize", report=StepReport(step, self.steps, numbers), memory=memory))
+        self.on_event(Event("optimize", report=StepReport(step, self.steps, numbers), memory=memory))
 
 
 def _json(content: Mapping[str, Any]) -> str:

@@ -27,7 +27,7 @@ from pgc3d.evaluation.processes import in_processes
 from pgc3d.evaluation.results import Record, from_json, table, to_json, write_results
 from pgc3d.mesh_io.mesh_file import FORMATS, write_mesh
 from pgc3d.run_directory import MANIFEST, RunDirectory
-from pgc3d.session import Reporter
+from pgc3d.session import EventCallback
 from pgc3d.signals import stop_on_signals
 from pgc3d.task import Task
 
@@ -167,7 +167,7 @@ def make_missing(
 
 
 def make_item(
-    item: Item, seed: int, folder: Path, *, configured: Callable[[Item], Config], report: Reporter
+    item: Item, seed: int, folder: Path, *, configured: Callable[[Item], Config], on_event: EventCallback
 ) -> None:
     """Make an item from its prompt or its picture; a run that was stopped goes on.
 
@@ -176,12 +176,12 @@ def make_item(
     """
     with stop_on_signals() as stop:
         if (folder / MANIFEST).is_file() and not RunDirectory(folder).is_unused():
-            result = pipeline.resume(folder, report=report, stop=stop)
+            result = pipeline.resume(folder, on_event=on_event, stop=stop)
         else:
             config = configured(item)
             seeded = replace(config, run=replace(config.run, seed=seed))
             task = Task(item.prompt or "", image=item.image)
-            result = pipeline.generate(task, out=folder, config=seeded, report=report, stop=stop)
+            result = pipeline.generate(task, out=folder, config=seeded, on_event=on_event, stop=stop)
     if result.stopped_by is not None:
         raise KeyboardInterrupt
 

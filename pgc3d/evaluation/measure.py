@@ -21,7 +21,7 @@ from pgc3d.evaluation.protocol import Protocol, compare
 from pgc3d.evaluation.render import render_views
 from pgc3d.evaluation.results import Record
 from pgc3d.evaluation.retrieval import Retriever, load_retriever
-from pgc3d.image_config import PhotoConfig
+from pgc3d.image_config import InputImageConfig
 from pgc3d.interfaces import Rasterizer
 from pgc3d.mesh_io.mesh_file import read_mesh
 from pgc3d.mesh_io.reader import source_files
@@ -108,7 +108,7 @@ def shares_frame(mesh: Path) -> bool:
         return True
     config = load_config([path])
     usual = ViewConfig(elevation_degrees=config.view.elevation_degrees)
-    return config.view == usual and config.photo.border == PhotoConfig().border
+    return config.view == usual and config.photo.border == InputImageConfig().border
 
 
 def record_key(result: Result, measure: Measure) -> str:

@@ -17,7 +17,7 @@ from pgc3d.evaluation.render import render_views
 from pgc3d.exporting.bake import fill
 from pgc3d.geometry.normals import face_normals, vertex_normals
 from pgc3d.geometry.uv import triangle_atlas
-from pgc3d.image_config import PhotoConfig
+from pgc3d.image_config import InputImageConfig
 from pgc3d.images import encode_png, to_bytes
 from pgc3d.interfaces import Rasterizer
 from pgc3d.mesh_io.asset import MeshAsset
@@ -131,7 +131,7 @@ def write_item(
     """
     folder.mkdir(parents=True, exist_ok=True)
     view = ViewConfig(elevation_degrees=elevation_degrees)
-    placed, framed = place_in_view(normalize_mesh(truth), view, border=PhotoConfig().border)
+    placed, framed = place_in_view(normalize_mesh(truth), view, border=InputImageConfig().border)
     image, mesh = folder / "input.png", folder / "truth.glb"
     write_mesh(mesh, placed, "glb")
     rendering = render_views(read_mesh(mesh), reference_view(view), INPUT_RESOLUTION, rasterizer=rasterizer)

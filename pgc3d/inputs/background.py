@@ -49,4 +49,4 @@ def load_backdrop(path: Path, device: torch.device) -> Backdrop:
         )
     values = torch.from_numpy(np.array(picture)).float() / 255.0
     red, green, blue = values.mean(dim=(0, 1)).tolist()
-    return Backdrop(picture=values.to(device), color=(red, green, blue))
+    return Backdrop(image=values.to(device), color=(red, green, blue))

@@ -62,7 +62,7 @@ def prepare_mesh_file(  # noqa: PLR0913 - each of them is a choice of the user
     return PreparedMesh(
         mesh=UvMesh(source.vertices, source.faces, normals, normal_faces, own.uv, own.uv_faces),
         placement=placement,
-        joined=_representatives(source.faces, joined),
+        welded_faces=_representatives(source.faces, joined),
         uv_method=method,
         uv_shared=own.shared,
         uv_wraps=own.wraps,
@@ -105,7 +105,7 @@ def save_prepared(path: Path, prepared: PreparedMesh) -> None:
 
     tensors = {item.name: getattr(prepared.mesh, item.name) for item in fields(UvMesh)}
     tensors |= {
-        "joined": prepared.joined,
+        "joined": prepared.welded_faces,
         "rotation": prepared.placement.rotation,
         "centre": prepared.placement.centre,
         "scale": torch.tensor(prepared.placement.scale, dtype=torch.float64),

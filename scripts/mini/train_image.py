@@ -33,7 +33,7 @@ from torch import Tensor, nn
 import pgc3d.mini
 from pgc3d.diffusion.zero123 import polar_pose
 from pgc3d.rendering import build_rasterizer
-from pgc3d.schedules import add_noise, noise_levels, velocity
+from pgc3d.schedules import add_noise, alphas_cumprod, velocity
 
 DROPOUT = 0.1  # share of pictures without picture and pose, for guidance
 SAVE_EVERY = 1000  # steps
@@ -49,7 +49,7 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(
             self.average.source, lr=1e-3, betas=(0.9, 0.99), weight_decay=0.01, fused=True
         )
-        self.alphas = noise_levels(DIFFUSION).to(self.device)
+        self.alphas = alphas_cumprod(DIFFUSION).to(self.device)
         self.generator = torch.Generator(self.device)
         unet: Any = models["unet"]
         unet.to(memory_format=torch.channels_last)

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from pgc3d.prompts import view_index, view_prompts
 from pgc3d.rendering import build_rasterizer
-from pgc3d.schedules import add_noise, noise_levels, velocity
+from pgc3d.schedules import add_noise, alphas_cumprod, velocity
 
 TOKENS = 32
 SIZES = (128, 256)
@@ -166,7 +166,7 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=1e-3, betas=(0.9, 0.99), weight_decay=0.01, fused=True
         )
-        self.alphas = noise_levels(DIFFUSION).to(device)
+        self.alphas = alphas_cumprod(DIFFUSION).to(device)
         unet: Any = self.models["unet"]
         unet.to(memory_format=torch.channels_last)
         self.unet = torch.compile(unet, dynamic=False) if device.type == "cuda" else unet
