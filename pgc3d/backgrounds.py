@@ -28,7 +28,7 @@ Color: TypeAlias = tuple[float, float, float]  # sRGB
 class Backdrop:
     """A picture that covers every view, whatever its resolution."""
 
-    picture: Float[Tensor, "S S 3"]  # sRGB, on the device of the views
+    image: Float[Tensor, "S S 3"]  # sRGB, on the device of the views
     color: Color  # its mean, by which prompts name the background
 
 
@@ -56,7 +56,7 @@ def put_behind(rendering: Rendering, backdrops: Sequence[Backdrop | None]) -> Re
     if not shown:
         return rendering
     side = rendering.color.shape[1]
-    scaled = {drop: resize(drop.picture[None], side)[0] for drop in set(shown)}
+    scaled = {drop: resize(drop.image[None], side)[0] for drop in set(shown)}
     pictures = torch.stack(
         [
             scaled[drop] if drop is not None else color.expand(side, side, 3)

@@ -247,7 +247,7 @@ class PreparedMesh:
 
     mesh: UvMesh  # in the axes and the scale of its file
     placement: Placement
-    joined: Int[Tensor, "F 3"]  # the faces, with one vertex for all at the same place
+    welded_faces: Int[Tensor, "F 3"]  # the faces, with one vertex index for all at the same position
     uv_method: str  # "own", or how the texture coordinates were made
     uv_shared: bool = False  # places may share a texel, so that colours belong to texture coordinates
     uv_wraps: bool = False  # the coordinates leave the unit square, and the image repeats

@@ -21,7 +21,7 @@ from pgc3d.guidance.reference import ReferenceConfig
 from pgc3d.images import resize
 from pgc3d.inputs import formats
 from pgc3d.inputs.background import load_backdrop, prepare_backdrop
-from pgc3d.inputs.image import frame_photo
+from pgc3d.inputs.image import frame_image
 from pgc3d.inputs.mesh import prepare_mesh_file
 from pgc3d.optimize import Objective
 from pgc3d.presets import split_backgrounds
@@ -185,42 +185,42 @@ def test_the_middle_square_covers_a_view(tmp_path, shape, size):
     square = pixels[top : top + min(shape), left : left + min(shape)]
     square[: min(shape) // 2], square[min(shape) // 2 :] = (200, 0, 0), (0, 0, 100)
     found = loaded(store(tmp_path / "in.png", pixels), tmp_path, size)
-    assert found.picture.shape == (size, size, 3)
+    assert found.image.shape == (size, size, 3)
     middle, reach = size // 2, 1 + math.ceil(3 * max(1, size / min(shape)))  # of the filter
     for rows, color in (
         (slice(reach, middle - reach), (200, 0, 0)),
         (slice(middle + reach, -reach), (0, 0, 100)),
     ):
-        part = found.picture[rows, reach:-reach]
+        part = found.image[rows, reach:-reach]
         assert part.numel()
         torch.testing.assert_close(part, (torch.tensor(color) / 255).expand_as(part), atol=5e-3, rtol=0)
-    torch.testing.assert_close(torch.tensor(found.color), found.picture.mean(dim=(0, 1)))
+    torch.testing.assert_close(torch.tensor(found.color), found.image.mean(dim=(0, 1)))
 
 
 def test_a_picture_of_the_runs_size_is_kept_exactly(tmp_path):
     pixels = (255 * noise(SIDE, SIDE, 3)).byte()
     found = loaded(store(tmp_path / "in.png", pixels.numpy()), tmp_path)
-    assert torch.equal(found.picture, pixels / 255)
+    assert torch.equal(found.image, pixels / 255)
 
 
 def test_files_are_read_as_photos_are(tmp_path, monkeypatch):
     """Upright, from 16 bits, from a palette; and refused in the same words."""
     pixels = np.zeros((40, 40), np.uint8)
     pixels[:20], pixels[20:, :20] = 200, 90
-    expected = loaded(store(tmp_path / "plain.png", pixels), tmp_path).picture
+    expected = loaded(store(tmp_path / "plain.png", pixels), tmp_path).image
     exif = Image.Exif()
     exif[274] = 3  # stored upside down
     turned = store(tmp_path / "turned.png", np.ascontiguousarray(np.rot90(pixels, 2)), exif=exif)
     deep = store(tmp_path / "deep.png", pixels.astype(np.uint16) * 257)
     Image.fromarray(pixels).quantize(4).save(tmp_path / "palette.png")
     for path in (turned, deep, tmp_path / "palette.png"):
-        assert torch.equal(loaded(path, tmp_path).picture, expected)
+        assert torch.equal(loaded(path, tmp_path).image, expected)
     (tmp_path / "text.png").write_text("no picture")
     (tmp_path / "half.png").write_bytes(deep.read_bytes()[:90])
     monkeypatch.setattr(formats, "MAX_PIXELS", 1000)
     for name in ("missing.png", "text.png", "half.png", "plain.png"):
         lines = []
-        for prepare in (lambda path: prepare_backdrop(path, SIDE), frame_photo):
+        for prepare in (lambda path: prepare_backdrop(path, SIDE), frame_image):
             with pytest.raises(InputError) as error:
                 prepare(tmp_path / name)
             lines.append(str(error.value))
@@ -235,7 +235,7 @@ def test_a_background_has_its_profile_applied(tmp_path):
         path = tmp_path / "in.png"
         path.write_bytes(png(levels, bits=8, color=2, profile=profile_bytes(profile)))
         (tmp_path / "prepared.png").write_bytes(prepare_backdrop(path, 16, said.append))
-        found = load_backdrop(tmp_path / "prepared.png", CPU).picture.numpy()
+        found = load_backdrop(tmp_path / "prepared.png", CPU).image.numpy()
         meant = to_srgb(levels[:, 4:-4] / 255, "p3" if profile == "p3" else None)
         np.testing.assert_allclose(found, meant, atol=3 / 255)
         assert ["cannot be used" in line for line in said] == [True] * (profile == "broken")
@@ -244,7 +244,7 @@ def test_a_background_has_its_profile_applied(tmp_path):
 def test_a_wide_background_keeps_its_fineness(tmp_path):
     pixels = np.zeros((200, 3000, 3), np.uint8)
     pixels[:, 1401:1599:2] = 255  # as fine as can be, in the middle square
-    found = loaded(store(tmp_path / "wide.png", pixels), tmp_path, 200).picture.numpy()
+    found = loaded(store(tmp_path / "wide.png", pixels), tmp_path, 200).image.numpy()
     np.testing.assert_allclose(found, pixels[:, 1400:1600] / 255)
 
 
@@ -252,7 +252,7 @@ def test_what_can_be_seen_through_is_refused(tmp_path):
     path = store(tmp_path / "glass.png", np.full((8, 8, 4), 100, np.uint8))
     with pytest.raises(InputError, match="must be opaque"):
         prepare_backdrop(path, SIDE)
-    with pytest.raises(InputError, match="must be a prepared square picture"):
+    with pytest.raises(InputError, match="must be a prepared square image"):
         load_backdrop(path, CPU)
 
 

@@ -257,7 +257,7 @@ def test_canvas_of_someone_else_is_checked(tmp_path, name, change):
 
 def test_seams_are_no_outlines_and_creases_are_sharp(tmp_path):
     prepared = canvas_of(write_cube(tmp_path / "cube.glb"))
-    assert len(torch.unique(prepared.joined)) == 8
+    assert len(torch.unique(prepared.welded_faces)) == 8
     mesh = prepared.mesh
     sides = mesh.normals[mesh.normal_faces]
     assert torch.equal(sides, sides.round())  # flat sides, although the corners are shared in space

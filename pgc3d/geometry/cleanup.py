@@ -24,32 +24,33 @@ def clean(
     faces: Int[Tensor, "F 3"],
     *,
     target_faces: int | None = None,
-    keep_share: float = 0.02,
+    keep_fraction: float = 0.02,
 ) -> Mesh:
     """Remove invalid faces and small components, then decimate; runs on the CPU.
 
     Removed are faces that are not finite, out of range, without area or there twice, connected components
-    with less than `keep_share` of the largest one's area, and vertices that no face uses. Normals are smooth;
-    after a decimation they are those of the dense surface, so that the triangle count does not alter shading.
+    with less than `keep_fraction` of the largest one's area, and vertices that no face uses. Normals are
+    smooth; after a decimation they are those of the dense surface, so that the triangle count does not alter
+    shading.
 
     Args:
         vertices: world positions.
         faces: counter-clockwise seen from outside.
         target_faces: upper bound on the faces; None keeps all.
-        keep_share: 0 keeps every component, 1 only the largest.
+        keep_fraction: 0 keeps every component, 1 only the largest.
 
     Raises:
         DivergedError: nothing is left.
-        ValueError: `target_faces` or `keep_share` is out of range.
+        ValueError: `target_faces` or `keep_fraction` is out of range.
     """
     if target_faces is not None and target_faces < 4:
         raise ValueError(f"target_faces must be at least 4, got {target_faces}")
-    if not 0.0 <= keep_share <= 1.0:
-        raise ValueError(f"keep_share must lie in [0, 1], got {keep_share}")
+    if not 0.0 <= keep_fraction <= 1.0:
+        raise ValueError(f"keep_share must lie in [0, 1], got {keep_fraction}")
     points = vertices.detach().cpu().numpy().astype(np.float64)
     triangles = faces.detach().cpu().numpy().astype(np.int64)
     points, triangles = _valid(points, triangles)
-    triangles = triangles[_large_pieces(points, triangles, keep_share)]
+    triangles = triangles[_large_components(points, triangles, keep_fraction)]
     points, triangles = _compact(points, triangles)
     normals = _vertex_normals(points, triangles)
     if target_faces is not None and len(triangles) > target_faces:
@@ -97,15 +98,16 @@ def _valid(points: Array, faces: Index) -> tuple[Array, Index]:
     return points, faces[np.sort(once)]
 
 
-def _large_pieces(points: Array, faces: Index, keep_share: float) -> NDArray[np.bool_]:
+def _large_components(points: Array, faces: Index, keep_fraction: float) -> NDArray[np.bool_]:
     if len(faces) == 0:
         return np.zeros(0, dtype=bool)
     piece = components(faces, len(points))[faces[:, 0]]
     area = np.bincount(piece, np.linalg.norm(_area_normals(points, faces), axis=1))
-    keep = np.greater_equal(area, keep_share * area.max())
+    keep = np.greater_equal(area, keep_fraction * area.max())
     dropped = int((np.logical_not(keep) & (area > 0)).sum())
     if dropped:
-        logger.info("dropped %d floating components below %.1f %% of the largest", dropped, 100 * keep_share)
+        percent = 100 * keep_fraction
+        logger.info("dropped %d floating components below %.1f %% of the largest", dropped, percent)
     return keep[piece]
 
 

@@ -45,22 +45,22 @@ def vertex_normals_or_z(vertices: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"
 
 
 def crease_normals(
-    vertices: Float[Tensor, "V 3"], joined: Int[Tensor, "F 3"], *, crease: float
+    vertices: Float[Tensor, "V 3"], welded_faces: Int[Tensor, "F 3"], *, crease: float
 ) -> tuple[Float[Tensor, "N 3"], Int[Tensor, "F 3"]]:
     """Smooth normals that break along edges whose faces meet at more than `crease` radians; on the CPU.
 
     Args:
         vertices: world or file positions.
-        joined: faces with one vertex for all at the same place, so that texture seams are no creases.
+        welded_faces: faces with one vertex for all at the same place, so that texture seams are no creases.
         crease: angle between the normals of the two faces of an edge; 0 is flat, pi is smooth all over.
 
     Returns:
         Unit normals, and the faces that index them.
     """
-    vectors = face_vectors(vertices.double(), joined)
+    vectors = face_vectors(vertices.double(), welded_faces)
     normals = normalize(vectors, dim=-1, eps=1e-300).numpy()
-    corners = np.arange(joined.numel()).reshape(-1, 3)
-    start, end = joined.numpy().T.reshape(-1), np.roll(joined.numpy(), -1, axis=1).T.reshape(-1)
+    corners = np.arange(welded_faces.numel()).reshape(-1, 3)
+    start, end = welded_faces.numpy().T.reshape(-1), np.roll(welded_faces.numpy(), -1, axis=1).T.reshape(-1)
     corner, following = corners.T.reshape(-1), np.roll(corners, -1, axis=1).T.reshape(-1)
     turned = start > end  # so that both faces name the edge's ends in one order
     start, end = np.where(turned, end, start), np.where(turned, start, end)
@@ -71,7 +71,7 @@ def crease_normals(
     cosine = (normals[corner[first] // 3] * normals[corner[second] // 3]).sum(axis=1)
     smooth = same & (cosine >= np.cos(crease) - 1e-9)
     pairs = np.concatenate([np.stack([ends[first], ends[second]], 1)[smooth] for ends in (corner, following)])
-    group = components(np.column_stack([pairs, pairs[:, 1]]), joined.numel())
+    group = components(np.column_stack([pairs, pairs[:, 1]]), welded_faces.numel())
     _, group = np.unique(group, return_inverse=True)
     total = torch.zeros(int(group.max()) + 1, 3, dtype=torch.float64)
     total.index_add_(0, torch.from_numpy(group), vectors.repeat_interleave(3, dim=0))

@@ -82,9 +82,9 @@ def _tinted(bare: MeshAsset, source: SourceMesh, first: Tensor) -> MeshAsset:
     if source.materials and bool((colors > WHITE).all()):
         return bare
     stored = _to_bytes(colors)
-    joined, linear = stored[first], source.linear_colors
-    if torch.equal(joined[bare.faces], stored[source.faces]):
-        return replace(bare, vertex_color=joined, linear_colors=linear)
+    welded_faces, linear = stored[first], source.linear_colors
+    if torch.equal(welded_faces[bare.faces], stored[source.faces]):
+        return replace(bare, vertex_color=welded_faces, linear_colors=linear)
     return replace(bare, vertex_color=stored, color_faces=source.faces, linear_colors=linear)
 
 

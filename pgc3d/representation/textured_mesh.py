@@ -161,7 +161,7 @@ class TexturedMesh(nn.Module):
         self._store: ParameterStore | None = None
         device = next(texture.parameters()).device
         self.mesh = mesh = prepared.in_world().to(device)
-        self._topology = edge_topology(prepared.joined.to(device), len(mesh.vertices))
+        self._topology = edge_topology(prepared.welded_faces.to(device), len(mesh.vertices))
         self._face_normals = face_normals(mesh.vertices, mesh.faces)
         self._gradients = uv_gradients(mesh)
 

@@ -24,7 +24,7 @@ from views import Model, load_index, load_model, sample
 
 from pgc3d.evaluation.alignment import rigid
 from pgc3d.evaluation.items import Item, write_items
-from pgc3d.evaluation.procedural import ELEVATION_DEGREES, paint, write_item
+from pgc3d.evaluation.procedural import ELEVATION_DEGREES, texture_per_face, write_item
 from pgc3d.interfaces import Rasterizer
 from pgc3d.mesh_io.asset import MeshAsset
 from pgc3d.rendering import build_rasterizer
@@ -54,11 +54,13 @@ def cutout_share(model: Model) -> float:
 def truth_of(model: Model, texture_size: int, rasterizer: Rasterizer) -> MeshAsset:
     """The model with all its textures baked into one, seen from its input's camera at azimuth 0."""
 
-    def look(face: Tensor, weights: Tensor) -> Tensor:
+    def color(face: Tensor, weights: Tensor) -> Tensor:
         uv = (model.uv[face] * weights[..., None]).sum(1)
         return sample(model, model.face_material[face], uv)[:, :3]
 
-    mesh = paint(model.vertices, model.faces.long(), model.normals, look, texture_size, rasterizer=rasterizer)
+    mesh = texture_per_face(
+        model.vertices, model.faces.long(), model.normals, color, texture_size, rasterizer=rasterizer
+    )
     return rigid(mesh, yaw(AZIMUTH_DEGREES), torch.zeros(3))
 
 
