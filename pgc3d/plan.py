@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 
-from pgc3d.build.models import LocatedModel
+from pgc3d.build.models import LocatedModel, is_fast
 from pgc3d.config import Config, ObjectiveConfig, StageConfig
 from pgc3d.diffusion.fast.accelerate import SMALL
 from pgc3d.diffusion.files import WEIGHTS, ModelFolder, read_json, weight_files
@@ -213,7 +213,7 @@ def _estimate_objective(
     for name, use in objective.guidance.requires().models.items():
         step = estimate(
             sizes[name],
-            costs_of(config, fast=is_fast(config, name)),
+            costs_of(config, fast=is_fast(config.models[name], use)),
             side=objective.guidance.input_resolution(side, sizes[name].resolution),
             render_side=side,
             batch=objective.batch,
@@ -231,11 +231,6 @@ def _estimate_objective(
 def _item(config: Config, name: str) -> int:
     """Bytes of a number of a model."""
     return 4 if config.models[name].dtype == "float32" else 2
-
-
-def is_fast(config: Config, name: str) -> bool:
-    """Whether a model runs in our own way on CUDA."""
-    return config.models[name].fast == "auto"
 
 
 def lowered(config: Config) -> list[Config]:
@@ -294,7 +289,8 @@ def plan_run(config: Config, located: Mapping[str, LocatedModel], device: torch.
 
 def _share(config: Config, stage: StageConfig) -> float:
     """Of the matmul rate, by the slowest way in which a model of the stage runs."""
-    ways = [costs_of(config, fast=is_fast(config, name)) for name in stage.requires().models]
+    uses = stage.requires().models.items()
+    ways = [costs_of(config, fast=is_fast(config.models[name], use)) for name, use in uses]
     return min((way.share for way in ways), default=1.0)
 
 

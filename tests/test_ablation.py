@@ -192,7 +192,7 @@ def mini():
     task = Task("a red chair")
     models = LoadedModels(locate_models(config, device), device)
     context = RunContext.of(config, task, build_rasterizer("cpu", device), device, models)
-    return build_objectives(context, config.last)["color"].guidance
+    return build_objectives(context, "main")["color"].guidance
 
 
 def first_gradients(guidance, start, calls=3):

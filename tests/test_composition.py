@@ -51,7 +51,7 @@ def settings(folder, seed=1):
 
 def test_settings_of_a_text_guidance_arrive(folder):
     config, source = settings(folder), resolve_model(folder)
-    guidance = build_objectives(context(config), config.last)["color"].guidance
+    guidance = build_objectives(context(config), "main")["color"].guidance
     assert (guidance.guidance_scale, guidance.formula, guidance.weighting) == (7.0, "csd", "uniform")
     assert (guidance.resolution, guidance._sizes) == (32, (48, 40))
     assert (guidance.t_min(0.5), guidance.t_max(0.0), guidance.t_max(1.0)) == (0.1, 0.9, 0.3)

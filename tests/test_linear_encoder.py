@@ -96,7 +96,7 @@ def guidance_of(folder, options):
     models = LoadedModels(locate_models(config, device), device)
     rasterizer = build_rasterizer("cpu", device)
     context = RunContext.of(config, Task("a red chair"), rasterizer, device, models)
-    return build_objectives(context, config.last)["color"].guidance
+    return build_objectives(context, "main")["color"].guidance
 
 
 def test_guidance_sends_the_same_latent_gradient_through_the_matrix(folder, written):

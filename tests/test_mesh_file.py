@@ -11,9 +11,9 @@ import trimesh
 from gltf_check import check_glb
 from torch import Tensor
 
+from pgc3d import disk
 from pgc3d.disk import atomic_path
 from pgc3d.errors import InputError
-from pgc3d import disk
 from pgc3d.mesh_io.asset import MeshAsset
 from pgc3d.mesh_io.gltf_writer import encode_glb, pack_glb, unpack_glb
 from pgc3d.mesh_io.mesh_file import FORMATS, GENERATOR, read_mesh, write_mesh
@@ -152,7 +152,7 @@ def test_full_disk_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, format,
     def fail(*_args):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(atomic.os, call, fail)
+    monkeypatch.setattr(disk.os, call, fail)
     with pytest.raises(InputError, match="No space left on device; free some space"):
         write_mesh(tmp_path / f"plate.{format}", plate(), format)
     assert list(tmp_path.iterdir()) == []

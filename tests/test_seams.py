@@ -340,15 +340,17 @@ def test_a_step_that_is_done_again_trains_once(folders, tmp_path):
 
 
 def test_first_weights_of_guidances_follow_the_seed(folders):
-    def weights(seed):
+    def weights(seed, stage="main"):
         config = make_config(folders.sd)
-        config = replace(config, run=replace(config.run, seed=seed))
+        run = replace(config.run, seed=seed)
+        config = replace(config, run=run, stages={stage: config.last})
         models = LoadedModels(locate_models(config, CPU), CPU)
         context = RunContext.of(config, Task("a chair"), CpuRasterizer(), CPU, models)
-        return build_stage(context, "main").problem.objectives["color"].guidance.adapter.weight
+        return build_stage(context, stage).problem.objectives["color"].guidance.adapter.weight
 
     assert torch.equal(weights(1), weights(1))
     assert not torch.equal(weights(1), weights(2))
+    assert not torch.equal(weights(1), weights(1, "fine"))
 
 
 def test_volume_is_shown_from_its_checkpoint_alone(folders, tmp_path):

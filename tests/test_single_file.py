@@ -68,7 +68,7 @@ def test_gradient_equals_the_folders(files, folders, kind):
         config = load_config(options={"models": {"text": {"name": str(name), "base": base and str(base)}}})
         models = LoadedModels(locate_models(config, CPU), CPU)
         context = RunContext.of(config, Task("a chair"), build_rasterizer("cpu", CPU), CPU, models)
-        guidance = build_objectives(context, config.last)["color"].guidance
+        guidance = build_objectives(context, "main")["color"].guidance
         generator = torch.Generator().manual_seed(1)
         image, noise = (
             torch.rand(1, 64, 64, 3, generator=generator),

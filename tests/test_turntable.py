@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pgc3d.errors import InputError
 from pgc3d import disk
+from pgc3d.errors import InputError
 from pgc3d.exporting.turntable import render_views, tile, write_sheet, write_turntable
 from pgc3d.images import to_bytes
 from pgc3d.types import Cameras, Rendering
@@ -90,7 +90,7 @@ def test_full_disk_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, write):
     def fail(*_args):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(atomic.os, "fsync", fail)
+    monkeypatch.setattr(disk.os, "fsync", fail)
     with pytest.raises(InputError, match="No space left"):
         write(tmp_path / "out.mp4", render_azimuth)
     assert list(tmp_path.iterdir()) == []

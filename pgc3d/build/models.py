@@ -135,6 +135,11 @@ def compute_dtype(name: Precision, device: torch.device) -> torch.dtype:
     return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[name]
 
 
+def is_fast(config: ModelConfig, use: ModelUse) -> bool:
+    """Whether a model runs accelerated on CUDA: trainable adapters need the original blocks."""
+    return config.fast == "auto" and not use.trains
+
+
 class LoadedModels:
     """The models of a run on one device, each loaded once per use; a `context.ModelStore`."""
 
@@ -149,7 +154,7 @@ class LoadedModels:
         """Load nothing yet; `decoders` keeps those of all models, whatever a use needs."""
         self.located, self.device, self.low_memory, self.decoders = located, device, low_memory, decoders
         self._networks: dict[tuple[str, bool, bool], LatentDiffusion] = {}
-        self._controls: dict[tuple[str, str], Any] = {}
+        self._controls: dict[tuple[str, str, bool], Any] = {}
         self._embedded: dict[tuple[str, tuple[str, ...]], TextEmbedding] = {}
 
     def get(self, name: str, use: ModelUse) -> LoadedModel:
@@ -234,14 +239,15 @@ class LoadedModels:
         return model
 
     def _control(self, name: str, control: str, model: LatentDiffusion, use: ModelUse) -> Any:
-        if (name, control) not in self._controls:
+        key = (name, control, use.trains)
+        if key not in self._controls:
             found = self._located(name)
             network = load_control_network(found.controls[control], model)
             if self._is_fast(found, use):
                 recorded = is_recorded(model.unet, low_memory=self.low_memory)
                 network = accelerate_network(network, recorded=recorded)
-            self._controls[name, control] = network
-        return self._controls[name, control]
+            self._controls[key] = network
+        return self._controls[key]
 
     def _is_fast(self, found: LocatedModel, use: ModelUse) -> bool:
-        return found.config.fast == "auto" and self.device.type == "cuda" and not use.trains
+        return self.device.type == "cuda" and is_fast(found.config, use)

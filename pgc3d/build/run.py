@@ -102,7 +102,7 @@ def build_stage(context: RunContext, name: str, start: Handover | None = None) -
     """Everything that the optimisation of a stage needs; `start` is what its start left."""
     stage = context.config.stages[name]
     representation = build_representation(context, name, start)
-    objectives = build_objectives(context, stage)
+    objectives = build_objectives(context, name)
     optimizer = stage.optimizer
     representation.parameter_store().use_adam(betas=optimizer.betas, eps=optimizer.eps)
     problem = Problem(
@@ -121,15 +121,16 @@ def stateful_parts(objectives: Mapping[str, Objective]) -> dict[str, Stateful]:
     return {name: part for name, part in {**parts, **guidances}.items() if isinstance(part, Stateful)}
 
 
-def build_objectives(context: RunContext, stage: StageConfig) -> dict[str, Objective]:
+def build_objectives(context: RunContext, stage_name: str) -> dict[str, Objective]:
     """The objectives of a stage, by their names."""
+    stage = context.config.stages[stage_name]
     shared = _guidance_context(context)
     surface = _surface(context) if "mesh" in stage.requires().inputs else None
     return {
         name: _build_objective(
             context,
             objective,
-            replace(shared, generator=seeded(context.config.run.seed, name, "guidance")),
+            replace(shared, generator=seeded(context.config.run.seed, stage_name, name, "guidance")),
             surface,
         )
         for name, objective in stage.objectives.items()

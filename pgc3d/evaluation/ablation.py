@@ -158,8 +158,10 @@ def ablate(
         report(Event("build"))
         rasterizer = build_rasterizer(config.run.rasterizer, device)
         models = LoadedModels(located, device, low_memory=config.run.low_memory, decoders=True)
-        context = RunContext.of(config, task, rasterizer, device, models)
-        name, objective = next(iter(build_objectives(context, stage).items()))
+        first = next(iter(config.stages))
+        alone = replace(config, stages={first: stage})
+        context = RunContext.of(alone, task, rasterizer, device, models)
+        name, objective = next(iter(build_objectives(context, first).items()))
         drawing = torch.Generator().manual_seed(config.run.seed)
         background, _ = draw_backgrounds(objective.backgrounds[:1], 1, drawing, device)
         variable = make_image(
