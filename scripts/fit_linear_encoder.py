@@ -39,7 +39,7 @@ def colors_and_latents(
     return torch.cat(colors).flatten(0, 2), torch.cat(latents).flatten(0, 2)
 
 
-def explained(
+def explained_variance(
     encoder: LinearEncoder, colors: Float[Tensor, "M 3"], latents: Float[Tensor, "M C"]
 ) -> list[float]:
     """R^2 of each latent channel."""
@@ -56,7 +56,7 @@ def fit(model: LatentDiffusion, pictures: Float[Tensor, "N H W 3"], *, ridge: fl
     return {
         "matrix": encoder.matrix.tolist(),
         "bias": encoder.bias.tolist(),
-        "r2": explained(encoder, *colors_and_latents(model, judged)),
+        "r2": explained_variance(encoder, *colors_and_latents(model, judged)),
         "ridge": ridge,
         "pictures": len(pictures),
         "size": pictures.shape[1],

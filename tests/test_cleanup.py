@@ -77,5 +77,5 @@ def test_bad_arguments_are_refused():
     vertices, faces = sphere()
     with pytest.raises(ValueError, match="target_faces must be at least 4"):
         clean(vertices, faces, target_faces=2)
-    with pytest.raises(ValueError, match="keep_share"):
+    with pytest.raises(ValueError, match="keep_fraction"):
         clean(vertices, faces, keep_fraction=1.5)

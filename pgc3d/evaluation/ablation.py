@@ -133,16 +133,8 @@ def ablate(
         Pgc3dError: an option, the configuration, a model or the folder is not valid; a line with the remedy.
     """
     clips = {rule: parse_rule(rule) for rule in rules}
-    if not clips:
-        raise ConfigError("--rules must name at least one rule, got none")
-    if not 0 < learning_rate <= MAX_RATE:
-        raise ConfigError(f"--learning-rate must lie in (0, {MAX_RATE:g}], got {learning_rate:g}")
-    color = named_color(start)
-    if color is None and start != NOISE:
-        raise ConfigError(f"--start must be one of {', '.join(COLORS)}, #rrggbb or {NOISE}, got {start!r}")
-    if color is not None and all(abs(value - 0.5) < SINGULAR for value in color):
-        report(Event("build", message="the middle grey is a singular point of image encoders, so that the "
-                     f"first gradients are noise; --start {START} is not"))  # fmt: skip
+    _check_options(clips, learning_rate)
+    color = _parse_start(start, report)
     stage = _first_objective(config.first)
     needed = stage.requires()
     if "background" in needed.inputs:
@@ -194,6 +186,24 @@ def ablate(
     for path in files:
         report(Event("render", file=path))
     return out
+
+
+def _check_options(clips: Mapping[str, pgc.ClipConfig], learning_rate: float) -> None:
+    if not clips:
+        raise ConfigError("--rules must name at least one rule, got none")
+    if not 0 < learning_rate <= MAX_RATE:
+        raise ConfigError(f"--learning-rate must lie in (0, {MAX_RATE:g}], got {learning_rate:g}")
+
+
+def _parse_start(start: str, report: Reporter) -> tuple[float, float, float] | None:
+    """The colour of the initial image, None for noise; middle grey is reported."""
+    color = named_color(start)
+    if color is None and start != NOISE:
+        raise ConfigError(f"--start must be one of {', '.join(COLORS)}, #rrggbb or {NOISE}, got {start!r}")
+    if color is not None and all(abs(value - 0.5) < SINGULAR for value in color):
+        report(Event("build", message="the middle grey is a singular point of image encoders, so that the "
+                     f"first gradients are noise; --start {START} is not"))  # fmt: skip
+    return color
 
 
 def _first_objective(stage: StageConfig) -> StageConfig:

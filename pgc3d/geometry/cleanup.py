@@ -46,7 +46,7 @@ def clean(
     if target_faces is not None and target_faces < 4:
         raise ValueError(f"target_faces must be at least 4, got {target_faces}")
     if not 0.0 <= keep_fraction <= 1.0:
-        raise ValueError(f"keep_share must lie in [0, 1], got {keep_fraction}")
+        raise ValueError(f"keep_fraction must lie in [0, 1], got {keep_fraction}")
     points = vertices.detach().cpu().numpy().astype(np.float64)
     triangles = faces.detach().cpu().numpy().astype(np.int64)
     points, triangles = _valid(points, triangles)

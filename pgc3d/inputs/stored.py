@@ -92,7 +92,7 @@ def holds_grey(image: ImageFile.ImageFile) -> bool:
 def low_bytes(path: Path) -> UInt8[np.ndarray, "H W C"]:
     """The low bytes of an image for which `has_low_bytes` holds, as they are stored.
 
-    The decoder keeps one byte of each number, selected by the byte order of the raw mode; here that is swapped.
+    The decoder keeps one byte of each number, selected by the raw mode's byte order, which is swapped here.
     """
     with open_image(path) as image:
         repair_tiles(image, path)

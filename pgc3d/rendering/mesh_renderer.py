@@ -17,7 +17,7 @@ from pgc3d.rendering.shading import key_direction, shade
 from pgc3d.types import Cameras, Fragments, Material, Mesh, Rendering, UvMesh
 
 
-def kept_bytes(*, low_memory: bool) -> int:
+def stored_bytes(*, low_memory: bool) -> int:
     """Memory that a render keeps for each pixel until its gradient is known, measured on CUDA.
 
     With `low_memory` colour fields are evaluated once more in the backward pass.
