@@ -1,4 +1,4 @@
-"""Make a mesh fit for export: floating components, broken faces and surplus triangles go."""
+"""Mesh clean-up for export: removal of invalid faces and floating components, and decimation."""
 
 import logging
 
@@ -28,7 +28,7 @@ def clean(
 ) -> Mesh:
     """Remove invalid faces and small components, then decimate; runs on the CPU.
 
-    Removed are faces that are not finite, out of range, without area or there twice, connected components
+    Removed are faces that are not finite, out of range, without area or duplicated, connected components
     with less than `keep_fraction` of the largest one's area, and vertices that no face uses. Normals are
     smooth; after a decimation they are those of the dense surface, so that the triangle count does not alter
     shading.
@@ -40,7 +40,7 @@ def clean(
         keep_fraction: 0 keeps every component, 1 only the largest.
 
     Raises:
-        DivergedError: nothing is left.
+        DivergedError: no face remains.
         ValueError: `target_faces` or `keep_fraction` is out of range.
     """
     if target_faces is not None and target_faces < 4:
@@ -68,8 +68,8 @@ def clean(
 
 
 def _vertex_normals(points: Array, faces: Index) -> Array:
-    found = vertex_normals_or_z(torch.from_numpy(points), torch.from_numpy(faces)).numpy()
-    return np.asarray(found, dtype=np.float64)
+    normals = vertex_normals_or_z(torch.from_numpy(points), torch.from_numpy(faces)).numpy()
+    return np.asarray(normals, dtype=np.float64)
 
 
 def _normalized(vectors: Array) -> Array:
@@ -85,7 +85,7 @@ def _area_normals(points: Array, faces: Index) -> Array:
 
 
 def _valid(points: Array, faces: Index) -> tuple[Array, Index]:
-    """Keep faces that are finite, in range, have an area and are there once; all vertices stay finite."""
+    """The faces that are finite, in range, have an area and occur once; all vertices stay finite."""
     faces = faces[((faces >= 0) & (faces < len(points))).all(axis=1)]
     finite: NDArray[np.bool_] = np.asarray(np.all(np.isfinite(points), axis=1))
     faces = faces[finite[faces].all(axis=1)]
@@ -117,7 +117,7 @@ def _compact(points: Array, faces: Index) -> tuple[Array, Index]:
 
 
 def _decimate(points: Array, faces: Index, target: int) -> tuple[Array, Index, Array]:
-    """Quadric edge collapse; a vertex gets the mean normal of the dense vertices that ended in it."""
+    """Quadric edge collapse; a vertex has the mean normal of the dense vertices that were merged into it."""
     import fast_simplification as simplification
 
     dense_normals = _vertex_normals(points, faces)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pgc3d.choices import UvChoice
 from pgc3d.errors import InputError
-from pgc3d.geometry.own_uv import fold_tiles, unit_square, uv_fault, uv_obstacle
+from pgc3d.geometry.own_uv import fold_tiles, unit_square, uv_error, uv_unusable
 from pgc3d.interfaces import Rasterizer
 from pgc3d.mesh_io.source import SourceMesh
 
@@ -55,24 +55,26 @@ def choose_coordinates(
                 "use --uv auto"
             )
         return _escaped(missing.format(name=path.name)) + "; new ones were made ({method})"
-    faults = []
+    reasons = []
     candidates = _candidates(source)
     for uv, uv_faces in candidates:
         whole = unit_square(uv)
-        fault = uv_fault(whole, uv_faces, source.vertices, source.faces, rasterizer=rasterizer, device=device)
-        if fault is None:
+        reason = uv_error(
+            whole, uv_faces, source.vertices, source.faces, rasterizer=rasterizer, device=device
+        )
+        if reason is None:
             return Coordinates(whole.nan_to_num(), uv_faces)  # vertices that no face uses may be NaN
-        faults.append(fault)
-    usable = [pair for pair in candidates if uv_obstacle(*pair) is None]
+        reasons.append(reason)
+    usable = [pair for pair in candidates if uv_unusable(*pair) is None]
     if choice == "own":
         if not usable:
             raise InputError(
-                f"--uv own needs texture coordinates that can be used, but those of {path.name} {faults[0]}; "
+                f"--uv own needs texture coordinates that can be used, but those of {path.name} {reasons[0]}; "
                 "use --uv auto"
             )
         return _folded(usable[0], source, rasterizer, device)
     way_out = "; --uv own keeps them, and points with the same coordinates have the same colour"
-    return _escaped(f"the texture coordinates of {path.name} {faults[0]}") + (
+    return _escaped(f"the texture coordinates of {path.name} {reasons[0]}") + (
         "; new ones were made ({method})" + (way_out if usable else "")
     )
 
@@ -86,7 +88,7 @@ def _folded(
 ) -> Coordinates:
     uv, uv_faces, wraps = fold_tiles(*pair)
     shared = wraps or (
-        uv_fault(uv, uv_faces, source.vertices, source.faces, rasterizer=rasterizer, device=device)
+        uv_error(uv, uv_faces, source.vertices, source.faces, rasterizer=rasterizer, device=device)
         is not None
     )
     return Coordinates(uv.nan_to_num(), uv_faces, shared, wraps)

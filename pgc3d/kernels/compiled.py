@@ -65,10 +65,10 @@ def temporary_folder() -> Path | None:
             return None
         folder = parent / f"pgc3d-numba-{user}"
         folder.mkdir(mode=0o700, exist_ok=True)
-        found = folder.lstat()
+        status = folder.lstat()
     except OSError:
         return None
-    safe = stat.S_ISDIR(found.st_mode) and found.st_uid == user and not found.st_mode & 0o022
+    safe = stat.S_ISDIR(status.st_mode) and status.st_uid == user and not status.st_mode & 0o022
     return folder if safe else None
 
 

@@ -43,8 +43,8 @@ def encode(
     features = []
     for level in range(len(layout.resolutions)):
         rows, weights, _, _ = _corners(points, layout, level)
-        found = table.index_select(0, rows.reshape(-1)).reshape(*rows.shape, table.shape[1])  # [P, 8, C]
-        features.append(torch.bmm(weights[:, None], found)[:, 0])
+        corners = table.index_select(0, rows.reshape(-1)).reshape(*rows.shape, table.shape[1])  # [P, 8, C]
+        features.append(torch.bmm(weights[:, None], corners)[:, 0])
     return torch.cat(features, dim=-1)
 
 
@@ -66,8 +66,8 @@ def encode_backward(
         flat = rows.reshape(-1)
         table_gradient.index_add_(0, flat, (weights[..., None] * part[:, None]).reshape(-1, width))
         if point_gradient is not None:
-            found = table.index_select(0, flat).reshape(*rows.shape, width)
-            pull = torch.bmm(found, part[..., None])[..., 0]  # [P, 8]
+            corners = table.index_select(0, flat).reshape(*rows.shape, width)
+            pull = torch.bmm(corners, part[..., None])[..., 0]  # [P, 8]
             for axis in range(3):
                 slope = _slope(axis_weights, axis)
                 point_gradient[:, axis] += cells * free[:, axis] * (pull * slope).sum(-1)

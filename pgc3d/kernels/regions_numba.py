@@ -98,18 +98,18 @@ def _label(mask, diagonal):
 def _renumber(labels, parents, count):
     """Give every pixel its root's number; the roots are numbered without gaps."""
     names = np.zeros(count + 1, np.int32)
-    found = 0
+    regions = 0
     for label in range(1, count + 1):
         if parents[label] == label:
-            found += 1
-            names[label] = found
+            regions += 1
+            names[label] = regions
         else:
             names[label] = names[_find(parents, label)]  # the root is smaller, so it has its name
     height, width = labels.shape
     for y in range(height):
         for x in range(width):
             labels[y, x] = names[labels[y, x]]
-    return labels, found
+    return labels, regions
 
 
 @numba.njit(cache=True)

@@ -112,10 +112,10 @@ class _Looks:
         """The pixels of an image; several materials may share one."""
         if load is None:
             return None
-        found = load()
-        if id(found) not in self.opened:
-            self.opened[id(found)] = (found, _pixels(found))
-        return self.opened[id(found)][1]
+        image = load()
+        if id(image) not in self.opened:
+            self.opened[id(image)] = (image, _pixels(image))
+        return self.opened[id(image)][1]
 
 
 def _pixels(image: Image.Image) -> UInt8[Tensor, "H W 3"]:

@@ -130,15 +130,15 @@ class _Ring:
         return False
 
     def candidates(self, a: int, b: int, c: int, near: float, reach: slice) -> list[int]:
-        found = self.inward[reach]
-        if len(found) > MANY:
+        candidates = self.inward[reach]
+        if len(candidates) > MANY:
             px, py = self.inward_points[reach].T
-            inside = np.ones(len(found), dtype=bool)
+            inside = np.ones(len(candidates), dtype=bool)
             for u, v in ((a, b), (b, c), (c, a)):
                 ux, uy = self.x[u], self.y[u]
                 inside &= (self.x[v] - ux) * (py - uy) - (self.y[v] - uy) * (px - ux) >= -near
-            found = found[inside]
-        corners: list[int] = found.tolist()
+            candidates = candidates[inside]
+        corners: list[int] = candidates.tolist()
         return corners
 
     def blocks(self, p: int, a: int, b: int, c: int, near: float) -> bool:

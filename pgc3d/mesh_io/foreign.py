@@ -83,8 +83,8 @@ def explain_foreign(path: Path, data: bytes) -> str | None:
     suffix = path.suffix.lower().removeprefix(".")
     if is_file(path) and not data[:HEAD].strip(BLANK) and not data.strip(BLANK):
         return _line(path, "empty", "export or download it again")
-    found = _by_content(data, suffix) or SUFFIXES.get(suffix)
-    return None if found is None else _line(path, *found)
+    kind = _by_content(data, suffix) or SUFFIXES.get(suffix)
+    return None if kind is None else _line(path, *kind)
 
 
 def _line(path: Path, what: str, advice: str) -> str:

@@ -32,7 +32,7 @@ def joint_matrices(document: Document, skin: int, scene: Scene) -> Floats:
     entry = document.root.entries("skins")[skin]
     joints = entry.indices("joints", len(document.nodes))
     if not joints:
-        raise entry.fault("joints", "a list of nodes")
+        raise entry.error("joints", "a list of nodes")
     matrices = scene.matrices[joints]
     index = entry.index("inverseBindMatrices", len(document.accessors))
     if index is None:

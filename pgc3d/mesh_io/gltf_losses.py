@@ -24,7 +24,7 @@ def losses(document: Document, scene: Scene) -> tuple[str, ...]:
 
 def _losses(document: Document, scene: Scene) -> tuple[str, ...]:
     root = document.root
-    found = [
+    counts = [
         (scene.nodes if scene.nodes > 1 else 0, "", "nodes with their names and hierarchy"),
         (len(root.entries("skins")), "skeleton", "skeletons"),
         (len(root.entries("animations")), "animation", "animations"),
@@ -36,7 +36,7 @@ def _losses(document: Document, scene: Scene) -> tuple[str, ...]:
         *_attributes(document),
         *_materials(document),
     ]  # fmt: skip
-    return tuple(f"{number} {one if number == 1 else many}" for number, one, many in found if number)
+    return tuple(f"{number} {one if number == 1 else many}" for number, one, many in counts if number)
 
 
 def _targets(mesh: Entry) -> int:

@@ -103,11 +103,11 @@ def _wrap(document: Document, info: Entry) -> tuple[str, str]:
     index = None if texture is None else texture.index("sampler", len(samplers))
     if index is None:
         return ("repeat", "repeat")
-    found = [samplers[index].integer(key, 10497) for key in ("wrapS", "wrapT")]
-    for key, value in zip(("wrapS", "wrapT"), found, strict=True):
+    modes = [samplers[index].integer(key, 10497) for key in ("wrapS", "wrapT")]
+    for key, value in zip(("wrapS", "wrapT"), modes, strict=True):
         if value not in WRAPS:
-            raise samplers[index].fault(key, "33071, 33648 or 10497")
-    return WRAPS[found[0]], WRAPS[found[1]]
+            raise samplers[index].error(key, "33071, 33648 or 10497")
+    return WRAPS[modes[0]], WRAPS[modes[1]]
 
 
 def _transform(info: Entry) -> Tensor | None:
@@ -131,7 +131,7 @@ def _transform(info: Entry) -> Tensor | None:
 def _loader(document: Document, info: Entry) -> Callable[[], Image.Image] | None:
     entry = _texture(document, info)
     if entry is None:
-        raise info.fault("index", "an index")
+        raise info.error("index", "an index")
     images = document.root.entries("images")
     source = entry.index("source", len(images))
     readable = entry.extension(OTHER_IMAGES[0]) or entry.extension(OTHER_IMAGES[1])
@@ -160,7 +160,7 @@ def _open(document: Document, image: Entry) -> Image.Image:
     else:
         view = image.index("bufferView", len(document.views))
         if view is None:
-            raise image.fault("bufferView", "an index")
+            raise image.error("bufferView", "an index")
         data = bytes(document.view(view))
     document.decoded[image.place] = decode_image(data, f"{image.place} of {document.path.name}")
     return document.decoded[image.place]

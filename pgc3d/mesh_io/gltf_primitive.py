@@ -51,7 +51,7 @@ def is_surface(primitive: Entry) -> bool:
     """Whether it has triangles, not points or lines."""
     mode = primitive.integer("mode", TRIANGLES)
     if mode > FAN:
-        raise primitive.fault("mode", "at most 6")
+        raise primitive.error("mode", "at most 6")
     return mode >= TRIANGLES
 
 
@@ -92,7 +92,7 @@ def _counts(document: Document, primitive: Entry) -> tuple[int, int]:
     """Vertices and corners."""
     position = attribute(document, primitive, "POSITION")
     if position is None:
-        raise primitive.entry("attributes").fault("POSITION", "an index")
+        raise primitive.entry("attributes").error("POSITION", "an index")
     vertices = count(document, position)
     indices = primitive.index("indices", len(document.accessors))
     return vertices, vertices if indices is None else count(document, indices)
@@ -154,7 +154,7 @@ def read_block(
     positions, normals = floats(attributes, "POSITION", "VEC3"), floats(attributes, "NORMAL", "VEC3")
     colors = floats(attributes, "COLOR_0", "VEC3", "VEC4")
     if positions is None:
-        raise attributes.fault("POSITION", "an index")
+        raise attributes.error("POSITION", "an index")
     for target, weight in zip(targets, weights, strict=False):
         if weight:
             moved, turned = floats(target, "POSITION", "VEC3"), floats(target, "NORMAL", "VEC3")

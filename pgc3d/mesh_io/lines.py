@@ -97,10 +97,10 @@ class Lines:
 
     def starting_with(self, word: bytes) -> Int[np.ndarray, " R"]:
         """The lines whose first word is `word`, in their order."""
-        found = np.flatnonzero(self.ends - self.first >= len(word))
+        candidates = np.flatnonzero(self.ends - self.first >= len(word))
         for place, letter in enumerate(word):
-            found = found[self.bytes[self.first[found] + place] == letter]
-        return found[_IS_BLANK[self.bytes[self.first[found] + len(word)]]]
+            candidates = candidates[self.bytes[self.first[candidates] + place] == letter]
+        return candidates[_IS_BLANK[self.bytes[self.first[candidates] + len(word)]]]
 
     def words(self, row: int) -> list[bytes]:
         """The words of a line of numbers behind its first one, without a comment."""
@@ -154,30 +154,30 @@ class Lines:
 
     def _slow_numbers(self, rows: Ints) -> Floats:
         """The same word by word, to find what is wrong."""
-        found = []
+        values = []
         for row in rows.tolist():
             for text in self.words(row):
                 value = number(decoded(text))
                 if value is None:
                     self.fault(row, "must hold numbers", text)
-                found.append(value)
-        return np.array(found)
+                values.append(value)
+        return np.array(values)
 
-    def fault(self, row: int, rule: str, found: bytes | int) -> NoReturn:
+    def fault(self, row: int, rule: str, text: bytes | int) -> NoReturn:
         """Refuse the file for one of its lines.
 
         Raises:
             InputError: always.
         """
-        raise InputError(line_fault(self.path, self.number(row), rule, found))
+        raise InputError(line_fault(self.path, self.number(row), rule, text))
 
 
-def line_fault(path: Path, number: int, rule: str, found: bytes | int) -> str:
+def line_fault(path: Path, number: int, rule: str, text: bytes | int) -> str:
     """The message about one line of a file."""
-    what, advice = str(found), "export it again"
-    if isinstance(found, bytes):
-        what = quoted(decoded(found))
-        if re.fullmatch(rb"[+-]?\d+,\d+", found):
+    what, advice = str(text), "export it again"
+    if isinstance(text, bytes):
+        what = quoted(decoded(text))
+        if re.fullmatch(rb"[+-]?\d+,\d+", text):
             advice = "write decimals with a point in place of the comma"
     return f"a line {rule}, got {what} in line {number} of {path}; {advice}"
 

@@ -57,18 +57,18 @@ class Libraries:
     def sources(self, names: Iterable[str]) -> tuple[SourceMaterial, ...]:
         """The materials of these names; one that may be in a library not read refuses to open an image."""
         loaders: dict[tuple[str, Path], Callable[[], Image.Image]] = {}  # an image of several is opened once
-        found = []
+        loaded = []
         for name in names:
             item = self.materials.get(name)
             if item is not None:
                 key = (item.image, item.library)
                 loader = loaders.setdefault(key, image_loader(*key)) if item.image else None
-                found.append(item.source(name, loader))
+                loaded.append(item.source(name, loader))
             else:
                 load = refusal(self.faults[0][1]) if self.faults else None
                 grey = torch.tensor([UNDEFINED, UNDEFINED, UNDEFINED, 1.0])
-                found.append(SourceMaterial(name, grey, load))
-        return tuple(found)
+                loaded.append(SourceMaterial(name, grey, load))
+        return tuple(loaded)
 
     def notes(self, names: Iterable[str]) -> list[str]:
         """What is not known about the materials of these names: one line at most."""
@@ -149,27 +149,29 @@ def _read(path: Path) -> bytes:
 
 def parse_mtl(data: bytes, library: Path) -> dict[str, MtlMaterial]:
     """Materials by name; what cannot be understood is passed over, and the first one of a name counts."""
-    found: dict[str, MtlMaterial] = {}
+    by_name: dict[str, MtlMaterial] = {}
     name: str | None = None
     for line in decoded(plain_text(data)).split("\n"):
-        key, _, rest = line.strip().replace("\t", " ").partition(" ")
+        key, _, arguments = line.strip().replace("\t", " ").partition(" ")
         if key.lower() == "newmtl":
-            name = rest.strip()
-            name = None if name in found else name
+            name = arguments.strip()
+            name = None if name in by_name else name
         if name is not None and not key.startswith("#"):
-            found[name] = _with_line(found.get(name, MtlMaterial(library=library)), key.lower(), rest.strip())
-    return found
+            by_name[name] = _with_line(
+                by_name.get(name, MtlMaterial(library=library)), key.lower(), arguments.strip()
+            )
+    return by_name
 
 
-def _with_line(material: MtlMaterial, key: str, rest: str) -> MtlMaterial:
-    values = [value for word in rest.split() if (value := number(word)) is not None]
+def _with_line(material: MtlMaterial, key: str, arguments: str) -> MtlMaterial:
+    values = [value for word in arguments.split() if (value := number(word)) is not None]
     if key == "kd" and values:
         red, green, blue = (values * 3)[:3] if len(values) < 3 else values[:3]
         return replace(material, color=(_unit(red), _unit(green), _unit(blue)))
     if key in ("d", "tr") and values:
         return replace(material, alpha=_unit(values[-1] if key == "d" else 1 - values[-1]))
     if key == "map_kd":
-        return _with_map(material, rest)
+        return _with_map(material, arguments)
     return material
 
 
@@ -177,9 +179,9 @@ def _unit(value: float) -> float:
     return min(max(value, 0.0), 1.0) if value == value else 0.0
 
 
-def _with_map(material: MtlMaterial, rest: str) -> MtlMaterial:
+def _with_map(material: MtlMaterial, arguments: str) -> MtlMaterial:
     """`-s 2 2 -clamp on a name with blanks.png`: the options and what is behind them."""
-    words = rest.split(" ")
+    words = arguments.split(" ")
     while words and (words[0] == "" or words[0].lower() in OPTIONS):
         option = words.pop(0).lower()
         if not option:

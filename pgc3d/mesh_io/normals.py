@@ -36,10 +36,10 @@ def complete_normals(
     made, made_faces = crease_normals(welded, welded_faces, crease=crease)
     if opposed > MAX_OPPOSED or not bool(known.any()):
         return made, made_faces, opposed
-    kept, index = torch.unique(source.normal_faces[known], return_inverse=True)
-    normal_faces = made_faces + len(kept)
+    used, index = torch.unique(source.normal_faces[known], return_inverse=True)
+    normal_faces = made_faces + len(used)
     normal_faces[known] = index
-    return torch.cat([source.normals[kept], made]), normal_faces, opposed
+    return torch.cat([source.normals[used], made]), normal_faces, opposed
 
 
 def _opposed(source: SourceMesh, welded: Tensor, welded_faces: Tensor, known: Tensor) -> float:

@@ -47,9 +47,9 @@ class Faces:
         if len(missing):
             corner = int(missing[0])
             row = int(np.repeat(self.rows, self.counts)[corner])
-            found = f"{KINDS[slot]} {index[corner]} of {len(listed)} in line {lines.number(row)}"
+            reference = f"{KINDS[slot]} {index[corner]} of {len(listed)} in line {lines.number(row)}"
             rule = "a face must use what the file lists, counted from 1"
-            raise InputError(f"{rule}, got {found} of {lines.path}; export it again")
+            raise InputError(f"{rule}, got {reference} of {lines.path}; export it again")
         return places
 
 

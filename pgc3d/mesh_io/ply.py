@@ -88,8 +88,8 @@ def read_ply(data: bytes, path: Path) -> SourceMesh:
 
 def _listed(header: Header) -> Element | None:
     """The element that lists the surface."""
-    found = (header.element(*names) for names in (FACES, STRIPS))
-    return next((item for item in found if item and item.count and _indices_name(item)), None)
+    elements = (header.element(*names) for names in (FACES, STRIPS))
+    return next((item for item in elements if item and item.count and _indices_name(item)), None)
 
 
 def _indices_name(element: Element) -> str | None:
@@ -248,10 +248,10 @@ def _lost(header: Header, vertex: Element, listed: Element, images: int) -> tupl
         | {n for pair in UV for n in pair}
     )
     for element in (vertex, listed):
-        others = [item.name for item in element.properties if item.name not in known]
-        if others:
-            noun = f"{element.name} {'property' if len(others) == 1 else 'properties'}"
-            lost.append(f"{noun} {_names(others)}")
+        unused = [item.name for item in element.properties if item.name not in known]
+        if unused:
+            noun = f"{element.name} {'property' if len(unused) == 1 else 'properties'}"
+            lost.append(f"{noun} {_names(unused)}")
     extra = [item.name for item in header.elements if item not in (vertex, listed) and item.count]
     if extra:
         lost.append(f"{'element' if len(extra) == 1 else 'elements'} {_names(extra)}")

@@ -104,14 +104,14 @@ def _parse_text(data: bytes, header: Header, path: Path) -> bytes:
 
 def _slow_numbers(text: bytes, before: int, path: Path) -> list[float]:
     """The same word by word, to find what is wrong."""
-    found = []
+    values = []
     for row, line in enumerate(text.split(b"\n"), before + 1):
         for word in line.split():
             value = number(decoded(word))
             if value is None:
                 raise InputError(line_fault(path, row, "must hold numbers", word))
-            found.append(value)
-    return found
+            values.append(value)
+    return values
 
 
 def _read(table: _Table) -> tuple[dict[str, Column], int]:
@@ -151,7 +151,7 @@ def _record(table: _Table, lengths: Sequence[int]) -> np.dtype[Any]:
 
 
 def _columns(element: Element, rows: Array, lengths: Sequence[int]) -> dict[str, Column]:
-    found: dict[str, Column] = {}
+    columns: dict[str, Column] = {}
     items = iter(lengths)
     for k, item in enumerate(element.properties):
         values = rows[str(k)].reshape(-1)
@@ -159,8 +159,8 @@ def _columns(element: Element, rows: Array, lengths: Sequence[int]) -> dict[str,
             column = Column(values, np.full(len(rows), next(items), dtype=np.int64), is_list=True)
         else:
             column = Column(values)
-        found.setdefault(item.name, column)
-    return found
+        columns.setdefault(item.name, column)
+    return columns
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,7 @@ def _walk(table: _Table, rows: int) -> _Walk:
 
 
 def _mixed_columns(table: _Table, walk: _Walk) -> dict[str, Column]:
-    found: dict[str, Column] = {}
+    columns: dict[str, Column] = {}
     place, index = walk.ends[:-1], 0
     for item in table.element.properties:
         kind = table.kind(item.kind)
@@ -221,8 +221,8 @@ def _mixed_columns(table: _Table, walk: _Walk) -> dict[str, Column]:
         else:
             column = Column(_gather(table.body, place, kind))
             place = place + kind.itemsize
-        found.setdefault(item.name, column)
-    return found
+        columns.setdefault(item.name, column)
+    return columns
 
 
 def _gather(body: bytes, places: Ints, kind: np.dtype[Any]) -> Array:

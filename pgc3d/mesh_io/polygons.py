@@ -55,10 +55,10 @@ def _cut(vertices: Floats, index: Ints) -> Ints:
         normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-300)
         count = index.shape[1]
         local = np.tile(_fan(count, 0), (len(index), 1, 1))
-        rest = np.flatnonzero(~(_facing(points, normal) > FLAT).all(axis=1))
+        remaining = np.flatnonzero(~(_facing(points, normal) > FLAT).all(axis=1))
         if count <= MAX_FANS:
-            rest = _best_fans(points, normal, local, rest)
-        for k in rest.tolist():
+            remaining = _best_fans(points, normal, local, remaining)
+        for k in remaining.tolist():
             local[k] = _ears(points[k], normal[k], local[k])
     return local
 
@@ -81,23 +81,23 @@ def _facing(points: Floats, normal: Floats) -> Floats:
     return sines
 
 
-def _best_fans(points: Floats, normal: Floats, local: Ints, rest: Ints) -> Ints:
+def _best_fans(points: Floats, normal: Floats, local: Ints, remaining: Ints) -> Ints:
     """Put the best fan into `local` where one covers the polygon (or for quads, which have no other cut).
 
     Returns:
         The polygons that are left.
     """
     count = points.shape[1]
-    points, normal = points[rest], normal[rest]
-    best, start = np.full(len(rest), -np.inf), np.zeros(len(rest), dtype=np.int64)
+    points, normal = points[remaining], normal[remaining]
+    best, start = np.full(len(remaining), -np.inf), np.zeros(len(remaining), dtype=np.int64)
     for k in range(2 if count == 4 else count):
         turned = np.roll(points, -k, axis=1)
         worst = _facing(turned - turned[:, :1], normal).min(axis=1)
         better = worst > best
         best[better], start[better] = worst[better], k
-    chosen = np.ones(len(rest), dtype=bool) if count == 4 else best > FLAT
-    local[rest[chosen]] = (_fan(count, 0) + start[chosen, None, None]) % count
-    return rest[~chosen]
+    chosen = np.ones(len(remaining), dtype=bool) if count == 4 else best > FLAT
+    local[remaining[chosen]] = (_fan(count, 0) + start[chosen, None, None]) % count
+    return remaining[~chosen]
 
 
 def _ears(points: Floats, normal: Floats, fan: Ints) -> Ints:

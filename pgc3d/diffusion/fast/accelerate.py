@@ -49,7 +49,7 @@ def accelerate(
     predictor = accelerate_network(model.unet, recorded=recorded, compiled=compiled)
     model = replace(model, predictor=predictor)
     if reason := why_unsupported(vae.encoder):
-        logger.warning("the VAE's encoder runs in diffusers' implementation, not in the fast one: %s", reason)
+        logger.warning("the VAE's encoder runs in diffusers' implementation, since %s", reason)
         return spare_memory(model) if low_memory else model
     vae.encoder.to(memory_format=torch.channels_last)
     score_bytes = SMALL_SCORE_BYTES if low_memory else SCORE_BYTES

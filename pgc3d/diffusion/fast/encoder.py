@@ -68,7 +68,7 @@ class FastEncoder:
         tokens = gn.to_pixels(normal)
         heads = (block.to_q(tokens), block.to_k(tokens), block.to_v(tokens))
         result = attention(*heads, score_bytes=self.score_bytes, keep=not self.recompute)
-        return gn.to_picture(block.to_out[0](result), x.shape[2]).add_(x)
+        return gn.to_image(block.to_out[0](result), x.shape[2]).add_(x)
 
 
 class _Convolution(torch.autograd.Function):
@@ -118,7 +118,7 @@ class _Resnet(torch.autograd.Function):
             shortcut = functional.linear(pixels, block.conv_shortcut.weight[:, :, 0, 0])
         ctx.save_for_backward(pixels, None if options.recompute else hidden, *first, *second)
         ctx.block, ctx.implementation, ctx.height = block, implementation, height
-        return gn.to_picture(result.add_(shortcut), height)
+        return gn.to_image(result.add_(shortcut), height)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
@@ -133,14 +133,14 @@ class _Resnet(torch.autograd.Function):
         pull = gn.to_pixels(_convolve_back(gradient, block.conv2.weight))
         pull = gn.backward(pull, hidden, _norm(block.norm2), second, implementation=implementation)
         del hidden
-        pull = gn.to_pixels(_convolve_back(gn.to_picture(pull, height), block.conv1.weight))
+        pull = gn.to_pixels(_convolve_back(gn.to_image(pull, height), block.conv1.weight))
         residual = gn.to_pixels(gradient)
         if block.conv_shortcut is not None:
             residual = residual @ block.conv_shortcut.weight[:, :, 0, 0]
         result = gn.backward(
             pull, pixels, _norm(block.norm1), first, residual=residual, implementation=implementation
         )
-        return gn.to_picture(result, height), None, None, None
+        return gn.to_image(result, height), None, None, None
 
 
 def _convolve(x: Tensor, convolution: Any) -> Tensor:
@@ -175,7 +175,7 @@ def residual_branch(
 
 
 def _convolve_pixels(pixels: Tensor, convolution: Any, height: int) -> Tensor:
-    return gn.to_pixels(functional.conv2d(gn.to_picture(pixels, height), convolution.weight, padding=1))
+    return gn.to_pixels(functional.conv2d(gn.to_image(pixels, height), convolution.weight, padding=1))
 
 
 def _convolve_back(gradient: Tensor, weight: Tensor) -> Tensor:

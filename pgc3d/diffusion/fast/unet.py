@@ -30,7 +30,7 @@ class FastResnet(torch.nn.Module):
         else:
             shortcut = block.conv_shortcut
             result.add_(functional.linear(pixels, shortcut.weight[:, :, 0, 0], shortcut.bias + bias))
-        return gn.to_picture(result, height)
+        return gn.to_image(result, height)
 
 
 def replace_resnets(network: Any) -> None:
