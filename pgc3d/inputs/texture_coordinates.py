@@ -69,7 +69,7 @@ def choose_coordinates(
     if choice == "own":
         if not usable:
             raise InputError(
-                f"--uv own needs texture coordinates that can be used, but those of {path.name} {reasons[0]}; "
+                f"--uv own needs usable texture coordinates, but those of {path.name} {reasons[0]};  "
                 "use --uv auto"
             )
         return _folded(usable[0], source, rasterizer, device)

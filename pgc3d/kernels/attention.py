@@ -1,9 +1,9 @@
-"""Attention of one wide head by matrix products, a block of query rows at a time, with its own backward pass.
+"""Attention of one wide head by matrix products in blocks of query rows, with its own backward pass.
 
-Fused attention kernels stop at a head size of 256, and what is left for the 512 channels of a VAE's middle
-block has a backward pass many times slower than the products it is made of. Here the probabilities of a
-block of rows are computed, used, and kept for the backward pass or computed again in it: then memory is
-bounded by the block.
+Fused attention kernels support head sizes up to 256, and the fallback for the 512 channels of a VAE's middle
+block has a backward pass many times slower than its matrix products. Here the probabilities of a block of
+rows are computed, used, and either stored for the backward pass or recomputed in it, which bounds the memory
+by the block.
 """
 
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-SCORE_BYTES = 256 << 20  # of a block's scores: large products, few launches
+SCORE_BYTES = 256 << 20  # of a block's scores: large matrix products, few launches
 SMALL_SCORE_BYTES = 32 << 20
 
 
@@ -47,7 +47,7 @@ def attention(
 def attention_plain(
     query: Float[Tensor, "B N D"], key: Float[Tensor, "B M D"], value: Float[Tensor, "B M E"]
 ) -> Float[Tensor, "B N E"]:
-    """The same as one expression, differentiated by autograd: the twin of `attention`."""
+    """The reference of `attention`: one expression, differentiated by autograd."""
     scores = query @ key.transpose(1, 2) * query.shape[-1] ** -0.5
     return torch.softmax(scores, dim=-1) @ value
 

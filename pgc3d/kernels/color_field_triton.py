@@ -1,4 +1,4 @@
-"""Base colours of a hash grid and an MLP of two layers on CUDA, each way in one pass over the points.
+"""Base colours of a hash grid and an MLP of two layers on CUDA, forward and backward in one pass each.
 
 The twin in plain torch is what `representation.fields.ColorField` does otherwise: encoding, linear layer,
 ReLU, linear layer, sigmoid. Forward writes the colours alone; backward finds features and hidden values

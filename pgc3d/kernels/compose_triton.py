@@ -1,7 +1,7 @@
-"""What every pixel shows, composed into an image on CUDA, each way in one pass over the pixels.
+"""Composition of surface attributes into an image on CUDA, forward and backward in one pass each.
 
-The twin in plain torch is `render.mesh_renderer._compose` with `render.shading`, which states the formulas.
-Nothing but the inputs is kept for the backward pass.
+The reference in plain torch is `render.mesh_renderer._compose` with `render.shading`, which states the
+formulas. Only the inputs are stored for the backward pass.
 """
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call"

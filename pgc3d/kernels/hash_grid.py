@@ -17,7 +17,7 @@ PRIMES = (1, 2_654_435_761, 805_459_861)
 
 @dataclass(frozen=True)
 class HashLayout:
-    """Where each level lies in the table; a level is dense while its grid fits, hashed from there on."""
+    """The rows of each level in the table; a level is dense where its grid fits, else hashed."""
 
     resolutions: tuple[int, ...]  # cells along an axis
     offsets: tuple[int, ...]  # first row of each level, and the number of rows at the end
@@ -56,7 +56,7 @@ def encode_backward(
     *,
     need_points: bool,
 ) -> tuple[Float[Tensor, "N C"], Float[Tensor, "P 3"] | None]:
-    """Gradients of `encode` for the table and, where needed, the points; the corners are found again."""
+    """Gradients of `encode` for the table and, where needed, the points; the corners are recomputed."""
     width = table.shape[1]
     table_gradient = torch.zeros_like(table)
     point_gradient = torch.zeros_like(points) if need_points else None

@@ -1,4 +1,4 @@
-"""The kind of a file that is no mesh of a format read here, and how to convert it."""
+"""Detection of files in unsupported formats, with the way to convert them."""
 
 import json
 import re
@@ -74,7 +74,7 @@ MESHES = ("glb", "gltf", "obj", "ply", "stl", "fbx", "dae", "usdc", "usda", "usd
 
 
 def explain_foreign(path: Path, data: bytes) -> str | None:
-    """One line with the kind of a file and how to convert it; None where it may be a mesh that is read here.
+    """A message with the kind of a file and its conversion; None where it may be in a supported format.
 
     The content counts first, then the suffix. `data` is the whole file, empty where there is none.
     """

@@ -1,4 +1,4 @@
-"""Numbers of a glTF accessor as numpy arrays; nothing beyond a buffer view is read."""
+"""Values of a glTF accessor as numpy arrays; reads are bounded by the buffer view."""
 
 from collections.abc import Collection
 
@@ -125,7 +125,7 @@ def _strided(
 
 
 def _replace(document: Document, entry: Entry, values: NDArray[np.generic]) -> None:
-    """Put the elements that a sparse accessor has instead of the others."""
+    """Replace the elements that a sparse accessor lists."""
     sparse = entry.entry("sparse")
     number = sparse.integer("count")
     if number > entry.integer("count"):

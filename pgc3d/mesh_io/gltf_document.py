@@ -1,4 +1,4 @@
-"""A glTF 2.0 document with its buffers, and access to JSON that somebody else wrote.
+"""A glTF 2.0 document with its buffers, and validated access to its JSON.
 
 https://registry.khronos.org/glTF/specs/2.0/glTF-2.0.html
 """
@@ -25,7 +25,7 @@ LARGEST = 2**53  # whole numbers up to which JSON is exact
 
 @dataclass(frozen=True)
 class Entry:
-    """An object of the document; what is missing or of a wrong type is named with its place."""
+    """An object of the document; errors about missing or wrong values contain its path."""
 
     value: Mapping[str, Any]
     place: str  # as in "accessors[3]"
@@ -35,7 +35,7 @@ class Entry:
         return key in self.value
 
     def error(self, key: str, needed: str) -> InputError:
-        """The error about one value, to be raised."""
+        """An error about one value, to be raised by the caller."""
         found = repr(self.value[key])[:60] if key in self.value else "nothing"
         name = f"{self.place}.{key}" if self.place else key
         return InputError(
@@ -54,7 +54,7 @@ class Entry:
         return value
 
     def index(self, key: str, count: int) -> int | None:
-        """A place in a list of `count`, None where there is no such key."""
+        """An index in a list of `count` items, None where there is no such key."""
         if key not in self.value:
             return None
         value = self.integer(key)
@@ -63,7 +63,7 @@ class Entry:
         return value
 
     def indices(self, key: str, count: int) -> list[int]:
-        """Places in a list of `count`, none where there is no such key."""
+        """Indices in a list of `count` items, empty where there is no such key."""
         values = self.value.get(key, [])
         if not isinstance(values, list) or not all(type(v) is int and 0 <= v < count for v in values):
             raise self.error(key, f"a list of indices below {count}")
@@ -135,7 +135,7 @@ def _finite(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class Document:
-    """A glTF file, its lists taken apart once. Buffers are opened when they are read."""
+    """A parsed glTF file; its buffers are opened when they are read."""
 
     path: Path
     root: Entry
@@ -169,7 +169,7 @@ class Document:
         return self.resource(entry, "buffer")
 
     def resource(self, entry: Entry, kind: str) -> bytes:
-        """What the URI of a buffer or an image stands for: data, or a file of the folder."""
+        """The content of a buffer's or an image's URI: a data URI, or a file in the folder."""
         uri = entry.text("uri")
         if uri[:5].lower() != "data:":
             return read_limited(inside(self.path.parent, uri, self.path), f"{kind} of {self.path.name}")
@@ -209,7 +209,7 @@ MESHOPT = ("EXT_meshopt_compression", "KHR_meshopt_compression")
 
 
 def compressed(path: Path, method: str, extension: str) -> InputError:
-    """The error about a compressed surface, to be raised."""
+    """An error about a compressed surface, to be raised by the caller."""
     return InputError(
         f"a glTF file must hold its surface plainly, but {path.name} compresses it with {method} "
         f"({extension}); export it without compression"
@@ -270,7 +270,7 @@ def _parse_json(data: bytes, path: Path) -> dict[str, Any]:
 
 
 def _without_null(values: dict[str, Any]) -> dict[str, Any]:
-    """Some programs write null for what they have not."""
+    """The object without null values, which some programs write for missing ones."""
     return {key: value for key, value in values.items() if value is not None}
 
 
@@ -309,5 +309,5 @@ def split_glb(data: bytes) -> tuple[bytes, bytes | None]:
             if start + 8 + size > len(data):
                 raise ValueError("its binary chunk is cut off")
             return text, data[start + 8 : start + 8 + size]
-        start += 8 + size  # chunks of other kinds are to be passed over
+        start += 8 + size  # chunks of other kinds are skipped
     return text, None

@@ -1,4 +1,4 @@
-"""What a glTF file has that a textured copy of its surface lacks, and what was passed over in reading it."""
+"""Contents of a glTF file that are lost in a textured copy of its surface."""
 
 import re
 
@@ -15,7 +15,7 @@ KEPT_MATERIALS = "KHR_materials_unlit"
 
 
 def losses(document: Document, scene: Scene) -> tuple[str, ...]:
-    """Noun phrases with their numbers, the largest things first; what is damaged here refuses no surface."""
+    """Noun phrases with their numbers, the largest first; damage in these contents is not an error."""
     try:
         return _losses(document, scene)
     except InputError:

@@ -1,4 +1,4 @@
-"""Base colours of glTF materials. Images are opened when they are first used."""
+"""Base colours of glTF materials; images are opened at their first use."""
 
 import io
 import math
@@ -23,7 +23,7 @@ OTHER_IMAGES = ("EXT_texture_webp", "EXT_texture_avif", "KHR_texture_basisu", "M
 
 
 def read_materials(document: Document) -> tuple[SourceMaterial, ...]:
-    """The materials in the file's order. One that is damaged is refused when its image is loaded."""
+    """The materials in the file's order. A damaged one raises an error when its image is loaded."""
     return tuple(_tolerated(document, entry) for entry in document.root.entries("materials"))
 
 
@@ -180,7 +180,7 @@ def decode_image(data: bytes, name: str) -> Image.Image:
         raise InputError(
             f"an image of a mesh must be smaller, got {name} with {len(data)} bytes; reduce it"
         ) from error
-    except Exception as error:  # Pillow's readers raise whatever they like
+    except Exception as error:  # Pillow's readers raise exceptions of any kind
         raise InputError(
             f"an image of a mesh must be readable, but {name} is damaged; save it again"
         ) from error

@@ -56,10 +56,10 @@ def is_surface(primitive: Entry) -> bool:
 
 
 def require_plain(document: Document, primitive: Entry) -> None:
-    """Refuse a surface that is compressed and has no plain copy.
+    """Check that a surface is not compressed, or has an uncompressed copy.
 
     Raises:
-        InputError: it is so.
+        InputError: it is compressed.
     """
     if primitive.extension(DRACO) is None:
         return
@@ -106,10 +106,10 @@ def attribute(document: Document, primitive: Entry, name: str) -> int | None:
 def read_faces(document: Document, primitive: Entry) -> Indices:
     """Triangles [F, 3] of a list, strip or fan, all wound alike.
 
-    Those of a strip that have no area, which only join its pieces, are left out.
+    Degenerate triangles of a strip, which only connect its parts, are removed.
 
     Raises:
-        InputError: an index points at nothing.
+        InputError: an index is out of range.
     """
     vertices, number = sizes(document, primitive)
     mode = primitive.integer("mode", TRIANGLES)

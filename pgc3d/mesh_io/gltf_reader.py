@@ -1,6 +1,6 @@
-"""Read the surface of a glTF or GLB as its default scene shows it, with its colours.
+"""The surface of the default scene of a glTF or GLB, with its colours.
 
-Skins stand in the pose of their joints, morph targets have their weights at rest, instances are copies.
+Skins are in the pose of their joints, morph targets have their default weights, instances are copied.
 """
 
 from dataclasses import dataclass, field
@@ -53,7 +53,7 @@ def read_gltf(data: bytes, path: Path) -> SourceMesh:
     """The surface of a glTF or GLB, whichever `data` is; `path` locates its other files.
 
     Raises:
-        InputError: it is damaged, compressed, too large, or needs something that is not read.
+        InputError: it is damaged, compressed, too large, or requires an unsupported extension.
     """
     document = parse_document(data, path)
     _require_known(document)
@@ -95,7 +95,7 @@ def _require_known(document: Document) -> None:
 
 
 def _require_sizes(document: Document, scene: Scene) -> list[str]:
-    """Refuse what is too large, before anything is read; notes about what is no surface."""
+    """Check the size before any data is read; the notes about primitives that are no surface."""
     vertices = faces = lines = cut = 0
     of_mesh: dict[int, tuple[int, int, int, int]] = {}
     for shown in scene.shown:
@@ -144,7 +144,7 @@ def _notes(document: Document, scene: Scene) -> list[str]:
 
 @dataclass
 class _Builder:
-    """The lists of a `SourceMesh` while they grow."""
+    """Accumulates the arrays of a `SourceMesh`."""
 
     document: Document
     scene: Scene
@@ -240,7 +240,7 @@ class _Builder:
         self.counts["parts"] += 1
 
     def finish(self, notes: tuple[str, ...], lost: tuple[str, ...]) -> SourceMesh:
-        """All of it as tensors."""
+        """The source mesh as tensors."""
         if not self.faces:
             require_counts(self.document.path, faces=0)
         colors = torch.from_numpy(np.concatenate(self.colors)).float() if self.colored else None

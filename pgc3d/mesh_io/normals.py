@@ -1,4 +1,4 @@
-"""The normals of a mesh that somebody else made, completed and checked against its faces; on the CPU."""
+"""Normals of a source mesh, completed and checked against its faces; on the CPU."""
 
 import torch
 from jaxtyping import Float, Int
@@ -13,12 +13,12 @@ MAX_OPPOSED = 0.5  # fraction of the surface whose normals may point to the othe
 def complete_normals(
     source: SourceMesh, welded: Float[Tensor, "W 3"], welded_faces: Int[Tensor, "F 3"], *, crease: float
 ) -> tuple[Float[Tensor, "N 3"], Int[Tensor, "F 3"], float]:
-    """The file's normals, and normals of the faces where it has none that can be used.
+    """The file's normals, completed by crease normals where they are missing or not usable.
 
     Args:
         source: the mesh.
-        welded: its vertices, one for all at the same place.
-        welded_faces: its faces with them.
+        welded: its welded vertices.
+        welded_faces: its faces, as indices of these.
         crease: see `crease_normals`.
 
     Returns:
@@ -32,7 +32,7 @@ def complete_normals(
     known = usable & (source.normal_faces >= 0)
     opposed = _opposed(source, welded, welded_faces, known)
     if bool(known.all()) and opposed <= MAX_OPPOSED:
-        return source.normals.nan_to_num(), source.normal_faces, opposed  # NaN where no face looks
+        return source.normals.nan_to_num(), source.normal_faces, opposed  # NaN where no face uses it
     made, made_faces = crease_normals(welded, welded_faces, crease=crease)
     if opposed > MAX_OPPOSED or not bool(known.any()):
         return made, made_faces, opposed
@@ -54,7 +54,7 @@ def _opposed(source: SourceMesh, welded: Tensor, welded_faces: Tensor, known: Te
 
 
 def is_inside_out(welded: Float[Tensor, "W 3"], welded_faces: Int[Tensor, "F 3"]) -> bool:
-    """Whether the surface is closed and its faces look inwards."""
+    """Whether the surface is closed and its faces point inwards."""
     points = (welded - welded.mean(dim=0)).double()
     a, b, c = (points.index_select(0, corner) for corner in welded_faces.T.contiguous())
     if not float((a * torch.linalg.cross(b, c)).sum()) < 0:  # six times the volume, where it is closed

@@ -65,7 +65,7 @@ SILENT = frozenset(
 
 @dataclass
 class _Directives:
-    """The content of the lines without numbers of the surface."""
+    """The content of all lines other than vertices and faces."""
 
     libraries: list[str] = field(default_factory=list)
     materials: dict[str, int] = field(default_factory=dict)
@@ -86,7 +86,7 @@ def read_obj(data: bytes, path: Path, *, colors: bool = True) -> SourceMesh:
     The parts are what begins with each line of an object's or a group's name.
 
     Raises:
-        InputError: a line cannot be understood, an index points at nothing, or there are no faces.
+        InputError: a line is not valid, an index is out of range, or there are no faces.
     """
     lines = Lines(data, path)
     rows = lines.starting_with(b"f")
@@ -137,7 +137,7 @@ def _vertices(lines: Lines) -> tuple[Ints, Floats, Floats | None]:
 
 
 def _slot(lines: Lines, faces: Faces, slot: int, cut: Ints) -> tuple[Floats, Ints]:
-    """Texture coordinates or normals and which of them the triangles use: none where there is no list."""
+    """Texture coordinates or normals and the triangles' indices; None where there are none."""
     word, width = ((b"vt", 2), (b"vn", 3))[slot - 1]
     rows, values, counts = lines.numbers(word, least=1 if slot == 1 else 3)
     if not len(rows):

@@ -35,7 +35,7 @@ LARGEST = {"u1": 255.0, "u2": 65535.0, "f4": 1.0, "f8": 1.0}  # value of full co
 
 @dataclass(frozen=True)
 class _Surface:
-    """Triangles [F, 3] and, for faces, where their corners and rows lie in the file."""
+    """Triangles [F, 3] and, for faces, the indices of their corners and rows in the file."""
 
     triangles: Ints
     corners: Ints | None = None  # [F, 3], places in the list of all corners
@@ -121,7 +121,7 @@ def _stack(columns: Columns, names: tuple[str, ...]) -> Floats:
 
 
 def _indices(columns: Columns, path: Path, vertices: int, *, restarts: bool) -> tuple[Ints, Ints]:
-    """The corners of all rows, and how many each row has."""
+    """The corners of all rows, and the number of each row."""
     column = next(columns[name] for name in INDICES if name in columns and columns[name].is_list)
     values = column.values
     whole = values.astype(np.int64) if values.dtype.kind != "f" else _whole(values)

@@ -103,7 +103,7 @@ def _parse_text(data: bytes, header: Header, path: Path) -> bytes:
 
 
 def _slow_numbers(text: bytes, before: int, path: Path) -> list[float]:
-    """The same word by word, to find what is wrong."""
+    """The numbers parsed word by word, for the error message."""
     values = []
     for row, line in enumerate(text.split(b"\n"), before + 1):
         for word in line.split():
@@ -165,7 +165,7 @@ def _columns(element: Element, rows: Array, lengths: Sequence[int]) -> dict[str,
 
 @dataclass(frozen=True)
 class _Walk:
-    """Where the lists of each row begin, how long they are [R, L], and where the rows lie [R + 1]."""
+    """Offsets and lengths of each row's lists [R, L], and offsets of the rows [R + 1]."""
 
     begins: Ints
     counts: Ints
@@ -173,7 +173,7 @@ class _Walk:
 
 
 def _walk(table: _Table, rows: int) -> _Walk:
-    """Step over the rows one by one, since only a list's count gives where the next one lies."""
+    """Offsets found row by row, since the position of a list depends on the counts before it."""
     steps, gap = [], 0  # numbers in front of a list, how its count is read, sizes of count and items
     for item in table.element.properties:
         size = table.kind(item.kind).itemsize

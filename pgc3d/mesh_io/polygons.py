@@ -1,4 +1,4 @@
-"""Cut polygons of any corner count into triangles that cover them exactly and face as they do."""
+"""Triangulation of polygons of any corner count, exact and with the same orientation."""
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -22,12 +22,13 @@ def triangulate(
 ) -> tuple[Int[np.ndarray, "T 3"], Int[np.ndarray, " T"]]:
     """Triangles of polygons that lie one after the other in `corners`, in their order.
 
-    A polygon of n corners becomes n - 2 triangles, whose corners are places in `corners`; one with fewer than
-    three becomes none. No vertex is added. A fan from the first corner is kept where all its triangles face
-    as the polygon does (always, if it is convex), else a fan from another corner or clipped ears are taken.
+    A polygon of n corners becomes n - 2 triangles, whose corners are positions in `corners`; one with fewer
+    than three becomes none. No vertex is added. A fan from the first corner is kept where all its triangles
+    face as the polygon does (always, if it is convex), else a fan from another corner or clipped ears are
+    taken.
 
     Returns:
-        Places in `corners` [T, 3], and the polygon of each triangle [T].
+        Positions in `corners` [T, 3], and the polygon of each triangle [T].
 
     Raises:
         ValueError: a polygon that is not convex has more than MAX_CORNERS corners.
@@ -82,10 +83,10 @@ def _facing(points: Floats, normal: Floats) -> Floats:
 
 
 def _best_fans(points: Floats, normal: Floats, local: Ints, remaining: Ints) -> Ints:
-    """Put the best fan into `local` where one covers the polygon (or for quads, which have no other cut).
+    """Write the best fan to `local` where one covers the polygon (for quads always).
 
     Returns:
-        The polygons that are left.
+        The remaining polygons.
     """
     count = points.shape[1]
     points, normal = points[remaining], normal[remaining]

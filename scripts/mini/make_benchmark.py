@@ -1,4 +1,4 @@
-"""Write the benchmark of the held-out models: input pictures, ground truth, and the list of `pgc3d eval`.
+"""Write the benchmark of the held-out models: input images, ground truth, and the list of `pgc3d eval`.
 
     python scripts/mini/make_benchmark.py DATASET OUT
     pgc3d eval OUT/items.jsonl RESULTS --baseline hull
@@ -7,7 +7,7 @@ The input shows a model from 30 degrees to the right of its front and 20 above t
 azimuth 0 of the benchmark, as of every image run: the truth is turned by -30 degrees about y, so it stands as
 the input shows it, also in place and size (`frame` of the items). Both come from one file, opaque and lit
 alike. Left out are models with more than 30 % of glass, and those with more than 5 % of cut-outs (leaves),
-whose outline no mesh without alpha has.
+whose silhouette needs alpha.
 """
 
 import argparse
@@ -30,17 +30,17 @@ from pgc3d.mesh_io.asset import MeshAsset
 from pgc3d.rendering import build_rasterizer
 
 AZIMUTH_DEGREES = 30.0
-GLASS, CUTOUT = 0.3, 0.05  # shares of the surface, above which a model is left out
+GLASS, CUTOUT = 0.3, 0.05  # fractions of the surface, above which a model is left out
 
 
 def yaw(degrees: float) -> Float[Tensor, "3 3"]:
-    """Turn about y that moves what an azimuth of `degrees` looks at before azimuth 0."""
+    """Rotation about y that maps the view from azimuth `degrees` to azimuth 0."""
     sine, cosine = math.sin(math.radians(degrees)), math.cos(math.radians(degrees))
     return torch.tensor([[cosine, 0.0, -sine], [0.0, 1.0, 0.0], [sine, 0.0, cosine]])
 
 
-def cutout_share(model: Model) -> float:
-    """Share of the surface that alpha textures make invisible, by the mean alpha of each texture."""
+def cutout_fraction(model: Model) -> float:
+    """Fraction of the surface that alpha textures make invisible, by the mean alpha of each texture."""
     corners = model.vertices[model.faces.long()]
     area = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]).norm(dim=-1)
     clear = []
@@ -87,7 +87,7 @@ def main() -> None:
         if len(items) == arguments.limit:
             break
         model = load_model(arguments.dataset, record, device)
-        if record["glass"] > GLASS or cutout_share(model) > CUTOUT:
+        if record["glass"] > GLASS or cutout_fraction(model) > CUTOUT:
             continue
         name = name_of(record, {item.name for item in items})
         truth = truth_of(model, arguments.texture_size, rasterizer)
