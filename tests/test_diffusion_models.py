@@ -135,7 +135,7 @@ def test_missing_tensor_of_a_text_encoder_is_named(folder):
 def test_weights_of_another_shape_are_named(folder):
     file = folder / "vae" / "diffusion_pytorch_model.safetensors"
     save_file(load_file(file) | {"quant_conv.bias": torch.zeros(3)}, file, metadata={"format": "pt"})
-    with pytest.raises(WeightsNotFoundError, match=r"quant_conv\.bias has the shape \[3\] in the place of"):
+    with pytest.raises(WeightsNotFoundError, match=r"quant_conv\.bias has the shape \[3\] instead of"):
         load_latent_diffusion(folder)
 
 
@@ -299,7 +299,7 @@ def test_commit_that_cannot_be_written_down_is_said(hub, tmp_path, monkeypatch, 
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert resolve_model(OWNED, cache=tmp_path / "hub").commit == COMMIT
-    assert f"the commit of {OWNED} cannot be held" in caplog.text
+    assert f"the commit of {OWNED} cannot be recorded" in caplog.text
 
 
 def test_pipeline_in_the_place_of_a_module_is_refused_before_its_weights(hub):

@@ -76,7 +76,7 @@ def test_padding_follows_the_exact_surface(field: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize(
-    "room",
+    "capacity",
     [Capacity(50, 9000, 18000), Capacity(3000, 100, 18000), Capacity(3000, 9000, 100), Capacity(1, 1, 2)],
     ids=["cubes", "vertices", "faces", "all"],
 )

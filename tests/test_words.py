@@ -77,7 +77,7 @@ def test_every_allowance_is_of_a_package():
     [
         ('"""The picture that a teacher wants."""', 3),
         ("# what a file says of its photo", 2),
-        ('raise ValueError(f"an image must be {picture}")', 1),
+        ('raise ValueError(f"a picture must be {picture}")', 1),
         ('x = "photo"', 0),
         ("picture = 1  # see `photo.border` and --photo", 0),
         ('"""\n\nphoto: RGBA.\nthe painting\n"""', 1),

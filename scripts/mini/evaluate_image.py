@@ -71,8 +71,8 @@ def draw(
         unconditional, conditional = output.chunk(2)
         guided = classifier_free_guidance(unconditional, conditional, guidance_scale)
         latents = scheduler.step(guided, timestep, latents).prev_sample
-    image: Tensor = vae.decode(latents, return_dict=False)[0] / 2 + 0.5
-    return image.clamp(0, 1)
+    decoded: Tensor = vae.decode(latents, return_dict=False)[0] / 2 + 0.5
+    return decoded.clamp(0, 1)
 
 
 def psnr(image: Float[Tensor, "M K 3 H W"], truth: Float[Tensor, "M K 3 H W"]) -> Float[Tensor, "M K"]:
