@@ -1,6 +1,6 @@
 """Time the renderer's parts, forward and backward, by number of triangles and resolution.
 
-With --step: time whole optimisation steps of a DMTet, or of a mesh that is painted as for SDXL (--mesh FILE),
+With --step: time whole optimisation steps of a DMTet, or of a textured mesh as for SDXL (--mesh FILE),
 at the loop's own parts, with a fixed image gradient in place of a guidance, so that all of it is what a run
 pays beside its guidance. On CUDA the steps between two logs run under torch's check that nothing waits for
 the device, and a profile counts the launches and all waits, also those inside libraries, which that check
@@ -113,7 +113,7 @@ def time_parts(
 
 
 class FixedGradient:
-    """Stands where a guidance does: the same small gradient in every step, after matrix products.
+    """Replaces a guidance: the same small gradient in every step, after matrix products.
 
     Behind a guidance's work the host has time to launch the rest of the step; without any products, launching
     is what takes the time on a fast GPU.
@@ -138,7 +138,7 @@ class FixedGradient:
 def build_step(
     rasterizer: Rasterizer, options: argparse.Namespace, resolution: int, device: torch.device
 ) -> Problem:
-    """An asset with the regulariser and the clipping of a run."""
+    """A DMTet with the regulariser and the clipping of a run."""
     generator = torch.Generator().manual_seed(0)
     views = options.views or 2
     asset: DMTet | TexturedMesh
@@ -212,7 +212,7 @@ def time_step(problem: Problem, resolution: int, steps: int, device: torch.devic
 
 
 def profile_step(problem: Problem, resolution: int, steps: int = 5, rows: int = 25) -> None:
-    """Print what the device does in a step, how often it is called, and who waits for it."""
+    """Print the device's work in a step, the number of launches, and the synchronisations."""
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as found:
@@ -235,7 +235,7 @@ def benchmark_step(options: argparse.Namespace, device: torch.device, backend: B
         times = time_step(problem, resolution, options.repeats, device)
         asset = problem.representation
         if isinstance(asset, TexturedMesh):
-            scene = f"{len(asset.mesh.faces)} painted triangles"
+            scene = f"{len(asset.mesh.faces)} textured triangles"
         else:
             assert isinstance(asset, Meshable)
             scene = f"{options.cells} cells, {len(asset.to_mesh().faces)} triangles"
@@ -273,7 +273,7 @@ def main() -> None:
     parser.add_argument("--views", type=int, default=None, help="4 on CUDA, else 1")
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--step", action="store_true", help="whole optimisation steps, 2 views")
-    parser.add_argument("--mesh", type=Path, default=None, help="painted in place of a DMTet, with --step")
+    parser.add_argument("--mesh", type=Path, default=None, help="textured instead of a DMTet, with --step")
     parser.add_argument("--cells", type=int, default=128, help="of the DMTet, with --step")
     parser.add_argument("--products", type=int, default=0, help="8192 x 8192, in the place of a guidance")
     parser.add_argument("--profile", action="store_true", help="with --step on CUDA: kernels and waits")

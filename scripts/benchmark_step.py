@@ -50,7 +50,7 @@ COLUMNS = {  # with their widths
 
 @dataclass(frozen=True)
 class Code:
-    """A way to run the modules, and what the planner expects of it."""
+    """An implementation of the modules, and the planner's costs of it."""
 
     model: LatentDiffusion
     costs: plan.Costs
@@ -118,8 +118,8 @@ def synchronize(device: torch.device) -> None:
 def run_step(code: Code, inputs: Inputs, clock: Clock | None = None) -> tuple[Tensor, Tensor]:
     """One step as `guidance.sds` does it; the image's gradient and the noise that was predicted.
 
-    The gradient that is pulled back is given, so that a comparison of image gradients says how exact the
-    encoder is; the prediction is compared by itself.
+    The gradient on the latents is given, so that a comparison of image gradients measures the accuracy of the
+    encoder; the prediction is compared separately.
     """
     mark: Callable[..., None] = clock.mark if clock else lambda **_: None
     model, shown = code.model, inputs.image[..., :1].expand_as(inputs.image)
@@ -145,13 +145,13 @@ def run_step(code: Code, inputs: Inputs, clock: Clock | None = None) -> tuple[Te
 
 
 def own_bytes(code: Code) -> int:
-    """What the weights take."""
+    """Bytes of the weights."""
     parameters = [parameter for module in code.modules for parameter in module.parameters()]
     return sum(p.numel() * p.element_size() for p in parameters if not p.is_meta)
 
 
 def peak_bytes(code: Code, inputs: Inputs) -> int | None:
-    """The most that one step holds, with its own weights and without other codes'; CUDA only."""
+    """The peak memory of one step, with its own weights and without other codes'; CUDA only."""
     if code.model.device.type != "cuda":
         return None
     torch.cuda.synchronize()
@@ -174,10 +174,10 @@ def count_operations(code: Code, inputs: Inputs) -> int:
 
 
 def reference(code: Code, inputs: Inputs) -> tuple[Tensor, Tensor]:
-    """The same step in float32, by diffusers' code; one picture at a time, as more might not fit."""
+    """The same step in float32, by diffusers' code; one image at a time, as more might not fit."""
     exact = code.copied(torch.float32)
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        parts = [run_step(exact, inputs.picture(number)) for number in range(len(inputs.image))]
+        parts = [run_step(exact, inputs.one_image(number)) for number in range(len(inputs.image))]
     gradients, predictions = zip(*parts, strict=True)
     return torch.cat(gradients), torch.cat(predictions)
 
@@ -192,7 +192,7 @@ def agreement(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -> 
 
 
 def make_codes(model: LatentDiffusion, controls: tuple[Control, ...], *, compiled: bool) -> dict[str, Code]:
-    """What is compared; ours has its own copy of the weights."""
+    """The compared implementations; that of pgc3d has its own copy of the weights."""
     theirs = Code(model, plan.PLAIN, controls)
     ours = theirs.copied(next(model.unet.parameters()).dtype)
     ours = replace(
@@ -213,7 +213,7 @@ def make_codes(model: LatentDiffusion, controls: tuple[Control, ...], *, compile
 
 
 def expectation(code: Code, batch: int, rate: float) -> dict[str, float]:
-    """What the planner says about a step, all views at once."""
+    """The planner's estimates for a step, all views at once."""
     model, costs = code.model, code.costs
     vae, unet = model.vae.config, model.unet
     size = plan.ModelSize(

@@ -26,8 +26,8 @@ PICTURE = dict.fromkeys(("vertex_count", "height", "width", "pixel_count"), "i32
 MESH = {"clip": F32, "faces": I64}
 MIX = {"attributes": F32, "data": F32, "faces": I64}
 CHANNELS = {"CHANNELS": 8, "BLOCK": 128}
-PLACES = dict.fromkeys(("places", "color", "data", "key", "camera", "background", "picture", "depth"), F32)
-PULLS = {**PLACES, **dict.fromkeys(("of_picture", "of_depth", "of_places", "of_color"), F32)}
+PLACES = dict.fromkeys(("places", "color", "data", "key", "camera", "background", "image", "depth"), F32)
+PULLS = {**PLACES, **dict.fromkeys(("of_image", "of_depth", "of_places", "of_color"), F32)}
 EDGES = {"clip": F32, "edges": I64, "best": I64, "image": F32}
 KERNELS: list[tuple[Any, Mapping[str, str], Mapping[str, int]]] = [
     (color._forward, COLORS, FIELD),

@@ -1,11 +1,11 @@
-"""Fine-tune a VAE's encoder for a tame gradient: the same latents, less noise on the way back to the picture.
+"""Fine-tune a VAE's encoder for a smaller gradient: the same latents, less noise in the image gradient.
 
     python scripts/finetune_vae_encoder.py OUT --minutes 5
     pgc3d text "a red chair" --set model.vae=OUT
 
 The loss is the squared distance to the frozen encoder's posterior, in units of the latents' variance, plus
 the penalty times E |J^T v|^2 over its value at the start, with the encoder's Jacobian J and normal v. The
-pictures have some noise on them, as they do while they are optimised. The decoder stays as it is.
+images have some noise, as they do during optimisation. The decoder is not changed.
 """
 
 import argparse
@@ -18,14 +18,14 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from pictures import chunks, gather_pictures, load_model
+from pictures import chunks, gather_images, load_model
 from torch import Tensor
 
 from pgc3d.build.run import resolve_device
 from pgc3d.disk import replace_file
 from pgc3d.pgc import statistics
 
-MAX_NOISE = 0.1  # standard deviation on pictures in [0, 1]
+MAX_NOISE = 0.1  # standard deviation on images in [0, 1]
 
 Images = Float[Tensor, "B H W 3"]
 
@@ -38,7 +38,7 @@ def moments(vae: Any, images: Images) -> tuple[Tensor, Tensor]:
 
 
 def input_gradient(vae: Any, images: Images, directions: Tensor, *, create_graph: bool = False) -> Images:
-    """J^T v for the Jacobian of the scaled latents' mean: what score distillation sends to the picture."""
+    """J^T v for the Jacobian J of the scaled latents' mean: the image gradient of score distillation."""
     images = images.detach().requires_grad_()
     latents = moments(vae, images)[0] * vae.config.scaling_factor
     return torch.autograd.grad(latents, images, directions, create_graph=create_graph)[0]
@@ -46,7 +46,7 @@ def input_gradient(vae: Any, images: Images, directions: Tensor, *, create_graph
 
 def finetune(
     vae: Any,
-    pictures: Images,
+    dataset: Images,
     *,
     penalty: float,
     learning_rate: float,
@@ -58,12 +58,12 @@ def finetune(
 
     Args:
         vae: diffusers' AutoencoderKL.
-        pictures: on its device.
+        dataset: images, on its device.
         penalty: of the gradient, in units of its value at the start.
         learning_rate: of Adam.
-        batch: pictures a step.
+        batch: images a step.
         generator: on the CPU.
-        go_on: asked before each step with the number of those done.
+        go_on: whether to continue, called before each step with the number of finished ones.
     """
     from diffusers.models.attention_processor import AttnProcessor
 
@@ -73,10 +73,10 @@ def finetune(
     parts = [part for part in (vae.encoder, vae.quant_conv) if part is not None]
     parameters = [parameter.requires_grad_() for part in parts for parameter in part.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=learning_rate)
-    variance, start = _scales(frozen, pictures, generator)
+    variance, start = _scales(frozen, dataset, generator)
     step = 0
     while go_on(step):
-        images, directions = _draw(vae, pictures, batch, generator)
+        images, directions = _draw(vae, dataset, batch, generator)
         with torch.no_grad():
             expected = moments(frozen, images)
         found = moments(vae, images)
@@ -92,10 +92,10 @@ def finetune(
     return step
 
 
-def _draw(vae: Any, pictures: Tensor, batch: int, generator: torch.Generator) -> tuple[Images, Tensor]:
-    """Pictures with noise on them, and normal directions in the space of their latents."""
-    rows = torch.randint(len(pictures), (batch,), generator=generator)
-    images = pictures[rows.to(pictures.device)]
+def _draw(vae: Any, dataset: Tensor, batch: int, generator: torch.Generator) -> tuple[Images, Tensor]:
+    """Images with noise on them, and normal directions in the space of their latents."""
+    rows = torch.randint(len(dataset), (batch,), generator=generator)
+    images = dataset[rows.to(dataset.device)]
     noise = torch.randn(images.shape, generator=generator) * MAX_NOISE
     noise = noise * torch.rand(batch, 1, 1, 1, generator=generator)
     shape = (batch, vae.config.latent_channels, *(side // _downscale(vae) for side in images.shape[1:3]))
@@ -107,20 +107,20 @@ def _downscale(vae: Any) -> int:
     return int(2 ** (len(vae.config.block_out_channels) - 1))
 
 
-def _scales(vae: Any, pictures: Tensor, generator: torch.Generator, sample: int = 4) -> tuple[Tensor, Tensor]:
+def _scales(vae: Any, dataset: Tensor, generator: torch.Generator, sample: int = 4) -> tuple[Tensor, Tensor]:
     """Variance of the latents, and E |J^T v|^2 for each channel, before any change."""
     with torch.no_grad():
-        variance = moments(vae, pictures[:16])[0].var()
-    values = [input_gradient(vae, *_draw(vae, pictures, 4, generator)).square().mean() for _ in range(sample)]
+        variance = moments(vae, dataset[:16])[0].var()
+    values = [input_gradient(vae, *_draw(vae, dataset, 4, generator)).square().mean() for _ in range(sample)]
     return variance, torch.stack(values).mean()
 
 
-def compare(before: Any, after: Any, pictures: Images, generator: torch.Generator) -> dict[str, Any]:
-    """How close the latents stayed (R^2) and what happened to the gradient's lengths, on the same draws."""
+def compare(before: Any, after: Any, dataset: Images, generator: torch.Generator) -> dict[str, Any]:
+    """Agreement of the latents (R^2) and change of the gradient's lengths, on the same noise."""
     errors, spread = [], []
     gradients: dict[str, list[Tensor]] = {"before": [], "after": []}
-    for picture in chunks(pictures, 1):
-        images, directions = _draw(before, picture, 1, generator)
+    for single in chunks(dataset, 1):
+        images, directions = _draw(before, single, 1, generator)
         with torch.no_grad():
             expected, found = (moments(vae, images)[0] for vae in (before, after))
         errors.append((found - expected).square().mean())
@@ -143,7 +143,7 @@ def main() -> None:
     parser.add_argument("--model", default="mini")
     parser.add_argument("--vae", help="start from another VAE's folder or hub id")
     parser.add_argument("--pictures", type=Path, help="folder; samples of the model where not given")
-    parser.add_argument("--count", type=int, default=96, help="pictures; one in eight only judges")
+    parser.add_argument("--count", type=int, default=96, help="images; one in eight is held out")
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--penalty", type=float, default=0.1)
@@ -154,19 +154,19 @@ def main() -> None:
     if arguments.out.exists():
         raise SystemExit(f"the output folder must not exist, but {arguments.out} does; choose another one")
     loaded = load_model(arguments.model, resolve_device(arguments.device), vae=arguments.vae)
-    pictures = gather_pictures(loaded, arguments.pictures, count=arguments.count, size=arguments.size)
-    if len(pictures) < 8:
-        raise SystemExit(f"there must be at least 8 pictures, as one in 8 is held out, got {len(pictures)}")
+    dataset = gather_images(loaded, arguments.pictures, count=arguments.count, size=arguments.size)
+    if len(dataset) < 8:
+        raise SystemExit(f"there must be at least 8 images, as one in 8 is held out, got {len(dataset)}")
     generator = torch.Generator().manual_seed(arguments.seed)
     vae = loaded.model.vae.float()
-    original, held_out = copy.deepcopy(vae), torch.arange(len(pictures)) % 8 == 7
+    original, held_out = copy.deepcopy(vae), torch.arange(len(dataset)) % 8 == 7
     end = time.monotonic() + 60 * arguments.minutes
     steps = finetune(
-        vae, pictures[~held_out], penalty=arguments.penalty, learning_rate=arguments.learning_rate,
+        vae, dataset[~held_out], penalty=arguments.penalty, learning_rate=arguments.learning_rate,
         batch=arguments.batch, generator=generator, go_on=lambda _: time.monotonic() < end,
     )  # fmt: skip
     report = {"steps": steps, "penalty": arguments.penalty, "learning_rate": arguments.learning_rate}
-    report |= compare(original, vae, pictures[held_out], generator)
+    report |= compare(original, vae, dataset[held_out], generator)
     vae.save_pretrained(arguments.out)
     replace_file(arguments.out / "finetuning.json", (json.dumps(report, indent=1) + "\n").encode())
     print(json.dumps(report, indent=1))

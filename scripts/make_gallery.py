@@ -1,4 +1,4 @@
-"""Run a list of prompts with fixed seeds and lay six views of every exported GLB out in one picture.
+"""Run a list of prompts with fixed seeds and lay six views of every exported GLB out in one image.
 
     python scripts/make_gallery.py RUNS assets/gallery.png
 
@@ -39,7 +39,7 @@ def run_once(folder: Path, arguments: Sequence[str]) -> None:
 
 
 def views(path: Path) -> torch.Tensor:
-    """Six pictures of a mesh file side by side, uint8."""
+    """Six images of a mesh file side by side, uint8."""
     device = torch.device("cpu")
     cameras, background = comparison_views(device)
     rendering = render_asset(
@@ -70,8 +70,8 @@ def main() -> None:
         )
         rows.append(views(folder / "asset.glb"))
         labels.append(f"{prompt}, seed {arguments.seed}")
-        picture = tile(rows, 2 if len(rows) > 1 else 1, labels).numpy()
-        Image.fromarray(picture).quantize(256).save(arguments.out, optimize=True)
+        sheet = tile(rows, 2 if len(rows) > 1 else 1, labels).numpy()
+        Image.fromarray(sheet).quantize(256).save(arguments.out, optimize=True)
 
 
 if __name__ == "__main__":

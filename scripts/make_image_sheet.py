@@ -1,4 +1,4 @@
-"""Turn the pictures in assets/pictures into 3D and lay six views of every GLB out beside its picture.
+"""Turn the images in assets/pictures into 3D and lay six views of every GLB out beside its image.
 
     python scripts/make_image_sheet.py RUNS assets/pictures.jpg
 
@@ -16,15 +16,15 @@ from torch import Tensor
 
 from pgc3d.exporting.turntable import tile
 from pgc3d.images import resize, to_bytes
-from pgc3d.inputs.image import load_photo
+from pgc3d.inputs.image import load_prepared_image
 
 PICTURES = Path(__file__).parent.parent / "assets" / "pictures"
 ELEVATIONS = {"coffee": 55, "barrel": 15, "table": 25, "couch": 20, "teacup": 25}  # degrees, guessed
 
 
 def shown(run: Path) -> UInt8[Tensor, "H W 3"]:
-    """A run's picture as it was prepared, on white."""
-    photo = resize(load_photo(run / "input.png")[None], SIZE)[0]  # premultiplied by alpha
+    """A run's image as it was prepared, on white."""
+    photo = resize(load_prepared_image(run / "input.png")[None], SIZE)[0]  # premultiplied by alpha
     return to_bytes(photo[..., :3] + 1 - photo[..., 3:])
 
 

@@ -53,7 +53,7 @@ def write_random_zero123(
 
 
 def write_projection(folder: Path, *, width: int, half: bool, seed: int = 0) -> None:
-    """What joins the picture's embedding with the pose; the pose is scaled up, so that it counts."""
+    """The layer of the image's embedding and the pose, whose weights are larger, so that it has an effect."""
     from safetensors.torch import save_file
 
     write_json(

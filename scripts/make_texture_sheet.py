@@ -1,4 +1,4 @@
-"""Paint three models of the data set and lay six views of every exported GLB out in one picture.
+"""Texture three models of the data set and lay six views of every exported GLB out in one image.
 
     python scripts/make_texture_sheet.py DATASET RUNS assets/texturing.png
 
@@ -58,7 +58,7 @@ JOBS: dict[str, tuple[str, Callable[[Any], trimesh.Trimesh], str, list[str]]] = 
 
 
 def run(dataset: Path, folder: Path, name: str, options: list[str]) -> Path:
-    """Paint one mesh through the command line, as a user would."""
+    """Texture one mesh with the command line of pgc3d."""
     model, make, prompt, axes = JOBS[name]
     records = json.loads((dataset / "index.json").read_text())
     record = next(record for record in records if record["id"] == model)
@@ -70,7 +70,7 @@ def run(dataset: Path, folder: Path, name: str, options: list[str]) -> Path:
 
 
 def views(out: Path, name: str) -> torch.Tensor:
-    """Six views of the exported file as a viewer shows it, its axes turned into the world."""
+    """Six views of the exported file, its axes rotated into the world."""
     asset = read_mesh(out / "asset.glb")
     axes = JOBS[name][3]
     placement = place(asset.vertices, asset.faces, up=axes[1] if axes else "+y", front="auto")
@@ -91,13 +91,13 @@ def main() -> None:
     parser.add_argument("--quality", default="standard")
     parser.add_argument("--only", nargs="*", default=list(JOBS))
     arguments = parser.parse_args()
-    pictures, labels = [], []
+    images, labels = [], []
     for name in arguments.only:
         out = run(arguments.dataset, arguments.runs, name, ["--quality", arguments.quality])
         shots = list(views(out, name))
-        pictures += shots
+        images += shots
         labels += [f"{JOBS[name][2]} ({name})", *[""] * (len(shots) - 1)]
-    Image.fromarray(tile(pictures, 6, labels).numpy()).save(arguments.sheet)
+    Image.fromarray(tile(images, 6, labels).numpy()).save(arguments.sheet)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
-"""Measure what clipping assumes: how far pixels move while a model samples, and how long their gradients are.
+"""Measure the assumption of clipping: residuals of pixels while a model samples, and gradient lengths.
 
     python scripts/measure_residuals.py OUT --prompts 8 --steps 50
 
 Pan et al. (arXiv 2310.12474) take the gradient of a pixel for its expected residual x_t - x_{t-1} and bound
 it as that is bounded. Here both are measured, as the largest channel of a pixel in [0, 1]:
 
-- residuals between the decoded estimates of the clean picture at consecutive steps of DDIM, and between the
+- residuals between the decoded estimates of the clean image at consecutive steps of DDIM, and between the
   decoded noisy latents themselves; they depend on the number of steps;
 - gradients of score distillation at several noise levels, on the finished sample and on an empty background,
-  with the share of pixels beyond each threshold, for the whole picture and for its edges, the rest of the
+  with the fraction of pixels beyond each threshold, for the whole image and for its edges, the rest of the
   object and the rest of the background.
 
 Writes OUT/residuals.json and OUT/residuals.png (needs matplotlib, in the extra `dev`).
@@ -80,7 +80,7 @@ def gradients(
     guidance_scale: float,
     seed: int,
 ) -> Float[Tensor, "L B H W"]:
-    """Lengths of the gradient of score distillation at every noise level, the same draws for all pictures."""
+    """Lengths of the gradient of score distillation at every noise level, the same draws for all images."""
     model, generator = loaded.model, torch.Generator().manual_seed(seed)
     lengths = torch.empty(len(LEVELS), *images.shape[:3])
     for row, image in enumerate(images):
@@ -104,9 +104,9 @@ def gradients(
 
 
 def backgrounds(images: Images) -> Images:
-    """The median colour around a picture, all over.
+    """Images of the median colour of each image's border.
 
-    Three pixels inside: a decoder pads with zeros, and its pictures are darker at the border.
+    Three pixels inside: a decoder pads with zeros, and its images are darker at the border.
     """
     inner = images[:, 3:-3, 3:-3]
     frame = torch.cat([inner[:, 0], inner[:, -1], inner[:, :, 0], inner[:, :, -1]], dim=1)
@@ -114,7 +114,7 @@ def backgrounds(images: Images) -> Images:
 
 
 def regions(images: Images) -> dict[str, Bool[Tensor, "B H W"]]:
-    """Where in a picture on a plain background a pixel lies."""
+    """Masks of the edges, the object and the background of images on a plain background."""
     channels = images.permute(0, 3, 1, 2)
     pool = torch.nn.functional.max_pool2d
     contrast = (pool(channels, 3, 1, 1) + pool(-channels, 3, 1, 1)).amax(1)
@@ -132,12 +132,12 @@ def quantiles(values: Tensor) -> dict[str, float]:
 
 
 def beyond(values: Tensor) -> dict[str, float]:
-    """Share of the values beyond each threshold."""
+    """Fraction of the values beyond each threshold."""
     return {f"{threshold:g}": (values > threshold).float().mean().item() for threshold in THRESHOLDS}
 
 
 def describe(lengths: Float[Tensor, "L B H W"], places: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Percentiles and shares: of all, by noise level, by place."""
+    """Percentiles and fractions: of all pixels, by noise level, by region."""
     return {
         "all": {**quantiles(lengths), "beyond": beyond(lengths)},
         "by_level": {
@@ -162,7 +162,7 @@ def plot(
     residuals: Mapping[str, list[Lengths]],
     lengths: Mapping[str, Float[Tensor, "L B H W"]],
 ) -> None:
-    """Residuals over the trajectory, how much lies beyond a threshold, lengths by level, and where."""
+    """Plot residuals over the trajectory, fractions beyond thresholds, lengths by noise level, and maps."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -180,7 +180,7 @@ def plot(
     grid = torch.logspace(-3, 1, BINS)
     for name, values in curves.items():
         axes[0, 1].plot(grid, [(values > c).float().mean().item() for c in grid], label=name)
-    axes[0, 1].set(title="share of pixels beyond a length", xlabel="length", xscale="log")
+    axes[0, 1].set(title="fraction of pixels beyond a length", xlabel="length", xscale="log")
     for level, values in zip(LEVELS, lengths["finished"], strict=True):
         counts = torch.histc(values.clamp(1e-4, 10).log10(), BINS, min=-4, max=1)
         edges = torch.logspace(-4, 1, BINS)
@@ -192,11 +192,11 @@ def plot(
         )
         axis.legend(fontsize=7)
     mean_residual = torch.stack(residuals["clean"])[:, 0].mean(0).cpu()
-    shares = (lengths["finished"][:, 0] > 0.1).float().mean(0)
+    fractions = (lengths["finished"][:, 0] > 0.1).float().mean(0)
     shown = {
         "a sample": image.cpu(),
         "its mean residual (clean)": mean_residual,
-        "share of levels beyond 0.1": shares,
+        "fraction of levels beyond 0.1": fractions,
     }
     for axis, (title, values) in zip(axes[1], shown.items(), strict=True):
         drawn = axis.imshow(values.numpy(), cmap="inferno")

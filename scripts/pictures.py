@@ -1,4 +1,4 @@
-"""Pictures to fit and measure on: those of a folder, or samples that a text-to-image model draws itself."""
+"""Images for fits and measurements: those of a folder, or samples of a text-to-image model."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from pgc3d.prompts import ViewPromptConfig, view_prompts
 from pgc3d.requirements import ModelUse
 from pgc3d.types import TextEmbedding
 
-# Objects that the bundled prior knows; all that is drawn or studied takes from here.
+# Objects of the bundled prior's training set; prompts of samples and studies.
 PROMPTS = (
     "a red chair", "a blue armchair", "a horse", "a yellow car", "a bicycle", "a hamburger", "a teapot",
     "a black grand piano", "a green sofa", "a barrel", "a red fire hydrant", "a potted plant", "a city bus",
@@ -48,7 +48,7 @@ class Estimate:
 
     timestep: int
     noisy: Float[Tensor, "B C h w"]  # z_t
-    clean: Float[Tensor, "B C h w"]  # what the model believes to be behind it
+    clean: Float[Tensor, "B C h w"]  # the model's estimate of z_0
 
 
 def load_model(name: str, device: torch.device, *, vae: str | None = None) -> LoadedFolder:
@@ -81,7 +81,7 @@ def sample(
     guidance_scale: float,
     generator: torch.Generator,
 ) -> Iterator[Estimate]:
-    """DDIM without noise (arXiv 2010.02502), one picture for each positive prompt; the last is the result."""
+    """DDIM without noise (arXiv 2010.02502), one image for each positive prompt; the last is the result."""
     from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
     model = loaded.model
@@ -112,30 +112,30 @@ def chunks(rows: Tensor, size: int) -> Iterator[Tensor]:
         yield rows[start : start + size]
 
 
-def draw_pictures(
+def draw_images(
     loaded: LoadedFolder, count: int, *, size: int, seed: int = 0, steps: int = 20, batch: int = 8
 ) -> Float[Tensor, "N H W 3"]:
-    """Samples of the model's own world: the prompts in turn, from random views."""
+    """Samples of the model: the prompts in turn, from random views."""
     generator = torch.Generator().manual_seed(seed)
     prompts = [PROMPTS[number % len(PROMPTS)] for number in range(count)]
     _, positive, negative = encode_views(loaded, prompts, generator)
-    pictures = []
+    images = []
     for rows in chunks(torch.arange(count, device=loaded.model.device), batch):
         trajectory = sample(
             loaded, select(positive, rows), negative,
             size=size, steps=steps, guidance_scale=5.0, generator=generator,
         )  # fmt: skip
         *_, last = trajectory
-        pictures.append(loaded.model.decode(last.clean))
-    return torch.cat(pictures)
+        images.append(loaded.model.decode(last.clean))
+    return torch.cat(images)
 
 
-def read_pictures(folder: Path, *, size: int, limit: int | None = None) -> Float[Tensor, "N H W 3"]:
-    """The pictures of a folder, in the order of their names, cut square and resized; alpha on white."""
+def read_images(folder: Path, *, size: int, limit: int | None = None) -> Float[Tensor, "N H W 3"]:
+    """The images of a folder, in the order of their names, cut square and resized; alpha on white."""
     files = sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)[:limit]
     if not files:
-        raise SystemExit(f"{folder} must hold pictures ({', '.join(sorted(SUFFIXES))}), found none")
-    pictures = []
+        raise SystemExit(f"{folder} must hold images ({', '.join(sorted(SUFFIXES))}), found none")
+    images = []
     for file in files:
         with Image.open(file) as image:
             white = Image.new("RGBA", image.size, "white")
@@ -145,14 +145,14 @@ def read_pictures(folder: Path, *, size: int, limit: int | None = None) -> Float
         square = flat.crop((left, top, left + side, top + side)).resize(
             (size, size), Image.Resampling.LANCZOS
         )
-        pictures.append(torch.from_numpy(np.array(square)).float() / 255)
-    return torch.stack(pictures)
+        images.append(torch.from_numpy(np.array(square)).float() / 255)
+    return torch.stack(images)
 
 
-def gather_pictures(
+def gather_images(
     loaded: LoadedFolder, folder: Path | None, *, count: int, size: int, seed: int = 0
 ) -> Float[Tensor, "N H W 3"]:
-    """Of the folder where there is one, else drawn; on the model's device."""
+    """Images of the folder, or samples where it is None; on the model's device."""
     if folder is None:
-        return draw_pictures(loaded, count, size=size, seed=seed)
-    return read_pictures(folder, size=size, limit=count).to(loaded.model.device)
+        return draw_images(loaded, count, size=size, seed=seed)
+    return read_images(folder, size=size, limit=count).to(loaded.model.device)

@@ -15,7 +15,7 @@ from pgc3d.types import TextEmbedding
 
 @dataclass(frozen=True)
 class Inputs:
-    """What both codes get; prompts are random embeddings of the right size."""
+    """Inputs of all implementations; prompts are random embeddings of the right size."""
 
     image: Tensor
     noise: Tensor
@@ -26,8 +26,8 @@ class Inputs:
     unconditional: TextEmbedding
     time_ids: Tensor | None
 
-    def picture(self, number: int) -> "Inputs":
-        """One of the batch."""
+    def one_image(self, number: int) -> "Inputs":
+        """The inputs of one image of the batch."""
         row = torch.tensor([number], device=self.image.device)
         tensors = ("image", "noise", "posterior_noise", "pull", "timesteps")
         return replace(
@@ -67,7 +67,7 @@ def make_model(layout: Layout, *, tiny: bool, device: torch.device, dtype: torch
 
 
 def make_inputs(model: LatentDiffusion, batch: int) -> Inputs:
-    """Random pictures at the model's own resolution."""
+    """Random images at the model's own resolution."""
     generator = torch.Generator().manual_seed(1)
     config, side = model.unet.config, model.resolution
     shape = model.latent_shape(batch, side)
@@ -96,7 +96,7 @@ def make_control(model: LatentDiffusion) -> Control:
     """A depth ControlNet with random weights beside the model's UNet."""
     from diffusers.models.controlnets.controlnet import ControlNetModel
 
-    widths = (16, 32, 96, 256)  # of the layers that see the picture; each but the first halves its sides
+    widths = (16, 32, 96, 256)  # of the condition's layers; each but the first halves the sides
     network = ControlNetModel.from_unet(model.unet, conditioning_embedding_out_channels=widths)
     torch.nn.Module.to(network, device=model.device, dtype=next(model.unet.parameters()).dtype)
     randomize(network, torch.Generator(model.device).manual_seed(2))

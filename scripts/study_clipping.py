@@ -2,24 +2,24 @@
 
     python scripts/study_clipping.py OUT --jobs 8                       # the whole study, on a GPU
     python scripts/study_clipping.py OUT --small                        # minutes on a CPU
-    python scripts/study_clipping.py OUT --items BENCHMARK/items.jsonl  # pictures in place of prompts
+    python scripts/study_clipping.py OUT --items BENCHMARK/items.jsonl  # images in place of prompts
     python scripts/study_clipping.py OUT --prompt "a red chair" --rules none,pixel=0.1 --seeds 1
     python scripts/study_clipping.py OUT --summary                      # tables and plots of what is there
 
 OUT/results.jsonl grows by a line with every run; runs that are in it are not repeated, so that a study can be
-stopped at any time and made in several sittings, prompts and pictures one after the other. The linear encoder
-and the fine-tuned VAE are made at the start where a rule asks for them. At the end, and with --summary:
+stopped at any time and made in several sittings, prompts and images one after the other. The linear encoder
+and the fine-tuned VAE are made at the start where a rule needs them. At the end, and with --summary:
 
     OUT/summary.md      means with 95 % bootstrap intervals over objects and seeds, paired differences to
                         `none` and to `pixel=0.1`; a difference whose interval holds zero is a tie
-                        pictures are also measured against the truth, see `pgc3d eval --frame`
+                        images are also measured against the truth, see `pgc3d eval --frame`
     OUT/summary.png     the same as a plot (needs matplotlib, in the extra `dev`)
-    OUT/sheets/*.png    six views of every rule's asset, by object, first seed; a picture's truth is on top
+    OUT/sheets/*.png    six views of every rule's asset, by object, first seed; an image's truth is on top
     OUT/views/          the views, by run
 
 A rule is one of `pgc3d ablate`, with +linear behind it for gradients through the linear encoder (prompts
-only), or +vae for the fine-tuned VAE. It clips what the text-to-image or novel-view model asks for, never the
-comparison with the input picture.
+only), or +vae for the fine-tuned VAE. It clips the gradient of the text-to-image or novel-view model, never
+that of the reference view.
 """
 
 import argparse
@@ -58,7 +58,7 @@ SMALL_RULES = ("none", "pixel=0.1", "pngd=0.1")
 def work_off(
     jobs: Iterable[Job], results: Path, work: Callable[[Job], dict[str, Any]], *, processes: int
 ) -> None:
-    """Do the jobs that have no line yet and append a line for each, as they end."""
+    """Run the jobs that have no line yet and append a line for each when it ends."""
     _end_last_line(results)
     done = {(line["kind"], line["task"], line["rule"], line["seed"]) for line in read_results(results)}
     left = [job for job in jobs if (job.kind, job.task, job.rule, job.seed) not in done]
@@ -71,7 +71,7 @@ def work_off(
 
 
 def require_same_settings(jobs: Sequence[Job], results: Path, settings: Settings) -> None:
-    """Refuse to go on with a study whose lines come from other settings; older lines do not say theirs."""
+    """Check that the lines of a study come from the same settings; older lines have none and pass."""
     examples = {(job.kind, job.task): job for job in jobs}
     expected = {key: fingerprint(job, settings) for key, job in examples.items()}
     for line in read_results(results):
@@ -84,14 +84,14 @@ def require_same_settings(jobs: Sequence[Job], results: Path, settings: Settings
 
 
 def _end_last_line(path: Path) -> None:
-    """Keep what a crash left of a line apart from the next one."""
+    """End a line that a crash cut off, so that the next one is separate."""
     if path.exists() and path.read_bytes()[-1:] not in {b"", b"\n"}:
         with path.open("a", encoding="utf-8") as stream:
             stream.write("\n")
 
 
 def prepare(rules: Iterable[str], settings: Settings, *, small: bool) -> None:
-    """Fit the linear encoder and fine-tune the VAE where a rule asks for one that is not there."""
+    """Fit the linear encoder and fine-tune the VAE where a rule needs one that is missing."""
     scripts = Path(__file__).parent
     variants = {rule.partition("+")[2] for rule in rules}
     shared = ["--model", settings.model or settings.guidance, "--device", settings.device]
@@ -111,7 +111,7 @@ def prepare(rules: Iterable[str], settings: Settings, *, small: bool) -> None:
 
 
 def truth_views(out: Path, name: str) -> Path:
-    """Where the views of an item's truth are."""
+    """The path of the views of an item's truth."""
     return out / "views" / f"{Job('image', name, 'truth', 0).slug}.png"
 
 
@@ -121,10 +121,10 @@ def write_sheets(out: Path, lines: Sequence[dict[str, Any]]) -> None:
     jobs = [Job(line["kind"], line["task"], line["rule"], line["seed"]) for line in lines]
     for kind, task in dict.fromkeys((job.kind, job.task) for job in jobs):
         own = [job for job in jobs if (job.kind, job.task, job.seed) == (kind, task, 0)]
-        pictures = {job.rule: out / "views" / f"{job.slug}.png" for job in own}
+        paths = {job.rule: out / "views" / f"{job.slug}.png" for job in own}
         if kind == "image":
-            pictures = {"truth": truth_views(out, task)} | pictures
-        rows = {rule: pixels(picture) for rule, picture in pictures.items() if picture.exists()}
+            paths = {"truth": truth_views(out, task)} | paths
+        rows = {rule: pixels(path) for rule, path in paths.items() if path.exists()}
         if rows.keys() - {"truth"}:
             name = re.sub(r"[^a-z0-9]+", "-", task.lower())
             path = out / "sheets" / f"{'image-' if kind == 'image' else ''}{name}.png"
@@ -133,12 +133,12 @@ def write_sheets(out: Path, lines: Sequence[dict[str, Any]]) -> None:
 
 
 def position(line: dict[str, Any]) -> int:
-    """Where a line's rule stands in the study, since lines are written as runs end; others come last."""
+    """The rank of a line's rule in the study, for sorting; other rules come last."""
     return (*RULES, line["rule"]).index(line["rule"])
 
 
 def pixels(path: Path) -> torch.Tensor:
-    """A picture as uint8 [H, W, 3]."""
+    """An image as uint8 [H, W, 3]."""
     import numpy as np
 
     with Image.open(path) as image:
@@ -152,7 +152,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--small", action="store_true", help="two objects, one seed, three rules, draft")
     parser.add_argument("--summary", action="store_true", help="run nothing")
     parser.add_argument("--prompt", action="append", help="instead of the built-in list; may be repeated")
-    parser.add_argument("--items", type=Path, help="list of a benchmark, whose pictures replace the prompts")
+    parser.add_argument("--items", type=Path, help="list of a benchmark, whose images replace the prompts")
     parser.add_argument("--item", action="append", help="one of its names instead of all; may be repeated")
     parser.add_argument("--rules", help="instead of the built-in list, separated by commas")
     parser.add_argument("--seeds", type=int)
@@ -175,11 +175,11 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def choose_items(path: Path, names: Sequence[str] | None, *, small: bool) -> tuple[Item, ...]:
-    """The image items of a list, or those asked for.
+    """The image items of a list, or those of the given names.
 
     Raises:
         InputError: the list cannot be read.
-        SystemExit: a name is not in it, or it has no picture.
+        SystemExit: a name is not in it, or it has no image.
     """
     items = {item.name: item for item in read_items(path) if item.image is not None}
     unknown = [name for name in names or () if name not in items]
@@ -190,10 +190,10 @@ def choose_items(path: Path, names: Sequence[str] | None, *, small: bool) -> tup
 
 
 def start(arguments: argparse.Namespace) -> tuple[Settings, list[Job]]:
-    """What is asked for, checked before anything runs.
+    """The settings and jobs of the command line, checked before any run.
 
     Raises:
-        Pgc3dError: one line that says what to do.
+        Pgc3dError: an option is not valid; a line with the remedy.
     """
     small: bool = arguments.small
     kind: Kind = "image" if arguments.items else "text"
@@ -221,7 +221,7 @@ def start(arguments: argparse.Namespace) -> tuple[Settings, list[Job]]:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Do what has no line yet."""
+    """Run the jobs that have no line yet."""
     settings, jobs = start(arguments)
     (settings.out / "views").mkdir(parents=True, exist_ok=True)
     prepare({job.rule for job in jobs}, settings, small=arguments.small)

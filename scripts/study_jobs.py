@@ -1,4 +1,4 @@
-"""One run of the clipping study: from a prompt or a benchmark's picture to an asset and its numbers."""
+"""One run of the clipping study: from a prompt or a benchmark's image to an asset and its numbers."""
 
 import hashlib
 import json
@@ -60,7 +60,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Settings:
-    """What all runs of a study share."""
+    """Common settings of all runs of a study."""
 
     out: Path
     guidance: GuidanceName = "mini"
@@ -81,7 +81,7 @@ class Settings:
         return self.out / "vae"
 
     def item(self, job: Job) -> Item | None:
-        """What an image job is about; None of a text job."""
+        """The benchmark item of an image job; None for a text job."""
         return next(item for item in self.items if item.name == job.task) if job.kind == "image" else None
 
 
@@ -128,13 +128,13 @@ def job_config(job: Job, settings: Settings) -> Config:
 
 
 def fingerprint(job: Job, settings: Settings) -> str:
-    """Of all settings of a run but its rule, seed and device, so that runs of others are not compared."""
+    """Hash of a run's settings except rule, seed and device; only runs with equal ones are compared."""
     config = job_config(replace(job, rule="none", seed=0), replace(settings, device="auto"))
     return hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def run_job(job: Job, settings: Settings) -> dict[str, Any]:
-    """Make an asset and measure it; the run directory goes, its six views and its numbers stay."""
+    """The metrics of a generated asset; its six views are written, its run directory is deleted."""
     line: dict[str, Any] = asdict(job) | {"settings": fingerprint(job, settings), "metrics": {}, "error": ""}
     item = settings.item(job)
     task = Task(job.task) if item is None else Task(image=item.image)
@@ -181,14 +181,14 @@ def measure_against_truth(job: Job, item: Item, file: Path, settings: Settings) 
     return metrics
 
 
-def measure_views(file: Path, picture: Path, text: str | None = None) -> dict[str, float]:
-    """Statistics of six views of a mesh file, which are written too, and how many show the text."""
+def measure_views(file: Path, sheet: Path, text: str | None = None) -> dict[str, float]:
+    """Statistics of six views of a mesh file, which are also written, and their R-precision for the text."""
     device = torch.device("cpu")
     cameras, background = comparison_views(device)
     rendering = render_asset(
         read_mesh(file), cameras, VIEW_SIZE, background=background, rasterizer=build_rasterizer("cpu", device)
     )
-    replace_file(picture, encode_png(to_bytes(torch.cat(list(rendering.color), dim=1))))
+    replace_file(sheet, encode_png(to_bytes(torch.cat(list(rendering.color), dim=1))))
     metrics = statistics(rendering.color, rendering.alpha)
     if text is not None:
         retriever = load_retriever(clip_model(), device)

@@ -63,7 +63,7 @@ def differences(
 
 
 def verdict(low: float, high: float, metric: str) -> str:
-    """What an interval of differences says; metrics without a direction only differ."""
+    """The verdict of an interval of differences; metrics without a direction only differ."""
     if low <= 0 <= high:
         return "tie"
     if not better(metric):
@@ -79,7 +79,7 @@ def better(metric: str) -> str:
 
 
 def report(lines: Sequence[Line]) -> str:
-    """What was found with prompts, then with pictures."""
+    """The report of the text jobs, then of the image jobs."""
     parts = []
     for kind in dict.fromkeys(line["kind"] for line in lines):
         own = [line for line in lines if line["kind"] == kind]
@@ -88,7 +88,7 @@ def report(lines: Sequence[Line]) -> str:
 
 
 def main_metrics(lines: Sequence[Line]) -> list[str]:
-    """What matters most of one kind of task, in the frame of the truth where it was measured."""
+    """The main metrics of one kind of task, in the frame of the truth where it was measured."""
     known = {name for line in lines for name in line["metrics"]}
     wanted = MAIN[lines[0]["kind"]]
     chosen = [SHARED + metric if SHARED + metric in known else metric for metric in wanted]

@@ -48,7 +48,7 @@ class Kernel:
 
 
 def make_kernels(side: int, channels: int, batch: int, dtype: torch.dtype) -> dict[str, Kernel]:
-    """The four kernels that touch whole pictures, over random ones."""
+    """The four kernels over whole images, on random images."""
     shape = batch, side * side, channels
     pixels, gradient, residual = (torch.randn(shape, device="cuda", dtype=dtype) for _ in range(3))
     ones = torch.ones(channels, device="cuda", dtype=dtype)
@@ -117,7 +117,7 @@ def show(title: str, rows: list[dict[str, float]], best: int) -> None:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--side", type=int, default=1024, help="pixels of the picture")
+    parser.add_argument("--side", type=int, default=1024, help="pixels of the image")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--best", type=int, default=4, help="rows shown of each kind")

@@ -20,7 +20,7 @@ from pgc3d.build.run import RunContext, build_representation, build_stage
 from pgc3d.cameras import CameraContext
 from pgc3d.config import Config, load_config
 from pgc3d.geometry.sampling import sample_surface
-from pgc3d.inputs.image import frame_photo
+from pgc3d.inputs.image import frame_image
 from pgc3d.inputs.mesh import save_prepared
 from pgc3d.optimize import Objective, Problem, optimize
 from pgc3d.pgc import clip_parameters
@@ -179,7 +179,7 @@ class Bench:
     def frame(self, config: Config) -> None:
         """Prepare an image as the configuration says."""
         photo = config.photo
-        frame_photo(
+        frame_image(
             self.folder / "picture.png", border=photo.border, matting=photo.matting, size=photo.size
         ).png()
 
@@ -208,7 +208,7 @@ class Bench:
     def _picture(self) -> Path:
         path = self.folder / "prepared.png"
         if not path.is_file():
-            path.write_bytes(frame_photo(self.folder / "picture.png", size=64).png())
+            path.write_bytes(frame_image(self.folder / "picture.png", size=64).png())
         return path
 
     def _load(self, config: Config) -> LoadedModels:

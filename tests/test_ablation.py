@@ -17,11 +17,11 @@ from pgc3d.config import load_config, preset
 from pgc3d.errors import ConfigError, RunDirectoryError
 from pgc3d.evaluation.ablation import (
     START,
-    Canvas,
+    OptimizedImage,
     ablate,
     draw_start,
-    make_canvas,
-    paint,
+    make_image,
+    optimize_image,
     parse_rule,
 )
 from pgc3d.evaluation.ablation_sheets import columns, heat_colors
@@ -46,12 +46,12 @@ def finished(config, tmp_path_factory):
     return ablate(Task("a red chair"), out=out, config=config, rules=["none", "0.001", "pngd=0.001"])
 
 
-def canvas_toward(target):
+def image_toward(target):
     """A quadratic loss: half the squared distance to the target, summed."""
-    return Canvas(
+    return OptimizedImage(
         start=torch.full_like(target, 0.5),
         gradient=lambda image, _: image - target,
-        show=lambda image: image,
+        decode=lambda image: image,
         limits=(0.0, 1.0),
     )
 
@@ -92,15 +92,15 @@ def test_a_quadratic_wish_is_reached(rule):
     """Bounded steps change the way, not the place where the gradient is zero."""
     target = draw_target()
     stage = load_config(overrides=["run.steps=80", "optimizer.lr_scale=[0,1,1,0]"]).last
-    painting = paint(canvas_toward(target), parse_rule(rule), stage=stage, learning_rate=0.05)
-    assert (painting.pictures[-1] - target).abs().max() < 0.02
+    result = optimize_image(image_toward(target), parse_rule(rule), stage=stage, learning_rate=0.05)
+    assert (result.images[-1] - target).abs().max() < 0.02
 
 
 @settings(max_examples=20)
 @given(st.floats(0.01, 1.0), st.integers(0, 1000))
 def test_heat_after_clipping_is_bounded_by_the_threshold(threshold, seed):
     clip = pgc.PixelClip(threshold=threshold)
-    heat = paint(canvas_toward(draw_target(seed)), clip, stage=FOUR_STEPS, learning_rate=0.05).heat
+    heat = optimize_image(image_toward(draw_target(seed)), clip, stage=FOUR_STEPS, learning_rate=0.05).heat
     for before, after in ((heat.last, heat.last_clipped), (heat.mean, heat.mean_clipped)):
         assert after.max() <= threshold * (1 + 1e-5)
         assert (after <= before * (1 + 1e-5)).all()
@@ -111,26 +111,26 @@ def test_heat_after_clipping_is_bounded_by_the_threshold(threshold, seed):
 
 def test_pixels_that_are_not_finite_stay_as_they_are():
     target = draw_target()
-    canvas = canvas_toward(target)
+    variable = image_toward(target)
     broken = torch.zeros_like(target, dtype=torch.bool)
     broken[:, 3, 4, 1] = True
-    poisoned = Canvas(
-        start=canvas.start,
-        gradient=lambda image, step: canvas.gradient(image, step).masked_fill(broken, torch.nan),
-        show=canvas.show,
-        limits=canvas.limits,
+    poisoned = OptimizedImage(
+        start=variable.start,
+        gradient=lambda image, step: variable.gradient(image, step).masked_fill(broken, torch.nan),
+        decode=variable.decode,
+        limits=variable.limits,
     )
     stage = load_config(overrides=["run.steps=5"]).last
-    painting = paint(poisoned, pgc.NoClip(), stage=stage, learning_rate=0.05)
-    assert (painting.pictures[-1][:, 3, 4] == 0.5).all()
-    assert painting.pictures[-1].isfinite().all()
-    assert painting.metrics["nonfinite_fraction"] == pytest.approx(1 / 144)
+    result = optimize_image(poisoned, pgc.NoClip(), stage=stage, learning_rate=0.05)
+    assert (result.images[-1][:, 3, 4] == 0.5).all()
+    assert result.images[-1].isfinite().all()
+    assert result.metrics["nonfinite_fraction"] == pytest.approx(1 / 144)
 
 
 def test_a_strip_shows_the_way(config):
     target = draw_target()
-    painting = paint(canvas_toward(target), pgc.NoClip(), stage=config.last, learning_rate=0.02)
-    distances = [(picture - target).abs().mean().item() for picture in painting.pictures]
+    result = optimize_image(image_toward(target), pgc.NoClip(), stage=config.last, learning_rate=0.02)
+    distances = [(image - target).abs().mean().item() for image in result.images]
     assert len(distances) == len(columns(7))
     assert distances == sorted(distances, reverse=True)
     assert len(set(distances)) == len(distances)
@@ -181,8 +181,8 @@ def test_the_same_seed_gives_the_same_strip(finished, config, tmp_path):
 
 def test_latents_are_painted_without_the_encoder(config, tmp_path):
     out = ablate(Task("a red chair"), out=tmp_path / "out", config=config, rules=["none"], space="latents")
-    with Image.open(out / "final" / "none.png") as picture:
-        assert picture.size == (64, 64)
+    with Image.open(out / "final" / "none.png") as image:
+        assert image.size == (64, 64)
 
 
 @pytest.fixture(scope="module")
@@ -197,8 +197,8 @@ def mini():
 
 def first_gradients(guidance, start, calls=3):
     """The mean length of the first gradients, and the share of their energy at high frequencies."""
-    canvas = make_canvas(guidance, "pixels", start=start, background=torch.ones(1, 3))
-    gradient = torch.cat([canvas.gradient(start, Step(index=call, total=calls)) for call in range(calls)])
+    variable = make_image(guidance, "pixels", start=start, background=torch.ones(1, 3))
+    gradient = torch.cat([variable.gradient(start, Step(index=call, total=calls)) for call in range(calls)])
     energy = torch.fft.fft2(gradient, dim=(1, 2)).abs().square().sum(dim=(0, 3))
     frequency = torch.fft.fftfreq(start.shape[1]).abs()
     high = torch.maximum(frequency[:, None], frequency[None]) > 0.25
@@ -235,18 +235,18 @@ def test_the_middle_grey_as_a_start_is_reported_and_kept(config, tmp_path):
 def test_latents_need_a_guidance_that_has_them():
     start = torch.full((1, 16, 16, 3), 0.5)
     with pytest.raises(ConfigError, match="use --space pixels"):
-        make_canvas(PullTowardColor(), "latents", start=start, background=torch.ones(1, 3))
+        make_image(PullTowardColor(), "latents", start=start, background=torch.ones(1, 3))
 
 
 def test_any_guidance_can_paint():
     start = torch.full((1, 16, 16, 3), 0.5)
-    canvas = make_canvas(
+    variable = make_image(
         PullTowardColor((0.0, 1.0, 0.25)), "pixels", start=start, background=torch.ones(1, 3)
     )
     stage = load_config(overrides=["run.steps=80", "optimizer.lr_scale=[0,1,1,0]"]).last
-    painting = paint(canvas, pgc.PixelClip(), stage=stage, learning_rate=0.05)
+    result = optimize_image(variable, pgc.PixelClip(), stage=stage, learning_rate=0.05)
     expected = torch.tensor([0.0, 1.0, 0.25]).expand(1, 16, 16, 3)
-    torch.testing.assert_close(painting.pictures[-1], expected, atol=0.02, rtol=0)
+    torch.testing.assert_close(result.images[-1], expected, atol=0.02, rtol=0)
 
 
 def test_a_folder_that_holds_something_is_left_alone(finished, config):

@@ -100,8 +100,7 @@ def test_an_encoder_of_another_kind_runs_as_it_is_and_that_is_said(folder, caplo
         other = accelerate(model, compiled=False)
     assert other.encoder is None
     assert [record.message for record in caplog.records] == [
-        "the VAE's encoder runs as diffusers wrote it, not in the fast way: it has another first or last "
-        "convolution"
+        "the VAE's encoder runs in diffusers' implementation, since it has another first or last convolution"
     ]
     assert not torch.equal(encode(other)[0], expected[0])
 

@@ -21,7 +21,7 @@ from pgc3d.guidance.reference import ReferenceConfig
 from pgc3d.images import resize
 from pgc3d.inputs import formats
 from pgc3d.inputs.background import load_backdrop, prepare_backdrop
-from pgc3d.inputs.image import frame_photo
+from pgc3d.inputs.image import frame_image
 from pgc3d.inputs.mesh import prepare_mesh_file
 from pgc3d.optimize import Objective
 from pgc3d.presets import split_backgrounds
@@ -220,7 +220,7 @@ def test_files_are_read_as_photos_are(tmp_path, monkeypatch):
     monkeypatch.setattr(formats, "MAX_PIXELS", 1000)
     for name in ("missing.png", "text.png", "half.png", "plain.png"):
         lines = []
-        for prepare in (lambda path: prepare_backdrop(path, SIDE), frame_photo):
+        for prepare in (lambda path: prepare_backdrop(path, SIDE), frame_image):
             with pytest.raises(InputError) as error:
                 prepare(tmp_path / name)
             lines.append(str(error.value))
@@ -252,7 +252,7 @@ def test_what_can_be_seen_through_is_refused(tmp_path):
     path = store(tmp_path / "glass.png", np.full((8, 8, 4), 100, np.uint8))
     with pytest.raises(InputError, match="must be opaque"):
         prepare_backdrop(path, SIDE)
-    with pytest.raises(InputError, match="must be a prepared square picture"):
+    with pytest.raises(InputError, match="must be a prepared square image"):
         load_backdrop(path, CPU)
 
 

@@ -36,8 +36,8 @@ def test_small_pieces_go_and_large_ones_stay():
     mesh = clean(vertices, faces)
     assert len(mesh.faces) == 2 * len(faces) // 3
     assert mesh.vertices[:, 0].max() < 1.5
-    assert len(clean(vertices, faces, keep_share=0.0).faces) == len(faces)
-    assert len(clean(vertices, faces, keep_share=1.0).faces) == len(faces) // 3
+    assert len(clean(vertices, faces, keep_fraction=0.0).faces) == len(faces)
+    assert len(clean(vertices, faces, keep_fraction=1.0).faces) == len(faces) // 3
 
 
 def test_broken_faces_and_unused_vertices_go():
@@ -77,5 +77,5 @@ def test_bad_arguments_are_refused():
     vertices, faces = sphere()
     with pytest.raises(ValueError, match="target_faces must be at least 4"):
         clean(vertices, faces, target_faces=2)
-    with pytest.raises(ValueError, match="keep_share"):
-        clean(vertices, faces, keep_share=1.5)
+    with pytest.raises(ValueError, match="keep_fraction"):
+        clean(vertices, faces, keep_fraction=1.5)

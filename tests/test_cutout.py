@@ -8,7 +8,7 @@ from hypothesis.extra import numpy as arrays
 from PIL import Image
 
 from pgc3d.errors import InputError
-from pgc3d.inputs.image import frame_photo
+from pgc3d.inputs.image import frame_image
 from pgc3d.kernels.regions_numba import connected_to_border, distance, label_regions
 
 SIDE = 300
@@ -29,7 +29,7 @@ def square():
 def framed(tmp_path, rgba, **options):
     said = []
     Image.fromarray(rgba).save(tmp_path / "in.png")
-    found = frame_photo(tmp_path / "in.png", notify=said.append, **options)
+    found = frame_image(tmp_path / "in.png", notify=said.append, **options)
     assert all("\n" not in line and str(tmp_path / "in.png") in line for line in said)
     return found, said
 
@@ -75,7 +75,7 @@ def test_specks_change_nothing_and_are_reported(tmp_path, add):
     assert (found.box, found.png()) == (clean.box, clean.png())
     assert len(said) == 1
     assert f"left out {count} speck{'s' * (count > 1)} apart from the object" in said[0]
-    assert np.asarray(found.picture)[..., 3].sum() == 255 * 100 * 100
+    assert np.asarray(found.cutout)[..., 3].sum() == 255 * 100 * 100
 
 
 def test_specks_before_a_plain_background_are_left_out_too(tmp_path):
@@ -111,7 +111,7 @@ def test_pieces_of_real_size_and_near_ones_stay(tmp_path, place):
     rgba[(*place, 3)] = 255
     found, said = framed(tmp_path, rgba)
     assert found.box[:2] == (min(100, place[1].start), min(100, place[0].start))
-    assert np.asarray(found.picture)[place][..., 3].min() == 255
+    assert np.asarray(found.cutout)[place][..., 3].min() == 255
     assert not any("left out" in line for line in said)
 
 
@@ -124,7 +124,7 @@ def test_what_an_outline_encloses_belongs_to_it(tmp_path):
     rgba[120:123, [110, 111, 190, 191], 3] = 255
     found, said = framed(tmp_path, rgba)
     assert not said
-    assert np.asarray(found.picture)[121, 110, 3] == 255
+    assert np.asarray(found.cutout)[121, 110, 3] == 255
 
 
 def test_two_objects_are_reported_and_kept(tmp_path):
@@ -151,7 +151,7 @@ def test_the_borders_that_cut_an_object_are_named(tmp_path, names, plain):
     found, said = framed(tmp_path, on_plain(rgba) if plain else rgba, matting=not plain)
     assert len(said) == 1
     assert f"reaches the {names} border{'s' * (' and ' in names)} of the image" in said[0]
-    assert np.asarray(found.picture)[..., 3].max() == 255
+    assert np.asarray(found.cutout)[..., 3].max() == 255
 
 
 def test_an_image_trimmed_to_its_object_is_not_cut(tmp_path):
@@ -181,7 +181,7 @@ def test_a_background_that_is_not_plain_is_still_refused(tmp_path, background):
     levels = np.where(square()[..., 3] > 0, 20, background()).astype(np.uint8)
     Image.fromarray(levels).save(tmp_path / "in.png")
     with pytest.raises(InputError, match=r"needs a background of one plain colour, but .*% of the border of"):
-        frame_photo(tmp_path / "in.png", matting=False)
+        frame_image(tmp_path / "in.png", matting=False)
 
 
 def reference_labels(mask, *, diagonal):

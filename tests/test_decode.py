@@ -145,7 +145,7 @@ OTHERS = {
     b"\0\0\0\x18ftypmif1": "is a HEIC file; export it as PNG",
     b"\0\0\0\x18ftypavif": "is an AVIF file; export it as PNG",
     b"\0\0\0\x18ftypcrx ": "is raw data of a camera, which must be developed first",
-    b"\0\0\0\x18ftypisom": "is a film; save one frame as PNG",
+    b"\0\0\0\x18ftypisom": "is a video; save one frame as PNG",
     b"GIF89a": "is a GIF; save one frame as PNG",
     b"%PDF-1.7": "is a PDF; export the page as PNG",
     b'<?xml version="1.0"?>\n<svg xmlns="x">': "is an SVG drawing; export it as PNG",
@@ -160,7 +160,7 @@ OTHERS = {
 @pytest.mark.parametrize("start", OTHERS, ids=OTHERS.values())
 def test_other_formats_are_named_with_what_to_do(start, tmp_path):
     line = refused(store(tmp_path / "image.png", start + bytes(100) * bool(start)))
-    assert line.startswith("a picture must be one of PNG, JPEG, WEBP, BMP, TIFF,")
+    assert line.startswith("an image must be one of PNG, JPEG, WEBP, BMP, TIFF,")
     assert OTHERS[start] in line
 
 

@@ -7,7 +7,7 @@ from hub import Hub, Repository, files_of, online, serving
 from safetensors.torch import load_file, save_file
 from tiny import edit_json, write_tiny_sd, write_tiny_sdxl
 
-from pgc3d.diffusion.hub import ALIASES, is_hub_id, record_file, wanted_files
+from pgc3d.diffusion.hub import ALIASES, files_to_fetch, is_hub_id, record_file
 from pgc3d.diffusion.models import find_part, load_latent_diffusion, resolve_model
 from pgc3d.diffusion.text import encode_prompts
 from pgc3d.errors import ConfigError, WeightsNotFoundError
@@ -135,7 +135,7 @@ def test_missing_tensor_of_a_text_encoder_is_named(folder):
 def test_weights_of_another_shape_are_named(folder):
     file = folder / "vae" / "diffusion_pytorch_model.safetensors"
     save_file(load_file(file) | {"quant_conv.bias": torch.zeros(3)}, file, metadata={"format": "pt"})
-    with pytest.raises(WeightsNotFoundError, match=r"quant_conv\.bias has the shape \[3\] in the place of"):
+    with pytest.raises(WeightsNotFoundError, match=r"quant_conv\.bias has the shape \[3\] instead of"):
         load_latent_diffusion(folder)
 
 
@@ -161,8 +161,8 @@ MISFITS = {
     ),
     "other latents": ({"vae": {"latent_channels": 16}}, "4 latent channels, .* is AutoencoderKL with 16"),
     "another VAE": ({"vae": {"_class_name": "AutoencoderTiny"}}, "is AutoencoderTiny with 4"),
-    "inpainting": ({"unet": {"in_channels": 9}}, "must see 4 channels, but sees 9, for inpainting"),
-    "editing": ({"unet": {"in_channels": 8}}, "must see 4 channels, but sees 8, for editing pictures"),
+    "inpainting": ({"unet": {"in_channels": 9}}, "must have 4 input channels, but has 9, for inpainting"),
+    "editing": ({"unet": {"in_channels": 8}}, "must have 4 input channels, but has 8, for image editing"),
     "LCM": ({"unet": {"time_cond_proj_dim": 256}}, "takes the guidance scale as an input"),
     "unCLIP": ({"unet": {"class_embed_type": "projection"}}, "class_embed_type projection"),
 }
@@ -299,7 +299,7 @@ def test_commit_that_cannot_be_written_down_is_said(hub, tmp_path, monkeypatch, 
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert resolve_model(OWNED, cache=tmp_path / "hub").commit == COMMIT
-    assert f"the commit of {OWNED} cannot be held" in caplog.text
+    assert f"the commit of {OWNED} cannot be recorded" in caplog.text
 
 
 def test_pipeline_in_the_place_of_a_module_is_refused_before_its_weights(hub):
@@ -344,7 +344,7 @@ def test_only_one_precision_and_no_single_file_checkpoint_is_fetched():
         "vae_1_0/diffusion_pytorch_model.safetensors", "tokenizer/merges.txt", "text_encoder/model.bin",
         "text_encoder/model-00001-of-00002.safetensors", "text_encoder/model.safetensors.index.json",
     ]  # fmt: skip
-    half, full = wanted_files(names, half=True), wanted_files(names, half=False)
+    half, full = files_to_fetch(names, half=True), files_to_fetch(names, half=False)
     small = {"model_index.json", "unet/config.json", "tokenizer/merges.txt"}
     shards = {"text_encoder/model-00001-of-00002.safetensors", "text_encoder/model.safetensors.index.json"}
     shared = small | shards | {"vae/diffusion_pytorch_model.safetensors"}

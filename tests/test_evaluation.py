@@ -16,7 +16,7 @@ from pgc3d.cli.app import main
 from pgc3d.errors import InputError, RunDirectoryError, WeightsNotFoundError
 from pgc3d.evaluation import benchmark
 from pgc3d.evaluation.alignment import normalize_mesh, rigid
-from pgc3d.evaluation.baselines import extrude, read_picture
+from pgc3d.evaluation.baselines import extrude, read_rgba
 from pgc3d.evaluation.image_metrics import mask_iou
 from pgc3d.evaluation.items import Item, read_items, write_items
 from pgc3d.evaluation.measure import Measure, Result, record_key, score
@@ -136,7 +136,7 @@ def test_both_sides_of_a_face_are_lit(chair):
 
 
 def test_the_input_shows_the_truth_from_azimuth_0(folder):
-    picture = read_picture(folder / "chair" / "input.png")
+    picture = read_rgba(folder / "chair" / "input.png")
     truth, camera = read_mesh(folder / "chair" / "truth.glb"), reference_view(ViewConfig(20.0))
     view = render_views(truth, camera, len(picture), rasterizer=CpuRasterizer())
     torch.testing.assert_close(picture[None, ..., 3:], view.alpha, atol=0.51 / 255, rtol=0)
@@ -169,7 +169,7 @@ def test_pictures_that_are_no_input_are_refused(tmp_path):
     }.items():
         picture.save(tmp_path / f"{name}.png")
         with pytest.raises(InputError, match="must"):
-            read_picture(tmp_path / f"{name}.png")
+            read_rgba(tmp_path / f"{name}.png")
 
 
 def test_items_round_trip(folder):

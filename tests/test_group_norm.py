@@ -85,7 +85,7 @@ def test_channels_last_pictures_are_not_copied():
     x = torch.rand(2, 4, 3, 5).to(memory_format=torch.channels_last)
     pixels = gn.to_pixels(x)
     assert pixels.data_ptr() == x.data_ptr()
-    assert torch.equal(gn.to_picture(pixels, 3), x)
+    assert torch.equal(gn.to_image(pixels, 3), x)
 
 
 def test_a_large_mean_costs_no_precision():

@@ -220,11 +220,11 @@ KINDS = {
     ),
     "inpainting": (
         lambda f: part(pipeline(f["sd"], _class_name="SDInpaintPipeline"), "unet", in_channels=9),
-        "SDInpaintPipeline: .* sees 9, for inpainting",
+        "SDInpaintPipeline: .* has 9, for inpainting",
     ),
     "editing": (
         lambda f: part(pipeline(f["sd"], _class_name="InstructPix2PixPipeline"), "unet", in_channels=8),
-        "InstructPix2PixPipeline: .* sees 8, for editing",
+        "InstructPix2PixPipeline: .* has 8, for image editing",
     ),
     "video": (
         lambda f: pipeline(f["sd"], _class_name="VideoPipeline", unet=["diffusers", "UNet3DConditionModel"]),

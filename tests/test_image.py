@@ -12,7 +12,7 @@ from PIL import Image
 from pgc3d.errors import InputError
 from pgc3d.image_config import InputImageConfig
 from pgc3d.inputs import cutout, formats
-from pgc3d.inputs.image import frame_photo, load_photo
+from pgc3d.inputs.image import frame_image, load_prepared_image
 from pgc3d.kernels.regions_numba import connected_to_border
 
 
@@ -38,8 +38,8 @@ def write(path, pixels, **options):
 
 
 def prepared(path, tmp_path, **options):
-    (tmp_path / "prepared.png").write_bytes(frame_photo(path, **options).png())
-    return load_photo(tmp_path / "prepared.png").numpy()
+    (tmp_path / "prepared.png").write_bytes(frame_image(path, **options).png())
+    return load_prepared_image(tmp_path / "prepared.png").numpy()
 
 
 @pytest.fixture
@@ -146,7 +146,7 @@ def test_transparent_colours_leave_no_fringe(tmp_path):
 
 def refused(path, **options):
     with pytest.raises(InputError) as error:
-        frame_photo(path, **options).png()
+        frame_image(path, **options).png()
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -209,7 +209,7 @@ def test_damaged_files_raise_nothing_but_input_errors(tmp_path_factory, position
     path = Path(tmp_path_factory.getbasetemp()) / "damaged.png"
     path.write_bytes(data[: max(end, 1)])
     with suppress(InputError):
-        frame_photo(path, matting=False)
+        frame_image(path, matting=False)
 
 
 def flood(region):

@@ -115,7 +115,7 @@ def test_maps_beside_the_picture_are_kept_and_used(run, checkpoint, picture, map
 
 
 MAP_ERRORS = {
-    "of another size": ([], (60, 80), "a depth map must have the size of the picture, 60 x 80, but"),
+    "of another size": ([], (60, 80), "a depth map must have the size of the input image, 60 x 80, but"),
     "without a weight": (
         ["--set", "objectives.reference.guidance.depth=0"],
         (80, 60),
@@ -230,7 +230,7 @@ ERRORS = {
     "no such file": (
         ["none.png", "--model", "MODEL"],
         2,
-        "the picture must be a file, found none at none.png",
+        "the image must be a file, found none at none.png",
     ),
     "no model": (["none.png", "--model", "./none"], 3, "no folder ./none"),
     "model with mini": (["none.png", "--guidance", "mini", "--model", "m"], 2, "--model must go with"),

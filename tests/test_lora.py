@@ -327,7 +327,7 @@ MISFITS = {
     ),
     "ranks differ": (
         {"unet.conv_in.lora_A.weight": ONE, "unet.conv_in.lora_B.weight": torch.ones(2, 3)},
-        "factors of one rank, not so for unet.conv_in.lora_",
+        "factors of one rank, those of unet.conv_in.lora_",
     ),
     "nothing": ({}, "got an empty file"),
 }
@@ -347,7 +347,7 @@ def test_file_that_is_no_plain_lora_is_one_line(tmp_path, tensors, line):
     ("setting", "line"),
     [
         ("unet.use_rslora", r"must be a plain one or DoRA, got unet\.use_rslora = True"),
-        ("unet.use_dora", r"must hold the magnitudes of its header, not so for unet\.conv_in\.lora_A"),
+        ("unet.use_dora", r"must hold the magnitudes of its header, but unet\.conv_in\.lora_A"),
     ],
 )
 def test_variants_that_the_header_names_are_refused(tmp_path, setting, line):

@@ -10,7 +10,7 @@ from PIL import Image
 
 from pgc3d.errors import InputError
 from pgc3d.inputs.decode import decode_levels
-from pgc3d.inputs.image import frame_photo, load_photo
+from pgc3d.inputs.image import frame_image, load_prepared_image
 from pgc3d.inputs.maps import _place, load_map, prepare_map
 
 HEIGHT, WIDTH = 150, 120
@@ -36,13 +36,13 @@ def write(path, values):
 
 @pytest.fixture
 def framed(tmp_path):
-    return frame_photo(write(tmp_path / "picture.png", drawing()), size=256)
+    return frame_image(write(tmp_path / "picture.png", drawing()), size=256)
 
 
 @pytest.fixture
 def photo(framed, tmp_path):
     (tmp_path / "photo.png").write_bytes(framed.png())
-    return load_photo(tmp_path / "photo.png").numpy()
+    return load_prepared_image(tmp_path / "photo.png").numpy()
 
 
 def depth(framed, tmp_path, values, name="given.npy"):
@@ -170,10 +170,10 @@ def test_normals_come_in_eight_bits_and_as_numbers_and_are_unit(framed, photo, t
 
 def test_a_picture_larger_than_the_working_size_has_its_maps_at_the_same_place(tmp_path):
     large = np.repeat(np.repeat(drawing(), 20, axis=0), 20, axis=1)
-    framed = frame_photo(write(tmp_path / "large.png", large), size=256)
-    assert framed.picture.size != framed.original
+    framed = frame_image(write(tmp_path / "large.png", large), size=256)
+    assert framed.cutout.size != framed.original
     (tmp_path / "photo.png").write_bytes(framed.png())
-    photo = load_photo(tmp_path / "photo.png").numpy()
+    photo = load_prepared_image(tmp_path / "photo.png").numpy()
     assert_same_place(depth(framed, tmp_path, large[..., 0] / 255), photo, 0)
 
 
@@ -187,7 +187,7 @@ def refused(framed, name, path):
 def test_a_map_of_another_size_is_one_line(framed, tmp_path):
     for name, values in (("depth", np.ones((WIDTH, HEIGHT))), ("normal", np.ones((WIDTH, HEIGHT, 3)))):
         line = refused(framed, name, write(tmp_path / "turned.npy", values))
-        assert f"a {name} map must have the size of the picture, 120 x 150, but" in line
+        assert f"a {name} map must have the size of the input image, 120 x 150, but" in line
         assert "has 150 x 120" in line
 
 
@@ -211,7 +211,7 @@ def test_unusable_maps_are_one_line(framed, tmp_path):
     signed = write(tmp_path / "signed.npy", 2 * facing - 1)
     assert "must hold (n + 1) / 2, numbers in [0, 1]" in refused(framed, "normal", signed)
     away = write(tmp_path / "away.npy", 1 - facing)
-    assert "100% of the object look away" in refused(framed, "normal", away)
+    assert "100% of the object have normals with negative z" in refused(framed, "normal", away)
     (tmp_path / "text.npy").write_text("no array")
     assert "must be a whole file" in refused(framed, "depth", tmp_path / "text.npy")
     np.save(tmp_path / "objects.npy", np.array([{}]), allow_pickle=True)

@@ -15,7 +15,7 @@ from pgc3d.build.run import RunContext, build_stage
 from pgc3d.checkpoint import pack, unpack
 from pgc3d.checkpoint_files import read_newest_checkpoint, write_checkpoint
 from pgc3d.config import PRESETS, dump_config, load_config, preset
-from pgc3d.inputs.image import frame_photo
+from pgc3d.inputs.image import frame_image
 from pgc3d.inputs.mesh import save_prepared
 from pgc3d.optimize import optimize
 from pgc3d.rendering import build_rasterizer
@@ -91,7 +91,7 @@ def inputs(tmp_path_factory):
     picture = Image.new("RGBA", (96, 96))
     picture.paste((200, 40, 40, 255), (24, 24, 72, 72))
     picture.save(folder / "picture.png")
-    (folder / "image.png").write_bytes(frame_photo(folder / "picture.png", size=64).png())
+    (folder / "image.png").write_bytes(frame_image(folder / "picture.png", size=64).png())
     write_cube(folder / "cube.glb")
     config = load_config([preset("texture-mini")], overrides=["export.texture_size=64", "run.rasterizer=cpu"])
     save_prepared(folder / "mesh.safetensors", prepare_mesh(config, folder / "cube.glb", CPU))

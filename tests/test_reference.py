@@ -51,7 +51,7 @@ def test_gradients_are_those_of_the_summed_loss():
     image, alpha = rendering.color.clone().requires_grad_(), rendering.alpha.clone().requires_grad_()
     together = Rendering(image, image, alpha, alpha, rendering.background)
     expected = torch.autograd.grad(loss(photo, together, 0.7, 0.3), [image, alpha])
-    guidance = ReferenceView(photo=photo, color=0.7, mask=0.3)
+    guidance = ReferenceView(input_image=photo, color=0.7, mask=0.3)
     output = guidance(rendering.color, rendering, view(rendering), FIRST)
     assert isinstance(guidance, Guidance)
     assert guidance.input_resolution(SIDE) == SIDE
@@ -66,7 +66,7 @@ def test_nothing_pulls_where_the_view_is_the_picture():
     image = photo[..., :3] + (1 - photo[..., 3:]) * background[:, None, None]
     alpha = photo[None, ..., 3:].expand(2, -1, -1, -1)
     rendering = Rendering(image, image, alpha, alpha, background)
-    output = ReferenceView(photo=photo)(image, rendering, view(rendering), FIRST)
+    output = ReferenceView(input_image=photo)(image, rendering, view(rendering), FIRST)
     assert output.gradient.abs().max() < 1e-12
     assert output.buffers["alpha"].abs().max() < 1e-12
 
@@ -84,7 +84,7 @@ def smooth(side, *, seed=0):
 def test_loss_and_gradients_do_not_depend_on_the_resolution_of_the_rendering():
     color, alpha, depth, normal = smooth(128, seed=1)
     guidance = ReferenceView(
-        photo=torch.cat([color * alpha, alpha], dim=-1), depth_map=1 / depth, normal_map=normal - 0.5
+        input_image=torch.cat([color * alpha, alpha], dim=-1), depth_map=1 / depth, normal_map=normal - 0.5
     )
     found = []
     for side in (32, 64, 128):
@@ -158,7 +158,9 @@ def test_shape_and_colour_come_to_fit_the_picture():
     photo = torch.cat([seen.color, seen.alpha], dim=-1)[0]
     shape = make_dmtet()
     shape.parameter_store().use_adam()
-    problem = Problem(representation=shape, objectives={"reference": objective(ReferenceView(photo=photo))})
+    problem = Problem(
+        representation=shape, objectives={"reference": objective(ReferenceView(input_image=photo))}
+    )
     list(optimize(problem, steps=60, resolution_at=lambda _: 48))
     found = show(shape, cameras, 48, torch.zeros(1, 3))
     inside, wanted = found.alpha > 0.5, seen.alpha > 0.5

@@ -103,7 +103,7 @@ def test_gradients_are_those_of_the_losses_and_reach_their_buffers_alone():
     def ask(**changed):
         rendering = Rendering(**(buffers | changed), color=color, alpha=alpha, background=draw(1, 3, seed=7))
         camera = orbit(*(torch.tensor([value], dtype=torch.float64) for value in (0.7, 0.35, 3.0, 0.7)))
-        return compare(ReferenceView(photo=photo, **options), rendering, camera)
+        return compare(ReferenceView(input_image=photo, **options), rendering, camera)
 
     output = ask()
     assert set(output.buffers) == {"alpha", "depth", "normal"}
@@ -119,7 +119,7 @@ def test_gradients_are_those_of_the_losses_and_reach_their_buffers_alone():
 
 def test_without_maps_there_are_no_such_terms():
     rendering = draw_mesh(*chair(torch.tensor(0.3)))
-    output = compare(ReferenceView(photo=maps_of(rendering)[0]), rendering)
+    output = compare(ReferenceView(input_image=maps_of(rendering)[0]), rendering)
     assert set(output.buffers) == {"alpha"}
     assert set(output.metrics) == {"loss_color", "loss_mask"}
 
@@ -127,7 +127,7 @@ def test_without_maps_there_are_no_such_terms():
 def test_every_resolution_weighs_the_terms_alike():
     """Their sums are stated for one resolution, as that of the colours."""
     photo, depth, normal = maps_of(draw_mesh(*chair(torch.tensor(0.3)), side=128))
-    guidance = ReferenceView(photo=photo, depth_map=depth, normal_map=normal)
+    guidance = ReferenceView(input_image=photo, depth_map=depth, normal_map=normal)
     found = []
     for side in (64, 128):
         rendering = draw_mesh(*chair(torch.tensor(0.8)), side=side)
@@ -150,7 +150,7 @@ def test_gradients_stay_finite_where_a_term_is_not_defined(depth, alpha):
     normal = torch.full((1, 8, 8, 3), 0.5)  # the background's: no direction
     rendering = Rendering(photo[None, ..., :3], normal, depth, alpha, background=torch.zeros(1, 3))
     for normal_map in (torch.zeros(8, 8, 3), torch.ones(8, 8, 3)):
-        guidance = ReferenceView(photo=photo, depth_map=draw(8, 8, 1).float(), normal_map=normal_map)
+        guidance = ReferenceView(input_image=photo, depth_map=draw(8, 8, 1).float(), normal_map=normal_map)
         output = compare(guidance, rendering)
         assert all(value.isfinite().all() for value in [*output.buffers.values(), *output.metrics.values()])
         assert all(pull.abs().max() < 1e3 * (STATED / 8) ** 2 for pull in output.buffers.values())
@@ -178,7 +178,7 @@ def test_normal_map_is_in_camera_space_with_x_right_y_up_z_to_the_viewer():
     normal, photo = torch.stack([x, y, z], dim=-1), torch.cat([rendering.color, rendering.alpha], dim=-1)[0]
 
     def disagreement(normal_map):
-        guidance = ReferenceView(photo=photo, normal_map=normal_map, normal=1.0)
+        guidance = ReferenceView(input_image=photo, normal_map=normal_map, normal=1.0)
         return compare(guidance, rendering, camera).metrics["loss_normal"] / SCALE / photo[..., 3].sum()
 
     assert disagreement(normal) < 0.01
@@ -195,7 +195,7 @@ def test_near_is_bright():
     assert depth.max() == pytest.approx(1 / near.item(), rel=1e-3)
 
     def disagreement(depth_map):
-        guidance = ReferenceView(photo=photo, depth_map=depth_map, depth=1.0)
+        guidance = ReferenceView(input_image=photo, depth_map=depth_map, depth=1.0)
         return compare(guidance, rendering).metrics["loss_depth"] / SCALE / photo[..., 3].sum()
 
     assert disagreement(depth) < 0.01
@@ -207,7 +207,7 @@ def pull(name, given, turn):
     turn = torch.tensor(turn, requires_grad=True)
     rendering = draw_mesh(*chair(turn))
     photo, depth, normal = given
-    guidance = ReferenceView(photo=photo, depth_map=depth, normal_map=normal)
+    guidance = ReferenceView(input_image=photo, depth_map=depth, normal_map=normal)
     output = compare(guidance, rendering)
     torch.autograd.backward(getattr(rendering, name), output.buffers[name] / SCALE)
     return turn.grad.item(), output.metrics[f"loss_{name}"].item() / SCALE
@@ -244,7 +244,7 @@ def fit(*, with_maps):
         DMTetConfig(resolution=24, radii=(0.6, 0.6, 0.6), eps_sdf=1e-3), rasterizer=RASTERIZER,
         generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
-    guidance = ReferenceView(photo=photo, **maps)
+    guidance = ReferenceView(input_image=photo, **maps)
     objective = Objective(lambda step: view, guidance, pgc.NoClip().build(), ((1.0, 1.0, 1.0),))
     shape.parameter_store().use_adam()
     problem = Problem(representation=shape, objectives={"reference": objective})

@@ -286,7 +286,7 @@ def test_timesteps_shrink_with_progress(folders):
 
 def test_wrong_number_of_prompts_is_refused(guidance):
     short = TextEmbedding(tokens=guidance.positive.tokens[:1], pooled=guidance.positive.pooled[:1])
-    with pytest.raises(ValueError, match="must be 4 positive and 1 negative"):
+    with pytest.raises(ValueError, match="must be embeddings of 4 and 1 prompts"):
         ScoreDistillation(
             model=guidance.model,
             positive=short,

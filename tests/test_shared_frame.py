@@ -19,7 +19,7 @@ from pgc3d.evaluation.items import Item, read_items
 from pgc3d.evaluation.measure import Measure, Result, score
 from pgc3d.evaluation.procedural import place_in_view, write_procedural_set
 from pgc3d.evaluation.render import render_views
-from pgc3d.inputs.image import frame_photo
+from pgc3d.inputs.image import frame_image
 from pgc3d.mesh_io.mesh_file import read_mesh, write_mesh
 from pgc3d.rendering.cpu import CpuRasterizer
 from pgc3d.rendering.mesh_renderer import project
@@ -69,7 +69,7 @@ def test_runs_take_the_inputs_as_they_are(items):
     """What a run makes of the input is what its camera sees of the truth."""
     for item in items:
         assert item.frame == "input"
-        picture = Image.open(io.BytesIO(frame_photo(item.image).png()))
+        picture = Image.open(io.BytesIO(frame_image(item.image).png()))
         found = torch.from_numpy(np.array(picture)).float()[..., 3] / 255
         camera = reference_view(ViewConfig(item.elevation_degrees))
         truth = render_views(read_mesh(item.truth), camera, picture.width, rasterizer=CpuRasterizer()).alpha
@@ -138,4 +138,4 @@ def test_a_run_with_another_camera_is_not_measured_in_the_shared_frame(tmp_path,
         (tmp_path / folder / "config.yaml").write_text(f"view:\n  {view}\n")
         result = Result(folder, item, 0, write_mesh(tmp_path / folder / "asset.glb", framed, "glb")[0])
         assert not score(result, Measure(protocol=SMALL)).error
-        assert ("usual camera" in score(result, Measure(protocol=SHARED)).error) == (folder == "other")
+        assert ("default camera" in score(result, Measure(protocol=SHARED)).error) == (folder == "other")

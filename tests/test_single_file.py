@@ -209,11 +209,11 @@ def write(path, tensors):
     return path
 
 
-@pytest.mark.parametrize(("channels", "use"), [(9, "for inpainting"), (8, "for editing pictures")])
+@pytest.mark.parametrize(("channels", "use"), [(9, "for inpainting"), (8, "for image editing")])
 def test_unet_that_sees_more_is_refused(folders, tmp_path, channels, use):
     tensors = single_tensors(folders["sd"], "sd")
     tensors[f"{PREFIX}input_blocks.0.0.weight"] = torch.zeros(32, channels, 3, 3)
-    with pytest.raises(ConfigError, match=f"sees {channels} channels, {use}"):
+    with pytest.raises(ConfigError, match=f"has {channels} input channels, {use}"):
         resolve_model(write(tmp_path / "x.safetensors", tensors), base=folders["sd"])
 
 

@@ -272,13 +272,13 @@ def short(finetune):
 
 
 def test_samples_come_from_the_model(scripts, folder):
-    from pictures import draw_pictures, load_model
+    from pictures import draw_images, load_model
 
     loaded = load_model(str(folder), torch.device("cpu"))
-    pictures = draw_pictures(loaded, 3, size=64, steps=2, batch=2)
+    pictures = draw_images(loaded, 3, size=64, steps=2, batch=2)
     assert pictures.shape == (3, 64, 64, 3)
     assert 0 <= pictures.min() <= pictures.max() <= 1
-    assert torch.equal(pictures, draw_pictures(loaded, 3, size=64, steps=2, batch=2))
+    assert torch.equal(pictures, draw_images(loaded, 3, size=64, steps=2, batch=2))
 
 
 def test_ddim_returns_to_the_picture_that_an_exact_model_knows(scripts, folder):

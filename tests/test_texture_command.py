@@ -180,8 +180,8 @@ def test_a_background_picture_changes_what_is_painted_and_nothing_else(run, chec
 
 
 BACKGROUND_ERRORS = {
-    "missing": (["none.png"], "the picture must be a file, found none at none.png"),
-    "no picture": (["text.png"], "a picture must be one of PNG, JPEG"),
+    "missing": (["none.png"], "the image must be a file, found none at none.png"),
+    "no picture": (["text.png"], "an image must be one of PNG, JPEG"),
     "see-through": (["glass.png"], "a background must be opaque, glass.png is not"),
     "two": (["wall.png", "./other.png"], "must name at most one image file, got wall.png, ./other.png"),
     "misspelt": (["whte"], "got 'whte'; did you mean 'white'?"),

@@ -62,7 +62,7 @@ def random_pairs(count=6, views=3):
     generator = torch.Generator().manual_seed(1)
     return PairStore(
         weight=torch.ones(count),
-        picture=torch.randint(256, (count, views, 3, SIZE, SIZE), generator=generator, dtype=torch.uint8),
+        image=torch.randint(256, (count, views, 3, SIZE, SIZE), generator=generator, dtype=torch.uint8),
         is_input=torch.tensor([[True, True, False]]).expand(count, -1),
         mean=torch.randn(count, views, 4, LATENT, LATENT, generator=generator).half(),
         std=torch.full((count, views, 4, LATENT, LATENT), 0.1).half(),
@@ -277,7 +277,7 @@ def test_first_views_are_framed_and_inputs_are_whole(text, dataset):
     pairs = build_pairs(dataset, settings, vae, CpuRasterizer())
     shapes, models, colours, views = 4, 2, 3, 3  # colours: own, one, wood
     assert pairs.mean.shape == (shapes * models * colours, views, 4, LATENT, LATENT)
-    shown = (pairs.picture < 250).any(2)
+    shown = (pairs.image < 250).any(2)
     for picture in shown[:, 0]:
         rows, columns = (torch.nonzero(picture.any(axis))[:, 0] for axis in (1, 0))
         extents = [float(line.max() - line.min() + 1) for line in (rows, columns)]
@@ -297,9 +297,9 @@ def test_groups_show_one_object_from_their_cameras(text, dataset):
     pairs = build_pairs(dataset, settings, vae, CpuRasterizer())
     own, textured = pairs.azimuth[0], pairs.azimuth[1]
     assert torch.equal(own, textured)
-    assert not torch.equal(pairs.picture[0], pairs.picture[1])
-    assert torch.equal((pairs.picture[0] < 250).any(1), (pairs.picture[1] < 250).any(1))
-    mean, std = posterior(vae, pairs.picture.flatten(0, 1) / 255)
+    assert not torch.equal(pairs.image[0], pairs.picture[1])
+    assert torch.equal((pairs.image[0] < 250).any(1), (pairs.picture[1] < 250).any(1))
+    mean, std = posterior(vae, pairs.image.flatten(0, 1) / 255)
     assert_close(pairs.mean.flatten(0, 1).float(), mean.float(), atol=2e-2, rtol=0)
     assert_close(pairs.std.flatten(0, 1).float(), std.float(), atol=2e-2, rtol=0)
     again = build_pairs(dataset, settings, vae, CpuRasterizer())

@@ -72,7 +72,7 @@ def test_labels_stand_under_the_pictures_and_never_widen_them():
 
 
 def test_bad_sheets_are_refused():
-    with pytest.raises(ValueError, match="at least one picture"):
+    with pytest.raises(ValueError, match="at least one image"):
         tile([], 2)
     with pytest.raises(ValueError, match="one label"):
         tile([flat(0)], 2, ["a", "b"])

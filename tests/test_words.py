@@ -37,12 +37,6 @@ TEXTS = {tokenize.STRING, tokenize.COMMENT, getattr(tokenize, "FSTRING_MIDDLE", 
 ALLOWED = {
     "build": 3,
     "cli": 21,
-    "diffusion": 1,
-    "evaluation": 75,
-    "exporting": 16,
-    "guidance": 5,
-    "inputs": 24,
-    "representation": 10,
     "top level": 98,
 }
 

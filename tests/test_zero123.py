@@ -14,7 +14,7 @@ from tiny import edit_json, write_tiny_sdxl, write_tiny_zero123
 
 from pgc3d.cameras import orbit
 from pgc3d.diffusion.folder import open_folder
-from pgc3d.diffusion.hub import wanted_files
+from pgc3d.diffusion.hub import files_to_fetch
 from pgc3d.diffusion.models import resolve_model
 from pgc3d.diffusion.zero123 import clip_pixels, load_zero123, relative_pose, require_zero123
 from pgc3d.errors import ConfigError, WeightsNotFoundError
@@ -124,7 +124,7 @@ def test_download_takes_the_parts_of_the_layout_once():
         "feature_extractor/preprocessor_config.json", "unet/config.json",
         "unet/diffusion_pytorch_model.safetensors",
     ]  # fmt: skip
-    wanted = wanted_files(names, half=True)
+    wanted = files_to_fetch(names, half=True)
     assert len(set(wanted)) == len(wanted)
     assert not {name for name in wanted if name.endswith((".py", ".md", ".bin"))}
     assert "image_encoder/model.fp16.safetensors" in wanted

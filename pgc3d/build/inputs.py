@@ -13,7 +13,7 @@ from pgc3d.exporting.textured_mesh import require_colors
 from pgc3d.inputs.background import prepare_backdrop
 from pgc3d.inputs.decode import ignore
 from pgc3d.inputs.formats import Notify
-from pgc3d.inputs.image import frame_photo
+from pgc3d.inputs.image import frame_image
 from pgc3d.inputs.maps import CHANNELS, prepare_map
 from pgc3d.inputs.mesh import prepare_mesh_file
 from pgc3d.memory import require_texture_memory
@@ -105,7 +105,7 @@ def prepare_images(config: Config, task: Task, notify: Notify = ignore) -> Mappi
     if task.image is None:
         return prepared
     photo = config.photo
-    framed = frame_photo(
+    framed = frame_image(
         task.image, border=photo.border, matting=photo.matting, size=photo.size, notify=notify
     )
     maps: dict[MapName, Path] = {name: path for name in CHANNELS if (path := getattr(task, name)) is not None}

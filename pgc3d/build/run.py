@@ -17,7 +17,7 @@ from pgc3d.context import GuidanceContext, ModelStore, RepresentationContext
 from pgc3d.errors import BackendUnavailableError
 from pgc3d.geometry.sampling import sample_surface
 from pgc3d.inputs.background import load_backdrop
-from pgc3d.inputs.image import load_photo
+from pgc3d.inputs.image import load_prepared_image
 from pgc3d.inputs.maps import load_map
 from pgc3d.inputs.mesh import load_prepared
 from pgc3d.interfaces import Rasterizer, Representation, Stateful, SupportsMicroBatch
@@ -169,7 +169,7 @@ def _guidance_context(context: RunContext) -> GuidanceContext:
     def image() -> torch.Tensor:
         if task.image is None:
             raise ValueError("a guidance that uses the input image must have one")
-        return load_photo(task.image).to(device)
+        return load_prepared_image(task.image).to(device)
 
     @cache
     def load(name: MapName) -> torch.Tensor | None:

@@ -1,4 +1,4 @@
-"""ControlNets: what they are shown of our own render, and what they add to the UNet (arXiv 2302.05543)."""
+"""ControlNets (arXiv 2302.05543): their condition images from a render, and their residuals for the UNet."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,18 +21,18 @@ from pgc3d.types import Cameras, Rendering
 Condition = Literal["depth", "normal"]
 Polarity = Literal["near_bright", "far_bright"]
 Image = Float[Tensor, "B H W 3"]
-# What a ControlNet must have in common with its UNet, and the library's default where a config has no entry.
+# Entries that must agree between a ControlNet and its UNet, with the library's defaults.
 SHARED = {"in_channels": 4, "block_out_channels": [320, 640, 1280, 1280], "layers_per_block": 2}
 
 
 @dataclass(frozen=True)
 class ControlConfig:
-    """A ControlNet beside the text-to-image model, conditioned from the render."""
+    """A ControlNet of the text-to-image model, conditioned on the render."""
 
     model: str = field(metadata=PATH)  # a folder, a hub id, or an alias as "sdxl-depth-small"
     condition: Condition = "depth"
     scale: float = number(1.0, 0.0, 100.0)
-    polarity: Polarity = "near_bright"  # of depth; "far_bright" is what the original code shows
+    polarity: Polarity = "near_bright"  # of depth; "far_bright" is the original PGC-3D code's
 
     def __post_init__(self) -> None:
         check(self)
@@ -42,7 +42,7 @@ class ControlConfig:
 
 @dataclass(frozen=True)
 class Control:
-    """A ControlNet, what it is shown, and how much it weighs."""
+    """A loaded ControlNet with its condition and its scale."""
 
     network: Any  # diffusers' ControlNetModel, frozen, in the UNet's precision
     condition: Condition
@@ -52,7 +52,7 @@ class Control:
 
 @torch.no_grad()
 def condition_image(control: Control, rendering: Rendering, cameras: Cameras) -> Image:
-    """The ControlNet's input from a render, in [0, 1]; images do not influence each other."""
+    """The ControlNet's condition image from a render, in [0, 1]; images do not influence each other."""
     if control.condition == "depth":
         return depth_image(rendering.depth, control.polarity)
     return normal_image(rendering, cameras)
@@ -64,9 +64,9 @@ def depth_image(depth: Float[Tensor, "B H W 1"], polarity: Polarity = "near_brig
     Args:
         depth: distance along the view axis, 0 where nothing was hit.
         polarity: "near_bright" is inverse depth, 1 at the nearest point, 0 at the farthest one and on the
-            background, as the estimators give it on whose images the depth ControlNets were trained.
-            "far_bright" is what PGC-3D's code shows them: depth, from 0 at the nearest point to 1 on the
-            background, which counts as 1.2 times as far as the farthest one.
+            background, like the depth estimates on which the depth ControlNets were trained. "far_bright" is
+            the condition of PGC-3D's code: depth, from 0 at the nearest point to 1 on the background, which
+            has 1.2 times the depth of the farthest point.
     """
     hit = depth > 0
     near = depth.where(hit, torch.inf).amin(dim=(1, 2), keepdim=True)
@@ -81,10 +81,10 @@ def depth_image(depth: Float[Tensor, "B H W 1"], polarity: Polarity = "near_brig
 
 
 def normal_image(rendering: Rendering, cameras: Cameras) -> Image:
-    """Normals as the normal ControlNets were trained on: seen from the camera, red left, green up, blue near.
+    """Normals in the convention of the normal ControlNets: camera space, red left, green up, blue near.
 
-    Both estimators behind them agree: the gradient of MiDaS' inverse depth (version 1.0) and NormalBae (1.1).
-    Normals towards the viewer, and the background, are (0.5, 0.5, 1).
+    Both of their estimators use it: the gradient of MiDaS' inverse depth (version 1.0) and NormalBae (1.1).
+    Normals towards the viewer and the background are (0.5, 0.5, 1).
     """
     world = 2 * rendering.normal - 1  # the background is zero, edges are in between
     right, up, near = torch.einsum("bij,bhwj->bhwi", cameras.camera_from_world[:, :3, :3], world).unbind(-1)
@@ -99,12 +99,12 @@ def control_residuals(
     tokens: Float[Tensor, "N T D"],
     added: Mapping[str, Tensor],
 ) -> dict[str, Any]:
-    """What the ControlNets add to the UNet, summed, as its keyword arguments; see `latent.Residuals`.
+    """The sum of the ControlNets' residuals as keyword arguments of the UNet; see `latent.Residuals`.
 
     Args:
-        controls: at least one, each with its condition, in the size of the images that the latents stand
-            for; its B images are repeated to N, for both halves of classifier-free guidance.
-        noisy: the UNet's input, as are the others.
+        controls: at least one, each with its condition image in the size of the decoded latents; its B images
+            are repeated to N, for both halves of classifier-free guidance.
+        noisy: the UNet's input.
         timesteps: one for each of `noisy`.
         tokens: encoded prompts.
         added: SDXL's added conditions.
@@ -128,17 +128,17 @@ def control_residuals(
 
 
 def resolve_control(name: str, model: ModelFolder, *, half: bool = False) -> ModelFolder:
-    """Find a ControlNet for a text-to-image model: a folder, a hub id, or an alias.
+    """The checkpoint of a ControlNet for a text-to-image model: a folder, a hub id, or an alias.
 
     Raises:
-        WeightsNotFoundError: it is nowhere, or not whole.
-        ConfigError: it is another kind of module, or made for another model.
+        WeightsNotFoundError: it is not found or incomplete.
+        ConfigError: it is another kind of module, or does not fit the model.
     """
     path = find_part(name, "controlnet", half=half)
     config, unet = read_json(path / "config.json"), read_json(model.path / "unet" / "config.json")
     if config.get("_class_name") != "ControlNetModel" or config.get("conditioning_channels", 3) != 3:
         raise ConfigError(
-            f"a control must be a ControlNetModel that sees 3 channels, {path} is {config.get('_class_name')}"
+            f"a control must be a ControlNetModel of 3 input channels, {path} is {config.get('_class_name')}"
         )
     shared = dict(SHARED)
     if "CrossAttn" in f"{config.get('down_block_types')} {config.get('mid_block_type')}":
@@ -146,23 +146,23 @@ def resolve_control(name: str, model: ModelFolder, *, half: bool = False) -> Mod
     if config.get("addition_embed_type") is not None:
         shared |= {"addition_embed_type": None, "projection_class_embeddings_input_dim": None}
     for key, default in shared.items():
-        found, expected = config.get(key, default), unet.get(key, default)
-        if found != expected:
+        actual, expected = config.get(key, default), unet.get(key, default)
+        if actual != expected:
             aliases = ", ".join(alias for alias in CONTROL_ALIASES if alias.startswith(f"{model.layout}-"))
             raise ConfigError(
                 f"the ControlNet {name} must fit the model {model.name}, whose {key} is {expected}, got "
-                f"{found}; for its layout there are {aliases}"
+                f"{actual}; for its layout there are {aliases}"
             )
     commit = None if Path(name).expanduser().is_dir() else path.name
     return ModelFolder(name=name, path=path, layout=model.layout, commit=commit)
 
 
 def load_control_network(folder: ModelFolder, model: LatentDiffusion) -> Any:
-    """Load a ControlNet, frozen, beside the UNet and in its precision.
+    """A frozen ControlNet on the UNet's device in its precision.
 
     Raises:
         WeightsNotFoundError: weights are missing or damaged.
-        ConfigError: it shrinks its image otherwise than the VAE does.
+        ConfigError: its downscaling factor is not that of the VAE.
     """
     from diffusers.models.controlnets.controlnet import ControlNetModel
 

@@ -1,4 +1,4 @@
-"""The files of a checkpoint in diffusers' layout, and whether each is whole. Safetensors only."""
+"""The files of a checkpoint in diffusers' layout, and checks of their completeness. Safetensors only."""
 
 import json
 import logging
@@ -23,7 +23,10 @@ WEIGHTS = {
     "cc_projection": "diffusion_pytorch_model",
 }
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
-PROJECTIONS = ("clip_camera_projection", "cc_projection")  # the same thing from two converters of Zero123
+PROJECTIONS = (
+    "clip_camera_projection",
+    "cc_projection",
+)  # names of the same layer by two converters of Zero123
 
 # The fourth number of a Zero123 pose: the difference of the cameras' distances from the object (Zero123,
 # Zero123-XL), or the polar angle of the condition's camera (Stable Zero123).
@@ -32,7 +35,7 @@ Pose = Literal["radius", "polar"]
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A checkpoint that was found and whose files are whole."""
+    """A complete checkpoint on the disk."""
 
     name: str  # as the user gave it
     path: Path
@@ -40,21 +43,21 @@ class ModelFolder:
     commit: str | None = None  # of the hub, None for a local folder
     vae: Path | None = None  # the folder of a VAE that it shares with another checkpoint, None for its own
     view_prompts: ViewPromptConfig | None = None  # how this model was taught to read the camera
-    vocabulary: tuple[str, ...] = ()  # the words that a small model supports; empty where it has no such list
+    vocabulary: tuple[str, ...] = ()  # the words of a small model's training set; empty if unlisted
     pose: Pose | None = None  # of a Zero123 checkpoint, None where it is unknown
     # of what it was trained with: fovy_degrees and fill as in `ViewConfig`, border as in `InputImageConfig`
     cameras: Mapping[str, float] = field(default_factory=dict)
-    # One file with all weights, by the names of the first implementation; `path` is then the folder of
-    # another checkpoint, of which the configurations and tokenizers are taken.
+    # One file with all weights, in the names of the original implementation; `path` is then the folder of
+    # another checkpoint, whose configurations and tokenizers are used.
     file: Path | None = None
     scheduler: Mapping[str, Any] = field(default_factory=dict)  # overrides scheduler_config.json
 
 
 def projection_folder(path: Path) -> Path:
-    """Where a Zero123 checkpoint holds what joins the image's embedding with the pose.
+    """Folder of the layer of a Zero123 checkpoint that maps the image embedding and the pose to a token.
 
     Raises:
-        WeightsNotFoundError: nowhere.
+        WeightsNotFoundError: there is none.
     """
     for name in PROJECTIONS:
         if (path / name).is_dir():
@@ -81,7 +84,7 @@ def weight_files(folder: Path, stem: str, *, prefer_half: bool) -> list[Path]:
     """The safetensors files of one part, one or several shards; the fp16 variant first with `prefer_half`.
 
     Raises:
-        WeightsNotFoundError: none is there, or a shard is missing.
+        WeightsNotFoundError: there is none, or a shard is missing.
     """
     for variant in (".fp16", "") if prefer_half else ("", ".fp16"):
         whole = folder / f"{stem}{variant}.safetensors"
@@ -96,8 +99,8 @@ def weight_files(folder: Path, stem: str, *, prefer_half: bool) -> list[Path]:
                     f"{index} must name shards that exist, missing: {absent[:1] or 'all'}"
                 )
             return shards
-    others = sorted(file.name for suffix in PICKLES for file in folder.glob(f"*{suffix}"))
-    hint = f"; {others[0]} is a pickle, which is never loaded, convert it to safetensors" if others else ""
+    pickles = sorted(file.name for suffix in PICKLES for file in folder.glob(f"*{suffix}"))
+    hint = f"; {pickles[0]} is a pickle, which is never loaded, convert it to safetensors" if pickles else ""
     raise WeightsNotFoundError(
         f"the checkpoint must hold {folder.name}/{stem}.safetensors, not found in {folder.parent}{hint}"
     )
@@ -107,7 +110,7 @@ def tensor_names(file: Path) -> list[str]:
     """Names of the tensors in a safetensors file; reads only the header.
 
     Raises:
-        WeightsNotFoundError: the file is truncated or no safetensors file.
+        WeightsNotFoundError: the file is truncated or not in the safetensors format.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -122,7 +125,7 @@ def tensor_names(file: Path) -> list[str]:
 
 @contextmanager
 def loading(what: Path) -> Iterator[None]:
-    """Turn whatever a library raises over a broken checkpoint into one line that names the folder."""
+    """Convert exceptions of libraries on a damaged checkpoint to a WeightsNotFoundError of one line."""
     from safetensors import SafetensorError
 
     try:
@@ -138,5 +141,5 @@ def loading(what: Path) -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text, or its name."""
+    """The first line of an exception's text, or its class name."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

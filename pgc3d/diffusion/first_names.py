@@ -1,7 +1,7 @@
-"""Names of layers in the first implementations, and those of diffusers and transformers for the same layers.
+"""Layer names of the original implementations, mapped to those of diffusers and transformers.
 
-The first implementations are those of latent diffusion (UNet, VAE) and of OpenCLIP (the larger text
-encoders). Their names are found in checkpoints that are one file, and in many LoRA files.
+The original implementations are those of latent diffusion (UNet, VAE) and of OpenCLIP (the larger text
+encoders). Their names are used in single-file checkpoints and in many LoRA files.
 """
 
 import re
@@ -42,7 +42,7 @@ OPEN_CLIP_OUTER = {
 
 
 def unet_layer(name: str, layers_per_block: int) -> str | None:
-    """Today's name of a UNet's layer, None where the first implementation has none of that name."""
+    """The diffusers name of a UNet's layer, None for an unknown original name."""
     if name in OUTER:
         return OUTER[name]
     middle = re.fullmatch(r"middle_block\.([012])\.(.+)", name)
@@ -55,7 +55,7 @@ def unet_layer(name: str, layers_per_block: int) -> str | None:
     kind = ("resnets", "attentions", "upsamplers")[min(int(match[3]), 2)]
     index = int(match[2])
     if match[1] == "input":
-        block, place = divmod(index - 1, each)  # before them comes the convolution at the entrance
+        block, place = divmod(index - 1, each)  # block 0 is the input convolution
         if rest == "op":
             return f"down_blocks.{block}.downsamplers.0.conv"
         return f"down_blocks.{block}.{kind}.{place}.{rest}"
@@ -66,7 +66,7 @@ def unet_layer(name: str, layers_per_block: int) -> str | None:
 
 
 def flat_unet_layer(name: str, layers_per_block: int) -> str:
-    """As `unet_layer`, with `_` for every dot; a name that is today's already stays."""
+    """As `unet_layer`, with `_` for every dot; a diffusers name is returned unchanged."""
     dotted = re.sub(r"^(input_blocks|output_blocks)_(\d+)_(\d+)_", r"\1.\2.\3.", name)
     dotted = re.sub(r"^middle_block_(\d)_", r"middle_block.\1.", dotted)
     for known in (*OUTER, *INNER):
@@ -76,7 +76,7 @@ def flat_unet_layer(name: str, layers_per_block: int) -> str:
 
 
 def vae_layer(name: str, levels: int) -> str | None:
-    """Today's name of a VAE's layer, None where there is none; `levels` is how many it has."""
+    """The diffusers name of a VAE's layer, None for an unknown one; `levels` is its number of resolutions."""
     if re.fullmatch(r"(post_)?quant_conv|(en|de)coder\.conv_(in|out)", name):
         return name
     match = re.fullmatch(r"((?:en|de)coder)\.(.+)", name)
@@ -85,23 +85,23 @@ def vae_layer(name: str, levels: int) -> str | None:
     half, inner = match[1], match[2].replace("nin_shortcut", "conv_shortcut")
     if inner == "norm_out":
         return f"{half}.conv_norm_out"
-    if found := re.fullmatch(r"mid\.block_([12])\.(.+)", inner):
-        return f"{half}.mid_block.resnets.{int(found[1]) - 1}.{found[2]}"
-    if (found := re.fullmatch(r"mid\.attn_1\.(.+)", inner)) and found[1] in VAE_ATTENTION:
-        return f"{half}.mid_block.attentions.0.{VAE_ATTENTION[found[1]]}"
-    if found := re.fullmatch(r"(down|up)\.(\d+)\.(?:block\.(\d+)\.(.+)|(?:down|up)sample\.(conv))", inner):
-        way, level = found[1], int(found[2])
+    if matched := re.fullmatch(r"mid\.block_([12])\.(.+)", inner):
+        return f"{half}.mid_block.resnets.{int(matched[1]) - 1}.{matched[2]}"
+    if (matched := re.fullmatch(r"mid\.attn_1\.(.+)", inner)) and matched[1] in VAE_ATTENTION:
+        return f"{half}.mid_block.attentions.0.{VAE_ATTENTION[matched[1]]}"
+    if matched := re.fullmatch(r"(down|up)\.(\d+)\.(?:block\.(\d+)\.(.+)|(?:down|up)sample\.(conv))", inner):
+        way, level = matched[1], int(matched[2])
         block = f"{half}.{way}_blocks.{level if way == 'down' else levels - 1 - level}"
-        if found[5]:
+        if matched[5]:
             return f"{block}.{way}samplers.0.conv"
-        return f"{block}.resnets.{found[3]}.{found[4]}"
+        return f"{block}.resnets.{matched[3]}.{matched[4]}"
     return None
 
 
 def open_clip_layer(name: str) -> str | None:
-    """Today's name of a tensor of an OpenCLIP text encoder, None where there is none.
+    """The transformers name of a tensor of an OpenCLIP text encoder, None for an unknown one.
 
-    The weights and biases of query, key and value are one tensor there, `in_proj`, which keeps that name.
+    The weights (or biases) of query, key and value are one tensor there, `in_proj`, which keeps that name.
     """
     if name in OPEN_CLIP_OUTER:
         return OPEN_CLIP_OUTER[name]

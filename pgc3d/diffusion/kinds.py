@@ -1,4 +1,4 @@
-"""Which kind of model a checkpoint is, from its small files and its listing alone."""
+"""The kind of a checkpoint, detected from its small files and its listing, before weights are fetched."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -12,15 +12,15 @@ from pgc3d.errors import ConfigError, WeightsNotFoundError
 from pgc3d.schedules import alphas_cumprod
 
 SUPPORTED = "the model must be a checkpoint in SD, SDXL or Zero123 layout"
-# Other uses of the same UNet, by what it sees: latents beside the noisy ones.
-OTHER_INPUTS = {9: "for inpainting", 8: "for editing pictures", 7: "for upscaling", 5: "for depth"}
+# Uses of UNets with further input channels, by the number of channels.
+OTHER_INPUTS = {9: "for inpainting", 8: "for image editing", 7: "for upscaling", 5: "for depth"}
 ENCODERS = ("CLIPTextModel", "CLIPTextModelWithProjection")
 DISTILLED = re.compile(r"(?<![a-z])(turbo|lightning|lcm|hyper|dmd2?|schnell)(?![a-z])", re.IGNORECASE)
 DISTILLED_SAMPLERS = ("LCMScheduler", "TCDScheduler")
 
 
 def layout_of(path: Path, name: str = "") -> Layout:
-    """The layout of a checkpoint folder, from its small files; `name` is what a message calls it.
+    """The layout of a checkpoint folder, from its small files; `name` is used in messages.
 
     Raises:
         WeightsNotFoundError: one of them is missing or damaged.
@@ -50,7 +50,7 @@ def _refusal(name: Path | str, index: Mapping[str, Any], reason: str) -> ConfigE
 
 
 def _foreign(index: Mapping[str, Any]) -> str:
-    """Why a pipeline is none of ours, from its model_index.json alone."""
+    """The reason why a pipeline is not supported, from its model_index.json, None if it is."""
     classes = {part: entry[-1] for part, entry in index.items() if isinstance(entry, list) and entry}
     unet, text = classes.get("unet"), classes.get("text_encoder")
     if classes.get("transformer"):
@@ -69,7 +69,7 @@ def _foreign_unet(unet: Mapping[str, Any], layout: Layout) -> str:
     expected = 2 * latent if layout == "zero123" else latent
     if channels != expected:
         use = OTHER_INPUTS.get(channels, "for something else")
-        return f"its UNet must see {expected} channels, but sees {channels}, {use}"
+        return f"its UNet must have {expected} input channels, but has {channels}, {use}"
     if unet.get("time_cond_proj_dim") is not None:
         return "its UNet takes the guidance scale as an input (time_cond_proj_dim), as LCM does"
     for key in ("class_embed_type", "encoder_hid_dim_type"):
@@ -78,8 +78,8 @@ def _foreign_unet(unet: Mapping[str, Any], layout: Layout) -> str:
     return ""
 
 
-def look_at_pipeline(name: str, names: Sequence[str], folder: Path | None) -> None:
-    """Refuse a repository of the hub from its listing and its small files.
+def check_pipeline_listing(name: str, names: Sequence[str], folder: Path | None) -> None:
+    """Check a hub repository by its listing and its small files.
 
     Raises:
         ConfigError: it holds no pipeline, or one of another kind.
@@ -93,8 +93,8 @@ def look_at_pipeline(name: str, names: Sequence[str], folder: Path | None) -> No
         _require_safetensors(name, names, part)
 
 
-def look_at_part(name: str, names: Sequence[str], _: Path | None) -> None:
-    """As `look_at_pipeline`, for a repository of one module: a VAE or a ControlNet."""
+def check_part_listing(name: str, names: Sequence[str], _: Path | None) -> None:
+    """As `check_pipeline_listing`, for a repository of one module: a VAE or a ControlNet."""
     if "config.json" not in names:
         kind = (
             "it is a whole pipeline; give the folder of that part"
@@ -106,7 +106,7 @@ def look_at_part(name: str, names: Sequence[str], _: Path | None) -> None:
 
 
 def _instead(name: str, names: Sequence[str], folder: Path | None) -> str:
-    """What a repository without a pipeline holds, and what to do with it."""
+    """The contents of a repository without a pipeline, with the remedy."""
     files = [file for file in names if file.endswith(".safetensors") and "/" not in file]
     if folder is not None and (folder / "config.json").is_file():
         config = read_json(folder / "config.json")
@@ -135,15 +135,15 @@ def parts_of(path: Path, layout: Layout) -> list[str]:
 
 
 def check_sizes(path: Path, layout: Layout, vae: Path | None = None) -> None:
-    """Refuse a checkpoint whose parts do not fit each other, or whose noise is not DDPM's.
+    """Check that the parts of a checkpoint match each other and that its noise is DDPM's.
 
     Args:
         path: its folder.
         layout: its layout.
-        vae: the folder of a VAE in the place of its own.
+        vae: the folder of a VAE that replaces its own.
 
     Raises:
-        ConfigError: they do not; the line names both.
+        ConfigError: they do not; the message names both parts.
     """
     unet = read_json(path / "unet" / "config.json")
     check_vae(vae or path / "vae", unet)
@@ -156,24 +156,24 @@ def check_sizes(path: Path, layout: Layout, vae: Path | None = None) -> None:
     if layout == "sdxl":
         pooled = int(encoders[1].get("projection_dim", 512))
         pooled += 6 * int(unet.get("addition_time_embed_dim") or 0)
-        found = unet.get("projection_class_embeddings_input_dim")
-        _agree(path, "projection_class_embeddings_input_dim", found, pooled, "second text encoder gives")
+        actual = unet.get("projection_class_embeddings_input_dim")
+        _agree(path, "projection_class_embeddings_input_dim", actual, pooled, "second text encoder gives")
 
 
-def _agree(path: Path, key: str, found: Any, expected: int, whose: str) -> None:
-    widths = set(found) if isinstance(found, list | tuple) else {found}
+def _agree(path: Path, key: str, actual: Any, expected: int, whose: str) -> None:
+    widths = set(actual) if isinstance(actual, list | tuple) else {actual}
     if widths != {expected}:
         raise ConfigError(
-            f"the parts of {path} must fit each other, but its UNet's {key} is {found} and its {whose} "
+            f"the parts of {path} must fit each other, but its UNet's {key} is {actual} and its {whose} "
             f"{expected}"
         )
 
 
 def check_vae(folder: Path, unet: Mapping[str, Any]) -> None:
-    """Refuse a VAE whose latents a UNet of this configuration cannot see.
+    """Check that a VAE has the latents of a UNet of this configuration.
 
     Raises:
-        ConfigError: it has other latents.
+        ConfigError: it has not.
     """
     config = read_json(folder / "config.json")
     kind, channels = config.get("_class_name", "AutoencoderKL"), int(config.get("latent_channels", 4))
@@ -190,10 +190,10 @@ def check_vae(folder: Path, unet: Mapping[str, Any]) -> None:
 
 
 def read_schedule(path: Path, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """A checkpoint's scheduler configuration with changes over it, checked.
+    """The checked scheduler configuration of a checkpoint, with overridden entries.
 
     Raises:
-        ConfigError: its noise or what it predicts is not supported.
+        ConfigError: its noise or its prediction type is not supported.
     """
     scheduler = read_json(path / "scheduler" / "scheduler_config.json") | dict(changes or {})
     scheduler.setdefault("prediction_type", "epsilon")
@@ -210,7 +210,7 @@ def read_schedule(path: Path, changes: Mapping[str, Any] | None = None) -> dict[
 
 
 def why_distilled(name: str, path: Path | None) -> str:
-    """The evidence that weights were made for a few steps without guidance; empty where there is none.
+    """The evidence that weights are distilled for few steps without guidance; empty where there is none.
 
     Args:
         name: of the model or LoRA.
@@ -223,7 +223,7 @@ def why_distilled(name: str, path: Path | None) -> str:
     scheduler = read_json(path / "scheduler" / "scheduler_config.json")
     if scheduler.get("_class_name") in DISTILLED_SAMPLERS:
         return f"its {scheduler['_class_name']}"
-    # Models with zero terminal SNR, which predict v, are sampled from the last timestep on as well.
+    # Models with zero terminal SNR, which predict v, are also sampled from the last timestep.
     trailing = scheduler.get("timestep_spacing") == "trailing"
     if trailing and scheduler.get("prediction_type", "epsilon") == "epsilon":
         return "its sampler's trailing timesteps"
@@ -231,5 +231,5 @@ def why_distilled(name: str, path: Path | None) -> str:
 
 
 def zeros_for_empty_prompt(path: Path) -> bool:
-    """Whether a checkpoint's own pipeline puts zeros in the place of an empty negative prompt."""
+    """Whether a checkpoint's pipeline replaces an empty negative prompt's embedding by zeros."""
     return bool(read_json(path / "model_index.json").get("force_zeros_for_empty_prompt"))

@@ -21,10 +21,10 @@ Residuals = Callable[[Tensor, Tensor, Tensor, Mapping[str, Tensor]], Mapping[str
 
 @dataclass(frozen=True)
 class LatentDiffusion:
-    """UNet and VAE with what it takes to use them; nothing in it is ever trained.
+    """A UNet and a VAE with their noise schedule; its weights are never trained.
 
     `unet` is diffusers' UNet2DConditionModel and `vae` its AutoencoderKL; each may have its own precision.
-    All latents that go in or come out are float32.
+    All latents of its methods are float32.
     """
 
     unet: Any
@@ -32,8 +32,8 @@ class LatentDiffusion:
     alphas_cumprod: Float[Tensor, " T"]  # float32, on the device
     prediction: Prediction
     layout: Layout
-    encoder: Callable[[Tensor], Tensor] | None = None  # what runs the VAE's encoder when it is not itself
-    predictor: Callable[..., Any] | None = None  # what runs the UNet when it is not itself
+    encoder: Callable[[Tensor], Tensor] | None = None  # replaces the forward pass of the VAE's encoder
+    predictor: Callable[..., Any] | None = None  # replaces the forward pass of the UNet
 
     @property
     def device(self) -> torch.device:
@@ -41,7 +41,7 @@ class LatentDiffusion:
 
     @property
     def train_steps(self) -> int:
-        """Number of noise levels, usually 1000."""
+        """Number of timesteps, usually 1000."""
         return self.alphas_cumprod.shape[0]
 
     @property
@@ -51,7 +51,7 @@ class LatentDiffusion:
 
     @property
     def resolution(self) -> int:
-        """Side of the images that the model was made for, in pixels."""
+        """Side of the images of the model's training, in pixels."""
         return int(self.unet.config.sample_size) * self.downscale
 
     def latent_shape(self, batch: int, resolution: int) -> tuple[int, int, int, int]:
@@ -60,11 +60,11 @@ class LatentDiffusion:
         return batch, int(self.vae.config.latent_channels), side, side
 
     def encode(self, image: Image, noise: Latents) -> Latents:
-        """Draw from the VAE's posterior; differentiable in the image.
+        """A sample of the VAE's posterior; differentiable in the image.
 
         Args:
             image: sRGB in [0, 1]; the sides must be multiples of `downscale`.
-            noise: standard normal, in the shape of the latents; zeros give the posterior's mean.
+            noise: standard normal, in the shape of the latents; zeros for the posterior's mean.
         """
         pixels = (2.0 * image - 1.0).permute(0, 3, 1, 2)
         hidden = (self.encoder or self.vae.encoder)(pixels.to(_dtype(self.vae)))
@@ -75,10 +75,10 @@ class LatentDiffusion:
         return (mean + deviation * noise - self._shift) * float(self.vae.config.scaling_factor)
 
     def encoder_gradient(self, image: Image, latents: Latents, gradient: Latents) -> Image:
-        """Pull a gradient on the latents back to the image, which must have led to them through `encode`.
+        """The gradient on an image of a gradient on its latents, which must come from `encode`.
 
-        In half precision every image's gradient is scaled by a power of two on its way, against underflow.
-        The product is linear, so that the scale is taken off exactly at the end.
+        In half precision every image's gradient is scaled by a power of two in between, against underflow.
+        The product is linear, so that the scale is removed exactly at the end.
         """
         if _dtype(self.vae) != torch.float16:
             return torch.autograd.grad(latents, image, gradient)[0].float()
@@ -89,7 +89,7 @@ class LatentDiffusion:
 
     @torch.no_grad()
     def decode(self, latents: Latents) -> Image:
-        """Images of latents, sRGB in [0, 1]; no gradient; not after `release_decoder`."""
+        """Images of latents, sRGB in [0, 1], without gradient; not available after `release_decoder`."""
         dtype = _dtype(self.vae)
         hidden = (latents / float(self.vae.config.scaling_factor) + self._shift).to(dtype)
         if self.vae.post_quant_conv is not None:
@@ -109,17 +109,17 @@ class LatentDiffusion:
         residuals: Residuals | None = None,
         beside: Latents | None = None,
     ) -> tuple[Latents, Latents]:
-        """Predict the noise without and with the condition, in one batch of 2 B.
+        """The predicted noise without and with the condition, from one batch of 2 B.
 
         Args:
             noisy: z_t.
             timesteps: on the device, in [0, train_steps).
             conditional: one prompt per image.
             unconditional: one negative prompt per image.
-            time_ids: from `time_ids`; only the SDXL layout takes and needs them.
-            residuals: what ControlNets add, from the batch that the UNet gets.
-            beside: latents of the condition that the UNet sees beside z_t, zeros without the condition; only
-                the Zero123 layout takes and needs them.
+            time_ids: from `time_ids`; for the SDXL layout, where they are required.
+            residuals: computes ControlNet residuals from the UNet's batch.
+            beside: latents of the condition, concatenated with z_t, zeros without the condition; for the
+                Zero123 layout, where they are required.
 
         Returns:
             (eps_uncond, eps_cond), also where the model predicts v.
@@ -160,7 +160,7 @@ class LatentDiffusion:
         if self.layout != "sdxl":
             return {}
         if unconditional.pooled is None or conditional.pooled is None or time_ids is None:
-            raise ValueError("the SDXL layout needs pooled embeddings and time_ids")
+            raise ValueError("the SDXL layout must have pooled embeddings and time_ids, got none")
         pooled = torch.cat([unconditional.pooled, conditional.pooled]).to(_dtype(self.unet))
         return {"text_embeds": pooled, "time_ids": time_ids.expand(len(pooled), -1)}
 
@@ -174,6 +174,6 @@ def _dtype(module: torch.nn.Module) -> torch.dtype:
 
 
 def select(embedding: TextEmbedding, index: Int[Tensor, " B"]) -> TextEmbedding:
-    """One prompt per image."""
+    """The embedding of one prompt for each of `batch` images."""
     pooled = None if embedding.pooled is None else embedding.pooled[index]
     return TextEmbedding(tokens=embedding.tokens[index], pooled=pooled)

@@ -1,7 +1,8 @@
-"""A VAE's encoder as one constant matrix from colours to latents: the paper's diagnostic for its gradient.
+"""A linear approximation of a VAE's encoder: one constant matrix from colours to latents.
 
 Pan et al. (arXiv 2310.12474) replace the encoder's Jacobian by a linear map of the colour of each latent
-pixel. It has no noise of its own, and cannot pass on detail finer than a latent pixel.
+pixel, as a diagnostic of the encoder's gradient. It adds no noise, and has no detail finer than a latent
+pixel.
 """
 
 import json
@@ -19,7 +20,7 @@ from pgc3d.errors import InputError
 
 @dataclass(frozen=True)
 class LinearEncoder:
-    """Latents of an image that was shrunk to their size: color @ matrix + bias."""
+    """Latents of an image resized to their size: color @ matrix + bias."""
 
     matrix: Float[Tensor, "3 C"]  # from sRGB in [0, 1] to scaled latents
     bias: Float[Tensor, " C"]
@@ -29,10 +30,10 @@ class LinearEncoder:
         return (shrink(image, size) @ self.matrix + self.bias).permute(0, 3, 1, 2)
 
     def pull_back(self, gradient: Float[Tensor, "B C h w"], size: Sequence[int]) -> Float[Tensor, "B H W 3"]:
-        """A gradient on latents as one on the image of size (H, W): the adjoint of `encode`.
+        """The gradient on an image of size (H, W) of a gradient on its latents: the adjoint of `encode`.
 
-        Inside the image that is bilinear enlargement of gradient @ matrix^T, divided by the pixels that
-        share a latent.
+        Inside the image that is bilinear enlargement of gradient @ matrix^T, divided by the number of pixels
+        for each latent.
         """
         batch, _, *latent_size = gradient.shape
         image = gradient.new_zeros(batch, *size, 3, requires_grad=True)
@@ -42,7 +43,7 @@ class LinearEncoder:
 
 
 def shrink(image: Float[Tensor, "B H W 3"], size: Sequence[int]) -> Float[Tensor, "B h w 3"]:
-    """Bilinear, with the filter as wide as a latent pixel."""
+    """Bilinear resizing with a filter as wide as a latent pixel."""
     small = torch.nn.functional.interpolate(
         image.permute(0, 3, 1, 2), size=tuple(size), mode="bilinear", antialias=True
     )
@@ -52,11 +53,11 @@ def shrink(image: Float[Tensor, "B H W 3"], size: Sequence[int]) -> Float[Tensor
 def fit_linear_encoder(
     colors: Float[Tensor, "N 3"], latents: Float[Tensor, "N C"], *, ridge: float = 1e-3
 ) -> LinearEncoder:
-    """Least squares with a ridge on the matrix, not on the bias, in float64.
+    """The least-squares fit with a ridge on the matrix, not on the bias, in float64.
 
     Args:
-        colors: sRGB in [0, 1] of shrunk images.
-        latents: scaled, of the same places.
+        colors: sRGB in [0, 1] of resized images.
+        latents: scaled, of the same pixels.
         ridge: added to the diagonal of the mean of color color^T.
     """
     x, y = colors.double(), latents.double()
@@ -68,7 +69,7 @@ def fit_linear_encoder(
 
 
 def read_linear_encoder(path: Path, model: LatentDiffusion) -> LinearEncoder:
-    """Read a file of `scripts/fit_linear_encoder.py` to the model's device.
+    """The encoder of a file of `scripts/fit_linear_encoder.py`, on the model's device.
 
     Raises:
         InputError: it is missing, damaged, or made for latents with other channels.

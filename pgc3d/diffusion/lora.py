@@ -1,10 +1,11 @@
 """LoRA files, added to the weights when a model is loaded: W += scale alpha / rank up down.
 
-(arXiv 2106.09685.) Two spellings are read, as safetensors only: kohya's, as
-`lora_unet_mid_block_attentions_0_proj_in.lora_down.weight` with `alpha` beside it and SDXL's UNet also by the
-names of its first implementation, and diffusers', as `unet.mid_block.attentions.0.proj_in.lora_A.weight`.
+(arXiv 2106.09685.) Two naming schemes are read, as safetensors only: kohya's, as
+`lora_unet_mid_block_attentions_0_proj_in.lora_down.weight` with `alpha` next to it and SDXL's UNet also by
+the names of its original implementation, and diffusers', as
+`unet.mid_block.attentions.0.proj_in.lora_A.weight`.
 
-A layer may have a magnitude m beside its factors (DoRA, arXiv 2402.09353, eq. 5): it is then
+A layer may also have a magnitude m (DoRA, arXiv 2402.09353, eq. 5): the weight is then
 W' = m (W + alpha / rank up down) / norm, with the norm of each output (kohya's older files: of each input),
 and the scale goes from W at 0 to W' at 1.
 """
@@ -48,7 +49,7 @@ ENDINGS = {
 
 @dataclass(frozen=True)
 class LowRank:
-    """What a file adds to one layer."""
+    """The low-rank update of one layer."""
 
     key: str  # of the file, for messages
     down: Float[Tensor, "rank D"]
@@ -60,17 +61,17 @@ class LowRank:
 
 @dataclass(frozen=True)
 class Lora:
-    """A LoRA file that was read; its layers by part and by the layer's name with `_` for every dot."""
+    """A LoRA file; its layers by part and by the layer's name with `_` for every dot."""
 
     path: Path
     scale: float
     sha256: str
-    commit: str | None = field(default=None, kw_only=True)  # of the hub, None for a file of the user's
+    commit: str | None = field(default=None, kw_only=True)  # of the hub, None for a local file
     layers: Mapping[Part, Mapping[str, LowRank]] = field(repr=False)
 
 
 def parse_lora(text: str) -> tuple[Path, float]:
-    """FILE or FILE:SCALE; a FILE on the hub is OWNER/NAME or OWNER/NAME:FILE."""
+    """Path and scale of FILE or FILE:SCALE; a FILE on the hub is OWNER/NAME or OWNER/NAME:FILE."""
     match = re.fullmatch(r"(.+?)(?::([-+]?(?:\d+\.?\d*|\.\d+)))?", text)
     if match is None:
         raise ConfigError(f"a LoRA must be FILE or FILE:SCALE, got {text!r}")
@@ -78,19 +79,19 @@ def parse_lora(text: str) -> tuple[Path, float]:
 
 
 def read_lora(text: str, layout: Layout) -> Lora:
-    """Read FILE or FILE:SCALE for a model of the layout; the file is on this disk or on the hub.
+    """The LoRA of FILE or FILE:SCALE for a model of the layout; the file is local or on the hub.
 
     Raises:
-        WeightsNotFoundError: there is no such file, or it is no whole safetensors file.
-        ConfigError: it holds something else than LoRA layers of such a model; the first such key is named.
+        WeightsNotFoundError: there is no such file, or it is no complete safetensors file.
+        ConfigError: it has keys other than those of LoRA layers of such a model; the first one is named.
     """
     path, scale = parse_lora(text)
     path, commit = _find(path)
     tensor_names(path)
     layers: dict[Part, dict[str, LowRank]] = {}
     with loading(path):
-        found = _read_layers(path)
-    for (part, name), layer in found.items():
+        all_layers = _read_layers(path)
+    for (part, name), layer in all_layers.items():
         if part == "text_encoder_2" and layout == "sd":
             raise ConfigError(f"the LoRA {path} must fit the SD layout, its key {layer.key} is for SDXL")
         layers.setdefault(part, {})[name] = layer
@@ -100,7 +101,7 @@ def read_lora(text: str, layout: Layout) -> Lora:
 
 
 def _find(path: Path) -> tuple[Path, str | None]:
-    """A file on this disk, else one of the hub with its commit."""
+    """A local file, else one of the hub with its commit."""
     repository, _, name = path.as_posix().partition(":")
     local = path.is_file()
     if not local and not is_hub_id(repository):
@@ -128,33 +129,44 @@ def _read_layers(path: Path) -> dict[tuple[Part, str], LowRank]:
     if not tensors:
         raise ConfigError(f"the LoRA {path} must hold LoRA layers, got an empty file")
     layers = {
-        place: _layer(path, keys[place], found, alphas.get(place[0])) for place, found in tensors.items()
+        layer_key: _layer(path, keys[layer_key], tensors_of_layer, alphas.get(layer_key[0]))
+        for layer_key, tensors_of_layer in tensors.items()
     }
     for (part, _), layer in layers.items():
         if part in decomposed and layer.magnitude is None:
             raise ConfigError(
-                f"the LoRA {path} must hold the magnitudes of its header, not so for {layer.key}"
+                f"the LoRA {path} must hold the magnitudes of its header, but {layer.key} has none"
             )
     return layers
 
 
-def _layer(path: Path, key: str, found: Mapping[str, Tensor], alpha: float | None) -> LowRank:
-    """One layer of its tensors by their roles; `alpha` is from the header."""
-    if "down" not in found or "up" not in found:
+def _layer(path: Path, key: str, tensors_of_layer: Mapping[str, Tensor], alpha: float | None) -> LowRank:
+    """A layer from its tensors by role; `alpha` is from the header."""
+    if "down" not in tensors_of_layer or "up" not in tensors_of_layer:
         raise ConfigError(f"the LoRA {path} must hold both factors of a layer, got only {key}")
-    down, up = (found[role].reshape(len(found[role]), -1) for role in ("down", "up"))
+    down, up = (tensors_of_layer[role].reshape(len(tensors_of_layer[role]), -1) for role in ("down", "up"))
     if not len(down) or up.shape[1] != len(down):
-        raise ConfigError(f"the LoRA {path} must hold factors of one rank, not so for {key}")
-    alpha = float(found["alpha"]) if "alpha" in found else alpha if alpha is not None else len(down)
-    sizes = found.get("magnitude", found.get("output magnitude"))
-    # Some files in kohya's spelling have one number for each input, as a row.
-    of_inputs = "magnitude" in found and found["magnitude"].ndim > 1 and len(found["magnitude"]) == 1
+        raise ConfigError(f"the LoRA {path} must hold factors of one rank, those of {key} differ")
+    alpha = (
+        float(tensors_of_layer["alpha"])
+        if "alpha" in tensors_of_layer
+        else alpha
+        if alpha is not None
+        else len(down)
+    )
+    sizes = tensors_of_layer.get("magnitude", tensors_of_layer.get("output magnitude"))
+    # Some files in kohya's scheme have one number for each input, as a row.
+    of_inputs = (
+        "magnitude" in tensors_of_layer
+        and tensors_of_layer["magnitude"].ndim > 1
+        and len(tensors_of_layer["magnitude"]) == 1
+    )
     magnitude = None if sizes is None else sizes.flatten()
     return LowRank(key, down, up, alpha / len(down), magnitude, of_inputs)
 
 
 def _header(path: Path, metadata: Mapping[str, str]) -> tuple[dict[Part, float], set[Part]]:
-    """What diffusers writes into the header: alpha, one for all layers of a part, and the parts with DoRA."""
+    """Entries of diffusers' header: alpha of all layers of a part, and the parts with DoRA."""
     settings = dict(json.loads(metadata.get("lora_adapter_metadata", "{}")))
     for name, value in settings.items():
         if name.rpartition(".")[2] in {"use_rslora", "alpha_pattern"} and value:
@@ -168,7 +180,7 @@ def _header(path: Path, metadata: Mapping[str, str]) -> tuple[dict[Part, float],
 
 def _split(path: Path, key: str) -> tuple[Part, str, str]:
     """(part, flat name of the layer, role) of a file's key."""
-    # Older files of diffusers name the attention's processor instead of its layer.
+    # Older files of diffusers have the name of the attention's processor instead of its layer.
     plain = re.sub(r"\.processor\.(to_[a-z]+)_lora\.(down|up)\.weight$", r".\1.lora.\2.weight", key)
     plain = plain.replace(".to_out.lora.", ".to_out.0.lora.")
     prefix = next((prefix for prefix in PARTS if plain.startswith(prefix)), None)
@@ -183,10 +195,10 @@ def _split(path: Path, key: str) -> tuple[Part, str, str]:
 
 @torch.no_grad()
 def fuse_loras(module: Any, part: Part, loras: Sequence[Lora]) -> None:
-    """Add the files' layers of this part to the module's weights, in place.
+    """Add the LoRAs' layers of a part to the module's weights, in place.
 
     Raises:
-        ConfigError: a file has a layer that the module has not; it was made for another model.
+        ConfigError: a file has a layer that the module has not.
     """
     weights = {
         name.replace(".", "_"): layer.weight
@@ -206,7 +218,7 @@ def fuse_loras(module: Any, part: Part, loras: Sequence[Lora]) -> None:
 
 
 def _change(path: Path, layer: LowRank, weight: Tensor) -> Tensor:
-    """What a file adds to a weight at scale 1, in float32, in its shape and on its device."""
+    """The change of a weight at scale 1, in float32, in its shape and on its device."""
     product = _product(path, layer, weight)
     if layer.magnitude is None:
         return product
@@ -217,8 +229,8 @@ def _change(path: Path, layer: LowRank, weight: Tensor) -> Tensor:
             f"for a layer of {list(weight.shape)}"
         )
     whole = weight.float() + product
-    others = [dimension for dimension in range(whole.ndim) if dimension != axis]
-    norm = torch.linalg.vector_norm(whole, dim=others, keepdim=True).clamp(
+    other_axes = [dimension for dimension in range(whole.ndim) if dimension != axis]
+    norm = torch.linalg.vector_norm(whole, dim=other_axes, keepdim=True).clamp(
         min=torch.finfo(torch.float32).tiny
     )
     magnitude = layer.magnitude.to(weight.device, torch.float32).reshape(norm.shape)
@@ -226,7 +238,7 @@ def _change(path: Path, layer: LowRank, weight: Tensor) -> Tensor:
 
 
 def _product(path: Path, layer: LowRank, weight: Tensor) -> Tensor:
-    """The change of a weight in float32, in its shape and on its device."""
+    """The change alpha / rank up down of a weight in float32, in its shape and on its device."""
     down, up = (factor.to(weight.device, torch.float32) for factor in (layer.down, layer.up))
     if len(up) != len(weight) or len(up) * down.shape[1] != weight.numel():
         raise ConfigError(

@@ -1,7 +1,7 @@
-"""The model store: a folder, a file or a hub id to a `LatentDiffusion`.
+"""Loading of a `LatentDiffusion` from a folder, a file or a hub id.
 
-Weights are safetensors, code from a checkpoint is never run, and the network is used only where a hub id is
-not in the local cache yet.
+Weights are safetensors, code from a checkpoint is never run, and the network is used only for hub ids that
+are not in the local cache.
 """
 
 import re
@@ -17,7 +17,7 @@ from torch import Tensor
 from pgc3d.diffusion.files import WEIGHTS, ModelFolder, loading, read_json, tensor_names, weight_files
 from pgc3d.diffusion.folder import open_folder
 from pgc3d.diffusion.hub import ALIASES, POSES, Request, is_hub_id, set_environment, snapshot
-from pgc3d.diffusion.kinds import check_vae, look_at_part, look_at_pipeline, read_schedule
+from pgc3d.diffusion.kinds import check_part_listing, check_pipeline_listing, check_vae, read_schedule
 from pgc3d.diffusion.latent import LatentDiffusion, Layout, Prediction
 from pgc3d.diffusion.lora import Lora, fuse_loras
 from pgc3d.diffusion.single_file import (
@@ -43,20 +43,20 @@ def resolve_model(
     prediction: Prediction | None = None,
     vae: str | Path | None = None,
 ) -> ModelFolder:
-    """Find a checkpoint: a local folder or file, a hub id `owner/name`, or an alias from `ALIASES`.
+    """The checkpoint of a local folder or file, a hub id `owner/name`, or an alias from `ALIASES`.
 
     Args:
         model: as the user gave it. A folder that exists wins over a hub id of the same spelling.
         half: fetch the fp16 files where the hub has them.
-        cache: the hub cache, None for the usual place.
+        cache: the hub cache, None for the default folder.
         network: whether requests to the hub are allowed.
-        base: the checkpoint that gives a single file its configurations and tokenizers, None for the one
-            that such files are made from.
+        base: the checkpoint whose configurations and tokenizers a single file uses, None for the one from
+            which such files are derived.
         prediction: what the UNet predicts, None for the checkpoint's own entry.
         vae: another VAE's folder, hub id or alias.
 
     Raises:
-        WeightsNotFoundError: it is nowhere, not whole, or not at the commit that was pinned or recorded.
+        WeightsNotFoundError: it is missing, incomplete, or not at the pinned or recorded commit.
         ConfigError: it is another kind of model.
     """
     set_environment()
@@ -88,7 +88,7 @@ def model_layout(name: str) -> Layout:
     """The layout of a model, from as few of its files as possible.
 
     Raises:
-        WeightsNotFoundError: it is nowhere, and the hub cannot be reached.
+        WeightsNotFoundError: it is missing, and the hub cannot be reached.
         ConfigError: it is another kind of model.
     """
     if is_single_file(name) and not Path(name).is_dir():
@@ -101,24 +101,24 @@ def model_layout(name: str) -> Layout:
 def _resolve_folder(
     name: str, *, half: bool = False, cache: Path | None = None, network: bool = True, weights: bool = True
 ) -> ModelFolder:
-    """A checkpoint's folder; without `weights` only its configurations and tokenizers must be there."""
+    """The checkpoint of a folder; without `weights` only its configurations and tokenizers must exist."""
     folder, repository = Path(name).expanduser(), ALIASES.get(name, name)
     check = partial(open_folder, name, weights=weights)
     if folder.is_dir():
         return check(folder)
     if not is_hub_id(repository):
-        wanted = (
+        requirement = (
             "--model must be a folder in diffusers' layout, a safetensors file or a hub id such as "
             f"{ALIASES['sdxl']}"
             if weights
             else "a model must be a folder or a hub id"
         )
-        raise WeightsNotFoundError(f"{wanted}, no folder {name}")
+        raise WeightsNotFoundError(f"{requirement}, no folder {name}")
     path = snapshot(
         Request(
             repository,
             check=check,
-            look=partial(look_at_pipeline, repository),
+            check_listing=partial(check_pipeline_listing, repository),
             half=half,
             small=not weights,
             cache=cache,
@@ -146,14 +146,14 @@ def _resolve_file(
             "objectives.color.guidance.resolution is 512"
         )
     try:
-        found = _resolve_folder(str(base or kind.base), cache=cache, network=network, weights=False)
+        base_folder = _resolve_folder(str(base or kind.base), cache=cache, network=network, weights=False)
     except WeightsNotFoundError as error:
         raise WeightsNotFoundError(
             f"{path} has no tokenizers, which come with its configurations from {base or kind.base} (a few "
             f"MB) or from a folder with --set models.text.base=FOLDER: {error}"
         ) from error
-    require_parts(path, found, vae=own_vae)
-    return open_single(name, path, kind, found)
+    require_parts(path, base_folder, vae=own_vae)
+    return open_single(name, path, kind, base_folder)
 
 
 def load_latent_diffusion(
@@ -168,8 +168,8 @@ def load_latent_diffusion(
     """Load the UNet and the VAE of any layout, frozen, in evaluation mode.
 
     Args:
-        model: a resolved checkpoint, or what `resolve_model` takes.
-        device: where the modules go.
+        model: a resolved checkpoint, or an argument of `resolve_model`.
+        device: of the modules.
         dtype: of the UNet; float32 on a CPU and float16 elsewhere when None.
         vae: another VAE's folder, hub id or alias, as "sdxl-vae-fp16-fix".
         vae_dtype: None: float32 on a CPU, else float16 where the VAE's configuration allows it, or bfloat16.
@@ -211,18 +211,18 @@ def load_module(
 ) -> Any:
     """One of diffusers' modules, frozen, in evaluation mode; `kind` is its class.
 
-    It is built on the meta device and takes the tensors from the files: nothing is initialised in vain.
+    It is built on the meta device and its tensors are read from the files, without initialisation.
 
     Args:
         kind: the class.
         folder: with its configuration, and its weights unless they are in `file`.
-        device: where it goes.
+        device: of the module.
         dtype: of its weights.
         file: a single file with all weights of its model.
 
     Raises:
         WeightsNotFoundError: weights are missing, damaged or of another shape.
-        ConfigError: there are weights that are not in its configuration: it is another kind of network.
+        ConfigError: there are weights that the module has not: it is another kind of network.
     """
     config = read_json(folder / "config.json")
     with loading(file or folder):
@@ -252,7 +252,7 @@ def _tensors(
 
 
 def _require_fit(source: Path, module: torch.nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Refuse weights that are not exactly those of a module."""
+    """Check that weights are exactly those of a module."""
     expected = module.state_dict()
     whose = f"{type(module).__name__} with its config.json"
     if missing := sorted(set(expected) - set(state)):
@@ -269,12 +269,12 @@ def _require_fit(source: Path, module: torch.nn.Module, state: Mapping[str, Tens
         if tensor.shape != expected[name].shape:
             raise WeightsNotFoundError(
                 f"{source} must hold the weights of a {whose}, but {name} has the shape {list(tensor.shape)} "
-                f"in the place of {list(expected[name].shape)}"
+                f"instead of {list(expected[name].shape)}"
             )
 
 
 def _current_name(name: str) -> str:
-    """Older checkpoints name the parts of the VAE's attention differently."""
+    """Weights with the names of older checkpoints' VAE attention replaced by diffusers' current ones."""
     match = re.fullmatch(r"(.*\.attentions\.\d+)\.(query|key|value|proj_attn)\.(weight|bias)", name)
     if match is None:
         return name
@@ -306,7 +306,7 @@ def find_part(
     """Folder of a single module: a local folder (also one that holds it as `part`), a hub id, or an alias.
 
     Raises:
-        WeightsNotFoundError: it is nowhere, or not whole.
+        WeightsNotFoundError: it is missing or incomplete.
     """
     set_environment()
     folder = Path(name).expanduser()
@@ -316,9 +316,16 @@ def find_part(
             raise WeightsNotFoundError(
                 f"the {PART_NAMES[part]} must be a folder, a hub id or an alias, no folder {name}"
             )
-        look = partial(look_at_part, repository)
-        wanted = Request(repository, check=_check_part, look=look, half=half, network=network, module=True)
-        folder = snapshot(wanted)
+        check_listing = partial(check_part_listing, repository)
+        request = Request(
+            repository,
+            check=_check_part,
+            check_listing=check_listing,
+            half=half,
+            network=network,
+            module=True,
+        )
+        folder = snapshot(request)
     folder = folder / part if (folder / part / "config.json").is_file() else folder
     _check_part(folder)
     return folder

@@ -1,7 +1,7 @@
-"""Checkpoints that are one safetensors file, in the names of the first implementations.
+"""Checkpoints that are one safetensors file, in the names of the original implementations.
 
-The file has the weights of all parts; configurations and tokenizers come from another checkpoint's folder,
-the base's. Nothing is converted on the disk: `read_part` renames the tensors while it reads them.
+The file holds the weights of all parts; configurations and tokenizers are those of another checkpoint's
+folder, the base's. Nothing is converted on the disk: `read_part` renames the tensors as it reads them.
 """
 
 import re
@@ -31,7 +31,7 @@ PREFIXES = {
     "text_encoder_2": ("conditioner.embedders.1.model.",),
 }
 OPEN_CLIP = ("cond_stage_model.model.", "conditioner.embedders.1.model.")
-# Training state and constants inside the parts; what lies outside of them is never read.
+# Training state and constants inside the parts; tensors outside of the parts are never read.
 UNUSED = re.compile(r"(loss|model_ema)\..+|(.+\.)?(position_ids|logit_scale|attn_mask)")
 FOREIGN = {
     r"(^|\.)double_blocks\.": "FLUX or one of its kind",
@@ -41,32 +41,32 @@ FOREIGN = {
     r"^edm_": "a model with the noise of EDM",
     r"^conditioner\.embedders\.0\.model\.": "the refiner of SDXL",
     r"^(transformer|diffusion_model|model\.diffusion_model)\.(transformer_)?(blocks|layers)\.": (
-        "a transformer in the place of a UNet"
+        "a transformer instead of a UNet"
     ),
 }
 
 
 @dataclass(frozen=True)
 class FileKind:
-    """What a file states about itself."""
+    """The kind of a single file, from its header and its tensor names."""
 
     layout: Layout
-    base: str  # the alias of the checkpoint whose configurations and tokenizers fit
+    base: str  # alias of the checkpoint with matching configurations and tokenizers
     scheduler: Mapping[str, Any] = field(default_factory=dict)  # overrides the base's
-    known_prediction: bool = True  # whether what the UNet predicts follows from the file
+    known_prediction: bool = True  # whether the prediction type follows from the file
 
 
 def is_single_file(name: str) -> bool:
-    """Whether a model is spelled like a file with weights."""
+    """Whether a model's name is that of a file with weights."""
     return Path(name).suffix.lower() in {SUFFIX, *PICKLES}
 
 
 def describe_file(path: Path) -> FileKind:
-    """Which kind of checkpoint a file is, from its header.
+    """The kind of a file, from its header.
 
     Raises:
-        WeightsNotFoundError: there is no such file, it is a pickle, or not whole.
-        ConfigError: it is none that is supported.
+        WeightsNotFoundError: the file is missing, a pickle, or incomplete.
+        ConfigError: it is not supported.
     """
     if path.suffix.lower() != SUFFIX:
         raise WeightsNotFoundError(
@@ -76,13 +76,13 @@ def describe_file(path: Path) -> FileKind:
         raise WeightsNotFoundError(f"--model must be a file that exists, {path} does not")
     names = tensor_names(path)
     for pattern, kind in FOREIGN.items():
-        if found := next((name for name in names if re.search(pattern, name)), None):
-            raise ConfigError(f"{SUPPORTED}, {path} is {kind}, by its tensor {found}")
+        if tensor := next((name for name in names if re.search(pattern, name)), None):
+            raise ConfigError(f"{SUPPORTED}, {path} is {kind}, by its tensor {tensor}")
     first = {part: next((p for p in PREFIXES[part] if _has(names, p)), None) for part in PREFIXES}
     if first["unet"] is None or first["text_encoder"] is None:
         missing = "UNet" if first["unet"] is None else "text encoder"
         raise ConfigError(
-            f"{SUPPORTED}, as one file with all parts in the names of the first implementation, {path} has "
+            f"{SUPPORTED}, as one file with all parts in the names of the original code, {path} has "
             f"no {missing} in them, its first tensor is {names[0] if names else 'none'}"
         )
     scheduler = _noise_of(names, _metadata(path))
@@ -94,7 +94,7 @@ def describe_file(path: Path) -> FileKind:
 
 
 def _noise_of(names: Sequence[str], metadata: Mapping[str, str]) -> dict[str, Any]:
-    """The noise schedule that a file states, by the header's entries or by empty tensors that are marks."""
+    """The noise schedule of a file, by entries of the header or by empty marker tensors."""
     scheduler: dict[str, Any] = {}
     architecture = metadata.get("modelspec.architecture", "")
     said = metadata.get("modelspec.prediction_type", "v" if architecture.endswith("768-v") else "")
@@ -108,13 +108,13 @@ def _noise_of(names: Sequence[str], metadata: Mapping[str, str]) -> dict[str, An
 
 
 def open_single(name: str, path: Path, kind: FileKind, base: ModelFolder) -> ModelFolder:
-    """A file with its base as one checkpoint.
+    """The checkpoint of a file and its base.
 
     Args:
         name: as the user gave it.
         path: the file.
         kind: from `describe_file`.
-        base: whose configurations and tokenizers it takes.
+        base: whose configurations and tokenizers are used.
 
     Raises:
         ConfigError: the file does not fit its base.
@@ -130,7 +130,7 @@ def open_single(name: str, path: Path, kind: FileKind, base: ModelFolder) -> Mod
     expected = [unet["block_out_channels"][0], unet.get("in_channels", 4)]
     if entry[1] != expected[1]:
         use = OTHER_INPUTS.get(entry[1], "for something else")
-        raise ConfigError(f"{SUPPORTED}, the UNet of {path} sees {entry[1]} channels, {use}")
+        raise ConfigError(f"{SUPPORTED}, the UNet of {path} has {entry[1]} input channels, {use}")
     widths = {shape[1] for key, shape in shapes.items() if key.endswith(".attn2.to_k.weight")}
     if entry[0] != expected[0] or widths != {unet.get("cross_attention_dim")}:
         raise ConfigError(
@@ -142,15 +142,15 @@ def open_single(name: str, path: Path, kind: FileKind, base: ModelFolder) -> Mod
 
 
 def has_part(path: Path, part: str) -> bool:
-    """Whether a file has weights of a part."""
+    """Whether a file holds weights of a part."""
     return any(_has(tensor_names(path), prefix) for prefix in PREFIXES[part])
 
 
 def require_parts(path: Path, base: ModelFolder, *, vae: bool) -> None:
-    """Refuse a file that lacks a part; the VAE only where `vae` is set.
+    """Check that a file has all parts; the VAE only where `vae` is set.
 
     Raises:
-        ConfigError: it does.
+        ConfigError: a part is missing.
     """
     for part in parts_of(base.path, base.layout):
         if (part != "vae" or vae) and not has_part(path, part):
@@ -161,23 +161,23 @@ def require_parts(path: Path, base: ModelFolder, *, vae: bool) -> None:
 
 
 def count_unet(path: Path) -> int:
-    """How many numbers the UNet of a file has; reads only the header."""
+    """Number of parameters of a file's UNet; reads only the header."""
     shapes = _shapes(path)
     prefix = PREFIXES["unet"][0]
     return sum(torch.Size(shape).numel() for key, shape in shapes.items() if key.startswith(prefix))
 
 
 def read_part(path: Path, part: str, config: Mapping[str, Any], device: str) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of one part, by today's names.
+    """The tensors of one part, by the names of diffusers or transformers.
 
     Args:
         path: the file.
         part: "unet", "vae", "text_encoder" or "text_encoder_2".
         config: of the part.
-        device: where the tensors go.
+        device: of the tensors.
 
     Raises:
-        ConfigError: a tensor has no place in such a model; the first one is named.
+        ConfigError: a tensor does not belong to such a model; the first one is named.
     """
     from safetensors import safe_open
 
@@ -196,7 +196,7 @@ def read_part(path: Path, part: str, config: Mapping[str, Any], device: str) -> 
 
 
 def _today(part: str, prefix: str, inner: str, config: Mapping[str, Any]) -> str | None:
-    """Today's name of a tensor, None for one that is unknown, empty for one that is not needed."""
+    """The diffusers or transformers name of a tensor, None for an unknown one, empty for an unused one."""
     layer, _, kind = inner.rpartition(".")
     if part in {"unet", "vae"}:
         if part == "unet":
@@ -207,7 +207,7 @@ def _today(part: str, prefix: str, inner: str, config: Mapping[str, Any]) -> str
     if prefix not in OPEN_CLIP:
         return inner if inner.startswith(("text_model.", "text_projection.")) else f"text_model.{inner}"
     index = re.match(r"transformer\.resblocks\.(\d+)\.", inner)
-    # SD 2 uses the last but one layer: its configuration leaves the last one out, and the projection.
+    # SD 2 uses the penultimate layer: its configuration has neither the last one nor the projection.
     if index is not None and int(index[1]) >= int(config["num_hidden_layers"]):
         return ""
     if inner == "text_projection" and part == "text_encoder":
@@ -216,14 +216,14 @@ def _today(part: str, prefix: str, inner: str, config: Mapping[str, Any]) -> str
 
 
 def _split(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """A tensor as today's modules have it."""
+    """A tensor in the shape of diffusers' or transformers' module."""
     if ".self_attn.in_proj." in name:
         for letter, third in zip("qkv", tensor.chunk(3), strict=True):
             yield name.replace("in_proj", f"{letter}_proj"), third.clone()
     elif name == "text_projection.weight":
         yield name, tensor.T.contiguous()
     elif re.search(r"mid_block\.attentions\.0\.to_\w+(\.0)?\.weight$", name) and tensor.ndim == 4:
-        yield name, tensor[:, :, 0, 0]  # the VAE's attention was written with convolutions
+        yield name, tensor[:, :, 0, 0]  # the original VAE's attention uses convolutions
     else:
         yield name, tensor
 

@@ -1,4 +1,4 @@
-"""Prompts to embeddings with CLIP text encoders, which are gone from memory afterwards."""
+"""Embeddings of prompts by CLIP text encoders, which are loaded for the call only."""
 
 import gc
 import logging
@@ -19,7 +19,7 @@ from pgc3d.types import TextEmbedding
 
 logger = logging.getLogger(__name__)
 
-BATCH = 16  # prompts at once: the encoders' memory stays small beside the UNet's
+BATCH = 16  # prompts at a time: activations of the encoders stay small compared with the UNet's
 
 
 def encode_prompts(
@@ -31,18 +31,18 @@ def encode_prompts(
     loras: Sequence[Lora] = (),
     empty_zeros: bool = False,
 ) -> TextEmbedding:
-    """Encode prompts as the checkpoint's UNet expects them, and free the encoders again.
+    """The embeddings of prompts in the format of the checkpoint's UNet; the encoders are freed afterwards.
 
-    SDXL layout: the last but one hidden states of both encoders side by side, and the projected output of the
+    SDXL layout: the penultimate hidden states of both encoders, concatenated, and the projected output of the
     second one. SD layout: the final hidden states.
 
     Args:
         folder: a resolved checkpoint.
-        prompts: any number; words past the tokenizer's length are cut off, which is logged.
-        device: where to run and where the result lies.
+        prompts: any number; tokens beyond the tokenizer's length are cut off with a warning in the log.
+        device: of the encoders and the result.
         dtype: of the encoders and the result; float32 on a CPU and float16 elsewhere when None.
-        loras: added to the encoders' weights, where they have layers for them.
-        empty_zeros: whether empty prompts become zeros in the place of what the encoders make of them.
+        loras: their layers of the text encoders are added to the weights.
+        empty_zeros: whether the embeddings of empty prompts are replaced by zeros.
 
     Raises:
         WeightsNotFoundError: a tokenizer or text encoder is missing or damaged.
@@ -66,12 +66,12 @@ def encode_prompts(
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    joined, pooled = torch.cat(tokens, dim=-1), pooled if folder.layout == "sdxl" else None
+    embeddings, pooled = torch.cat(tokens, dim=-1), pooled if folder.layout == "sdxl" else None
     if empty_zeros:
-        empty = torch.tensor([not prompt for prompt in prompts], device=joined.device)
-        joined = joined.masked_fill(empty[:, None, None], 0.0)
+        empty = torch.tensor([not prompt for prompt in prompts], device=embeddings.device)
+        embeddings = embeddings.masked_fill(empty[:, None, None], 0.0)
         pooled = None if pooled is None else pooled.masked_fill(empty[:, None], 0.0)
-    return TextEmbedding(tokens=joined, pooled=pooled)
+    return TextEmbedding(tokens=embeddings, pooled=pooled)
 
 
 def _load_tokenizer(folder: Path) -> Any:
@@ -100,7 +100,7 @@ def load_clip(kind: Any, folder: Path, *, dtype: torch.dtype, file: Path | None 
 
     Raises:
         WeightsNotFoundError: weights are missing or of another shape.
-        ConfigError: there are weights that are not in its configuration.
+        ConfigError: there are weights that the encoder has not.
     """
     if file is None:
         source = weight_files(folder, "model", prefer_half=dtype != torch.float32)[0]
@@ -119,7 +119,7 @@ def load_clip(kind: Any, folder: Path, *, dtype: torch.dtype, file: Path | None 
             f"{source} must hold all weights of its config, {len(missing)} are missing or of another "
             f"shape, the first is {missing[0]}; fetch the checkpoint again"
         )
-    # Older files hold the numbers of the places, too, and both of CLIP's encoders.
+    # Older files also hold the position indices, and both encoders of CLIP.
     unknown = sorted(name for name in info["unexpected_keys"] if not _UNUSED.search(name))
     if unknown:
         raise ConfigError(
@@ -136,7 +136,7 @@ _UNUSED = re.compile(
 
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """No progress bars and no warnings, which the caller turns into errors."""
+    """Suppress progress bars and warnings of transformers; the caller raises errors instead."""
     from transformers.utils import logging as transformers_logging
 
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
@@ -175,6 +175,6 @@ def _warn_of_cuts(prompts: Sequence[str], tokenizer: Any, length: int) -> None:
     longest = max(range(len(prompts)), key=counts.__getitem__)
     if counts[longest] > length:
         logger.warning(
-            "the prompt has %d tokens and the model reads %d, its end is cut off: %r",
+            "the prompt has %d tokens, more than the model's %d; its end is cut off: %r",
             counts[longest], length, prompts[longest],
         )  # fmt: skip

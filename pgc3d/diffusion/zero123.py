@@ -1,7 +1,8 @@
-"""A frozen Zero123: what an object in an image looks like from another camera (arXiv 2303.11328).
+"""A frozen Zero123 (arXiv 2303.11328): novel views of the object of an input image.
 
-Its UNet receives the image twice: as a CLIP embedding joined with the relative pose, the only token of the
-cross attention, and as latents beside the noisy ones. Without the condition both are zeros.
+Its UNet is conditioned on the image twice: by a CLIP embedding concatenated with the relative pose, the only
+token of the cross attention, and by latents concatenated with the noisy ones. Without condition both are
+zero.
 """
 
 import gc
@@ -31,12 +32,12 @@ from pgc3d.images import resize
 from pgc3d.schedules import ddim_step
 from pgc3d.types import Cameras, TextEmbedding
 
-RADIUS_UNIT = 0.5  # its training objects fit a cube of side 1, ours the unit sphere
+RADIUS_UNIT = 0.5  # its training objects are in a cube of side 1, those of pgc3d in the unit sphere
 
 
 @dataclass(frozen=True)
 class Zero123:
-    """The model with its condition on one object; all parameters are frozen."""
+    """The model conditioned on an image of one object; all parameters are frozen."""
 
     diffusion: LatentDiffusion
     projection: torch.nn.Linear  # the image's embedding and the pose to a token of the cross attention
@@ -48,10 +49,10 @@ class Zero123:
     def predict(
         self, noisy: Latents, timesteps: Int[Tensor, " B"], pose: Float[Tensor, "B 4"]
     ) -> tuple[Latents, Latents]:
-        """Predict the noise without and with the condition, for one pose (see `relative_pose`) an image."""
+        """The predicted noise without and with the condition, for a pose (`relative_pose`) of each image."""
         batch = len(noisy)
-        joined = torch.cat([self.embedding.expand(batch, -1), pose.to(self.embedding)], dim=1)
-        token = self.projection(joined)[:, None]
+        features = torch.cat([self.embedding.expand(batch, -1), pose.to(self.embedding)], dim=1)
+        token = self.projection(features)[:, None]
         return self.diffusion.predict(
             noisy,
             timesteps,
@@ -69,14 +70,14 @@ class Zero123:
         guidance_scale: float = 3.0,
         steps: int = 50,
     ) -> Image:
-        """Images of the object from other cameras, on white, by DDIM without noise (arXiv 2010.02502).
+        """Images of the object from other cameras, on white, by deterministic DDIM (arXiv 2010.02502).
 
         Args:
             cameras: B views.
             reference: the camera of the input image, one view.
-            generator: on the CPU; draws the first noise.
+            generator: on the CPU; draws the initial noise.
             guidance_scale: s in uncond + s (cond - uncond).
-            steps: noise levels, evenly spaced from the highest one down.
+            steps: number of timesteps, evenly spaced from the highest one down.
         """
         model, batch = self.diffusion, len(cameras)
         pose = relative_pose(cameras, reference, self.pose).to(model.device)
@@ -95,8 +96,8 @@ class Zero123:
 def relative_pose(cameras: Cameras, reference: Cameras, pose: Pose) -> Float[Tensor, "B 4"]:
     """[d polar, sin d azimuth, cos d azimuth, 4th entry], radians, target minus condition.
 
-    Azimuths grow as ours do. The polar angle is measured from above, so that its difference is the
-    condition's elevation minus the target's.
+    Azimuths have the orientation of `cameras`. The polar angle is measured from above, so that its difference
+    is the condition's elevation minus the target's.
     """
     turn = cameras.azimuth - reference.azimuth
     polar = polar_pose(turn, cameras.elevation, reference.elevation.expand_as(turn))
@@ -121,7 +122,7 @@ def polar_pose(
 
 
 def require_zero123(folder: ModelFolder, pose: Pose | None = None) -> ModelFolder:
-    """A checkpoint that can be loaded as a Zero123; `pose`, where given, replaces its own entry.
+    """The description of a Zero123 checkpoint; `pose`, where given, replaces its own entry.
 
     Raises:
         ConfigError: it has another layout, or its pose convention is unknown.
@@ -138,19 +139,19 @@ def require_zero123(folder: ModelFolder, pose: Pose | None = None) -> ModelFolde
 
 def load_zero123(
     folder: ModelFolder,
-    photo: Float[Tensor, "S S 4"],
+    image: Float[Tensor, "S S 4"],
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
     vae: str | Path | None = None,
     vae_dtype: torch.dtype | None = None,
 ) -> Zero123:
-    """Load a checkpoint in Zero123 layout and condition it on an image; see `condition`.
+    """A loaded checkpoint in Zero123 layout, conditioned on an image; see `condition`.
 
     Args:
         folder: from `require_zero123`.
-        photo: the object alone, RGBA in [0, 1], colours premultiplied.
-        device: where the modules go.
+        image: the object alone, RGBA in [0, 1], premultiplied alpha.
+        device: of the modules.
         dtype: of the UNet, as in `load_latent_diffusion`.
         vae: another VAE.
         vae_dtype: as in `load_latent_diffusion`.
@@ -161,18 +162,18 @@ def load_zero123(
     device = torch.device(device)
     dtype = dtype or (torch.float32 if device.type == "cpu" else torch.float16)
     diffusion = load_latent_diffusion(folder, device=device, dtype=dtype, vae=vae, vae_dtype=vae_dtype)
-    return condition(folder, diffusion, photo.to(device), dtype=dtype)
+    return condition(folder, diffusion, image.to(device), dtype=dtype)
 
 
 def condition(
-    folder: ModelFolder, diffusion: LatentDiffusion, photo: Float[Tensor, "S S 4"], *, dtype: torch.dtype
+    folder: ModelFolder, diffusion: LatentDiffusion, image: Float[Tensor, "S S 4"], *, dtype: torch.dtype
 ) -> Zero123:
     """A loaded model conditioned on an image; the image encoder is on the device for the call only.
 
     Args:
         folder: from `require_zero123`.
         diffusion: its network, with or without the VAE's decoder.
-        photo: the object alone, on the model's device, RGBA in [0, 1], colours premultiplied.
+        image: the object alone, on the model's device, RGBA in [0, 1], premultiplied alpha.
         dtype: of the image encoder and the projection.
 
     Raises:
@@ -181,44 +182,44 @@ def condition(
     if folder.pose is None:
         raise ValueError("the folder must come from require_zero123")
     device = diffusion.device
-    picture = resize(photo[None], diffusion.resolution)
-    picture = picture[..., :3] + (1.0 - picture[..., 3:])  # on white
-    embedding = _embed(folder.path, picture, dtype)
+    resized = resize(image[None], diffusion.resolution)
+    resized = resized[..., :3] + (1.0 - resized[..., 3:])  # on white
+    embedding = _embed(folder.path, resized, dtype)
     projection = _load_projection(projection_folder(folder.path), device, dtype)
-    found, expected = projection.in_features, embedding.shape[1] + 4
-    if found != expected:
+    actual, expected = projection.in_features, embedding.shape[1] + 4
+    if actual != expected:
         raise WeightsNotFoundError(
             f"{projection_folder(folder.path)} must take {expected} numbers, an embedding of "
-            f"{expected - 4} and a pose, got {found}"
+            f"{expected - 4} and a pose, got {actual}"
         )
     noise = torch.zeros(diffusion.latent_shape(1, diffusion.resolution), device=device)
     with torch.no_grad():
-        latents = diffusion.encode(picture, noise) / float(diffusion.vae.config.scaling_factor)
+        latents = diffusion.encode(resized, noise) / float(diffusion.vae.config.scaling_factor)
     return Zero123(
         diffusion=diffusion, projection=projection, pose=folder.pose, embedding=embedding, latents=latents
     )
 
 
 @torch.no_grad()
-def _embed(folder: Path, picture: Image, dtype: torch.dtype) -> Float[Tensor, "1 D"]:
+def _embed(folder: Path, resized: Image, dtype: torch.dtype) -> Float[Tensor, "1 D"]:
     from transformers.models.clip.modeling_clip import CLIPVisionModelWithProjection
 
     processor = read_json(folder / "feature_extractor" / "preprocessor_config.json")
     with loading(folder / "image_encoder"):
         encoder = load_clip(CLIPVisionModelWithProjection, folder / "image_encoder", dtype=dtype)
-    encoder.to(picture.device)
+    encoder.to(resized.device)
     with loading(folder / "feature_extractor"):
-        pixels = clip_pixels(picture, processor)
+        pixels = clip_pixels(resized, processor)
         embedding: Tensor = encoder(pixels.to(dtype)).image_embeds
     del encoder
     gc.collect()
-    if picture.device.type == "cuda":
+    if resized.device.type == "cuda":
         torch.cuda.empty_cache()
     return embedding
 
 
 def clip_pixels(image: Image, processor: dict[str, Any]) -> Float[Tensor, "B 3 s s"]:
-    """What CLIP's image processor makes of square images, from its `preprocessor_config.json`."""
+    """Square images preprocessed for CLIP with the settings of `preprocessor_config.json`."""
     side = _side(processor["size"])
     crop = _side(processor.get("crop_size", side)) if processor.get("do_center_crop", True) else side
     resized = torch.nn.functional.interpolate(
@@ -231,14 +232,14 @@ def clip_pixels(image: Image, processor: dict[str, Any]) -> Float[Tensor, "B 3 s
 
 
 def _side(size: Any) -> int:
-    """A side in pixels, which the versions of the format write in three ways."""
+    """A side in pixels, from any of the three formats of the configuration."""
     if isinstance(size, dict):
         size = size.get("shortest_edge") or size["height"]
     return int(size)
 
 
 def _load_projection(folder: Path, device: torch.device, dtype: torch.dtype) -> torch.nn.Linear:
-    """A single layer; its converters disagree about its name and about its configuration."""
+    """The projection layer, in either of its converters' formats."""
     from safetensors.torch import load_file
 
     (file,) = weight_files(folder, WEIGHTS[folder.name], prefer_half=dtype != torch.float32)

@@ -1,13 +1,13 @@
-"""The two-dimensional experiment: optimise one picture directly, once for each clipping rule.
+"""The two-dimensional experiment: optimise one image directly, once for each clipping rule.
 
-It is the cheapest way to see what clipping does, after section 1 of Pan et al. (arXiv 2310.12474): the same
-guidance, noise and start for every rule, with no 3D behind the picture.
+It is the cheapest way to see the effect of clipping, after section 1 of Pan et al. (arXiv 2310.12474): the
+same guidance, noise and initial image for every rule, without a 3D representation.
 
     OUT/strip.png       rows are rules, columns are steps
-    OUT/gradients.png   rows are rules; length of each pixel's gradient, before and after, and who was clipped
-    OUT/final/RULE.png  the last picture of a rule
-    OUT/metrics.json    what was clipped, percentiles of the gradient, speckle, total variation, saturation
-    OUT/config.yaml     the configuration, valid as input;  OUT/manifest.json   prompt, rules, versions
+    OUT/gradients.png   rows are rules; gradient magnitudes before and after clipping, and where it was
+    clipped OUT/final/RULE.png  the last image of a rule OUT/metrics.json    clipped fractions, percentiles of
+    the gradient, speckle, total variation, saturation OUT/config.yaml     the configuration, valid as input;
+    OUT/manifest.json   prompt, rules, versions
 """
 
 import json
@@ -60,17 +60,17 @@ SINGULAR = 0.02  # from the middle grey, on every channel
 
 
 @dataclass(frozen=True)
-class Canvas:
-    """What is optimised and how it is judged and shown; everything is channel last."""
+class OptimizedImage:
+    """Optimised values (pixels or latents), their gradient, and how they become an image; channel last."""
 
     start: Float[Tensor, "1 H W C"]
-    gradient: Callable[[Tensor, Step], Float[Tensor, "1 H W C"]]  # d loss / d canvas
-    show: Callable[[Tensor], Float[Tensor, "1 h w 3"]]
+    gradient: Callable[[Tensor, Step], Float[Tensor, "1 H W C"]]  # d loss / d values
+    decode: Callable[[Tensor], Float[Tensor, "1 h w 3"]]
     limits: tuple[float, float]
 
 
 def parse_rule(text: str) -> pgc.ClipConfig:
-    """A clipping rule in short: a kind, a kind and its number as in "pngd=0.3", or the threshold of `pixel`.
+    """The rule of a short text: a kind, a kind and its number as in "pngd=0.3", or the threshold of `pixel`.
 
     Raises:
         ConfigError: there is no such rule, or its number is out of range.
@@ -108,39 +108,33 @@ def ablate(
     start: str = START,
     on_event: EventCallback = ignore,
 ) -> Path:
-    """Paint one picture for each rule and write what is listed at the top of this file.
+    """Optimise one image for each rule and write the files that are listed at the top of this module.
 
-    The first objective of the configuration judges, from in front; its own clip is not used. The picture has
-    the resolution of the run's first stage; `config.run` also gives the steps, the seed and the device.
+    The gradient is that of the first objective of the configuration, seen from the front; the objective's own
+    clip is not used. The image has the resolution of the run's first stage; `config.run` gives the steps, the
+    seed and the device.
 
     Args:
-        task: what to paint.
-        out: a new folder.
+        task: the prompt or the input image.
+        out: folder to create.
         config: as for a run.
         rules: see `parse_rule`; each is a row.
-        space: "latents" optimises the model's latents and decodes them for the eye only, so that no gradient
-            goes through the encoder; text-to-image guidances can do that.
-        learning_rate: of Adam, in units of the canvas, scaled by `config.optimizer.lr_scale` as in a run.
-        start: the colour of the empty canvas, or "noise", see `draw_start`.
+        space: "pixels", or "latents", which optimises the model's latents and decodes them only to write
+            them, so that no gradient passes the encoder; for text-to-image guidances only.
+        learning_rate: of Adam, in units of the optimised values, scaled by `config.optimizer.lr_scale` as in
+            a run.
+        start: the colour of the initial image, or "noise", see `draw_start`.
         on_event: called at every step and for every file made.
 
     Returns:
-        The folder.
+        `out`.
 
     Raises:
-        Pgc3dError: one line that says what to do.
+        Pgc3dError: an option, the configuration, a model or the folder is not valid; a line with the remedy.
     """
     clips = {rule: parse_rule(rule) for rule in rules}
-    if not clips:
-        raise ConfigError("--rules must name at least one rule, got none")
-    if not 0 < learning_rate <= MAX_RATE:
-        raise ConfigError(f"--learning-rate must lie in (0, {MAX_RATE:g}], got {learning_rate:g}")
-    color = named_color(start)
-    if color is None and start != NOISE:
-        raise ConfigError(f"--start must be one of {', '.join(COLORS)}, #rrggbb or {NOISE}, got {start!r}")
-    if color is not None and all(abs(value - 0.5) < SINGULAR for value in color):
-        on_event(Event("build", message="the middle grey is a singular point of image encoders, so that the "
-                     f"first gradients are noise; --start {START} is not"))  # fmt: skip
+    _check_options(clips, learning_rate)
+    color = _parse_start(start, on_event)
     stage = _first_objective(config.first)
     needed = stage.requires()
     if "background" in needed.inputs:
@@ -160,7 +154,7 @@ def ablate(
         name, objective = next(iter(build_objectives(context, "main").items()))
         drawing = torch.Generator().manual_seed(config.run.seed)
         background, _ = draw_backgrounds(objective.backgrounds[:1], 1, drawing, device)
-        canvas = make_canvas(
+        variable = make_image(
             objective.guidance,
             space,
             start=draw_start(color, stage.resolution[0], drawing).to(device),
@@ -170,8 +164,8 @@ def ablate(
         results: dict[str, RuleResult] = {}
         for number, (rule, clip) in enumerate(clips.items()):
             observed = _Observed(on_event, number * steps, len(clips) * steps, device)
-            results[rule] = paint(
-                canvas,
+            results[rule] = optimize_image(
+                variable,
                 clip,
                 stage=stage,
                 seed=config.run.seed,
@@ -183,13 +177,31 @@ def ablate(
         **task.record(out), "rules": {rule: asdict(clip) for rule, clip in clips.items()}, "space": space,
         "start": start, "learning_rate": learning_rate, **describe_environment(device),
     }  # fmt: skip
-    metrics = {rule: dict(painting.metrics) for rule, painting in results.items()}
+    metrics = {rule: dict(result.metrics) for rule, result in results.items()}
     texts = {CONFIG: dump_config(config), MANIFEST: _json(record), METRICS: _json(metrics)}
     files = {out / name: text.encode() for name, text in texts.items()} | result_images(out, results, steps)
     write_files(files)
     for path in files:
         on_event(Event("render", file=path))
     return out
+
+
+def _check_options(clips: Mapping[str, pgc.ClipConfig], learning_rate: float) -> None:
+    if not clips:
+        raise ConfigError("--rules must name at least one rule, got none")
+    if not 0 < learning_rate <= MAX_RATE:
+        raise ConfigError(f"--learning-rate must lie in (0, {MAX_RATE:g}], got {learning_rate:g}")
+
+
+def _parse_start(start: str, on_event: EventCallback) -> tuple[float, float, float] | None:
+    """The colour of the initial image, None for noise; middle grey is reported."""
+    color = named_color(start)
+    if color is None and start != NOISE:
+        raise ConfigError(f"--start must be one of {', '.join(COLORS)}, #rrggbb or {NOISE}, got {start!r}")
+    if color is not None and all(abs(value - 0.5) < SINGULAR for value in color):
+        on_event(Event("build", message="the middle grey is a singular point of image encoders, so that the "
+                     f"first gradients are noise; --start {START} is not"))  # fmt: skip
+    return color
 
 
 def _first_objective(stage: StageConfig) -> StageConfig:
@@ -201,59 +213,62 @@ def _first_objective(stage: StageConfig) -> StageConfig:
 def draw_start(
     color: tuple[float, float, float] | None, side: int, generator: torch.Generator
 ) -> Float[Tensor, "1 S S 3"]:
-    """The empty canvas: one colour, or for None uniform noise from the generator.
+    """The initial image in sRGB: one colour, or for None uniform noise from the generator.
 
-    The middle grey is no good start: encoders take 2x - 1, which is zero there, and their normalisation then
-    divides by almost nothing. Gradients are tens of times as long as later ones and mostly of high frequency.
+    Middle grey is a bad initial value: encoders take 2x - 1, which is zero there, and their normalisation
+    then divides by nearly zero. Gradients are tens of times as long as later ones and mostly of high
+    frequency.
     """
     if color is None:
         return torch.rand(1, side, side, 3, generator=generator)
     return torch.tensor(color).expand(1, side, side, 3).clone()
 
 
-def make_canvas(
+def make_image(
     guidance: Guidance,
     space: Space,
     *,
     start: Float[Tensor, "1 H W 3"],
     background: Float[Tensor, "1 3"],
-) -> Canvas:
-    """A canvas that the guidance sees from in front of the object, as pixels or as the guidance's latents.
+) -> OptimizedImage:
+    """The problem of optimising an image as the front view of an object, in pixels or in the model's latents.
 
     Args:
-        guidance: who judges.
-        space: what is optimised.
+        guidance: the source of the gradient.
+        space: of the optimised values.
         start: sRGB in [0, 1].
-        background: what the guidance is told to lie behind the object.
+        background: sRGB, of the rendering that the guidance receives.
 
     Raises:
-        ConfigError: latents of a guidance that has none.
+        ConfigError: the space is "latents" and the guidance has no latents.
     """
     views = Views(turntable(1).to(start.device), background)
 
-    def around(image: Tensor) -> Rendering:
+    def render_of(image: Tensor) -> Rendering:
         ones, half = torch.ones_like(image[..., :1]), torch.full_like(image, 0.5)
         return Rendering(color=image, normal=half, depth=ones, alpha=ones, background=background)
 
     def gradient(image: Tensor, step: Step) -> Tensor:
         leaf = image.detach().requires_grad_()
         seen = resize(leaf, guidance.input_resolution(image.shape[1]))
-        output = guidance(seen.detach(), around(image), views, step)
+        output = guidance(seen.detach(), render_of(image), views, step)
         return torch.autograd.grad(seen, leaf, output.gradient)[0]
 
     if space == "pixels":
-        return Canvas(
+        return OptimizedImage(
             start=start,
             gradient=gradient,
-            show=lambda image: image,
+            decode=lambda image: image,
             limits=(0.0, 1.0),
         )
     if not isinstance(guidance, ScoreDistillation):
         raise ConfigError("--space latents must go with a text-to-image guidance; use --space pixels")
-    return _latent_canvas(guidance, start, around(start), views)
+    return _latent_image(guidance, start, render_of(start), views)
 
 
-def _latent_canvas(guidance: ScoreDistillation, start: Tensor, rendering: Rendering, views: Views) -> Canvas:
+def _latent_image(
+    guidance: ScoreDistillation, start: Tensor, rendering: Rendering, views: Views
+) -> OptimizedImage:
     model = guidance.model
     noise = torch.zeros(model.latent_shape(1, start.shape[1]), device=start.device)
 
@@ -263,16 +278,16 @@ def _latent_canvas(guidance: ScoreDistillation, start: Tensor, rendering: Render
 
     with torch.no_grad():
         encoded = model.encode(start, noise)
-    return Canvas(
+    return OptimizedImage(
         start=encoded.permute(0, 2, 3, 1).contiguous(),
         gradient=gradient,
-        show=lambda latents: model.decode(latents.permute(0, 3, 1, 2)),
+        decode=lambda latents: model.decode(latents.permute(0, 3, 1, 2)),
         limits=(-torch.inf, torch.inf),
     )
 
 
-def paint(
-    canvas: Canvas,
+def optimize_image(
+    variable: OptimizedImage,
     clip: pgc.ClipConfig,
     *,
     stage: StageConfig,
@@ -281,41 +296,41 @@ def paint(
     scope: str = "",
     observe: Callable[[int, Mapping[str, Tensor]], None] = lambda *_: None,
 ) -> RuleResult:
-    """Optimise a canvas under one rule; pixels are kept in their range by projection after each step.
+    """Optimise an image under one rule; pixels are kept in their range by projection after each step.
 
     Args:
-        canvas: where to start and who judges.
+        variable: initial values, gradient and decoder.
         clip: the rule.
         stage: steps, betas and the schedule of the learning rate.
         learning_rate: of Adam.
         seed: of the random numbers.
         scope: names them; equal ones give every rule the same noise.
-        observe: called with every step and its measurements, which stay on the device.
+        observe: called with the number of every finished step and its measurements, scalars on the device.
     """
     steps, schedule = stage.steps, PiecewiseLinear(stage.optimizer.lr_scale)
-    rule, picture = clip.build(), canvas.start.clone().requires_grad_()
-    optimizer = torch.optim.Adam([picture], betas=stage.optimizer.betas, eps=stage.optimizer.eps)
-    shown, tally, pictures, start = set(columns(steps)), _Tally(), [], time.perf_counter()
+    rule, values = clip.build(), variable.start.clone().requires_grad_()
+    optimizer = torch.optim.Adam([values], betas=stage.optimizer.betas, eps=stage.optimizer.eps)
+    shown, running, images, start = set(columns(steps)), _RunningMeans(), [], time.perf_counter()
     for index in range(steps):
         step = Step(index=index, total=steps, seed=seed, scope=scope)
-        gradient = canvas.gradient(picture.detach(), step)
-        picture.grad = clipped = rule(gradient)
+        gradient = variable.gradient(values.detach(), step)
+        values.grad = clipped = rule(gradient)
         if (norm := getattr(clip, "max_norm", None)) is not None:
-            picture.grad = clipped = clipped.clone()
-            pgc.clip_parameters([picture], norm)
+            values.grad = clipped = clipped.clone()
+            pgc.clip_parameters([values], norm)
         optimizer.param_groups[0]["lr"] = learning_rate * schedule(step.progress)
         optimizer.step()
         with torch.no_grad():
-            picture.clamp_(*canvas.limits)
-        observe(index + 1, tally.add(gradient, clipped))
+            values.clamp_(*variable.limits)
+        observe(index + 1, running.add(gradient, clipped))
         if index + 1 in shown:
-            pictures.append(canvas.show(picture.detach().clone()))
-    metrics = tally.means() | statistics(pictures[-1]) | {"seconds": time.perf_counter() - start}
-    return RuleResult(pictures=pictures, heat=tally.heat(), metrics=metrics)
+            images.append(variable.decode(values.detach().clone()))
+    metrics = running.means() | statistics(images[-1]) | {"seconds": time.perf_counter() - start}
+    return RuleResult(images=images, heat=running.heat(), metrics=metrics)
 
 
-class _Tally:
-    """Sums over the steps of a painting, on the device."""
+class _RunningMeans:
+    """Means over the steps of one rule, accumulated on the device."""
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
@@ -323,7 +338,7 @@ class _Tally:
         self.last: tuple[Tensor, Tensor] | None = None
 
     def add(self, gradient: Tensor, clipped: Tensor) -> dict[str, Tensor]:
-        """Take a step in; returns its measurements."""
+        """Accumulate one step; returns its measurements."""
         finite = pgc.replace_nonfinite(gradient)
         before, after = (values[0].abs().amax(-1) for values in (finite, clipped))
         self.last = before, after
@@ -345,7 +360,7 @@ class _Tally:
 
 @dataclass
 class _Observed:
-    """Turns the steps of one painting into events of the whole experiment."""
+    """Reports the steps of one rule as steps of the whole experiment."""
 
     on_event: EventCallback
     done: int
@@ -355,7 +370,7 @@ class _Observed:
     def __call__(self, step: int, measured: Mapping[str, Tensor]) -> None:
         step += self.done
         log = step % LOG_EVERY == 0 or step == self.steps
-        numbers = {f"picture/{name}": value.item() for name, value in measured.items()} if log else None
+        numbers = {f"image/{name}": value.item() for name, value in measured.items()} if log else None
         memory = used_memory(self.device) if log else 0
         self.on_event(Event("optimize", report=StepReport(step, self.steps, numbers), memory=memory))
 

@@ -1,4 +1,4 @@
-"""What the two-dimensional experiment writes: the images of each rule and the lengths of their gradients."""
+"""Image sheets of the two-dimensional experiment: images and gradient magnitudes of each rule."""
 
 import re
 from collections.abc import Mapping
@@ -20,36 +20,36 @@ HEAT = ((0, 0, 4), (81, 18, 124), (183, 55, 121), (252, 137, 97), (252, 253, 191
 
 @dataclass(frozen=True)
 class Heatmap:
-    """Lengths (largest channel) of the gradient at every place of a canvas."""
+    """Magnitude (largest channel) of the gradient at every pixel or latent of an optimised image."""
 
     last: Float[Tensor, "H W"]  # at the last step, before clipping
     last_clipped: Float[Tensor, "H W"]
     mean: Float[Tensor, "H W"]  # over the steps, before clipping
     mean_clipped: Float[Tensor, "H W"]
-    bound: Float[Tensor, "H W"]  # share of the steps in which clipping changed it
+    bound: Float[Tensor, "H W"]  # fraction of the steps in which clipping changed it
 
 
 @dataclass(frozen=True)
 class RuleResult:
-    """What one rule made."""
+    """The images, gradients and metrics of one clipping rule."""
 
-    pictures: list[Float[Tensor, "1 H W 3"]]  # at the steps asked for; the last one is the result
+    images: list[Float[Tensor, "1 H W 3"]]  # at the steps of `columns`; the last one is the result
     heat: Heatmap
     metrics: Mapping[str, float]
 
 
 def columns(steps: int) -> list[int]:
-    """The steps that a strip shows, evenly spread, the last one included."""
+    """The steps of a strip's images, evenly spaced, the last step included."""
     return sorted({max(1, round(steps * (k + 1) / COLUMNS)) for k in range(COLUMNS)})
 
 
 def result_images(out: Path, results: Mapping[str, RuleResult], steps: int) -> dict[Path, bytes]:
-    """The sheets and the results as PNG; makes the folder of the results."""
+    """The sheets and the final images as PNG by path; creates the folder of the final images."""
     final = out / "final"
     with writing(final):
         final.mkdir()
     files = {out / "strip.png": _strip(results, steps), out / "gradients.png": _heat_sheet(results)}
-    files |= {final / f"{_slug(rule)}.png": to_bytes(item.pictures[-1][0]) for rule, item in results.items()}
+    files |= {final / f"{_slug(rule)}.png": to_bytes(item.images[-1][0]) for rule, item in results.items()}
     return {path: encode_png(image) for path, image in files.items()}
 
 
@@ -59,12 +59,12 @@ def _slug(rule: str) -> str:
 
 def _strip(results: Mapping[str, RuleResult], steps: int) -> UInt8[Tensor, "H W 3"]:
     shown = columns(steps)
-    cells = [enlarge(to_bytes(picture[0])) for item in results.values() for picture in item.pictures]
+    cells = [enlarge(to_bytes(image[0])) for item in results.values() for image in item.images]
     return tile(cells, len(shown), [f"{rule}, step {step}" for rule in results for step in shown])
 
 
 def _heat_sheet(results: Mapping[str, RuleResult]) -> UInt8[Tensor, "H W 3"]:
-    """All lengths on one scale, so that cells compare: white is the 99.5th percentile of the means."""
+    """All magnitudes on one scale, to be comparable: white is the 99.5th percentile of the means."""
     means = torch.cat([item.heat.mean.flatten() for item in results.values()])
     ceiling = max(means[:: -(-len(means) // (1 << 20))].quantile(0.995).item(), 1e-12)
     cells, labels = [], []
@@ -75,7 +75,7 @@ def _heat_sheet(results: Mapping[str, RuleResult]) -> UInt8[Tensor, "H W 3"]:
             "last step, clipped": heat.last_clipped / ceiling,
             f"mean, white = {ceiling:.2g}": heat.mean / ceiling,
             "mean, clipped": heat.mean_clipped / ceiling,
-            "share of steps clipped": heat.bound,
+            "fraction of steps clipped": heat.bound,
         }
         cells += [enlarge(to_bytes(heat_colors(values))) for values in maps.values()]
         labels += [f"{rule}: {name}" for name in maps]
@@ -83,7 +83,7 @@ def _heat_sheet(results: Mapping[str, RuleResult]) -> UInt8[Tensor, "H W 3"]:
 
 
 def heat_colors(values: Float[Tensor, "H W"]) -> Float[Tensor, "H W 3"]:
-    """0 is black, then violet, red and yellow, 1 nearly white; values beyond are cut off."""
+    """Colours of a map in sRGB: 0 is black, then violet, red and yellow, 1 nearly white; clamped outside."""
     stops = torch.tensor(HEAT, device=values.device) / 255
     position = values.clamp(0, 1) * (len(HEAT) - 1)
     index = position.floor().long().clamp(max=len(HEAT) - 2)
@@ -91,6 +91,6 @@ def heat_colors(values: Float[Tensor, "H W"]) -> Float[Tensor, "H W 3"]:
 
 
 def enlarge(image: UInt8[Tensor, "H W 3"]) -> UInt8[Tensor, "H2 W2 3"]:
-    """Repeat pixels until a side has at least `CELL`; nothing is smoothed."""
+    """The image with pixels repeated (nearest neighbour) until a side has at least `CELL`."""
     factor = max(1, -(-CELL // image.shape[0]))
     return image.repeat_interleave(factor, 0).repeat_interleave(factor, 1)

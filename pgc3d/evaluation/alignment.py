@@ -1,4 +1,4 @@
-"""Bring a result into the frame of the truth: centre and scale, orientation where it is free."""
+"""Alignment of a result with the ground truth: centre and scale, and optionally the orientation."""
 
 from dataclasses import replace
 from itertools import permutations, product
@@ -12,20 +12,20 @@ from pgc3d.evaluation.shape_metrics import chamfer_distance, nearest_distances
 from pgc3d.geometry.sampling import sample_surface
 from pgc3d.mesh_io.asset import MeshAsset
 
-YAWS = 6  # steps within the quarter turn that the axis rotations leave
+YAWS = 6  # rotations about y within 90 degrees, between the axis rotations
 COARSE_POINTS, FINE_POINTS = 512, 1024
-REFINED = 4  # starts that ICP gets
+REFINED = 4  # initial rotations that ICP refines
 ITERATIONS = 30
 
 
 def normalize_mesh(asset: MeshAsset, *, like: MeshAsset | None = None) -> MeshAsset:
-    """Move the bounding box's centre to the origin and scale the farthest vertex to radius 1.
+    """The mesh with its bounding box centred at the origin and its farthest vertex at radius 1.
 
-    Vertices that no face uses do not count, nor do they stay in the way of a reader: they move along.
+    Vertices that no face uses do not enter the extent; they are transformed like the others.
 
     Args:
-        asset: what is moved and scaled.
-        like: a mesh whose centre and radius count instead, so that both stand to each other as before.
+        asset: the mesh to transform.
+        like: a mesh whose centre and radius are used instead, which keeps the two meshes' relative placement.
 
     Raises:
         InputError: a mesh has no finite extent.
@@ -49,7 +49,7 @@ def _extent(asset: MeshAsset) -> tuple[Float[Tensor, " 3"], Float[Tensor, ""]]:
 
 
 def rigid(asset: MeshAsset, rotation: Float[Tensor, "3 3"], translation: Float[Tensor, " 3"]) -> MeshAsset:
-    """Rotate, then move; normals turn along."""
+    """The mesh after a rotation and then a translation; normals are rotated too."""
     return replace(
         asset,
         vertices=asset.vertices @ rotation.T + translation,
@@ -58,11 +58,12 @@ def rigid(asset: MeshAsset, rotation: Float[Tensor, "3 3"], translation: Float[T
 
 
 def align(asset: MeshAsset, truth: MeshAsset, *, seed: int) -> tuple[MeshAsset, Float[Tensor, "3 3"]]:
-    """Turn a normalised mesh so that it lies best on a normalised truth; also the rotation.
+    """The rigid motion of a normalised mesh onto a normalised truth: the moved mesh and its rotation.
 
-    All 24 rotations that map axes to axes, times turns about y, are tried on a few points; the best ones are
-    refined by iterated closest points (Besl and McKay 1992), moving too. Reflections are not tried, so a
-    mirrored object stays mirrored. The result is never farther than the unturned mesh, on the points used.
+    All 24 rotations that map axes to axes, times rotations about y, are tried on a few points; the best ones
+    are refined by iterative closest point (Besl and McKay 1992), with translation. Reflections are not tried,
+    so a mirrored object stays mirrored. The distance, on the points used, is never larger than without
+    rotation.
     """
     source, target = (
         sample_surface(mesh.vertices, mesh.faces, FINE_POINTS, torch.Generator().manual_seed(seed))[
@@ -76,14 +77,14 @@ def align(asset: MeshAsset, truth: MeshAsset, *, seed: int) -> tuple[MeshAsset, 
     distance = torch.cdist(turned, few.expand(len(starts), -1, -1))
     score = distance.amin(1).mean(1) + distance.amin(2).mean(1)
     best = [0, *score.argsort()[:REFINED].tolist()]  # the first candidate is the identity
-    found = [_closest_points(source, target, starts[index]) for index in best]
+    refined = [_closest_points(source, target, starts[index]) for index in best]
     unturned = (torch.eye(3).to(source), source.new_zeros(3))
-    rotation, translation = min([unturned, *found], key=lambda pose: _score(source, target, *pose))
+    rotation, translation = min([unturned, *refined], key=lambda pose: _score(source, target, *pose))
     return rigid(asset, rotation.float(), translation.float()), rotation.float()
 
 
 def candidate_rotations() -> Float[Tensor, "K 3 3"]:
-    """The 24 proper axis rotations times turns about y by less than a quarter, the identity first."""
+    """The 24 proper axis rotations times rotations about y by less than 90 degrees, the identity first."""
     identity = torch.eye(3)
     axes = [
         identity[list(order)] * torch.tensor(signs)[:, None]
@@ -99,7 +100,7 @@ def candidate_rotations() -> Float[Tensor, "K 3 3"]:
 
 
 def _closest_points(source: Tensor, target: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor]:
-    """Iterated closest points from a first rotation: the best rigid motion onto the nearest neighbours."""
+    """Rotation and translation of iterative closest point (ICP) from an initial rotation."""
     translation = source.new_zeros(3)
     for _ in range(ITERATIONS):
         moved = source @ rotation.T + translation

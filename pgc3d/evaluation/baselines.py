@@ -1,4 +1,4 @@
-"""What an image gives away without any prior: its outline, pulled along the lines of sight."""
+"""Baselines without a learnt prior: the silhouette of an input image, extruded along the viewing rays."""
 
 from pathlib import Path
 
@@ -14,12 +14,12 @@ from pgc3d.mesh_io.asset import MeshAsset
 from pgc3d.rendering.shading import irradiance, key_direction, linear_to_srgb, srgb_to_linear
 from pgc3d.types import Cameras
 
-CELLS = 128  # of the outline's grid along a side
+CELLS = 128  # of the silhouette's grid along a side
 BILLBOARD_DEPTH = 0.04  # radii
 
 
-def read_picture(path: Path) -> Float[Tensor, "H W 4"]:
-    """A square RGBA picture in [0, 1], alpha as its outline.
+def read_rgba(path: Path) -> Float[Tensor, "H W 4"]:
+    """A square RGBA image in [0, 1]; its alpha is the object's silhouette.
 
     Raises:
         InputError: it cannot be read, is not square, has no alpha, or shows nothing.
@@ -30,26 +30,31 @@ def read_picture(path: Path) -> Float[Tensor, "H W 4"]:
         with Image.open(path) as file:
             if file.mode != "RGBA" or file.width != file.height:
                 raise InputError(
-                    f"{path} must be a square RGBA picture, got {file.mode}, {file.width} x {file.height}"
+                    f"{path} must be a square RGBA image, got {file.mode}, {file.width} x {file.height}"
                 )
-            picture = torch.from_numpy(np.array(file)).float() / 255
+            image = torch.from_numpy(np.array(file)).float() / 255
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} must be a readable picture, got: {error}") from error
-    if not bool((picture[..., 3] > 0.5).any()):
+        raise InputError(f"{path} must be a readable image, got: {error}") from error
+    if not bool((image[..., 3] > 0.5).any()):
         raise InputError(f"{path} must show an object, but it is transparent everywhere")
-    return picture
+    return image
 
 
-def extrude(picture: Float[Tensor, "H W 4"], camera: Cameras, baseline: Baseline) -> MeshAsset:
-    """Make the picture a solid that looks like it from its own camera, with the picture as its texture.
+def extrude(image: Float[Tensor, "H W 4"], camera: Cameras, baseline: Baseline) -> MeshAsset:
+    """A closed textured mesh whose view from the image's camera is the image.
 
-    The outline's cone is cut off before and behind the plane through the origin. `billboard` is a thin sheet;
-    `hull` is as deep as the outline's shorter side, within the smallest ball around the origin that the
-    outline fits in: the visual hull of one view, cut where nothing more is known. The picture's light is
-    divided out, as on a surface that faces the camera, since it will be lit again.
+    The silhouette's cone is cut off in front of and behind the plane through the origin. `billboard` is a
+    thin sheet; `hull` is as deep as the silhouette's shorter side and lies within the smallest ball around
+    the origin that holds the silhouette: the visual hull of one view, bounded by that ball. The shading of a
+    surface that faces the camera is divided out of the colours, since renders of the mesh are shaded again.
+
+    Args:
+        image: RGBA in [0, 1], straight alpha.
+        camera: of the image, one view.
+        baseline: "billboard" or "hull".
     """
-    inside = _outline(picture[..., 3])
-    scale = float(camera.distance / camera.clip_from_camera[0, 1, 1])  # half the picture's side at the origin
+    inside = _silhouette(image[..., 3])
+    scale = float(camera.distance / camera.clip_from_camera[0, 1, 1])  # half the image's side at the origin
     spans = [part.nonzero() for part in (inside.any(0), inside.any(1))]
     sides = [float(span[-1] - span[0] + 1) / CELLS * 2 * scale for span in spans]
     deepest = BILLBOARD_DEPTH if baseline == "billboard" else min(sides)
@@ -65,18 +70,18 @@ def extrude(picture: Float[Tensor, "H W 4"], camera: Cameras, baseline: Baseline
     spread = scale * (1 - along / distance)
     x, y = column * spread, row * spread
     rotation = camera.camera_from_world[0, :3, :3]
-    vertices = torch.stack([x, y, along], dim=1) @ rotation  # the camera looks at the origin
+    vertices = torch.stack([x, y, along], dim=1) @ rotation  # the viewing axis passes through the origin
     return MeshAsset(
         vertices=vertices,
         faces=faces,
         normals=vertex_normals(vertices, faces),
         uv=torch.stack([grid[:, 0] / CELLS, 1 - grid[:, 1] / CELLS], dim=1),
         uv_faces=faces,
-        base_color=_unlit(picture, camera),
+        base_color=_unlit(image, camera),
     )
 
 
-def _outline(alpha: Float[Tensor, "H W"]) -> Bool[Tensor, "N N"]:
+def _silhouette(alpha: Float[Tensor, "H W"]) -> Bool[Tensor, "N N"]:
     size = (CELLS, CELLS)
     small = torch.nn.functional.interpolate(alpha[None, None], size=size, mode="area")[0, 0]
     inside = small > 0.5
@@ -114,11 +119,11 @@ def _quads(
     return torch.stack(points, dim=1)
 
 
-def _unlit(picture: Tensor, camera: Cameras) -> Tensor:
-    """Base colour of the picture; outside the outline the mean colour, lest its edge turns dark."""
-    alpha = picture[..., 3:]
-    mean = (picture[..., :3] * alpha).sum((0, 1)) / alpha.sum()
-    color = torch.where(alpha > 0.5, picture[..., :3], mean)
+def _unlit(image: Tensor, camera: Cameras) -> Tensor:
+    """Base colour of the image without shading; outside the silhouette the mean colour, for filtering."""
+    alpha = image[..., 3:]
+    mean = (image[..., :3] * alpha).sum((0, 1)) / alpha.sum()
+    color = torch.where(alpha > 0.5, image[..., :3], mean)
     light = irradiance(camera.camera_from_world[:, 2, :3], key_direction(camera))
     base = linear_to_srgb((srgb_to_linear(color) / light).clamp(0, 1))
     return (base * 255).round().to(torch.uint8)

@@ -1,10 +1,10 @@
-"""A benchmark: find or make the results of every item, measure them, write numbers and a table.
+"""A benchmark: find or generate the results of every item, measure them, write numbers and a table.
 
 OUT holds
 
     results.json                    protocol, summary, and a record for each result
     table.md                        means with intervals
-    records/METHOD/ITEM-SEED.json   what is done; not measured again while nothing it depends on changed
+    records/METHOD/ITEM-SEED.json   finished measurements; reused while nothing that they depend on changes
     baselines/METHOD/ITEM.glb       the meshes of the baselines
 """
 
@@ -20,7 +20,7 @@ from pgc3d.choices import Baseline
 from pgc3d.config import Config
 from pgc3d.disk import write_files, writing
 from pgc3d.errors import InputError
-from pgc3d.evaluation.baselines import extrude, read_picture
+from pgc3d.evaluation.baselines import extrude, read_rgba
 from pgc3d.evaluation.items import Item
 from pgc3d.evaluation.measure import Measure, Result, record_key, score
 from pgc3d.evaluation.processes import in_processes
@@ -31,7 +31,9 @@ from pgc3d.session import EventCallback
 from pgc3d.signals import stop_on_signals
 from pgc3d.task import Task
 
-Maker = Callable[[Item, int, Path], None]  # makes an item with a seed; leaves asset.FORMAT in the folder
+Maker = Callable[
+    [Item, int, Path], None
+]  # generates an item with a seed; writes asset.FORMAT into the folder
 Notify = Callable[[str], None]
 
 
@@ -48,13 +50,13 @@ def evaluate(
     """Measure the results of all methods and write `out`.
 
     Args:
-        items: what there is to make; their texts become distractors of each other.
+        items: of the benchmark; the texts of the other items are distractors in retrieval.
         folders: one for each method, named like it, with NAME[-SEED].FORMAT or NAME[-SEED]/asset.FORMAT.
         out: folder for the numbers; records in it are used again where nothing changed.
         measure: protocol and models.
-        baselines: further methods, made here from the inputs of image items.
-        jobs: processes that measure at once.
-        notify: told about every result.
+        baselines: further methods, whose meshes are made here from the inputs of image items.
+        jobs: number of parallel processes.
+        notify: receives a line for every result.
 
     Returns:
         A record for every result.
@@ -109,18 +111,18 @@ def find_results(folder: Path, items: Sequence[Item]) -> list[Result]:
     if not folder.is_dir():
         raise InputError(f"results must lie in a folder, found none at {folder}")
     by_name = {item.name: item for item in items}
-    found: dict[tuple[str, int], Path] = {}
+    meshes: dict[tuple[str, int], Path] = {}
     for path in sorted(folder.iterdir()):
         stem = path.stem if path.suffix.removeprefix(".") in FORMATS and path.is_file() else path.name
         mesh = path if path.is_file() else _asset(path)
         name, seed = (stem, 0) if stem in by_name else _split(stem)
         if name not in by_name or mesh is None or (path.is_file() and stem == path.name):
             continue
-        if (name, seed) in found:
-            raise InputError(f"a result must be there once, found {found[name, seed]} and {mesh}")
-        found[name, seed] = mesh
+        if (name, seed) in meshes:
+            raise InputError(f"a result must be there once, found {meshes[name, seed]} and {mesh}")
+        meshes[name, seed] = mesh
     method = folder.resolve().name
-    return [Result(method, by_name[name], seed, mesh) for (name, seed), mesh in found.items()]
+    return [Result(method, by_name[name], seed, mesh) for (name, seed), mesh in meshes.items()]
 
 
 def _split(stem: str) -> tuple[str, int]:
@@ -142,7 +144,7 @@ def make_missing(
     jobs: int = 1,
     notify: Notify,
 ) -> None:
-    """Make what the first folder of results lacks, each in ITEM-SEED.
+    """Generate the results that are missing in the first folder, each in ITEM-SEED.
 
     With more than one of the `jobs`, `make` is pickled, see `in_processes`.
 
@@ -169,7 +171,7 @@ def make_missing(
 def make_item(
     item: Item, seed: int, folder: Path, *, configured: Callable[[Item], Config], on_event: EventCallback
 ) -> None:
-    """Make an item from its prompt or its picture; a run that was stopped goes on.
+    """Generate an item from its prompt or its image; a run that was stopped is resumed.
 
     Raises:
         KeyboardInterrupt: a signal stopped it, after it saved.
@@ -204,14 +206,14 @@ def _write_baseline(items: Sequence[Item], name: Baseline, out: Path, measure: M
             view = ViewConfig(elevation_degrees=item.elevation_degrees)
             framed = item.frame == "input"
             camera = reference_view(view) if framed else measure.protocol.input_camera(view.elevation_degrees)
-            write_mesh(path, extrude(read_picture(item.image), camera, name), "glb")
+            write_mesh(path, extrude(read_rgba(item.image), camera, name), "glb")
             yield Result(name, item, 0, path)
 
 
 def _measured(
     results: Sequence[Result], measure: Measure, folder: Path, jobs: int, notify: Notify
 ) -> Iterator[Record]:
-    """Records in the order of the results; what is on the disk already is read."""
+    """Records in the order of the results; those that are already on the disk are read."""
     done: dict[int, Record] = {}
     todo = {}
     for number, result in enumerate(results):

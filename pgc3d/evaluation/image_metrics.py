@@ -1,4 +1,4 @@
-"""How close pictures are: PSNR, SSIM, overlap of the outlines, angle between normals. One value a picture."""
+"""Image metrics: SSIM, silhouette IoU and normal angle of two images, and statistics of one image."""
 
 import torch
 from jaxtyping import Bool, Float
@@ -11,16 +11,16 @@ Images = Float[Tensor, "B H W C"]
 
 
 def ssim(first: Images, second: Images) -> Float[Tensor, " B"]:
-    """Structural similarity of pictures in [0, 1], at most 1 (Wang et al. 2004, equation 13).
+    """Structural similarity of each pair of images in [0, 1], at most 1 (Wang et al. 2004, equation 13).
 
     Gaussian window of 11 pixels with deviation 1.5, K1 = 0.01, K2 = 0.03, moments weighted without Bessel's
-    correction; the mean over all windows inside the picture and over the channels, in float64.
+    correction; the mean over all windows inside the image and over the channels, in float64.
 
     Raises:
         ValueError: a side is shorter than the window.
     """
     if min(first.shape[1:3]) < WINDOW:
-        raise ValueError(f"SSIM needs pictures of at least {WINDOW} pixels, got {tuple(first.shape[1:3])}")
+        raise ValueError(f"images must have at least {WINDOW} pixels a side, got {tuple(first.shape[1:3])}")
     x, y = (images.double().permute(0, 3, 1, 2).flatten(0, 1)[:, None] for images in (first, second))
     mean_x, mean_y = _window(x), _window(y)
     variance_x, variance_y = _window(x * x) - mean_x**2, _window(y * y) - mean_y**2
@@ -32,7 +32,7 @@ def ssim(first: Images, second: Images) -> Float[Tensor, " B"]:
 
 
 def _window(images: Float[Tensor, "N 1 H W"]) -> Float[Tensor, "N 1 h w"]:
-    """Gaussian means of all windows that fit in."""
+    """Gaussian means of all windows that lie inside the image."""
     offset = torch.arange(WINDOW, dtype=images.dtype, device=images.device) - WINDOW // 2
     weight = torch.exp(-0.5 * (offset / DEVIATION) ** 2)
     weight = weight / weight.sum()
@@ -40,7 +40,7 @@ def _window(images: Float[Tensor, "N 1 H W"]) -> Float[Tensor, "N 1 h w"]:
 
 
 def mask_iou(first: Float[Tensor, "B H W 1"], second: Float[Tensor, "B H W 1"]) -> Float[Tensor, " B"]:
-    """Intersection over union of two outlines, covered where alpha is above 1/2; 1 where both are empty."""
+    """Intersection over union of two silhouettes, alpha > 1/2, for each image; 1 where both are empty."""
     a, b = (first > 0.5).flatten(1), (second > 0.5).flatten(1)
     union = (a | b).sum(1).double()
     return torch.where(union > 0, (a & b).sum(1) / union.clamp(min=1), 1.0)
@@ -52,9 +52,15 @@ def normal_angle(
     first_alpha: Float[Tensor, "B H W 1"],
     second_alpha: Float[Tensor, "B H W 1"],
 ) -> Float[Tensor, ""]:
-    """Mean angle in degrees between encoded normals, over the pixels that both cover whole; NaN if none.
+    """Mean angle in degrees between encoded normals, over the pixels that both cover fully; NaN if none.
 
-    One mean over all pictures, since a view from which little overlaps says little.
+    One mean over the pixels of all images, so that a view with little overlap has little weight.
+
+    Args:
+        first: normals as (n + 1) / 2.
+        second: likewise.
+        first_alpha: coverage of the first images; only pixels of coverage 1 in both enter.
+        second_alpha: coverage of the second ones.
     """
     both = ((first_alpha > 0.999) & (second_alpha > 0.999))[..., 0]
     a, b = (normalize(2 * normals[both].double() - 1, dim=-1) for normals in (first, second))
@@ -90,7 +96,7 @@ def total_variation(
 def saturated_fraction(
     image: Float[Tensor, "B H W 3"], mask: Float[Tensor, "B H W 1"] | None = None
 ) -> Float[Tensor, ""]:
-    """Share of the pixels with an HSV saturation of at least 0.9 and a value of at least 0.1."""
+    """Fraction of the pixels with an HSV saturation of at least 0.9 and a value of at least 0.1."""
     inside = _covered(image, mask)
     value, low = image.amax(-1), image.amin(-1)
     loud = (value - low >= SATURATED * value) & (value >= DARK)
@@ -100,7 +106,7 @@ def saturated_fraction(
 def statistics(
     image: Float[Tensor, "B H W 3"], mask: Float[Tensor, "B H W 1"] | None = None
 ) -> dict[str, float]:
-    """All of them by name; waits for the device."""
+    """Speckle, total variation and saturated fraction by name; synchronises with the device."""
     measures = (speckle, total_variation, saturated_fraction)
     return {measure.__name__: measure(image, mask).item() for measure in measures}
 

@@ -4,11 +4,11 @@
      "elevation_degrees": 20, "frame": "input"}
     {"name": "a-red-chair", "prompt": "a red chair"}
 
-An image item's truth stands as the input shows it: the input's camera is at azimuth 0, whatever side of the
-object that is, and `elevation_degrees` above the horizon. With `"frame": "input"` it also has the place and
-the size at which the camera of an image run, `cameras.ViewConfig` with its defaults, sees it in the input as
-`inputs.image.frame_photo` places it: results need not be moved to be compared. A text item may have a
-truth too.
+An image item's truth is oriented as in the input image: the input's camera is at azimuth 0, whatever side of
+the object that is, and `elevation_degrees` above the horizon. With `"frame": "input"` it also has the
+position and the scale at which the camera of an image run, `cameras.ViewConfig` with its defaults, renders it
+like the input as `inputs.image.frame_image` places it: results need no alignment to be compared. A text item
+may have a truth too.
 """
 
 import json
@@ -22,15 +22,15 @@ from pgc3d.errors import InputError
 
 @dataclass(frozen=True)
 class Item:
-    """One thing to make and what it is compared with."""
+    """A text or an image to generate from, and the truth that the result is compared with."""
 
-    name: str  # of its results; a number behind a last hyphen would be taken for a seed
+    name: str  # of its results; must not end in -NUMBER, which is a seed
     prompt: str | None = None
     image: Path | None = None
     truth: Path | None = None
-    caption: str = ""  # what the result should be recognised as; the prompt when empty
+    caption: str = ""  # text of the retrieval metric; the prompt when empty
     elevation_degrees: float = 0.0  # of the image's camera
-    frame: Literal["own", "input"] = "own"  # where the truth stands; own: where its file happens to put it
+    frame: Literal["own", "input"] = "own"  # of the truth; own: that of its file
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", self.name) or re.fullmatch(r".*-\d+", self.name):
@@ -48,12 +48,12 @@ class Item:
 
     @property
     def description(self) -> str:
-        """What a retrieval should find, empty where nothing is known."""
+        """The caption or else the prompt; empty where there is neither."""
         return self.caption or self.prompt or ""
 
 
 def read_items(path: Path) -> list[Item]:
-    """Read a list; blank lines are skipped.
+    """The items of a list; blank lines are skipped.
 
     Raises:
         InputError: the file cannot be read, or a line is wrong; the message names it.
@@ -74,8 +74,8 @@ def read_items(path: Path) -> list[Item]:
     names = [item.name for item in items]
     twice = sorted({name for name in names if names.count(name) > 1})
     if not items or twice:
-        found = f"{twice[0]} twice" if twice else "none"
-        raise InputError(f"{path} must hold items with different names, found {found}")
+        what = f"{twice[0]} twice" if twice else "none"
+        raise InputError(f"{path} must hold items with different names, found {what}")
     return items
 
 
@@ -97,7 +97,7 @@ def _item(record: Any, folder: Path) -> Item:
 
 
 def write_items(path: Path, items: list[Item]) -> None:
-    """Write a list that `read_items` reads as the same items; files must lie below the list's folder."""
+    """Write a list, the inverse of `read_items`; files must lie below the list's folder."""
     lines = []
     for item in items:
         record = {field.name: getattr(item, field.name) for field in fields(Item)}

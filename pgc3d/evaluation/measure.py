@@ -1,4 +1,4 @@
-"""Measure one result: a mesh file against its item."""
+"""All metrics of one result: a mesh file against its item."""
 
 import hashlib
 import json
@@ -32,7 +32,7 @@ from pgc3d.run_directory import CONFIG
 
 @dataclass(frozen=True)
 class Result:
-    """A mesh file that is to be measured."""
+    """A mesh file to measure, with its method, item and seed."""
 
     method: str
     item: Item
@@ -42,16 +42,16 @@ class Result:
 
 @dataclass(frozen=True)
 class Measure:
-    """How results are measured; can be sent to another process."""
+    """Protocol and models of a measurement; can be pickled."""
 
     protocol: Protocol = Protocol()  # noqa: RUF009 - frozen
     device: str = "cpu"
     retriever: Path | None = None  # folder of a contrastive model; None leaves r_precision out
-    distractors: tuple[str, ...] = ()  # texts that results are to be told from
+    distractors: tuple[str, ...] = ()  # wrong texts of the retrieval metric
 
 
 def score(result: Result, measure: Measure, key: str = "") -> Record:
-    """Measure one result; one that cannot be read or compared becomes a record with the reason."""
+    """The record of one result; one that cannot be read or compared has a record with the error."""
     tools = _tools(measure.device, measure.retriever)
     try:
         metrics = _metrics(result, measure, tools)
@@ -82,7 +82,7 @@ def _tools(name: str, retriever: Path | None) -> _Tools:
 def _metrics(result: Result, measure: Measure, tools: _Tools) -> dict[str, float]:
     if measure.protocol.frame == "shared" and not shares_frame(result.mesh):
         raise InputError(
-            "for the shared frame a run must have had pgc3d's usual camera and border, but that of "
+            "for the shared frame a run must have had pgc3d's default camera and border, but that of "
             f"{result.mesh.parent} had others; use --frame own"
         )
     mesh, item = read_mesh(result.mesh), result.item
@@ -102,7 +102,7 @@ def _metrics(result: Result, measure: Measure, tools: _Tools) -> dict[str, float
 
 
 def shares_frame(mesh: Path) -> bool:
-    """Whether a result stands in the frame of `Item.frame`: not where its run saw the input otherwise."""
+    """Whether a result is in the frame of `Item.frame`: its run had the default camera and border."""
     path = mesh.parent / CONFIG
     if not path.is_file():
         return True
@@ -112,7 +112,7 @@ def shares_frame(mesh: Path) -> bool:
 
 
 def record_key(result: Result, measure: Measure) -> str:
-    """Hash of what the numbers depend on: files, item, protocol, models, version."""
+    """Hash of everything that the numbers depend on: files, item, protocol, models, version."""
     digest = hashlib.sha256()
     for path in (result.mesh, result.item.truth):
         for file in () if path is None else source_files(path):
@@ -128,7 +128,7 @@ def record_key(result: Result, measure: Measure) -> str:
 
 @lru_cache(maxsize=4)
 def _hash(folder: Path) -> str:
-    """Of all files in a folder, by name."""
+    """Hash of the names and contents of all files in a folder."""
     digest = hashlib.sha256()
     for file in sorted(file for file in folder.iterdir() if file.is_file()):
         digest.update(f"{file.name} {sha256(file)} ".encode())

@@ -1,4 +1,4 @@
-"""A perceptual distance that needs no weights beyond the bundled prior's autoencoder."""
+"""A perceptual image distance on the features of a VAE's encoder, by default the bundled prior's."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +19,10 @@ class EncoderDistance:
     """Distance in the feature space of a VAE's encoder, after the recipe of LPIPS (Zhang et al. 2018, eq. 1).
 
     The features behind every downsampling stage are scaled to unit length along the channels; the squared
-    difference is summed over the channels and averaged over the picture and the stages. There are no learned
-    channel weights and nobody's judgements went into it: values are not those of LPIPS, lie in [0, 4], and
-    compare with each other only where the same VAE made them. Unlike LPIPS it forgives white noise more than
-    a shift by a pixel of the same squared error.
+    difference is summed over the channels and averaged over the image and the stages. There are no channel
+    weights learnt from human ratings: values are not those of LPIPS, lie in [0, 4], and are comparable only
+    for the same VAE. Unlike LPIPS it is less sensitive to white noise than to a shift by a pixel of the same
+    squared error.
     """
 
     encoder: Any  # diffusers' Encoder of an AutoencoderKL
@@ -31,7 +31,7 @@ class EncoderDistance:
     def __call__(
         self, first: Float[Tensor, "B H W 3"], second: Float[Tensor, "B H W 3"]
     ) -> Float[Tensor, " B"]:
-        """One value a picture; sRGB in [0, 1], sides that are multiples of 8."""
+        """Distance of each pair of images; sRGB in [0, 1], sides that are multiples of 8."""
         pairs = zip(torch.split(first, VIEWS_AT_ONCE), torch.split(second, VIEWS_AT_ONCE), strict=True)
         return torch.cat([self._distance(a, b) for a, b in pairs])
 
@@ -52,7 +52,7 @@ class EncoderDistance:
 
 
 def load_encoder_distance(checkpoint: Path, device: torch.device) -> EncoderDistance:
-    """The distance of a checkpoint folder's VAE, in float32.
+    """The distance on the encoder of a checkpoint folder's VAE, in float32.
 
     Raises:
         WeightsNotFoundError: the folder holds no whole VAE.

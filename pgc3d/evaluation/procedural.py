@@ -1,4 +1,4 @@
-"""Objects with known shapes and colours, for tests and for a benchmark without any data set."""
+"""Procedural objects with analytic shapes and colours, for tests and for a benchmark without a data set."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -27,10 +27,10 @@ from pgc3d.rendering.mesh_renderer import project
 ELEVATION_DEGREES = 20.0
 TEXTURE_SIZE = 512
 INPUT_RESOLUTION = 512
-NEAREST = 1.05  # of a camera to the middle of an object in the unit ball
-FRAMING_ERROR = 1 / INPUT_RESOLUTION  # half a pixel, in units of half the picture
+NEAREST = 1.05  # camera distance from the centre of an object in the unit ball
+FRAMING_ERROR = 1 / INPUT_RESOLUTION  # half a pixel, in units of half the image's side
 
-# Boxes (low, high) of a chair with one arm rest: no turn and no reflection maps it onto itself.
+# Boxes (low, high) of a chair with one arm rest: no rotation and no reflection maps it onto itself.
 CHAIR = (
     ((-0.5, 0.0, -0.5), (0.5, 0.12, 0.5)),
     ((-0.5, 0.12, -0.5), (0.5, 1.1, -0.38)),
@@ -38,11 +38,11 @@ CHAIR = (
     *(((x, -0.8, z), (x + 0.12, 0.0, z + 0.12)) for x in (-0.5, 0.38) for z in (-0.5, 0.38)),
 )
 
-Look = Callable[[Int[Tensor, " P"], Float[Tensor, "P 3"]], Float[Tensor, "P 3"]]
+FaceColor = Callable[[Int[Tensor, " P"], Float[Tensor, "P 3"]], Float[Tensor, "P 3"]]
 
 
 def shapes() -> dict[str, tuple[Float[Tensor, "V 3"], Int[Tensor, "F 3"], bool]]:
-    """Vertices, faces and whether the surface is smooth, by name."""
+    """Vertices, faces and whether the surface has smooth normals, by name; in the unit ball."""
     import trimesh
 
     chair = trimesh.util.concatenate([trimesh.creation.box(bounds=np.array(bounds)) for bounds in CHAIR])
@@ -59,7 +59,7 @@ def shapes() -> dict[str, tuple[Float[Tensor, "V 3"], Int[Tensor, "F 3"], bool]]
 
 
 def procedural_asset(name: str, *, rasterizer: Rasterizer) -> MeshAsset:
-    """One of `shapes` with smooth colours that differ everywhere.
+    """One of `shapes` with a texture of smooth colours that vary over the whole surface.
 
     Raises:
         KeyError: there is no such shape.
@@ -67,41 +67,43 @@ def procedural_asset(name: str, *, rasterizer: Rasterizer) -> MeshAsset:
     vertices, faces, smooth = shapes()[name]
     normals = vertex_normals(vertices, faces)[faces] if smooth else face_normals(vertices, faces)[:, None]
 
-    def look(face: Tensor, weights: Tensor) -> Tensor:
+    def color(face: Tensor, weights: Tensor) -> Tensor:
         points = (vertices[faces[face]] * weights[..., None]).sum(1)
         return 0.55 + 0.35 * torch.sin(3.0 * points + torch.tensor([0.0, 1.0, 2.0]))
 
-    return paint(vertices, faces, normals.expand(-1, 3, -1), look, TEXTURE_SIZE, rasterizer=rasterizer)
+    return texture_per_face(
+        vertices, faces, normals.expand(-1, 3, -1), color, TEXTURE_SIZE, rasterizer=rasterizer
+    )
 
 
-def paint(
+def texture_per_face(
     vertices: Float[Tensor, "V 3"],
     faces: Int[Tensor, "F 3"],
     normals: Float[Tensor, "F 3 3"],
-    look: Look,
+    color: FaceColor,
     texture_size: int,
     *,
     rasterizer: Rasterizer,
 ) -> MeshAsset:
-    """Give every face its own place in a texture and ask `look` for the colours there; on the CPU.
+    """A mesh in which every face has a chart of its own, with a texture that is a function of the face.
 
     Args:
         vertices: world positions.
         faces: their corners.
         normals: unit, one for each corner of each face.
-        look: sRGB in [0, 1] of a face at barycentric weights.
+        color: sRGB in [0, 1] of faces [P] at barycentric weights [P, 3].
         texture_size: side of the texture in texels.
         rasterizer: the CPU backend.
     """
     atlas = triangle_atlas(vertices, faces, texture_size=texture_size)
-    rest = torch.tensor([[0.0, 1.0]]).expand(len(atlas.uv), 2)
-    clip = torch.cat([2 * atlas.uv - 1, rest], dim=1)[None]
+    depth_and_w = torch.tensor([[0.0, 1.0]]).expand(len(atlas.uv), 2)
+    clip = torch.cat([2 * atlas.uv - 1, depth_and_w], dim=1)[None]
     fragments = rasterizer.rasterize(clip, atlas.uv_faces, (texture_size, texture_size))
     face = fragments.triangle[0]
     covered = face >= 0
     u, v = fragments.data[0, ..., 0][covered], fragments.data[0, ..., 1][covered]
     image = torch.zeros(texture_size, texture_size, 3)
-    image[covered] = look(face[covered], torch.stack([u, v, 1 - u - v], dim=1))
+    image[covered] = color(face[covered], torch.stack([u, v, 1 - u - v], dim=1))
     return MeshAsset(
         vertices=vertices,
         faces=faces,
@@ -116,16 +118,15 @@ def paint(
 def write_item(
     folder: Path, caption: str, truth: MeshAsset, *, rasterizer: Rasterizer, elevation_degrees: float
 ) -> Item:
-    """Write input.png and truth.glb of an image item, framed as a user's picture is when it was prepared.
+    """Write input.png and truth.glb of an image item, framed as a prepared input image of a run.
 
-    The input is RGBA, its colours are not multiplied by alpha. An object of which the framed picture would
-    have to be taken from within keeps a wider border, and its item does not say that it stands in the
-    input's frame.
+    The input is RGBA with straight alpha. An object whose framed image would need a camera inside the object
+    has a wider border, and its item has the frame "own".
 
     Args:
         folder: named like the item.
-        caption: what the truth is.
-        truth: turned so that the input shows it from azimuth 0.
+        caption: a description of the truth.
+        truth: oriented so that the input's camera is at azimuth 0.
         rasterizer: the CPU backend.
         elevation_degrees: of the input's camera.
     """
@@ -149,9 +150,9 @@ def write_item(
 
 
 def place_in_view(asset: MeshAsset, view: ViewConfig, *, border: float) -> tuple[MeshAsset, bool]:
-    """Move and scale a normalised mesh so that `view` frames it; also whether that came out right.
+    """A normalised mesh, moved and scaled so that `view` frames it, and whether it is framed exactly.
 
-    The bounding square of its picture is in the middle and 1 - `border` of the picture wide.
+    The bounding square of its image is centred, its side is 1 - `border` of the image's.
     """
     camera = reference_view(view)
     fovy = torch.tensor([view.fovy_degrees]).deg2rad()

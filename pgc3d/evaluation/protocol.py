@@ -1,4 +1,4 @@
-"""What is measured, and how: cameras, numbers of points, thresholds, normalisation."""
+"""The protocol of a comparison: cameras, numbers of points, thresholds, normalisation; and its metrics."""
 
 import math
 from collections.abc import Mapping
@@ -36,12 +36,12 @@ Alignment = Literal["none", "rotation"]
 class Protocol:
     """How a result is compared with the truth.
 
-    The truth is moved and scaled: bounding box centred, farthest vertex at radius 1, the frame that the
-    cameras are made for. So is the result, on its own, which forgives errors of place and size; with the
-    `shared` frame it moves with the truth, which forgives nothing and needs a result and a truth that stand
-    in one frame. Lengths are in radii of the truth; a unit box would be about twice as fine a unit. The novel
-    views are SyncDreamer's (Liu et al. 2023): an orbit of 16 at 30 degrees, 256 px, white. Points of the
-    whole surface are area-weighted; points of the visible surface are what cameras all around see.
+    The truth is normalised: bounding box centred, farthest vertex at radius 1. With the frame `own` the
+    result is normalised by itself, so that errors of position and scale do not count; with the frame `shared`
+    it is transformed like the truth, so that they do, which needs a result and a truth in one frame. Lengths
+    are in radii of the truth; numbers in units of the bounding box are about half as large. The novel views
+    are SyncDreamer's (Liu et al. 2023): an orbit of 16 at 30 degrees, 256 px, white. Points of the whole
+    surface are area-weighted; points of the visible surface are hits of cameras all around the object.
     """
 
     views: int = 16
@@ -53,7 +53,7 @@ class Protocol:
     surface_views: int = 32
     thresholds: tuple[float, float] = (0.05, 0.1)  # radii, of the F-score
     grid: int = 64  # voxels a side, of the volume IoU
-    alignment: Alignment = "none"  # rotation: where a result may face any way
+    alignment: Alignment = "none"  # rotation: for results of arbitrary orientation
     frame: Frame = "own"
     seed: int = 0  # of the points
 
@@ -77,12 +77,12 @@ class Protocol:
             raise ValueError(f"alignment must be none in the shared frame, got {self.alignment}")
 
     def novel_cameras(self) -> Cameras:
-        """The orbit, from azimuth 0 on."""
+        """The cameras of the orbit, starting at azimuth 0."""
         azimuth = torch.arange(self.views) * (2 * math.pi / self.views)
         return self._orbit(azimuth, self.elevation_degrees)
 
     def input_camera(self, elevation_degrees: float) -> Cameras:
-        """The direction from which an image item shows the object, as seen by the other cameras' kind."""
+        """A camera in the direction of an image item's input, with the orbit's distance and field of view."""
         return self._orbit(torch.zeros(1), elevation_degrees)
 
     def _orbit(self, azimuth: Float[Tensor, " B"], elevation_degrees: float) -> Cameras:
@@ -102,13 +102,22 @@ def compare(
     device: torch.device,
     input_elevation_degrees: float | None = None,
 ) -> dict[str, float]:
-    """All metrics of a result against its truth; a mesh against itself gives the best value of each.
+    """All metrics of a result against its truth by name; a mesh against itself has the best value of each.
 
     `psnr`, `ssim`, `mask_iou`, `vae_distance`, `normal_degrees` are means over the novel views; `input_psnr`,
     `input_ssim`, `input_mask_iou` belong to the input's direction, where there is one, and in the shared
-    frame to its very camera; `chamfer`, `f_score_T`, `volume_iou` to the whole surface, `visible_chamfer`,
-    `visible_f_score_T` to the part that is seen from outside. `rotation_degrees` says how far an alignment
-    turned the result.
+    frame to the input's camera; `chamfer`, `f_score_T`, `volume_iou` to the whole surface, `visible_chamfer`,
+    `visible_f_score_T` to the part that is visible from outside. `rotation_degrees` is the angle of the
+    alignment's rotation.
+
+    Args:
+        result: the mesh to measure, on the CPU.
+        truth: the mesh to compare with.
+        protocol: see there.
+        rasterizer: on `device`.
+        distance: the perceptual distance.
+        device: where views are rendered and distances computed.
+        input_elevation_degrees: of an image item's input camera, None for a text item.
 
     Raises:
         InputError: a mesh has no extent, or its vertices are not finite.
@@ -122,7 +131,7 @@ def compare(
         cosine = ((rotation.trace() - 1) / 2).clamp(-1, 1)
         turned = {"rotation_degrees": math.degrees(torch.acos(cosine).item())}
 
-    def pictures(pair: tuple[MeshAsset, MeshAsset], cameras: Cameras) -> tuple[Rendering, Rendering]:
+    def render_pair(pair: tuple[MeshAsset, MeshAsset], cameras: Cameras) -> tuple[Rendering, Rendering]:
         views = cameras.to(device)
         size = protocol.resolution
         return (
@@ -130,22 +139,22 @@ def compare(
             render_views(pair[1], views, size, rasterizer=rasterizer),
         )
 
-    metrics = _novel_view_metrics(*pictures((result, truth), protocol.novel_cameras()), distance)
+    metrics = _novel_view_metrics(*render_pair((result, truth), protocol.novel_cameras()), distance)
     if input_elevation_degrees is not None:
         view = ViewConfig(elevation_degrees=input_elevation_degrees)
-        found = _picture_metrics(
-            *pictures(given, reference_view(view))
+        input_metrics = _image_metrics(
+            *render_pair(given, reference_view(view))
             if shared
-            else pictures((result, truth), protocol.input_camera(input_elevation_degrees))
+            else render_pair((result, truth), protocol.input_camera(input_elevation_degrees))
         )
-        metrics |= {f"input_{name}": value for name, value in found.items()}
+        metrics |= {f"input_{name}": value for name, value in input_metrics.items()}
     surfaces = [(mesh.vertices.to(device), mesh.faces.to(device)) for mesh in (result, truth)]
     metrics |= _surface_metrics(surfaces, protocol, rasterizer)
     metrics["volume_iou"] = volume_iou(surfaces[0], surfaces[1], resolution=protocol.grid)
     return metrics | turned
 
 
-def _picture_metrics(result: Rendering, truth: Rendering) -> dict[str, float]:
+def _image_metrics(result: Rendering, truth: Rendering) -> dict[str, float]:
     return {
         "psnr": psnr(result.color, truth.color).mean().item(),
         "ssim": ssim(result.color, truth.color).mean().item(),
@@ -155,7 +164,7 @@ def _picture_metrics(result: Rendering, truth: Rendering) -> dict[str, float]:
 
 def _novel_view_metrics(result: Rendering, truth: Rendering, distance: EncoderDistance) -> dict[str, float]:
     angle = normal_angle(result.normal, truth.normal, result.alpha, truth.alpha)
-    return _picture_metrics(result, truth) | {
+    return _image_metrics(result, truth) | {
         "vae_distance": distance(result.color, truth.color).mean().item(),
         "normal_degrees": angle.item(),
     }
@@ -164,7 +173,7 @@ def _novel_view_metrics(result: Rendering, truth: Rendering, distance: EncoderDi
 def _surface_metrics(
     surfaces: list[tuple[Tensor, Tensor]], protocol: Protocol, rasterizer: Rasterizer
 ) -> Mapping[str, float]:
-    """Both sides draw their points with the same seed, so that a mesh is at no distance from itself."""
+    """Both surfaces are sampled with the same seed, so that the distance of a mesh to itself is zero."""
     metrics = {}
     for part in ("", "visible_"):
         clouds = []

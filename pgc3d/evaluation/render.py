@@ -1,4 +1,4 @@
-"""Pictures of mesh files for comparison: supersampled, lit from both sides, with the file's own normals."""
+"""Renders of mesh files for comparison: supersampled, two-sided shading, with the file's own normals."""
 
 import torch
 from jaxtyping import Float
@@ -18,12 +18,12 @@ VIEWS_AT_ONCE = 4  # bounds the memory
 
 @torch.no_grad()
 def render_views(asset: MeshAsset, cameras: Cameras, resolution: int, *, rasterizer: Rasterizer) -> Rendering:
-    """Render a file on white as a viewer shows it, under the light of all of pgc3d's pictures.
+    """Render a mesh on white as a viewer does, with the lighting of all renders of pgc3d.
 
-    Unlike the renderer of a run, silhouettes are smooth because four samples a pixel are averaged, so it does
-    not matter how faces are joined; creases that the file's normals hold are kept; and a face that is seen
-    from behind is lit as if it were turned, since meshes from elsewhere are often wound either way.
-    `Rendering.depth` is 0 where a sample saw nothing, and averaged like the rest.
+    Unlike the renderer of a run, it is antialiased by four samples a pixel, so that the connectivity of faces
+    does not matter; creases in the file's normals are kept; and back faces are shaded with flipped normals,
+    since the winding of foreign meshes is often inconsistent. `Rendering.depth` is 0 where a sample hit
+    nothing, and averaged over the samples like the other buffers.
 
     Args:
         asset: on the CPU.

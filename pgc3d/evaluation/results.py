@@ -1,4 +1,4 @@
-"""Numbers of a benchmark: JSON on the disk, means with bootstrap intervals, a table."""
+"""Results of a benchmark: records as JSON, means with bootstrap intervals, a table."""
 
 import json
 import math
@@ -21,7 +21,7 @@ Values = Sequence[NDArray[np.float64]]  # of each object, one value a seed
 
 @dataclass(frozen=True)
 class Record:
-    """What one result scored, or why it could not be measured."""
+    """The metrics of one result, or the error for which it could not be measured."""
 
     method: str
     item: str
@@ -32,7 +32,7 @@ class Record:
 
 
 def to_json(record: Record) -> dict[str, Any]:
-    """As plain JSON knows it: infinity becomes the string "inf", a value that is not there null."""
+    """A JSON object; infinity becomes the string "inf", a missing value null."""
     metrics = {name: _plain(value) for name, value in record.metrics.items()}
     return {**vars(record), "metrics": metrics}
 
@@ -41,7 +41,7 @@ def from_json(content: Mapping[str, Any]) -> Record:
     """The inverse of `to_json`.
 
     Raises:
-        InputError: it is no record.
+        InputError: a field is missing or of a wrong type.
     """
     try:
         metrics = {
@@ -74,7 +74,7 @@ def read_results(path: Path) -> list[Record]:
     """The records of a file that `write_results` wrote.
 
     Raises:
-        InputError: it is not readable.
+        InputError: the file cannot be read as such.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -85,11 +85,15 @@ def read_results(path: Path) -> list[Record]:
 
 
 def bootstrap(tables: Sequence[Values], *, resamples: int = RESAMPLES) -> NDArray[np.float64]:
-    """Means [resamples, tables] over objects drawn with replacement and, within each, seeds drawn likewise.
+    """Bootstrap means [resamples, tables] over objects, and within each object over seeds, with replacement.
 
     All tables list the same objects, and every resample draws the same ones for all, so that differences of
-    columns are paired. An object's value is the mean over its seeds, so that each counts once. The
+    columns are paired. An object's value is the mean over its seeds, so that objects have equal weights. The
     random numbers are always the same.
+
+    Args:
+        tables: for each method the values of every object, one for each seed.
+        resamples: number of bootstrap samples.
     """
     generator = np.random.default_rng(0)
     count = len(tables[0])
@@ -109,20 +113,20 @@ def bootstrap(tables: Sequence[Values], *, resamples: int = RESAMPLES) -> NDArra
 
 
 def interval(means: NDArray[np.float64]) -> tuple[float, float]:
-    """Ends of the percentile interval at 95 %; members of the sample, so that infinities do no harm."""
+    """Ends of the percentile interval at 95 %; members of the sample, since infinities do not interpolate."""
     tail = (1 - LEVEL) / 2
     low, high = np.quantile(means, [tail, 1 - tail], method="closest_observation")
     return float(low), float(high)
 
 
 def values_of(records: Iterable[Record], method: str, metric: str) -> dict[str, NDArray[np.float64]]:
-    """Values of a metric by object, one a seed; objects without a value are not there."""
-    found: dict[str, list[float]] = {}
+    """Values of a metric by object, one for each seed; objects without a value are left out."""
+    by_object: dict[str, list[float]] = {}
     for record in records:
         value = record.metrics.get(metric, math.nan)
         if record.method == method and not math.isnan(value):
-            found.setdefault(record.item, []).append(value)
-    return {item: np.array(values) for item, values in found.items()}
+            by_object.setdefault(record.item, []).append(value)
+    return {item: np.array(values) for item, values in by_object.items()}
 
 
 def summarize(records: Sequence[Record]) -> dict[str, dict[str, Any]]:
@@ -152,10 +156,10 @@ def _metrics(records: Iterable[Record]) -> list[str]:
 
 
 def table(records: Sequence[Record], frame: str) -> str:
-    """A Markdown table: metrics by methods, each a mean with its interval; its head names the frame.
+    """A Markdown table: metrics by methods, each a mean with its interval; its header names the frame.
 
-    Behind every method after the first stands its paired difference from the first one, over the objects that
-    both have; it is marked with * where its interval leaves out zero. One object alone has no interval.
+    Every method after the first is followed by its paired difference from the first one, over the objects
+    that both have; it is marked with * where its interval excludes zero. A single object has no interval.
     """
     summary = summarize(records)
     methods = list(summary)
@@ -177,7 +181,7 @@ def table(records: Sequence[Record], frame: str) -> str:
 
 
 def rises(metric: str) -> bool:
-    """Whether more of a metric is better."""
+    """Whether larger values of a metric are better."""
     return any(part in metric for part in HIGHER_IS_BETTER)
 
 
@@ -201,7 +205,7 @@ def _difference(records: Sequence[Record], first: str, second: str, metric: str)
     means = bootstrap([[a[item] for item in shared], [b[item] for item in shared]])
     low, high = interval(means[:, 1] - means[:, 0])
     mean = float(np.mean([b[item].mean() - a[item].mean() for item in shared]))
-    if len(shared) == 1:  # says nothing of other objects
+    if len(shared) == 1:  # no interval
         return f"{mean:+.4g}"
     mark = "" if low <= 0.0 <= high else " *"
     return f"{mean:+.4g} [{low:+.4g}, {high:+.4g}]{mark}"

@@ -1,7 +1,7 @@
-"""Does somebody else recognise a result: retrieval by a small contrastive model of pictures and texts.
+"""R-precision: the fraction of a result's renders for which a CLIP model retrieves the right text.
 
-The folder is an ordinary CLIP checkpoint of transformers, with texts that results are to be told from in
-`captions.json`; `scripts/mini/train_contrastive.py` makes one.
+The model is independent of the guidance of a run. Its folder is a CLIP checkpoint in transformers' layout,
+with distractor texts in `captions.json`; `scripts/mini/train_contrastive.py` makes one.
 """
 
 import json
@@ -18,14 +18,14 @@ from torch.nn.functional import interpolate, normalize
 from pgc3d.diffusion.files import loading
 from pgc3d.errors import WeightsNotFoundError
 
-CANDIDATES = 100  # texts to choose from, the true one among them
+CANDIDATES = 100  # texts to retrieve from, the true one included
 # CLIP's own normalisation, of sRGB in [0, 1]
 MEAN, DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True)
 class Retriever:
-    """A contrastive model with the texts that it was trained to tell apart."""
+    """A CLIP model with the captions of its training set."""
 
     model: Any  # transformers' CLIPModel
     tokenizer: Any
@@ -33,7 +33,7 @@ class Retriever:
 
     @torch.no_grad()
     def embed_images(self, images: Float[Tensor, "B H W 3"]) -> Float[Tensor, "B C"]:
-        """Unit vectors of pictures, sRGB in [0, 1]."""
+        """Unit embeddings of images, sRGB in [0, 1]."""
         size = self.model.config.vision_config.image_size
         pixels = interpolate(images.permute(0, 3, 1, 2), size=(size, size), mode="area")
         mean, deviation = (pixels.new_tensor(values)[:, None, None] for values in (MEAN, DEVIATION))
@@ -42,32 +42,37 @@ class Retriever:
 
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> Float[Tensor, "N C"]:
-        """Unit vectors of texts."""
+        """Unit embeddings of texts."""
         device = self.model.logit_scale.device
         inputs = self.tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt").to(device)
         hidden = self.model.text_model(**inputs).pooler_output
         return normalize(self.model.text_projection(hidden), dim=-1)
 
     def r_precision(self, images: Float[Tensor, "B H W 3"], text: str, distractors: Sequence[str]) -> float:
-        """Share of the pictures that are nearer to `text` than to every distractor (Poole et al. 2023).
+        """Fraction of the images that are nearer to `text` than to every distractor (Poole et al. 2023).
 
-        The distractors are those given, then the model's own captions, up to 100 texts in all; texts that
-        differ in case alone are the same.
+        Args:
+            images: sRGB in [0, 1].
+            text: the right description; texts are compared without case.
+            distractors: wrong texts; the model's own captions follow, up to 100 texts in all.
+
+        Raises:
+            ValueError: there is no distractor.
         """
-        others = dict.fromkeys(caption.lower() for caption in (*distractors, *self.captions))
-        others.pop(text.lower(), None)
-        texts = [text.lower(), *list(others)[: CANDIDATES - 1]]
+        candidates = dict.fromkeys(caption.lower() for caption in (*distractors, *self.captions))
+        candidates.pop(text.lower(), None)
+        texts = [text.lower(), *list(candidates)[: CANDIDATES - 1]]
         similarity = self.embed_images(images) @ self.embed_texts(texts).T
         if len(texts) == 1:
-            raise ValueError("retrieval needs texts to choose from")
+            raise ValueError("r_precision must have at least one distractor, got none")
         return (similarity[:, 0] > similarity[:, 1:].amax(1)).double().mean().item()
 
 
 def load_retriever(folder: Path, device: torch.device) -> Retriever:
-    """Read a checkpoint folder.
+    """The model of a checkpoint folder, in float32.
 
     Raises:
-        WeightsNotFoundError: it is not there or not whole.
+        WeightsNotFoundError: the folder is missing or incomplete.
     """
     if not (folder / "config.json").is_file():
         raise WeightsNotFoundError(

@@ -1,4 +1,4 @@
-"""How close surfaces and solids are. Lengths are in units of the true object's radius, see `alignment`."""
+"""Shape metrics: Chamfer distance, F-score, volume IoU. Lengths are in radii of the truth."""
 
 import math
 
@@ -13,13 +13,13 @@ from pgc3d.types import Cameras
 
 ROWS = 1024  # of the distance matrix at once
 VISIBLE_RESOLUTION = 256
-VISIBLE_CELL = 0.02  # one point a cell, so that views that overlap do not weigh more
+VISIBLE_CELL = 0.02  # one point for each cell, so that overlapping views do not add weight
 
 Points = Float[Tensor, "P 3"]
 
 
 def surface_cameras(views: int) -> Cameras:
-    """Cameras spread evenly over the whole sphere (Fibonacci), each sees all of the unit ball."""
+    """Cameras evenly spaced over the sphere (Fibonacci lattice); the unit ball lies in the view of each."""
     index = torch.arange(views)
     elevation = torch.asin(1 - (2 * index + 1) / views)
     azimuth = torch.remainder(index * (math.pi * (3 - math.sqrt(5))), 2 * math.pi)
@@ -37,20 +37,25 @@ def visible_points(
     generator: torch.Generator,
     rasterizer: Rasterizer,
 ) -> Float[Tensor, "N 3"]:
-    """Points of the surface that is seen from outside: hits of the pixels of many views, one in each cell.
+    """Points of the surface that is visible from outside: pixel hits of many views, one in each voxel.
 
-    At most `count` of them, drawn with a CPU generator; fewer where the surface has fewer cells, none where
-    nothing is seen.
+    Args:
+        vertices: world positions, in the unit ball.
+        faces: their indices.
+        views: number of cameras, see `surface_cameras`.
+        count: upper bound on the points; fewer where the surface has fewer voxels, none where nothing is hit.
+        generator: on the CPU.
+        rasterizer: on the device of `vertices`.
     """
     cameras = surface_cameras(views).to(vertices.device)
-    found = []
+    hits = []
     for matrix in cameras.clip_from_world:
         clip = torch.nn.functional.pad(vertices, (0, 1), value=1.0) @ matrix.T
         size = (VISIBLE_RESOLUTION, VISIBLE_RESOLUTION)
         fragments = rasterizer.rasterize(clip[None], faces, size)
         position = rasterizer.interpolate(vertices[None], fragments, faces)[0]
-        found.append(position[fragments.triangle[0] >= 0])
-    points = torch.cat(found)
+        hits.append(position[fragments.triangle[0] >= 0])
+    points = torch.cat(hits)
     if not len(points):
         return points
     points = points[torch.randperm(len(points), generator=generator).to(points.device)]
@@ -67,7 +72,7 @@ def visible_points(
 
 
 def nearest_distances(first: Points, second: Float[Tensor, "Q 3"]) -> tuple[Tensor, Tensor]:
-    """Distance [P] of every first point to the nearest second one, and [Q] the other way round."""
+    """Distance [P] of every first point to the nearest second one, and [Q] the reverse."""
     forward, backward = [], second.new_full((len(second),), torch.inf)
     for rows in torch.split(first, ROWS):
         # not by matrix products, which lose half of the digits of small distances
@@ -83,7 +88,7 @@ def chamfer_distance(forward: Float[Tensor, " P"], backward: Float[Tensor, " Q"]
 
 
 def f_score(forward: Float[Tensor, " P"], backward: Float[Tensor, " Q"], threshold: float) -> float:
-    """Harmonic mean of the shares of both surfaces' points within `threshold` of the other surface."""
+    """Harmonic mean of precision and recall at a distance `threshold` (Knapitsch et al. 2017), in [0, 1]."""
     precision = (forward <= threshold).double().mean().item()
     recall = (backward <= threshold).double().mean().item()
     return 2 * precision * recall / (precision + recall) if precision + recall > 0 else 0.0
@@ -95,10 +100,15 @@ def volume_iou(
     *,
     resolution: int,
 ) -> float:
-    """Intersection over union of what two meshes enclose, on one cubic grid around both.
+    """Intersection over union of the volumes that two meshes enclose, on one cubic grid around both.
 
-    Enclosed is what cannot be reached from outside, see `kernels.voxels_numba`; each side is `resolution`
-    voxels. Two meshes without any voxel are equal.
+    A voxel is enclosed where it cannot be reached from outside, see `kernels.voxels_numba`. The value is 1
+    where neither mesh has a voxel.
+
+    Args:
+        first: vertices and faces.
+        second: likewise.
+        resolution: voxels along each side of the grid.
     """
     from pgc3d.kernels.voxels_numba import solid_voxels
 

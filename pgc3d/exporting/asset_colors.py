@@ -1,4 +1,4 @@
-"""The base colour that the pixels of a picture show of a surface that was read from a file."""
+"""Base colours of a mesh asset at the pixels of a rasterised view."""
 
 import torch
 from jaxtyping import Float
@@ -14,7 +14,7 @@ BARE = 0.5  # sRGB of a file without colours
 
 
 def surface_colors(asset: MeshAsset, fragments: Fragments, rasterizer: Rasterizer) -> Float[Tensor, "P 3"]:
-    """Base colour in sRGB of the covered pixels of `fragments`, in order; all on one device."""
+    """Base colour in sRGB of the covered pixels of `fragments`, in row-major order; all on one device."""
     hit = fragments.triangle >= 0
     if asset.materials:
         return _mixed(asset, fragments, rasterizer)
@@ -47,7 +47,7 @@ def _vertex_light(asset: MeshAsset, fragments: Fragments, rasterizer: Rasterizer
 
 def _mixed(asset: MeshAsset, fragments: Fragments, rasterizer: Rasterizer) -> Float[Tensor, "P 3"]:
     if asset.face_material is None:
-        raise ValueError("materials need face_material")
+        raise ValueError("an asset with materials must have face_material, got none")
     hit = fragments.triangle >= 0
     light = _vertex_light(asset, fragments, rasterizer)
     uv = None
@@ -58,7 +58,7 @@ def _mixed(asset: MeshAsset, fragments: Fragments, rasterizer: Rasterizer) -> Fl
         rows = (chosen == index).nonzero()[:, 0]
         factor = srgb_to_linear(material.color).expand(len(rows), 3)
         if material.image is not None and uv is not None:
-            found = sample_texture(material.image.float() / 255, uv[rows], material.wrap)
-            factor = factor * srgb_to_linear(found)
+            texel = sample_texture(material.image.float() / 255, uv[rows], material.wrap)
+            factor = factor * srgb_to_linear(texel)
         light[rows] = light[rows] * factor
     return linear_to_srgb(light)

@@ -18,7 +18,7 @@ CHUNK = 1 << 17  # points per query: bounds the memory of a field's hidden layer
 
 @dataclass(frozen=True)
 class Textures:
-    """Images of a surface, row 0 at v = 1, and which texels lie on the surface itself."""
+    """Texture images of a surface, row 0 at v = 1, and the mask of texels that lie on the surface."""
 
     base_color: UInt8[Tensor, "S S 3"]  # sRGB
     metallic_roughness: UInt8[Tensor, "S S 3"]  # linear: 255, roughness, metallic, as in glTF
@@ -35,10 +35,18 @@ def bake(
     rasterizer: Rasterizer,
     padding: int = 4,
 ) -> Textures:
-    """Query `material` at the surface point of every texel, on the device of `vertices`.
+    """Textures of `material` at the surface point of every texel, computed on the device of `vertices`.
 
-    Texels outside the charts continue the nearest chart for `padding` texels, so that filtering finds no
-    seam; the rest is filled smoothly, so that small mip levels do not darken.
+    Texels outside the charts continue the nearest chart for `padding` texels, against seams in filtering; the
+    remaining texels are filled smoothly, so that small mip levels do not darken.
+
+    Args:
+        vertices: world positions.
+        atlas: of their faces.
+        material: surface properties at world points.
+        texture_size: side of the images in texels.
+        rasterizer: on the device of `vertices`.
+        padding: texels around every chart.
     """
     points, covered = texel_positions(vertices, atlas, texture_size=texture_size, rasterizer=rasterizer)
     values = torch.zeros(texture_size, texture_size, 5, device=vertices.device)
@@ -47,7 +55,7 @@ def bake(
 
 
 def finish(values: Float[Tensor, "S S 5"], covered: Bool[Tensor, "S S"], *, padding: int = 4) -> Textures:
-    """Images of base colour, roughness and metallic that are known where a chart covers them."""
+    """8 bit images of base colour, roughness and metallic in [0, 1], filled where no chart covers them."""
     image = fill(values, covered, padding=padding)
     image = (image * 255).round().clamp(0, 255).to(torch.uint8).cpu()
     occlusion = torch.full_like(image[..., :1], 255)  # unused by the material, white in viewers that read it
@@ -79,8 +87,8 @@ def surface_texels(
 ) -> tuple[Float[Tensor, "S S 3"], Bool[Tensor, "S S"]]:
     """World position of each texel and whether it lies on the surface.
 
-    A face covers the texels whose centres it holds. One that holds none, as in charts smaller than a texel,
-    gets the texel that its middle lies in, where no other face covers that.
+    A face covers the texels whose centres it contains. A face that contains none, as in charts smaller than a
+    texel, gets the texel of its centroid, where no other face covers that.
     """
     fragments = draw_atlas(uv, uv_faces, texture_size, rasterizer)
     triangle = fragments.triangle[0].flatten()
@@ -106,21 +114,21 @@ def _middle(values: Float[Tensor, "V C"], faces: Int[Tensor, "F 3"]) -> Float[Te
 def query(
     material: Callable[[Float[Tensor, "P 3"]], Material], points: Float[Tensor, "P 3"]
 ) -> Float[Tensor, "P 5"]:
-    """Base colour, roughness and metallic at points, in chunks."""
+    """Base colour, roughness and metallic at points, evaluated in chunks."""
     parts = [torch.zeros(0, 5, device=points.device)]
     for chunk in torch.split(points, CHUNK):
-        found = material(chunk)
-        parts.append(torch.cat([found.base_color, found.roughness, found.metallic], dim=1).float())
+        sampled = material(chunk)
+        parts.append(torch.cat([sampled.base_color, sampled.roughness, sampled.metallic], dim=1).float())
     return torch.cat(parts)
 
 
 def fill(
     values: Float[Tensor, "H W C"], known: Bool[Tensor, "H W"], *, padding: int
 ) -> Float[Tensor, "H W C"]:
-    """Continue known texels into the rest; known ones keep their value.
+    """The image with unknown texels filled from known ones, which keep their values.
 
     For `padding` rings each texel takes the mean of its known neighbours, then a pyramid of averages fills
-    what is left from the coarsest level down (pull and push).
+    the remaining texels from the coarsest level down (pull-push, Gortler et al. 1996).
     """
     image, weight = _grow(values * known[..., None], known.to(values.dtype), rings=padding)
     filled = _pull_push(image.permute(2, 0, 1)[None], weight[None, None])
@@ -128,9 +136,9 @@ def fill(
 
 
 def _grow(image: Tensor, weight: Tensor, *, rings: int) -> tuple[Tensor, Tensor]:
-    """Give texels at the edge of the known ones the mean of their known neighbours, ring by ring.
+    """Fill texels next to known ones with the mean of their known neighbours, ring by ring.
 
-    Only the texels of a ring are touched: they are few, and filters over the whole image would cost seconds.
+    Only the texels of a ring are written: they are few, and filters over the whole image would cost seconds.
     """
     height, width, channels = image.shape
     values = pad(image, (0, 0, 1, 1, 1, 1)).reshape(-1, channels)  # a border, so that neighbours exist
@@ -154,9 +162,9 @@ def _pull_push(image: Tensor, weight: Tensor) -> Tensor:
     if max(height, width) <= 1 or bool((weight > 0).all()):
         return image
     odd = (0, width % 2, 0, height % 2)
-    share = avg_pool2d(pad(weight, odd), 2)
-    mean = avg_pool2d(pad(image, odd), 2) / share.clamp_min(0.25)
-    coarse = _pull_push(mean, (share > 0).to(weight.dtype))
+    fraction = avg_pool2d(pad(weight, odd), 2)
+    mean = avg_pool2d(pad(image, odd), 2) / fraction.clamp_min(0.25)
+    coarse = _pull_push(mean, (fraction > 0).to(weight.dtype))
     smooth = interpolate(coarse, size=(height, width), mode="bilinear", align_corners=False)
     return torch.where(weight > 0, image, smooth)
 

@@ -1,4 +1,4 @@
-"""From a representation to checked files."""
+"""Export of a representation to mesh files that are read back and compared with it."""
 
 import logging
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ CHECK_RESOLUTION = 256
 
 @dataclass(frozen=True)
 class ExportedFile:
-    """One file on the disk."""
+    """A written file."""
 
     path: Path
     size: int  # bytes
@@ -37,19 +37,19 @@ class ExportedFile:
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What an export made and how it went."""
+    """The files of an export and its measurements."""
 
     files: tuple[ExportedFile, ...]  # the mesh first, then the files it names
     vertices: int
     faces: int
     uv_method: str | None  # None for formats without texture coordinates
-    dropped: float  # share of the surface's area that cleaning removed: loose and broken pieces
-    psnr: float  # dB, of the file read back against the run's render of what was left
+    dropped: float  # fraction of the surface's area that cleaning removed
+    psnr: float  # dB, of the file read back against the run's render of the cleaned surface
     seconds: Mapping[str, float]  # by part
 
     @property
     def faithful(self) -> bool:
-        """Whether the file shows what the run showed."""
+        """Whether renders of the file match those of the run."""
         return self.psnr >= MIN_PSNR
 
 
@@ -78,7 +78,7 @@ def export_asset(
         uv_time_limit: seconds for xatlas, see `unwrap`.
 
     Returns:
-        The report; a file whose `faithful` is false is there nevertheless, for the user to look at.
+        The report; the files exist even where `faithful` is false.
 
     Raises:
         DivergedError: there is no surface to export.
@@ -89,7 +89,7 @@ def export_asset(
         dense = representation.to_mesh()
     with watch.part("cleanup"):
         whole = clean(dense.vertices, dense.faces)
-        mesh = clean(whole.vertices, whole.faces, target_faces=faces, keep_share=0.0)
+        mesh = clean(whole.vertices, whole.faces, target_faces=faces, keep_fraction=0.0)
     device = dense.vertices.device
     bare = MeshAsset(mesh.vertices, mesh.faces, mesh.normals, metadata=dict(metadata or {}))
     asset, method = bare, None
@@ -113,14 +113,14 @@ def export_asset(
             Mesh(whole.vertices.to(device), whole.faces.to(device), whole.normals.to(device)),
             cameras, CHECK_RESOLUTION, background, rasterizer=rasterizer, material=representation.material,
         )  # fmt: skip
-        found = round_trip_psnr(path, reference, cameras, rasterizer=rasterizer)
+        psnr = round_trip_psnr(path, reference, cameras, rasterizer=rasterizer)
     return ExportReport(
         files=tuple(describe_file(file) for file in written),
         vertices=len(mesh.vertices),
         faces=len(mesh.faces),
         uv_method=method,
         dropped=max(0.0, 1.0 - _area(whole) / _area(dense)),
-        psnr=found,
+        psnr=psnr,
         seconds=read_parts(watch),
     )
 
@@ -155,12 +155,12 @@ def _area(mesh: Mesh) -> float:
 
 
 def describe_file(path: Path) -> ExportedFile:
-    """Size and hash of a file that was written."""
+    """Size and hash of a written file."""
     return ExportedFile(path=path, size=path.stat().st_size, sha256=sha256(path))
 
 
 def read_parts(stopwatch: Stopwatch) -> dict[str, float]:
-    """Seconds by the part of an export, which are logged too."""
+    """Seconds of each part of an export; they are logged too."""
     seconds = stopwatch.read()
     for name, taken in seconds.items():
         logger.info("export: %s took %.2f s", name, taken)

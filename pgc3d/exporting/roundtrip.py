@@ -1,4 +1,4 @@
-"""Read an exported file back, render it, and say how close it is to what the run shows."""
+"""Comparison of an exported file, read back and rendered, with the run's own renders."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -16,12 +16,12 @@ from pgc3d.mesh_io.mesh_file import read_mesh
 from pgc3d.rendering.mesh_renderer import render_colored
 from pgc3d.types import Cameras, Placement, Rendering
 
-MIN_PSNR = 28.0  # dB, below which a file does not show what the run showed
+MIN_PSNR = 28.0  # dB, below which an export is not faithful
 VIEWS = 6
 
 
 def comparison_views(device: torch.device | str = "cpu") -> tuple[Cameras, Float[Tensor, "B 3"]]:
-    """Cameras around the object and a white background, for the renders that are compared."""
+    """Cameras around the object and a white background, for the compared renders."""
     return turntable(VIEWS).to(device), torch.ones(VIEWS, 3, device=device)
 
 
@@ -35,10 +35,17 @@ def round_trip_psnr(
     placement: Placement | None = None,
     shading: bool = True,
 ) -> float:
-    """PSNR in dB, over the pixels that either picture covers, of a file against the run's own render.
+    """PSNR in dB of a file against the run's own render, over the pixels that either covers.
 
-    Colours are compared; an STL has none, so its normals are. `reference` is on the rasteriser's device, lit
-    if `shading`. `placement` brings a file in other axes into the world.
+    Colours are compared, or normals for an STL, which has no colours.
+
+    Args:
+        path: the exported mesh.
+        reference: the run's render, on the rasteriser's device.
+        cameras: of the reference.
+        rasterizer: the backend.
+        placement: transforms the file's axes to the world's; None where they are the same.
+        shading: whether the reference is shaded.
 
     Raises:
         InputError: the file cannot be read.
@@ -46,7 +53,7 @@ def round_trip_psnr(
     asset = read_mesh(path)
     if placement is not None:
         asset = replace(asset, vertices=placement.to_world(asset.vertices))
-    found = render_asset(
+    rendered = render_asset(
         asset,
         cameras,
         reference.color.shape[1],
@@ -54,9 +61,9 @@ def round_trip_psnr(
         rasterizer=rasterizer,
         shading=shading,
     )
-    covered = (reference.alpha > 0) | (found.alpha > 0)
-    shown, expected = (found.normal, reference.normal) if asset.bare else (found.color, reference.color)
-    # of all views together: a view that shows nothing of the object has no PSNR of its own
+    covered = (reference.alpha > 0) | (rendered.alpha > 0)
+    shown, expected = (rendered.normal, reference.normal) if asset.bare else (rendered.color, reference.color)
+    # over all views at once: a view without covered pixels has no PSNR
     together = [images.flatten(0, 1)[None] for images in (shown, expected, covered)]
     return psnr(*together).item()
 
@@ -70,7 +77,7 @@ def render_asset(
     rasterizer: Rasterizer,
     shading: bool = True,
 ) -> Rendering:
-    """Render what a file holds, lit as the run does it, on the device of `background`."""
+    """Render an asset with the run's shading, on the device of `background`."""
     device = background.device
     held = asset.to(device)
     return render_colored(

@@ -1,4 +1,4 @@
-"""From a painted mesh to checked files: the given geometry as it was, with a new material."""
+"""Export of a textured mesh: the given geometry unchanged, with a new material."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -21,17 +21,17 @@ from pgc3d.representation.textured_mesh import TexturedMesh
 from pgc3d.stopwatch import Stopwatch
 from pgc3d.types import UvMesh, Views
 
-FINEST = 1 << 16  # an image size beyond all others: nothing is filtered
+FINEST = 1 << 16  # texels, larger than every texture, so that look-ups are not filtered
 
 
 def require_colors(format: Format) -> None:
-    """Refuse a format that holds no colours.
+    """Check that a format holds colours.
 
     Raises:
         InputError: it is STL.
     """
     if format == "stl":
-        raise InputError("a painted mesh must be written as glb, obj or ply, got stl, which has no colours")
+        raise InputError("a textured mesh must be written as glb, obj or ply, got stl, which has no colours")
 
 
 @torch.no_grad()
@@ -57,7 +57,7 @@ def export_textured_mesh(
         metadata: for example prompt and seed; goes into the file where the format has a place.
 
     Returns:
-        The report; a file whose `faithful` is false is there nevertheless, for the user to look at.
+        The report; the files exist even where `faithful` is false.
 
     Raises:
         InputError: the folder cannot be written or the disk is full, or the format has no colours.
@@ -126,7 +126,7 @@ def bake_texture(
 
 
 def _repeating(textured: TexturedMesh, texture_size: int) -> Float[Tensor, "S S 3"]:
-    """An image that repeats on the surface: all of it may be seen, and colours belong to its coordinates."""
+    """A repeating image: every texel may be visible, and colours are functions of texture coordinates."""
     device = textured.mesh.vertices.device
     everywhere = torch.ones(texture_size, texture_size, dtype=torch.bool, device=device)
     nowhere = torch.zeros(texture_size**2, 3, device=device)
@@ -141,7 +141,7 @@ def _centres(covered: Bool[Tensor, "S S"]) -> Float[Tensor, "P 2"]:
 
 
 def _with_vertex_colors(asset: MeshAsset, textured: TexturedMesh) -> MeshAsset:
-    """The asset with colours and normals of the vertices, for a format that has nothing finer."""
+    """The asset with colours and normals of the vertices, for a format without textures."""
     mesh = textured.mesh
     uv = mesh.uv.new_zeros(len(mesh.vertices), 2)
     uv[mesh.faces.reshape(-1)] = mesh.uv[mesh.uv_faces.reshape(-1)]

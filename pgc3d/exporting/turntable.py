@@ -1,4 +1,4 @@
-"""Pictures for people: a film around the object and a sheet of views."""
+"""A turntable video of the object and a sheet of views."""
 
 import math
 import subprocess
@@ -23,7 +23,7 @@ VIEWS_AT_ONCE = 4  # bounds the memory of the renderer
 def render_views(
     render: Callable[[Cameras], Rendering], cameras: Cameras
 ) -> Iterator[UInt8[Tensor, "H W 3"]]:
-    """Colours of all cameras, one picture at a time, on the CPU."""
+    """Images of all cameras, one at a time, on the CPU."""
     for start in range(0, len(cameras), VIEWS_AT_ONCE):
         yield from to_bytes(render(cameras[start : start + VIEWS_AT_ONCE]).color)
 
@@ -31,11 +31,15 @@ def render_views(
 def tile(
     images: Sequence[UInt8[Tensor, "H W 3"]], columns: int, labels: Sequence[str] = ()
 ) -> UInt8[Tensor, "H2 W2 3"]:
-    """Lay pictures of one size out in rows, white where none is left; labels go under the pictures."""
+    """A grid of images of one size, row by row, white in empty cells, with optional labels below the images.
+
+    Raises:
+        ValueError: there is no image, labels and images differ in number, or `columns` is not positive.
+    """
     if not images:
-        raise ValueError("a sheet needs at least one picture")
+        raise ValueError("a sheet must have at least one image, got none")
     if labels and len(labels) != len(images):
-        raise ValueError(f"every picture needs one label, got {len(labels)} for {len(images)}")
+        raise ValueError(f"every image must have one label, got {len(labels)} for {len(images)} images")
     if columns < 1:
         raise ValueError(f"columns must be at least 1, got {columns}")
     cells = list(images)
@@ -49,7 +53,7 @@ def tile(
 
 
 def _label(text: str, width: int) -> Tensor:
-    """A strip of black text on white, made narrower with an ellipsis until it fits."""
+    """A strip of black text on white, truncated with an ellipsis where it is too wide."""
     from PIL import Image, ImageDraw, ImageFont
 
     size = max(10, min(16, width // 14))
@@ -69,8 +73,8 @@ def write_sheet(
     Raises:
         InputError: the folder cannot be written or the disk is full.
     """
-    pictures = list(render_views(render, turntable(views)))
-    write_files({path: encode_png(tile(pictures, columns))})
+    images = list(render_views(render, turntable(views)))
+    write_files({path: encode_png(tile(images, columns))})
     return path
 
 
@@ -82,23 +86,23 @@ def write_turntable(
     fps: int = 24,
     elevation_degrees: float = 15.0,
 ) -> Path:
-    """Write an MP4 (H.264, 4:2:0) of one turn that starts in front and loops without a jump.
+    """Write an MP4 (H.264, 4:2:0) of one revolution that starts at the front and loops seamlessly.
 
     Raises:
         InputError: the folder cannot be written, the disk is full or the encoder fails.
     """
-    pictures = render_views(render, turntable(frames, elevation_degrees=elevation_degrees))
-    write_video(path, pictures, fps=fps)
+    images = render_views(render, turntable(frames, elevation_degrees=elevation_degrees))
+    write_video(path, images, fps=fps)
     return path
 
 
-def write_video(path: Path, pictures: Iterator[UInt8[Tensor, "H W 3"]], *, fps: int) -> None:
-    """Encode pictures of one size; odd sizes grow by a repeated row or column, as 4:2:0 needs.
+def write_video(path: Path, images: Iterator[UInt8[Tensor, "H W 3"]], *, fps: int) -> None:
+    """Encode images of one size; odd sizes are padded by a repeated row or column for 4:2:0.
 
     Raises:
         InputError: the folder cannot be written, the disk is full or the encoder fails.
     """
-    first = _even(next(pictures))
+    first = _even(next(images))
     height, width = first.shape[:2]
     with atomic_path(path) as temporary:
         command = _ffmpeg_command(temporary, width=width, height=height, fps=fps)
@@ -107,11 +111,11 @@ def write_video(path: Path, pictures: Iterator[UInt8[Tensor, "H W 3"]], *, fps: 
             assert encoder.stderr is not None
             try:
                 encoder.stdin.write(first.numpy().tobytes())
-                for picture in pictures:
-                    encoder.stdin.write(_even(picture).numpy().tobytes())
+                for image in images:
+                    encoder.stdin.write(_even(image).numpy().tobytes())
                 encoder.stdin.close()
             except BrokenPipeError:
-                pass  # the encoder stopped; its message says why
+                pass  # the encoder stopped; the reason is in its message
             message = encoder.stderr.read().decode(errors="replace").strip().replace("\n", "; ")
         if encoder.returncode != 0:
             raise InputError(
@@ -124,15 +128,15 @@ def _ffmpeg_command(path: Path, *, width: int, height: int, fps: int) -> list[st
 
     source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(fps), "-i", "-"]
     codec = ["-c:v", "libx264", "-crf", "18", "-pix_fmt", "yuv420p", "-movflags", "+faststart", "-f", "mp4"]
-    # Players guess the matrix from the size when it is not written down, and colours shift.
+    # Without these tags players guess the colour matrix from the size, and colours shift.
     color = ["-vf", "scale=out_color_matrix=bt709:out_range=tv", "-colorspace", "bt709"]
     color += ["-color_primaries", "bt709", "-color_trc", "iec61966-2-1", "-color_range", "tv"]
     executable = imageio_ffmpeg.get_ffmpeg_exe()
     return [executable, "-y", "-nostdin", "-loglevel", "error", *source, *codec, *color, str(path)]
 
 
-def _even(picture: Tensor) -> Tensor:
-    height, width = picture.shape[:2]
+def _even(image: Tensor) -> Tensor:
+    height, width = image.shape[:2]
     rows = torch.arange(2 * math.ceil(height / 2)).clamp(max=height - 1)
     columns = torch.arange(2 * math.ceil(width / 2)).clamp(max=width - 1)
-    return picture[rows][:, columns]
+    return image[rows][:, columns]

@@ -1,4 +1,4 @@
-"""Make a mesh fit for export: floating components, broken faces and surplus triangles go."""
+"""Mesh clean-up for export: removal of invalid faces and floating components, and decimation."""
 
 import logging
 
@@ -24,32 +24,33 @@ def clean(
     faces: Int[Tensor, "F 3"],
     *,
     target_faces: int | None = None,
-    keep_share: float = 0.02,
+    keep_fraction: float = 0.02,
 ) -> Mesh:
     """Remove invalid faces and small components, then decimate; runs on the CPU.
 
-    Removed are faces that are not finite, out of range, without area or there twice, connected components
-    with less than `keep_share` of the largest one's area, and vertices that no face uses. Normals are smooth;
-    after a decimation they are those of the dense surface, so that the triangle count does not alter shading.
+    Removed are faces that are not finite, out of range, without area or duplicated, connected components
+    with less than `keep_fraction` of the largest one's area, and vertices that no face uses. Normals are
+    smooth; after a decimation they are those of the dense surface, so that the triangle count does not alter
+    shading.
 
     Args:
         vertices: world positions.
         faces: counter-clockwise seen from outside.
         target_faces: upper bound on the faces; None keeps all.
-        keep_share: 0 keeps every component, 1 only the largest.
+        keep_fraction: 0 keeps every component, 1 only the largest.
 
     Raises:
-        DivergedError: nothing is left.
-        ValueError: `target_faces` or `keep_share` is out of range.
+        DivergedError: no face remains.
+        ValueError: `target_faces` or `keep_fraction` is out of range.
     """
     if target_faces is not None and target_faces < 4:
         raise ValueError(f"target_faces must be at least 4, got {target_faces}")
-    if not 0.0 <= keep_share <= 1.0:
-        raise ValueError(f"keep_share must lie in [0, 1], got {keep_share}")
+    if not 0.0 <= keep_fraction <= 1.0:
+        raise ValueError(f"keep_fraction must lie in [0, 1], got {keep_fraction}")
     points = vertices.detach().cpu().numpy().astype(np.float64)
     triangles = faces.detach().cpu().numpy().astype(np.int64)
     points, triangles = _valid(points, triangles)
-    triangles = triangles[_large_pieces(points, triangles, keep_share)]
+    triangles = triangles[_large_components(points, triangles, keep_fraction)]
     points, triangles = _compact(points, triangles)
     normals = _vertex_normals(points, triangles)
     if target_faces is not None and len(triangles) > target_faces:
@@ -67,8 +68,8 @@ def clean(
 
 
 def _vertex_normals(points: Array, faces: Index) -> Array:
-    found = vertex_normals_or_z(torch.from_numpy(points), torch.from_numpy(faces)).numpy()
-    return np.asarray(found, dtype=np.float64)
+    normals = vertex_normals_or_z(torch.from_numpy(points), torch.from_numpy(faces)).numpy()
+    return np.asarray(normals, dtype=np.float64)
 
 
 def _normalized(vectors: Array) -> Array:
@@ -84,7 +85,7 @@ def _area_normals(points: Array, faces: Index) -> Array:
 
 
 def _valid(points: Array, faces: Index) -> tuple[Array, Index]:
-    """Keep faces that are finite, in range, have an area and are there once; all vertices stay finite."""
+    """The faces that are finite, in range, have an area and occur once; all vertices stay finite."""
     faces = faces[((faces >= 0) & (faces < len(points))).all(axis=1)]
     finite: NDArray[np.bool_] = np.asarray(np.all(np.isfinite(points), axis=1))
     faces = faces[finite[faces].all(axis=1)]
@@ -97,15 +98,16 @@ def _valid(points: Array, faces: Index) -> tuple[Array, Index]:
     return points, faces[np.sort(once)]
 
 
-def _large_pieces(points: Array, faces: Index, keep_share: float) -> NDArray[np.bool_]:
+def _large_components(points: Array, faces: Index, keep_fraction: float) -> NDArray[np.bool_]:
     if len(faces) == 0:
         return np.zeros(0, dtype=bool)
     piece = components(faces, len(points))[faces[:, 0]]
     area = np.bincount(piece, np.linalg.norm(_area_normals(points, faces), axis=1))
-    keep = np.greater_equal(area, keep_share * area.max())
+    keep = np.greater_equal(area, keep_fraction * area.max())
     dropped = int((np.logical_not(keep) & (area > 0)).sum())
     if dropped:
-        logger.info("dropped %d floating components below %.1f %% of the largest", dropped, 100 * keep_share)
+        percent = 100 * keep_fraction
+        logger.info("dropped %d floating components below %.1f %% of the largest", dropped, percent)
     return keep[piece]
 
 
@@ -115,7 +117,7 @@ def _compact(points: Array, faces: Index) -> tuple[Array, Index]:
 
 
 def _decimate(points: Array, faces: Index, target: int) -> tuple[Array, Index, Array]:
-    """Quadric edge collapse; a vertex gets the mean normal of the dense vertices that ended in it."""
+    """Quadric edge collapse; a vertex has the mean normal of the dense vertices that were merged into it."""
     import fast_simplification as simplification
 
     dense_normals = _vertex_normals(points, faces)

@@ -1,4 +1,4 @@
-"""The edges of a triangle mesh, found by sorting its half edges, without waiting for the device."""
+"""Edges of a triangle mesh from sorted half edges, without synchronising with the device."""
 
 from dataclasses import dataclass
 
@@ -23,10 +23,10 @@ class EdgeTopology:
 
 @torch.no_grad()
 def closed_edges(faces: Int[Tensor, "F 3"], vertex_count: int) -> tuple[EdgeTopology, Int[Tensor, "E 2"]]:
-    """Find the 3 F / 2 edges of a mesh on which every edge has exactly two faces, and those faces.
+    """The 3 F / 2 edges of a mesh on which every edge has exactly two faces, and those faces.
 
-    A face that holds one vertex three times is padding, if that vertex is in no other kind of face and comes
-    behind all that are: its edges are empty slots behind the others.
+    A face with three equal vertices is padding, if that vertex is in no proper face and has a higher index
+    than all vertices that are: its edges are empty slots after the others.
     """
     start, end, third = (faces.roll(-shift, dims=1).reshape(-1) for shift in range(3))
     low, high = torch.minimum(start, end).long(), torch.maximum(start, end).long()
@@ -38,7 +38,7 @@ def closed_edges(faces: Int[Tensor, "F 3"], vertex_count: int) -> tuple[EdgeTopo
 
 
 def sorted_topology(faces: Int[Tensor, "F 3"], vertex_count: int) -> EdgeTopology:
-    """Find the edges by one sort of packed half edges, without waiting for the device: 3 F rows."""
+    """The edges by one sort of packed half edges, without synchronisation: 3 F rows, some of them empty."""
     corners = faces.long()
     start, end = corners.T.reshape(-1), corners.roll(-1, dims=1).T.reshape(-1)
     third = corners.roll(-2, dims=1).T.reshape(-1)

@@ -22,7 +22,7 @@ _MOST_TRIANGLES = 12  # that one cube can hold: two in each of six tetrahedra
 
 @dataclass(frozen=True)
 class Capacity:
-    """Space for a surface of unknown size; it fits if it has fewer cut cubes, vertices and faces."""
+    """Sizes of the buffers for a surface; it fits if it has fewer cut cubes, vertices and faces."""
 
     cubes: int
     vertices: int
@@ -35,11 +35,11 @@ class Capacity:
 
 @dataclass(frozen=True)
 class CutEdges:
-    """Where the surface cuts the grid; indices are flat grid points, V mesh vertices, F faces.
+    """The grid edges that the surface cuts, and its faces; V vertices, F faces, indices of flat grid points.
 
-    With a `Capacity`, V and F are its sizes: behind the surface's own vertices and faces come vertices at one
-    corner of the grid and faces without area that hold one of those three times. Where the capacity was too
-    small, faces are missing or wrong, but every index is valid.
+    With a `Capacity`, V and F are its sizes: the surface's own vertices and faces are followed by vertices at
+    one corner of the grid and by faces without area that have one of them three times. Where the capacity is
+    too small, faces are missing or wrong, but every index is valid.
     """
 
     resolution: int
@@ -62,31 +62,31 @@ def march(
     *,
     bound: float | None = None,
 ) -> tuple[Float[Tensor, "V 3"], Int[Tensor, "F 3"]]:
-    """Extract the zero set of a signed distance field, differentiable in both arguments.
+    """Vertices and faces of the zero set of a signed distance field, differentiable in both arguments.
 
     Args:
         sdf: (R + 1)^3 values, negative inside, of any shape in the order of `grid_points`.
         deformation: offsets of the grid points [..., 3] in world units; any number when `bound` is given.
         bound: squash the deformation to +-bound (world units) by tanh, at the surface only.
     """
-    found = find_cut_edges(sdf.detach())
-    # both ends in one gather: its gradient is dense, and zeroing that is what costs on a CPU
-    both = torch.cat([found.first, found.second])
+    cut_edges = find_cut_edges(sdf.detach())
+    # both ends in one gather: its gradient is dense, and zeroing that is the cost on a CPU
+    both = torch.cat([cut_edges.first, cut_edges.second])
     first, second = sdf.reshape(-1).index_select(0, both).chunk(2)
     offsets = None
     if deformation is not None:
         moved = deformation.reshape(-1, 3).index_select(0, both)
         start, end = (moved if bound is None else torch.tanh(moved) * bound).chunk(2)
         offsets = (start, end)
-    return cut_points(found, first, second, offsets), found.faces
+    return cut_points(cut_edges, first, second, offsets), cut_edges.faces
 
 
 @torch.no_grad()
 def surface_size(sdf: Float[Tensor, "..."], *others: Float[Tensor, "..."]) -> Int[Tensor, "4"]:
-    """Measure a surface without extracting it or waiting for the device.
+    """The size of a surface, without its extraction and without synchronisation.
 
     Returns:
-        Whether all values are finite, those of `others` too (1 or 0), and the numbers of cut cubes, vertices
+        Whether all values, also of `others`, are finite (1 or 0), and the numbers of cut cubes, vertices
         and faces.
     """
     return _size(_cube_codes(sdf), (sdf, *others))
@@ -96,26 +96,26 @@ def surface_size(sdf: Float[Tensor, "..."], *others: Float[Tensor, "..."]) -> In
 def find_cut_edges(
     sdf: Float[Tensor, "..."], *others: Float[Tensor, "..."], capacity: Capacity | None = None
 ) -> CutEdges:
-    """Find the cut edges and the triangles between them; nothing here is differentiated.
+    """The cut edges and the triangles between them; not differentiable.
 
     `others` are tensors whose finiteness `CutEdges.size` includes.
 
-    Without `room` the sizes of the result live on the host, so a CUDA device is waited for: once for the
-    active cubes, when the queue drains, and at once again, after three small kernels, for the numbers of
-    vertices and faces. With it nothing waits.
+    Without `capacity` the sizes of the result are read back to the host, which synchronises with a CUDA
+    device twice: for the active cubes, and after three small kernels for the numbers of vertices and faces.
+    With it there is no synchronisation.
     """
     code = _cube_codes(sdf)
     cut = (code - 1) < 254  # neither 0 nor, after the wrap of uint8, 255
     tables, grid = _tables(str(sdf.device)), _resolution(sdf) + 1
     if capacity is not None:
-        # The fill is a cube that does not exist, with code 0: it owns nothing.
+        # The fill value is an unused cube with code 0, which owns no edge.
         cubes = torch.nonzero_static(cut, size=capacity.cubes, fill_value=grid - 1)[:, 0]
         codes = _take(code, cubes).long()
         edges = _spread_into(_take(tables.edge_count, codes), capacity.vertices, _MOST_EDGES)
         triangles = _spread_into(_take(tables.triangle_count, codes), capacity.faces, _MOST_TRIANGLES)
         size = _size(code, (sdf, *others))
-        found = _connect(grid, cubes, codes, edges, triangles, size, blank=torch.zeros)
-        return replace(found, faces=_pad_faces(found.faces, size, capacity))
+        cut_edges = _connect(grid, cubes, codes, edges, triangles, size, blank=torch.zeros)
+        return replace(cut_edges, faces=_pad_faces(cut_edges.faces, size, capacity))
     cubes = cut.nonzero()[:, 0]
     codes = code.index_select(0, cubes).long()
     edge_counts, triangle_counts = _take(tables.edge_count, codes), _take(tables.triangle_count, codes)
@@ -136,9 +136,9 @@ def _connect(
     *,
     blank: Callable[..., Tensor],
 ) -> CutEdges:
-    """Cut edges and triangles from their owners: each comes as the index of its cube and its number there.
+    """The result from the owners of edges and triangles: pairs of a cube's index and a number in that cube.
 
-    `blank` makes the look-up tables that are read only where they were written, if the owners are complete.
+    `blank` allocates look-up tables; it need not initialise them where the owners are complete.
     """
     (owner, rank), (cube, number), device = edges, triangles, cubes.device
     tables, steps = _tables(str(device)), _corner_steps(grid, str(device))
@@ -151,7 +151,7 @@ def _connect(
 
     slot = blank(grid**3, dtype=torch.long, device=device)
     slot[cubes] = torch.arange(len(cubes), device=device)
-    # the slots [A, 8] of the cubes at a cube's corners; rubbish for those that own no cut edge
+    # the slots [A, 8] of the cubes at a cube's corners; arbitrary for those without a cut edge
     neighbours = _take(slot, (cubes[:, None] + steps).reshape(-1))
     local = tables.triangle_edges.index_select(
         0, _take(codes, cube) * _MOST_TRIANGLES + number
@@ -168,7 +168,7 @@ def _connect(
 
 
 def _pad_faces(faces: Tensor, size: Tensor, capacity: Capacity) -> Tensor:
-    """Replace what lies behind the surface's faces; all free vertices are used, to spare atomics a queue."""
+    """The faces, with padding after the surface's own that uses all free vertices, against contention."""
     item = torch.arange(capacity.faces, device=faces.device)
     free = (capacity.vertices - size[2]).clamp(min=1)
     padding = capacity.vertices - 1 - item % free
@@ -176,25 +176,25 @@ def _pad_faces(faces: Tensor, size: Tensor, capacity: Capacity) -> Tensor:
 
 
 def cut_points(
-    found: CutEdges,
+    cut_edges: CutEdges,
     first_sdf: Float[Tensor, " V"],
     second_sdf: Float[Tensor, " V"],
     offsets: tuple[Float[Tensor, "V 3"], Float[Tensor, "V 3"]] | None = None,
 ) -> Float[Tensor, "V 3"]:
-    """Place vertices where the SDF, linear along an edge, is zero: a + (b - a) s_a / (s_a - s_b)."""
-    cell = 2.0 / found.resolution
+    """Vertices at the zeros of the SDF, linear along an edge: a + (b - a) s_a / (s_a - s_b)."""
+    cell = 2.0 / cut_edges.resolution
     if first_sdf.numel() == 0:
         return first_sdf.new_zeros(0, 3)
     # A boundary point that would be inside is taken as half a cell outside.
     outside = torch.full_like(first_sdf, cell / 2).detach()
-    first_sdf = torch.where(~found.first_inside & (first_sdf < 0), outside, first_sdf)
-    second_sdf = torch.where(found.first_inside & (second_sdf < 0), outside, second_sdf)
-    span = first_sdf - second_sdf  # its sign is known, as the ends differ: keep it away from zero
+    first_sdf = torch.where(~cut_edges.first_inside & (first_sdf < 0), outside, first_sdf)
+    second_sdf = torch.where(cut_edges.first_inside & (second_sdf < 0), outside, second_sdf)
+    span = first_sdf - second_sdf  # not zero, since the ends' signs differ; bounded against underflow
     tiny = 1e-6 * cell
-    span = torch.where(found.first_inside, span.clamp(max=-tiny), span.clamp(min=tiny))
+    span = torch.where(cut_edges.first_inside, span.clamp(max=-tiny), span.clamp(min=tiny))
     fraction = (first_sdf / span)[:, None]
-    start = _coordinates(found.first, found.resolution)
-    vertices = start + (_coordinates(found.second, found.resolution) - start) * fraction
+    start = _coordinates(cut_edges.first, cut_edges.resolution)
+    vertices = start + (_coordinates(cut_edges.second, cut_edges.resolution) - start) * fraction
     if offsets is not None:
         vertices = vertices + torch.lerp(offsets[0], offsets[1], fraction)
     return vertices
@@ -221,8 +221,8 @@ def _corner_steps(size: int, device: str) -> Tensor:
 def _cube_codes(sdf: Tensor) -> Tensor:
     """Bit c of a cube's code is set where its corner c is inside; a cube has the index of its lowest corner.
 
-    The shifts run over the flat grid. Where they wrap around a boundary they read only boundary points, which
-    are outside, so the cubes that do not exist get code 0.
+    The shifts are over the flat grid. Where they wrap around a boundary they read boundary points only, which
+    are outside, so that cubes beyond the boundary have code 0.
     """
     size = _resolution(sdf) + 1
     inside = torch.zeros(size, size, size, dtype=torch.uint8, device=sdf.device)
@@ -244,14 +244,14 @@ def _size(code: Tensor, values: Sequence[Tensor]) -> Tensor:
 
 
 def _spread(counts: Tensor, total: int) -> tuple[Tensor, Tensor]:
-    """For items that come `counts` to a parent: each item's parent and its number there."""
+    """The parent of each item and its number there, for `counts` items of each parent."""
     parent = torch.repeat_interleave(counts, output_size=total)
     start = counts.cumsum(0) - counts
     return parent, torch.arange(total, device=counts.device) - _take(start, parent)
 
 
 def _spread_into(counts: Tensor, capacity: int, most: int) -> tuple[Tensor, Tensor]:
-    """`_spread` with `room` for the items: those behind the last belong to the last parent, below `most`."""
+    """`_spread` at a fixed capacity: items after the last one belong to the last parent, below `most`."""
     ends, item = counts.cumsum(0), torch.arange(capacity, device=counts.device)
     parent = torch.searchsorted(ends, item, right=True).clamp(max=len(counts) - 1)
     return parent, (item - _take(ends - counts, parent)).clamp(max=most - 1)
@@ -298,7 +298,7 @@ def _kuhn() -> Iterator[tuple[int, int, int, int]]:
 
 
 def _triangles(tetrahedron: tuple[int, ...], code: int) -> list[list[int]]:
-    """Triangles that separate a tetrahedron's inside corners from the others, facing the others."""
+    """Triangles that separate a tetrahedron's inside corners from the outside ones, facing outside."""
     inside = [c for c in tetrahedron if code >> c & 1]
     outside = [c for c in tetrahedron if not code >> c & 1]
     if not inside or not outside:

@@ -26,9 +26,9 @@ def vertex_normals(
     faces: Int[Tensor, "F 3"],
     vectors: Float[Tensor, "F 3"] | None = None,
 ) -> Float[Tensor, "V 3"]:
-    """Unit normals averaged over a vertex's faces by area; zero where all of them have no area.
+    """Unit normals, the area-weighted mean over a vertex's faces; zero where none has an area.
 
-    `vectors` is `face_vectors(vertices, faces)` where it is known already.
+    `vectors` is `face_vectors(vertices, faces)`, computed when None.
     """
     if vectors is None:
         vectors = face_vectors(vertices, faces)
@@ -39,39 +39,40 @@ def vertex_normals(
 
 
 def vertex_normals_or_z(vertices: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"]) -> Float[Tensor, "V 3"]:
-    """`vertex_normals`, and +z where a vertex has none: files must hold unit normals."""
+    """`vertex_normals`, with +z where a vertex has none, since files must hold unit normals."""
     normals = vertex_normals(vertices, faces)
     return torch.where(normals.norm(dim=1, keepdim=True) > 0.5, normals, normals.new_tensor([0.0, 0.0, 1.0]))
 
 
 def crease_normals(
-    vertices: Float[Tensor, "V 3"], joined: Int[Tensor, "F 3"], *, crease: float
+    vertices: Float[Tensor, "V 3"], welded_faces: Int[Tensor, "F 3"], *, crease: float
 ) -> tuple[Float[Tensor, "N 3"], Int[Tensor, "F 3"]]:
-    """Smooth normals that break along edges whose faces meet at more than `crease` radians; on the CPU.
+    """Normals of corners, smooth except across edges of more than `crease` radians; on the CPU.
 
     Args:
         vertices: world or file positions.
-        joined: faces with one vertex for all at the same place, so that texture seams are no creases.
-        crease: angle between the normals of the two faces of an edge; 0 is flat, pi is smooth all over.
+        welded_faces: faces with one vertex for all at the same position, so that texture seams are no
+            creases.
+        crease: angle between the normals of the two faces of an edge; 0 is flat, pi is smooth everywhere.
 
     Returns:
         Unit normals, and the faces that index them.
     """
-    vectors = face_vectors(vertices.double(), joined)
+    vectors = face_vectors(vertices.double(), welded_faces)
     normals = normalize(vectors, dim=-1, eps=1e-300).numpy()
-    corners = np.arange(joined.numel()).reshape(-1, 3)
-    start, end = joined.numpy().T.reshape(-1), np.roll(joined.numpy(), -1, axis=1).T.reshape(-1)
+    corners = np.arange(welded_faces.numel()).reshape(-1, 3)
+    start, end = welded_faces.numpy().T.reshape(-1), np.roll(welded_faces.numpy(), -1, axis=1).T.reshape(-1)
     corner, following = corners.T.reshape(-1), np.roll(corners, -1, axis=1).T.reshape(-1)
-    turned = start > end  # so that both faces name the edge's ends in one order
-    start, end = np.where(turned, end, start), np.where(turned, start, end)
-    corner, following = np.where(turned, following, corner), np.where(turned, corner, following)
+    flipped = start > end  # so that both faces have the edge's ends in one order
+    start, end = np.where(flipped, end, start), np.where(flipped, start, end)
+    corner, following = np.where(flipped, following, corner), np.where(flipped, corner, following)
     order = np.lexsort((end, start))
     first, second = order[:-1], order[1:]
     same = (start[first] == start[second]) & (end[first] == end[second])
     cosine = (normals[corner[first] // 3] * normals[corner[second] // 3]).sum(axis=1)
     smooth = same & (cosine >= np.cos(crease) - 1e-9)
     pairs = np.concatenate([np.stack([ends[first], ends[second]], 1)[smooth] for ends in (corner, following)])
-    group = components(np.column_stack([pairs, pairs[:, 1]]), joined.numel())
+    group = components(np.column_stack([pairs, pairs[:, 1]]), welded_faces.numel())
     _, group = np.unique(group, return_inverse=True)
     total = torch.zeros(int(group.max()) + 1, 3, dtype=torch.float64)
     total.index_add_(0, torch.from_numpy(group), vectors.repeat_interleave(3, dim=0))

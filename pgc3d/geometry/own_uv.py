@@ -16,12 +16,12 @@ TOLERANCE = 1e-3  # how far coordinates may leave the unit square
 
 
 def unit_square(uv: Float[Tensor, "U 2"]) -> Float[Tensor, "U 2"]:
-    """The coordinates, moved by whole numbers where all of them lie in another tile than the first."""
+    """The coordinates, translated to the unit square where all of them lie in one other tile."""
     low = (uv.amin(dim=0) + TOLERANCE).floor()
     return uv - low if bool(torch.isfinite(low).all()) and bool((low != 0).any()) else uv
 
 
-def uv_fault(
+def uv_error(
     uv: Float[Tensor, "U 2"],
     uv_faces: Int[Tensor, "F 3"],
     vertices: Float[Tensor, "V 3"],
@@ -32,11 +32,11 @@ def uv_fault(
 ) -> str | None:
     """The reason why a texture cannot have one texel for each point, None where it can.
 
-    The overlap is the fraction of the charts' summed area that a drawing of them all does not cover.
+    The overlap is the fraction of the charts' summed area that their union does not cover.
     """
-    fault = _unusable(uv, uv_faces)
-    if fault is not None:
-        return fault
+    reason = _unusable(uv, uv_faces)
+    if reason is not None:
+        return reason
     outside = ((uv < -TOLERANCE) | (uv > 1 + TOLERANCE)).any(dim=1)
     if bool(outside.any()) and bool(outside[uv_faces].any()):
         return _tiles(uv, uv_faces) or "leave the unit square"
@@ -55,12 +55,12 @@ def uv_fault(
     return None
 
 
-def uv_obstacle(uv: Float[Tensor, "U 2"], uv_faces: Int[Tensor, "F 3"]) -> str | None:
+def uv_unusable(uv: Float[Tensor, "U 2"], uv_faces: Int[Tensor, "F 3"]) -> str | None:
     """The reason why no texture can use the coordinates, None where one can."""
-    fault = _unusable(uv, uv_faces)
-    if fault is None and float(chart_areas(uv, uv_faces).sum()) < 1e-9:
+    reason = _unusable(uv, uv_faces)
+    if reason is None and float(chart_areas(uv, uv_faces).sum()) < 1e-9:
         return "give no area to 100% of the surface"
-    return fault
+    return reason
 
 
 def _unusable(uv: Tensor, uv_faces: Tensor) -> str | None:
@@ -80,7 +80,7 @@ def chart_areas(uv: Float[Tensor, "U 2"], uv_faces: Int[Tensor, "F 3"]) -> Float
 
 
 def _bounds(uv: Tensor, uv_faces: Tensor) -> tuple[Int[Tensor, "F 2"], Int[Tensor, "F 2"]]:
-    """The first tile that a face touches, and the one behind the last."""
+    """The first tile that each face touches, and the one after the last."""
     corners = uv[uv_faces].double()
     low, high = corners.amin(dim=1) + TOLERANCE, corners.amax(dim=1) - TOLERANCE
     return low.floor().long(), high.ceil().long()
@@ -102,7 +102,7 @@ def _tiles(uv: Tensor, uv_faces: Tensor) -> str | None:
 def fold_tiles(
     uv: Float[Tensor, "U 2"], uv_faces: Int[Tensor, "F 3"]
 ) -> tuple[Float[Tensor, "N 2"], Int[Tensor, "F 3"], bool]:
-    """Each face moved by whole numbers into the unit square, which shows the same of an image that repeats.
+    """Texture coordinates with each face translated by integers into the unit square, for a repeating image.
 
     Returns:
         The coordinates, their faces, and whether a face crosses the square's edge, so that it needs an
@@ -120,9 +120,9 @@ def fold_tiles(
 def draw_atlas(
     uv: Float[Tensor, "U 2"], uv_faces: Int[Tensor, "F 3"], size: int, rasterizer: Rasterizer
 ) -> Fragments:
-    """Which face lies on each texel's centre, row 0 at v = 1."""
-    rest = torch.tensor([[0.0, 1.0]], device=uv.device).expand(len(uv), 2)
-    clip = torch.cat([2 * uv - 1, rest], dim=1)[None]
+    """The face at each texel's centre, from a rasterisation in texture space; row 0 at v = 1."""
+    depth_and_w = torch.tensor([[0.0, 1.0]], device=uv.device).expand(len(uv), 2)
+    clip = torch.cat([2 * uv - 1, depth_and_w], dim=1)[None]
     return rasterizer.rasterize(clip, uv_faces, (size, size))
 
 

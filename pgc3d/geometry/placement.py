@@ -1,4 +1,4 @@
-"""Turn, centre and scale a given mesh into the world: y up, front +z, inside the unit sphere."""
+"""The transform of a given mesh into the world: y up, front +z, inside the unit sphere."""
 
 import torch
 from jaxtyping import Float, Int
@@ -27,7 +27,7 @@ def axis_vector(name: str) -> Float[Tensor, " 3"]:
 
 
 def orientation(up: str, front: str) -> Float[Tensor, "3 3"]:
-    """Rotation that brings a file's axes `up` and `front` to the world's y and z.
+    """The rotation that maps a file's axes `up` and `front` to the world's y and z.
 
     `front` "auto" is +z, or -y where the z axis is vertical (as in Blender and most CAD programs).
 
@@ -43,10 +43,10 @@ def orientation(up: str, front: str) -> Float[Tensor, "3 3"]:
 
 
 def place(vertices: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"], *, up: str, front: str) -> Placement:
-    """Centre the bounding box of what the faces use and scale it into the unit sphere.
+    """The transform that centres the bounding box of the faces' vertices and scales it into the unit sphere.
 
     Raises:
-        ValueError: the axes are wrong, all points are the same, or there is nothing to see.
+        ValueError: the axes are not valid, all points are equal, or the faces have almost no area.
     """
     used = vertices[torch.unique(faces)].double()
     centre = (used.amin(dim=0) + used.amax(dim=0)) / 2
@@ -55,5 +55,5 @@ def place(vertices: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"], *, up: str,
         raise ValueError("the mesh must have an extent, but all its points are the same")
     area = float(face_vectors((vertices.double() - centre) / radius, faces).norm(dim=1).sum()) / 2
     if area < MIN_AREA:
-        raise ValueError("the mesh must have a surface that can be seen, but its faces have next to no area")
+        raise ValueError("the mesh must have a visible surface, but its faces have almost no area")
     return Placement(rotation=orientation(up, front), centre=centre, scale=1.0 / radius)

@@ -1,6 +1,6 @@
 """Regularisers of triangle meshes and of SDF grids: differentiable scalars.
 
-Where a `count` is given, a tensor on the device, only the first rows count and those behind them are padding.
+Where a `count` is given, a tensor on the device, only the first rows enter and the others are padding.
 """
 
 import torch
@@ -22,7 +22,7 @@ def _mean(values: Tensor, count: Tensor | None) -> Tensor:
 def adjacent_faces(faces: Int[Tensor, "F 3"], *, closed: bool = False) -> Int[Tensor, "E 2"]:
     """Pairs of faces that share an edge; on an edge of more than two faces, consecutive ones are paired.
 
-    `closed` promises that every edge has exactly two faces: then a CUDA device is not waited for.
+    With `closed` every edge must have exactly two faces; this avoids a synchronisation with CUDA.
     """
     start, end = faces.reshape(-1), faces.roll(-1, dims=1).reshape(-1)
     low, high = torch.minimum(start, end).long(), torch.maximum(start, end).long()
@@ -91,7 +91,7 @@ def eikonal(sdf: Float[Tensor, "X Y Z"], cell: float) -> Float[Tensor, ""]:
 def sign_changes(
     first_sdf: Float[Tensor, " E"], second_sdf: Float[Tensor, " E"], *, count: Int[Tensor, ""] | None = None
 ) -> Float[Tensor, ""]:
-    """Cross-entropy between the signs at both ends of each cut edge; it removes needless surface.
+    """Cross-entropy between the signs at both ends of each cut edge; it removes interior surfaces.
 
     The mean of BCE(s_a, [s_b > 0]) + BCE(s_b, [s_a > 0]) with logits s (Munkberg et al. 2022, eq. 2).
     """

@@ -11,7 +11,7 @@ from pgc3d.geometry.normals import face_vectors
 def sample_surface(
     vertices: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"], count: int, generator: torch.Generator
 ) -> tuple[Float[Tensor, "N 3"], Float[Tensor, "N 3"]]:
-    """Points with their faces' unit normals, evenly over the area; the numbers come from a CPU generator.
+    """Points, uniform over the area, with their faces' unit normals; `generator` is on the CPU.
 
     Raises:
         ValueError: the surface has no area.
@@ -20,7 +20,7 @@ def sample_surface(
     # by inversion, because multinomial takes at most 2^24 faces and rounds small ones away
     summed = vectors.norm(dim=-1).double().cpu().cumsum(0)
     if not len(summed) or not summed[-1] > 0:
-        raise ValueError("a surface must have an area to be sampled")
+        raise ValueError("a sampled surface must have an area, got none")
     drawn = torch.rand(count, generator=generator, dtype=torch.float64) * summed[-1]
     face = torch.searchsorted(summed, drawn, right=True).clamp(max=len(summed) - 1).to(vertices.device)
     u, v = torch.rand(2, count, 1, generator=generator).to(vertices.device)

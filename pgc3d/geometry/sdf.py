@@ -1,4 +1,4 @@
-"""Signed distance fields on a grid: shapes, meshes, and making a field a distance again.
+"""Signed distance fields on a grid: of shapes and meshes, and reinitialisation of a field.
 
 Grids are those of `marching_tetrahedra`: [R + 1, R + 1, R + 1] over [-1, 1]^3, negative inside.
 """
@@ -48,11 +48,12 @@ def sample_grid(values: Float[Tensor, "X X X C"], points: Float[Tensor, "P 3"]) 
 
 @torch.no_grad()
 def redistance(sdf: Float[Tensor, "X Y Z"], *, width: int = 8) -> Float[Tensor, "X Y Z"]:
-    """Make a field a distance again without moving its zero set; every sign is kept.
+    """The reinitialised field: a signed distance with the same zero set and the same signs.
 
-    Points beside the surface are divided by the local slope, averaged over their neighbours so that the
+    Points next to the surface are divided by the local slope, averaged over their neighbours so that the
     ratios on cut edges, and with them the surface, hardly change. From there distances up to `width` cells
-    spread by upwind steps of |grad d| = 1 (Russo and Smereka 2000; Zhao 2005); farther points get `width`.
+    are propagated by upwind steps of |grad d| = 1 (Russo and Smereka 2000; Zhao 2005); farther points have
+    `width`.
     """
     cell = 2.0 / (sdf.shape[0] - 1)
     inside = (sdf < 0).float()[None, None]
@@ -116,7 +117,7 @@ def _slope(sdf: Tensor, cell: float) -> Tensor:
 
 
 def _spread(distance: Tensor, fixed: Tensor, cell: float, width: int) -> Tensor:
-    """Distances from the fixed points outwards by Godunov's upwind scheme, all points at once.
+    """Distances propagated from the fixed points by Godunov's upwind scheme, all points at once.
 
     A step reaches the next points along the axes, so the diagonal takes sqrt(3) times as many.
     """
@@ -135,8 +136,8 @@ def _spread(distance: Tensor, fixed: Tensor, cell: float, width: int) -> Tensor:
 def _upwind(a: Tensor, b: Tensor, c: Tensor, cell: float) -> Tensor:
     """Solve sum max(d - n, 0)^2 = cell^2 over the three neighbours n."""
     low, high = torch.minimum(a, b), torch.maximum(a, b)
-    first, rest = torch.minimum(low, c), torch.maximum(low, c)
-    second, third = torch.minimum(rest, high), torch.maximum(rest, high)
+    first, larger = torch.minimum(low, c), torch.maximum(low, c)
+    second, third = torch.minimum(larger, high), torch.maximum(larger, high)
     one = first + cell
     two = (first + second + (2 * cell**2 - (first - second).square()).clamp(min=0).sqrt()) / 2
     total = first + second + third
@@ -155,9 +156,9 @@ def _band_distance(vertices: Tensor, faces: Tensor, resolution: int) -> Tensor:
     for triangles in torch.split(small, 2**14):
         index = ((triangles.mean(1) + 1) / cell).round().long()[:, None] + window  # [T, 125, 3]
         index = index.clamp(0, resolution)
-        found = _triangle_distance(index * cell - 1.0, triangles[:, None])
+        near_distance = _triangle_distance(index * cell - 1.0, triangles[:, None])
         flat = (index[..., 0] * size + index[..., 1]) * size + index[..., 2]
-        distance.scatter_reduce_(0, flat.reshape(-1), found.reshape(-1), "amin")
+        distance.scatter_reduce_(0, flat.reshape(-1), near_distance.reshape(-1), "amin")
     return distance
 
 
@@ -175,7 +176,7 @@ def _subdivide(triangles: Tensor, longest: float) -> Tensor:
 
 
 def _triangle_distance(points: Tensor, triangles: Tensor) -> Tensor:
-    """Distance of points [..., 3] to triangles [..., 3, 3]: to the plane above the face, else to an edge."""
+    """Distance of points [..., 3] to triangles [..., 3, 3]: to the plane over the face, else to an edge."""
     a, b, c = triangles.unbind(-2)
     normal = torch.linalg.cross(b - a, c - a)
     above = torch.ones(points.shape[:-1], dtype=torch.bool, device=points.device)
@@ -192,7 +193,7 @@ def _triangle_distance(points: Tensor, triangles: Tensor) -> Tensor:
 
 
 def blur_matrix(size: int, deviation: float, device: torch.device | str = "cpu") -> Float[Tensor, "N N"]:
-    """A Gaussian, cut at three deviations, as a matrix whose rows sum to one."""
+    """A Gaussian, truncated at three deviations, as a matrix whose rows sum to one."""
     axis = torch.arange(size, device=device)
     offset = axis[:, None] - axis
     weight = torch.exp(-0.5 * (offset / max(deviation, 0.1)).square()) * (offset.abs() <= 3 * deviation)

@@ -1,4 +1,4 @@
-"""Run xatlas in a process of its own, so that it can be stopped: `unwrap_worker.py INPUT.npz OUTPUT.npz`.
+"""Run xatlas in a separate process, which can be stopped: `unwrap_worker.py INPUT.npz OUTPUT.npz`.
 
 It imports nothing from pgc3d: a child that loads torch would cost more than most unwraps.
 """
@@ -36,7 +36,7 @@ def main(source: str, target: str) -> None:
 
 
 def split(vertices: Any, faces: Any) -> list[Any]:
-    """Face indices of pieces with one main direction of the normal and one place in the bounding box.
+    """Face indices of pieces with one dominant normal direction and one cell of the bounding box.
 
     On 20 000 faces this is six times as fast as the whole surface at once, with fewer charts.
     """

@@ -1,4 +1,4 @@
-"""Texture coordinates: xatlas under a time limit, else an own atlas that is always valid.
+"""Texture coordinates: by xatlas under a time limit, else by a per-face atlas that is always valid.
 
 (u, v) = (0, 0) is the lower left of the texture image and v points up, so that image row 0 lies at v = 1.
 """
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 class UvAtlas:
     """Texture coordinates in [0, 1] of a mesh; no two faces overlap.
 
-    `vertex` is the mesh vertex that a texture vertex belongs to: `vertex[uv_faces]` are the mesh's faces.
+    `vertex` is the mesh vertex of each texture vertex: `vertex[uv_faces]` are the mesh's faces.
     """
 
     uv: Float[Tensor, "U 2"]
@@ -42,18 +42,18 @@ def unwrap(
     padding: int = 4,
     time_limit: float = 60.0,
 ) -> UvAtlas:
-    """Unfold a surface onto a square texture.
+    """Texture coordinates of a surface on a square texture.
 
-    xatlas needs about 2 s for 20 000 faces and some times that for a rough surface. When it is not done in
-    time or fails, the faces are packed one by one (`triangle_atlas`): logged as a warning, named in `method`.
-    Charts may be mirrored, which a baked texture does not notice.
+    xatlas takes about 2 s for 20 000 faces and several times that for a rough surface. Where it exceeds the
+    limit or fails, the faces are packed one by one (`triangle_atlas`), with a warning in the log and its name
+    in `method`. Charts may be mirrored, which has no effect on a baked texture.
 
     Args:
         vertices: world positions.
         faces: counter-clockwise seen from outside.
         texture_size: side of the texture in texels, on which `padding` depends.
-        padding: texels between charts, about: xatlas keeps the size only roughly.
-        time_limit: seconds for xatlas; 0 goes straight to the packing.
+        padding: approximate number of texels between charts.
+        time_limit: seconds for xatlas; 0 skips it.
     """
     if time_limit > 0:
         atlas, reason = _xatlas(vertices, faces, texture_size, padding, time_limit)
@@ -66,7 +66,7 @@ def unwrap(
 def _xatlas(
     vertices: Tensor, faces: Tensor, size: int, padding: int, time_limit: float
 ) -> tuple[UvAtlas | None, str]:
-    """An atlas, or None and why there is none."""
+    """An atlas, or None and the reason."""
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "mesh.npz", Path(folder) / "atlas.npz"
         np.savez(
@@ -110,9 +110,10 @@ def _xatlas(
 def triangle_atlas(
     vertices: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"], *, texture_size: int
 ) -> UvAtlas:
-    """Give every face its own right triangle, two to a square cell, larger cells to larger faces.
+    """An atlas in which every face has its own right triangle, two in a square cell, larger for larger faces.
 
-    Cell sides are powers of two, so squares in falling order of size fill a Morton curve without a gap.
+    Cell sides are powers of two, so that squares in decreasing order of size fill a Morton curve without
+    gaps.
     """
     corners = vertices.detach().cpu().numpy().astype(np.float64)[faces.cpu().numpy()]  # [F, 3, 3]
     edges = np.linalg.norm(corners - np.roll(corners, -1, axis=1), axis=2).max(axis=1)
@@ -137,7 +138,7 @@ def triangle_atlas(
 
 def _cell_levels(edges: NDArray[np.float64], texture_size: int) -> tuple[NDArray[np.int64], int]:
     """Log2 of the cells' sides and of the square that holds them, in units of the smallest cell."""
-    # A cell below 8 texels is mostly gutter; more cells than fit that way must shrink all the same.
+    # A cell below 8 texels is mostly gutter; cells are smaller only where more of them must fit.
     finest = max(math.floor(math.log2(max(texture_size / 8, 1))), math.ceil(math.log2(len(edges)) / 2))
     relative = np.log2(np.maximum(edges, edges.max() * 2.0**-finest) / edges.max())
     low, high = 0.0, 2.0 * finest + 1  # level of the largest face
@@ -149,7 +150,7 @@ def _cell_levels(edges: NDArray[np.float64], texture_size: int) -> tuple[NDArray
 
 
 def _morton(code: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Column and row [N, 2] of places on the Z-order curve."""
+    """Column and row [N, 2] of positions on the Z-order curve."""
     place = np.zeros((len(code), 2), dtype=np.int64)
     for bit in range(31):
         place[:, 0] |= ((code >> (2 * bit)) & 1) << bit

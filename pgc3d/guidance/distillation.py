@@ -1,4 +1,4 @@
-"""What all score distillation shares: draw noise, predict it, and pull the score back to the image."""
+"""Common steps of score distillation: noise samples, latent gradients, and their gradient on the image."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,14 +28,21 @@ class NoiseSample:
 
 
 def draw(
-    model: LatentDiffusion, batch: int, side: int, levels: tuple[float, float], step: Step
+    model: LatentDiffusion, batch: int, side: int, timestep_range: tuple[float, float], step: Step
 ) -> NoiseSample:
-    """A timestep between the two fractions `levels`, and noise, for every image of `side` pixels.
+    """Random timesteps and noise for every image of a batch.
 
-    The numbers come from the step's CPU generator, so that every device sees the same ones.
+    They are drawn by the step's CPU generator, so that they are the same on every device.
+
+    Args:
+        model: gives the number of timesteps, the shape of the latents and the device.
+        batch: number of images.
+        side: of the images, in pixels.
+        timestep_range: lowest and highest timestep as fractions of the model's number of timesteps.
+        step: of the optimisation; seeds the generator.
     """
     generator = step.generator("noise")
-    timesteps = sample_timesteps(batch, *levels, train_steps=model.train_steps, generator=generator)
+    timesteps = sample_timesteps(batch, *timestep_range, train_steps=model.train_steps, generator=generator)
     noise, posterior = torch.randn((2, *model.latent_shape(batch, side)), generator=generator)
     return NoiseSample(
         timesteps=_send(timesteps, model.device),
@@ -54,10 +61,20 @@ def score_latents(
     formula: Formula = "sds",
     weighting: score.Weighting = "sigma2",
 ) -> Latents:
-    """The latent gradient w(t) (eps_hat - eps), or its variant of `formula`."""
-    signal = model.alphas_cumprod[sample.timesteps]
-    unconditional, conditional = predict(add_noise(latents, sample.noise, signal), sample.timesteps)
-    weights = score.weight(signal, weighting)
+    """The gradient on latents: w(t) (eps_hat - eps) for "sds", w(t) (eps_cond - eps_uncond) for "csd".
+
+    Args:
+        model: for its noise schedule.
+        latents: z.
+        sample: timesteps and noise.
+        predict: the predicted noise (eps_uncond, eps_cond) of (z_t, t).
+        guidance_scale: s in uncond + s (cond - uncond); unused by "csd".
+        formula: see above.
+        weighting: w(t), see `score.weight`.
+    """
+    alphas_cumprod = model.alphas_cumprod[sample.timesteps]
+    unconditional, conditional = predict(add_noise(latents, sample.noise, alphas_cumprod), sample.timesteps)
+    weights = score.weight(alphas_cumprod, weighting)
     if formula == "csd":
         return score.csd_gradient(unconditional, conditional, weights)
     guided = score.classifier_free_guidance(unconditional, conditional, guidance_scale)
@@ -74,8 +91,15 @@ def distill(
 ) -> GuidanceOutput:
     """The gradient on the images for given noise; images do not influence each other.
 
-    d loss / d image = J^T score_of(z) with the Jacobian J of the encoder; the UNet's own Jacobian is left out
-    (arXiv 2209.14988, eq. 3). `linear_encoder` takes the encoder's place in J.
+    d loss / d image = J^T score_of(z) with the Jacobian J of the encoder; the UNet's Jacobian is omitted
+    (arXiv 2209.14988, eq. 3).
+
+    Args:
+        model: whose VAE encodes the images.
+        image: sRGB in [0, 1].
+        sample: the noise of the VAE's posterior.
+        score_of: the gradient on latents z.
+        linear_encoder: replaces the encoder in J.
     """
     image = image.detach().requires_grad_()
     with torch.set_grad_enabled(linear_encoder is None):
@@ -95,7 +119,7 @@ def distill(
 
 
 def _send(values: Tensor, device: torch.device) -> Tensor:
-    """To the device without waiting for it."""
+    """A copy on the device, asynchronous on CUDA."""
     if device.type != "cuda":
         return values.to(device)
     return values.pin_memory().to(device, non_blocking=True)

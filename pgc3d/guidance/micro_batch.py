@@ -1,4 +1,4 @@
-"""Evaluate a guidance on a few images at a time: the same gradient in less memory."""
+"""Evaluation of a guidance in micro-batches: the same gradient in less memory."""
 
 from collections.abc import Callable, Sequence
 
@@ -11,12 +11,12 @@ from pgc3d.types import GuidanceOutput
 def in_micro_batches(
     gradient: Callable[..., GuidanceOutput], size: int, **inputs: Tensor | Sequence[Tensor]
 ) -> GuidanceOutput:
-    """Call `gradient` with at most `size` images at a time and concatenate the gradients.
+    """The output of `gradient` for all images, evaluated on at most `size` of them at a time.
 
     Args:
-        gradient: its result for an image must not depend on the others, and its metrics must be means.
-        size: images of a call, 0 for all of them.
-        inputs: tensors with one row per image, or sequences of such; the first is a tensor.
+        gradient: its gradient for an image must not depend on the others, and its metrics must be means.
+        size: images of a micro-batch, 0 for all of them.
+        inputs: tensors with one row for each image, or sequences of such; the first is a tensor.
     """
     batch = len(next(iter(inputs.values())))
     if not 0 < size < batch:

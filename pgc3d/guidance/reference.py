@@ -1,4 +1,4 @@
-"""The reference view: the difference between the input image and the rendering from its camera."""
+"""The reference view: the loss of the rendering from the input image's camera against the input image."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,10 +22,10 @@ SIDE = 256  # pixels a side of the image over which the weights' sums are stated
 
 @dataclass(frozen=True)
 class ReferenceConfig:
-    """Weights of differences, summed over an image of `SIDE` pixels a side; maps count where they are given.
+    """Weights of losses, summed over an image of `SIDE` pixels a side; those of maps need the maps.
 
-    The sum does not depend on the rendering's resolution, so that the balance with other guidances, whose
-    gradients are stated at their model's resolution, does not either.
+    The sum does not depend on the rendering's resolution, so that neither does the balance with other
+    guidances, whose gradients are defined at their model's resolution.
     """
 
     kind: Literal["reference"] = "reference"
@@ -48,13 +48,13 @@ class ReferenceConfig:
         )
 
     def input_resolution(self, rendered: int, model: int) -> int:
-        """The rendering's own side in pixels."""
+        """The side of the rendering in pixels."""
         return rendered
 
     def build(self, context: GuidanceContext) -> "ReferenceView":
         """The loss against the input image and the maps that were given."""
         return ReferenceView(
-            photo=context.image(),
+            input_image=context.image(),
             depth_map=context.map("depth") if self.depth else None,
             normal_map=context.map("normal") if self.normal else None,
             color=self.color,
@@ -65,11 +65,11 @@ class ReferenceConfig:
 
 
 @dataclass(frozen=True)
-class _Wanted:
-    """The picture and its maps at one resolution."""
+class _Targets:
+    """The input image and its maps at one resolution."""
 
-    photo: Float[Tensor, "1 s s 4"]
-    share: Float[Tensor, "1 s s 1"]  # of a pixel that lies on the object
+    input_image: Float[Tensor, "1 s s 4"]
+    coverage: Float[Tensor, "1 s s 1"]  # fraction of a pixel that lies on the object
     depth: Float[Tensor, "1 s s 1"] | None
     normal: Float[Tensor, "1 s s 3"] | None
 
@@ -80,7 +80,7 @@ class ReferenceView:
     def __init__(
         self,
         *,
-        photo: Float[Tensor, "S S 4"],
+        input_image: Float[Tensor, "S S 4"],
         depth_map: Float[Tensor, "S S 1"] | None = None,
         normal_map: Float[Tensor, "S S 3"] | None = None,
         color: float = 0.5,
@@ -88,20 +88,20 @@ class ReferenceView:
         depth: float = 0.02,
         normal: float = 0.02,
     ) -> None:
-        """Hold the picture on the device.
+        """Store the input image and its maps on the device.
 
         Args:
-            photo: the object alone, RGBA in [0, 1], colours premultiplied.
+            input_image: the object alone, RGBA in [0, 1], premultiplied alpha.
             depth_map: its inverse depth, near is large; scale and shift are unknown.
-            normal_map: its normals in camera space, x right, y up, z to the viewer.
+            normal_map: its normals in camera space, x right, y up, z towards the viewer.
             color: weight of the squared difference of colours.
             mask: weight of the squared difference of alpha.
             depth: weight of `depth_disagreement`.
             normal: weight of `normal_disagreement`.
         """
-        self.photo, self.depth_map, self.normal_map = photo, depth_map, normal_map
+        self.input_image, self.depth_map, self.normal_map = input_image, depth_map, normal_map
         self.color, self.mask, self.depth, self.normal = color, mask, depth, normal
-        self._sizes: dict[int, _Wanted] = {}
+        self._sizes: dict[int, _Targets] = {}
 
     def input_resolution(self, rendered: int) -> int:
         """The rendering's own: the input image is resized to it."""
@@ -110,56 +110,58 @@ class ReferenceView:
     def __call__(
         self, image: Float[Tensor, "B H W 3"], rendering: Rendering, views: Views, step: Step
     ) -> GuidanceOutput:
-        """Compare views from the input image's camera with it, over the same background.
+        """The loss of views from the input image's camera, over the same background.
 
         color * sum alpha |image - input|^2 + mask * sum (coverage - alpha)^2 with the input's alpha, over all
-        pixels, and the weighted disagreements with the maps that there are, on pixels that both show the
-        object; all of it times (`SIDE` / resolution)^2. The gradients of all terms but the first are those of
-        the buffer that the term compares.
+        pixels, and the weighted disagreements with the given maps, on pixels that show the object in both;
+        all of it times (`SIDE` / resolution)^2. The gradient of every term but the first is on the buffer
+        that the term compares.
         """
         scale = (SIDE / image.shape[1]) ** 2
-        wanted = self._at(image.shape[1])
-        alpha = wanted.photo[..., 3:]
+        target = self._targets(image.shape[1])
+        alpha = target.input_image[..., 3:]
         background = rendering.background[:, None, None]
-        difference = image - (wanted.photo[..., :3] + (1.0 - alpha) * background)
+        difference = image - (target.input_image[..., :3] + (1.0 - alpha) * background)
         excess = rendering.alpha.detach() - alpha
         losses = {
             "loss_color": scale * self.color * (alpha * difference.square()).sum(),
             "loss_mask": scale * self.mask * excess.square().sum(),
         }
         buffers: dict[Buffer, Tensor] = {"alpha": 2.0 * scale * self.mask * excess}
-        for name, disagreement in self._disagreements(wanted, rendering, views.cameras).items():
+        for name, disagreement in self._disagreements(target, rendering, views.cameras).items():
             loss, gradient = _differentiate(disagreement, getattr(rendering, name))
             losses[f"loss_{name}"], buffers[name] = scale * loss, scale * gradient
         gradient = 2.0 * scale * self.color * alpha * difference
         return GuidanceOutput(gradient=gradient, buffers=buffers, metrics=losses)
 
     def _disagreements(
-        self, wanted: _Wanted, rendering: Rendering, cameras: Cameras
+        self, target: _Targets, rendering: Rendering, cameras: Cameras
     ) -> dict[Buffer, Callable[[Tensor], Float[Tensor, ""]]]:
-        """The weighted terms of the maps, each a function of its layer."""
-        weight = wanted.share * rendering.alpha.detach()
+        """The weighted terms of the maps, each a function of its buffer."""
+        weight = target.coverage * rendering.alpha.detach()
         terms: dict[Buffer, Callable[[Tensor], Float[Tensor, ""]]] = {}
-        if (depth := wanted.depth) is not None:
-            terms["depth"] = lambda layer: self.depth * depth_disagreement(layer, depth, weight)
-        if wanted.normal is not None:
+        if (depth := target.depth) is not None:
+            terms["depth"] = lambda buffer: self.depth * depth_disagreement(buffer, depth, weight)
+        if target.normal is not None:
             rotation = cameras.camera_from_world[:, None, :3, :3]
-            normal = wanted.normal @ rotation  # rows times camera_from_world: from the camera to the world
-            terms["normal"] = lambda layer: self.normal * normal_disagreement(layer, normal, weight)
+            normal = target.normal @ rotation  # rows times camera_from_world: from the camera to the world
+            terms["normal"] = lambda buffer: self.normal * normal_disagreement(buffer, normal, weight)
         return terms
 
-    def _at(self, side: int) -> _Wanted:
+    def _targets(self, side: int) -> _Targets:
         if side not in self._sizes:
-            inside = (self.photo[None, ..., 3:] > 0.5).to(self.photo.dtype)
-            share = resize(inside, side)
+            inside = (self.input_image[None, ..., 3:] > 0.5).to(self.input_image.dtype)
+            coverage = resize(inside, side)
 
             def within(values: Tensor | None) -> Tensor | None:
-                """Means over the object's part of each pixel; a map says nothing outside."""
-                return None if values is None else resize(values[None] * inside, side) / share.clamp(min=1e-6)
+                """Means over the object's part of each pixel; a map has no values outside."""
+                return (
+                    None if values is None else resize(values[None] * inside, side) / coverage.clamp(min=1e-6)
+                )
 
-            self._sizes[side] = _Wanted(
-                photo=resize(self.photo[None], side),
-                share=share,
+            self._sizes[side] = _Targets(
+                input_image=resize(self.input_image[None], side),
+                coverage=coverage,
                 depth=within(self.depth_map),
                 normal=within(self.normal_map),
             )
@@ -171,13 +173,13 @@ def depth_disagreement(
 ) -> Float[Tensor, ""]:
     """Sum over the views of n (1 - r) with Pearson's correlation r of inverse depths, n the sum of weights.
 
-    A map of unknown scale and shift fixes no more than r. A correlation of relative depths is the depth term
+    r is invariant to the map's unknown scale and shift. A correlation of relative depths is the depth term
     of Magic123 (arXiv 2306.17843).
 
     Args:
         depth: of a rendering, 0 where nothing was hit.
-        inverse: wanted inverse depth, up to scale and shift.
-        weight: of the pixels; those that were not hit count nothing.
+        inverse: target inverse depth, up to scale and shift.
+        weight: of the pixels; that of pixels without a hit is 0.
     """
     hit = depth.detach() > 0
     weight = weight * hit
@@ -190,29 +192,29 @@ def depth_disagreement(
         variance = (weight * values.square()).sum((1, 2, 3), keepdim=True) / total.clamp(min=1e-6)
         return variance.clamp(min=least**2).sqrt()
 
-    found, wanted = center(torch.where(hit, depth, 1.0).reciprocal()), center(inverse)
-    product = (weight * found * wanted).sum((1, 2, 3), keepdim=True)
-    return (total - product / deviation(found, LEAST_DEVIATION) / deviation(wanted, 1e-9)).sum()
+    inverse_depth, target = center(torch.where(hit, depth, 1.0).reciprocal()), center(inverse)
+    product = (weight * inverse_depth * target).sum((1, 2, 3), keepdim=True)
+    return (total - product / deviation(inverse_depth, LEAST_DEVIATION) / deviation(target, 1e-9)).sum()
 
 
 def normal_disagreement(
-    normal: Float[Tensor, "B H W 3"], wanted: Float[Tensor, "B H W 3"], weight: Float[Tensor, "B H W 1"]
+    normal: Float[Tensor, "B H W 3"], target: Float[Tensor, "B H W 3"], weight: Float[Tensor, "B H W 1"]
 ) -> Float[Tensor, ""]:
-    """Weighted sum of 1 - cosine between normals; where a map has none there is no pull.
+    """Weighted sum of 1 - cosine between normals; without gradient where a map has no normal.
 
     Args:
-        normal: of a rendering, (n + 1) / 2; shorter along silhouettes, where its length says nothing.
-        wanted: directions in the same space, of any length.
+        normal: of a rendering, (n + 1) / 2; of any length, since antialiasing shortens it along silhouettes.
+        target: directions in the same space, of any length.
         weight: of the pixels.
     """
-    cosine = cosine_similarity(2.0 * normal - 1.0, wanted, dim=-1, eps=LEAST_LENGTH)
+    cosine = cosine_similarity(2.0 * normal - 1.0, target, dim=-1, eps=LEAST_LENGTH)
     return (weight[..., 0] * (1.0 - cosine)).sum()
 
 
 def _differentiate(
-    function: Callable[[Tensor], Float[Tensor, ""]], layer: Tensor
+    function: Callable[[Tensor], Float[Tensor, ""]], buffer: Tensor
 ) -> tuple[Float[Tensor, ""], Tensor]:
-    """The value and the gradient of a function at a layer, without the graph behind that."""
-    leaf = layer.detach().requires_grad_()
+    """The value and the gradient of a function of a buffer, without the buffer's own graph."""
+    leaf = buffer.detach().requires_grad_()
     value = function(leaf)
     return value.detach(), torch.autograd.grad(value, leaf)[0]

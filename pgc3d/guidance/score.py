@@ -1,7 +1,7 @@
-"""Score formulas: what the latents should change by, given what the model predicts. Pure functions.
+"""Score formulas: gradients on latents from a model's noise predictions. Pure functions.
 
-`guidance_scale` has one meaning here: uncond + s (cond - uncond), as in diffusers. Code that writes
-cond + s (cond - uncond) means s + 1.
+`guidance_scale` is s in uncond + s (cond - uncond), as in diffusers. In code that computes
+cond + s (cond - uncond), the same guidance has the scale s - 1.
 """
 
 from typing import Literal, assert_never
@@ -13,7 +13,7 @@ Weighting = Literal["sigma2", "sqrt_abar", "uniform"]
 Latents = Float[Tensor, "B C H W"]
 
 
-def weight(signal: Float[Tensor, " B"], weighting: Weighting) -> Float[Tensor, " B"]:
+def weight(alphas_cumprod: Float[Tensor, " B"], weighting: Weighting) -> Float[Tensor, " B"]:
     """w(t) as a function of abar_t.
 
     "sigma2" is DreamFusion's 1 - abar (arXiv 2209.14988), "sqrt_abar" Fantasia3D's sqrt(abar) (1 - abar)
@@ -21,11 +21,11 @@ def weight(signal: Float[Tensor, " B"], weighting: Weighting) -> Float[Tensor, "
     """
     match weighting:
         case "sigma2":
-            return 1.0 - signal
+            return 1.0 - alphas_cumprod
         case "sqrt_abar":
-            return signal.sqrt() * (1.0 - signal)
+            return alphas_cumprod.sqrt() * (1.0 - alphas_cumprod)
         case "uniform":
-            return signal.new_ones(()).expand_as(signal)
+            return alphas_cumprod.new_ones(()).expand_as(alphas_cumprod)
         case _:
             assert_never(weighting)
 

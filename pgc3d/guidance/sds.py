@@ -27,12 +27,13 @@ from pgc3d.types import GuidanceOutput, Rendering, Step, TextEmbedding, Views
 
 @dataclass(frozen=True)
 class SdsConfig:
-    """Score distillation.
+    """Settings of score distillation.
 
-    `t_min` and `t_max` are schedules (see `PiecewiseLinear`) of fractions of the noise levels. Sizes are in
-    pixels; `resolution` 0 means the model's own and -1 the rendering's, for models trained at several sizes.
-    `original_size` and `target_size` are SDXL's size conditions, 0 for the resolution. `linear_encoder` is a
-    file of `scripts/fit_linear_encoder.py`, through which gradients then go instead of the encoder.
+    `t_min` and `t_max` are schedules (see `PiecewiseLinear`) of the timestep range, as fractions. Sizes are
+    in pixels; `resolution` 0 means the model's own and -1 the rendering's, for models trained at several
+    sizes. `original_size` and `target_size` are SDXL's size conditions, 0 for the resolution.
+    `linear_encoder` is a file of `scripts/fit_linear_encoder.py`, through which gradients then go instead of
+    the encoder.
     """
 
     kind: Literal["sds"] = "sds"
@@ -69,7 +70,7 @@ class SdsConfig:
         return rendered if self.resolution < 0 else self.resolution or model
 
     def build(self, context: GuidanceContext) -> "ScoreDistillation":
-        """The guidance; prompts are encoded before the network is loaded, for less memory at once."""
+        """The guidance; prompts are encoded before the network is loaded, for a lower memory peak."""
         views = context.models.view_prompts(self.model)
         texts = view_prompts(context.prompt, views)
         encoded = context.models.embed(self.model, (*texts, self.negative_prompt))
@@ -118,7 +119,7 @@ class ScoreDistillation:
         controls: Sequence[Control] = (),
         linear_encoder: LinearEncoder | None = None,
     ) -> None:  # fmt: skip
-        """Hold what every step needs on the device.
+        """Store the inputs of every step on the device.
 
         Args:
             model: the guidance model.
@@ -126,8 +127,8 @@ class ScoreDistillation:
             negative: one entry.
             view_prompts_config: chooses the text for a camera.
             guidance_scale: s in uncond + s (cond - uncond); unused by "csd".
-            t_min: lowest noise level over progress, a fraction of all levels.
-            t_max: highest noise level.
+            t_min: lowest timestep over progress, a fraction of all timesteps.
+            t_max: highest timestep, likewise.
             formula: "sds" or "csd".
             weighting: w(t).
             resolution: side in pixels of the model's input, 0 for its own, -1 for the rendering's.
@@ -138,8 +139,8 @@ class ScoreDistillation:
         """
         expected = len(view_prompts("x", view_prompts_config))
         if len(positive.tokens) != expected or len(negative.tokens) != 1:
-            found = (len(positive.tokens), len(negative.tokens))
-            raise ValueError(f"there must be {expected} positive and 1 negative prompts encoded, got {found}")
+            given = (len(positive.tokens), len(negative.tokens))
+            raise ValueError(f"there must be embeddings of {expected} and 1 prompts, got {given}")
         self.resolution = resolution or model.resolution
         if self.resolution > 0 and self.resolution % model.downscale:
             raise ValueError(f"resolution must be a multiple of {model.downscale}, got {self.resolution}")
@@ -168,9 +169,9 @@ class ScoreDistillation:
     def latent_gradient(
         self, latents: Float[Tensor, "B C h w"], rendering: Rendering, views: Views, step: Step
     ) -> Float[Tensor, "B C h w"]:
-        """The gradient on latents that are optimised themselves, with the noise that images would get.
+        """The gradient on latents that are optimised directly, with the same noise as for images.
 
-        They stand for the images in `rendering`, whose size they must have.
+        They must have the size of the latents of `rendering`.
         """
         side = self.input_resolution(rendering.color.shape[1])
         inputs = self._draw(len(latents), side, rendering, views, step)
@@ -178,9 +179,9 @@ class ScoreDistillation:
         return self._score(latents, NoiseSample(**inputs), texts, conditions, side)
 
     def _draw(self, batch: int, side: int, rendering: Rendering, views: Views, step: Step) -> dict[str, Any]:
-        """Timesteps, noise, texts and conditions, as `gradient` takes them."""
-        levels = self.t_min(step.progress), self.t_max(step.progress)
-        sample = draw(self.model, batch, side, levels, step)
+        """Timesteps, noise, texts and conditions, as arguments of `gradient`."""
+        timestep_range = self.t_min(step.progress), self.t_max(step.progress)
+        sample = draw(self.model, batch, side, timestep_range, step)
         cameras = views.cameras
         texts = view_index(
             cameras.azimuth.to(self.model.device),

@@ -1,4 +1,4 @@
-"""Score distillation from a novel-view model, which is conditioned on the input image."""
+"""Score distillation from a novel-view model that is conditioned on the input image."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -69,14 +69,14 @@ class NovelViewDistillation:
         t_max: PiecewiseLinear = PiecewiseLinear((0.98,)),  # noqa: B008
         weighting: score.Weighting = "sigma2",
     ) -> None:
-        """Hold what every step needs on the device.
+        """Store the inputs of every step on the device.
 
         Args:
             model: the guidance model, conditioned on the input image.
             reference: the camera of the input image, one view, on the model's device.
             guidance_scale: s in uncond + s (cond - uncond).
-            t_min: lowest noise level over progress, a fraction of all levels.
-            t_max: highest noise level.
+            t_min: lowest timestep over progress, a fraction of all timesteps.
+            t_max: highest timestep, likewise.
             weighting: w(t).
         """
         if len(reference) != 1:
@@ -95,8 +95,8 @@ class NovelViewDistillation:
         self, image: Float[Tensor, "B H W 3"], rendering: Rendering, views: Views, step: Step
     ) -> GuidanceOutput:
         """Draw a timestep and noise for each image and return the gradient on the images."""
-        levels = self.t_min(step.progress), self.t_max(step.progress)
-        sample = draw(self.model.diffusion, len(image), image.shape[1], levels, step)
+        timestep_range = self.t_min(step.progress), self.t_max(step.progress)
+        sample = draw(self.model.diffusion, len(image), image.shape[1], timestep_range, step)
         pose = relative_pose(views.cameras, self.reference, self.model.pose)
         return in_micro_batches(self.gradient, self.micro_batch, image=image, pose=pose, **vars(sample))
 

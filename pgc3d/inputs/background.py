@@ -1,4 +1,4 @@
-"""A background image that a user gives, prepared for a run and loaded from its folder."""
+"""The background image of a run: prepared from the user's file, and loaded from the run directory."""
 
 from pathlib import Path
 
@@ -14,39 +14,39 @@ from pgc3d.inputs.formats import Notify
 
 
 def prepare_backdrop(path: Path, size: int, notify: Notify = ignore) -> bytes:
-    """The middle square of a picture, scaled to `size` pixels, as a PNG file.
+    """The central square of an image, scaled to `size` pixels, as a PNG file.
 
     Args:
-        path: a picture.
+        path: an image.
         size: side of the square in pixels.
-        notify: takes lines about what could not be understood.
+        notify: receives one line for each thing that could not be interpreted.
 
     Raises:
-        InputError: the file is no picture, too large or damaged, or can be seen through.
+        InputError: the file is no image, too large or damaged, or not opaque.
     """
 
-    def twice(found: Size) -> Size:
-        """Enough for a square of `size` pixels."""
-        scale = min(1.0, 2 * size / min(found))
-        return max(1, round(found[0] * scale)), max(1, round(found[1] * scale))
+    def working_size(size_in_file: Size) -> Size:
+        """A size whose shorter side is at most twice `size`."""
+        scale = min(1.0, 2 * size / min(size_in_file))
+        return max(1, round(size_in_file[0] * scale)), max(1, round(size_in_file[1] * scale))
 
-    picture = drop_idle_alpha(decode_image(path, target=twice, notify=notify).image)
-    if picture.mode != "RGB":
+    image = drop_idle_alpha(decode_image(path, target=working_size, notify=notify).image)
+    if image.mode != "RGB":
         raise InputError(f"a background must be opaque, {path} is not; save it without an alpha channel")
-    return encode_png(ImageOps.fit(picture, (size, size), Image.Resampling.LANCZOS))
+    return encode_png(ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS))
 
 
 def load_backdrop(path: Path, device: torch.device) -> Backdrop:
-    """A prepared picture.
+    """The prepared background on a device, with its mean colour.
 
     Raises:
         InputError: the file is missing, or not what `prepare_backdrop` makes.
     """
-    picture = drop_idle_alpha(decode_image(path).image)
-    if picture.mode != "RGB" or picture.width != picture.height:
+    image = drop_idle_alpha(decode_image(path).image)
+    if image.mode != "RGB" or image.width != image.height:
         raise InputError(
-            f"{path} must be a prepared square picture without alpha, got {picture.mode} of {picture.size}"
+            f"{path} must be a prepared square image without alpha, got {image.mode} of {image.size}"
         )
-    values = torch.from_numpy(np.array(picture)).float() / 255.0
+    values = torch.from_numpy(np.array(image)).float() / 255.0
     red, green, blue = values.mean(dim=(0, 1)).tolist()
     return Backdrop(image=values.to(device), color=(red, green, blue))

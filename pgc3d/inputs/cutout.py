@@ -1,4 +1,4 @@
-"""What in an image is the object: by matting, by its plain background, and by the size of the pieces."""
+"""Segmentation of the object of an image: by matting, by a plain background, and by connected components."""
 
 import importlib.util
 from dataclasses import dataclass
@@ -24,13 +24,13 @@ SPECK_DISTANCE = 0.05  # of the largest piece's longer side: a speck that is nea
 LARGE_AREA = 0.05  # of the largest piece: a second piece with that much is reported
 FRINGE = 2  # pixels of half transparent edge around a speck that go with it
 CONTACT = 3  # pixels of the object on a border of the image: by less it is touched, not cut
-MAX_CUTS = 8  # places where an object before a plain background may leave the image
+MAX_CUTS = 8  # times that an object in front of a plain background may cross the image's border
 EDGE_WIDTH = 4  # pixels within which an object's colour takes the place of the background's
 
 
 @dataclass(frozen=True)
 class _Pieces:
-    """The connected pieces of an object, the holes in them filled; number 0 is the largest one."""
+    """The connected components of an object, their holes filled; number 0 is the largest one."""
 
     labels: Int32[np.ndarray, "H W"]  # number + 1, and 0 for no piece
     area: Int32[np.ndarray, "N"]  # pixels of the object, without the holes
@@ -45,11 +45,11 @@ class _Pieces:
 
 
 def matte(image: Image.Image) -> Image.Image:
-    """An RGB image with the alpha that rembg's network finds.
+    """An RGB image with the alpha of rembg's network.
 
     Raises:
         InputError: rembg is not installed.
-        WeightsNotFoundError: its model is not on this disk and cannot be fetched.
+        WeightsNotFoundError: its model is neither on the disk nor can it be downloaded.
     """
     if any(importlib.util.find_spec(name) is None for name in ("rembg", "onnxruntime")):
         raise InputError(
@@ -64,7 +64,7 @@ def matte(image: Image.Image) -> Image.Image:
         raise WeightsNotFoundError(
             f"rembg's model {MATTING_MODEL} must be on this disk or fetched at first use, but that failed "
             f"({type(error).__name__}); go online once, put {MATTING_MODEL}.onnx from rembg's releases where "
-            "rembg looks for it, or use a plain background and --no-matting"
+            "rembg reads it, or use a plain background and --no-matting"
         ) from error
     mask: Any = remove(image, session=session, only_mask=True)
     matted = image.copy()
@@ -73,10 +73,10 @@ def matte(image: Image.Image) -> Image.Image:
 
 
 def cut_plain_background(image: Image.Image, path: Path) -> Image.Image:
-    """An RGB image whose alpha leaves out what has the border's colour and is connected to the border.
+    """An RGB image whose alpha is 0 where it has the border's colour and is connected to the border.
 
-    The same colour inside the object stays. One pixel around the object goes with the background, because
-    it holds a mixture of both. The object may leave the image at a few places.
+    The same colour inside the object stays. The object is eroded by one pixel, whose colours are mixed with
+    the background. The object may cross the image's border a few times.
 
     Raises:
         InputError: the border is not of one colour.
@@ -87,10 +87,10 @@ def cut_plain_background(image: Image.Image, path: Path) -> Image.Image:
     ring = _ring(pixels)
     color = np.median(ring, axis=0)
     if not _is_plain(np.abs(ring - color).max(axis=-1)):
-        share = (np.abs(ring - color) > BACKGROUND_TOLERANCE).any(axis=-1).mean()
+        fraction = (np.abs(ring - color) > BACKGROUND_TOLERANCE).any(axis=-1).mean()
         raise InputError(
-            f"--no-matting needs a background of one plain colour, but {share:.0%} of the border of "
-            f"{path} differ from it; leave --no-matting away, or give an image with alpha"
+            f"--no-matting needs a background of one plain colour, but {fraction:.0%} of the border of "
+            f"{path} differ from it; omit --no-matting, or give an image with alpha"
         )
     plain = (np.abs(pixels - color) <= BACKGROUND_TOLERANCE).all(axis=-1)
     alpha = Image.fromarray(np.where(connected_to_border(plain), 0, 255).astype(np.uint8))
@@ -106,9 +106,9 @@ def _ring(pixels: np.ndarray) -> np.ndarray:
 
 
 def _is_plain(differences: np.ndarray) -> bool:
-    """Whether a border is of one colour, but for dust and a few places where an object leaves the image.
+    """Whether a border is of one colour, apart from noise and a few crossings of the object.
 
-    There the colour changes at once; a gradient or a vignette goes slowly away from the median.
+    At a crossing the colour changes abruptly; a gradient or a vignette deviates slowly from the median.
 
     Args:
         differences: from the median colour around the image, of 255, [N].
@@ -131,10 +131,10 @@ def _is_plain(differences: np.ndarray) -> bool:
 
 
 def find_object(image: Image.Image, path: Path, notify: Notify) -> tuple[Image.Image, Box]:
-    """The object of an RGBA image, without specks that lie apart from it, and its box.
+    """The object of an RGBA image, without distant specks, and its box.
 
-    The object is where alpha is above one half. Specks, several pieces, and borders of the image that cut the
-    object are reported.
+    The object is where alpha is above one half. Specks, several large components, and borders of the image
+    that cut the object are reported.
 
     Raises:
         InputError: there is no object, or no background.
@@ -142,7 +142,7 @@ def find_object(image: Image.Image, path: Path, notify: Notify) -> tuple[Image.I
     mask = np.asarray(image.getchannel("A")) > 127
     if mask.mean() > 0.99:
         raise InputError(
-            f"an object must stand before a background, but it fills all of {path}; cut it out with some "
+            f"an object must be in front of a background, but it fills all of {path}; cut it out with some "
             "a margin around it"
         )
     if mask.any():
@@ -155,16 +155,16 @@ def find_object(image: Image.Image, path: Path, notify: Notify) -> tuple[Image.I
     if max(height, width) < SMALLEST_OBJECT:
         raise InputError(
             f"the object must be at least {SMALLEST_OBJECT} pixels large, found {width} x {height} in "
-            f"{path}; is it cut out rightly?"
+            f"{path}; give an image whose alpha or background separates the object"
         )
     _report_cut(mask, path, notify)
     return image, (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
 
 
 def _find_pieces(mask: Bool[np.ndarray, "H W"]) -> _Pieces:
-    """The pieces of a mask that is not empty, from the largest one on.
+    """The components of a mask that is not empty, in order of decreasing area.
 
-    What lies in a hole of a piece belongs to it: the eyes of a face that is drawn as a line are no specks.
+    What lies in a hole of a component belongs to it: the eyes of a face in a line drawing are no specks.
     """
     from pgc3d.kernels.regions_numba import connected_to_border, label_regions
 
@@ -176,16 +176,16 @@ def _find_pieces(mask: Bool[np.ndarray, "H W"]) -> _Pieces:
     labels = number[labels]
     boxes = np.zeros((count, 4), np.int32)
     rows, columns = np.nonzero(labels)
-    found = labels[rows, columns] - 1
+    piece = labels[rows, columns] - 1
     boxes[:, :2] = np.iinfo(np.int32).max
-    for axis, places in ((0, columns), (1, rows)):
-        np.minimum.at(boxes[:, axis], found, places)
-        np.maximum.at(boxes[:, axis + 2], found, places + 1)
+    for axis, indices in ((0, columns), (1, rows)):
+        np.minimum.at(boxes[:, axis], piece, indices)
+        np.maximum.at(boxes[:, axis + 2], piece, indices + 1)
     return _Pieces(labels, area[order].astype(np.int32), boxes)
 
 
 def _find_specks(pieces: _Pieces) -> Bool[np.ndarray, "N"]:
-    """Which pieces are far smaller than the largest one and away from all that are not."""
+    """Whether each component is far smaller than the largest one and far from all that are not."""
     from pgc3d.kernels.regions_numba import distance
 
     sides = pieces.longer_sides
@@ -216,17 +216,19 @@ def _drop(
     alpha: UInt8[np.ndarray, "H W"] = np.where(gone, 0, np.asarray(image.getchannel("A")))
     cleaned = image.copy()
     cleaned.putalpha(Image.fromarray(alpha))
-    share = pieces.area[specks].sum() / pieces.area.sum()
+    fraction = pieces.area[specks].sum() / pieces.area.sum()
     count = int(specks.sum())
     notify(
         f"left out {count} {'speck' if count == 1 else 'specks'} apart from the object of {path} "
-        f"({share:.2g} of its pixels)"
+        f"({fraction:.2g} of its pixels)"
     )
     return cleaned, mask & ~dropped
 
 
-def _report_several(pieces: _Pieces, kept: Bool[np.ndarray, "N"], path: Path, notify: Notify) -> None:
-    large = pieces.area[kept & (pieces.area >= LARGE_AREA * pieces.area[0])]
+def _report_several(
+    pieces: _Pieces, object_pieces: Bool[np.ndarray, "N"], path: Path, notify: Notify
+) -> None:
+    large = pieces.area[object_pieces & (pieces.area >= LARGE_AREA * pieces.area[0])]
     if len(large) > 1:
         notify(
             f"{path} shows {len(large)} separate pieces, which are taken as one object (the second has "
@@ -235,9 +237,9 @@ def _report_several(pieces: _Pieces, kept: Bool[np.ndarray, "N"], path: Path, no
 
 
 def _report_cut(mask: Bool[np.ndarray, "H W"], path: Path, notify: Notify) -> None:
-    """Name the borders that the object reaches.
+    """Report the borders of the image that the object touches.
 
-    An image that was trimmed to its object touches all four and cuts none, unless half of one is covered.
+    The object of a cropped image touches all four without being cut, unless it covers half of one.
     """
     sides = {"left": mask[:, 0], "right": mask[:, -1], "top": mask[0], "bottom": mask[-1]}
     touched = {name: side for name, side in sides.items() if side.sum() >= CONTACT}

@@ -1,7 +1,7 @@
-"""Images as they are stored, turned into what is worked with: sRGB with 8 bits, or the levels of a map.
+"""Decoding of image files: to 8 bit sRGB for an image, to the stored numbers for a map.
 
-Of colours with 16 bits an image keeps the upper 8. Large images are shrunk in strips before anything else is
-made of them, so that hardly more than the decoder's own buffer is in memory.
+Colours with 16 bits are reduced to the upper 8. Large images are shrunk in strips before any other step, so
+that memory is hardly more than the decoder's buffer.
 """
 
 from collections.abc import Callable
@@ -15,10 +15,10 @@ from PIL import ExifTags, Image, ImageFile
 
 from pgc3d.errors import InputError
 from pgc3d.inputs import stored
-from pgc3d.inputs.formats import Notify, open_picture
+from pgc3d.inputs.formats import Notify, open_image
 from pgc3d.inputs.profiles import Convert, converter, grey_table, plain
 
-OPAQUE = 250  # an alpha channel that is nowhere below is no mask of the object
+OPAQUE = 250  # an alpha channel that is nowhere below has no object mask
 _STRIP = 256  # rows, about
 _GAP = 1.5  # times the target size: no smaller before the last, smooth step
 _READY = frozenset({"L", "LA", "RGB", "RGBA", "CMYK"})  # modes that can be shrunk as they are
@@ -32,17 +32,17 @@ Size = tuple[int, int]  # width and height
 
 
 def ignore(line: str) -> None:
-    """Report to nobody."""
+    """Discard a line."""
 
 
 def keep_size(size: Size) -> Size:
-    """The size that an image has."""
+    """The size unchanged."""
     return size
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """An image that is ready to be worked with."""
+    """A decoded image."""
 
     image: Image.Image  # RGB, or RGBA with straight alpha, sRGB, 8 bits a channel, upright
     original: Size  # in the file, upright
@@ -50,14 +50,14 @@ class Decoded:
 
 @dataclass(frozen=True)
 class Levels:
-    """The numbers of a map, upright; no colour management touches them."""
+    """The numbers of a map, upright, without colour management."""
 
     values: Shaped[np.ndarray, "*HWC"]
-    top: float | None  # what white is, where the numbers have an end
+    top: float | None  # the number of white, None where numbers have no upper bound
 
     def rows(self, part: slice) -> Float[np.ndarray, "*hWC"]:
-        """Some rows as float32, in [0, 1] where the numbers have an end."""
-        with np.errstate(over="ignore"):  # what is not finite is refused, where it matters
+        """Rows as float32, in [0, 1] where `top` is known."""
+        with np.errstate(over="ignore"):  # values on the object are checked later
             values = self.values[part].astype(np.float32)
         return values if self.top is None else values / np.float32(self.top)
 
@@ -65,19 +65,20 @@ class Levels:
 def decode_image(
     path: Path, *, target: Callable[[Size], Size] = keep_size, notify: Notify = ignore
 ) -> Decoded:
-    """Decode to sRGB, upright.
+    """The image in sRGB, upright.
 
     Args:
         path: an image.
-        target: the size to shrink to for a size in the file; treats width and height alike.
+        target: the size to shrink to as a function of the size in the file, symmetric in width and height.
         notify: receives one line for each thing that could not be interpreted.
 
     Raises:
         InputError: the file is no image, too large or damaged.
     """
-    with open_picture(path) as opened:
-        size, wanted = opened.size, target(opened.size)
-        drafted = opened.draft(None, wanted) if wanted != size else None  # a JPEG is decoded smaller
+    with open_image(path) as opened:
+        size, target_size = opened.size, target(opened.size)
+        # a JPEG is decoded at a smaller size
+        drafted = opened.draft(None, target_size) if target_size != size else None
         width, height = drafted[1][2:] if drafted else size
         stored.repair_tiles(opened, path)
         expand, convert = _steps(opened, path, notify)
@@ -85,7 +86,7 @@ def decode_image(
         opened.load()
         orientation = opened.getexif().get(ExifTags.Base.Orientation, 1)
     image = convert(
-        _shrink(opened if keyed is None else keyed, expand, (float(width), float(height)), wanted)
+        _shrink(opened if keyed is None else keyed, expand, (float(width), float(height)), target_size)
     )
     if orientation in _TURNS:
         image = image.transpose(_TURNS[orientation])
@@ -93,7 +94,7 @@ def decode_image(
 
 
 def drop_idle_alpha(image: Image.Image) -> Image.Image:
-    """RGB where the alpha channel of an RGBA image is no mask, else the image as it is."""
+    """The image as RGB where its alpha is opaque everywhere, else unchanged."""
     idle = image.mode == "RGBA" and np.asarray(image.getchannel("A")).min() >= OPAQUE
     return image.convert("RGB") if idle else image
 
@@ -104,7 +105,7 @@ def decode_levels(path: Path) -> Levels:
     Raises:
         InputError: the file is no image, too large or damaged, or its colours are neither grey nor RGB.
     """
-    with open_picture(path) as image:
+    with open_image(path) as image:
         stored.repair_tiles(image, path)
         low = stored.low_bytes(path) if stored.has_low_bytes(image) else None
         top, inverted = stored.top_level(image), stored.counts_from_white(image)
@@ -125,7 +126,7 @@ def decode_levels(path: Path) -> Levels:
 
 
 def _steps(image: ImageFile.ImageFile, path: Path, notify: Notify) -> tuple[Convert | None, Convert]:
-    """What is done to strips of an open file before they are shrunk, and to the whole afterwards."""
+    """Conversions of an open file: of strips before they are shrunk, and of the whole image afterwards."""
     transparent = stored.transparent_level(image)
     if image.mode in {"I", "F"}:
         raise InputError(
@@ -153,13 +154,13 @@ def _steps(image: ImageFile.ImageFile, path: Path, notify: Notify) -> tuple[Conv
 def _grey_of_levels(
     image: ImageFile.ImageFile, by_profile: UInt8[np.ndarray, "65536"] | None
 ) -> UInt8[np.ndarray, "65536"]:
-    """The grey with 8 bits of each level of a 16 bit image."""
+    """A table from the levels of a 16 bit image to 8 bit grey."""
     place = np.clip(np.arange(65536) / (stored.top_level(image) or 65535.0), 0.0, 1.0)
     place = 1.0 - place if stored.counts_from_white(image) else place
     if by_profile is None:
         return np.rint(place * 255.0).astype(np.uint8)
-    found: UInt8[np.ndarray, "65536"] = by_profile[np.rint(place * 65535.0).astype(np.int64)]
-    return found
+    greys: UInt8[np.ndarray, "65536"] = by_profile[np.rint(place * 65535.0).astype(np.int64)]
+    return greys
 
 
 def _look_up(
@@ -176,7 +177,7 @@ def _look_up(
 
 
 def _read_transparent_color(image: ImageFile.ImageFile, path: Path) -> Image.Image | None:
-    """The whole image with alpha, where one of its colours is transparent."""
+    """The image as RGBA where the file declares a transparent colour, else None."""
     color = stored.transparent_level(image)
     if not isinstance(color, tuple):
         return None
@@ -192,24 +193,24 @@ def _read_transparent_color(image: ImageFile.ImageFile, path: Path) -> Image.Ima
 
 
 def _shrink(
-    image: Image.Image, expand: Convert | None, extent: tuple[float, float], wanted: Size
+    image: Image.Image, expand: Convert | None, extent: tuple[float, float], target_size: Size
 ) -> Image.Image:
-    """An image at a target size, in a mode of `_READY`.
+    """The image at a target size, in a mode of `_READY`.
 
     A box filter in strips first, then a smooth one, each with colours weighted by alpha.
 
     Args:
         image: as decoded.
-        expand: brings a strip into such a mode; None where the image is in one.
+        expand: converts a strip to such a mode; None where the image is in one.
         extent: width and height; the last pixels of a JPEG that is decoded smaller may lie half beyond it.
-        wanted: not larger than the image.
+        target_size: not larger than the image.
     """
-    factor = max(1, int(min(extent[0] / wanted[0], extent[1] / wanted[1]) / _GAP))
+    factor = max(1, int(min(extent[0] / target_size[0], extent[1] / target_size[1]) / _GAP))
     small = _expand_strips(image, expand, factor)
     box = (0.0, 0.0, extent[0] / factor, extent[1] / factor)
-    if small.size == wanted and box[2] == wanted[0] and box[3] == wanted[1]:
+    if small.size == target_size and box[2] == target_size[0] and box[3] == target_size[1]:
         return small
-    return small.resize(wanted, Image.Resampling.BICUBIC, box=box)
+    return small.resize(target_size, Image.Resampling.BICUBIC, box=box)
 
 
 def _expand_strips(image: Image.Image, expand: Convert | None, factor: int) -> Image.Image:

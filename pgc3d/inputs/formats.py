@@ -1,4 +1,4 @@
-"""What kind of file the user gave: opened where it is an image that can be read, else one line that helps."""
+"""Opening of image files, with an error that names the kind of a file that is not supported."""
 
 import re
 import warnings
@@ -31,19 +31,19 @@ _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 def _of_magic(start: bytes) -> tuple[str, str] | None:
-    """What a file is by its first bytes, and what to do about it; None where that is not known."""
+    """The kind of a file by its first bytes and the remedy; None where the kind is not known."""
     brand = start[8:12] if start[4:8] == b"ftyp" else b""
     known: tuple[tuple[bool, str, str], ...] = (
         (
             brand in _HEIC_BRANDS,
             "a HEIC file",
-            f"{_EXPORT} (on a telephone: choose the most compatible format)",
+            f"{_EXPORT} (on a phone: choose the most compatible format)",
         ),
         (brand in {b"avif", b"avis"}, "an AVIF file", _EXPORT),
         (brand == b"crx ", *_RAW),
         (start.startswith((b"FUJIFILMCCD-RAW", b"IIRO", b"IIRS", b"IIU\0", b"FOVb")), *_RAW),
         (start[:4] == b"II*\0" and start[8:10] == b"CR", *_RAW),
-        (brand != b"", "a film", "save one frame as PNG"),
+        (brand != b"", "a video", "save one frame as PNG"),
         (start.startswith(b"GIF8"), "a GIF", "save one frame as PNG"),
         (start.startswith(b"%PDF"), "a PDF", "export the page as PNG"),
         (b"<svg" in start, "an SVG drawing", "export it as PNG, 1024 pixels or larger"),
@@ -63,40 +63,40 @@ def _of_magic(start: bytes) -> tuple[str, str] | None:
             "fetch the file with git lfs pull",
         ),
     )
-    return next(((what, advice) for found, what, advice in known if found), None)
+    return next(((what, advice) for is_match, what, advice in known if is_match), None)
 
 
 def require_small_file(path: Path) -> None:
-    """Refuse what is no file or a huge one.
+    """Check that a path is a file of at most `MAX_BYTES`.
 
     Raises:
-        InputError: it is.
+        InputError: it is not, or is empty.
     """
     if _URL.match(str(path)):
         raise InputError(
-            f"the picture must be a file on this computer, got the address {str(path)[:80]}; download it"
+            f"the image must be a file on this computer, got the address {str(path)[:80]}; download it"
         )
     try:
-        found, size = path.is_file(), path.stat().st_size if path.is_file() else 0
-    except OSError as error:  # a name that no file can have, or a folder that must not be looked into
+        is_file, size = path.is_file(), path.stat().st_size if path.is_file() else 0
+    except OSError as error:  # an invalid name, or a folder without permission
         reason = error.strerror or str(error)
-        raise InputError(f"the picture must be a file, found none at {path}: {reason}") from error
+        raise InputError(f"the image must be a file, found none at {path}: {reason}") from error
     except ValueError:  # a NUL in its name
-        found, size = False, 0
-    if not found:
-        raise InputError(f"the picture must be a file, found none at {path}")
+        is_file, size = False, 0
+    if not is_file:
+        raise InputError(f"the image must be a file, found none at {path}")
     if size > MAX_BYTES:
-        raise InputError(f"a picture must have at most {MAX_BYTES >> 20} MiB, {path} has {size >> 20}")
+        raise InputError(f"an image must have at most {MAX_BYTES >> 20} MiB, {path} has {size >> 20}")
     if size == 0:
-        raise InputError(f"a picture must be one of {', '.join(FORMATS)}, {path} is empty; copy it again")
+        raise InputError(f"an image must be one of {', '.join(FORMATS)}, {path} is empty; copy it again")
 
 
 @contextmanager
-def open_picture(path: Path) -> Iterator[ImageFile.ImageFile]:
-    """A single image of a bearable size, not decoded yet; what its decoder raises becomes one line.
+def open_image(path: Path) -> Iterator[ImageFile.ImageFile]:
+    """An opened image of at most `MAX_PIXELS`, not decoded yet; errors of the decoder become an InputError.
 
     Raises:
-        InputError: it is something else, or damaged.
+        InputError: the file is of another kind, too large or damaged.
     """
     require_small_file(path)
     if _RAW_SUFFIX.fullmatch(path.suffix):  # many open as a TIFF with the preview in it
@@ -107,18 +107,18 @@ def open_picture(path: Path) -> Iterator[ImageFile.ImageFile]:
         if image.width * image.height > MAX_PIXELS:
             raise _too_many_pixels(path, f"{image.width} x {image.height}")
         if min(image.size) < 1:
-            raise InputError(f"a picture must have pixels, {path} has {image.width} x {image.height}")
+            raise InputError(f"an image must have pixels, {path} has {image.width} x {image.height}")
         frames = getattr(image, "n_frames", 1)
-        if frames > 1 and image.format != "MPO":  # the first one of a telephone's MPO is the image
+        if frames > 1 and image.format != "MPO":  # the first one of a phone's MPO is the image
             raise InputError(
-                f"a picture must be a single one, {path} holds {frames}; save the one that is meant as PNG"
+                f"an image must be a single one, {path} holds {frames}; save the one that is meant as PNG"
             )
         _require_plain_numbers(image, path)
         yield image
 
 
 def _name_layouts() -> None:
-    """Let the decoder open grey TIFFs that it has no name for; `stored` has the meaning of their levels."""
+    """Register grey TIFF layouts that Pillow does not list; `stored` interprets their levels."""
     table: dict[Any, tuple[str, str]] = TiffImagePlugin.OPEN_INFO
     for order in (TiffImagePlugin.II, TiffImagePlugin.MM):
         for photometric in (0, 1):
@@ -129,7 +129,7 @@ def _name_layouts() -> None:
 
 @contextmanager
 def decoding(path: Path) -> Iterator[None]:
-    """Turn whatever a decoder raises over a file into one line."""
+    """Convert every exception of a decoder to an InputError of one line."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about metadata that is dropped anyway
@@ -148,14 +148,14 @@ def decoding(path: Path) -> Iterator[None]:
         raise InputError(f"{path} must be a whole file, got: {reason}") from error
 
 
-def _too_many_pixels(path: Path, found: str) -> InputError:
+def _too_many_pixels(path: Path, size: str) -> InputError:
     return InputError(
-        f"a picture must have at most {MAX_PIXELS / 1e6:.0f} million pixels, {path} has {found}; shrink it"
+        f"an image must have at most {MAX_PIXELS / 1e6:.0f} million pixels, {path} has {size}; shrink it"
     )
 
 
 def _other_format(path: Path, what: str, advice: str) -> InputError:
-    return InputError(f"a picture must be one of {', '.join(FORMATS)}, {path} is {what}; {advice}")
+    return InputError(f"an image must be one of {', '.join(FORMATS)}, {path} is {what}; {advice}")
 
 
 def _unidentified(path: Path) -> InputError:
@@ -166,11 +166,11 @@ def _unidentified(path: Path) -> InputError:
     if start.startswith(_TIFF_STARTS):
         what = f"a TIFF whose layout is not read{_layout(path)}"
         return _other_format(path, what, "save it with 8 or 16 bits a channel as PNG")
-    return InputError(f"a picture must be one of {', '.join(FORMATS)}, {path} is not")
+    return InputError(f"an image must be one of {', '.join(FORMATS)}, {path} is not")
 
 
 def _layout(path: Path) -> str:
-    """The layout of a TIFF in brackets, as far as its tags can be read."""
+    """The layout of a TIFF in brackets; empty where its tags cannot be read."""
     with suppress(Exception), path.open("rb") as file:
         tags = TiffImagePlugin.ImageFileDirectory_v2(file.read(8))
         file.seek(tags.next)
@@ -183,7 +183,7 @@ def _layout(path: Path) -> str:
 
 
 def _require_plain_numbers(image: Image.Image, path: Path) -> None:
-    """Refuse the TIFFs that the decoder reads as something else than what they hold."""
+    """Check that an image is no TIFF that the decoder misreads: raw data, or signed levels."""
     tags = getattr(image, "tag_v2", {})
     if DNG_VERSION in tags:
         raise _other_format(path, *_RAW)

@@ -1,6 +1,6 @@
-"""Depth and normals that belong to an input image: read with distrust and framed exactly as it is.
+"""Depth and normal maps of an input image: validated, and framed exactly like the image.
 
-A run keeps them as images of the prepared one's size, which are 0 outside the object.
+The prepared maps have the size of the prepared image and are 0 outside the object.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ from pgc3d.errors import InputError
 from pgc3d.images import encode_png
 from pgc3d.inputs.decode import Levels, Size, decode_levels
 from pgc3d.inputs.formats import decoding, require_small_file
-from pgc3d.inputs.image import FramedPhoto
+from pgc3d.inputs.image import FramedImage
 
 CHANNELS: dict[MapName, int] = {"depth": 1, "normal": 3}
 GREY_TOLERANCE = 2 / 255  # between the channels of grey levels that are stored as RGB
@@ -24,10 +24,10 @@ _STRIP = 256  # rows, about
 AWAY = 0.5  # fraction of the object whose normals may point away from the viewer
 
 
-def prepare_map(name: MapName, path: Path, framed: FramedPhoto) -> bytes:
-    """Make the map that a run works with, a PNG file with 16 bit grey levels for depth, RGB for normals.
+def prepare_map(name: MapName, path: Path, framed: FramedImage) -> bytes:
+    """The prepared map as a PNG file, with 16 bit grey levels for depth, 8 bit RGB for normals.
 
-    All bits of the file are used; normals are kept with 8, which is a quarter of a degree.
+    All bits of the file are used; 8 bits resolve normals to a quarter of a degree.
 
     Args:
         name: `depth`: relative inverse depth in one channel, near is bright, scale and shift are free.
@@ -44,7 +44,7 @@ def prepare_map(name: MapName, path: Path, framed: FramedPhoto) -> bytes:
     if (width, height) != framed.original:
         wide, high = framed.original
         raise InputError(
-            f"a {name} map must have the size of the picture, {wide} x {high}, but {path} has "
+            f"a {name} map must have the size of the input image, {wide} x {high}, but {path} has "
             f"{width} x {height}"
         )
     placed, covered = _place(levels, framed, path)
@@ -89,7 +89,7 @@ def _read(name: MapName, path: Path) -> Levels:
 
 
 def _grey_of(values: Shaped[np.ndarray, "H W 3"], top: float, path: Path) -> Shaped[np.ndarray, "H W"]:
-    """The grey levels of an RGB image that holds nothing else."""
+    """The grey levels of an RGB image without colours."""
     grey = values[..., 1]
     for channel in (0, 2):
         apart = np.maximum(values[..., channel], grey) - np.minimum(values[..., channel], grey)
@@ -104,18 +104,18 @@ def _grey_of(values: Shaped[np.ndarray, "H W 3"], top: float, path: Path) -> Sha
 def _read_array(path: Path) -> Shaped[np.ndarray, "..."]:
     require_small_file(path)
     with decoding(path):
-        found = np.load(path, mmap_mode="r", allow_pickle=False)
-    if not isinstance(found, np.ndarray) or found.dtype.kind not in "fiu":
-        raise InputError(f"{path} must hold one array of numbers, got {getattr(found, 'dtype', 'several')}")
-    return found
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
+        raise InputError(f"{path} must hold one array of numbers, got {getattr(array, 'dtype', 'several')}")
+    return array
 
 
 def _place(
-    levels: Levels, framed: FramedPhoto, path: Path
+    levels: Levels, framed: FramedImage, path: Path
 ) -> tuple[Float[np.ndarray, "S S C"], Float[np.ndarray, "S S"]]:
-    """The map in the prepared square, in which the background leaves no trace, and the object's coverage."""
-    alpha = np.asarray(framed.picture.getchannel("A"), np.float32) / np.float32(255.0)
-    *planes, finite = _shrink(levels, framed.picture.size)
+    """The map in the prepared square, free of values of the background, and the object's coverage."""
+    alpha = np.asarray(framed.cutout.getchannel("A"), np.float32) / np.float32(255.0)
+    *planes, finite = _shrink(levels, framed.cutout.size)
 
     def place(plane: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "S S"]:
         # BILINEAR has no negative weights: the quotients below stay between the values
@@ -130,8 +130,8 @@ def _place(
 def _shrink(levels: Levels, size: Size) -> list[Float[np.ndarray, "h w"]]:
     """The channels at another size, with 0 where they are not finite, and the fraction that is.
 
-    Means of blocks first, a strip of rows at a time, so that a large map is never there as float32; then
-    a smooth filter, as for the image.
+    Means of blocks first, a strip of rows at a time, so that a large map is never held as float32; then a
+    bilinear filter, as for the image.
     """
     height, width = levels.values.shape[:2]
     factor = max(1, min(width // size[0], height // size[1]))
@@ -145,7 +145,7 @@ def _shrink(levels: Levels, size: Size) -> list[Float[np.ndarray, "h w"]]:
 
 
 def _block_means(values: Float[np.ndarray, "h W C"], factor: int) -> list[Float[np.ndarray, "k K"]]:
-    """Means over squares, smaller ones at the lower and right end, of each channel and of what is finite."""
+    """Block means (smaller blocks at the lower and right edge) of each channel and of the finite mask."""
     finite = np.isfinite(values).all(axis=-1)
     planes = [*np.moveaxis(np.where(finite[..., None], values, np.float32(0.0)), -1, 0), finite]
     images = (Image.fromarray(np.ascontiguousarray(plane, np.float32)) for plane in planes)
@@ -176,7 +176,7 @@ def _normal_levels(
     if away > AWAY:
         raise InputError(
             "a normal map must be in camera space with x right, y up, z to the viewer, but in "
-            f"{path} {away:.0%} of the object look away"
+            f"{path} {away:.0%} of the object have normals with negative z"
         )
     unit = normal / np.maximum(np.linalg.norm(normal, axis=-1, keepdims=True), 1e-6)
     encoded: UInt8[np.ndarray, "S S 3"] = np.rint((0.5 * unit + 0.5) * 255.0).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Make a given mesh ready for painting, and keep it in a file of the run."""
+"""A given mesh prepared for texturing, and its file in the run directory."""
 
 import json
 import math
@@ -35,41 +35,50 @@ def prepare_mesh_file(  # noqa: PLR0913 - each of them is a choice of the user
     uv: UvChoice = "auto",
     notify: Callable[[str], None] = lambda _: None,
 ) -> PreparedMesh:
-    """Read a mesh, place it in the world, and give it the normals and texture coordinates that it lacks.
+    """Read a mesh, place it in the world, and add the normals and texture coordinates that it lacks.
 
-    `say` gets a line about everything that was passed over, that the result will lack, or that was made.
+    Args:
+        path: a mesh file.
+        up: the file's axis that points up, such as "+y".
+        front: the file's axis of the object's front, or "auto".
+        crease_degrees: angle between faces above which an edge is sharp, for files without normals.
+        texture_size: of new texture coordinates, in texels.
+        rasterizer: on `device`, to find overlapping charts.
+        device: of the rasteriser.
+        uv: whether to use the file's texture coordinates.
+        notify: receives a line for everything that was ignored, dropped or added.
 
     Raises:
-        InputError: the file cannot be used, or it has no texture coordinates that `uv` "own" could keep.
+        InputError: the file is not valid, or `uv` is "own" and it has no usable texture coordinates.
     """
     source = read_source(path)
     try:
         placement = place(source.vertices, source.faces, up=up, front=front)
     except ValueError as error:
         raise InputError(f"{error}: {path}") from error
-    welded, joined, _ = weld(source.vertices, source.faces)
+    welded, welded_faces, _ = weld(source.vertices, source.faces)
     normals, normal_faces, opposed = complete_normals(
-        source, welded, joined, crease=math.radians(crease_degrees)
+        source, welded, welded_faces, crease=math.radians(crease_degrees)
     )
-    _say_findings(source, path, notify, opposed=opposed, inside_out=is_inside_out(welded, joined))
+    _report(source, path, notify, opposed=opposed, inside_out=is_inside_out(welded, welded_faces))
     own = choose_coordinates(source, path, choice=uv, rasterizer=rasterizer, device=device)
     method = "own"
     if isinstance(own, str):
-        atlas = unwrap(placement.to_world(welded), joined, texture_size=texture_size)
+        atlas = unwrap(placement.to_world(welded), welded_faces, texture_size=texture_size)
         method = atlas.method
         notify(own.format(method=method))
         own = Coordinates(atlas.uv, atlas.uv_faces)
     return PreparedMesh(
         mesh=UvMesh(source.vertices, source.faces, normals, normal_faces, own.uv, own.uv_faces),
         placement=placement,
-        welded_faces=_representatives(source.faces, joined),
+        welded_faces=_representatives(source.faces, welded_faces),
         uv_method=method,
         uv_shared=own.shared,
         uv_wraps=own.wraps,
     )
 
 
-def _say_findings(
+def _report(
     source: SourceMesh, path: Path, notify: Callable[[str], None], *, opposed: float, inside_out: bool
 ) -> None:
     for note in source.notes:
@@ -83,20 +92,20 @@ def _say_findings(
         )
     if inside_out:
         notify(
-            f"{path.name}: the surface is closed and inside out; it is painted and written as it is, "
-            "flip its faces for programs that hide back sides"
+            f"{path.name}: the surface is closed and inside out; it is textured and written as it is, "
+            "flip its faces for programs that cull back faces"
         )
 
 
-def _representatives(faces: Tensor, joined: Tensor) -> Tensor:
-    """`joined` with the file's own vertex numbers: the last one of each group stands for all of it."""
-    chosen = torch.zeros(int(joined.max()) + 1, dtype=torch.int64)
-    chosen[joined.reshape(-1)] = faces.reshape(-1)
-    return chosen[joined]
+def _representatives(faces: Tensor, welded_faces: Tensor) -> Tensor:
+    """The welded faces with the file's vertex indices: each group has the index of its last vertex."""
+    chosen = torch.zeros(int(welded_faces.max()) + 1, dtype=torch.int64)
+    chosen[welded_faces.reshape(-1)] = faces.reshape(-1)
+    return chosen[welded_faces]
 
 
 def save_prepared(path: Path, prepared: PreparedMesh) -> None:
-    """Write a canvas as safetensors.
+    """Write a prepared mesh as a safetensors file.
 
     Raises:
         InputError: the folder cannot be written or the disk is full.
@@ -122,10 +131,10 @@ def save_prepared(path: Path, prepared: PreparedMesh) -> None:
 
 
 def load_prepared(path: Path) -> PreparedMesh:
-    """Read what `save_prepared` wrote.
+    """The prepared mesh of a file of `save_prepared`.
 
     Raises:
-        RunDirectoryError: it is missing or damaged.
+        RunDirectoryError: the file is missing or damaged.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -140,13 +149,12 @@ def load_prepared(path: Path) -> PreparedMesh:
         return PreparedMesh(mesh, placement, tensors["joined"], facts["uv_method"], **flags)
     except (OSError, KeyError, ValueError, TypeError, SafetensorError) as error:
         raise RunDirectoryError(
-            f"{path} must be the mesh that the run paints, but is missing or damaged "
-            f"({error}); start a new run"
+            f"{path} must be the run's prepared mesh, but is missing or damaged ({error}); start a new run"
         ) from error
 
 
 def _require_prepared(tensors: Mapping[str, Tensor]) -> None:
-    """See that the tensors of a file, which may be anyone's, make up a mesh.
+    """Check that the tensors of an untrusted file make up a prepared mesh.
 
     Raises:
         ValueError: they do not.
@@ -166,4 +174,4 @@ def _require_prepared(tensors: Mapping[str, Tensor]) -> None:
         if faces.shape != (count, 3) or faces.dtype != torch.int64 or count < 1:
             raise ValueError(f"{name} must be rows of 3 whole numbers, as many as there are faces")
         if int(faces.min()) < 0 or int(faces.max()) >= len(points) or not bool(points.isfinite().all()):
-            raise ValueError(f"{name} must name finite {target} that are there")
+            raise ValueError(f"{name} must be indices of finite {target}")

@@ -27,26 +27,26 @@ def plain(image: Image.Image) -> Image.Image:
 
 
 def converter(image: Image.Image, path: Path, notify: Notify, *, grey: bool = False) -> Convert:
-    """How the colours of an image that was just opened become sRGB.
+    """The conversion of an opened image's colours to sRGB.
 
-    A profile that cannot be read or used is reported, and the values are kept, as they are without one.
+    A profile that cannot be read or used is reported, and the values are kept as without a profile.
 
     Args:
         image: an open file; its profile and its mode are used.
         path: its name.
-        notify: receives a line about a profile that cannot be used, or about colours of unknown meaning.
+        notify: receives a line about an unusable profile, or about colours of unknown meaning.
         grey: the file holds grey levels, though it is decoded as RGB.
 
     Returns:
-        A function of an image in mode L, LA, RGB, RGBA, CMYK or LAB that gives RGB or RGBA.
+        A function of an image in mode L, LA, RGB, RGBA, CMYK or LAB; it returns RGB or RGBA.
     """
     info, kind = image.info, "L" if grey else _kind(image.mode)
     if kind == "LAB":  # its numbers have a meaning of their own
         return partial(_convert, kind="LAB", transform=_transform(ImageCms.createProfile("LAB"), "LAB"))
     if "icc_profile" in info:
-        found = _from_profile(info["icc_profile"])
-        if found is not None and (found[0] == kind or (found[0], kind) == ("RGB", "L")):
-            return partial(_convert, kind=found[0], transform=found[1])
+        decoded = _from_profile(info["icc_profile"])
+        if decoded is not None and (decoded[0] == kind or (decoded[0], kind) == ("RGB", "L")):
+            return partial(_convert, kind=decoded[0], transform=decoded[1])
         notify(f"the colour profile of {path} cannot be used; its colours are taken as sRGB")
     elif kind == "CMYK":
         notify(
@@ -59,7 +59,7 @@ def converter(image: Image.Image, path: Path, notify: Notify, *, grey: bool = Fa
 
 
 def _kind(mode: str) -> str:
-    """The colour space of an image by its mode, in the words of `_KINDS`."""
+    """The colour space of an image mode, one of `_KINDS`."""
     if mode in {"CMYK", "LAB"}:
         return mode
     return "L" if mode in {"1", "L", "LA", "La"} or mode.startswith("I") else "RGB"
@@ -105,8 +105,8 @@ def _transform(profile: Any, mode: str) -> Any:
 def _is_identity(transform: Any) -> bool:
     steps = np.linspace(0, 255, 9).round().astype(np.uint8)
     colors = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(27, 27, 3)
-    found = np.asarray(_apply(transform, Image.fromarray(colors)))
-    return bool(np.abs(found.astype(int) - colors).max() <= _ROUNDING)
+    decoded = np.asarray(_apply(transform, Image.fromarray(colors)))
+    return bool(np.abs(decoded.astype(int) - colors).max() <= _ROUNDING)
 
 
 def _apply(transform: Any, image: Image.Image) -> Image.Image:

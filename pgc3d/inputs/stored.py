@@ -1,7 +1,7 @@
-"""How an open image file stores its numbers, as far as the decoder does not expose or use it.
+"""Storage of an image file's numbers, where the decoder (Pillow) does not expose or apply it.
 
-Levels that end below 65535 or count from white to black, a level that is transparent, the low bytes of 16 bit
-colours, and channels that are stored one after the other.
+Levels that end below 65535 or are inverted, a transparent level, the low bytes of 16 bit colours, and planar
+channels.
 """
 
 import sys
@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 from PIL import ImageFile, TiffImagePlugin
 
 from pgc3d.errors import InputError
-from pgc3d.inputs.formats import open_picture
+from pgc3d.inputs.formats import open_image
 
 BITS, PHOTOMETRIC, COMPRESSION, SAMPLES, PLANAR = 258, 262, 259, 277, 284  # TIFF tags
 WHITE_IS_ZERO, NOT_COMPRESSED, APART = 0, 1, 2  # their values
@@ -22,7 +22,7 @@ Transparent = int | tuple[int, int, int] | None
 
 
 def top_level(image: ImageFile.ImageFile) -> float | None:
-    """What white is among the numbers of an image; None where they have no end."""
+    """The number of white in an image; None where numbers have no upper bound."""
     if image.mode in {"I", "F"}:
         return None
     if not image.mode.startswith("I;16"):
@@ -31,15 +31,15 @@ def top_level(image: ImageFile.ImageFile) -> float | None:
 
 
 def counts_from_white(image: ImageFile.ImageFile) -> bool:
-    """Whether 0 is white; the decoder turns this round up to 8 bits."""
+    """Whether 0 is white and the decoder does not invert it, which it does up to 8 bits."""
     deep = image.mode in {"I", "F"} or image.mode.startswith("I;16")
     return deep and _tags(image).get(PHOTOMETRIC) == WHITE_IS_ZERO
 
 
 def transparent_level(image: ImageFile.ImageFile) -> Transparent:
-    """The level, as decoded, or the colour, as in the file, that is transparent; None where there is none.
+    """The transparent level, as decoded, or colour, as in the file; None where there is none.
 
-    Palettes have theirs in themselves.
+    Palettes hold their own transparency.
     """
     level = image.info.get("transparency")
     if image.mode == "L" and isinstance(level, int):
@@ -48,7 +48,7 @@ def transparent_level(image: ImageFile.ImageFile) -> Transparent:
 
 
 def repair_tiles(image: ImageFile.ImageFile, path: Path) -> None:
-    """Correct how the decoder is going to read a TIFF whose channels are stored one after the other.
+    """Correct the decoder's tiles of an open TIFF with planar channels.
 
     Raises:
         InputError: the layout cannot be read.
@@ -70,14 +70,14 @@ def repair_tiles(image: ImageFile.ImageFile, path: Path) -> None:
 
 
 def _deep(args: Any, order: str) -> Any:
-    """A tile's arguments for one channel of 16 bits in place of 8."""
+    """The arguments of a tile for one channel of 16 instead of 8 bits."""
     return (f"{args[0]};16{order}", *args[1:])
 
 
 def has_low_bytes(image: ImageFile.ImageFile) -> bool:
-    """Whether the decoder, before it runs, is going to leave out low bytes that `low_bytes` can read.
+    """Whether the decoder of an open file drops low bytes that `low_bytes` can read.
 
-    It cannot where alpha is multiplied in, nor where channels are compressed one after the other.
+    False where alpha is premultiplied, and where channels are planar and compressed.
     """
     raw = _raw_mode(image)
     apart = _tags(image).get(PLANAR) == APART and _tags(image).get(COMPRESSION, 1) != NOT_COMPRESSED
@@ -85,17 +85,16 @@ def has_low_bytes(image: ImageFile.ImageFile) -> bool:
 
 
 def holds_grey(image: ImageFile.ImageFile) -> bool:
-    """Whether the decoder, before it runs, is going to make RGBA of grey levels with alpha."""
+    """Whether the decoder of an open file converts grey levels with alpha to RGBA."""
     return _raw_mode(image) == "LA;16B"
 
 
 def low_bytes(path: Path) -> UInt8[np.ndarray, "H W C"]:
     """The low bytes of an image for which `has_low_bytes` holds, as they are stored.
 
-    The decoder takes the first or the second byte of each number by the byte order that it is given: this
-    gives it the other one.
+    The decoder keeps one byte of each number, selected by the raw mode's byte order, which is swapped here.
     """
-    with open_picture(path) as image:
+    with open_image(path) as image:
         repair_tiles(image, path)
         grey = holds_grey(image)
         image.tile = [tile._replace(args=_other_bytes(tile.args)) for tile in image.tile]
@@ -114,7 +113,7 @@ def _other_bytes(args: Any) -> Any:
 
 
 def _raw_mode(image: ImageFile.ImageFile) -> str:
-    """How the decoder is going to read the first tile."""
+    """The raw mode of the decoder for the first tile."""
     if not image.tile:
         return ""
     args = image.tile[0].args

@@ -1,4 +1,4 @@
-"""Which texture coordinates a painting uses: those of the file, or new ones, and why."""
+"""The choice between a mesh's own texture coordinates and new ones, with the reason."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,14 +9,14 @@ from torch import Tensor
 
 from pgc3d.choices import UvChoice
 from pgc3d.errors import InputError
-from pgc3d.geometry.own_uv import fold_tiles, unit_square, uv_fault, uv_obstacle
+from pgc3d.geometry.own_uv import fold_tiles, unit_square, uv_error, uv_unusable
 from pgc3d.interfaces import Rasterizer
 from pgc3d.mesh_io.source import SourceMesh
 
 
 @dataclass(frozen=True)
 class Coordinates:
-    """Texture coordinates for a painting; see `PreparedMesh`."""
+    """Texture coordinates of a prepared mesh; see `PreparedMesh`."""
 
     uv: Float[Tensor, "U 2"]
     uv_faces: Int[Tensor, "F 3"]
@@ -32,10 +32,15 @@ def choose_coordinates(
     rasterizer: Rasterizer,
     device: torch.device | str = "cpu",
 ) -> Coordinates | str:
-    """The file's coordinates, or a line that says why new ones are made, with a place for {method}.
+    """The file's coordinates, or the reason for new ones as a format string with the field {method}.
 
-    auto: the file's where every place has a texel of its own. own: the file's even where places share texels
-    or the image repeats. new: never the file's.
+    Args:
+        source: the mesh.
+        path: of its file, for messages.
+        choice: "auto" keeps the file's coordinates where no two points of the surface share a texel, "own"
+            also where they do or where the image repeats, "new" never.
+        rasterizer: on `device`, to find overlapping charts.
+        device: of the rasteriser.
 
     Raises:
         InputError: `choice` is "own" and the file has no coordinates that can be used.
@@ -50,24 +55,26 @@ def choose_coordinates(
                 "use --uv auto"
             )
         return _escaped(missing.format(name=path.name)) + "; new ones were made ({method})"
-    faults = []
+    reasons = []
     candidates = _candidates(source)
     for uv, uv_faces in candidates:
         whole = unit_square(uv)
-        fault = uv_fault(whole, uv_faces, source.vertices, source.faces, rasterizer=rasterizer, device=device)
-        if fault is None:
-            return Coordinates(whole.nan_to_num(), uv_faces)  # NaN may stand where no face looks
-        faults.append(fault)
-    usable = [pair for pair in candidates if uv_obstacle(*pair) is None]
+        reason = uv_error(
+            whole, uv_faces, source.vertices, source.faces, rasterizer=rasterizer, device=device
+        )
+        if reason is None:
+            return Coordinates(whole.nan_to_num(), uv_faces)  # vertices that no face uses may be NaN
+        reasons.append(reason)
+    usable = [pair for pair in candidates if uv_unusable(*pair) is None]
     if choice == "own":
         if not usable:
             raise InputError(
-                f"--uv own needs texture coordinates that can be used, but those of {path.name} {faults[0]}; "
+                f"--uv own needs usable texture coordinates, but those of {path.name} {reasons[0]};  "
                 "use --uv auto"
             )
         return _folded(usable[0], source, rasterizer, device)
-    way_out = "; --uv own keeps them, and places with the same coordinates share their colours"
-    return _escaped(f"the texture coordinates of {path.name} {faults[0]}") + (
+    way_out = "; --uv own keeps them, and points with the same coordinates have the same colour"
+    return _escaped(f"the texture coordinates of {path.name} {reasons[0]}") + (
         "; new ones were made ({method})" + (way_out if usable else "")
     )
 
@@ -81,14 +88,14 @@ def _folded(
 ) -> Coordinates:
     uv, uv_faces, wraps = fold_tiles(*pair)
     shared = wraps or (
-        uv_fault(uv, uv_faces, source.vertices, source.faces, rasterizer=rasterizer, device=device)
+        uv_error(uv, uv_faces, source.vertices, source.faces, rasterizer=rasterizer, device=device)
         is not None
     )
     return Coordinates(uv.nan_to_num(), uv_faces, shared, wraps)
 
 
 def _missing(source: SourceMesh) -> str | None:
-    """Which faces lack texture coordinates, with a place for {name}; None where none does."""
+    """The faces or parts without texture coordinates, with the field {name}; None where all have them."""
     if source.uv is None or source.uv_faces is None:
         return "the texture coordinates of {name} are missing"
     without = (source.uv_faces < 0).any(dim=1)
@@ -110,7 +117,7 @@ def _count(some: int, every: int, noun: str) -> str:
 
 
 def _candidates(source: SourceMesh) -> list[tuple[Tensor, Tensor]]:
-    """The coordinates as the materials move them, and as the file has them."""
+    """The coordinates after the materials' transforms (KHR_texture_transform), and as stored in the file."""
     if source.uv is None or source.uv_faces is None:
         return []
     stored = (source.uv, source.uv_faces)

@@ -1,4 +1,4 @@
-"""Kernels in Triton and numba, each with a twin in plain torch; they are imported where they are used."""
+"""Kernels in Triton and numba, each with a reference in plain torch; imported where they are used."""
 
 import torch
 
@@ -6,10 +6,10 @@ from pgc3d.errors import BackendUnavailableError
 
 
 def require_triton(part: str) -> None:
-    """See that Triton is there.
+    """Check that Triton can be imported.
 
     Args:
-        part: Who needs it, in the plural.
+        part: The parts that use it, in the plural, for the message.
 
     Raises:
         BackendUnavailableError: Triton cannot be imported.
@@ -23,7 +23,7 @@ def require_triton(part: str) -> None:
 
 
 def use_threads(count: int) -> None:
-    """Let torch and the numba kernels take at most so many threads in this process.
+    """Limit the number of threads of torch and of the numba kernels in this process.
 
     Several processes on one computer would otherwise each start as many as there are cores.
     """

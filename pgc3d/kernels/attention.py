@@ -1,9 +1,9 @@
-"""Attention of one wide head by matrix products, a block of query rows at a time, with its own backward pass.
+"""Attention of one wide head by matrix products in blocks of query rows, with its own backward pass.
 
-Fused attention kernels stop at a head size of 256, and what is left for the 512 channels of a VAE's middle
-block has a backward pass many times slower than the products it is made of. Here the probabilities of a
-block of rows are computed, used, and kept for the backward pass or computed again in it: then memory is
-bounded by the block.
+Fused attention kernels support head sizes up to 256, and the fallback for the 512 channels of a VAE's middle
+block has a backward pass many times slower than its matrix products. Here the probabilities of a block of
+rows are computed, used, and either stored for the backward pass or recomputed in it, which bounds the memory
+by the block.
 """
 
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-SCORE_BYTES = 256 << 20  # of a block's scores: large products, few launches
+SCORE_BYTES = 256 << 20  # of a block's scores: large matrix products, few launches
 SMALL_SCORE_BYTES = 32 << 20
 
 
@@ -47,7 +47,7 @@ def attention(
 def attention_plain(
     query: Float[Tensor, "B N D"], key: Float[Tensor, "B M D"], value: Float[Tensor, "B M E"]
 ) -> Float[Tensor, "B N E"]:
-    """The same as one expression, differentiated by autograd: the twin of `attention`."""
+    """The reference of `attention`: one expression, differentiated by autograd."""
     scores = query @ key.transpose(1, 2) * query.shape[-1] ** -0.5
     return torch.softmax(scores, dim=-1) @ value
 
@@ -56,18 +56,18 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, rows: int, keep: bool) -> Tensor:  # noqa: FBT001
         result = query.new_empty(*query.shape[:2], value.shape[-1])
-        kept = []
+        stored = []
         for block in _blocks(query.shape[1], rows):
             probabilities = _probabilities(query[:, block], key)
             result[:, block] = probabilities @ value
-            kept += [probabilities] if keep else []
-        ctx.save_for_backward(query, key, value, result, *kept)
+            stored += [probabilities] if keep else []
+        ctx.save_for_backward(query, key, value, result, *stored)
         ctx.rows = rows
         return result
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        query, key, value, result, *kept = ctx.saved_tensors
+        query, key, value, result, *stored = ctx.saved_tensors
         gradient, peak = _lift(gradient)
         scale = query.shape[-1] ** -0.5
         wide = torch.promote_types(query.dtype, torch.float32)
@@ -76,7 +76,7 @@ class _Attention(torch.autograd.Function):
         pulls, values = _centred(gradient, result, value)
         for number, block in enumerate(_blocks(query.shape[1], ctx.rows)):
             rows = query[:, block]
-            probabilities = kept[number] if kept else _probabilities(rows, key)
+            probabilities = stored[number] if stored else _probabilities(rows, key)
             grad_value += probabilities.transpose(1, 2) @ gradient[:, block]
             pull_scores = (pulls[:, block] @ values.transpose(1, 2)).mul_(probabilities)
             grad_query[:, block] = _product(pull_scores, key, scale)
@@ -100,10 +100,10 @@ def _centred(gradient: Tensor, result: Tensor, value: Tensor) -> tuple[Tensor, T
     wide = torch.promote_types(gradient.dtype, torch.float32)
     total = -(gradient.to(wide) * result.to(wide)).sum(dim=-1, keepdim=True)
     leading = total.to(gradient.dtype)
-    rest = (total - leading.to(wide)).to(gradient.dtype)
+    remainder = (total - leading.to(wide)).to(gradient.dtype)
     zeros = gradient.new_zeros(*gradient.shape[:2], 6)
     ones = value.new_ones(*value.shape[:2], 8)
-    return torch.cat([gradient, leading, rest, zeros], dim=-1), torch.cat([value, ones], dim=-1)
+    return torch.cat([gradient, leading, remainder, zeros], dim=-1), torch.cat([value, ones], dim=-1)
 
 
 def _probabilities(query: Tensor, key: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Base colours of a hash grid and an MLP of two layers on CUDA, each way in one pass over the points.
+"""Base colours of a hash grid and an MLP of two layers on CUDA, forward and backward in one pass each.
 
 The twin in plain torch is what `representation.fields.ColorField` does otherwise: encoding, linear layer,
 ReLU, linear layer, sigmoid. Forward writes the colours alone; backward finds features and hidden values
@@ -161,13 +161,13 @@ def _forward(
     first_bias = tl.load(hidden_bias + neuron)
     own = tl.program_id(0)
     place = (own.to(tl.int64) * BLOCK + tl.arange(0, BLOCK))[:, None] * (LEVELS * WIDTH) + column
-    origin_red, origin_green, origin_blue, found = 0.0, 0.0, 0.0, False
+    origin_red, origin_green, origin_blue, has_origin = 0.0, 0.0, 0.0, False
     block = own
     while block < tl.cdiv(count, BLOCK):
         point = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
         valid = point < count
         bare = _are_the_origin(points, point, valid)
-        if bare & found:
+        if bare & has_origin:
             target = colors + point * 3
             tl.store(target, origin_red, mask=valid)
             tl.store(target + 1, origin_green, mask=valid)
@@ -182,9 +182,13 @@ def _forward(
                 tl.store(colors + point * 3 + channel, value, mask=valid)
             tl.debug_barrier()
             if bare:
-                kept = colors + block.to(tl.int64) * (BLOCK * 3)
-                origin_red, origin_green, origin_blue = tl.load(kept), tl.load(kept + 1), tl.load(kept + 2)
-                found = True
+                origin_color = colors + block.to(tl.int64) * (BLOCK * 3)
+                origin_red, origin_green, origin_blue = (
+                    tl.load(origin_color),
+                    tl.load(origin_color + 1),
+                    tl.load(origin_color + 2),
+                )
+                has_origin = True
         block += tl.num_programs(0)
 
 

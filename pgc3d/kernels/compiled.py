@@ -1,4 +1,4 @@
-"""numba's compiler with a place for its results wherever there is one; without one every process compiles.
+"""numba's compiler with a cache in a writable folder; without one every process compiles.
 
 numba keeps machine code beside the source or below the user's home and refuses to go on where it can write
 to neither: installations of another user, containers that run as a user of no name, service accounts.
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 def compiled(**options: Any) -> Any:
-    """A decorator: `numba.njit` with these options, and its results kept for later processes."""
+    """A decorator: `numba.njit` with these options and a cache for later processes."""
 
     def decorate(function: Any) -> Any:
         dispatcher = numba.njit(**options)(function)
@@ -29,7 +29,7 @@ def compiled(**options: Any) -> Any:
 
 
 def _keep(dispatcher: Any) -> bool:
-    """Let numba keep what it compiles, below the temporary folder if it must; False where it cannot."""
+    """Enable numba's cache, if necessary in the temporary folder; whether that succeeded."""
     if _enable(dispatcher):
         return True
     return _use_temporary_folder() and _enable(dispatcher)
@@ -39,13 +39,13 @@ def _enable(dispatcher: Any) -> bool:
     try:
         dispatcher.enable_caching()
     except (RuntimeError, OSError) as error:
-        logger.debug("numba has no place for compiled code: %s", error)
+        logger.debug("numba has no folder for compiled code: %s", error)
         return False
     return True
 
 
 def _use_temporary_folder() -> bool:
-    """Let numba write below the temporary folder, unless it was given another place."""
+    """Set numba's cache folder to one in the temporary folder, unless it is configured."""
     if numba.config.CACHE_DIR:
         return False
     folder = temporary_folder()
@@ -57,7 +57,7 @@ def _use_temporary_folder() -> bool:
 
 
 def temporary_folder() -> Path | None:
-    """A folder below the temporary one to which nobody else can write, as code is loaded from it, or None."""
+    """A subfolder of the temporary folder that no other user can write to, since code is loaded from it."""
     user = os.getuid()
     try:
         parent = Path(tempfile.gettempdir())
@@ -65,15 +65,15 @@ def temporary_folder() -> Path | None:
             return None
         folder = parent / f"pgc3d-numba-{user}"
         folder.mkdir(mode=0o700, exist_ok=True)
-        found = folder.lstat()
+        status = folder.lstat()
     except OSError:
         return None
-    safe = stat.S_ISDIR(found.st_mode) and found.st_uid == user and not found.st_mode & 0o022
+    safe = stat.S_ISDIR(status.st_mode) and status.st_uid == user and not status.st_mode & 0o022
     return folder if safe else None
 
 
 def _tolerate_full_disk(dispatcher: Any) -> None:
-    """What cannot be written to the cache is compiled again next time."""
+    """Failures to write to the cache are ignored; the code is compiled again in the next process."""
     cache = dispatcher._cache
     save = cache.save_overload
 

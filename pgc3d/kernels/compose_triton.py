@@ -1,7 +1,7 @@
-"""What every pixel shows, composed into an image on CUDA, each way in one pass over the pixels.
+"""Composition of surface attributes into an image on CUDA, forward and backward in one pass each.
 
-The twin in plain torch is `render.mesh_renderer._compose` with `render.shading`, which states the formulas.
-Nothing but the inputs is kept for the backward pass.
+The reference in plain torch is `render.mesh_renderer._compose` with `render.shading`, which states the
+formulas. Only the inputs are stored for the backward pass.
 """
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call"
@@ -80,15 +80,13 @@ class _Compose(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         places, color, data, key, camera = ctx.saved_tensors
         views, height, width = data.shape[:3]
-        of_picture, of_depth = gradients
-        of_picture = (
-            data.new_zeros(views, height, width, 7) if of_picture is None else of_picture.contiguous()
-        )
+        of_image, of_depth = gradients
+        of_image = data.new_zeros(views, height, width, 7) if of_image is None else of_image.contiguous()
         of_places = torch.empty_like(places) if ctx.needs_input_grad[0] else None
         of_color = torch.empty_like(color)
         if data.numel():
             _backward[_grid(data)](
-                of_picture, None if of_depth is None else of_depth.contiguous(),
+                of_image, None if of_depth is None else of_depth.contiguous(),
                 places, color, data, key, camera, of_places, of_color, height * width,
                 SHADING=ctx.shading, PLACES=of_places is not None, DEPTH=of_depth is not None, BLOCK=_BLOCK,
             )  # fmt: skip
@@ -222,13 +220,13 @@ def _forward(
 @triton.jit
 @no_type_check
 def _backward(
-    of_picture, of_depth, places, color, data, key, camera, of_places, of_color, pixel_count,
+    of_image, of_depth, places, color, data, key, camera, of_places, of_color, pixel_count,
     SHADING: tl.constexpr, PLACES: tl.constexpr, DEPTH: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Gradients of points, normals and colours: zeros where nothing is, as the masked loads give zeros."""
     view, pixel, valid, hit = _pixels(data, pixel_count, BLOCK)
-    red_pull, green_pull, blue_pull = _three(of_picture, pixel * 7, hit)
-    pull_x, pull_y, pull_z = _three(of_picture, pixel * 7 + 3, hit)
+    red_pull, green_pull, blue_pull = _three(of_image, pixel * 7, hit)
+    pull_x, pull_y, pull_z = _three(of_image, pixel * 7 + 3, hit)
     pull_x, pull_y, pull_z = 0.5 * pull_x, 0.5 * pull_y, 0.5 * pull_z
     normal_x, normal_y, normal_z = _three(places, pixel * 6 + 3, hit)
     normal_x, normal_y, normal_z, length = _unit(normal_x, normal_y, normal_z)

@@ -61,7 +61,7 @@ def to_pixels(x: Float[Tensor, "B C H W"]) -> Pixels:
     return x.permute(0, 2, 3, 1).contiguous().flatten(1, 2)
 
 
-def to_picture(pixels: Pixels, height: int) -> Float[Tensor, "B C H W"]:
+def to_image(pixels: Pixels, height: int) -> Float[Tensor, "B C H W"]:
     """The inverse of `to_pixels`, channels-last."""
     views, count, channels = pixels.shape
     return pixels.reshape(views, height, count // height, channels).permute(0, 3, 1, 2)
@@ -140,7 +140,7 @@ class _GroupNorm(torch.autograd.Function):
         result, statistics = forward(pixels, norm, shift, implementation)
         ctx.save_for_backward(pixels, *statistics)
         ctx.norm, ctx.implementation, ctx.height = norm, implementation, x.shape[2]
-        return to_picture(result, ctx.height)
+        return to_image(result, ctx.height)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
@@ -148,7 +148,7 @@ class _GroupNorm(torch.autograd.Function):
         result = backward(
             to_pixels(gradient), pixels, ctx.norm, (center, scale), implementation=ctx.implementation
         )
-        return to_picture(result, ctx.height), None, None, None
+        return to_image(result, ctx.height), None, None, None
 
 
 def _activate(wide: Pixels, norm: Norm, statistics: Statistics) -> Pixels:

@@ -17,7 +17,7 @@ PRIMES = (1, 2_654_435_761, 805_459_861)
 
 @dataclass(frozen=True)
 class HashLayout:
-    """Where each level lies in the table; a level is dense while its grid fits, hashed from there on."""
+    """The rows of each level in the table; a level is dense where its grid fits, else hashed."""
 
     resolutions: tuple[int, ...]  # cells along an axis
     offsets: tuple[int, ...]  # first row of each level, and the number of rows at the end
@@ -43,8 +43,8 @@ def encode(
     features = []
     for level in range(len(layout.resolutions)):
         rows, weights, _, _ = _corners(points, layout, level)
-        found = table.index_select(0, rows.reshape(-1)).reshape(*rows.shape, table.shape[1])  # [P, 8, C]
-        features.append(torch.bmm(weights[:, None], found)[:, 0])
+        corners = table.index_select(0, rows.reshape(-1)).reshape(*rows.shape, table.shape[1])  # [P, 8, C]
+        features.append(torch.bmm(weights[:, None], corners)[:, 0])
     return torch.cat(features, dim=-1)
 
 
@@ -56,7 +56,7 @@ def encode_backward(
     *,
     need_points: bool,
 ) -> tuple[Float[Tensor, "N C"], Float[Tensor, "P 3"] | None]:
-    """Gradients of `encode` for the table and, where needed, the points; the corners are found again."""
+    """Gradients of `encode` for the table and, where needed, the points; the corners are recomputed."""
     width = table.shape[1]
     table_gradient = torch.zeros_like(table)
     point_gradient = torch.zeros_like(points) if need_points else None
@@ -66,8 +66,8 @@ def encode_backward(
         flat = rows.reshape(-1)
         table_gradient.index_add_(0, flat, (weights[..., None] * part[:, None]).reshape(-1, width))
         if point_gradient is not None:
-            found = table.index_select(0, flat).reshape(*rows.shape, width)
-            pull = torch.bmm(found, part[..., None])[..., 0]  # [P, 8]
+            corners = table.index_select(0, flat).reshape(*rows.shape, width)
+            pull = torch.bmm(corners, part[..., None])[..., 0]  # [P, 8]
             for axis in range(3):
                 slope = _slope(axis_weights, axis)
                 point_gradient[:, axis] += cells * free[:, axis] * (pull * slope).sum(-1)

@@ -199,8 +199,8 @@ def _backward_table(
     valid = point < count
     column = tl.arange(0, triton.next_power_of_2(LEVELS * WIDTH))[None, :]
     mask = valid[:, None] & (column < LEVELS * WIDTH)
-    found = tl.load(gradient + point[:, None] * (LEVELS * WIDTH) + column, mask=mask, other=0.0)
-    if tl.max(tl.max((found != 0.0).to(tl.int32), axis=1), axis=0) == 0:
+    upstream = tl.load(gradient + point[:, None] * (LEVELS * WIDTH) + column, mask=mask, other=0.0)
+    if tl.max(tl.max((upstream != 0.0).to(tl.int32), axis=1), axis=0) == 0:
         return
     channel = tl.arange(0, triton.next_power_of_2(WIDTH))[None, :]
     mask = valid[:, None] & (channel < WIDTH)

@@ -1,4 +1,4 @@
-"""A row and a column of zeros behind channels-last images, as a convolution of stride 2 needs them."""
+"""Zero padding at the bottom and right of channels-last images, for a convolution of stride 2."""
 
 import torch
 from jaxtyping import Float

@@ -1,4 +1,4 @@
-"""Connected regions of a mask: numba kernels for the CPU, in time linear in the pixels.
+"""Connected components of a mask: numba kernels for the CPU, in time linear in the pixels.
 
 Two passes with a union-find over the pixels of the first one; the smaller number is always the parent, so
 that labels are in the order of the regions' first pixels. `no_type_check` keeps run-time type checkers from
@@ -19,18 +19,18 @@ def label_regions(mask: Bool[np.ndarray, "H W"], *, diagonal: bool) -> tuple[Int
     """Number the connected regions of a mask from 1; 0 where the mask is not set.
 
     Args:
-        mask: what belongs to some region.
+        mask: the pixels of the components.
         diagonal: whether pixels that share a corner alone are connected.
 
     Returns:
-        The numbers, and how many regions there are.
+        The labels and the number of components.
     """
     labels, count = _label(np.ascontiguousarray(mask), diagonal)
     return labels, int(count)
 
 
 def connected_to_border(region: Bool[np.ndarray, "H W"]) -> Bool[np.ndarray, "H W"]:
-    """The part of a region that hangs together with the border of the image, along rows and columns."""
+    """The pixels of a mask that are 4-connected to the border of the image."""
     labels, count = label_regions(region, diagonal=False)
     touching = np.zeros(count + 1, dtype=np.bool_)
     for line in (labels[:1], labels[-1:], labels[:, :1], labels[:, -1:]):
@@ -98,18 +98,18 @@ def _label(mask, diagonal):
 def _renumber(labels, parents, count):
     """Give every pixel its root's number; the roots are numbered without gaps."""
     names = np.zeros(count + 1, np.int32)
-    found = 0
+    regions = 0
     for label in range(1, count + 1):
         if parents[label] == label:
-            found += 1
-            names[label] = found
+            regions += 1
+            names[label] = regions
         else:
             names[label] = names[_find(parents, label)]  # the root is smaller, so it has its name
     height, width = labels.shape
     for y in range(height):
         for x in range(width):
             labels[y, x] = names[labels[y, x]]
-    return labels, found
+    return labels, regions
 
 
 @numba.njit(cache=True)

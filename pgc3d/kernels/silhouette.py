@@ -1,4 +1,4 @@
-"""Where silhouette edges pass between pixel centres, in plain torch: twin of the numba and Triton kernels.
+"""Crossings of silhouette edges between pixel centres, in plain torch: the kernels' reference.
 
 An edge is on the silhouette of a view if all its faces lie on one side of it in the image. A mostly
 vertical edge is followed row by row, a mostly horizontal one column by column; each time it passes between

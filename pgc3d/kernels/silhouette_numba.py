@@ -59,19 +59,19 @@ def _find_edges(faces, vertex_count):
             half_edges[slot] = value
             cursor[low] += 1
     edges, opposite = np.empty((faces.shape[0] * 3, 2), np.int64), np.empty((faces.shape[0] * 3, 2), np.int64)
-    found = 0
+    count = 0
     for low in range(vertex_count):
         previous = -1
         for slot in range(starts[low], starts[low + 1]):
             high, third = half_edges[slot] >> 31, half_edges[slot] & 0x7FFFFFFF
             if high != previous:
-                edges[found, 0], edges[found, 1] = low, high
-                opposite[found, 0], opposite[found, 1] = third, -1
+                edges[count, 0], edges[count, 1] = low, high
+                opposite[count, 0], opposite[count, 1] = third, -1
                 previous = high
-                found += 1
-            elif opposite[found - 1, 1] < 0:
-                opposite[found - 1, 1] = third
-    return edges[:found].copy(), opposite[:found].copy()
+                count += 1
+            elif opposite[count - 1, 1] < 0:
+                opposite[count - 1, 1] = third
+    return edges[:count].copy(), opposite[:count].copy()
 
 
 @compiled(parallel=True)
@@ -190,7 +190,7 @@ def _walk(points, fragments, view, edge, edges, opposite, height, width, best, i
     az, bz = points[view, a, 3] / aw, points[view, b, 3] / bw
     major_a, major_b, minor_a, minor_b = (ay, by, ax, bx) if along_rows else (ax, bx, ay, by)
     axis, size, stride = (0, width, 1) if along_rows else (1, height, width)
-    found = 0
+    count = 0
     for scan in range(first, first + lines):
         fraction = (scan - major_a) / (major_b - major_a)
         crossing, depth = minor_a + fraction * (minor_b - minor_a), az + fraction * (bz - az)
@@ -199,12 +199,12 @@ def _walk(points, fragments, view, edge, edges, opposite, height, width, best, i
         if pixel < 0:
             continue
         key = (np.int64((distance + 1) * KEY_SCALE) << 32) | edge
-        inner[found], outer[found] = base + pixel * stride, base + (pixel + step) * stride
-        pair = min(inner[found], outer[found])
-        keys[found], pairs[found] = key, axis * height * width + pair
+        inner[count], outer[count] = base + pixel * stride, base + (pixel + step) * stride
+        pair = min(inner[count], outer[count])
+        keys[count], pairs[count] = key, axis * height * width + pair
         best[view, axis, pair] = max(best[view, axis, pair], key)
-        found += 1
-    return found
+        count += 1
+    return count
 
 
 @compiled(parallel=True)
@@ -218,7 +218,7 @@ def _collect(points, data, edges, opposite, counts, best):
         starts[view + 1] = starts[view] + counts[view].sum()
     inner, outer = np.empty(starts[-1], np.int64), np.empty(starts[-1], np.int64)
     keys, pairs = np.empty(starts[-1], np.int64), np.empty(starts[-1], np.int64)
-    kept = np.zeros(views, np.int64)
+    visible = np.zeros(views, np.int64)
     for view in numba.prange(views):
         start = starts[view]
         cursor = start
@@ -232,16 +232,16 @@ def _collect(points, data, edges, opposite, counts, best):
         offset = view * height * width
         for slot in range(start, cursor):
             if winners[pairs[slot]] == keys[slot]:
-                target = start + kept[view]
+                target = start + visible[view]
                 inner[target], outer[target] = inner[slot] + offset, outer[slot] + offset
                 keys[target] = keys[slot] & 0xFFFFFFFF
-                kept[view] += 1
-    total = kept.sum()
+                visible[view] += 1
+    total = visible.sum()
     result = np.empty((3, total), np.int64)
     cursor = 0
     for view in range(views):
-        source = slice(starts[view], starts[view] + kept[view])
-        target = slice(cursor, cursor + kept[view])
+        source = slice(starts[view], starts[view] + visible[view])
+        target = slice(cursor, cursor + visible[view])
         result[0, target], result[1, target], result[2, target] = inner[source], outer[source], keys[source]
-        cursor += kept[view]
+        cursor += visible[view]
     return result[0], result[1], result[2]

@@ -298,9 +298,9 @@ def _resolve(clip, faces, keys, data, vertex_count, height, width, BLOCK: tl.con
     w2 = e2x * x + (e2y * y + e2w)
     total = tl.where(hit, w0 + w1 + w2, 1.0)
     z = (w0 * az + w1 * bz + w2 * cz) * (1.0 / tl.where(hit, determinant, 1.0))
-    found = _four(w0 / total, w1 / total, z, tl.where(hit, face + 1, 0).to(tl.float64))
+    values = _four(w0 / total, w1 / total, z, tl.where(hit, face + 1, 0).to(tl.float64))
     target = data + pixel[:, None] * 4 + tl.arange(0, 4)[None, :]
-    tl.store(target, found.to(data.dtype.element_ty), mask=valid[:, None])
+    tl.store(target, values.to(data.dtype.element_ty), mask=valid[:, None])
 
 
 @triton.jit

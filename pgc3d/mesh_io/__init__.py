@@ -1,1 +1,1 @@
-"""Mesh files: readers that trust nothing and writers, one module for each format."""
+"""Mesh files: validating readers, and writers, one module for each format."""

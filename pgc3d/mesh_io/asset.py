@@ -1,4 +1,4 @@
-"""What is written to a file and read back from it."""
+"""The mesh of a written or read file, with its colours."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -25,7 +25,7 @@ class AssetMaterial:
 
 @dataclass(frozen=True)
 class MeshAsset:
-    """A finished surface on the CPU, in the world's axes (y up, front +z) or in those of a given mesh.
+    """A surface to write, or one that was read, in the world's axes (y up, front +z) or a given mesh's.
 
     The normals belong to the vertices, or to the corners of the faces through `normal_faces`.
     `uv`, `uv_faces` and `base_color` are there together or not at all. (0, 0) is the lower left of the image,
@@ -46,7 +46,7 @@ class MeshAsset:
     metadata: Mapping[str, str | int | float] = field(default_factory=dict)
     wrap: tuple[str, str] = ("clamp", "clamp")  # of the image, in u and v: repeat, clamp or mirror
     color_faces: Int[Tensor, "F 3"] | None = None  # the faces' corners in `vertex_color`, `faces` when None
-    linear_colors: bool = False  # vertex colours are mixed in linear light between vertices
+    linear_colors: bool = False  # vertex colours are interpolated in linear light
     materials: tuple[AssetMaterial, ...] = ()
     face_material: Int[Tensor, " F"] | None = None
 
@@ -78,6 +78,6 @@ class MeshAsset:
         if any(present) and not all(present) and not self.materials:
             raise ValueError("uv, uv_faces and base_color must be given together")
         if self.metallic_roughness is not None and self.base_color is None:
-            raise ValueError("metallic_roughness needs uv, uv_faces and base_color")
+            raise ValueError("an asset with metallic_roughness must have uv, uv_faces and base_color")
         if self.materials and self.face_material is None:
-            raise ValueError("materials need face_material")
+            raise ValueError("an asset with materials must have face_material, got none")

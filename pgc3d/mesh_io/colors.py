@@ -1,4 +1,4 @@
-"""From a mesh as its file describes it to a surface with the colours that a viewer shows."""
+"""Conversion of a source mesh to a mesh asset with its base colours."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -20,7 +20,7 @@ WHITE = 0.999  # of colours that change nothing
 
 
 def colored(source: SourceMesh, metadata: Mapping[str, str | int | float] | None = None) -> MeshAsset:
-    """The surface with vertices at the same place made one; images are opened here.
+    """The asset of a source mesh with welded vertices; its images are opened here.
 
     Raises:
         InputError: an image is missing, damaged or outside the folder.
@@ -55,14 +55,14 @@ def colored(source: SourceMesh, metadata: Mapping[str, str | int | float] | None
 def weld(
     vertices: Float[Tensor, "N 3"], faces: Int[Tensor, "F 3"]
 ) -> tuple[Float[Tensor, "V 3"], Int[Tensor, "F 3"], Int[Tensor, " V"]]:
-    """Join vertices at the same place; also the first of the old vertices that each new one stands for."""
+    """Welded vertices, the faces that index them, and the first old vertex of each new one."""
     _, first, index = np.unique(vertices.numpy(), axis=0, return_index=True, return_inverse=True)
     order = torch.from_numpy(first)
     return vertices[order], torch.from_numpy(index.reshape(-1))[faces], order
 
 
 def _normals(source: SourceMesh, vertices: Tensor, faces: Tensor) -> tuple[Tensor, Tensor | None]:
-    """The file's normals, smooth ones where it has none that can be used."""
+    """The file's normals, or smooth ones where they are not usable."""
     smooth = vertex_normals_or_z(vertices.double(), faces).float()
     if source.normals is None or source.normal_faces is None:
         return smooth, None
@@ -75,16 +75,16 @@ def _normals(source: SourceMesh, vertices: Tensor, faces: Tensor) -> tuple[Tenso
 
 
 def _tinted(bare: MeshAsset, source: SourceMesh, first: Tensor) -> MeshAsset:
-    """With the colours of the vertices, unless these are white beside materials and change nothing."""
+    """The asset with vertex colours, unless there are materials and all vertex colours are white."""
     if source.vertex_color is None:
         return bare
     colors = source.vertex_color[:, :3]
     if source.materials and bool((colors > WHITE).all()):
         return bare
     stored = _to_bytes(colors)
-    joined, linear = stored[first], source.linear_colors
-    if torch.equal(joined[bare.faces], stored[source.faces]):
-        return replace(bare, vertex_color=joined, linear_colors=linear)
+    welded_faces, linear = stored[first], source.linear_colors
+    if torch.equal(welded_faces[bare.faces], stored[source.faces]):
+        return replace(bare, vertex_color=welded_faces, linear_colors=linear)
     return replace(bare, vertex_color=stored, color_faces=source.faces, linear_colors=linear)
 
 
@@ -97,7 +97,7 @@ class _Looks:
 
     @property
     def used(self) -> list[SourceMaterial]:
-        """In the order of their numbers; faces without a material are white."""
+        """The materials in the order of their indices; faces without a material are white."""
         if self.source.face_material is None:
             return []
         numbers = torch.unique(self.source.face_material).tolist()
@@ -112,10 +112,10 @@ class _Looks:
         """The pixels of an image; several materials may share one."""
         if load is None:
             return None
-        found = load()
-        if id(found) not in self.opened:
-            self.opened[id(found)] = (found, _pixels(found))
-        return self.opened[id(found)][1]
+        image = load()
+        if id(image) not in self.opened:
+            self.opened[id(image)] = (image, _pixels(image))
+        return self.opened[id(image)][1]
 
 
 def _pixels(image: Image.Image) -> UInt8[Tensor, "H W 3"]:
@@ -131,7 +131,7 @@ def _with_image(
 ) -> MeshAsset:
     """One material with an image for all faces."""
     if source.uv is None or source.uv_faces is None:
-        raise ValueError("an image needs texture coordinates")
+        raise ValueError("a material with an image must have texture coordinates, got none")
     if bool((look.color[:3] < WHITE).any()):
         light = srgb_to_linear(image.float() / 255) * srgb_to_linear(look.color[:3])
         image = to_bytes(linear_to_srgb(light))
@@ -146,9 +146,9 @@ def _with_image(
 
 
 def _with_materials(tinted: MeshAsset, source: SourceMesh, looks: _Looks) -> MeshAsset:
-    """Several materials side by side; a face without texture coordinates shows its material without image."""
+    """Several materials; a face without texture coordinates has its material's colour without the image."""
     if source.face_material is None:
-        raise ValueError("the mesh has no materials")
+        raise ValueError("the mesh must have materials, got none")
     numbers = torch.unique(source.face_material).tolist()
     materials: list[AssetMaterial] = []
     face_material = torch.full_like(source.face_material, -1)
@@ -189,7 +189,7 @@ def _transformed(uv: Float[Tensor, "U 2"], look: SourceMaterial) -> Float[Tensor
 
 
 def _wrap(uv: Float[Tensor, "F 3 2"], look: SourceMaterial) -> tuple[str, str]:
-    """How the image goes on beyond its border; where no face does, its opposite sides do not blend."""
+    """The wrap mode of an image; "clamp" where no face leaves it, so that opposite sides do not blend."""
     inside = bool(((uv >= 0) & (uv <= 1)).all())
     return ("clamp", "clamp") if inside else look.wrap
 

@@ -1,4 +1,4 @@
-"""Cut one polygon without convexity into triangles by clipping ears, the ear of the best shape first."""
+"""Triangulation of one non-convex polygon by ear clipping, the ear of the best shape first."""
 
 import heapq
 from bisect import bisect_left, bisect_right
@@ -14,7 +14,7 @@ FORCED = 64  # cuts in a polygon that crosses itself, before the rest becomes a 
 
 
 def clip_ears(points: Float[np.ndarray, "N 2"]) -> Int[np.ndarray, "T 3"]:
-    """The N - 2 triangles of a counter-clockwise polygon, as numbers of its corners.
+    """The N - 2 triangles of a counter-clockwise polygon, as indices of its corners.
 
     Where the polygon is simple, or touches itself only as the bridge to a hole does, all triangles are
     counter-clockwise and cover it exactly. Other polygons get N - 2 triangles too.
@@ -25,7 +25,7 @@ def clip_ears(points: Float[np.ndarray, "N 2"]) -> Int[np.ndarray, "T 3"]:
 
 
 class _Ring:
-    """The corners that are left, linked in a circle, and the ears among them in a heap."""
+    """The remaining corners as a circular linked list, and a heap of the ears among them."""
 
     def __init__(self, points: NDArray[np.float64]) -> None:
         count = len(points)
@@ -130,15 +130,15 @@ class _Ring:
         return False
 
     def candidates(self, a: int, b: int, c: int, near: float, reach: slice) -> list[int]:
-        found = self.inward[reach]
-        if len(found) > MANY:
+        candidates = self.inward[reach]
+        if len(candidates) > MANY:
             px, py = self.inward_points[reach].T
-            inside = np.ones(len(found), dtype=bool)
+            inside = np.ones(len(candidates), dtype=bool)
             for u, v in ((a, b), (b, c), (c, a)):
                 ux, uy = self.x[u], self.y[u]
                 inside &= (self.x[v] - ux) * (py - uy) - (self.y[v] - uy) * (px - ux) >= -near
-            found = found[inside]
-        corners: list[int] = found.tolist()
+            candidates = candidates[inside]
+        corners: list[int] = candidates.tolist()
         return corners
 
     def blocks(self, p: int, a: int, b: int, c: int, near: float) -> bool:

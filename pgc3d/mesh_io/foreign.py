@@ -1,4 +1,4 @@
-"""The kind of a file that is no mesh of a format read here, and how to convert it."""
+"""Detection of files in unsupported formats, with the way to convert them."""
 
 import json
 import re
@@ -74,7 +74,7 @@ MESHES = ("glb", "gltf", "obj", "ply", "stl", "fbx", "dae", "usdc", "usda", "usd
 
 
 def explain_foreign(path: Path, data: bytes) -> str | None:
-    """One line with the kind of a file and how to convert it; None where it may be a mesh that is read here.
+    """A message with the kind of a file and its conversion; None where it may be in a supported format.
 
     The content counts first, then the suffix. `data` is the whole file, empty where there is none.
     """
@@ -83,8 +83,8 @@ def explain_foreign(path: Path, data: bytes) -> str | None:
     suffix = path.suffix.lower().removeprefix(".")
     if is_file(path) and not data[:HEAD].strip(BLANK) and not data.strip(BLANK):
         return _line(path, "empty", "export or download it again")
-    found = _by_content(data, suffix) or SUFFIXES.get(suffix)
-    return None if found is None else _line(path, *found)
+    kind = _by_content(data, suffix) or SUFFIXES.get(suffix)
+    return None if kind is None else _line(path, *kind)
 
 
 def _line(path: Path, what: str, advice: str) -> str:

@@ -1,4 +1,4 @@
-"""Numbers of a glTF accessor as numpy arrays; nothing beyond a buffer view is read."""
+"""Values of a glTF accessor as numpy arrays; reads are bounded by the buffer view."""
 
 from collections.abc import Collection
 
@@ -27,7 +27,7 @@ def read_floats(document: Document, index: int, kinds: Collection[str], *, rows:
     """
     entry = document.accessors[index]
     if entry.text("type") not in kinds:
-        raise entry.fault("type", " or ".join(kinds))
+        raise entry.error("type", " or ".join(kinds))
     count(document, index, least=rows)
     values = _read(document, entry, rows)
     if not entry.flag("normalized", default=False) or values.dtype.kind == "f":
@@ -56,13 +56,13 @@ def read_joints(document: Document, index: int, *, rows: int) -> NDArray[np.int6
     return _unsigned(document, index, "VEC4", "5121 or 5123", rows)
 
 
-def _unsigned(document: Document, index: int, kind: str, wanted: str, rows: int) -> NDArray[np.int64]:
-    """The first rows of an accessor of unsigned whole numbers; an error names `wanted`."""
+def _unsigned(document: Document, index: int, kind: str, allowed: str, rows: int) -> NDArray[np.int64]:
+    """The first rows of an accessor of unsigned whole numbers; an error names `allowed`."""
     entry = document.accessors[index]
     if entry.text("type") != kind:
-        raise entry.fault("type", kind)
+        raise entry.error("type", kind)
     if entry.integer("componentType") not in UNSIGNED:
-        raise entry.fault("componentType", wanted)
+        raise entry.error("componentType", allowed)
     count(document, index, least=rows)
     return _read(document, entry, rows).astype(np.int64)
 
@@ -74,15 +74,15 @@ def count(document: Document, index: int, *, least: int = 0) -> int:
         InputError: they are fewer than `least`.
     """
     entry = document.accessors[index]
-    found = entry.integer("count")
-    if found < least:
-        raise entry.fault("count", f"at least {least}, since it belongs to as many")
-    return found
+    count = entry.integer("count")
+    if count < least:
+        raise entry.error("count", f"at least {least}, since it belongs to as many")
+    return count
 
 
 def _read(document: Document, entry: Entry, rows: int) -> NDArray[np.generic]:
     if rows > MAX_COUNT:
-        raise entry.fault("count", f"at most {MAX_COUNT}")
+        raise entry.error("count", f"at most {MAX_COUNT}")
     dtype, width = _component(entry), WIDTHS[entry.text("type")]
     view = entry.index("bufferView", len(document.views))
     if view is not None:
@@ -102,7 +102,7 @@ def _read(document: Document, entry: Entry, rows: int) -> NDArray[np.generic]:
 def _component(entry: Entry) -> np.dtype[np.generic]:
     kind = entry.integer("componentType")
     if kind not in COMPONENTS:
-        raise entry.fault("componentType", f"one of {', '.join(map(str, COMPONENTS))}")
+        raise entry.error("componentType", f"one of {', '.join(map(str, COMPONENTS))}")
     return np.dtype(COMPONENTS[kind])
 
 
@@ -113,7 +113,7 @@ def _strided(
     stride = document.views[view].integer("byteStride", size)
     start = entry.integer("byteOffset", 0)
     if stride < size:
-        raise document.views[view].fault("byteStride", f"at least {size}")
+        raise document.views[view].error("byteStride", f"at least {size}")
     if rows and start + stride * (rows - 1) + size > len(data):
         raise InputError(
             f"a glTF file must hold all of its data, but {entry.place} of {document.path.name} needs "
@@ -125,21 +125,21 @@ def _strided(
 
 
 def _replace(document: Document, entry: Entry, values: NDArray[np.generic]) -> None:
-    """Put the elements that a sparse accessor has instead of the others."""
+    """Replace the elements that a sparse accessor lists."""
     sparse = entry.entry("sparse")
     number = sparse.integer("count")
     if number > entry.integer("count"):
-        raise sparse.fault("count", f"at most {entry.integer('count')}")
+        raise sparse.error("count", f"at most {entry.integer('count')}")
     parts = []
     for key, width in (("indices", 1), ("values", values.shape[1])):
         part = sparse.entry(key)
         view = part.index("bufferView", len(document.views))
         if view is None:
-            raise part.fault("bufferView", "an index")
+            raise part.error("bufferView", "an index")
         dtype = _component(part) if key == "indices" else values.dtype
         parts.append(_strided(document, view, part, number, dtype, width))
     place = parts[0][:, 0].astype(np.int64)
     if number and not 0 <= place.min() <= place.max() < entry.integer("count"):
-        raise sparse.fault("indices", f"indices below {entry.integer('count')}")
+        raise sparse.error("indices", f"indices below {entry.integer('count')}")
     within = place < len(values)
     values[place[within]] = parts[1][within]

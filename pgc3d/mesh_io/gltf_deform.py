@@ -1,4 +1,4 @@
-"""Put the vertices of a mesh where its node, its instances or its skeleton has them."""
+"""Transforms of a mesh's vertices by its node, its instances or its skin."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ CHUNK = 1 << 16  # vertices at once: bounds the memory of their matrices
 
 @dataclass(frozen=True)
 class Placed:
-    """Vertices in the scene; `mirrored` where the faces of a vertex must be turned over."""
+    """Vertices in the scene; `mirrored` where the winding of a vertex's faces must be reversed."""
 
     positions: Floats  # [V, 3]
     normals: Floats | None  # [V, 3], unit, or 0 where the file has none that can be used
@@ -24,7 +24,7 @@ class Placed:
 
 
 def joint_matrices(document: Document, skin: int, scene: Scene) -> Floats:
-    """From the mesh to the scene for each joint of a skin [J, 4, 4], in the pose that the nodes have.
+    """Matrices from the mesh to the scene for each joint of a skin [J, 4, 4], in the pose of the nodes.
 
     Raises:
         InputError: a joint is missing, or the inverse bind matrices do not fit.
@@ -32,7 +32,7 @@ def joint_matrices(document: Document, skin: int, scene: Scene) -> Floats:
     entry = document.skins[skin]
     joints = entry.indices("joints", len(document.nodes))
     if not joints:
-        raise entry.fault("joints", "a list of nodes")
+        raise entry.error("joints", "a list of nodes")
     matrices = scene.matrices[joints]
     index = entry.index("inverseBindMatrices", len(document.accessors))
     if index is None:
@@ -42,7 +42,7 @@ def joint_matrices(document: Document, skin: int, scene: Scene) -> Floats:
 
 
 def skinned(document: Document, block: Block, joints: Floats) -> Placed:
-    """The vertices moved by their joints, which alone place a skinned mesh.
+    """The vertices transformed by their joints; the node of a skinned mesh has no effect.
 
     Raises:
         InputError: a vertex names a joint that the skin lacks.
@@ -67,7 +67,7 @@ def skinned(document: Document, block: Block, joints: Floats) -> Placed:
 
 
 def placed(block: Block, matrix: Floats) -> Placed:
-    """The vertices where one matrix [4, 4] puts them."""
+    """The vertices transformed by one matrix [4, 4]."""
     if np.array_equal(matrix, np.eye(4)):
         normals = None if block.normals is None else _unit(block.normals)
         return Placed(block.positions, normals, np.zeros(len(block.positions), dtype=bool))
@@ -90,13 +90,13 @@ def copied(block: Block, matrices: Floats) -> Placed:
 
 
 def moved(first: Placed, matrix: Floats) -> Placed:
-    """Vertices that are placed already, moved once more."""
+    """Transformed vertices with one more matrix applied."""
     again = placed(Block(first.positions, first.normals, None, None, None), matrix)
     return Placed(again.positions, again.normals, again.mirrored ^ first.mirrored)
 
 
 def _apply(matrices: Floats, block: Block, rows: slice) -> Placed:
-    """Matrices [V, 4, 4] or [1, 4, 4] on some vertices; normals turn by the matrix of cofactors."""
+    """Matrices [V, 4, 4] or [1, 4, 4] applied to vertices; normals by the matrix of cofactors."""
     linear = matrices[:, :3, :3]
     positions = block.positions[rows]
     matrices = np.broadcast_to(matrices, (len(positions), 4, 4))

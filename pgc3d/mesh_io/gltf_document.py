@@ -1,4 +1,4 @@
-"""A glTF 2.0 document with its buffers, and access to JSON that somebody else wrote.
+"""A glTF 2.0 document with its buffers, and validated access to its JSON.
 
 https://registry.khronos.org/glTF/specs/2.0/glTF-2.0.html
 """
@@ -25,7 +25,7 @@ LARGEST = 2**53  # whole numbers up to which JSON is exact
 
 @dataclass(frozen=True)
 class Entry:
-    """An object of the document; what is missing or of a wrong type is named with its place."""
+    """An object of the document; errors about missing or wrong values contain its path."""
 
     value: Mapping[str, Any]
     place: str  # as in "accessors[3]"
@@ -34,8 +34,8 @@ class Entry:
     def __contains__(self, key: str) -> bool:
         return key in self.value
 
-    def fault(self, key: str, needed: str) -> InputError:
-        """The error about one value, to be raised."""
+    def error(self, key: str, needed: str) -> InputError:
+        """An error about one value, to be raised by the caller."""
         found = repr(self.value[key])[:60] if key in self.value else "nothing"
         name = f"{self.place}.{key}" if self.place else key
         return InputError(
@@ -50,30 +50,30 @@ class Entry:
         if isinstance(value, float) and value.is_integer():
             value = int(value)  # some programs write 3.0
         if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= LARGEST:
-            raise self.fault(key, f"a whole number of at least {least}")
+            raise self.error(key, f"a whole number of at least {least}")
         return value
 
     def index(self, key: str, count: int) -> int | None:
-        """A place in a list of `count`, None where there is no such key."""
+        """An index in a list of `count` items, None where there is no such key."""
         if key not in self.value:
             return None
         value = self.integer(key)
         if value >= count:
-            raise self.fault(key, f"an index below {count}")
+            raise self.error(key, f"an index below {count}")
         return value
 
     def indices(self, key: str, count: int) -> list[int]:
-        """Places in a list of `count`, none where there is no such key."""
+        """Indices in a list of `count` items, empty where there is no such key."""
         values = self.value.get(key, [])
         if not isinstance(values, list) or not all(type(v) is int and 0 <= v < count for v in values):
-            raise self.fault(key, f"a list of indices below {count}")
+            raise self.error(key, f"a list of indices below {count}")
         return values
 
     def number(self, key: str, default: float) -> float:
         """A finite number."""
         value = self.value.get(key, default)
         if not _finite(value):
-            raise self.fault(key, "a finite number")
+            raise self.error(key, "a finite number")
         return float(value)
 
     def numbers(self, key: str, count: int | None) -> list[float] | None:
@@ -83,42 +83,42 @@ class Entry:
         values = self.value[key]
         fits = isinstance(values, list) and (count is None or len(values) == count)
         if not fits or not all(_finite(value) for value in values):
-            raise self.fault(key, f"{'a list of' if count is None else count} finite numbers")
+            raise self.error(key, f"{'a list of' if count is None else count} finite numbers")
         return [float(value) for value in values]
 
     def text(self, key: str, default: str = "") -> str:
         """A string."""
         value = self.value.get(key, default)
         if not isinstance(value, str):
-            raise self.fault(key, "a string")
+            raise self.error(key, "a string")
         return value
 
     def texts(self, key: str) -> list[str]:
         """A list of strings, empty where there is no such key."""
         values = self.value.get(key, [])
         if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-            raise self.fault(key, "a list of strings")
+            raise self.error(key, "a list of strings")
         return values
 
     def flag(self, key: str, *, default: bool) -> bool:
         """True or false."""
         value = self.value.get(key, default)
         if not isinstance(value, bool):
-            raise self.fault(key, "true or false")
+            raise self.error(key, "true or false")
         return value
 
     def entry(self, key: str) -> "Entry":
         """An object, an empty one where there is no such key."""
         value = self.value.get(key, {})
         if not isinstance(value, dict):
-            raise self.fault(key, "an object")
+            raise self.error(key, "an object")
         return Entry(value, f"{self.place}.{key}" if self.place else key, self.file)
 
     def entries(self, key: str) -> list["Entry"]:
         """A list of objects, empty where there is no such key."""
         values = self.value.get(key, [])
         if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
-            raise self.fault(key, "a list of objects")
+            raise self.error(key, "a list of objects")
         place = f"{self.place}.{key}" if self.place else key
         return [Entry(value, f"{place}[{index}]", self.file) for index, value in enumerate(values)]
 
@@ -135,7 +135,7 @@ def _finite(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class Document:
-    """A glTF file, its lists taken apart once. Buffers are opened when they are read."""
+    """A parsed glTF file; its buffers are opened when they are read."""
 
     path: Path
     root: Entry
@@ -166,11 +166,11 @@ class Document:
                 return self.binary
             if any(entry.extension(name) for name in MESHOPT):
                 raise compressed(self.path, "meshopt", "EXT_meshopt_compression")
-            raise entry.fault("uri", "the name of a file")
+            raise entry.error("uri", "the name of a file")
         return self.resource(entry, "buffer")
 
     def resource(self, entry: Entry, kind: str) -> bytes:
-        """What the URI of a buffer or an image stands for: data, or a file of the folder."""
+        """The content of a buffer's or an image's URI: a data URI, or a file in the folder."""
         uri = entry.text("uri")
         if uri[:5].lower() != "data:":
             return read_limited(inside(self.path.parent, uri, self.path), f"{kind} of {self.path.name}")
@@ -179,7 +179,7 @@ class Document:
             data = unquote_to_bytes(body)
             return base64.b64decode(data) if head.strip().lower().endswith(";base64") else data
         except (binascii.Error, ValueError) as error:
-            raise entry.fault("uri", "base64 that can be decoded") from error
+            raise entry.error("uri", "base64 that can be decoded") from error
 
     def view(self, index: int) -> memoryview:
         """The bytes of a buffer view.
@@ -190,7 +190,7 @@ class Document:
         entry = self.views[index]
         buffer = entry.index("buffer", len(self.buffers))
         if buffer is None:
-            raise entry.fault("buffer", "an index")
+            raise entry.error("buffer", "an index")
         required = self.root.texts("extensionsRequired")
         for name in MESHOPT:
             if entry.extension(name) and (name in required or self.buffers[buffer].extension(name)):
@@ -210,7 +210,7 @@ MESHOPT = ("EXT_meshopt_compression", "KHR_meshopt_compression")
 
 
 def compressed(path: Path, method: str, extension: str) -> InputError:
-    """The error about a compressed surface, to be raised."""
+    """An error about a compressed surface, to be raised by the caller."""
     return InputError(
         f"a glTF file must hold its surface plainly, but {path.name} compresses it with {method} "
         f"({extension}); export it without compression"
@@ -272,7 +272,7 @@ def _parse_json(data: bytes, path: Path) -> dict[str, Any]:
 
 
 def _without_null(values: dict[str, Any]) -> dict[str, Any]:
-    """Some programs write null for what they have not."""
+    """The object without null values, which some programs write for missing ones."""
     return {key: value for key, value in values.items() if value is not None}
 
 
@@ -311,5 +311,5 @@ def split_glb(data: bytes) -> tuple[bytes, bytes | None]:
             if start + 8 + size > len(data):
                 raise ValueError("its binary chunk is cut off")
             return text, data[start + 8 : start + 8 + size]
-        start += 8 + size  # chunks of other kinds are to be passed over
+        start += 8 + size  # chunks of other kinds are skipped
     return text, None

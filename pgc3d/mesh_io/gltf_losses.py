@@ -1,4 +1,4 @@
-"""What a glTF file has that a textured copy of its surface lacks, and what was passed over in reading it."""
+"""Contents of a glTF file that are lost in a textured copy of its surface."""
 
 import re
 
@@ -15,7 +15,7 @@ KEPT_MATERIALS = "KHR_materials_unlit"
 
 
 def losses(document: Document, scene: Scene) -> tuple[str, ...]:
-    """Noun phrases with their numbers, the largest things first; what is damaged here refuses no surface."""
+    """Noun phrases with their numbers, the largest first; damage in these contents is not an error."""
     try:
         return _losses(document, scene)
     except InputError:
@@ -24,7 +24,7 @@ def losses(document: Document, scene: Scene) -> tuple[str, ...]:
 
 def _losses(document: Document, scene: Scene) -> tuple[str, ...]:
     root = document.root
-    found = [
+    counts = [
         (scene.nodes if scene.nodes > 1 else 0, "", "nodes with their names and hierarchy"),
         (len(root.entries("skins")), "skeleton", "skeletons"),
         (len(root.entries("animations")), "animation", "animations"),
@@ -36,7 +36,7 @@ def _losses(document: Document, scene: Scene) -> tuple[str, ...]:
         *_attributes(document),
         *_materials(document),
     ]  # fmt: skip
-    return tuple(f"{number} {one if number == 1 else many}" for number, one, many in found if number)
+    return tuple(f"{number} {one if number == 1 else many}" for number, one, many in counts if number)
 
 
 def _targets(mesh: Entry) -> int:

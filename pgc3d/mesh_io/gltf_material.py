@@ -1,4 +1,4 @@
-"""Base colours of glTF materials. Images are opened when they are first used."""
+"""Base colours of glTF materials; images are opened at their first use."""
 
 import io
 import math
@@ -23,7 +23,7 @@ OTHER_IMAGES = ("EXT_texture_webp", "EXT_texture_avif", "KHR_texture_basisu", "M
 
 
 def read_materials(document: Document) -> tuple[SourceMaterial, ...]:
-    """The materials in the file's order. One that is damaged is refused when its image is loaded."""
+    """The materials in the file's order. A damaged one raises an error when its image is loaded."""
     return tuple(_tolerated(document, entry) for entry in document.root.entries("materials"))
 
 
@@ -103,11 +103,11 @@ def _wrap(document: Document, info: Entry) -> tuple[str, str]:
     index = None if texture is None else texture.index("sampler", len(samplers))
     if index is None:
         return ("repeat", "repeat")
-    found = [samplers[index].integer(key, 10497) for key in ("wrapS", "wrapT")]
-    for key, value in zip(("wrapS", "wrapT"), found, strict=True):
+    modes = [samplers[index].integer(key, 10497) for key in ("wrapS", "wrapT")]
+    for key, value in zip(("wrapS", "wrapT"), modes, strict=True):
         if value not in WRAPS:
-            raise samplers[index].fault(key, "33071, 33648 or 10497")
-    return WRAPS[found[0]], WRAPS[found[1]]
+            raise samplers[index].error(key, "33071, 33648 or 10497")
+    return WRAPS[modes[0]], WRAPS[modes[1]]
 
 
 def _transform(info: Entry) -> Tensor | None:
@@ -131,7 +131,7 @@ def _transform(info: Entry) -> Tensor | None:
 def _loader(document: Document, info: Entry) -> Callable[[], Image.Image] | None:
     entry = _texture(document, info)
     if entry is None:
-        raise info.fault("index", "an index")
+        raise info.error("index", "an index")
     images = document.root.entries("images")
     source = entry.index("source", len(images))
     readable = entry.extension(OTHER_IMAGES[0]) or entry.extension(OTHER_IMAGES[1])
@@ -160,7 +160,7 @@ def _open(document: Document, image: Entry) -> Image.Image:
     else:
         view = image.index("bufferView", len(document.views))
         if view is None:
-            raise image.fault("bufferView", "an index")
+            raise image.error("bufferView", "an index")
         data = bytes(document.view(view))
     document.decoded[image.place] = decode_image(data, f"{image.place} of {document.path.name}")
     return document.decoded[image.place]
@@ -180,7 +180,7 @@ def decode_image(data: bytes, name: str) -> Image.Image:
         raise InputError(
             f"an image of a mesh must be smaller, got {name} with {len(data)} bytes; reduce it"
         ) from error
-    except Exception as error:  # Pillow's readers raise whatever they like
+    except Exception as error:  # Pillow's readers raise exceptions of any kind
         raise InputError(
             f"an image of a mesh must be readable, but {name} is damaged; save it again"
         ) from error

@@ -51,15 +51,15 @@ def is_surface(primitive: Entry) -> bool:
     """Whether it has triangles, not points or lines."""
     mode = primitive.integer("mode", TRIANGLES)
     if mode > FAN:
-        raise primitive.fault("mode", "at most 6")
+        raise primitive.error("mode", "at most 6")
     return mode >= TRIANGLES
 
 
 def require_plain(document: Document, primitive: Entry) -> None:
-    """Refuse a surface that is compressed and has no plain copy.
+    """Check that a surface is not compressed, or has an uncompressed copy.
 
     Raises:
-        InputError: it is so.
+        InputError: it is compressed.
     """
     if primitive.extension(DRACO) is None:
         return
@@ -92,7 +92,7 @@ def _counts(document: Document, primitive: Entry) -> tuple[int, int]:
     """Vertices and corners."""
     position = attribute(document, primitive, "POSITION")
     if position is None:
-        raise primitive.entry("attributes").fault("POSITION", "an index")
+        raise primitive.entry("attributes").error("POSITION", "an index")
     vertices = count(document, position)
     indices = primitive.index("indices", len(document.accessors))
     return vertices, vertices if indices is None else count(document, indices)
@@ -106,10 +106,10 @@ def attribute(document: Document, primitive: Entry, name: str) -> int | None:
 def read_faces(document: Document, primitive: Entry) -> Indices:
     """Triangles [F, 3] of a list, strip or fan, all wound alike.
 
-    Those of a strip that have no area, which only join its pieces, are left out.
+    Degenerate triangles of a strip, which only connect its parts, are removed.
 
     Raises:
-        InputError: an index points at nothing.
+        InputError: an index is out of range.
     """
     vertices, number = sizes(document, primitive)
     mode = primitive.integer("mode", TRIANGLES)
@@ -154,7 +154,7 @@ def read_block(
     positions, normals = floats(attributes, "POSITION", "VEC3"), floats(attributes, "NORMAL", "VEC3")
     colors = floats(attributes, "COLOR_0", "VEC3", "VEC4")
     if positions is None:
-        raise attributes.fault("POSITION", "an index")
+        raise attributes.error("POSITION", "an index")
     for target, weight in zip(targets, weights, strict=False):
         if weight:
             moved, turned = floats(target, "POSITION", "VEC3"), floats(target, "NORMAL", "VEC3")

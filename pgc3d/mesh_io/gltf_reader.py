@@ -1,6 +1,6 @@
-"""Read the surface of a glTF or GLB as its default scene shows it, with its colours.
+"""The surface of the default scene of a glTF or GLB, with its colours.
 
-Skins stand in the pose of their joints, morph targets have their weights at rest, instances are copies.
+Skins are in the pose of their joints, morph targets have their default weights, instances are copied.
 """
 
 from dataclasses import dataclass, field
@@ -53,7 +53,7 @@ def read_gltf(data: bytes, path: Path) -> SourceMesh:
     """The surface of a glTF or GLB, whichever `data` is; `path` locates its other files.
 
     Raises:
-        InputError: it is damaged, compressed, too large, or needs something that is not read.
+        InputError: it is damaged, compressed, too large, or requires an unsupported extension.
     """
     document = parse_document(data, path)
     _require_known(document)
@@ -70,15 +70,15 @@ def gltf_files(data: bytes, path: Path) -> list[Path]:
     document = parse_document(data, path)
     uris = [entry.text("uri") for entry in document.buffers if "uri" in entry]
     named = [uri for uri in uris if uri[:5].lower() != "data:"] + image_files(document)
-    found = []
+    located = []
     for uri in named:
         try:
             target = inside(path.parent, uri, path)
         except InputError:
             continue
         if target.is_file():
-            found.append(target)
-    return found
+            located.append(target)
+    return located
 
 
 def _require_known(document: Document) -> None:
@@ -95,7 +95,7 @@ def _require_known(document: Document) -> None:
 
 
 def _require_sizes(document: Document, scene: Scene) -> list[str]:
-    """Refuse what is too large, before anything is read; notes about what is no surface."""
+    """Check the size before any data is read; the notes about primitives that are no surface."""
     vertices = faces = lines = cut = 0
     of_mesh: dict[int, tuple[int, int, int, int]] = {}
     for shown in scene.shown:
@@ -113,17 +113,17 @@ def _require_sizes(document: Document, scene: Scene) -> list[str]:
 def _size(document: Document, mesh: Entry) -> tuple[int, int, int, int]:
     """Vertices, faces, primitives that are no surface, and those whose last triangle lacks corners."""
     blocks: dict[str, int] = {}
-    faces = others = cut = 0
+    faces = skipped = cut = 0
     for primitive in mesh.entries("primitives"):
         if not is_surface(primitive):
-            others += 1
+            skipped += 1
             continue
         require_plain(document, primitive)
         vertices, number = sizes(document, primitive)
         blocks[block_key(primitive)] = vertices
         faces += number
         cut += is_cut(document, primitive)
-    return sum(blocks.values()), faces, others, cut
+    return sum(blocks.values()), faces, skipped, cut
 
 
 def _notes(document: Document, scene: Scene) -> list[str]:
@@ -144,7 +144,7 @@ def _notes(document: Document, scene: Scene) -> list[str]:
 
 @dataclass
 class _Builder:
-    """The lists of a `SourceMesh` while they grow."""
+    """Accumulates the arrays of a `SourceMesh`."""
 
     document: Document
     scene: Scene
@@ -184,9 +184,9 @@ class _Builder:
     def _add_copies(self, blocks: list[Block], primitives: list[Primitive], matrices: Floats) -> None:
         starts = []
         for block in blocks:
-            found = placed(block, matrices[0]) if len(matrices) == 1 else copied(block, matrices)
-            starts.append((self.counts["vertices"], self.counts["normals"], found))
-            self._add_vertices(block, found)
+            located = placed(block, matrices[0]) if len(matrices) == 1 else copied(block, matrices)
+            starts.append((self.counts["vertices"], self.counts["normals"], located))
+            self._add_vertices(block, located)
         for primitive in primitives:
             whole = repeated(primitive, len(matrices), len(blocks[primitive.block].positions))
             self._add_faces(whole, *starts[primitive.block])
@@ -203,33 +203,33 @@ class _Builder:
         starts = []
         for block in blocks:
             if block.joints is None:
-                found = placed(block, matrix)
+                located = placed(block, matrix)
             else:
-                found = skinned(self.document, block, joints)
-                found = moved(found, matrix) if instanced else found
-            starts.append((self.counts["vertices"], self.counts["normals"], found))
-            self._add_vertices(block, found)
+                located = skinned(self.document, block, joints)
+                located = moved(located, matrix) if instanced else located
+            starts.append((self.counts["vertices"], self.counts["normals"], located))
+            self._add_vertices(block, located)
         for primitive in primitives:
             self._add_faces(primitive, *starts[primitive.block])
 
-    def _add_vertices(self, block: Block, found: Placed) -> None:
-        self.vertices.append(found.positions)
-        self.counts["vertices"] += len(found.positions)
-        if found.normals is not None:
-            self.normals.append(found.normals)
-            self.counts["normals"] += len(found.normals)
+    def _add_vertices(self, block: Block, located: Placed) -> None:
+        self.vertices.append(located.positions)
+        self.counts["vertices"] += len(located.positions)
+        if located.normals is not None:
+            self.normals.append(located.normals)
+            self.counts["normals"] += len(located.normals)
         self.colored |= block.colors is not None
         colors = np.ones((len(block.positions), 4)) if block.colors is None else block.colors
-        self.colors.append(np.tile(colors, (len(found.positions) // max(len(colors), 1), 1)))
+        self.colors.append(np.tile(colors, (len(located.positions) // max(len(colors), 1), 1)))
 
-    def _add_faces(self, primitive: Primitive, vertex: int, normal: int, found: Placed) -> None:
+    def _add_faces(self, primitive: Primitive, vertex: int, normal: int, located: Placed) -> None:
         faces = primitive.faces
-        turned = found.mirrored[faces].sum(axis=1) >= 2
+        turned = located.mirrored[faces].sum(axis=1) >= 2
         if turned.any():
             faces = np.where(turned[:, None], faces[:, ::-1], faces)
         nowhere = np.full_like(faces, -1)
         self.faces.append(faces + vertex)
-        self.normal_faces.append(nowhere if found.normals is None else faces + normal)
+        self.normal_faces.append(nowhere if located.normals is None else faces + normal)
         self.uv_faces.append(nowhere if primitive.uv is None else faces + self.counts["uv"])
         if primitive.uv is not None:
             self.uv.append(primitive.uv * (1, -1) + (0, 1))  # v points up
@@ -240,7 +240,7 @@ class _Builder:
         self.counts["parts"] += 1
 
     def finish(self, notes: tuple[str, ...], lost: tuple[str, ...]) -> SourceMesh:
-        """All of it as tensors."""
+        """The source mesh as tensors."""
         if not self.faces:
             require_counts(self.document.path, faces=0)
         colors = torch.from_numpy(np.concatenate(self.colors)).float() if self.colored else None

@@ -1,4 +1,4 @@
-"""Which meshes a glTF file shows, and where its nodes put them."""
+"""The meshes of a glTF file's default scene and the transforms of their nodes."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ PARTS = {
 
 @dataclass(frozen=True)
 class Shown:
-    """A mesh at one node, perhaps many times."""
+    """A mesh at one node, with its instances."""
 
     mesh: int
     matrix: Matrix
@@ -35,7 +35,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class Scene:
-    """What the default scene shows."""
+    """The contents of the default scene."""
 
     shown: tuple[Shown, ...]
     matrices: NDArray[np.float64]  # [nodes, 4, 4], of all nodes of the file
@@ -96,7 +96,7 @@ def _no_tree(document: Document, node: int) -> InputError:
 
 
 def _below(roots: list[int], children: list[list[int]]) -> Iterator[int]:
-    """The roots and what hangs below them, in the file's order, each once."""
+    """The roots and all their descendants, in the file's order, each once."""
     seen, waiting = set(), list(reversed(roots))
     while waiting:
         index = waiting.pop()

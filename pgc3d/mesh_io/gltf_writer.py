@@ -27,7 +27,7 @@ WRAPS = {"clamp": 33071, "mirror": 33648, "repeat": 10497}
 def corner_vertices(
     asset: MeshAsset,
 ) -> tuple[Int[Tensor, " N"], Int[Tensor, " N"], Int[Tensor, " N"], Int[Tensor, "F 3"]]:
-    """Vertices as glTF has them, with one normal and one texture coordinate each.
+    """The vertices of a glTF mesh, each with one normal and one texture coordinate.
 
     Returns:
         Mesh vertex, normal and texture coordinate of each, and the faces. They come in the mesh's order, and
@@ -48,7 +48,7 @@ def corner_vertices(
 def encode_glb(asset: MeshAsset, *, generator: str, name: str) -> bytes:
     """Bytes of a GLB file; metadata goes to `asset.extras`, `generator` is the writing program."""
     if asset.uv is None or asset.base_color is None:
-        raise ValueError("a GLB needs texture coordinates and a base colour image")
+        raise ValueError("a GLB must have texture coordinates and a base colour image")
     vertex, normal, uv_vertex, faces = corner_vertices(asset)
     uv = asset.uv[uv_vertex]
     buffer = _Buffer()
@@ -100,7 +100,7 @@ def _material(*, textured: bool) -> Mapping[str, Any]:
 
 
 class _Buffer:
-    """The binary chunk while it grows, with its views and accessors."""
+    """Accumulates the binary chunk with its buffer views and accessors."""
 
     def __init__(self) -> None:
         self.data = bytearray()
@@ -170,7 +170,7 @@ def unpack_glb(data: bytes) -> tuple[dict[str, Any], bytes]:
 
 
 def read_metadata(data: bytes) -> dict[str, str | int | float]:
-    """What `encode_glb` stored as metadata; what another program stored in its place counts where it fits."""
+    """The metadata of `encode_glb`, or those entries of another program's `extras` that have its types."""
     try:
         document, _ = unpack_glb(data)
         extras = document["asset"]["extras"]

@@ -1,4 +1,4 @@
-"""What a mesh file may hold, and which other files it may refer to; checked before anything is allocated."""
+"""Limits of mesh files: sizes, checked before allocation, and the other files that they may refer to."""
 
 import re
 from pathlib import Path
@@ -12,10 +12,10 @@ MAX_VERTICES = 6_000_000
 
 
 def require_counts(path: Path, *, vertices: int = 0, faces: int = 1) -> None:
-    """Refuse a mesh without faces or with more than a run can hold.
+    """Check that a mesh has faces and is not too large for a run.
 
     Raises:
-        InputError: it is so.
+        InputError: it has none or too many.
     """
     if faces > MAX_FACES or vertices > MAX_VERTICES:
         raise InputError(
@@ -47,7 +47,7 @@ def read_limited(path: Path, kind: str = "mesh file") -> bytes:
 
 
 def inside(folder: Path, name: str, source: Path) -> Path:
-    """The file that `source` refers to by `name`, percent-encoded or not.
+    """The path of the file that `source` refers to by `name`, percent-encoded or not.
 
     Raises:
         InputError: it is absolute, a URL, or leads out of the folder, also by a symbolic link.

@@ -1,4 +1,4 @@
-"""Lines of words and numbers in mesh files made of text, many at once; messages name the line."""
+"""Vectorised parsing of lines in text mesh files; messages contain the line's number."""
 
 import codecs
 import re
@@ -31,7 +31,7 @@ _IS_BLANK[list(b" \t\n\v\f")] = True
 
 
 def quoted(word: str | bytes, limit: int = QUOTED) -> str:
-    """A word of a file as a message may show it: short, without control characters."""
+    """A word of a file for a message: quoted, shortened, without control characters."""
     text = word.decode("utf-8", errors="replace") if isinstance(word, bytes) else word
     text = text if len(text) <= limit else f"{text[: limit - 3]}..."
     return repr(text)
@@ -66,7 +66,7 @@ class Lines:
     """The lines of a text; lines that end in a backslash go on in the next one, unless they are comments."""
 
     def __init__(self, data: bytes, path: Path, splits: re.Pattern[bytes] | None = None) -> None:
-        """`splits` matches the blanks in the places of which lines shall begin too."""
+        """Split a text into lines; `splits` matches blanks that also begin a line."""
         self.path = path
         self.original = plain_text(data)  # with as many bytes before each word as in `data`
         data = _CONTINUED.sub(_joined, self.original)
@@ -79,7 +79,7 @@ class Lines:
         self._skip_blanks()
 
     def _skip_blanks(self) -> None:
-        """Let `first` point at the first character of each line that is no blank."""
+        """Advance `first` to the first non-blank character of each line."""
         rows = np.arange(len(self.first))
         for _ in range(INDENT):
             rows = rows[(self.bytes[self.first[rows]] <= BLANK) & (self.first[rows] < self.ends[rows])]
@@ -97,13 +97,13 @@ class Lines:
 
     def starting_with(self, word: bytes) -> Int[np.ndarray, " R"]:
         """The lines whose first word is `word`, in their order."""
-        found = np.flatnonzero(self.ends - self.first >= len(word))
+        candidates = np.flatnonzero(self.ends - self.first >= len(word))
         for place, letter in enumerate(word):
-            found = found[self.bytes[self.first[found] + place] == letter]
-        return found[_IS_BLANK[self.bytes[self.first[found] + len(word)]]]
+            candidates = candidates[self.bytes[self.first[candidates] + place] == letter]
+        return candidates[_IS_BLANK[self.bytes[self.first[candidates] + len(word)]]]
 
     def words(self, row: int) -> list[bytes]:
-        """The words of a line of numbers behind its first one, without a comment."""
+        """The words of a line after its first one, without a comment."""
         return _COMMENT.sub(b"", self.text(row)).split()[1:]
 
     def blocks(self, rows: Ints, skip: int) -> Iterator[tuple[Ints, bytes]]:
@@ -153,31 +153,31 @@ class Lines:
         return rows, np.concatenate(values), np.concatenate(counts)
 
     def _slow_numbers(self, rows: Ints) -> Floats:
-        """The same word by word, to find what is wrong."""
-        found = []
+        """The numbers parsed word by word, for the error message."""
+        values = []
         for row in rows.tolist():
             for text in self.words(row):
                 value = number(decoded(text))
                 if value is None:
                     self.fault(row, "must hold numbers", text)
-                found.append(value)
-        return np.array(found)
+                values.append(value)
+        return np.array(values)
 
-    def fault(self, row: int, rule: str, found: bytes | int) -> NoReturn:
-        """Refuse the file for one of its lines.
+    def fault(self, row: int, rule: str, text: bytes | int) -> NoReturn:
+        """Raise the error about one line of the file.
 
         Raises:
             InputError: always.
         """
-        raise InputError(line_fault(self.path, self.number(row), rule, found))
+        raise InputError(line_fault(self.path, self.number(row), rule, text))
 
 
-def line_fault(path: Path, number: int, rule: str, found: bytes | int) -> str:
+def line_fault(path: Path, number: int, rule: str, text: bytes | int) -> str:
     """The message about one line of a file."""
-    what, advice = str(found), "export it again"
-    if isinstance(found, bytes):
-        what = quoted(decoded(found))
-        if re.fullmatch(rb"[+-]?\d+,\d+", found):
+    what, advice = str(text), "export it again"
+    if isinstance(text, bytes):
+        what = quoted(decoded(text))
+        if re.fullmatch(rb"[+-]?\d+,\d+", text):
             advice = "write decimals with a point in place of the comma"
     return f"a line {rule}, got {what} in line {number} of {path}; {advice}"
 
@@ -205,13 +205,13 @@ def parse_numbers(block: bytes, count: int, kind: type = np.float64) -> NDArray[
 
 
 def counts_per_line(marks: NDArray[np.bool_], block: NDArray[np.uint8]) -> Ints:
-    """How many marks each line of a block has."""
+    """The number of marks in each line of a block."""
     total = np.searchsorted(np.flatnonzero(marks), np.flatnonzero(block == 10))
     return np.diff(total, prepend=0)
 
 
 def _joined(match: re.Match[bytes]) -> bytes:
-    """Blanks in place of a line's end behind a backslash, unless the line is a comment."""
+    """Blanks instead of a line end after a backslash, unless the line is a comment."""
     start = match.string.rfind(b"\n", 0, match.start()) + 1
     is_comment = match.string[start : match.start()].lstrip().startswith(b"#")
     return match[0] if is_comment else b" " * len(match[0])

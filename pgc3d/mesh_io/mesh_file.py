@@ -1,6 +1,6 @@
-"""Write a finished surface as GLB, OBJ, PLY or STL, and read it back.
+"""Writing and reading of mesh assets as GLB, OBJ, PLY or STL.
 
-No format changes the axes: y up, front +z, or those of a given mesh. Files appear whole or not at all.
+The axes are not changed: y up, front +z, or those of a given mesh. Files are written atomically.
 """
 
 import json
@@ -26,13 +26,13 @@ GENERATOR = f"pgc3d {pgc3d.__version__}"
 
 
 def write_mesh(path: Path, asset: MeshAsset, format: Format) -> list[Path]:
-    """Write `asset` and return the files made, the mesh first.
+    """Write `asset`; the written files, the mesh first.
 
     glb and obj (with mtl and png beside it) need a texture, ply needs `vertex_color`, stl takes any surface.
 
     Raises:
         InputError: the folder cannot be written or the disk is full; nothing is left behind.
-        ValueError: the asset lacks what the format needs.
+        ValueError: the asset lacks data that the format requires.
     """
     encoders: Mapping[str, Callable[[Path, MeshAsset], dict[Path, bytes]]] = {
         "glb": _encode_glb,
@@ -41,7 +41,7 @@ def write_mesh(path: Path, asset: MeshAsset, format: Format) -> list[Path]:
         "stl": _encode_stl,
     }
     contents = encoders[format](path, asset)
-    write_files(contents)  # side files come first: whoever sees the mesh finds them too
+    write_files(contents)  # side files come first, so that they exist when the mesh does
     return [path, *(file for file in contents if file != path)]
 
 
@@ -51,7 +51,7 @@ def _encode_glb(path: Path, asset: MeshAsset) -> dict[Path, bytes]:
 
 def _encode_obj(path: Path, asset: MeshAsset) -> dict[Path, bytes]:
     if asset.uv is None or asset.uv_faces is None or asset.base_color is None:
-        raise ValueError("an OBJ needs texture coordinates and a base colour image")
+        raise ValueError("an OBJ must have texture coordinates and a base colour image")
     # Many readers split the line at blanks, so the files named in it have none.
     stem = "_".join(path.stem.split()) or "mesh"
     images = {"map_Kd": (f"{stem}_base_color.png", asset.base_color)}
@@ -91,7 +91,7 @@ def _metadata_line(asset: MeshAsset) -> str:
 
 def _encode_ply(path: Path, asset: MeshAsset) -> dict[Path, bytes]:
     if asset.vertex_color is None or asset.normal_faces is not None:
-        raise ValueError("a PLY needs vertex colours, and one normal for each vertex")
+        raise ValueError("a PLY must have vertex colours, and one normal for each vertex")
     vertices = np.empty(
         len(asset.vertices), dtype=[("position", "<f4", 3), ("normal", "<f4", 3), ("color", "u1", 3)]
     )
@@ -129,8 +129,8 @@ def _encode_stl(path: Path, asset: MeshAsset) -> dict[Path, bytes]:
 def read_mesh(path: Path) -> MeshAsset:
     """Read a file that `write_mesh` or another program made, with its colours.
 
-    Vertices at the same place become one, whatever normals, texture coordinates and colours the faces have
-    there. Metadata is read from a GLB. Of a scene, all meshes become one, where its nodes put them.
+    Vertices at the same position are welded, whatever normals, texture coordinates and colours the faces have
+    there. Metadata is read from a GLB. All meshes of a scene are merged with the transforms of its nodes.
 
     Raises:
         InputError: there is no such file, its format is unknown, it is damaged, or one of its images is.

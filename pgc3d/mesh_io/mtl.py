@@ -1,4 +1,4 @@
-"""Material libraries of Wavefront OBJ files, and which files an OBJ refers to."""
+"""Material libraries of Wavefront OBJ files, and the other files that an OBJ refers to."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -37,7 +37,7 @@ class MtlMaterial:
     library: Path = Path()
 
     def source(self, name: str, load: Callable[[], Image.Image] | None) -> SourceMaterial:
-        """An image takes the place of the colour, as in most programs."""
+        """The source material; an image replaces the colour, as in most programs."""
         rgb = (1.0, 1.0, 1.0) if self.image else self.color
         wrap = "clamp" if self.clamped else "repeat"
         move = None
@@ -49,29 +49,29 @@ class MtlMaterial:
 
 @dataclass(frozen=True)
 class Libraries:
-    """Materials by name, and for each library that is not read a note and the reason for an error."""
+    """Materials by name, and for each unread library a note and an error message."""
 
     materials: dict[str, MtlMaterial]
     faults: tuple[tuple[str, str], ...] = ()
 
     def sources(self, names: Iterable[str]) -> tuple[SourceMaterial, ...]:
-        """The materials of these names; one that may be in a library not read refuses to open an image."""
+        """The materials of these names; for one that may be in an unread library `load_image` raises."""
         loaders: dict[tuple[str, Path], Callable[[], Image.Image]] = {}  # an image of several is opened once
-        found = []
+        loaded = []
         for name in names:
             item = self.materials.get(name)
             if item is not None:
                 key = (item.image, item.library)
                 loader = loaders.setdefault(key, image_loader(*key)) if item.image else None
-                found.append(item.source(name, loader))
+                loaded.append(item.source(name, loader))
             else:
                 load = refusal(self.faults[0][1]) if self.faults else None
                 grey = torch.tensor([UNDEFINED, UNDEFINED, UNDEFINED, 1.0])
-                found.append(SourceMaterial(name, grey, load))
-        return tuple(found)
+                loaded.append(SourceMaterial(name, grey, load))
+        return tuple(loaded)
 
     def notes(self, names: Iterable[str]) -> list[str]:
-        """What is not known about the materials of these names: one line at most."""
+        """Notes about missing materials of these names, at most one line."""
         if self.faults:
             return [self.faults[0][0]]
         missing = [name for name in names if name not in self.materials]
@@ -79,7 +79,7 @@ class Libraries:
 
 
 def read_libraries(names: Sequence[str], path: Path) -> Libraries:
-    """The material libraries that an OBJ names, as far as they exist in its folder; never refused here."""
+    """The material libraries of an OBJ that exist in its folder; missing ones raise no error here."""
     materials: dict[str, MtlMaterial] = {}
     faults = []
     for name in list(dict.fromkeys(names))[:MAX_LIBRARIES]:
@@ -102,7 +102,7 @@ def _fault(name: str, path: Path) -> tuple[str, str]:
 
 
 def source_files(data: bytes | str, path: Path) -> Iterator[Path]:
-    """The files beside an OBJ that its colours come from: libraries and the base colour images in them.
+    """The other files of an OBJ's colours: libraries and the base colour images in them.
 
     Those that do not exist, or lie outside the folder, are left out.
     """
@@ -148,28 +148,30 @@ def _read(path: Path) -> bytes:
 
 
 def parse_mtl(data: bytes, library: Path) -> dict[str, MtlMaterial]:
-    """Materials by name; what cannot be understood is passed over, and the first one of a name counts."""
-    found: dict[str, MtlMaterial] = {}
+    """Materials by name; unknown lines are skipped, and the first material of a name is used."""
+    by_name: dict[str, MtlMaterial] = {}
     name: str | None = None
     for line in decoded(plain_text(data)).split("\n"):
-        key, _, rest = line.strip().replace("\t", " ").partition(" ")
+        key, _, arguments = line.strip().replace("\t", " ").partition(" ")
         if key.lower() == "newmtl":
-            name = rest.strip()
-            name = None if name in found else name
+            name = arguments.strip()
+            name = None if name in by_name else name
         if name is not None and not key.startswith("#"):
-            found[name] = _with_line(found.get(name, MtlMaterial(library=library)), key.lower(), rest.strip())
-    return found
+            by_name[name] = _with_line(
+                by_name.get(name, MtlMaterial(library=library)), key.lower(), arguments.strip()
+            )
+    return by_name
 
 
-def _with_line(material: MtlMaterial, key: str, rest: str) -> MtlMaterial:
-    values = [value for word in rest.split() if (value := number(word)) is not None]
+def _with_line(material: MtlMaterial, key: str, arguments: str) -> MtlMaterial:
+    values = [value for word in arguments.split() if (value := number(word)) is not None]
     if key == "kd" and values:
         red, green, blue = (values * 3)[:3] if len(values) < 3 else values[:3]
         return replace(material, color=(_unit(red), _unit(green), _unit(blue)))
     if key in ("d", "tr") and values:
         return replace(material, alpha=_unit(values[-1] if key == "d" else 1 - values[-1]))
     if key == "map_kd":
-        return _with_map(material, rest)
+        return _with_map(material, arguments)
     return material
 
 
@@ -177,9 +179,9 @@ def _unit(value: float) -> float:
     return min(max(value, 0.0), 1.0) if value == value else 0.0
 
 
-def _with_map(material: MtlMaterial, rest: str) -> MtlMaterial:
+def _with_map(material: MtlMaterial, arguments: str) -> MtlMaterial:
     """`-s 2 2 -clamp on a name with blanks.png`: the options and what is behind them."""
-    words = rest.split(" ")
+    words = arguments.split(" ")
     while words and (words[0] == "" or words[0].lower() in OPTIONS):
         option = words.pop(0).lower()
         if not option:
@@ -200,7 +202,7 @@ def _pair(words: list[str], usual: float) -> tuple[float, float]:
 
 
 def _take(words: list[str], least: int, most: int) -> list[str]:
-    """Take the words of an option from the front; those beyond the least only while they are numbers."""
+    """Remove an option's words from the front; those beyond the minimum only while they are numbers."""
     taken: list[str] = []
     while words and len(taken) < most:
         if not words[0]:

@@ -64,8 +64,8 @@ SILENT = frozenset(
 
 
 @dataclass
-class _Others:
-    """The content of the lines without numbers of the surface."""
+class _Directives:
+    """The content of all lines other than vertices and faces."""
 
     libraries: list[str] = field(default_factory=list)
     materials: dict[str, int] = field(default_factory=dict)
@@ -86,27 +86,27 @@ def read_obj(data: bytes, path: Path, *, colors: bool = True) -> SourceMesh:
     The parts are what begins with each line of an object's or a group's name.
 
     Raises:
-        InputError: a line cannot be understood, an index points at nothing, or there are no faces.
+        InputError: a line is not valid, an index is out of range, or there are no faces.
     """
     lines = Lines(data, path)
     rows = lines.starting_with(b"f")
-    others = _other_lines(lines, rows)
+    directives = _read_directives(lines, rows)
     require_counts(path, vertices=len(lines.starting_with(b"v")), faces=len(rows) or -1)
     listed, positions, extra = _vertices(lines)
     faces = read_faces(lines, rows)
     if not len(faces.counts):
-        raise InputError(_no_faces(path, len(listed), others, faces))
+        raise InputError(_no_faces(path, len(listed), directives, faces))
     places = faces.places(0, lines, listed)
     cut, polygon = cut_polygons(positions, places, faces.counts, path)
     triangles = places[cut]
     vertices, notes = in_single(positions, triangles, path)
-    notes += _notes(others, faces)
+    notes += _notes(directives, faces)
     uv = own_uv(*_slot(lines, faces, 1, cut))
     normals = own_normals(*_slot(lines, faces, 2, cut))
-    material = _face_material(others, faces.rows[polygon])
-    libraries = read_libraries(others.libraries, path) if colors else None
+    material = _face_material(directives, faces.rows[polygon])
+    libraries = read_libraries(directives.libraries, path) if colors else None
     if libraries is not None:
-        notes += libraries.notes(others.materials)
+        notes += libraries.notes(directives.materials)
     return SourceMesh(
         vertices=vertices,
         faces=torch.from_numpy(triangles),
@@ -116,10 +116,10 @@ def read_obj(data: bytes, path: Path, *, colors: bool = True) -> SourceMesh:
         uv_faces=None if uv is None else uv.faces,
         vertex_color=_colors(extra),
         face_material=None if material is None else torch.from_numpy(material),
-        materials=libraries.sources(others.materials) if libraries else _bare(others.materials),
+        materials=libraries.sources(directives.materials) if libraries else _bare(directives.materials),
         notes=tuple(notes),
-        lost=_lost(others, extra),
-        face_part=_face_part(others, faces.rows[polygon]),
+        lost=_lost(directives, extra),
+        face_part=_face_part(directives, faces.rows[polygon]),
     )
 
 
@@ -137,7 +137,7 @@ def _vertices(lines: Lines) -> tuple[Ints, Floats, Floats | None]:
 
 
 def _slot(lines: Lines, faces: Faces, slot: int, cut: Ints) -> tuple[Floats, Ints]:
-    """Texture coordinates or normals and which of them the triangles use: none where there is no list."""
+    """Texture coordinates or normals and the triangles' indices; None where there are none."""
     word, width = ((b"vt", 2), (b"vn", 3))[slot - 1]
     rows, values, counts = lines.numbers(word, least=1 if slot == 1 else 3)
     if not len(rows):
@@ -148,70 +148,74 @@ def _slot(lines: Lines, faces: Faces, slot: int, cut: Ints) -> tuple[Floats, Int
     return table, faces.places(slot, lines, rows)[cut]
 
 
-def _other_lines(lines: Lines, faces: Ints) -> _Others:
+def _read_directives(lines: Lines, faces: Ints) -> _Directives:
     letter = lines.bytes[lines.first]
     left = (lines.first < lines.ends) & (letter != ord("#"))
     left[faces] = False
     for word in (b"v", b"vt", b"vn"):
         left[lines.starting_with(word)] = False
-    others = _Others()
+    directives = _Directives()
     for row in np.flatnonzero(left).tolist():
-        key, _, rest = lines.text(row).replace(b"\t", b" ").partition(b" ")
-        _add_line(others, row, decoded(key), rest)
-    return others
+        key, _, arguments = lines.text(row).replace(b"\t", b" ").partition(b" ")
+        _add_line(directives, row, decoded(key), arguments)
+    return directives
 
 
-def _add_line(others: _Others, row: int, key: str, rest: bytes) -> None:
+def _add_line(directives: _Directives, row: int, key: str, arguments: bytes) -> None:
     if key == "usemtl":
-        name = decoded(rest).strip()
-        others.material_rows.append(row)
-        others.material_index.append(others.materials.setdefault(name, len(others.materials)))
+        name = decoded(arguments).strip()
+        directives.material_rows.append(row)
+        directives.material_index.append(directives.materials.setdefault(name, len(directives.materials)))
     elif key == "mtllib":
-        others.libraries.append(decoded(rest).strip())
+        directives.libraries.append(decoded(arguments).strip())
     elif key in ("g", "o"):
-        others.part_rows.append(row)
-        (others.groups if key == "g" else others.objects).add(decoded(rest).strip())
+        directives.part_rows.append(row)
+        (directives.groups if key == "g" else directives.objects).add(decoded(arguments).strip())
     elif key == "s":
-        others.smooth |= rest.strip() not in (b"", b"off", b"0")
+        directives.smooth |= arguments.strip() not in (b"", b"off", b"0")
     elif key in ("l", "p") or key in FREE_FORM:
         kind = {"l": "line", "p": "point"}.get(key, "free-form")
-        others.counts[kind] = others.counts.get(kind, 0) + 1
-    elif key not in SILENT and key not in others.unknown and len(others.unknown) < 100:
-        others.unknown.append(key)
+        directives.counts[kind] = directives.counts.get(kind, 0) + 1
+    elif key not in SILENT and key not in directives.unknown and len(directives.unknown) < 100:
+        directives.unknown.append(key)
 
 
-def _no_faces(path: Path, vertices: int, others: _Others, faces: Faces) -> str:
+def _no_faces(path: Path, vertices: int, directives: _Directives, faces: Faces) -> str:
     held = [counted(vertices, "vertex", "vertices")] if vertices else []
-    if "free-form" in others.counts:
+    if "free-form" in directives.counts:
         held.append("free-form curves or surfaces")
-    held += [counted(others.counts[kind], kind) for kind in ("line", "point") if kind in others.counts]
+    held += [
+        counted(directives.counts[kind], kind) for kind in ("line", "point") if kind in directives.counts
+    ]
     if faces.short:
         held.append(f"{counted(faces.short, 'face')} of fewer than three corners")
-    if others.unknown and not held:
-        held.append(f"lines that begin with {quoted(others.unknown[0])}")
-    found = ", ".join(held) or "nothing"
-    return f"the mesh must have faces, got none in {path}, which holds {found}; export it as polygons"
+    if directives.unknown and not held:
+        held.append(f"lines that begin with {quoted(directives.unknown[0])}")
+    contents = ", ".join(held) or "nothing"
+    return f"the mesh must have faces, got none in {path}, which holds {contents}; export it as polygons"
 
 
-def _notes(others: _Others, faces: Faces) -> list[str]:
+def _notes(directives: _Directives, faces: Faces) -> list[str]:
     notes = []
     if faces.short:
         notes.append(f"{counted(faces.short, 'face')} of fewer than three corners passed over")
     passed = {"line": "lines", "point": "points", "free-form": "free-form curves or surfaces"}
-    kinds = [name for kind, name in passed.items() if kind in others.counts]
+    kinds = [name for kind, name in passed.items() if kind in directives.counts]
     if kinds:
         notes.append(f"{' and '.join(kinds)} passed over")
-    if others.unknown:
-        shown = ", ".join([*map(quoted, others.unknown[:3]), *(["..."] if len(others.unknown) > 3 else [])])
+    if directives.unknown:
+        shown = ", ".join(
+            [*map(quoted, directives.unknown[:3]), *(["..."] if len(directives.unknown) > 3 else [])]
+        )
         notes.append(f"lines of an unknown kind passed over: {shown}")
     return notes
 
 
-def _face_material(others: _Others, rows: Ints) -> Ints | None:
-    if not others.materials:
+def _face_material(directives: _Directives, rows: Ints) -> Ints | None:
+    if not directives.materials:
         return None
-    last = np.searchsorted(np.array(others.material_rows), rows) - 1
-    index = np.array(others.material_index)
+    last = np.searchsorted(np.array(directives.material_rows), rows) - 1
+    index = np.array(directives.material_index)
     return np.where(last < 0, -1, index[last.clip(0)]).astype(np.int64)
 
 
@@ -219,9 +223,9 @@ def _bare(names: Iterable[str]) -> tuple[SourceMaterial, ...]:
     return tuple(SourceMaterial(name) for name in names)
 
 
-def _face_part(others: _Others, rows: Ints) -> Tensor | None:
+def _face_part(directives: _Directives, rows: Ints) -> Tensor | None:
     """The parts that have faces, counted from 0; None where there is one only."""
-    parts, index = np.unique(np.searchsorted(np.array(others.part_rows), rows), return_inverse=True)
+    parts, index = np.unique(np.searchsorted(np.array(directives.part_rows), rows), return_inverse=True)
     return torch.from_numpy(index.reshape(-1)) if len(parts) > 1 else None
 
 
@@ -233,22 +237,22 @@ def _colors(colors: Floats | None) -> Tensor | None:
     return torch.from_numpy(np.concatenate([rgb, np.ones((len(rgb), 1))], axis=1)).float()
 
 
-def _lost(others: _Others, colors: Floats | None) -> tuple[str, ...]:
+def _lost(directives: _Directives, colors: Floats | None) -> tuple[str, ...]:
     lost = []
     for names, noun in (
-        (others.objects, "object name"),
-        (others.groups, "group"),
-        (others.materials, "material"),
+        (directives.objects, "object name"),
+        (directives.groups, "group"),
+        (directives.materials, "material"),
     ):
         if names:
             lost.append(counted(len(names), noun))
-    if others.smooth:
+    if directives.smooth:
         lost.append("smoothing groups")
     if colors is not None:
         lost.append("vertex colours")
     for kind, noun in (("line", "line"), ("point", "point")):
-        if kind in others.counts:
-            lost.append(counted(others.counts[kind], noun))
-    if "free-form" in others.counts:
+        if kind in directives.counts:
+            lost.append(counted(directives.counts[kind], noun))
+    if "free-form" in directives.counts:
         lost.append("free-form curves and surfaces")
     return tuple(lost)

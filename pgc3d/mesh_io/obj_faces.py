@@ -35,7 +35,7 @@ class Faces:
         """Places from 0 in the list of v, vt or vn [C], -1 where there is none; `listed` are its lines.
 
         Raises:
-            InputError: an index points at nothing.
+            InputError: an index is out of range.
         """
         index = self.index[:, slot]
         places = index - 1
@@ -47,9 +47,9 @@ class Faces:
         if len(missing):
             corner = int(missing[0])
             row = int(np.repeat(self.rows, self.counts)[corner])
-            found = f"{KINDS[slot]} {index[corner]} of {len(listed)} in line {lines.number(row)}"
+            reference = f"{KINDS[slot]} {index[corner]} of {len(listed)} in line {lines.number(row)}"
             rule = "a face must use what the file lists, counted from 1"
-            raise InputError(f"{rule}, got {found} of {lines.path}; export it again")
+            raise InputError(f"{rule}, got {reference} of {lines.path}; export it again")
         return places
 
 
@@ -72,7 +72,7 @@ def read_faces(lines: Lines, rows: Ints) -> Faces:
 
 
 def _corners(lines: Lines, rows: Ints, block: bytes) -> tuple[Ints, Ints]:
-    """How many corners each line has, and their indices [C, 3]."""
+    """The number of corners of each line, and their indices [C, 3]."""
     array = np.frombuffer(block, dtype=np.uint8)
     word, slash = array > BLANK, array == SLASH
     number = word & ~slash
@@ -93,7 +93,7 @@ def _corners(lines: Lines, rows: Ints, block: bytes) -> tuple[Ints, Ints]:
 
 
 def _slots(first_word: Marks, first_number: Marks, slash: Marks) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Which list each number points into, by the slashes before it, and which corner it belongs to."""
+    """The list (v, vt, vn) of each number, by the slashes before it, and its corner."""
     words, numbers = np.flatnonzero(first_word), np.flatnonzero(first_number)
     each = len(numbers) // max(len(words), 1)
     if each and len(numbers) == each * len(words) and slash.sum() == (each - 1) * len(words):

@@ -35,7 +35,7 @@ LARGEST = {"u1": 255.0, "u2": 65535.0, "f4": 1.0, "f8": 1.0}  # value of full co
 
 @dataclass(frozen=True)
 class _Surface:
-    """Triangles [F, 3] and, for faces, where their corners and rows lie in the file."""
+    """Triangles [F, 3] and, for faces, the indices of their corners and rows in the file."""
 
     triangles: Ints
     corners: Ints | None = None  # [F, 3], places in the list of all corners
@@ -88,8 +88,8 @@ def read_ply(data: bytes, path: Path) -> SourceMesh:
 
 def _listed(header: Header) -> Element | None:
     """The element that lists the surface."""
-    found = (header.element(*names) for names in (FACES, STRIPS))
-    return next((item for item in found if item and item.count and _indices_name(item)), None)
+    elements = (header.element(*names) for names in (FACES, STRIPS))
+    return next((item for item in elements if item and item.count and _indices_name(item)), None)
 
 
 def _indices_name(element: Element) -> str | None:
@@ -121,7 +121,7 @@ def _stack(columns: Columns, names: tuple[str, ...]) -> Floats:
 
 
 def _indices(columns: Columns, path: Path, vertices: int, *, restarts: bool) -> tuple[Ints, Ints]:
-    """The corners of all rows, and how many each row has."""
+    """The corners of all rows, and the number of each row."""
     column = next(columns[name] for name in INDICES if name in columns and columns[name].is_list)
     values = column.values
     whole = values.astype(np.int64) if values.dtype.kind != "f" else _whole(values)
@@ -248,10 +248,10 @@ def _lost(header: Header, vertex: Element, listed: Element, images: int) -> tupl
         | {n for pair in UV for n in pair}
     )
     for element in (vertex, listed):
-        others = [item.name for item in element.properties if item.name not in known]
-        if others:
-            noun = f"{element.name} {'property' if len(others) == 1 else 'properties'}"
-            lost.append(f"{noun} {_names(others)}")
+        unused = [item.name for item in element.properties if item.name not in known]
+        if unused:
+            noun = f"{element.name} {'property' if len(unused) == 1 else 'properties'}"
+            lost.append(f"{noun} {_names(unused)}")
     extra = [item.name for item in header.elements if item not in (vertex, listed) and item.count]
     if extra:
         lost.append(f"{'element' if len(extra) == 1 else 'elements'} {_names(extra)}")

@@ -108,11 +108,11 @@ def _lines(data: bytes, path: Path) -> tuple[list[str], int]:
         _refuse(path, "begin with the line 'ply'", quoted(data[:16]))
     # values may begin with a byte that looks like a line end, so that the first line's end counts
     last = re.compile(rb"[\r\n][ \t]*end_header[ \t]*(?:" + first[1] + rb"|\Z)")
-    found = last.search(data[:MAX_HEADER], first.end() - 1)
-    if found is None:
+    end = last.search(data[:MAX_HEADER], first.end() - 1)
+    if end is None:
         _refuse(path, "have a line 'end_header'", "none")
-    text = data[first.end() : max(found.start(), first.end())]
-    return [decoded(line) for line in re.split(rb"\r\n|\n|\r", text)], found.end()
+    text = data[first.end() : max(end.start(), first.end())]
+    return [decoded(line) for line in re.split(rb"\r\n|\n|\r", text)], end.end()
 
 
 def _refuse(path: Path, rule: str, found: str, number: int | None = None) -> NoReturn:
@@ -142,5 +142,5 @@ def _with_property(elements: list[Element], words: list[str], path: Path, number
         _refuse(path, rule, quoted(" ".join(words[1:])), number)
     if len(elements[-1].properties) >= MAX_PROPERTIES:
         _refuse(path, f"have at most {MAX_PROPERTIES} properties in an element", "more", number)
-    found = Property(name, TYPES[kinds[-1]], TYPES[kinds[0]] if as_list else None)
-    return replace(elements[-1], properties=(*elements[-1].properties, found))
+    added = Property(name, TYPES[kinds[-1]], TYPES[kinds[0]] if as_list else None)
+    return replace(elements[-1], properties=(*elements[-1].properties, added))

@@ -103,15 +103,15 @@ def _parse_text(data: bytes, header: Header, path: Path) -> bytes:
 
 
 def _slow_numbers(text: bytes, before: int, path: Path) -> list[float]:
-    """The same word by word, to find what is wrong."""
-    found = []
+    """The numbers parsed word by word, for the error message."""
+    values = []
     for row, line in enumerate(text.split(b"\n"), before + 1):
         for word in line.split():
             value = number(decoded(word))
             if value is None:
                 raise InputError(line_fault(path, row, "must hold numbers", word))
-            found.append(value)
-    return found
+            values.append(value)
+    return values
 
 
 def _read(table: _Table) -> tuple[dict[str, Column], int]:
@@ -151,7 +151,7 @@ def _record(table: _Table, lengths: Sequence[int]) -> np.dtype[Any]:
 
 
 def _columns(element: Element, rows: Array, lengths: Sequence[int]) -> dict[str, Column]:
-    found: dict[str, Column] = {}
+    columns: dict[str, Column] = {}
     items = iter(lengths)
     for k, item in enumerate(element.properties):
         values = rows[str(k)].reshape(-1)
@@ -159,13 +159,13 @@ def _columns(element: Element, rows: Array, lengths: Sequence[int]) -> dict[str,
             column = Column(values, np.full(len(rows), next(items), dtype=np.int64), is_list=True)
         else:
             column = Column(values)
-        found.setdefault(item.name, column)
-    return found
+        columns.setdefault(item.name, column)
+    return columns
 
 
 @dataclass(frozen=True)
 class _Walk:
-    """Where the lists of each row begin, how long they are [R, L], and where the rows lie [R + 1]."""
+    """Offsets and lengths of each row's lists [R, L], and offsets of the rows [R + 1]."""
 
     begins: Ints
     counts: Ints
@@ -173,7 +173,7 @@ class _Walk:
 
 
 def _walk(table: _Table, rows: int) -> _Walk:
-    """Step over the rows one by one, since only a list's count gives where the next one lies."""
+    """Offsets found row by row, since the position of a list depends on the counts before it."""
     steps, gap = [], 0  # numbers in front of a list, how its count is read, sizes of count and items
     for item in table.element.properties:
         size = table.kind(item.kind).itemsize
@@ -208,7 +208,7 @@ def _walk(table: _Table, rows: int) -> _Walk:
 
 
 def _mixed_columns(table: _Table, walk: _Walk) -> dict[str, Column]:
-    found: dict[str, Column] = {}
+    columns: dict[str, Column] = {}
     place, index = walk.ends[:-1], 0
     for item in table.element.properties:
         kind = table.kind(item.kind)
@@ -221,8 +221,8 @@ def _mixed_columns(table: _Table, walk: _Walk) -> dict[str, Column]:
         else:
             column = Column(_gather(table.body, place, kind))
             place = place + kind.itemsize
-        found.setdefault(item.name, column)
-    return found
+        columns.setdefault(item.name, column)
+    return columns
 
 
 def _gather(body: bytes, places: Ints, kind: np.dtype[Any]) -> Array:

@@ -1,4 +1,4 @@
-"""Cut polygons of any corner count into triangles that cover them exactly and face as they do."""
+"""Triangulation of polygons of any corner count, exact and with the same orientation."""
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -22,12 +22,13 @@ def triangulate(
 ) -> tuple[Int[np.ndarray, "T 3"], Int[np.ndarray, " T"]]:
     """Triangles of polygons that lie one after the other in `corners`, in their order.
 
-    A polygon of n corners becomes n - 2 triangles, whose corners are places in `corners`; one with fewer than
-    three becomes none. No vertex is added. A fan from the first corner is kept where all its triangles face
-    as the polygon does (always, if it is convex), else a fan from another corner or clipped ears are taken.
+    A polygon of n corners becomes n - 2 triangles, whose corners are positions in `corners`; one with fewer
+    than three becomes none. No vertex is added. A fan from the first corner is kept where all its triangles
+    face as the polygon does (always, if it is convex), else a fan from another corner or clipped ears are
+    taken.
 
     Returns:
-        Places in `corners` [T, 3], and the polygon of each triangle [T].
+        Positions in `corners` [T, 3], and the polygon of each triangle [T].
 
     Raises:
         ValueError: a polygon that is not convex has more than MAX_CORNERS corners.
@@ -55,10 +56,10 @@ def _cut(vertices: Floats, index: Ints) -> Ints:
         normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-300)
         count = index.shape[1]
         local = np.tile(_fan(count, 0), (len(index), 1, 1))
-        rest = np.flatnonzero(~(_facing(points, normal) > FLAT).all(axis=1))
+        remaining = np.flatnonzero(~(_facing(points, normal) > FLAT).all(axis=1))
         if count <= MAX_FANS:
-            rest = _best_fans(points, normal, local, rest)
-        for k in rest.tolist():
+            remaining = _best_fans(points, normal, local, remaining)
+        for k in remaining.tolist():
             local[k] = _ears(points[k], normal[k], local[k])
     return local
 
@@ -81,23 +82,23 @@ def _facing(points: Floats, normal: Floats) -> Floats:
     return sines
 
 
-def _best_fans(points: Floats, normal: Floats, local: Ints, rest: Ints) -> Ints:
-    """Put the best fan into `local` where one covers the polygon (or for quads, which have no other cut).
+def _best_fans(points: Floats, normal: Floats, local: Ints, remaining: Ints) -> Ints:
+    """Write the best fan to `local` where one covers the polygon (for quads always).
 
     Returns:
-        The polygons that are left.
+        The remaining polygons.
     """
     count = points.shape[1]
-    points, normal = points[rest], normal[rest]
-    best, start = np.full(len(rest), -np.inf), np.zeros(len(rest), dtype=np.int64)
+    points, normal = points[remaining], normal[remaining]
+    best, start = np.full(len(remaining), -np.inf), np.zeros(len(remaining), dtype=np.int64)
     for k in range(2 if count == 4 else count):
         turned = np.roll(points, -k, axis=1)
         worst = _facing(turned - turned[:, :1], normal).min(axis=1)
         better = worst > best
         best[better], start[better] = worst[better], k
-    chosen = np.ones(len(rest), dtype=bool) if count == 4 else best > FLAT
-    local[rest[chosen]] = (_fan(count, 0) + start[chosen, None, None]) % count
-    return rest[~chosen]
+    chosen = np.ones(len(remaining), dtype=bool) if count == 4 else best > FLAT
+    local[remaining[chosen]] = (_fan(count, 0) + start[chosen, None, None]) % count
+    return remaining[~chosen]
 
 
 def _ears(points: Floats, normal: Floats, fan: Ints) -> Ints:

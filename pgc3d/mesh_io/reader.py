@@ -1,6 +1,6 @@
-"""Read a mesh that somebody else made, with distrust; nothing in it is joined, dropped or moved.
+"""Validated reading of mesh files; vertices are not welded, dropped or moved.
 
-Images are opened when their colours are needed; a file can refer to nothing outside its own folder.
+Images are opened when their colours are used; a file can refer only to files in its own folder.
 """
 
 from collections.abc import Callable, Mapping
@@ -29,7 +29,7 @@ READERS: Mapping[str, Callable[[bytes, Path], SourceMesh]] = {
 
 
 def read_source(path: Path) -> SourceMesh:
-    """Read a GLB, glTF, OBJ, PLY or STL; scenes are put together with their transforms.
+    """The mesh of a GLB, glTF, OBJ, PLY or STL; meshes of a scene are merged with their transforms.
 
     Raises:
         InputError: the file is missing, too large, damaged, without faces or not finite, or its surface is in
@@ -49,9 +49,9 @@ def read_source(path: Path) -> SourceMesh:
         mesh = READERS[kind](data, path)
     except (InputError, MemoryError):
         raise
-    except Exception as error:  # what no reader foresaw in a stranger's file is one line all the same
+    except Exception as error:  # unforeseen errors of readers on damaged files also become one line
         raise InputError(
-            f"the mesh file must be readable, but {path} is damaged in a way that is not known "
+            f"the mesh file must be readable, but {path} is damaged in an unknown way "
             f"({type(error).__name__}); export it again"
         ) from error
     _check(mesh, path)
@@ -70,7 +70,7 @@ def _check(mesh: SourceMesh, path: Path) -> None:
 
 
 def source_files(path: Path) -> list[Path]:
-    """The file and those beside it that its surface and its colours come from, where they exist."""
+    """The mesh file and the other files of its surface and its colours that exist."""
     kind = path.suffix.lower().removeprefix(".")
     files = [path]
     try:

@@ -1,4 +1,4 @@
-"""Images that a mesh file names: opened when their colours are needed, never for the surface."""
+"""Images that a mesh file refers to: opened when their colours are used, never for the surface."""
 
 import io
 import warnings
@@ -16,7 +16,7 @@ MAX_PIXELS = 1 << 28
 
 
 def image_loader(name: str, source: Path) -> Callable[[], Image.Image]:
-    """A function that opens the image which `source` names, once for all its calls.
+    """A function that opens an image of `source`, once for all its calls.
 
     It raises InputError where the image is missing, damaged, too large or outside the folder of `source`.
     """
@@ -24,7 +24,7 @@ def image_loader(name: str, source: Path) -> Callable[[], Image.Image]:
 
 
 def refusal(message: str) -> Callable[[], Image.Image]:
-    """A function in place of `image_loader` for colours that cannot be known."""
+    """A function like that of `image_loader` that raises an error, for colours of an unread library."""
 
     def refuse() -> Image.Image:
         raise InputError(message)
@@ -42,7 +42,7 @@ def is_inside(name: str, source: Path) -> bool:
 
 
 def is_file(path: Path) -> bool:
-    """Whether there is a file, also for names that no file can have."""
+    """Whether a file exists; False for an invalid name."""
     try:
         return path.is_file()
     except OSError:
@@ -50,7 +50,7 @@ def is_file(path: Path) -> bool:
 
 
 def is_folder(path: Path) -> bool:
-    """Whether there is a folder, also for names that no folder can have."""
+    """Whether a folder exists; False for an invalid name."""
     try:
         return path.is_dir()
     except OSError:

@@ -1,4 +1,4 @@
-"""What a reader hands over: the surface of a mesh file, its colours, and what a textured copy will lack."""
+"""The result of a reader: the surface of a mesh file, its colours, and contents that a copy lacks."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class SourceMaterial:
 
 @dataclass(frozen=True)
 class SourceMesh:
-    """A mesh as its file describes it: nothing is joined, dropped or moved.
+    """A mesh as stored in its file: vertices are not welded, dropped or moved.
 
     Positions, normals and texture coordinates are indexed independently of each other. (0, 0) of the texture
     coordinates is the lower left of the image. They may repeat or leave the unit square.
@@ -42,7 +42,7 @@ class SourceMesh:
     vertex_color: Float[Tensor, "V 4"] | None = None  # sRGB and alpha in [0, 1]
     face_material: Int[Tensor, " F"] | None = None  # index into `materials`, -1 where a face names none
     materials: tuple[SourceMaterial, ...] = ()
-    notes: tuple[str, ...] = ()  # one line each: what was passed over while reading, shown before a run
-    lost: tuple[str, ...] = ()  # noun phrases: what a textured copy lacks, as "2 animations"
+    notes: tuple[str, ...] = ()  # lines about skipped contents of the file, shown before a run
+    lost: tuple[str, ...] = ()  # noun phrases of contents that a textured copy lacks, as "2 animations"
     face_part: Int[Tensor, " F"] | None = None  # the part of the file that a face belongs to, from 0 on
     linear_colors: bool = False  # vertex colours are mixed in linear light between vertices, as in glTF

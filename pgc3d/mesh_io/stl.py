@@ -24,7 +24,7 @@ REACH = 4.0  # sizes of the counted triangles in which uncounted ones must lie
 
 
 def read_stl(data: bytes, path: Path) -> SourceMesh:
-    """The triangles of an STL, without joining any corners; its own normals are passed over.
+    """The triangles of an STL, without welding; its normals are ignored.
 
     Raises:
         InputError: the file is damaged, empty, or of another format.
@@ -37,7 +37,7 @@ def read_stl(data: bytes, path: Path) -> SourceMesh:
 
 
 def _is_binary(data: bytes) -> bool:
-    """By the length that the count gives; a header of text decides nothing, since many begin with "solid"."""
+    """Whether the file is binary, by the length that its count gives; many headers begin with "solid"."""
     if len(data) >= HEADER and len(data) == HEADER + TRIANGLE * _count(data):
         return True
     head = plain_text(data[:4096])

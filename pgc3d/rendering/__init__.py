@@ -8,10 +8,10 @@ from pgc3d.interfaces import Rasterizer
 
 
 def build_rasterizer(backend: Backend, device: torch.device) -> Rasterizer:
-    """Make the rasteriser that works on tensors of `device`; `auto` is triton on CUDA, cpu on a CPU.
+    """The rasteriser for tensors of `device`; `auto` is triton on CUDA, cpu on a CPU.
 
     Raises:
-        BackendUnavailableError: the backend's library is missing, or it cannot work on `device`.
+        BackendUnavailableError: the backend's library is missing, or it does not support `device`.
     """
     if backend == "auto":
         backend = "triton" if device.type == "cuda" else "cpu"

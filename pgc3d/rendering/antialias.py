@@ -1,9 +1,9 @@
 """Silhouette antialiasing that follows the silhouette edges themselves, with their exact gradient.
 
 Pixel-driven antialiasing (Laine et al. 2020, "Modular primitives for high-performance differentiable
-rendering", section 3.6) looks for an edge of the triangle that a pixel shows. On meshes whose triangles are
-smaller than a few pixels that triangle rarely holds the silhouette, which then gets no gradient. Here
-every silhouette edge is followed through the image instead, whatever its size.
+rendering", section 3.6) searches the edges of the triangle at a pixel. On meshes whose triangles are smaller
+than a few pixels that triangle rarely has the silhouette edge, which then has no gradient. Here every
+silhouette edge is traced through the image instead, whatever its size.
 """
 
 from typing import Any, Literal
@@ -19,7 +19,7 @@ from pgc3d.types import Fragments
 
 
 def edge_topology(faces: Int[Tensor, "F 3"], vertex_count: int | None = None) -> EdgeTopology:
-    """Find the edges of a mesh.
+    """The edges of a mesh with the vertices opposite to them.
 
     Args:
         faces: For a mesh whose vertices are duplicated along texture seams, pass faces that index one vertex
@@ -44,7 +44,7 @@ def antialias(
     *,
     implementation: Literal["auto", "numba", "torch", "triton"] = "auto",
 ) -> Float[Tensor, "B H W C"]:
-    """Blend the two pixels on either side of each silhouette edge by how much of them the edge covers.
+    """Blend the two pixels on either side of each silhouette edge by the fraction that the edge covers.
 
     Where an edge passes at a distance t from the inner pixel's centre, the inner colour covers t of the way
     to the outer centre: t - 1/2 of the outer pixel if positive, else 1/2 - t of the inner pixel takes the
@@ -55,10 +55,10 @@ def antialias(
 
     Args:
         image: Any channels, one value per pixel, not yet antialiased.
-        fragments: What the rasteriser saw from the same clip positions.
+        fragments: Of the rasteriser, from the same clip positions.
         clip: Clip positions.
         faces: The faces that were rasterised; only used to find the topology.
-        topology: The edges of the mesh, if they are known already.
+        topology: The edges of the mesh, computed when None.
         implementation: `auto` is numba on the CPU, Triton on CUDA.
     """
     if topology is None:
@@ -81,7 +81,7 @@ def antialias(
 
 
 def clamp_overshoot(image: Float[Tensor, "*P"]) -> Float[Tensor, "*P"]:
-    """Bring what mixing took out of [0, 1] back; gradients pass, or thin features could not recover."""
+    """Clamp blended values to [0, 1]; gradients pass unchanged, so that thin features can recover."""
     clamped: Tensor = _Clamp.apply(image)  # type: ignore[no-untyped-call]
     return clamped
 

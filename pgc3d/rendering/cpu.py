@@ -1,4 +1,4 @@
-"""The rasteriser for machines without CUDA: numba finds what is visible and interpolates."""
+"""The rasteriser for CPUs: z-buffer and interpolation kernels in numba."""
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -18,11 +18,11 @@ class CpuRasterizer:
     def rasterize(
         self, clip: Float[Tensor, "B V 4"], faces: Int[Tensor, "F 3"], resolution: tuple[int, int]
     ) -> Fragments:
-        """Find the nearest triangle of every pixel; resolution is (height, width)."""
+        """The nearest triangle of every pixel; resolution is (height, width)."""
         return zbuffer.rasterize(zbuffer_numba, clip, faces, resolution)
 
     def interpolate(
         self, attributes: Float[Tensor, "A V C"], fragments: Fragments, faces: Int[Tensor, "F 3"]
     ) -> Float[Tensor, "B H W C"]:
-        """Spread vertex attributes (A = 1 or B) over the pixels, 0 where nothing was hit."""
+        """Interpolate vertex attributes (A = 1 or B) at the pixels, 0 where nothing was hit."""
         return zbuffer.interpolate(zbuffer_numba, attributes, fragments, faces)

@@ -1,4 +1,4 @@
-"""From a mesh and its material to differentiable images."""
+"""Differentiable rendering of a mesh and its material."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,16 +17,16 @@ from pgc3d.rendering.shading import key_direction, shade
 from pgc3d.types import Cameras, Fragments, Material, Mesh, Rendering, UvMesh
 
 
-def kept_bytes(*, low_memory: bool) -> int:
-    """Memory that a render keeps for each pixel until its gradient is known, measured on CUDA.
+def stored_bytes(*, low_memory: bool) -> int:
+    """Bytes that a render stores for each pixel until the backward pass, measured on CUDA.
 
-    With `low_memory` colour fields are evaluated once more in the backward pass.
+    With `low_memory` colour fields are recomputed in the backward pass.
     """
     return 720 if low_memory else 1100
 
 
 def project(vertices: Float[Tensor, "V 3"], cameras: Cameras) -> Float[Tensor, "B V 4"]:
-    """World points to clip space."""
+    """World points in clip space."""
     matrix = cameras.clip_from_world
     return vertices @ matrix[:, :, :3].transpose(1, 2) + matrix[:, None, :, 3]
 
@@ -45,28 +45,28 @@ def render_mesh(  # noqa: PLR0913
 ) -> Rendering:
     """Render square images, antialiased along the silhouettes and composited over `background`.
 
-    Gradients reach the vertices through the silhouettes, through the normals, and through the points that
-    `material` is evaluated at.
+    Gradients reach the vertices through the silhouettes, the normals, and the points at which `material` is
+    evaluated.
 
     Args:
-        mesh: Its normals are interpolated as they are; none is turned towards the camera.
+        mesh: Its normals are interpolated without flipping them towards the camera.
         cameras: B views.
         resolution: Height and width.
         background: sRGB.
         rasterizer: The backend of the device that holds the mesh.
         material: Surface properties at world points.
-        topology: The mesh's edges, if they are known already.
-        shading: Light the base colour; otherwise the image shows it as it is.
-        everywhere: Evaluate `material` at the origin where no surface is, instead of at covered pixels only,
-            for whose number a CUDA device would be waited; None is True on CUDA.
+        topology: The mesh's edges, computed when None.
+        shading: Shade the base colour; otherwise the image has the base colour itself.
+        everywhere: Evaluate `material` at all pixels, at the origin where no surface is, instead of at
+            covered pixels only, whose number needs a synchronisation with CUDA; None is True on CUDA.
     """
     clip = project(mesh.vertices, cameras)
     fragments = rasterizer.rasterize(clip, mesh.faces, (resolution, resolution))
     everywhere = clip.is_cuda if everywhere is None else everywhere
     pixel = None if everywhere else _visible(fragments)
-    places = _pick(_places(mesh, fragments, rasterizer), pixel)
-    color = material(places[:, :3]).base_color
-    image, depth = _compose(color, places, pixel, fragments, cameras, background, shading=shading)
+    attributes = _gather(_surface_attributes(mesh, fragments, rasterizer), pixel)
+    color = material(attributes[:, :3]).base_color
+    image, depth = _compose(color, attributes, pixel, fragments, cameras, background, shading=shading)
     image = antialias(image, fragments, clip, mesh.faces, topology)
     return _rendering(image, depth, background)
 
@@ -84,7 +84,7 @@ def render_textured(  # noqa: PLR0913
     rasterizer: Rasterizer,
     shading: bool = True,
 ) -> Rendering:
-    """Render a mesh whose sRGB base colour is an image, with smooth normals and the same light.
+    """Render a mesh whose sRGB base colour is an image, with smooth normals and the same shading.
 
     Args:
         vertices: Shared across texture seams, so that the seams are no silhouette edges.
@@ -96,12 +96,12 @@ def render_textured(  # noqa: PLR0913
         resolution: Height and width.
         background: sRGB.
         rasterizer: The backend of the device that holds the tensors.
-        shading: Light the base colour; otherwise the image shows it as it is.
+        shading: Shade the base colour; otherwise the image has the base colour itself.
     """
 
     def color(fragments: Fragments) -> Tensor:
-        places = rasterizer.interpolate(uv[None], fragments, uv_faces)
-        return sample_texture(texture, _pick(places, _visible(fragments)))
+        attributes = rasterizer.interpolate(uv[None], fragments, uv_faces)
+        return sample_texture(texture, _gather(attributes, _visible(fragments)))
 
     return render_colored(
         vertices, faces, cameras, resolution, background, rasterizer=rasterizer, color=color, shading=shading
@@ -124,14 +124,16 @@ def render_colored(
     fragments = rasterizer.rasterize(clip, faces, (resolution, resolution))
     mesh = Mesh(vertices, faces, vertex_normals(vertices, faces))
     pixel = _visible(fragments)
-    places = _pick(_places(mesh, fragments, rasterizer), pixel)
-    image, depth = _compose(color(fragments), places, pixel, fragments, cameras, background, shading=shading)
+    attributes = _gather(_surface_attributes(mesh, fragments, rasterizer), pixel)
+    image, depth = _compose(
+        color(fragments), attributes, pixel, fragments, cameras, background, shading=shading
+    )
     return _rendering(antialias(image, fragments, clip, faces), depth, background)
 
 
 @dataclass(frozen=True)
 class SurfaceSamples:
-    """What P pixels show of a `UvMesh`: the covered ones, or all in order with anything where nothing is."""
+    """Surface attributes of a `UvMesh` at P pixels: the covered ones, or all, arbitrary without a surface."""
 
     points: Float[Tensor, "P 3"]  # world
     uv: Float[Tensor, "P 2"]
@@ -153,8 +155,8 @@ def render_corners(  # noqa: PLR0913
 ) -> Rendering:
     """Render a mesh with its own normals; see `render_mesh`.
 
-    Where a face is seen from behind its normals are turned over, as glTF demands of the double-sided material
-    that is exported (2.0, section 3.9.6): meshes from elsewhere are wound either way. The geometry is fixed.
+    Normals of back faces are flipped, as for glTF's double-sided materials (2.0, section 3.9.6), since the
+    winding of foreign meshes is often inconsistent. The geometry is fixed.
 
     Args:
         mesh: In the world, on the rasteriser's device.
@@ -162,27 +164,30 @@ def render_corners(  # noqa: PLR0913
         resolution: Height and width.
         background: sRGB.
         rasterizer: The backend of the device that holds the mesh.
-        color: sRGB base colour of what the pixels show.
-        topology: Of faces that share vertices along the seams of texture and normals.
+        color: sRGB base colour of surface samples.
+        topology: Of faces that are welded along the seams of texture and normals.
         face_normals: Of the mesh, to the side from which its faces run counter-clockwise; of any length.
-        shading: Light the base colour; otherwise the image shows it as it is.
+        shading: Shade the base colour; otherwise the image has the base colour itself.
     """
     clip = project(mesh.vertices, cameras)
     fragments = rasterizer.rasterize(clip, mesh.faces, (resolution, resolution))
     parts = [(mesh.vertices, mesh.faces), (mesh.normals, mesh.normal_faces), (mesh.uv, mesh.uv_faces)]
     values = [rasterizer.interpolate(part[None], fragments, faces) for part, faces in parts]
     pixel = None if clip.is_cuda else _visible(fragments)
-    triangle, view = _pick(fragments.triangle[..., None], pixel)[:, 0].clamp(min=0), _views(pixel, fragments)
-    points, normals, uv = (_pick(value, pixel) for value in values)
+    triangle, view = (
+        _gather(fragments.triangle[..., None], pixel)[:, 0].clamp(min=0),
+        _views(pixel, fragments),
+    )
+    points, normals, uv = (_gather(value, pixel) for value in values)
     side = _sides(mesh, face_normals, cameras).index_select(0, view * len(mesh.faces) + triangle)
-    places = torch.cat([points, normals * side[:, None]], dim=1)
+    attributes = torch.cat([points, normals * side[:, None]], dim=1)
     hits = SurfaceSamples(points=points, uv=uv, triangle=triangle, view=view)
-    image, depth = _compose(color(hits), places, pixel, fragments, cameras, background, shading=shading)
+    image, depth = _compose(color(hits), attributes, pixel, fragments, cameras, background, shading=shading)
     return _rendering(antialias(image, fragments, clip, mesh.faces, topology), depth, background)
 
 
 def _sides(mesh: UvMesh, face_normals: Float[Tensor, "F 3"], cameras: Cameras) -> Float[Tensor, " BF"]:
-    """1 for each view's faces that are seen from their front, -1 for the others."""
+    """1 for front faces of each view, -1 for back faces."""
     corner = mesh.vertices.index_select(0, mesh.faces[:, 0])
     height = cameras.position @ face_normals.T - (corner * face_normals).sum(dim=1)
     return torch.where(height < 0, -1.0, 1.0).flatten()
@@ -214,8 +219,8 @@ def _sample_wrapped(
 def _texels(
     place: Float[Tensor, " P"], size: int, mode: str
 ) -> tuple[tuple[Int[Tensor, " P"], Int[Tensor, " P"]], Float[Tensor, "P 1"]]:
-    """The two texels around places along an axis of the image, and the fraction of the second one."""
-    # two turns have the same texels, however far they are away
+    """The two texels around positions along an axis of the image, and the weight of the second one."""
+    # two periods have the same texels, at any distance
     scaled = size * (place.double().clamp(-1, 2) if mode == "clamp" else place.double().fmod(2.0)) - 0.5
     first = scaled.floor()
     fraction = (scaled - first).to(torch.float32)[:, None]
@@ -231,26 +236,26 @@ def _texels(
     return (index(first.long()), index(first.long() + 1)), fraction
 
 
-def _places(mesh: Mesh, fragments: Fragments, rasterizer: Rasterizer) -> Float[Tensor, "B H W 6"]:
+def _surface_attributes(mesh: Mesh, fragments: Fragments, rasterizer: Rasterizer) -> Float[Tensor, "B H W 6"]:
     """World point and normal of every pixel."""
     attributes = torch.cat([mesh.vertices, mesh.normals], dim=1)[None]
     return rasterizer.interpolate(attributes, fragments, mesh.faces)
 
 
 def _visible(fragments: Fragments) -> Int[Tensor, " P"]:
-    """Flat indices, over all views, of the covered pixels; a CUDA device is waited for."""
+    """Flat indices, over all views, of the covered pixels; synchronises with CUDA."""
     return (fragments.data.detach()[..., 3].flatten() > 0).nonzero()[:, 0]
 
 
-def _pick(values: Shaped[Tensor, "B H W C"], pixel: Int[Tensor, " P"] | None) -> Shaped[Tensor, "P C"]:
-    """The values at some pixels, None for all in order; interpolation leaves zeros where nothing is."""
+def _gather(values: Shaped[Tensor, "B H W C"], pixel: Int[Tensor, " P"] | None) -> Shaped[Tensor, "P C"]:
+    """The values at some pixels, None for all in order; zero where no surface is."""
     flat = values.flatten(0, 2)
     # index_select, because the backward of indexing sorts
     return flat if pixel is None else flat.index_select(0, pixel)
 
 
 def _views(pixel: Int[Tensor, " P"] | None, fragments: Fragments) -> Int[Tensor, " P"]:
-    """The view to which each pixel belongs."""
+    """The view of each pixel."""
     views, height, width = fragments.data.shape[:3]
     if pixel is None:
         pixel = torch.arange(views * height * width, device=fragments.data.device)
@@ -259,7 +264,7 @@ def _views(pixel: Int[Tensor, " P"] | None, fragments: Fragments) -> Int[Tensor,
 
 def _compose(
     color: Float[Tensor, "P 3"],
-    places: Float[Tensor, "P 6"],
+    attributes: Float[Tensor, "P 6"],
     pixel: Int[Tensor, " P"] | None,
     fragments: Fragments,
     cameras: Cameras,
@@ -267,48 +272,48 @@ def _compose(
     *,
     shading: bool,
 ) -> tuple[Float[Tensor, "B H W 7"], Float[Tensor, "B H W 1"]]:
-    """Lit colour, encoded normal and alpha of every pixel, without antialiasing, and its depth.
+    """Shaded colour, encoded normal and alpha of every pixel, without antialiasing, and its depth.
 
-    `color` and `places` (points and normals) are those of the pixels that `_pick` took.
+    `color` and `attributes` (points and normals) are those of the pixels that `_gather` took.
     """
     key = key_direction(cameras)
-    if pixel is None and _is_fused(places, color, cameras, background):
+    if pixel is None and _is_fused(attributes, color, cameras, background):
         require_triton("pictures")
         from pgc3d.kernels.compose_triton import compose
 
         data, camera = fragments.data.detach(), cameras.camera_from_world
-        return compose(places, color, data, key, camera, background, shading=shading)
-    points, normal = places.chunk(2, dim=1)
+        return compose(attributes, color, data, key, camera, background, shading=shading)
+    points, normal = attributes.chunk(2, dim=1)
     normal, view = normalize(normal, dim=-1), _views(pixel, fragments)
     if shading:
         color = shade(color, normal, key[view])
     towards_camera = cameras.camera_from_world[view, 2]
     distance = -(towards_camera[:, :3] * points).sum(-1, keepdim=True) - towards_camera[:, 3:]
     layers = torch.cat([color, 0.5 * normal + 0.5, torch.ones_like(distance)], dim=1)
-    rest = [torch.full_like(background, 0.5), torch.zeros_like(background[:, :1])]
-    empty = torch.cat([background, *rest], dim=1)[:, None, None]
+    padding = [torch.full_like(background, 0.5), torch.zeros_like(background[:, :1])]
+    empty = torch.cat([background, *padding], dim=1)[:, None, None]
     nowhere = torch.zeros_like(empty[..., :1])
-    return _put(layers, pixel, fragments, empty), _put(distance, pixel, fragments, nowhere)
+    return _scatter(layers, pixel, fragments, empty), _scatter(distance, pixel, fragments, nowhere)
 
 
-def _put(
+def _scatter(
     values: Float[Tensor, "P C"],
     pixel: Int[Tensor, " P"] | None,
     fragments: Fragments,
     empty: Float[Tensor, "B 1 1 C"],
 ) -> Float[Tensor, "B H W C"]:
-    """Spread values over the pixels that `_pick` took; `empty` is what the others show."""
+    """Scatter values to the pixels of `_gather`; the others have `empty`."""
     shape = (*fragments.data.shape[:3], values.shape[1])
     if pixel is None:
         return torch.where(fragments.data.detach()[..., 3:] > 0, values.view(shape), empty)
     return empty.expand(shape).reshape(-1, shape[3]).index_copy(0, pixel, values).view(shape)
 
 
-def _is_fused(places: Tensor, color: Tensor, cameras: Cameras, background: Float[Tensor, "B 3"]) -> bool:
-    """Whether one kernel composes the image, rather than a pass over it for each operation."""
-    inputs = (places, color, cameras.camera_from_world, background)
+def _is_fused(attributes: Tensor, color: Tensor, cameras: Cameras, background: Float[Tensor, "B 3"]) -> bool:
+    """Whether the image is composed by one fused kernel."""
+    inputs = (attributes, color, cameras.camera_from_world, background)
     fixed = not (cameras.camera_from_world.requires_grad or background.requires_grad)
-    return fixed and places.is_cuda and all(values.dtype == torch.float32 for values in inputs)
+    return fixed and attributes.is_cuda and all(values.dtype == torch.float32 for values in inputs)
 
 
 def _rendering(

@@ -1,4 +1,4 @@
-"""Texture images looked up with the filter that a pixel's footprint needs, differentiable in the image."""
+"""Mipmapped texture look-ups by the footprint of a pixel, differentiable in the image."""
 
 import torch
 from jaxtyping import Float, Int
@@ -13,7 +13,7 @@ def mip_chain(
 ) -> Float[Tensor, "N C"]:
     """The texels of the image and of its halvings down to a single one; S is a power of two.
 
-    `weight` is the weight of a texel in the means, so that what lies between the charts does not bleed
+    `weight` is the weight of a texel in the means, so that texels between the charts do not bleed
     into them; positive everywhere, all the same when None.
     """
     level = image.permute(2, 0, 1)[None]
@@ -34,7 +34,7 @@ def sample_chain(
     *,
     repeat: bool = False,
 ) -> Float[Tensor, "P C"]:
-    """Trilinear lookup in the chain of an image of `size` texels a side.
+    """Trilinear look-up in the mip chain of an image of `size` texels a side.
 
     v points up while row 0 is on top; the border is clamped, or the image repeats. `level` 0 and below is the
     bilinear lookup in the image itself, log2(size) and above the mean.
@@ -77,7 +77,7 @@ def _bilinear(
 
 
 def uv_gradients(mesh: UvMesh) -> Float[Tensor, "F 2 3"]:
-    """How u and v of each face change along the world's axes, within the face's plane; 0 without area."""
+    """Gradients of u and v of each face in world space, within the face's plane; 0 without area."""
     a, b, c = (mesh.vertices[corner].double() for corner in mesh.faces.T)
     edges = torch.stack([b - a, c - a], dim=1)  # [F, 2, 3]
     a, b, c = (mesh.uv[corner].double() for corner in mesh.uv_faces.T)
@@ -101,7 +101,7 @@ def footprint_level(
     resolution: int,
     texture_size: int,
 ) -> Float[Tensor, " P"]:
-    """Mip level of the pixels that show `points`: log2 of the longer side of a pixel's footprint in texels.
+    """Mip level at the surface `points` of pixels: log2 of the longer side of a pixel's footprint in texels.
 
     The footprint is that of the ray through the pixel on the face's plane: a neighbouring pixel's ray, turned
     by d, meets the plane at t (d - D (n d) / (n D)) from here, t D being the ray up to the point.

@@ -1,4 +1,4 @@
-"""The rasteriser for CUDA: nvdiffrast finds what is visible and interpolates; its antialiasing is not used.
+"""The rasteriser for CUDA by nvdiffrast, whose antialiasing is not used.
 
 Works with the package index's `diffrp-nvdiffrast` 0.3.3 (compiles itself at first use) and with an official
 nvdiffrast 0.4 (compiled when installed).
@@ -22,7 +22,7 @@ _INSTALL = "pip install 'pgc3d[cuda]'"
 
 
 class NvdiffrastRasterizer:
-    """nvdiffrast's CUDA rasteriser, turned so that row 0 is on top.
+    """nvdiffrast's CUDA rasteriser, flipped so that row 0 is on top.
 
     Positions are snapped to 1/16 pixel. A triangle with a vertex that is not finite in one view is drawn in
     no view.
@@ -40,7 +40,7 @@ class NvdiffrastRasterizer:
     def rasterize(
         self, clip: Float[Tensor, "B V 4"], faces: Int[Tensor, "F 3"], resolution: tuple[int, int]
     ) -> Fragments:
-        """Find the nearest triangle of every pixel; resolution is (height, width)."""
+        """The nearest triangle of every pixel; resolution is (height, width)."""
         if faces.shape[0] == 0 or clip.shape[0] == 0:
             return Fragments(data=clip.new_zeros(clip.shape[0], *resolution, 4))
         finite = torch.isfinite(clip).all(dim=-1, keepdim=True)  # [B, V, 1]
@@ -55,7 +55,7 @@ class NvdiffrastRasterizer:
     def interpolate(
         self, attributes: Float[Tensor, "A V C"], fragments: Fragments, faces: Int[Tensor, "F 3"]
     ) -> Float[Tensor, "B H W C"]:
-        """Spread vertex attributes (A = 1 or B) over the pixels, 0 where nothing was hit."""
+        """Interpolate vertex attributes (A = 1 or B) at the pixels, 0 where nothing was hit."""
         if faces.shape[0] == 0 or attributes.shape[0] == 0:
             return fragments.data.new_zeros(*fragments.data.shape[:3], attributes.shape[2])
         triangles = faces.int().contiguous()

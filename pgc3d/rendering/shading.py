@@ -1,4 +1,4 @@
-"""Shading by a light that is fixed to the camera; the prior's training images use the same functions."""
+"""Shading by a light that is fixed to the camera; also that of the bundled prior's training images."""
 
 import math
 

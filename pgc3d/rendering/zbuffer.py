@@ -1,4 +1,4 @@
-"""Differentiable rasterisation and interpolation around z-buffer kernels, which a backend brings along."""
+"""Differentiable rasterisation and interpolation with the z-buffer kernels of a backend."""
 
 from typing import Any, Protocol, runtime_checkable
 
@@ -11,7 +11,7 @@ from pgc3d.types import Fragments
 
 @runtime_checkable
 class Kernels(Protocol):
-    """What a kernel module offers; tensors are contiguous, and `kernels.zbuffer` states the rules."""
+    """The functions of a kernel module; tensors are contiguous, and `kernels.zbuffer` defines the rules."""
 
     def find_visible(self, clip: Tensor, faces: Tensor, height: int, width: int) -> Tensor: ...
 
@@ -32,7 +32,7 @@ def rasterize(
     faces: Int[Tensor, "F 3"],
     resolution: tuple[int, int],
 ) -> Fragments:
-    """Find the nearest triangle of every pixel; u and v are differentiable to x, y and w of `clip`."""
+    """The nearest triangle of every pixel; u and v are differentiable in x, y and w of `clip`."""
     data: Tensor = _Rasterize.apply(clip, faces.long().contiguous(), *resolution, kernels)  # type: ignore[no-untyped-call]
     return Fragments(data=data)
 
@@ -43,7 +43,7 @@ def interpolate(
     fragments: Fragments,
     faces: Int[Tensor, "F 3"],
 ) -> Float[Tensor, "B H W C"]:
-    """Spread vertex attributes (A = 1 or B) over the pixels; differentiable to them and to u and v."""
+    """Interpolate vertex attributes (A = 1 or B) at the pixels; differentiable in them and in u and v."""
     output: Tensor = _Interpolate.apply(attributes, fragments.data, faces.long().contiguous(), kernels)  # type: ignore[no-untyped-call]
     return output
 

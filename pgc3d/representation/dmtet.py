@@ -1,9 +1,9 @@
 """DMTet: a mesh extracted from a signed distance field at every step (Shen et al. 2021), with a colour field.
 
 The SDF is a fixed distance field plus a learnt residual. The split keeps it well conditioned: gradients reach
-only the grid points beside the surface, so every few steps the sum becomes a distance field again and the
-residual starts anew from zero. A residual stored on the grid is blurred before it is added, G theta, so that
-a gradient at one point moves a patch of the surface (a Sobolev gradient), not a single vertex.
+only the grid points next to the surface, so that every few steps the sum is reinitialised as a distance field
+and the residual restarts from zero. A residual stored on the grid is blurred before it is added, G theta, so
+that a gradient at one point moves a patch of the surface (a Sobolev gradient), not a single vertex.
 """
 
 import logging
@@ -34,7 +34,7 @@ from pgc3d.types import Handover, Material, Mesh, Rendering, Step, Views
 
 logger = logging.getLogger(__name__)
 
-INVERSIONS = 8  # fixed-point steps that find where a point was before the deformation
+INVERSIONS = 8  # fixed-point iterations of the inverse of the deformation
 
 
 class DMTet(nn.Module):
@@ -65,22 +65,22 @@ class DMTet(nn.Module):
         """Start from a signed distance field.
 
         Args:
-            rasterizer: the backend; it fixes no device, the module does.
+            rasterizer: the backend, on the module's device.
             initial: the SDF on the grid's (R + 1)^3 points, negative inside.
-            color: the field that `material` asks.
+            color: the field that `material` evaluates.
             learning_rates: of "sdf", "deformation", "color.grid" and "color.mlp".
             eps_sdf: Adam's eps of the "sdf" group, relative to the group's gradients; 0 is plain Adam.
-            weights: of the regularisers in `LOSSES`; those left out or 0 are not computed.
+            weights: of the regularisers in `LOSSES`; omitted ones and those of weight 0 are not computed.
             sdf_field: the residual; when None it is stored on the grid.
             sdf_smoothing: standard deviation of the blur of a stored residual at progress 0 and 1, in cells;
-                it follows the progress, geometrically, whenever the residual starts anew.
-            deformation_limit: how far a grid point may move along each axis, in cells.
-            redistance_every: steps between two times that the SDF is made a distance again.
-            shape_until: progress from which on the shape gets no gradients and no regularisers.
-            max_recoveries: how often a lost surface is brought back before `DivergedError`.
-            padded: render with gradients without waiting for the device. The surface gets more room than it
-                needs; where it does not fit, or is lost, `Rendering.complete` is False, and that is mended a
-                step or two later.
+                it follows the progress, geometrically, at every reinitialisation.
+            deformation_limit: largest offset of a grid point along each axis, in cells.
+            redistance_every: steps between reinitialisations of the SDF as a distance field.
+            shape_until: progress from which on the shape has no gradients and no regularisers.
+            max_recoveries: number of times that an invalid surface is replaced before `DivergedError`.
+            padded: extract with a fixed capacity, so that the host never waits for the device. Where the
+                surface exceeds the capacity or is invalid, `Rendering.complete` is False, and that is
+                corrected one or two steps later.
         """
         super().__init__()
         size = initial.shape[0]
@@ -117,14 +117,14 @@ class DMTet(nn.Module):
     def begin_step(self, step: Step) -> None:
         """Extract the step's surface once, for all of its renders and its regularisers.
 
-        Now and then the SDF is made a distance field first, and the state is remembered.
+        Every `redistance_every` steps the SDF is reinitialised first, and stored as the last valid one.
 
         Raises:
-            DivergedError: the surface was lost too often.
+            DivergedError: the surface was invalid too often.
         """
-        self._current = None  # a step that broke off leaves its surface here
+        self._current = None  # the surface of an interrupted step may be left here
         shaping = step.progress < self.shape_until or self.shape_until >= 1.0
-        if shaping and step.index != self._prepared:  # a step that is done again begins where it began
+        if shaping and step.index != self._prepared:  # a repeated step starts from the same state
             self._prepared = step.index
             self._restore_distance(step)
         with torch.set_grad_enabled(shaping):
@@ -136,7 +136,7 @@ class DMTet(nn.Module):
         self._current = None
 
     def render(self, views: Views, resolution: int, step: Step | None) -> Rendering:
-        """See `Representation.render`; colour gradients stop at the surface and do not bend the shape."""
+        """See `Representation.render`; colour gradients do not reach the shape through surface points."""
         from pgc3d.rendering.mesh_renderer import render_mesh
 
         training = step is not None
@@ -155,7 +155,7 @@ class DMTet(nn.Module):
         return replace(rendering, complete=current.complete if current is not None else None)
 
     def regularizers(self, step: Step) -> dict[str, Float[Tensor, ""]]:
-        """The weighted regularisers of the step's surface; none once the shape stays."""
+        """The weighted regularisers of the step's surface; none from `shape_until` on."""
         current = self._begun(step)
         return surface_losses(current.surface, self.weights, self.sdf, self.cell) if current.shaping else {}
 
@@ -168,20 +168,20 @@ class DMTet(nn.Module):
     @torch.no_grad()
     def handover(self) -> Handover:
         """The last valid surface, its field with the deformation, and the colours with their weights."""
-        sdf, deformation, found = self._last_valid_field()
-        surface = self._place(sdf, found, deformation).mesh
+        sdf, deformation, cut_edges = self._last_valid_field()
+        surface = self._build_surface(sdf, cut_edges, deformation).mesh
         field = sdf[..., None].clone()
         offset = (torch.tanh(deformation) * self.deformation_limit * self.cell).reshape(*sdf.shape, 3)
 
         def distance(points: Tensor) -> Tensor:
-            # a grid point x with offset d carries its value to x + d, as do the points between them
+            # a grid point x with offset d has its value at x + d, and the field is interpolated in between
             source = points
             for _ in range(INVERSIONS):
                 source = points - sample_grid(offset, source)
             return sample_grid(field, source)[:, 0]
 
         material = torch.no_grad()(self.material)
-        return Handover(surface=surface, sdf=distance, material=material, state=self.color.handed_over())
+        return Handover(surface=surface, sdf=distance, material=material, state=self.color.handover_state())
 
     def _begun(self, step: Step) -> "_StepSurface":
         if self._current is None or self._current.index != step.index:
@@ -219,11 +219,11 @@ class DMTet(nn.Module):
 
     @torch.no_grad()
     def redistance(self) -> None:
-        """Make the SDF a distance field again, keeping the surface, and start the residual anew."""
+        """Reinitialise the SDF as a distance field with the same surface, and reset the residual to zero."""
         self._replace(redistance(self.sdf()))
 
     def get_extra_state(self) -> Tensor:
-        """What a checkpoint needs beside tensors: the last step begun, recoveries and the blur."""
+        """State beside tensors for a checkpoint: the last begun step, recoveries and the blur."""
         return torch.tensor([self._prepared, self.recoveries, self.smoothing], dtype=torch.float64)
 
     def set_extra_state(self, state: Tensor) -> None:
@@ -250,12 +250,12 @@ class DMTet(nn.Module):
 
     @torch.no_grad()
     def _restore_distance(self, step: Step) -> None:
-        """Every `redistance_every` steps, make the SDF a distance again and remember it."""
+        """Every `redistance_every` steps, reinitialise the SDF and store it as the last valid one."""
         if not (self.redistance_every and step.index and step.index % self.redistance_every == 0):
             return
         sdf = self.sdf()
         valid = is_valid(surface_size(sdf, self.deformation), self.max_faces)
-        if self.padded or valid:  # on a device the host does not wait for the answer
+        if self.padded or valid:  # on a device the host does not wait for the result
             sdf = torch.where(valid, redistance(sdf), sdf)
             self._replace(sdf)
             self.good.copy_(torch.where(valid, sdf, self.good))
@@ -264,35 +264,35 @@ class DMTet(nn.Module):
 
     @torch.no_grad()
     def _last_valid_surface(self) -> Surface:
-        """The surface as it is, without gradients; of an earlier field where this one has none."""
-        sdf, deformation, found = self._last_valid_field()
-        return self._place(sdf, found, deformation)
+        """The current surface without gradients, or that of an earlier field where this one has none."""
+        sdf, deformation, cut_edges = self._last_valid_field()
+        return self._build_surface(sdf, cut_edges, deformation)
 
     @torch.no_grad()
     def _last_valid_field(self) -> tuple[Tensor, Tensor, CutEdges]:
-        """The SDF, the deformation and where they cut the grid; those of an earlier state if need be."""
+        """The SDF, the deformation and their cut edges; of an earlier state if the current one is invalid."""
         still = torch.zeros_like(self.deformation)
         for sdf, deformation in (
             (self.sdf(), self.deformation),
             (self.good, still),
             (self.initial, still),
         ):
-            found = find_cut_edges(sdf, deformation)
-            if find_error(found.size.tolist(), self.max_faces) is None:
-                return sdf, deformation, found
-        raise DivergedError("the shape must be a closed surface, but the first one is none; check init")
+            cut_edges = find_cut_edges(sdf, deformation)
+            if find_error(cut_edges.size.tolist(), self.max_faces) is None:
+                return sdf, deformation, cut_edges
+        raise DivergedError("the shape must be a closed surface, but the initial one is not; check init")
 
     def _surface(self) -> Surface:
-        """Extract the mesh as it is; recovers a lost surface."""
-        sdf, found = self._find(None)
-        while (error := find_error(size := found.size.tolist(), self.max_faces)) is not None:
+        """The extracted mesh; an invalid surface is replaced first."""
+        sdf, cut_edges = self._find_cut_edges(None)
+        while (error := find_error(size := cut_edges.size.tolist(), self.max_faces)) is not None:
             self._recover(error)
-            sdf, found = self._find(None)
+            sdf, cut_edges = self._find_cut_edges(None)
         self.watch.fit(size)
-        return self._place(sdf, found, self.deformation)
+        return self._build_surface(sdf, cut_edges, self.deformation)
 
     def _padded_surface(self) -> tuple[Surface, Bool[Tensor, ""] | None]:
-        """Extract the mesh without waiting, and whether it is complete; recovers one that was lost before."""
+        """The mesh extracted at a fixed capacity and whether it is complete; replaces an invalid one late."""
         size = self.watch.receive()
         if size is not None and (error := find_error(size, self.max_faces)) is not None:
             self._recover(error)
@@ -301,26 +301,28 @@ class DMTet(nn.Module):
         capacity = self.watch.capacity
         if capacity is None:
             return self._surface(), None
-        sdf, found = self._find(capacity)
-        self.watch.send(found.size)
-        complete = is_valid(found.size, self.max_faces) & capacity.holds(found.size)
-        return self._place(sdf, found, self.deformation, padded=True), complete
+        sdf, cut_edges = self._find_cut_edges(capacity)
+        self.watch.send(cut_edges.size)
+        complete = is_valid(cut_edges.size, self.max_faces) & capacity.holds(cut_edges.size)
+        return self._build_surface(sdf, cut_edges, self.deformation, padded=True), complete
 
-    def _find(self, capacity: Capacity | None) -> tuple[Tensor, CutEdges]:
+    def _find_cut_edges(self, capacity: Capacity | None) -> tuple[Tensor, CutEdges]:
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.sdf_field is None):
             sdf = self.sdf()
         return sdf, find_cut_edges(sdf.detach(), self.deformation.detach(), capacity=capacity)
 
-    def _place(self, sdf: Tensor, found: CutEdges, deformation: Tensor, *, padded: bool = False) -> Surface:
-        # both ends in one gather: its gradient is dense, and zeroing that is what costs on a CPU
-        both = torch.cat([found.first, found.second])
+    def _build_surface(
+        self, sdf: Tensor, cut_edges: CutEdges, deformation: Tensor, *, padded: bool = False
+    ) -> Surface:
+        # both ends in one gather: its gradient is dense, and zeroing that is the cost on a CPU
+        both = torch.cat([cut_edges.first, cut_edges.second])
         first, second = self._values(sdf, both).chunk(2)
         bound = self.deformation_limit * self.cell
         start, end = (torch.tanh(deformation.index_select(0, both)) * bound).chunk(2)
-        return build_surface(found, (first, second), (start, end), padded=padded)
+        return build_surface(cut_edges, (first, second), (start, end), padded=padded)
 
     def _values(self, sdf: Tensor, index: Tensor) -> Tensor:
-        """SDF at grid points; that of a field is evaluated once more, with gradients, only there."""
+        """SDF at grid points; that of a field is evaluated again, with gradients, at these points only."""
         if self.sdf_field is None or not torch.is_grad_enabled():
             return sdf.reshape(-1).index_select(0, index)
         size = self.resolution + 1
@@ -330,7 +332,7 @@ class DMTet(nn.Module):
 
     @torch.no_grad()
     def _recover(self, error: str) -> None:
-        """Go back to the last good field, and from the second time on to the first one."""
+        """Restore the last valid field, or from the second time on the initial one."""
         self.recoveries += 1
         if self.recoveries > self.max_recoveries:
             raise DivergedError(
@@ -353,7 +355,7 @@ class DMTet(nn.Module):
 
     @torch.no_grad()
     def _replace(self, sdf: Tensor) -> None:
-        """Give the whole field new values: in the residual's place where it is stored, else around it."""
+        """Set the whole field: the residual becomes zero where it is stored, else the base compensates it."""
         if self.residual is not None:
             self.residual.zero_()
             self.base.copy_(sdf)
@@ -368,4 +370,4 @@ class _StepSurface:
     index: int  # of the step
     surface: Surface
     complete: Bool[Tensor, ""] | None
-    shaping: bool  # whether the shape gets gradients
+    shaping: bool  # whether the shape has gradients

@@ -1,4 +1,4 @@
-"""The configuration of a DMTet, and how one starts: from an ellipsoid, or from what an earlier stage left."""
+"""The configuration of a DMTet, and its initial shape: an ellipsoid, or the hand-over of another stage."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -13,7 +13,7 @@ from pgc3d.geometry.marching_tetrahedra import grid_points
 from pgc3d.geometry.sdf import ellipsoid_sdf, mesh_sdf, redistance
 from pgc3d.interfaces import Rasterizer
 from pgc3d.ranges import MAX_RATE, MAX_WEIGHT, check, number
-from pgc3d.rendering.mesh_renderer import kept_bytes
+from pgc3d.rendering.mesh_renderer import stored_bytes
 from pgc3d.representation.dmtet import DMTet
 from pgc3d.representation.dmtet_surface import LOSSES
 from pgc3d.representation.fields import (
@@ -29,19 +29,19 @@ from pgc3d.types import Handover
 
 @dataclass(frozen=True)
 class DMTetConfig:
-    """The defaults suit two CPU cores; lengths in cells are independent of the resolution."""
+    """Settings of a DMTet. The defaults are for two CPU cores; lengths in cells scale with the resolution."""
 
     kind: Literal["dmtet"] = "dmtet"
     resolution: int = number(64, 8, 512, unit="cells along an axis")
-    # Of the ellipsoid that a run starts from, where it starts from no other stage.
+    # Of the initial ellipsoid of a stage without `start`.
     radii: tuple[float, float, float] = number((0.6, 0.6, 0.6), 0.0, 0.98, above=True)
     sdf: Literal["grid", "mlp"] = "grid"
-    # Standard deviation of the blur first and last; 0 is off.
+    # Standard deviation of the blur at the start and at the end; 0 is off.
     sdf_smoothing: tuple[float, float] = number((1.0, 0.7), 0.0, 8.0, unit="cells")
     deformation_limit: float = number(0.45, 0.0, 0.5, unit="cells")
     redistance_every: int = number(50, 0, 10_000_000, unit="steps")  # 0 is off
     lr_sdf: float = number(0.01, 0.0, MAX_RATE)
-    # Of the SDF gradients' root mean square: far smaller ones move the shape less than lr_sdf; 0 is off.
+    # Fraction of the SDF gradients' root mean square, below which steps are shorter than lr_sdf; 0 is off.
     eps_sdf: float = number(0.0, 0.0, 10.0)
     lr_deformation: float = number(0.01, 0.0, MAX_RATE)
     lr_color_grid: float = number(0.01, 0.0, MAX_RATE)
@@ -60,7 +60,7 @@ class DMTetConfig:
     color: tuple[float, float, float] = number((0.5, 0.5, 0.5), 0.001, 0.999, unit="in sRGB")  # at the start
     roughness: float = number(0.8, 0.0, 1.0)
     metallic: float = number(0.0, 0.0, 1.0)
-    # Progress from which on the shape stays and only the colours are optimised.
+    # Progress from which on the shape is fixed and only the colours are optimised.
     shape_until: float = number(1.0, 0.0, 1.0, above=True)
     max_recoveries: int = number(3, 0, 1000)
 
@@ -80,14 +80,14 @@ class DMTetConfig:
         return Requirements()
 
     def render_bytes(self, *, low_memory: bool) -> int:
-        """Memory kept for a rendered pixel until its gradient is known."""
-        return kept_bytes(low_memory=low_memory)
+        """Bytes stored for each rendered pixel until the backward pass."""
+        return stored_bytes(low_memory=low_memory)
 
     def build(self, context: RepresentationContext) -> DMTet:
-        """The representation at its start.
+        """The representation before the first step.
 
         Raises:
-            InputError: an earlier stage left no surface.
+            InputError: the stage to start from has no surface.
         """
         asset = build_dmtet(
             self,
@@ -108,14 +108,14 @@ def build_dmtet(
     device: torch.device | str = "cpu",
     start: Handover | None = None,
 ) -> DMTet:
-    """Make the representation that a configuration describes.
+    """The representation of a configuration.
 
     Args:
         config: sizes, learning rates and weights.
         rasterizer: the backend.
-        generator: on the CPU; draws the fields' first weights.
-        device: where the grid and the fields go.
-        start: what an earlier stage left, inside the cube [-1, 1]^3; an ellipsoid of one colour when None.
+        generator: on the CPU; draws the fields' initial weights.
+        device: of the grid and the fields.
+        start: the hand-over of an earlier stage, in the cube [-1, 1]^3; an ellipsoid of one colour when None.
 
     Raises:
         InputError: `start` has neither a distance field nor a surface.
@@ -155,7 +155,7 @@ def build_dmtet(
 
 @torch.no_grad()
 def _sdf_of(start: Handover, config: DMTetConfig, device: torch.device | str) -> Float[Tensor, "X Y Z"]:
-    """The distance field of an earlier stage on this grid, as a distance again."""
+    """The field of an earlier stage on this grid, reinitialised as a distance field."""
     if start.sdf is not None:
         size = config.resolution + 1
         points = grid_points(config.resolution, device)

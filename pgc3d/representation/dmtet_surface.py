@@ -1,4 +1,4 @@
-"""The surface of a DMTet as one step sees it, and how its size is followed without waiting for the device."""
+"""The surface of a DMTet in one step, its regularisers, and the asynchronous read-back of its size."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,13 +16,13 @@ from pgc3d.geometry.normals import face_vectors, vertex_normals
 from pgc3d.types import Mesh
 
 LOSSES = ("normal_consistency", "laplacian", "sign_changes", "eikonal", "area")
-_MARGIN = 1.25  # room for growth between two looks at the size
-_TIGHT, _LOOSE = 1.1, 2.0  # room over size at which a new room is made
+_MARGIN = 1.25  # capacity over size, for growth between two read-backs
+_TIGHT, _LOOSE = 1.1, 2.0  # capacity over size outside of which the capacity is changed
 
 
 @dataclass(frozen=True)
 class Surface:
-    """A mesh and what its regularisers need; `size` is `surface_size` on the device if it is padded."""
+    """A mesh with the inputs of its regularisers; `size` is `surface_size` on the device if it is padded."""
 
     mesh: Mesh
     first_sdf: Float[Tensor, " V"]  # at both ends of the edges that the vertices lie on
@@ -36,34 +36,34 @@ class Surface:
 
     @property
     def topology(self) -> EdgeTopology | None:
-        """The edges for antialiasing where one sort serves it and the regularisers; slower on a CPU."""
+        """The edges for antialiasing, from one sort that the regularisers share; None if not padded."""
         return None if self.size is None else self._edges[0]
 
     @property
     def adjacent_faces(self) -> Int[Tensor, "E 2"]:
-        """The two faces at every edge."""
+        """Indices of the two faces at every edge."""
         if self.size is None:
             return regularizers.adjacent_faces(self.mesh.faces, closed=True)
         return self._edges[1]
 
 
 def build_surface(
-    found: CutEdges, sdf: tuple[Tensor, Tensor], offsets: tuple[Tensor, Tensor], *, padded: bool
+    cut_edges: CutEdges, sdf: tuple[Tensor, Tensor], offsets: tuple[Tensor, Tensor], *, padded: bool
 ) -> Surface:
-    """Place the vertices; `sdf` and `offsets` are those at both ends of the cut edges."""
-    vertices = cut_points(found, *sdf, offsets)
-    if padded:  # what is not finite must not reach a guidance; the step is not taken
-        vertices = torch.where(found.size[0] > 0, vertices, 0.0)
-    vectors = face_vectors(vertices, found.faces)
-    normals = vertex_normals(vertices, found.faces, vectors)
-    mesh = Mesh(vertices=vertices, faces=found.faces, normals=normals)
-    return Surface(mesh, *sdf, vectors, size=found.size if padded else None)
+    """The surface at the zeros of the cut edges; `sdf` and `offsets` are those at both ends of them."""
+    vertices = cut_points(cut_edges, *sdf, offsets)
+    if padded:  # no guidance must receive non-finite values; such a step is skipped
+        vertices = torch.where(cut_edges.size[0] > 0, vertices, 0.0)
+    vectors = face_vectors(vertices, cut_edges.faces)
+    normals = vertex_normals(vertices, cut_edges.faces, vectors)
+    mesh = Mesh(vertices=vertices, faces=cut_edges.faces, normals=normals)
+    return Surface(mesh, *sdf, vectors, size=cut_edges.size if padded else None)
 
 
 def surface_losses(
     surface: Surface, weights: Mapping[str, float], sdf: Callable[[], Float[Tensor, "X Y Z"]], cell: float
 ) -> dict[str, Float[Tensor, ""]]:
-    """The weighted regularisers, by the names in `LOSSES`."""
+    """The weighted regularisers by their names in `LOSSES`; `cell` is a grid cell's side in world units."""
     mesh, size = surface.mesh, surface.size
     losses = {}
     for name, weight in weights.items():
@@ -91,7 +91,7 @@ def surface_losses(
 
 
 def find_error(size: Sequence[int], max_faces: int) -> str | None:
-    """What is wrong with a surface of that size (see `surface_size`), or None."""
+    """The reason why a surface of that size (see `surface_size`) is invalid, None where it is valid."""
     finite, _, _, faces = size
     if not finite:
         return "the signed distance field or the deformation is not finite"
@@ -101,25 +101,25 @@ def find_error(size: Sequence[int], max_faces: int) -> str | None:
 
 
 def is_valid(size: Int[Tensor, "4"], max_faces: int) -> Bool[Tensor, ""]:
-    """Whether `find_error` would find nothing, as a tensor on the device."""
+    """Whether `find_error` is None, as a tensor on the device."""
     return (size[0] > 0) & (size[3] > 0) & (size[3] <= max_faces)
 
 
 class SizeReadback:
-    """Brings the size of the surface to the host a step or two late, and chooses the room for the next ones.
+    """Asynchronous read-back of the surface's size to the host, and the capacity for the next extractions.
 
-    Without CUDA it is late by exactly one step.
+    The size arrives one or two steps late; without CUDA exactly one.
     """
 
     def __init__(self) -> None:
         self.capacity: Capacity | None = (
-            None  # None: not known, the next extraction has to wait for the device
+            None  # None: unknown, the next extraction synchronises with the device
         )
         self._pending: Tensor | None = None
         self._arrived: torch.cuda.Event | None = None
 
     def send(self, size: Int[Tensor, "4"]) -> None:
-        """Start a copy to the host, unless one is under way."""
+        """Start a copy to the host, unless one is in progress."""
         if self._pending is not None:
             return
         if size.is_cuda:
@@ -131,7 +131,7 @@ class SizeReadback:
             self._pending = size.clone()
 
     def receive(self) -> list[int] | None:
-        """The size that was sent, if it has arrived."""
+        """The size that was sent, None until it has arrived."""
         if self._pending is None or (self._arrived is not None and not self._arrived.query()):  # type: ignore[no-untyped-call]
             return None
         size: list[int] = self._pending.tolist()
@@ -139,19 +139,20 @@ class SizeReadback:
         return size
 
     def fit(self, size: Sequence[int]) -> None:
-        """Make new room if that for a surface of this size is missing, tight or much too large."""
+        """Change the capacity where it is missing, too small or much too large for a surface of this size."""
         numbers = size[1:]
         if self.capacity is not None:
-            shares = [
-                have / max(count, 1) for have, count in zip(_numbers(self.capacity), numbers, strict=True)
+            ratios = [
+                available / max(count, 1)
+                for available, count in zip(_numbers(self.capacity), numbers, strict=True)
             ]
-            if min(shares) >= _TIGHT and max(shares) <= _LOOSE:
+            if min(ratios) >= _TIGHT and max(ratios) <= _LOOSE:
                 return
         cubes, vertices, faces = (int(_MARGIN * count) + 64 for count in numbers)
         self.capacity = Capacity(cubes=cubes, vertices=vertices, faces=faces + faces % 2)
 
     def reset(self) -> None:
-        """Forget everything: the surface is another one now."""
+        """Discard the capacity and a copy in progress, since the surface was replaced."""
         self.capacity = self._pending = self._arrived = None
 
 

@@ -1,4 +1,4 @@
-"""Neural fields: a multi-resolution hash grid, a small MLP, and the SDF and colour fields made of both."""
+"""Neural fields: a multi-resolution hash grid, a small MLP, and SDF and colour fields built from them."""
 
 from collections.abc import Mapping
 from itertools import pairwise
@@ -42,7 +42,7 @@ class ColorFieldSettings(Protocol):
 
 
 def check_color_field(config: ColorFieldSettings) -> None:
-    """Raise ValueError where the settings of a colour field, each in its range, do not go together."""
+    """Check the settings of a colour field against each other; raises ValueError."""
     finest, base = config.color_finest, config.color_base
     if finest < base:
         raise ValueError(f"color_finest must not be less than color_base, got {finest} < {base}")
@@ -54,7 +54,7 @@ def check_color_field(config: ColorFieldSettings) -> None:
 
 
 class _Encode(torch.autograd.Function):
-    """Joins the kernels to autograd; nothing but the inputs is kept for the backward pass."""
+    """The hash grid's kernels in autograd; only the inputs are stored for the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, points: Tensor, table: Tensor, layout: HashLayout) -> Tensor:
@@ -73,7 +73,7 @@ class _Encode(torch.autograd.Function):
 
 
 class _Color(torch.autograd.Function):
-    """`ColorField` in fused kernels; nothing but the inputs is kept for the backward pass."""
+    """`ColorField` in fused kernels; only the inputs are stored for the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, points: Tensor, table: Tensor, layout: HashLayout, *layers: Tensor) -> Tensor:
@@ -109,7 +109,7 @@ def _kernel(table: Tensor) -> Any:
 
 
 def _is_fused(field: "ColorField") -> bool:
-    """Whether the fused kernels evaluate a field, rather than its grid and its MLP one after the other."""
+    """Whether a field is evaluated by the fused kernels, and not by its grid and its MLP in turn."""
     table, layers = field.grid.table, field.mlp.layers
     if table.dtype != torch.float32 or table.device.type != "cuda" or len(layers) != 2:
         return False
@@ -120,11 +120,11 @@ def _is_fused(field: "ColorField") -> bool:
 
 
 class HashGrid(nn.Module):
-    """Features of points on grids of growing resolution, hashed where a grid outgrows its table.
+    """Features of points on grids of growing resolution, hashed where a grid has more points than table rows.
 
     Instant-NGP (Müller et al. 2022). Differentiable in the table and in the points; outside the cube a point
-    has the features of the nearest point inside. The defaults suit two CPU cores; 16 levels, 19, 16 and 4096
-    suit a GPU.
+    has the features of the nearest point inside. The defaults are for two CPU cores; on a GPU use levels 16,
+    log2_rows 19, base 16 and finest 4096.
     """
 
     def __init__(
@@ -140,7 +140,7 @@ class HashGrid(nn.Module):
         super().__init__()
         if levels < 1 or features < 1 or base < 2 or finest < base or not 4 <= log2_rows <= 24:
             raise ValueError(
-                "a hash grid needs levels, features >= 1, 2 <= base <= finest and log2_rows in [4, 24], got "
+                "a hash grid must have levels, features >= 1, 2 <= base <= finest, log2_rows in [4, 24], got "
                 f"levels {levels}, features {features}, base {base}, finest {finest}, log2_rows {log2_rows}"
             )
         self.layout = hash_layout(levels=levels, log2_rows=log2_rows, base=base, finest=finest)
@@ -184,7 +184,7 @@ class Mlp(nn.Module):
 
 
 class SdfField(nn.Module):
-    """A residual SDF from a hash grid and an MLP that starts at zero."""
+    """A residual SDF from a hash grid and an MLP, zero before training."""
 
     def __init__(self, grid: HashGrid, *, hidden: int = 32, generator: torch.Generator | None = None) -> None:
         super().__init__()
@@ -197,13 +197,13 @@ class SdfField(nn.Module):
 
     @torch.no_grad()
     def restart(self) -> None:
-        """Make the residual zero again."""
+        """Reset the residual to zero."""
         cast("Tensor", self.mlp.layers[-1].weight).zero_()
         cast("Tensor", self.mlp.layers[-1].bias).zero_()
 
 
 class ColorField(nn.Module):
-    """Surface properties at points: the base colour from a hash grid and an MLP, the rest constant."""
+    """Material at points: the base colour from a hash grid and an MLP, constant roughness and metallic."""
 
     def __init__(
         self,
@@ -214,10 +214,10 @@ class ColorField(nn.Module):
         roughness: float = 0.8,
         metallic: float = 0.0,
     ) -> None:
-        """Start from the sRGB `color`, in (0, 1); `mlp` has three outputs."""
+        """Initialise to the sRGB `color`, in (0, 1); `mlp` has three outputs."""
         super().__init__()
         if not all(0.0 < channel < 1.0 for channel in color):
-            raise ValueError(f"the first colour must lie in (0, 1), got {color}")
+            raise ValueError(f"the initial colour must lie in (0, 1), got {color}")
         if not (0.0 <= roughness <= 1.0 and 0.0 <= metallic <= 1.0):
             raise ValueError(
                 f"roughness and metallic must lie in [0, 1], got roughness {roughness}, metallic {metallic}"
@@ -226,12 +226,12 @@ class ColorField(nn.Module):
         self.mlp = mlp
         self.roughness = roughness
         self.metallic = metallic
-        # Evaluate once more in the backward pass instead of keeping what that needs; fused kernels always do.
+        # Recompute in the backward pass instead of storing activations; fused kernels always do.
         self.recompute = False
         self.register_buffer("offset", torch.tensor(color).logit(), persistent=False)
 
-    def handed_over(self) -> dict[str, Tensor]:
-        """The weights as they stand in `Handover.state`, with all else that the colours depend on."""
+    def handover_state(self) -> dict[str, Tensor]:
+        """The entries of `Handover.state`: the weights and all constants that the colours depend on."""
         layout = self.grid.layout
         numbers = torch.tensor([*layout.resolutions, *layout.offsets])
         state = {**self.state_dict(), "offset": self.offset, "layout": numbers}
@@ -242,8 +242,8 @@ class ColorField(nn.Module):
         if _is_fused(self):
             color = self._fused_color(points)
         elif self.recompute and torch.is_grad_enabled():
-            kept = checkpoint(self._color, points, use_reentrant=False, preserve_rng_state=False)
-            color = cast("Tensor", kept)
+            recomputed = checkpoint(self._color, points, use_reentrant=False, preserve_rng_state=False)
+            color = cast("Tensor", recomputed)
         else:
             color = self._color(points)
         return Material(
@@ -259,12 +259,12 @@ class ColorField(nn.Module):
         first, second = (cast("nn.Linear", layer) for layer in self.mlp.layers)
         bias = second.bias + cast("Tensor", self.offset)
         layers = (first.weight, first.bias, second.weight, bias)
-        found = _Color.apply(_unit(points), self.grid.table, self.grid.layout, *layers)  # type: ignore[no-untyped-call]
-        return cast("Tensor", found)
+        color = _Color.apply(_unit(points), self.grid.table, self.grid.layout, *layers)  # type: ignore[no-untyped-call]
+        return cast("Tensor", color)
 
 
 def build_hash_grid(config: ColorFieldSettings, finest: int, generator: torch.Generator) -> HashGrid:
-    """A grid with the sizes of a colour field and `finest` cells along an axis in its last level."""
+    """A grid with the sizes of a colour field and `finest` cells along an axis in its finest level."""
     return HashGrid(
         levels=config.color_levels,
         features=config.color_features,
@@ -276,7 +276,7 @@ def build_hash_grid(config: ColorFieldSettings, finest: int, generator: torch.Ge
 
 
 def build_color_field(config: ColorFieldSettings, generator: torch.Generator) -> ColorField:
-    """The colour field that a configuration describes; `generator`, on the CPU, draws its first weights."""
+    """The colour field of a configuration; `generator`, on the CPU, draws its initial weights."""
     grid = build_hash_grid(config, config.color_finest, generator)
     mlp = Mlp(grid.width, 3, hidden=config.color_hidden, generator=generator)
     return ColorField(grid, mlp, color=config.color, roughness=config.roughness, metallic=config.metallic)
@@ -285,13 +285,13 @@ def build_color_field(config: ColorFieldSettings, generator: torch.Generator) ->
 def start_colors(
     field: ColorField, start: Handover, generator: torch.Generator, *, steps: int = 300, batch: int = 16384
 ) -> None:
-    """Give a field the colours that an earlier stage left.
+    """Initialise a field with the colours of an earlier stage.
 
-    Weights are copied where they mean the same in this field: all names and shapes agree, and so do the
-    sizes of the grids and the colour that the weights are relative to. Otherwise the field is fitted to the
-    material at random points beside the surface, by Adam; `generator`, on the CPU, draws them.
+    Weights are copied where the field has the same parameterisation: names and shapes agree, and so do the
+    sizes of the grids and the colour that the weights are relative to. Otherwise the field is fitted by Adam
+    to the material at random points next to the surface; `generator`, on the CPU, draws them.
     """
-    if _means_the_same(start.state, field.handed_over()):
+    if _same_parameterization(start.state, field.handover_state()):
         field.load_state_dict({name: start.state[f"color.{name}"].clone() for name in field.state_dict()})
         return
     if start.surface is None:
@@ -302,18 +302,18 @@ def start_colors(
         points, _ = sample_surface(vertices, faces, batch, generator)
         points = points + 0.01 * torch.randn(points.shape, generator=generator).to(points.device)
         with torch.no_grad():
-            wanted = start.material(points).base_color
+            target = start.material(points).base_color
         optimizer.param_groups[0]["lr"] = 0.01 * (1.0 - step / steps)
         optimizer.zero_grad(set_to_none=True)
-        loss = (field(points).base_color - wanted).square().mean()
+        loss = (field(points).base_color - target).square().mean()
         torch.autograd.backward(loss)
         optimizer.step()
     for parameter in field.parameters():
         parameter.grad = None
 
 
-def _means_the_same(left: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> bool:
-    """Whether weights that were handed over give the same colours in a field's own grid and MLP."""
+def _same_parameterization(left: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> bool:
+    """Whether the weights of a hand-over represent the same colours in a field's own grid and MLP."""
     if any(name not in left or left[name].shape != value.shape for name, value in own.items()):
         return False
     return all(torch.equal(left[name], own[name]) for name in ("color.offset", "color.layout"))

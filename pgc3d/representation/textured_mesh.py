@@ -1,6 +1,6 @@
-"""Paint on a mesh that somebody else made: its shape stays as it is, its colours are learnt.
+"""A given mesh of fixed shape whose colours are optimised.
 
-The colours are a hash-grid field over the surface, baked at the end, or the texels of an image.
+The colours are a hash-grid field on the surface, baked on export, or the texels of an image.
 """
 
 import math
@@ -21,7 +21,7 @@ from pgc3d.interfaces import Rasterizer
 from pgc3d.parameters import ParameterGroup, ParameterStore
 from pgc3d.ranges import MAX_RATE, check, number
 from pgc3d.rendering.antialias import edge_topology
-from pgc3d.rendering.mesh_renderer import SurfaceSamples, kept_bytes, render_corners
+from pgc3d.rendering.mesh_renderer import SurfaceSamples, render_corners, stored_bytes
 from pgc3d.rendering.mipmap import footprint_level, mip_chain, sample_chain, uv_gradients
 from pgc3d.representation.fields import ColorField, build_color_field, check_color_field, start_colors
 from pgc3d.requirements import Requirements
@@ -33,16 +33,16 @@ GUTTER_WEIGHT = 1e-4  # of texels that no face covers, in the means of the mip l
 
 @dataclass(frozen=True)
 class TexturedMeshConfig:
-    """A given mesh with learnt colours; the defaults suit two CPU cores."""
+    """Settings of a given mesh with optimised colours; the defaults are for two CPU cores."""
 
     kind: Literal["textured_mesh"] = "textured_mesh"
     up: str = "+y"  # the file's axis that points up, one of +x -x +y -y +z -z
-    front: str = "auto"  # the file's axis that the object looks along; auto is +z, or -y where z is up
+    front: str = "auto"  # the file's axis that the object faces; auto is +z, or -y where z is up
     # texture coordinates: the file's where they are valid, always the file's, or always new ones
     uv: Literal["auto", "own", "new"] = "auto"
     # Angle between faces above which an edge is sharp, for files without normals.
     crease_degrees: float = number(40.0, 0.0, 180.0, unit="degrees")
-    shading: bool = True  # light the colours; else the pictures show them as they are
+    shading: bool = True  # shade the colours; otherwise renders show the base colour
     texture: Literal["field", "image"] = "field"
     image_size: int = number(1024, 64, 4096, unit="pixels")  # of the texture `image`, a power of two
     lr_image: float = number(0.01, 0.0, MAX_RATE)
@@ -68,18 +68,18 @@ class TexturedMeshConfig:
     fixed_shape: ClassVar[bool] = True
 
     def requires(self) -> Requirements:
-        """A mesh."""
+        """A mesh file."""
         return Requirements(inputs=frozenset({"mesh"}))
 
     def render_bytes(self, *, low_memory: bool) -> int:
-        """Memory kept for a rendered pixel until its gradient is known."""
-        return kept_bytes(low_memory=low_memory)
+        """Bytes stored for each rendered pixel until the backward pass."""
+        return stored_bytes(low_memory=low_memory)
 
     def build(self, context: RepresentationContext) -> "TexturedMesh":
-        """The representation at its start.
+        """The representation before the first step.
 
         Raises:
-            ConfigError: an image is to start from an earlier stage, whose colours only a field can take.
+            ConfigError: the texture is "image" and the stage starts from another one, which needs a field.
         """
         made = build_textured_mesh(
             self,
@@ -108,9 +108,9 @@ class ImageTexture(nn.Module):
     def __init__(
         self, covered: Float[Tensor, "S S"], *, color: tuple[float, float, float] = (0.5, 0.5, 0.5)
     ) -> None:
-        """Start from one sRGB colour; `covered` is 1 for texels that lie on a face, S a power of two."""
+        """Initialise to one sRGB colour; `covered` is 1 for texels on a face, S is a power of two."""
         super().__init__()
-        # A lookup at a chart's edge mixes in the texel beside it.
+        # A filtered look-up at a chart's edge includes the texel next to it.
         reached = max_pool2d(covered[None, None], 3, stride=1, padding=1)[0, 0]
         self.register_buffer("weight", reached.clamp_min(GUTTER_WEIGHT), persistent=False)
         start = torch.tensor(color, device=covered.device)
@@ -122,7 +122,7 @@ class ImageTexture(nn.Module):
 
     @torch.no_grad()
     def project(self) -> None:
-        """Bring texels that a step took out of [0, 1] back to its border."""
+        """Clamp the texels to [0, 1]."""
         self.image.clamp_(0.0, 1.0)
 
 
@@ -140,14 +140,14 @@ class TexturedMesh(nn.Module):
         roughness: float = 0.8,
         metallic: float = 0.0,
     ) -> None:
-        """Hold the mesh on the rasteriser's device, in the world.
+        """Store the mesh in world space on the rasteriser's device.
 
         Args:
             rasterizer: the backend.
             prepared: on any device; its mesh has normals and texture coordinates.
             texture: the colours.
             learning_rates: of "texture.grid" and "texture.mlp", or of "texture.image".
-            shading: light the colours.
+            shading: whether colours are shaded.
             roughness: of the whole surface.
             metallic: of the whole surface.
         """
@@ -183,13 +183,13 @@ class TexturedMesh(nn.Module):
             return self.shaded(views, resolution, shading=self.shading)
 
     def shaded(self, views: Views, resolution: int, *, shading: bool) -> Rendering:
-        """Render with or without light."""
+        """Render with or without shading."""
         texture, cameras = self.texture, views.cameras
         chain = texture.chain() if isinstance(texture, ImageTexture) else None
 
         def color(hits: SurfaceSamples) -> Tensor:
             if isinstance(texture, ColorField):
-                return cast("Tensor", texture(self._places(hits.points, hits.uv)).base_color)
+                return cast("Tensor", texture(self._field_points(hits.points, hits.uv)).base_color)
             level = footprint_level(
                 self._gradients.index_select(0, hits.triangle),
                 hits.points,
@@ -214,10 +214,10 @@ class TexturedMesh(nn.Module):
             shading=shading,
         )
 
-    def _places(self, points: Float[Tensor, "P 3"], uv: Float[Tensor, "P 2"]) -> Float[Tensor, "P 3"]:
-        """Where the field has the colour of a point: at the point, or on a plane of texture coordinates.
+    def _field_points(self, points: Float[Tensor, "P 3"], uv: Float[Tensor, "P 2"]) -> Float[Tensor, "P 3"]:
+        """The points at which the field is evaluated: surface points, or texture coordinates on a plane.
 
-        Where places of the surface share a texel, the file holds one colour for them, and so must the field.
+        Where surface points share a texel, the file has one colour for them, and so must the field.
         """
         if not self.prepared.uv_shared:
             return points
@@ -235,23 +235,23 @@ class TexturedMesh(nn.Module):
         mesh = self.mesh
         surface = Mesh(mesh.vertices, mesh.faces, vertex_normals(mesh.vertices, mesh.faces))
         if isinstance(self.texture, ColorField):
-            state = self.texture.handed_over()
+            state = self.texture.handover_state()
         else:
             state = {f"color.{name}": value for name, value in self.texture.state_dict().items()}
         return Handover(surface=surface, sdf=None, material=self._nearest_material, state=state)
 
     @torch.no_grad()
     def _nearest_material(self, points: Float[Tensor, "P 3"]) -> Material:
-        """Of a field at the points themselves, of an image at the nearest corner of a face."""
+        """Material of a field at the points, of an image at the nearest corner of a face."""
         texture = self.texture
         if isinstance(texture, ColorField) and not self.prepared.uv_shared:
             return cast("Material", texture(points))
         corners, uv = self.mesh.vertices[self.mesh.faces].flatten(0, 1), self.mesh.uv[self.mesh.uv_faces]
         parts = torch.split(points, max(1, (1 << 24) // len(corners)))  # 64 MB of distances
         nearest = [torch.cdist(part, corners).argmin(dim=1) for part in parts]
-        found = uv.flatten(0, 1)[torch.cat(nearest)]
+        nearest_uv = uv.flatten(0, 1)[torch.cat(nearest)]
         size = len(texture.image) if isinstance(texture, ImageTexture) else 1  # no filtering
-        color = self.texels(points, found, texture_size=size)
+        color = self.texels(points, nearest_uv, texture_size=size)
         constant = torch.ones_like(color[:, :1])
         return Material(color, self.roughness * constant, self.metallic * constant)
 
@@ -273,14 +273,15 @@ class TexturedMesh(nn.Module):
     def texels(
         self, points: Float[Tensor, "P 3"], uv: Float[Tensor, "P 2"], *, texture_size: int
     ) -> Float[Tensor, "P 3"]:
-        """Base colour at world points and the texture coordinates that belong to them.
+        """Base colour in sRGB at world points with their texture coordinates.
 
-        `texture_size` is the side of the image that is made of them; a smaller one than the own is filtered.
+        `texture_size` is the side of the image to bake in texels; for one smaller than the texture it is
+        filtered.
         """
         texture, parts = self.texture, torch.split(torch.arange(len(points), device=points.device), CHUNK)
         if isinstance(texture, ColorField):
-            places = self._places(points, uv)
-            return torch.cat([texture(places[part]).base_color for part in parts])
+            field_points = self._field_points(points, uv)
+            return torch.cat([texture(field_points[part]).base_color for part in parts])
         chain, size = texture.chain(), len(texture.image)
         level = torch.full_like(uv[:, 0], math.log2(max(size / texture_size, 1.0)))
         repeat = self.prepared.uv_wraps
@@ -295,7 +296,7 @@ def build_textured_mesh(
     generator: torch.Generator,
     device: torch.device | str = "cpu",
 ) -> TexturedMesh:
-    """Make the representation that a configuration describes; `generator`, on the CPU, draws weights."""
+    """The representation of a configuration; `generator`, on the CPU, draws its initial weights."""
     texture: ColorField | ImageTexture
     if config.texture == "image":
         mesh = prepared.mesh.to(device)

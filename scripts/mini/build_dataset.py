@@ -118,7 +118,7 @@ def model_arrays(
     Args:
         polygons: the model as read.
         materials: its library; a material that is not in it becomes light grey.
-        textures: RGBA pictures by the name that the library gives; a missing one leaves the colour.
+        textures: RGBA images by the name that the library gives; a missing one leaves the colour.
         rotation: [3, 3], applied to column vectors before normalising.
 
     Returns:
@@ -170,15 +170,15 @@ def _material_arrays(
     """Tables of the different looks in use.
 
     A textured look is white, so that texture times colour is the texture. Where a texture has no
-    coordinates its mean colour is shown, which is nearest to the catalogue's own pictures.
+    coordinates its mean colour is shown, which is nearest to the catalogue's own images.
     """
     number: dict[tuple[str, tuple[float, ...]], int] = {}
     pairs, face_pair = np.unique(face_material * 2 + textured, return_inverse=True)
     pair_look = []
     for pair in pairs:
         material, with_texture = materials[pair // 2], bool(pair % 2)
-        picture = textures.get(material.texture)
-        color = material.color if picture is None else _mean_color(picture)
+        texture = textures.get(material.texture)
+        color = material.color if texture is None else _mean_color(texture)
         look = (material.texture, (1.0, 1.0, 1.0)) if with_texture else ("", color)
         pair_look.append(number.setdefault((look[0], (*look[1], material.alpha)), len(number)))
     names = sorted({name for name, _ in number if name})
@@ -190,22 +190,22 @@ def _material_arrays(
     }
 
 
-def _mean_color(picture: NDArray[np.uint8]) -> tuple[float, ...]:
-    """The mean of an RGBA picture [H, W, 4], weighted by alpha, in [0, 1]."""
-    weight = picture[..., 3:] / 255 + 1e-6
-    return tuple(((picture[..., :3] / 255 * weight).sum((0, 1)) / weight.sum()).tolist())
+def _mean_color(texture: NDArray[np.uint8]) -> tuple[float, ...]:
+    """The mean of an RGBA image [H, W, 4], weighted by alpha, in [0, 1]."""
+    weight = texture[..., 3:] / 255 + 1e-6
+    return tuple(((texture[..., :3] / 255 * weight).sum((0, 1)) / weight.sum()).tolist())
 
 
 def read_texture(data: bytes) -> NDArray[np.uint8]:
-    """Decode a picture to RGBA with its longer side at most 256.
+    """Decode an image to RGBA with its longer side at most 256.
 
     Pillow weights colours by alpha when it resizes, and Hamming does not overshoot. Clear pixels are often
-    black; they take the mean colour, lest interpolation draws dark outlines.
+    black; they take the mean colour, lest interpolation draws dark edges.
     """
-    picture = Image.open(io.BytesIO(data)).convert("RGBA")
-    scale = min(1.0, TEXTURE_SIZE / max(picture.size))
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    pixels = np.array(picture.resize(size, Image.Resampling.HAMMING) if scale < 1 else picture)
+    texture = Image.open(io.BytesIO(data)).convert("RGBA")
+    scale = min(1.0, TEXTURE_SIZE / max(texture.size))
+    size = (max(1, round(texture.width * scale)), max(1, round(texture.height * scale)))
+    pixels = np.array(texture.resize(size, Image.Resampling.HAMMING) if scale < 1 else texture)
     pixels[pixels[..., 3] == 0, :3] = np.round(np.multiply(_mean_color(pixels), 255))
     return pixels
 

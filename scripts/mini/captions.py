@@ -1,4 +1,4 @@
-"""Captions and colour variants of the training models, and the small tokenizer that knows their words."""
+"""Captions and colour variants of the training models, and the small tokenizer of their words."""
 
 import json
 import random
@@ -8,7 +8,7 @@ from typing import Any
 
 from pgc3d.prompts import ViewPromptConfig
 
-# sRGB; the words that a variant can be painted in
+# sRGB of the colour words of variants
 PAINTS: dict[str, tuple[float, float, float]] = {
     "red": (0.78, 0.08, 0.08),
     "orange": (0.93, 0.48, 0.08),
@@ -51,7 +51,7 @@ VIEWS = ViewPromptConfig(
 
 @dataclass(frozen=True)
 class Variant:
-    """How a model is painted: as it is, in a colour, or as wood."""
+    """The colours of a model: its own, one colour, or wood."""
 
     color: str | None  # the word for it; None as it is
     rgb: tuple[float, float, float] | None  # sRGB in [0, 1]; None as it is
@@ -71,10 +71,10 @@ def article(words: str) -> str:
 
 
 def variants(record: dict[str, Any], count: int, generator: random.Random) -> list[Variant]:
-    """The model as it is, then `count` painted copies and one of wood, where painting makes sense.
+    """The model with its own colours, then `count` recoloured copies and one of wood, where that makes sense.
 
-    People, plants, food, animals and glass stay as they are; no copy is painted in the model's own main
-    colour, and none in wood if it is of wood.
+    People, plants, food, animals and glass keep their colours; no copy has the model's own main colour, and
+    none is of wood if the model is.
     """
     result = [Variant(None, None)]
     if record["cls"] in UNPAINTED_CLASSES or record["glass"] > 0.4:
@@ -95,7 +95,7 @@ def captions(record: dict[str, Any], variant: Variant) -> list[tuple[str, float]
     """Texts for a model and how often each is shown; the weights do not have to sum to 1.
 
     The noun is the label, its head or the coarse class; before it stand colours and material, or less of
-    them. A painted copy is called by its colour, seldom together with the colour of its other parts.
+    them. A recoloured copy is described by its colour, seldom together with the colour of its other parts.
     """
     label = record["label"].lower()
     nouns = [(label, 1.0)]

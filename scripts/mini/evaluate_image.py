@@ -3,7 +3,7 @@
     python scripts/mini/evaluate_image.py DATASET FOLDER
 
 Writes FOLDER/image_report.json and FOLDER/image_samples.png. The sheet has two lines for each model: the
-input picture with the views that were drawn, and the same views as they are.
+input image with the views that were drawn, and the same views as they are.
 """
 
 import argparse
@@ -36,12 +36,12 @@ ROWS = 8
 def held_out_views(
     folder: Path, resolution: int, device: torch.device, limit: int | None
 ) -> Float[Tensor, "M K 3 H W"]:
-    """Pictures of the held-out models on white, sRGB: the input view, then the turned ones."""
+    """Images of the held-out models on white, sRGB: the input view, then the turned ones."""
     azimuth = torch.tensor([[0.0, *TURNS_DEGREES]], device=device) + CONDITION_DEGREES[0]
     elevation = torch.full_like(azimuth, CONDITION_DEGREES[1]).deg2rad()
     rendered = render_split(
         folder, "test", cameras=lambda model: view_groups(model.vertices, azimuth.deg2rad(), elevation),
-        paints=0, resolution=resolution, rasterizer=build_rasterizer("auto", device), device=device,
+        recolors=0, resolution=resolution, rasterizer=build_rasterizer("auto", device), device=device,
         generator=torch.Generator().manual_seed(0), limit=limit,
     )  # fmt: skip
     white = torch.ones(1, 3, device=device)
@@ -53,13 +53,13 @@ def draw(
     models: nn.ModuleDict,
     vae: Any,
     scheduler: Any,
-    picture: Float[Tensor, "B 3 H W"],
+    image: Float[Tensor, "B 3 H W"],
     pose: Float[Tensor, "B 4"],
     guidance_scale: float,
 ) -> Float[Tensor, "B 3 H W"]:
-    """Draw one other view of each picture, all from the same noise; `scheduler` is diffusers'."""
-    condition = posterior(vae, picture)[0].float()
-    token = condition_token(models, picture, pose)
+    """Draw one other view of each image, all from the same noise; `scheduler` is diffusers'."""
+    condition = posterior(vae, image)[0].float()
+    token = condition_token(models, image, pose)
     tokens = torch.cat([torch.zeros_like(token), token])
     conditions = torch.cat([torch.zeros_like(condition), condition])
     noise = torch.randn(condition.shape[1:], generator=torch.Generator().manual_seed(0))
@@ -71,12 +71,12 @@ def draw(
         unconditional, conditional = output.chunk(2)
         guided = classifier_free_guidance(unconditional, conditional, guidance_scale)
         latents = scheduler.step(guided, timestep, latents).prev_sample
-    image: Tensor = vae.decode(latents, return_dict=False)[0] / 2 + 0.5
-    return image.clamp(0, 1)
+    decoded: Tensor = vae.decode(latents, return_dict=False)[0] / 2 + 0.5
+    return decoded.clamp(0, 1)
 
 
 def psnr(image: Float[Tensor, "M K 3 H W"], truth: Float[Tensor, "M K 3 H W"]) -> Float[Tensor, "M K"]:
-    """Peak signal-to-noise ratio of each picture in dB."""
+    """Peak signal-to-noise ratio of each image in dB."""
     return -10 * torch.log10(((image - truth) ** 2).mean((2, 3, 4)).clamp(min=1e-10))
 
 

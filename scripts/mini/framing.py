@@ -1,7 +1,7 @@
-"""Cameras of the image prior: an input view framed as a user's picture is, and other views that fit to it.
+"""Cameras of the image prior: an input view, framed like a prepared image, and matching other views.
 
-A picture says nothing about the size of what it shows. So the object's square covers the same share of every
-input picture, and this fixes the object's scale and centre for all its other views.
+The scale of an object cannot be inferred from an image. So the object's square covers the same fraction of
+every input image, which fixes the object's scale and centre for all its other views.
 """
 
 import math
@@ -14,8 +14,8 @@ from pgc3d.cameras import fill_distance, frame_points, orbit
 from pgc3d.types import Cameras
 
 FOVY_DEGREES = 40.0
-FILL = 1.0  # all cameras are where the unit sphere just fits the picture
-BORDER_RATIO = 0.2  # share of the input picture that the object's square leaves free
+FILL = 1.0  # all cameras are where the unit sphere just fits the image
+BORDER_RATIO = 0.2  # fraction of the input image's side that is margin
 LARGEST = 1.25  # radius, in unit spheres, that the object may get by framing
 CONDITION_ELEVATION_DEGREES = (-10.0, 50.0)
 TARGET_ELEVATION_DEGREES = (-10.0, 80.0)
@@ -24,10 +24,10 @@ TARGET_ELEVATION_DEGREES = (-10.0, 80.0)
 def frame(
     vertices: Float[Tensor, "V 3"], azimuth: Float[Tensor, " C"], elevation: Float[Tensor, " C"]
 ) -> tuple[Float[Tensor, "C 3"], Float[Tensor, " C"]]:
-    """Points to look at and distances, such that the object is framed in the view from each direction.
+    """Target points and distances of cameras that frame the object in the view from each direction.
 
-    The bounding square of the vertices is in the middle of the picture and 1 - BORDER_RATIO wide. An object
-    that is much longer than this view shows stays smaller, lest its other views leave the picture.
+    The bounding square of the vertices is in the middle of the image and 1 - BORDER_RATIO wide. An object
+    that is much longer than this view shows stays smaller, lest its other views leave the image.
 
     Args:
         vertices: farthest vertex at radius 1.
@@ -62,7 +62,7 @@ def view_groups(
 def random_directions(
     views: int, generator: torch.Generator
 ) -> tuple[Float[Tensor, "1 K"], Float[Tensor, "1 K"]]:
-    """Azimuths and elevations of a group of views; the first is that of an input picture."""
+    """Azimuths and elevations of a group of views; the first is that of an input image."""
     azimuth = torch.rand(1, views, generator=generator) * (2 * math.pi)
     low, high = (
         torch.tensor([first, *[other] * (views - 1)])
@@ -72,6 +72,6 @@ def random_directions(
 
 
 def is_input(image: Float[Tensor, "B 3 H W"], elevation: Float[Tensor, " B"]) -> Bool[Tensor, " B"]:
-    """Whether these views on white could be input pictures: the object is whole and not seen from above."""
+    """Whether these views on white could be input images: the object is whole and not seen from above."""
     edge = torch.cat([image[..., (0, -1), :].flatten(1), image[..., (0, -1)].flatten(1)], 1)
     return (edge.amin(1) > 0.98) & (elevation <= math.radians(CONDITION_ELEVATION_DEGREES[1]))

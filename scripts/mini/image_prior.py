@@ -10,7 +10,7 @@ from jaxtyping import Float
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-WIDTH = 128  # of the picture's embedding, which is also that of the cross-attention
+WIDTH = 128  # of the image's embedding, which is also that of the cross-attention
 POSE = 4
 IMAGE_MEAN, IMAGE_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's
 DIFFUSION = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
@@ -26,7 +26,7 @@ def make_models(text_unet_config: dict[str, Any], resolution: int) -> nn.ModuleD
 
     Args:
         text_unet_config: of the text prior, whose channels and blocks are taken over.
-        resolution: side of the pictures in pixels.
+        resolution: side of the images in pixels.
     """
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
@@ -55,7 +55,7 @@ def warm_start(unet: Any, text_unet: Any, pooled: Float[Tensor, "1 C"]) -> None:
 
     The condition's latents enter by zero weights, and so do the values of cross-attention: whatever the new
     conditions are, the output is that of the text prior for tokens of zeros. What the text prior adds to the
-    time embedding is the same for every picture now and becomes part of a bias.
+    time embedding is the same for every image now and becomes part of a bias.
 
     Args:
         unet: of `make_models`.
@@ -93,11 +93,11 @@ def load_text_prior(folder: Path) -> tuple[Any, Float[Tensor, "1 C"]]:
 
 
 def condition_token(
-    models: nn.ModuleDict, picture: Float[Tensor, "B 3 H W"], pose: Float[Tensor, "B 4"]
+    models: nn.ModuleDict, image: Float[Tensor, "B 3 H W"], pose: Float[Tensor, "B 4"]
 ) -> Float[Tensor, "B 1 D"]:
-    """The token of an input picture, sRGB in [0, 1] on white, and a relative pose."""
-    mean, std = (picture.new_tensor(values)[:, None, None] for values in (IMAGE_MEAN, IMAGE_STD))
-    embedding = models["image_encoder"]((picture - mean) / std).image_embeds
+    """The token of an input image, sRGB in [0, 1] on white, and a relative pose."""
+    mean, std = (image.new_tensor(values)[:, None, None] for values in (IMAGE_MEAN, IMAGE_STD))
+    embedding = models["image_encoder"]((image - mean) / std).image_embeds
     token: Tensor = models["clip_camera_projection"](torch.cat([embedding, pose.to(embedding.dtype)], -1))
     return token[:, None]
 
@@ -105,7 +105,7 @@ def condition_token(
 def save_folder(models: nn.ModuleDict, out: Path) -> None:
     """Write a folder in Zero123's layout, half precision; the autoencoder is the text prior's.
 
-    `zero123.json` says what the fourth number of the pose is and how the cameras were set up.
+    `zero123.json` holds the convention of the pose's fourth number and the parameters of the cameras.
     """
     import diffusers
     from diffusers import DDIMScheduler

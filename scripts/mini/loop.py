@@ -1,4 +1,4 @@
-"""What the trainings share: processes, averaged gradients, a moving average, a schedule over time."""
+"""Common parts of the trainings: processes, averaged gradients, a moving average, a schedule over time."""
 
 import math
 import os
@@ -93,13 +93,13 @@ class Budget:
 
     @property
     def progress(self) -> float:
-        """Share of the budget that is used."""
+        """Fraction of the budget that is used."""
         return min(1.0, self.used / self.seconds)
 
     def steps(self, until: float = math.inf) -> Iterator[int]:
         """Count steps until the budget is used up, or this call has run for `until` seconds.
 
-        All processes must iterate in step, since they share the clock of process 0, which says when to stop.
+        All processes must iterate in step, since the clock of process 0 ends the loop of all.
         """
         begin = last = time.perf_counter()
         skip = 3  # compilation and warm-up do not count

@@ -1,4 +1,4 @@
-"""Write the benchmark of the held-out models: input pictures, ground truth, and the list of `pgc3d eval`.
+"""Write the benchmark of the held-out models: input images, ground truth, and the list of `pgc3d eval`.
 
     python scripts/mini/make_benchmark.py DATASET OUT
     pgc3d eval OUT/items.jsonl RESULTS --baseline hull
@@ -7,7 +7,7 @@ The input shows a model from 30 degrees to the right of its front and 20 above t
 azimuth 0 of the benchmark, as of every image run: the truth is turned by -30 degrees about y, so it stands as
 the input shows it, also in place and size (`frame` of the items). Both come from one file, opaque and lit
 alike. Left out are models with more than 30 % of glass, and those with more than 5 % of cut-outs (leaves),
-whose outline no mesh without alpha has.
+whose silhouette needs alpha.
 """
 
 import argparse
@@ -24,23 +24,23 @@ from views import Model, load_index, load_model, sample
 
 from pgc3d.evaluation.alignment import rigid
 from pgc3d.evaluation.items import Item, write_items
-from pgc3d.evaluation.procedural import ELEVATION_DEGREES, paint, write_item
+from pgc3d.evaluation.procedural import ELEVATION_DEGREES, texture_per_face, write_item
 from pgc3d.interfaces import Rasterizer
 from pgc3d.mesh_io.asset import MeshAsset
 from pgc3d.rendering import build_rasterizer
 
 AZIMUTH_DEGREES = 30.0
-GLASS, CUTOUT = 0.3, 0.05  # shares of the surface, above which a model is left out
+GLASS, CUTOUT = 0.3, 0.05  # fractions of the surface, above which a model is left out
 
 
 def yaw(degrees: float) -> Float[Tensor, "3 3"]:
-    """Turn about y that moves what an azimuth of `degrees` looks at before azimuth 0."""
+    """Rotation about y that maps the view from azimuth `degrees` to azimuth 0."""
     sine, cosine = math.sin(math.radians(degrees)), math.cos(math.radians(degrees))
     return torch.tensor([[cosine, 0.0, -sine], [0.0, 1.0, 0.0], [sine, 0.0, cosine]])
 
 
-def cutout_share(model: Model) -> float:
-    """Share of the surface that alpha textures make invisible, by the mean alpha of each texture."""
+def cutout_fraction(model: Model) -> float:
+    """Fraction of the surface that alpha textures make invisible, by the mean alpha of each texture."""
     corners = model.vertices[model.faces.long()]
     area = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]).norm(dim=-1)
     clear = []
@@ -54,11 +54,13 @@ def cutout_share(model: Model) -> float:
 def truth_of(model: Model, texture_size: int, rasterizer: Rasterizer) -> MeshAsset:
     """The model with all its textures baked into one, seen from its input's camera at azimuth 0."""
 
-    def look(face: Tensor, weights: Tensor) -> Tensor:
+    def color(face: Tensor, weights: Tensor) -> Tensor:
         uv = (model.uv[face] * weights[..., None]).sum(1)
         return sample(model, model.face_material[face], uv)[:, :3]
 
-    mesh = paint(model.vertices, model.faces.long(), model.normals, look, texture_size, rasterizer=rasterizer)
+    mesh = texture_per_face(
+        model.vertices, model.faces.long(), model.normals, color, texture_size, rasterizer=rasterizer
+    )
     return rigid(mesh, yaw(AZIMUTH_DEGREES), torch.zeros(3))
 
 
@@ -85,7 +87,7 @@ def main() -> None:
         if len(items) == arguments.limit:
             break
         model = load_model(arguments.dataset, record, device)
-        if record["glass"] > GLASS or cutout_share(model) > CUTOUT:
+        if record["glass"] > GLASS or cutout_fraction(model) > CUTOUT:
             continue
         name = name_of(record, {item.name for item in items})
         truth = truth_of(model, arguments.texture_size, rasterizer)

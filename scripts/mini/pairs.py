@@ -1,7 +1,7 @@
-"""Groups of views of the same objects, as pictures and latents in the memory of one device.
+"""Groups of views of the same objects, as images and latents in the memory of one device.
 
-Every view of a group is the input picture for all others, as far as it could be one. So eight views give up
-to 64 pairs, which are harder to learn by heart: with one input picture a group, an early training came to a
+Every view of a group is the input image for all others, as far as it could be one. So eight views give up
+to 64 pairs, which are harder to learn by heart: with one input image a group, an early training came to a
 loss of 0.06 on its pairs and 0.12 on new views of the same objects.
 """
 
@@ -29,7 +29,7 @@ class PairStore:
     """N groups of K views on white; all cameras of a group fit to its first view, which is framed."""
 
     weight: Float[Tensor, " N"]  # how often a group is drawn, relative to others
-    picture: UInt8[Tensor, "N K 3 H W"]  # sRGB
+    image: UInt8[Tensor, "N K 3 H W"]  # sRGB
     is_input: Bool[Tensor, "N K"]  # at least the first
     mean: Float[Tensor, "N K 4 h w"]  # posterior moments
     std: Float[Tensor, "N K 4 h w"]
@@ -39,11 +39,11 @@ class PairStore:
 
 @dataclass(frozen=True)
 class PairSettings:
-    """What decides which pictures a process makes."""
+    """What decides which images a process makes."""
 
     shapes: int  # each model as it is, then stretched and half of the time mirrored, in turn
     views: int  # of each shape, one group
-    paints: int  # colours of each model, besides its own and wood
+    recolors: int  # colours of each model, besides its own and wood
     resolution: int
     seed: int
     limit: int | None  # use only so many models
@@ -57,7 +57,7 @@ def random_stretch(model: Model, generator: torch.Generator) -> Model:
 
 
 def build_pairs(folder: Path, settings: PairSettings, vae: Any, rasterizer: Rasterizer) -> PairStore:
-    """Render and encode the training models; the same settings give the same pictures."""
+    """Render and encode the training models; the same settings give the same images."""
     device = next(vae.parameters()).device
     generator = torch.Generator().manual_seed(settings.seed)
 
@@ -67,7 +67,7 @@ def build_pairs(folder: Path, settings: PairSettings, vae: Any, rasterizer: Rast
 
     def render(number: int) -> Iterator[Rendered]:
         return render_split(
-            folder, "train", cameras=cameras, paints=settings.paints, resolution=settings.resolution,
+            folder, "train", cameras=cameras, recolors=settings.recolors, resolution=settings.resolution,
             rasterizer=rasterizer, device=device, generator=generator, limit=settings.limit,
             reshape=lambda model: random_stretch(model, generator) if number % 2 else model,
         )  # fmt: skip
@@ -91,7 +91,7 @@ def encode(rendered: Rendered, vae: Any) -> PairStore:
 
     return PairStore(
         weight=torch.tensor([pair.weight for pair in rendered.pairs], device=images.device),
-        picture=groups((image * 255).round().to(torch.uint8)),
+        image=groups((image * 255).round().to(torch.uint8)),
         is_input=usable,
         mean=groups(mean),
         std=groups(deviation),

@@ -1,4 +1,4 @@
-"""Draw pictures from a text prior with diffusers' own pipeline: the sample sheet of the model card.
+"""Draw images from a text prior with diffusers' own pipeline: the sample sheet of the model card.
 
     python scripts/mini/sample.py FOLDER sheet.png --prompt "a red chair" --prompt "a horse"
 

@@ -11,7 +11,7 @@ from captions import VIEWS, Variant, variants
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from tqdm import tqdm
-from views import Model, Paint, load_index, load_model, random_cameras, render_model
+from views import Model, Recolor, load_index, load_model, random_cameras, render_model
 
 from pgc3d.interfaces import Rasterizer
 from pgc3d.types import Cameras
@@ -56,7 +56,7 @@ def render_split(  # noqa: PLR0913 - flat on purpose
     split: str,
     *,
     cameras: Callable[[Model], Cameras],
-    paints: int,
+    recolors: int,
     resolution: int,
     rasterizer: Rasterizer,
     device: torch.device,
@@ -69,12 +69,12 @@ def render_split(  # noqa: PLR0913 - flat on purpose
     Args:
         folder: what `build_dataset.py` wrote.
         split: `train` or `test`.
-        cameras: where to look at a model from.
-        paints: colours for each model, besides its own and wood; always the same, so that processes know the
-            same pairs.
-        resolution: side of the pictures in pixels.
+        cameras: of the views of a model.
+        recolors: number of colours for each model, besides its own and wood; always the same, so that all
+            processes have the same pairs.
+        resolution: side of the images in pixels.
         rasterizer: used at twice the resolution.
-        device: where models and pictures are.
+        device: where models and images are.
         generator: of the CPU, splits the transparent parts of a model.
         limit: use only so many models.
         reshape: makes what is rendered of a model that was read.
@@ -86,12 +86,12 @@ def render_split(  # noqa: PLR0913 - flat on purpose
     words = random.Random(0)
     for record in tqdm(records, desc=f"rendering {split}", mininterval=5):
         model = reshape(load_model(folder, record, device))
-        paintings = variants(record, paints, words)
+        paintings = variants(record, recolors, words)
         major = _major_materials(model)
         views = cameras(model)
         images = render_model(
             model, views, resolution, rasterizer,
-            [None if v.rgb is None else Paint(major, v.rgb, v.grain) for v in paintings], generator,
+            [None if v.rgb is None else Recolor(major, v.rgb, v.grain) for v in paintings], generator,
         )  # fmt: skip
         rarity = counts[record["cls"]] ** -0.5 if record["cls"] != "other" else 0.35
         rest = 0.55 / max(1, len(paintings) - 1)
@@ -105,31 +105,31 @@ def build_store(  # noqa: PLR0913 - flat on purpose
     split: str,
     *,
     views: int,
-    paints: int,
+    recolors: int,
     resolution: int,
     seed: int,
     rasterizer: Rasterizer,
     device: torch.device,
     limit: int | None = None,
 ) -> ViewStore:
-    """Render every model of a split from random cameras and keep all pictures; see `render_split`.
+    """Render every model of a split from random cameras and keep all images; see `render_split`.
 
     Args:
         folder: what `build_dataset.py` wrote.
         split: `train` or `test`.
         views: cameras for each model.
-        paints: colours for each model, besides its own and wood.
-        resolution: side of the pictures in pixels.
+        recolors: number of colours for each model, besides its own and wood.
+        resolution: side of the images in pixels.
         seed: of the cameras.
         rasterizer: used at twice the resolution.
-        device: where everything stays: views * paintings * 4 * resolution^2 bytes for each model.
+        device: where everything stays: views * variants * 4 * resolution^2 bytes for each model.
         limit: use only so many models.
     """
     generator = torch.Generator().manual_seed(seed)
     pairs: list[Pair] = []
     images, numbers, azimuths, elevations = [], [], [], []
     for rendered in render_split(
-        folder, split, cameras=lambda _: random_cameras(views, generator, device), paints=paints,
+        folder, split, cameras=lambda _: random_cameras(views, generator, device), recolors=recolors,
         resolution=resolution, rasterizer=rasterizer, device=device, generator=generator, limit=limit,
     ):  # fmt: skip
         for pair, picture in zip(rendered.pairs, rendered.images, strict=True):
@@ -151,7 +151,7 @@ def _major_materials(model: Model) -> Int[Tensor, " K"]:
 
 
 def composite(images: UInt8[Tensor, "B H W 4"], background: Float[Tensor, "B 3"]) -> Float[Tensor, "B 3 H W"]:
-    """Put premultiplied pictures on plain backgrounds; sRGB in [0, 1]."""
+    """Put premultiplied images on plain backgrounds; sRGB in [0, 1]."""
     rgba = images.permute(0, 3, 1, 2).float() / 255
     return rgba[:, :3] + (1 - rgba[:, 3:]) * background[:, :, None, None]
 

@@ -1,4 +1,4 @@
-"""Train the small contrastive model that judges text results: CLIP's layout in miniature.
+"""Train the small contrastive model for the evaluation of text results: CLIP's layout in miniature.
 
     python scripts/mini/train_contrastive.py DATASET OUT --minutes 6
     pgc3d eval LIST RUNS --retriever OUT
@@ -79,7 +79,7 @@ def contrastive_loss(
 
 
 class Trainer:
-    """Pictures, texts, model and optimiser."""
+    """Images, texts, model and optimiser."""
 
     def __init__(self, store: ViewStore, tokenizer: Any, device: torch.device) -> None:
         self.store, self.device = store, device
@@ -96,7 +96,7 @@ class Trainer:
         )
 
     def batch(self, count: int) -> tuple[Tensor, Tensor]:
-        """Pictures on named or any backgrounds, mirrored by chance, and numbers of their texts."""
+        """Images on named or any backgrounds, mirrored by chance, and numbers of their texts."""
         view = torch.multinomial(self.draw, count, replacement=True)
         pair = self.store.pair[view]
         background = self.named[torch.randint(len(self.named), (count,), device=self.device)]
@@ -121,7 +121,7 @@ class Trainer:
 
 
 def save_checkpoint(trainer: Trainer, tokenizer: Any, out: Path) -> None:
-    """Write the averaged weights in half precision, the tokenizer, and texts to tell results from."""
+    """Write the averaged weights in half precision, the tokenizer, and distractor texts."""
     trainer.average.swap()
     texts = sorted({text for text in trainer.texts.texts if text.startswith(("a ", "an "))})
     random.Random(0).shuffle(texts)
@@ -132,7 +132,7 @@ def save_checkpoint(trainer: Trainer, tokenizer: Any, out: Path) -> None:
 
 @torch.no_grad()
 def precision(retriever: Retriever, store: ViewStore, most: int = 100) -> float:
-    """Mean over the first models, unpainted, of the share of views, on white, that find their own caption."""
+    """R-precision of views on white, the mean over the first models with their own colours."""
     plain = [number for number, pair in enumerate(store.pairs) if pair.variant.color is None][:most]
     others = [store.pairs[number].record["caption"] for number in plain]
     values = []
@@ -165,7 +165,7 @@ def main() -> None:
         "limit": arguments.limit,
     }  # fmt: skip
     store = build_store(
-        arguments.dataset, "train", views=arguments.views, paints=arguments.paints, seed=70, **shared
+        arguments.dataset, "train", views=arguments.views, recolors=arguments.paints, seed=70, **shared
     )
     texts = [text for pair in store.pairs for text, _ in captions(pair.record, pair.variant)]
     train_tokenizer(texts, arguments.out / "bpe", length=TOKENS)
@@ -179,7 +179,7 @@ def main() -> None:
             print(f"contrastive {step} {budget.progress:.3f} loss {loss:.4f}", flush=True)
     save_state(saved, trainer.model, trainer.optimizer, trainer.average, budget)
     save_checkpoint(trainer, tokenizer, arguments.out)
-    held = build_store(arguments.dataset, "test", views=8, paints=0, seed=71, **shared)
+    held = build_store(arguments.dataset, "test", views=8, recolors=0, seed=71, **shared)
     retriever = load_retriever(arguments.out, device)
     report = {
         "held_out": precision(retriever, held),

@@ -3,7 +3,7 @@
     torchrun --nproc-per-node 2 scripts/mini/train_image.py DATASET OUT --minutes 16.5
 
 A call that ends before the minutes are used up leaves OUT/state.pt, and the same command goes on from there,
-with the same pictures, which it renders again. The result is a folder without an autoencoder, which is
+with the same images, which it renders again. The result is a folder without an autoencoder, which is
 the text part's; at the end the held-out models are drawn, see evaluate_image.py.
 """
 
@@ -35,7 +35,7 @@ from pgc3d.diffusion.zero123 import polar_pose
 from pgc3d.rendering import build_rasterizer
 from pgc3d.schedules import add_noise, alphas_cumprod, velocity
 
-DROPOUT = 0.1  # share of pictures without picture and pose, for guidance
+DROPOUT = 0.1  # fraction of images without image and pose, for guidance
 SAVE_EVERY = 1000  # steps
 
 
@@ -58,16 +58,16 @@ class Trainer:
     def compile(self, count: int, resolution: int) -> None:
         """Compile, on noise, what `loss` does with the models."""
         latents = torch.zeros(2, count, 4, resolution // 8, resolution // 8, device=self.device)
-        picture = torch.zeros(count, 3, resolution, resolution, device=self.device)
+        image = torch.zeros(count, 3, resolution, resolution, device=self.device)
         zeros = torch.zeros(count, device=self.device)
         output = self.predict(
-            latents[0], zeros.long(), latents[1], picture, zeros[:, None].expand(-1, 4), zeros
+            latents[0], zeros.long(), latents[1], image, zeros[:, None].expand(-1, 4), zeros
         )
         torch.autograd.backward(output.mean())
         self.optimizer.zero_grad(set_to_none=True)
 
     def loss(self, pairs: PairStore, count: int) -> Tensor:
-        """Mean squared error of v in `count` random pairs: an input picture and any view of its group."""
+        """Mean squared error of v in `count` random pairs: an input image and any view of its group."""
         g, device = self.generator, self.device
         row = torch.multinomial(pairs.weight, count, replacement=True, generator=g)
         view = torch.randint(pairs.mean.shape[1], (count,), device=device, generator=g)
@@ -82,8 +82,8 @@ class Trainer:
         noisy = add_noise(latents, noise, self.alphas[t])
         turn = pairs.azimuth[row, view] - pairs.azimuth[row, given]
         pose = polar_pose(turn, pairs.elevation[row, view], pairs.elevation[row, given])
-        condition, picture = pairs.mean[row, given].float(), pairs.picture[row, given].float() / 255
-        output = self.predict(noisy, t, condition, picture, pose, keep)
+        condition, image = pairs.mean[row, given].float(), pairs.image[row, given].float() / 255
+        output = self.predict(noisy, t, condition, image, pose, keep)
         return F.mse_loss(output, velocity(latents, noise, self.alphas[t]))
 
     def predict(
@@ -91,13 +91,13 @@ class Trainer:
         noisy: Float[Tensor, "B 4 h w"],
         timesteps: Tensor,
         condition: Float[Tensor, "B 4 h w"],
-        picture: Float[Tensor, "B 3 H W"],
+        image: Float[Tensor, "B 3 H W"],
         pose: Float[Tensor, "B 4"],
         keep: Float[Tensor, " B"],
     ) -> Float[Tensor, "B 4 h w"]:
         """v; where `keep` is 0, latents and token of the condition are zeros."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            token = condition_token(self.models, picture, pose) * keep[:, None, None]
+            token = condition_token(self.models, image, pose) * keep[:, None, None]
             inputs = torch.cat([noisy, condition * keep[:, None, None, None]], 1)
             inputs = inputs.contiguous(memory_format=torch.channels_last)
             output: Tensor = self.unet(inputs, timesteps, token, return_dict=False)[0]
@@ -164,14 +164,14 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--start", type=Path, default=None, help="image prior to start from instead")
     parser.add_argument("--minutes", type=float, default=16.5, help="of updates, all calls together")
     parser.add_argument("--call-seconds", type=float, default=math.inf, help="stop updating after this time")
-    parser.add_argument("--batch", type=int, default=320, help="pictures for each process")
+    parser.add_argument("--batch", type=int, default=320, help="images for each process")
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--resolution", type=int, default=256)
     parser.add_argument("--shapes", type=int, default=6, help="each model as it is, then stretched at random")
     parser.add_argument("--views", type=int, default=8, help="of each shape")
     parser.add_argument("--paints", type=int, default=3)
     parser.add_argument("--limit", type=int, default=None, help="use only so many models")
-    parser.add_argument("--seed", type=int, default=50, help="of the pictures; one more for each process")
+    parser.add_argument("--seed", type=int, default=50, help="of the images; one more for each process")
     parser.add_argument("--report-every", type=int, default=250, help="steps")
     return parser.parse_args()
 

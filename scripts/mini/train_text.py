@@ -118,7 +118,7 @@ class Latents:
 
     mean: Float[Tensor, "N 4 h w"]
     std: Float[Tensor, "N 4 h w"]
-    suffix: Int[Tensor, " N"]  # the text that says where the camera stood and what lies behind
+    suffix: Int[Tensor, " N"]  # index of the text with the camera's direction and the background
 
 
 @torch.no_grad()
@@ -147,7 +147,7 @@ def encode_text(models: nn.ModuleDict, rows: Int[Tensor, "B T"]) -> tuple[Tensor
 
 
 def batch_of(size: int, batch: int) -> int:
-    """Pictures of a size in one update; 256 px cost about four times as much as 128 px."""
+    """Images of a size in one update; 256 px cost about four times as much as 128 px."""
     return batch if size == SIZES[0] else batch * 5 // 16
 
 
@@ -173,7 +173,7 @@ class Trainer:
         torch.manual_seed(1000 + rank)
 
     def encode(self, out: Path, store: ViewStore) -> None:
-        """Turn all pictures into latents with the trained autoencoder."""
+        """Turn all images into latents with the trained autoencoder."""
         from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
         vae = AutoencoderKL.from_pretrained(out / "vae").to(self.device).eval()
@@ -259,7 +259,7 @@ def finish(trainer: Trainer, budget: Budget, out: Path, texts: list[str]) -> Non
 
 
 def run(trainer: Trainer, budget: Budget, arguments: argparse.Namespace, rank: int) -> None:
-    """First small pictures alone, then both sizes in turn."""
+    """First small images alone, then both sizes in turn."""
     began = time.perf_counter()
     for step in budget.steps(arguments.call_seconds):
         size = SIZES[budget.progress > arguments.small_share and step % 2 == 0]
@@ -276,9 +276,11 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--minutes", type=float, default=12.0)
     parser.add_argument("--call-seconds", type=float, default=math.inf, help="stop earlier, to be resumed")
-    parser.add_argument("--batch", type=int, default=512, help="128 px pictures for each process")
+    parser.add_argument("--batch", type=int, default=512, help="128 px images for each process")
     parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--small-share", type=float, default=0.45, help="share of the time with 128 px alone")
+    parser.add_argument(
+        "--small-share", type=float, default=0.45, help="fraction of the time with 128 px alone"
+    )
     parser.add_argument("--views", type=int, default=40)
     parser.add_argument("--paints", type=int, default=3)
     parser.add_argument("--limit", type=int, default=None)
@@ -287,7 +289,7 @@ def main() -> None:
     from transformers import CLIPTokenizer
 
     store = build_store(
-        arguments.dataset, "train", views=arguments.views, paints=arguments.paints, resolution=256,
+        arguments.dataset, "train", views=arguments.views, recolors=arguments.paints, resolution=256,
         seed=50 + rank, rasterizer=build_rasterizer("auto", device), device=device, limit=arguments.limit,
     )  # fmt: skip
     texts = [text for pair in store.pairs for text, _ in captions(pair.record, pair.variant)]

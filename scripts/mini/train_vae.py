@@ -32,7 +32,7 @@ def make_vae() -> Any:
 
 
 class Reconstruction(nn.Module):
-    """Encode, sample, decode, and say how wrong it is; one graph for the compiler."""
+    """Encode, sample, decode, and compute the losses; one graph for the compiler."""
 
     def __init__(self, vae: Any) -> None:
         super().__init__()
@@ -172,14 +172,16 @@ def main() -> None:
         "device": device,
         "limit": arguments.limit,
     }
-    store = build_store(arguments.dataset, "train", views=arguments.views, paints=2, seed=1 + rank, **shared)
+    store = build_store(
+        arguments.dataset, "train", views=arguments.views, recolors=2, seed=1 + rank, **shared
+    )
     vae = train(store, device, arguments, rank)
     index = torch.multinomial(store.weights(), min(1024, len(store.images)), replacement=True)
     named = named_backgrounds(device)
     background = named[torch.randint(len(named), (len(index),), device=device)]
     normalize_latents(vae, composite(store.images[index], background) * 2 - 1)
     if rank == 0:
-        held = build_store(arguments.dataset, "test", views=4, paints=0, seed=0, **shared)
+        held = build_store(arguments.dataset, "test", views=4, recolors=0, seed=0, **shared)
         report = {f"psnr_{size}": held_out_psnr(vae, held, size) for size in (128, 256)}
         print("held-out", report, flush=True)
         vae.save_pretrained(arguments.out / "vae")

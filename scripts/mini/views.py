@@ -124,8 +124,8 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Paint:
-    """Paint these materials in one sRGB colour, as wood if `grain`."""
+class Recolor:
+    """Recolour these materials with one sRGB colour, as wood if `grain`."""
 
     materials: Int[Tensor, " K"]
     rgb: tuple[float, float, float]
@@ -160,8 +160,8 @@ def wood_grain(point: Float[Tensor, "P 3"]) -> Float[Tensor, " P"]:
     return 1.0 + 0.28 * rings + 0.08 * torch.sin(91.0 * radius + 17.0 * y)
 
 
-def repaint(layer: Layer, model: Model, paint: Paint | None) -> Float[Tensor, "P 4"]:
-    """Colours of a layer; painted materials keep their relative brightness (texture, wear)."""
+def recolored(layer: Layer, model: Model, paint: Recolor | None) -> Float[Tensor, "P 4"]:
+    """Colours of a layer; recoloured materials keep their relative brightness (texture, wear)."""
     if paint is None:
         return layer.color
     luminance = (layer.color[:, :3] ** 2.2 * layer.color.new_tensor([0.2126, 0.7152, 0.0722])).sum(-1)
@@ -205,10 +205,10 @@ def render_model(
     cameras: Cameras,
     resolution: int,
     rasterizer: Rasterizer,
-    paints: list[Paint | None],
+    recolors: list[Recolor | None],
     generator: torch.Generator,
 ) -> UInt8[Tensor, "N B H W 4"]:
-    """Render every painting from every camera, supersampled twice, premultiplied sRGB with alpha."""
+    """Render every colour variant from every camera, supersampled twice, premultiplied sRGB with alpha."""
     alpha_texture = model.texels[1:, 3].min() < 0.9 if len(model.texels) > 1 else False
     transparent = model.material_color[:, 3] < 0.98
     if alpha_texture:
@@ -225,10 +225,10 @@ def render_model(
     fine = 2 * resolution
     layers = [_layer(model, group, cameras, fine, rasterizer) for group in groups]
     key, images = key_direction(cameras), []
-    for paint in paints:
+    for paint in recolors:
         colors = []
         for layer in layers:
-            painted = repaint(layer, model, paint)
+            painted = recolored(layer, model, paint)
             view = layer.pixel // fine**2
             rgb = shade(painted[:, :3], layer.normal, key[view])
             colors.append(torch.cat([rgb, painted[:, 3:]], -1))

@@ -1,4 +1,4 @@
-"""How the modules of a `LatentDiffusion` run on a CUDA device: lean encoder, compiled and recorded UNet."""
+"""Acceleration of a `LatentDiffusion` on CUDA: memory-saving encoder, compiled UNet, CUDA graphs."""
 
 import logging
 import os
@@ -17,9 +17,9 @@ from pgc3d.kernels.attention import SCORE_BYTES, SMALL_SCORE_BYTES
 
 logger = logging.getLogger(__name__)
 
-# Compiling takes about a minute, whatever the size. A run of the bundled prior's 20 M takes less without.
+# Compiling takes about a minute at any size, longer than it saves in a run of the bundled prior (20 M).
 COMPILED_FROM = 100_000_000  # parameters
-# The blocks that a network is made of; what lies between them is a small fraction of its time. Each kind of
+# The blocks of a network; code between them takes a small fraction of the time. Each kind of
 # block is compiled once: on an H100 SDXL's first step takes 60 s; the whole UNet as one took 157 s for ten.
 # The compiler's own CUDA graphs do not fit: the outputs of all blocks of a kind would lie in the same memory.
 BLOCKS = ("Transformer2DModel", "ResnetBlock2D")
@@ -32,7 +32,7 @@ SMALL = 1e9  # parameters
 def accelerate(
     model: LatentDiffusion, *, low_memory: bool = False, compiled: bool | None = None
 ) -> LatentDiffusion:
-    """Change how the modules run; the results stay the same up to rounding.
+    """Replace the forward passes of the modules; results are the same up to rounding.
 
     Weights are put into channels-last order in place, and nothing is copied. Each new shape of images
     compiles the UNet's blocks once; the compiled code is kept in the user's cache for later runs. On CUDA
@@ -49,7 +49,7 @@ def accelerate(
     predictor = accelerate_network(model.unet, recorded=recorded, compiled=compiled)
     model = replace(model, predictor=predictor)
     if reason := why_unsupported(vae.encoder):
-        logger.warning("the VAE's encoder runs as diffusers wrote it, not in the fast way: %s", reason)
+        logger.warning("the VAE's encoder runs in diffusers' implementation, since %s", reason)
         return spare_memory(model) if low_memory else model
     vae.encoder.to(memory_format=torch.channels_last)
     score_bytes = SMALL_SCORE_BYTES if low_memory else SCORE_BYTES
@@ -89,13 +89,13 @@ def accelerate_network(network: Any, *, recorded: bool, compiled: bool | None = 
 
 
 def spare_memory(model: LatentDiffusion) -> LatentDiffusion:
-    """Recompute diffusers' own encoder block by block in its backward pass; same numbers, more time."""
+    """Recompute diffusers' encoder block by block in the backward pass: less memory, more time."""
     model.vae.enable_gradient_checkpointing()
     return model
 
 
 def release_decoder(model: LatentDiffusion) -> None:
-    """Give back the memory of what score distillation never uses; `decode` cannot be called any more."""
+    """Free the VAE's decoder, which score distillation does not use; `decode` is not available afterwards."""
     for module in (model.vae.decoder, model.vae.post_quant_conv):
         if module is not None:
             module.to("meta")
@@ -104,8 +104,7 @@ def release_decoder(model: LatentDiffusion) -> None:
 def keep_compiled_code() -> None:
     """Set the cache folder of torch's compiler and of Triton to pgc3d's, unless the environment names one.
 
-    Both read these variables whenever they look for a cached result; their keys hold the versions and the
-    device.
+    Both read these variables at every look-up in the cache; the keys include the versions and the device.
     """
     folder = record_file().parent
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder / "inductor"))

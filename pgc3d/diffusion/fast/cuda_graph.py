@@ -1,4 +1,4 @@
-"""A frozen network as a CUDA graph: the host starts one thing in the place of thousands of kernels."""
+"""Inference of a frozen network by CUDA graphs: one launch instead of thousands of kernel launches."""
 
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable
@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
-KEPT = 4  # recordings: a step may use several sizes, and what earlier stages leave behind is given back
-WARM_UP = 2  # calls before the recording, in which code is compiled and libraries make their plans
+MAX_RECORDINGS = 4  # a step may use several sizes; the oldest graph is freed beyond that
+WARM_UP = 2  # calls before the capture, for compilation and autotuning of libraries
 
 
 @dataclass(frozen=True)
@@ -21,10 +21,10 @@ class _Recording:
 
 
 class GraphedNetwork:
-    """Calls a network on CUDA by recordings, one for each shape of its inputs.
+    """A network on CUDA that is replayed from captured graphs, one for each shape of its inputs.
 
-    A recording holds its own memory for all that the network makes on its way, as long as it is kept. The
-    numbers are the network's own; its weights must stay where they are, and no gradient flows.
+    A graph owns the memory of all intermediate tensors. Results equal the network's; its weights must keep
+    their addresses, and there is no gradient.
     """
 
     def __init__(self, network: Any) -> None:
@@ -33,12 +33,12 @@ class GraphedNetwork:
 
     @torch.no_grad()
     def __call__(self, *inputs: Any, **named: Any) -> Any:
-        """The network's answer, in memory of its own; inputs may be nested in lists, tuples and dicts."""
+        """The network's output as new tensors; inputs may be nested in lists, tuples and dicts."""
         leaves, structure = tree_flatten((inputs, named))
         key = (structure, *map(_signature, leaves))
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         if key not in self._recordings:
-            self._make_room(_numbers(tensors))
+            self._evict(_numbers(tensors))
             self._recordings[key] = self._record(leaves, structure)
         self._recordings.move_to_end(key)
         recording = self._recordings[key]
@@ -48,15 +48,15 @@ class GraphedNetwork:
         return tree_map_only(Tensor, torch.clone, recording.output)
 
     def release(self) -> None:
-        """Give back the memory of all recordings; the next call makes a new one."""
+        """Free all graphs; the next call captures a new one."""
         self._recordings.clear()
 
-    def _make_room(self, size: int) -> None:
-        """Forget larger ones: a step that ran out of memory is tried again with fewer images at a time."""
+    def _evict(self, size: int) -> None:
+        """Free graphs of larger inputs, which a retry after running out of memory replaces, and old ones."""
         for key, recording in list(self._recordings.items()):
             if _numbers(recording.inputs) > size:
                 del self._recordings[key]
-        while len(self._recordings) >= KEPT:
+        while len(self._recordings) >= MAX_RECORDINGS:
             self._recordings.popitem(last=False)
 
     def _record(self, leaves: Iterable[Any], structure: Any) -> _Recording:
@@ -68,7 +68,7 @@ class GraphedNetwork:
             for _ in range(WARM_UP):
                 self.network(*inputs, **named)
         torch.cuda.current_stream().wait_stream(stream)
-        torch.cuda.empty_cache()  # the recording cannot use what the warm-up leaves in the cache
+        torch.cuda.empty_cache()  # the graph's memory pool cannot reuse the warm-up's cached memory
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             output = self.network(*inputs, **named)

@@ -1,9 +1,9 @@
 """The encoder of diffusers' AutoencoderKL with a lean forward pass and input gradient, for frozen weights.
 
-The modules are walked one by one and their weights used as they are. What differs from diffusers' own code
-is how: channels-last throughout; group normalisation and SiLU in one pass (`kernels.group_norm`); the middle
-attention by matrix products (`kernels.attention`); no bias is added where the next normalisation or sum can
-take it (`offset`); of a residual block only its input and, unless recomputed, one tensor more are kept.
+The modules and their weights are diffusers'. The implementation differs: channels-last throughout; group
+normalisation and SiLU in one pass (`kernels.group_norm`); the middle attention by matrix products
+(`kernels.attention`); biases are folded into the next normalisation or sum (`offset`); of a residual block
+only its input and, unless recomputed, one more tensor are stored for the backward pass.
 """
 
 from dataclasses import dataclass
@@ -21,16 +21,16 @@ from pgc3d.kernels.padding import crop_end, pad_end
 
 @dataclass(frozen=True)
 class FastEncoder:
-    """Calls diffusers' `Encoder` the lean way; differentiable once, to the pixels only."""
+    """Memory-saving forward and backward pass of diffusers' `Encoder`; differentiable once, in the pixels."""
 
     encoder: Any
-    recompute: bool = False  # keep only the input of each block: half the memory, some more time
+    recompute: bool = False  # store only the input of each block: half the memory, more time
     score_bytes: int = SCORE_BYTES  # bound of the middle attention's scores
     implementation: gn.Implementation = "auto"
 
     def __post_init__(self) -> None:
         if reason := why_unsupported(self.encoder):
-            raise ValueError(f"the encoder must be one that the fast path supports, but {reason}")
+            raise ValueError(f"the encoder must be supported by the fast path, but {reason}")
 
     def __call__(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:
         """The encoder's output, mean and log variance of the latents."""
@@ -68,11 +68,11 @@ class FastEncoder:
         tokens = gn.to_pixels(normal)
         heads = (block.to_q(tokens), block.to_k(tokens), block.to_v(tokens))
         result = attention(*heads, score_bytes=self.score_bytes, keep=not self.recompute)
-        return gn.to_picture(block.to_out[0](result), x.shape[2]).add_(x)
+        return gn.to_image(block.to_out[0](result), x.shape[2]).add_(x)
 
 
 class _Convolution(torch.autograd.Function):
-    """A convolution without bias that keeps nothing but its frozen weight."""
+    """A convolution without bias that stores only its frozen weight for the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
@@ -118,7 +118,7 @@ class _Resnet(torch.autograd.Function):
             shortcut = functional.linear(pixels, block.conv_shortcut.weight[:, :, 0, 0])
         ctx.save_for_backward(pixels, None if options.recompute else hidden, *first, *second)
         ctx.block, ctx.implementation, ctx.height = block, implementation, height
-        return gn.to_picture(result.add_(shortcut), height)
+        return gn.to_image(result.add_(shortcut), height)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
@@ -133,14 +133,14 @@ class _Resnet(torch.autograd.Function):
         pull = gn.to_pixels(_convolve_back(gradient, block.conv2.weight))
         pull = gn.backward(pull, hidden, _norm(block.norm2), second, implementation=implementation)
         del hidden
-        pull = gn.to_pixels(_convolve_back(gn.to_picture(pull, height), block.conv1.weight))
+        pull = gn.to_pixels(_convolve_back(gn.to_image(pull, height), block.conv1.weight))
         residual = gn.to_pixels(gradient)
         if block.conv_shortcut is not None:
             residual = residual @ block.conv_shortcut.weight[:, :, 0, 0]
         result = gn.backward(
             pull, pixels, _norm(block.norm1), first, residual=residual, implementation=implementation
         )
-        return gn.to_picture(result, height), None, None, None
+        return gn.to_image(result, height), None, None, None
 
 
 def _convolve(x: Tensor, convolution: Any) -> Tensor:
@@ -155,18 +155,18 @@ def residual_branch(
     shifts: tuple[Tensor | None, Tensor],
     implementation: gn.Implementation = "auto",
 ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """What a residual block adds to its input, less the last bias, with what a backward pass needs.
+    """The residual branch of a block without its last bias, with the inputs of the backward pass.
 
     Args:
-        block: its modules, from C to D channels.
+        block: the module, from C to D channels.
         pixels: the input, [B, H W, C].
         height: of the image.
-        shifts: added before the two normalisations, [C] or [B, C], and [D] or [B, D]; the second stands for
-            the first convolution's bias too.
+        shifts: added before the two normalisations, [C] or [B, C], and [D] or [B, D]; the second includes the
+            first convolution's bias.
         implementation: of the normalisations.
 
     Returns:
-        The branch and what its second normalisation sees, both [B, H W, D], and the statistics of both.
+        The branch and the input of its second normalisation, both [B, H W, D], and the statistics of both.
     """
     active, first = gn.forward(pixels, _norm(block.norm1), shifts[0], implementation)
     hidden = _convolve_pixels(active, block.conv1, height)
@@ -175,14 +175,14 @@ def residual_branch(
 
 
 def _convolve_pixels(pixels: Tensor, convolution: Any, height: int) -> Tensor:
-    return gn.to_pixels(functional.conv2d(gn.to_picture(pixels, height), convolution.weight, padding=1))
+    return gn.to_pixels(functional.conv2d(gn.to_image(pixels, height), convolution.weight, padding=1))
 
 
 def _convolve_back(gradient: Tensor, weight: Tensor) -> Tensor:
     """The input gradient of a 3 x 3 convolution of stride 1.
 
-    Computed as a transposed convolution, which needs no stand-in for the input that was not kept: torch's
-    own backward function takes the memory order from the input, and would leave channels-last.
+    It is a transposed convolution, which does not need the input: torch's own backward function takes the
+    memory format from the input, which is not stored, and would not be channels-last.
     """
     return functional.conv_transpose2d(gradient, weight, padding=1)
 
@@ -192,12 +192,12 @@ def _norm(module: torch.nn.GroupNorm, *, silu: bool = True) -> gn.Norm:
 
 
 def _wide(parameter: Tensor) -> Tensor:
-    """An offset is summed over blocks: at least float32."""
+    """The parameter in at least float32, since offsets are summed over blocks."""
     return parameter.to(torch.promote_types(parameter.dtype, torch.float32))
 
 
 def why_unsupported(encoder: Any) -> str | None:
-    """The first property of an encoder that is not supported here, None where all are."""
+    """The first unsupported property of an encoder, None where all are supported."""
     from diffusers.models.autoencoders.vae import Encoder
     from diffusers.models.unets.unet_2d_blocks import DownEncoderBlock2D, UNetMidBlock2D
 
@@ -231,7 +231,7 @@ def why_unsupported(encoder: Any) -> str | None:
 
 
 def is_plain_resnet(block: Any) -> bool:
-    """Whether a module is the usual residual block, with an addition for the time or without."""
+    """Whether a module is a standard residual block, with or without time embedding."""
     from diffusers.models.resnet import ResnetBlock2D
 
     return (

@@ -1,4 +1,4 @@
-"""Parts of diffusers' UNets and ControlNets with fewer passes over memory; weights frozen, no gradient."""
+"""Modules of diffusers' UNets and ControlNets with fewer passes over memory, for inference."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from pgc3d.kernels import group_norm as gn
 
 
 class FastResnet(torch.nn.Module):
-    """A residual block: each normalisation takes SiLU, the bias before it and the time in its own passes."""
+    """A residual block with SiLU, the preceding bias and the time embedding fused into the normalisations."""
 
     def __init__(self, block: Any) -> None:
         super().__init__()
@@ -20,7 +20,7 @@ class FastResnet(torch.nn.Module):
 
     @torch.no_grad()
     def forward(self, x: Float[Tensor, "B C H W"], time: Float[Tensor, "B E"]) -> Float[Tensor, "B D H W"]:
-        """As the block's own, channels-last."""
+        """The output of the block, channels-last."""
         block, pixels, height = self.block, gn.to_pixels(x), x.shape[2]
         shift = block.time_emb_proj(functional.silu(time)) + block.conv1.bias
         result, *_ = residual_branch(block, pixels, height, (None, shift))
@@ -30,11 +30,11 @@ class FastResnet(torch.nn.Module):
         else:
             shortcut = block.conv_shortcut
             result.add_(functional.linear(pixels, shortcut.weight[:, :, 0, 0], shortcut.bias + bias))
-        return gn.to_picture(result, height)
+        return gn.to_image(result, height)
 
 
 def replace_resnets(network: Any) -> None:
-    """Put a `FastResnet` in the place of every residual block that it can stand for."""
+    """Replace every supported residual block of a network by a `FastResnet`."""
     for module in list(network.modules()):
         if isinstance(module, FastResnet):
             continue
@@ -45,7 +45,7 @@ def replace_resnets(network: Any) -> None:
 
 @torch.no_grad()
 def fuse_projections(network: Any) -> None:
-    """One product for query, key and value, or for the key and value of a prompt; the old weights go."""
+    """Fuse the projections of query, key and value (or, in cross attention, of key and value) in place."""
     from diffusers.models.attention_processor import Attention, AttnProcessor2_0, FusedAttnProcessor2_0
 
     for attention in network.modules():
