@@ -135,10 +135,11 @@ class Nerf(nn.Module):
     def handover(self) -> Handover:
         """The surface where silhouettes agree best, see `extract_surface`, and the colours' weights."""
         extracted = extract_surface(self, self.settings.mesh_resolution, self.rasterizer)
+        material = torch.no_grad()(self.material)
         return Handover(
             surface=extracted.mesh,
             sdf=extracted.sdf,
-            material=torch.no_grad()(self.material),
+            material=material,
             state=self.color.handed_over(),
             notes=extracted.notes,
         )
