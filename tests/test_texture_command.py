@@ -69,9 +69,9 @@ def test_a_stopped_run_ends_with_the_same_texture(run, checkpoint, tmp_path, mon
 
     generate = pipeline.generate
 
-    def stopped(*given, report, stop, **named):
+    def stopped(*given, on_event, stop, **named):
         def watch(event):
-            report(event)
+            on_event(event)
             if event.report is not None and event.report.step == 2:
                 stop.signal = signal.SIGINT
 

@@ -140,7 +140,7 @@ class Nerf(nn.Module):
             surface=extracted.mesh,
             sdf=extracted.sdf,
             material=material,
-            state=self.color.handed_over(),
+            state=self.color.handover_state(),
             notes=extracted.notes,
         )
 
