@@ -321,7 +321,7 @@ def test_what_no_camera_could_see_is_refused(tmp_path, extents):
     mesh = trimesh.creation.box((1.0, 1.0, 1.0))
     mesh.vertices *= extents
     mesh.export(tmp_path / "needle.ply")
-    with pytest.raises(InputError, match=r"next to no area: .*needle\.ply"):
+    with pytest.raises(InputError, match=r"almost no area: .*needle\.ply"):
         canvas_of(tmp_path / "needle.ply")
     mesh.vertices = trimesh.creation.box((0.02, 10.0, 0.02)).vertices
     mesh.export(tmp_path / "stick.ply")
