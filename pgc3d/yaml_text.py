@@ -1,5 +1,6 @@
 """YAML from an untrusted source, as plain keys and values: no tags, no interpolation, limited in size."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from io import StringIO
@@ -15,6 +16,7 @@ from pgc3d.ranges import check_text, shown
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 16
+MAX_DIGITS = 1000  # of a whole number
 MAX_VALUES = 10_000  # including those that aliases repeat
 LONGEST = 400  # characters of a library's message
 EVENTS: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -148,6 +150,7 @@ def _check_events(text: str) -> None:
             case yaml.ScalarEvent():
                 sizes[-1] += 1
                 check_text(place, event.value)
+                _check_digits(place, event.value)
             case _:
                 pass  # start or end of the stream or a document
         _check_size(sizes, place)
@@ -158,3 +161,9 @@ def _check_size(sizes: Sequence[int], place: str) -> None:
         raise ValueError(f"a configuration must be nested at most {MAX_DEPTH} deep, got more in {place}")
     if sum(sizes) > MAX_VALUES:
         raise ValueError(f"a configuration must have at most {MAX_VALUES} values, got more in {place}")
+
+
+def _check_digits(place: str, text: str) -> None:
+    """Raise ValueError for a whole number that Python would refuse to read, with advice about itself."""
+    if len(text) > MAX_DIGITS and re.fullmatch(r"[-+]?[0-9_]+", text):
+        raise ValueError(f"a number must have at most {MAX_DIGITS} digits, got {len(text)} in {place}")

@@ -207,6 +207,7 @@ REFUSED_FILES = {
     "wrong tag": ("run: {low_memory: !!bool maybe}\n", "must have no tags, got 'tag:yaml.org,2002:bool'"),
     "tag of Python": ("run: !!python/object/apply:os.getcwd []\n", "must have no tags, got 'tag:yaml.org"),
     "own tag": (named("!mine mini"), "must have no tags, got '!mine'"),
+    "5000 digits": (f"run: {{seed: {5000 * chr(57)}}}\n", "at most 1000 digits, got 5000 in line 1"),
     "deep": (f"run: {'[' * 400}{']' * 400}\n", "nested at most 16 deep, got more in line 1"),
     "deep mappings": ("".join(f"{'  ' * depth}a:\n" for depth in range(400)), "nested at most 16 deep"),
     "deep without an end": ("run: " + "[" * 100_000, "nesting depth"),

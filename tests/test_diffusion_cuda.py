@@ -6,7 +6,7 @@ from tiny import write_tiny_sdxl
 
 from pgc3d.cameras import turntable
 from pgc3d.diffusion.fast.accelerate import accelerate
-from pgc3d.diffusion.fast.cuda_graph import KEPT, GraphedNetwork
+from pgc3d.diffusion.fast.cuda_graph import MAX_RECORDINGS, GraphedNetwork
 from pgc3d.diffusion.fast.encoder import FastEncoder
 from pgc3d.diffusion.models import load_latent_diffusion, resolve_model
 from pgc3d.diffusion.text import encode_prompts
@@ -142,7 +142,7 @@ def test_a_recorded_network_gives_its_own_numbers_for_every_input_and_shape():
             calls.append((graphed(x, **inputs)[0], network(x, **inputs)[0]))
     for found, expected in calls:  # an answer stays what it is when others are asked for
         assert torch.equal(found, expected)
-    assert len(graphed._recordings) == KEPT
+    assert len(graphed._recordings) == MAX_RECORDINGS
 
 
 def test_text_encoders_leave_no_memory_behind(folder):
