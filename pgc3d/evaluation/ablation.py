@@ -4,10 +4,10 @@ It is the cheapest way to see the effect of clipping, after section 1 of Pan et 
 same guidance, noise and initial image for every rule, without a 3D representation.
 
     OUT/strip.png       rows are rules, columns are steps
-    OUT/gradients.png   rows are rules; gradient magnitudes before and after clipping, and where it was
-    clipped OUT/final/RULE.png  the last image of a rule OUT/metrics.json    clipped fractions, percentiles of
-    the gradient, speckle, total variation, saturation OUT/config.yaml     the configuration, valid as input;
-    OUT/manifest.json   prompt, rules, versions
+    OUT/gradients.png   rows are rules; gradient lengths before and after clipping, and where it was clipped
+    OUT/final/RULE.png  the last image of a rule
+    OUT/metrics.json    clipped fractions, percentiles of the gradient, speckle, total variation, saturation
+    OUT/config.yaml     the configuration, valid as input;  OUT/manifest.json   prompt, rules, versions
 """
 
 import json

@@ -1,5 +1,8 @@
 """Kernels in Triton and numba, each with a reference in plain torch; imported where they are used."""
 
+from importlib import import_module
+from typing import Any
+
 import torch
 
 from pgc3d.errors import BackendUnavailableError
@@ -31,3 +34,22 @@ def use_threads(count: int) -> None:
 
     torch.set_num_threads(count)
     numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
+
+
+def kernels_for(tensor: torch.Tensor, name: str, part: str) -> Any:
+    """The module of kernels that works on a tensor, among the twins NAME, NAME_numba and NAME_triton.
+
+    Args:
+        tensor: float32 on CUDA takes Triton, float32 elsewhere numba, every other type plain torch.
+        name: of the module in plain torch.
+        part: Who needs it, in the plural.
+
+    Raises:
+        BackendUnavailableError: Triton is needed and not there.
+    """
+    suffix = ""
+    if tensor.dtype == torch.float32:
+        suffix = "_triton" if tensor.is_cuda else "_numba"
+    if suffix == "_triton":
+        require_triton(part)
+    return import_module(f"pgc3d.kernels.{name}{suffix}")

@@ -21,6 +21,10 @@ class Spans:
     count: Int[Tensor, " R"]  # rows, 0 for a ray without samples
     ray: Int[Tensor, " K"]  # of each row
 
+    def spread(self, values: Float[Tensor, "R *C"]) -> Float[Tensor, "K *C"]:
+        """For each row the value of its ray; zero for rows of no ray."""
+        return torch.cat([values, values.new_zeros(1, *values.shape[1:])])[self.ray]
+
 
 def forward(
     depth: Float[Tensor, " K"], values: Float[Tensor, "K C"], spans: Spans
@@ -49,15 +53,15 @@ def backward(
     d / d v_i = w_i g,  d / d d_i = T_{i+1} u_i - sum_{j>i} w_j u_j - h exp(-sum_j d_j).
     """
     transmittance, weights = _weights(depth, spans)
-    padded = torch.cat([sums_gradient, sums_gradient.new_zeros(1, sums_gradient.shape[1])])[spans.ray]
+    padded = spans.spread(sums_gradient)
     pull = (values * padded).sum(-1)
     weighted = (weights * pull).double()
     running = weighted.cumsum(0)
     before = _at_start(running - weighted, spans)
     total = _sum_rays(weighted[:, None], spans)[:, 0]
-    behind = torch.cat([total, total.new_zeros(1)])[spans.ray] - (running - before)
+    behind = spans.spread(total) - (running - before)
     left = torch.exp(-_sum_rays(_used(depth, spans)[:, None].double(), spans)[:, 0]) * left_gradient
-    of_left = torch.cat([left, left.new_zeros(1)])[spans.ray]
+    of_left = spans.spread(left)
     after = transmittance * torch.exp(-depth)
     result = after * pull - behind.to(depth.dtype) - of_left.to(depth.dtype)
     return _used(result, spans), weights[:, None] * padded
@@ -78,7 +82,7 @@ def _used(values: Tensor, spans: Spans) -> Tensor:
 def _at_start(values: Tensor, spans: Spans) -> Tensor:
     """For each row the value in the first row of its ray."""
     first = values[spans.start.clamp(max=max(len(values) - 1, 0))] if len(values) else values.new_zeros(0)
-    return torch.cat([first, first.new_zeros(1)])[spans.ray]
+    return spans.spread(first)
 
 
 def _sum_rays(values: Tensor, spans: Spans) -> Tensor:

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from pgc3d.kernels import composite, require_triton
+from pgc3d.kernels import kernels_for
 from pgc3d.kernels.composite import Spans
 from pgc3d.rendering.rays import Rays, Samples
 from pgc3d.types import Rendering
@@ -43,16 +43,7 @@ class _Composite(torch.autograd.Function):
 
 
 def _kernel(depth: Tensor) -> Any:
-    if depth.dtype != torch.float32:
-        return composite
-    if depth.device.type == "cuda":
-        require_triton("volumes")
-        from pgc3d.kernels import composite_triton
-
-        return composite_triton
-    from pgc3d.kernels import composite_numba
-
-    return composite_numba
+    return kernels_for(depth, "composite", "volumes")
 
 
 def accumulate(
@@ -66,7 +57,7 @@ def accumulate(
 def render_volume(
     rays: Rays,
     samples: Samples,
-    radiance: Callable[[Float[Tensor, "K 3"], Float[Tensor, "K 3"]], Radiance],
+    radiance: Callable[[Float[Tensor, "K 3"]], Radiance],
     background: Float[Tensor, "B 3"],
     resolution: int,
 ) -> Rendering:
@@ -75,12 +66,11 @@ def render_volume(
     Args:
         rays: of `camera_rays`.
         samples: on them.
-        radiance: of points and the directions in which they are seen.
+        radiance: of points.
         background: sRGB.
         resolution: side of the images in pixels.
     """
-    direction = torch.cat([rays.direction, rays.direction.new_zeros(1, 3)])[samples.spans.ray]
-    found = radiance(samples.points, direction)
+    found = radiance(samples.points)
     values = torch.cat([found.color, found.normal, samples.distance[:, None]], dim=1)
     sums, left = accumulate(found.density, values, samples)
     alpha = (1.0 - left).reshape(len(background), resolution, resolution, 1)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pgc3d.geometry.sampling import sample_surface
-from pgc3d.kernels import hash_grid, require_triton
+from pgc3d.kernels import kernels_for, require_triton
 from pgc3d.kernels.hash_grid import HashLayout, hash_layout
 from pgc3d.types import Handover, Material
 
@@ -96,16 +96,7 @@ class _Color(torch.autograd.Function):
 
 
 def _kernel(table: Tensor) -> Any:
-    if table.dtype != torch.float32:
-        return hash_grid
-    if table.device.type == "cuda":
-        require_triton("colour fields")
-        from pgc3d.kernels import hash_grid_triton
-
-        return hash_grid_triton
-    from pgc3d.kernels import hash_grid_numba
-
-    return hash_grid_numba
+    return kernels_for(table, "hash_grid", "colour fields")
 
 
 def _is_fused(field: "ColorField") -> bool:

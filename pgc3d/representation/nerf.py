@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
@@ -66,7 +66,7 @@ class Nerf(nn.Module):
         self.recoveries = 0
         self._prepared = -1  # the last step that was begun
         self._levels = density.levels
-        self._fill = _Readback()
+        self._fills = _Fills()
         self._store: ParameterStore | None = None
 
     def begin_step(self, step: Step) -> None:
@@ -77,7 +77,7 @@ class Nerf(nn.Module):
         """
         self._levels = self._levels_at(step.progress)
         fresh = self._prepared < 0
-        if self._fill.empty():
+        if self._fills.views.receive() == 0.0:
             self._recover()
             fresh = True
         if fresh or (step.index != self._prepared and step.index % self.settings.occupancy_every == 0):
@@ -95,13 +95,13 @@ class Nerf(nn.Module):
         if step is None:
             return self._evaluate(views, resolution)
         rays = camera_rays(views.cameras, resolution)
-        samples = self._samples(rays, step)
+        samples = self._samples(rays, step, self._fills.views)
         lit, textureless = self._lighting(step)
         rendering = self._render(rays, samples, views, resolution, lit=lit, textureless=textureless)
         if not rays.near.is_cuda:
             return rendering
         complete = samples.total <= len(samples.distance)
-        return Rendering(**{**vars(rendering), "complete": complete})
+        return replace(rendering, complete=complete)
 
     def regularizers(self, step: Step) -> dict[str, Float[Tensor, ""]]:
         """The weighted regularisers on random rays, see `nerf_losses`."""
@@ -109,7 +109,7 @@ class Nerf(nn.Module):
         if not weights:
             return {}
         rays = regularizer_rays(self.settings.rays, step, like=self.occupancy)
-        samples = self._samples(rays, step)
+        samples = self._samples(rays, step, self._fills.regularizers)
         density = self.density(samples.points, self._levels)
         normals = self.density.normals(samples.points, self._levels) if "orientation" in weights else None
         losses = ray_losses(rays, samples, density, normals)
@@ -119,7 +119,7 @@ class Nerf(nn.Module):
         """The groups "density.grid", "density.mlp", "color.grid" and "color.mlp"."""
         if self._store is None:
             fields = {"density": self.density, "color": self.color}
-            parts = {f"{name}.{part}": getattr(field, part) for name, field in fields.items()
+            parts = {f"{name}.{part}": getattr(owner, part) for name, owner in fields.items()
                      for part in ("grid", "mlp")}  # fmt: skip
             self._store = ParameterStore(
                 [
@@ -165,7 +165,7 @@ class Nerf(nn.Module):
 
     def set_extra_state(self, state: Tensor) -> None:
         self._prepared, self.recoveries, self._levels = (int(value) for value in state.tolist())
-        self._fill = _Readback()
+        self._fills = _Fills()
 
     def _levels_at(self, progress: float) -> int:
         return max(1, round(self.settings.levels(progress) * self.density.levels))
@@ -176,29 +176,28 @@ class Nerf(nn.Module):
         lit = first < self.settings.shaded(step.progress)
         return lit, lit and second < self.settings.textureless
 
-    def _samples(self, rays: Rays, step: Step | None) -> Samples:
-        """Samples on rays, jittered in a step; on a device their number is that of earlier steps."""
-        settings = self.settings
-        if step is None:
-            offset = torch.full_like(rays.near, 0.5)
-        else:
-            drawn = torch.rand(len(rays), generator=step.generator("jitter"))
-            offset = drawn.to(rays.near, non_blocking=True)
-        fill = self._fill.receive() if step is not None and rays.near.is_cuda else None
-        most = len(rays) * settings.stations
+    def _samples(self, rays: Rays, step: Step, readback: "_Readback") -> Samples:
+        """Jittered samples on rays; on a device their number is that of earlier steps, by `readback`."""
+        drawn = torch.rand(len(rays), generator=step.generator("jitter"))
+        offset = drawn.to(rays.near, non_blocking=True)
+        fill = readback.receive() if rays.near.is_cuda else None
+        most = len(rays) * self.settings.stations
         capacity = None if fill is None else min(most, int(MARGIN * fill * most) + SPARE)
-        samples = march(rays, self._occupied(), stations=settings.stations, offset=offset, capacity=capacity)
-        if step is not None:
-            self._fill.send(samples.total / most)
+        samples = self._march(rays, offset, capacity)
+        readback.send(samples.total / most)
         return samples
+
+    def _march(self, rays: Rays, offset: Float[Tensor, " R"], capacity: int | None = None) -> Samples:
+        stations = self.settings.stations
+        return march(rays, self._occupied(), stations=stations, offset=offset, capacity=capacity)
 
     def _render(
         self, rays: Rays, samples: Samples, views: Views, resolution: int, *, lit: bool, textureless: bool
     ) -> Rendering:
         key = key_direction(views.cameras).repeat_interleave(resolution**2, dim=0)
-        key = torch.cat([key, key.new_zeros(1, 3)])[samples.spans.ray]
+        key = samples.spans.spread(key)
 
-        def radiance(points: Tensor, _: Tensor) -> Radiance:
+        def radiance(points: Tensor) -> Radiance:
             density = self.density(points, self._levels)
             color = self.color(points).base_color
             if not lit:
@@ -217,7 +216,7 @@ class Nerf(nn.Module):
             one = slice(index, index + 1)
             view = Views(views.cameras[one], views.background[one])
             rays = camera_rays(view.cameras, resolution)
-            samples = self._samples(rays, None)
+            samples = self._march(rays, torch.full_like(rays.near, 0.5))
             parts.append(self._render(rays, samples, view, resolution, lit=True, textureless=False))
         names = ("color", "normal", "depth", "alpha", "background")
         joined: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
@@ -249,7 +248,7 @@ class Nerf(nn.Module):
             )
         logger.warning("the scene is empty: going back to the first density")
         self.density.restart()
-        self._fill = _Readback()
+        self._fills = _Fills()
 
 
 class _Readback:
@@ -280,6 +279,10 @@ class _Readback:
             self._pending = self._arrived = None
         return self._known
 
-    def empty(self) -> bool:
-        """Whether a step is known to have had no sample."""
-        return self.receive() == 0.0
+
+@dataclass
+class _Fills:
+    """Filled fractions of the rays of views and of the regularisers, which aim at the object."""
+
+    views: _Readback = field(default_factory=_Readback)
+    regularizers: _Readback = field(default_factory=_Readback)

@@ -54,7 +54,6 @@ def ray_losses(
         "depth_variance": variance.sum() / (alpha > 0.5).sum().clamp_min(1),
     }
     if normals is not None:
-        direction = torch.cat([rays.direction, rays.direction.new_zeros(1, 3)])[samples.spans.ray]
-        away = (normals * direction).sum(-1, keepdim=True).clamp_min(0.0).square()
+        away = (normals * samples.spans.spread(rays.direction)).sum(-1, keepdim=True).clamp_min(0.0).square()
         losses["orientation"] = accumulate(density.detach(), away, samples)[0].mean()
     return losses
