@@ -8,7 +8,7 @@ The world is right handed, y up, the object's front is +z (glTF axes); a camera 
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -113,11 +113,15 @@ class Views:
 
 @dataclass(frozen=True)
 class Mesh:
-    """A triangle mesh; counter-clockwise faces seen from outside; normals are unit and outward."""
+    """A smooth triangle surface without colours: what a representation extracts and a stage hands over.
+
+    Faces are counter-clockwise seen from outside. `PreparedMesh` is a mesh of the user to be textured, and in
+    `mesh_io` are `SourceMesh`, the contents of a file, and `MeshAsset`, a mesh with its colours.
+    """
 
     vertices: Float[Tensor, "V 3"]
     faces: Int[Tensor, "F 3"]
-    normals: Float[Tensor, "V 3"]
+    normals: Float[Tensor, "V 3"]  # unit, outward
 
 
 @dataclass(frozen=True)
@@ -202,33 +206,6 @@ class Handover:
 
 
 @dataclass(frozen=True)
-class UvMesh:
-    """A mesh whose faces index positions, normals and texture coordinates each on their own.
-
-    No vertex has to be duplicated where normals or texture coordinates differ between faces. (0, 0) is the
-    lower left corner of the texture image, whose row 0 is on top.
-    """
-
-    vertices: Float[Tensor, "V 3"]
-    faces: Int[Tensor, "F 3"]
-    normals: Float[Tensor, "N 3"]  # unit, outward
-    normal_faces: Int[Tensor, "F 3"]
-    uv: Float[Tensor, "U 2"]
-    uv_faces: Int[Tensor, "F 3"]
-
-    def to(self, device: torch.device | str) -> "UvMesh":
-        """The same mesh on another device."""
-        return UvMesh(
-            vertices=self.vertices.to(device),
-            faces=self.faces.to(device),
-            normals=self.normals.to(device),
-            normal_faces=self.normal_faces.to(device),
-            uv=self.uv.to(device),
-            uv_faces=self.uv_faces.to(device),
-        )
-
-
-@dataclass(frozen=True)
 class Placement:
     """The transform from an input mesh's file to the world: world = scale * rotation (point - centre)."""
 
@@ -248,16 +225,37 @@ class Placement:
 
 @dataclass(frozen=True)
 class PreparedMesh:
-    """An input mesh prepared for texturing, on the CPU."""
+    """An input mesh ready to be textured: each corner of a face has a normal and texture coordinates.
 
-    mesh: UvMesh  # in the axes and the scale of its file
-    placement: Placement
+    In contrast to `Mesh`, normals and texture coordinates have indices of their own, so that no vertex has to
+    be duplicated where they differ between faces. (0, 0) is the lower left corner of the texture image, whose
+    row 0 is on top.
+    """
+
+    vertices: Float[Tensor, "V 3"]  # in the axes and the scale of the file, in its order
+    faces: Int[Tensor, "F 3"]
+    normals: Float[Tensor, "N 3"]  # unit, outward
+    normal_faces: Int[Tensor, "F 3"]
+    uv: Float[Tensor, "U 2"]
+    uv_faces: Int[Tensor, "F 3"]
     welded_faces: Int[Tensor, "F 3"]  # the faces, with the same vertex for all vertices at one position
+    placement: Placement  # of the vertices in the world
     uv_method: str  # "own", or the method by which new texture coordinates were made
     uv_shared: bool = False  # points of the surface may share a texel: colours are a function of uv
     uv_wraps: bool = False  # texture coordinates lie outside the unit square: the image repeats
 
-    def in_world(self) -> UvMesh:
-        """The mesh in the world's coordinates, inside the unit sphere."""
-        vertices = self.placement.to_world(self.mesh.vertices)
-        return replace(self.mesh, vertices=vertices, normals=self.placement.rotate(self.mesh.normals))
+    def in_world(self) -> "PreparedMesh":
+        """The mesh in the world's coordinates, inside the unit sphere; its placement changes nothing."""
+        return replace(
+            self,
+            vertices=self.placement.to_world(self.vertices),
+            normals=self.placement.rotate(self.normals),
+            placement=Placement(torch.eye(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64), 1.0),
+        )
+
+    def to(self, device: torch.device | str) -> "PreparedMesh":
+        """The same mesh with its tensors on another device; the placement stays where it is."""
+        tensors: dict[str, Any] = {
+            name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        return replace(self, **tensors)

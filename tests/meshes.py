@@ -7,7 +7,7 @@ import torch
 import trimesh
 from PIL import Image
 
-from pgc3d.types import UvMesh
+from pgc3d.types import Placement, PreparedMesh
 
 # A letter F, upright: row 0 on top.
 LETTER = torch.tensor(
@@ -78,7 +78,7 @@ def lumpy() -> trimesh.Trimesh:
     return mesh
 
 
-def wavy_strip() -> UvMesh:
+def wavy_strip() -> PreparedMesh:
     """A wavy strip in the world with one texture coordinate for each vertex."""
     u = torch.linspace(0, 1, 9)
     grid = torch.cartesian_prod(u, u)
@@ -88,4 +88,14 @@ def wavy_strip() -> UvMesh:
     quads = torch.stack(corners, dim=-1).reshape(-1, 4)
     faces = torch.cat([quads[:, [0, 1, 2]], quads[:, [0, 2, 3]]])
     normals = torch.tensor([[0.0, 0.0, 1.0]]).expand(81, 3).contiguous()
-    return UvMesh(vertices, faces, normals, faces, grid, faces)
+    return PreparedMesh(
+        vertices,
+        faces,
+        normals,
+        faces,
+        grid,
+        faces,
+        welded_faces=faces,
+        placement=Placement(torch.eye(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64), 1.0),
+        uv_method="own",
+    )

@@ -309,7 +309,7 @@ def test_sane_coordinates_are_kept(tmp_path, name):
     expected = torch.from_numpy(cases.box_arrays()[2][cases.box_arrays()[3]]).float() * torch.tensor(
         [1.0, -1]
     )
-    found = prepared.mesh.uv[prepared.mesh.uv_faces]
+    found = prepared.uv[prepared.uv_faces]
     torch.testing.assert_close(found, expected + torch.tensor([0.0, 1]), atol=0.006, rtol=0)
 
 
@@ -369,7 +369,7 @@ def test_what_is_lost_is_said_in_one_line(tmp_path):
 def test_normals_that_point_inwards_are_made_anew_and_said(tmp_path):
     prepared, said = canvas_of(cases.inward_normals().write(tmp_path / "a.glb"))
     assert "100% of the normals point to the other side" in said[0]
-    mesh = prepared.mesh
+    mesh = prepared
     torch.testing.assert_close(
         mesh.normals[mesh.normal_faces].mean(1), face_vectors(mesh.vertices, mesh.faces)
     )

@@ -117,7 +117,7 @@ def test_atlas_in_another_tile_is_moved_by_whole_numbers(tmp_path):
     mesh.visual = trimesh.visual.TextureVisuals(uv=uv + np.array([2, -1]))
     prepared = canvas_of(write(mesh, tmp_path / "cube.obj"))
     assert prepared.uv_method == "own"
-    torch.testing.assert_close(prepared.mesh.uv[prepared.mesh.uv_faces], torch.from_numpy(uv[faces]).float())
+    torch.testing.assert_close(prepared.uv[prepared.uv_faces], torch.from_numpy(uv[faces]).float())
 
 
 @pytest.mark.parametrize("texture", ["field", "image"])
@@ -217,10 +217,15 @@ def test_canvas_comes_back_from_its_file(tmp_path):
     prepared = canvas_of(write_cube(tmp_path / "cube.glb"), "+z")
     save_prepared(tmp_path / "canvas", prepared)
     found = load_prepared(tmp_path / "canvas")
-    for name, tensor in vars(prepared.mesh).items():
-        assert torch.equal(tensor, getattr(found.mesh, name))
-    points = prepared.mesh.vertices
+    for name, value in vars(prepared).items():
+        same = torch.equal(value, getattr(found, name)) if isinstance(value, torch.Tensor) else True
+        assert same, name
+    assert (prepared.uv_method, prepared.uv_shared) == (found.uv_method, found.uv_shared)
+    points = prepared.vertices
     assert torch.equal(prepared.placement.to_world(points), found.placement.to_world(points))
+    world = found.in_world()
+    assert torch.equal(world.in_world().vertices, world.vertices)
+    assert torch.equal(world.in_world().normals, world.normals)
     (tmp_path / "canvas").write_bytes(b"damaged")
     with pytest.raises(RunDirectoryError, match="missing or damaged"):
         load_prepared(tmp_path / "canvas")
@@ -258,7 +263,7 @@ def test_canvas_of_someone_else_is_checked(tmp_path, name, change):
 def test_seams_are_no_outlines_and_creases_are_sharp(tmp_path):
     prepared = canvas_of(write_cube(tmp_path / "cube.glb"))
     assert len(torch.unique(prepared.welded_faces)) == 8
-    mesh = prepared.mesh
+    mesh = prepared
     sides = mesh.normals[mesh.normal_faces]
     assert torch.equal(sides, sides.round())  # flat sides, although the corners are shared in space
 
@@ -293,7 +298,7 @@ def test_faces_that_are_wound_the_wrong_way_look_the_same(tmp_path, turned):
 def test_image_follows_the_atlas_cell_by_cell(tmp_path):
     prepared = canvas_of(write_cube(tmp_path / "cube.glb"))
     image = bake_texture(letters(prepared), texture_size=256, rasterizer=CPU)
-    covered = draw_atlas(prepared.mesh.uv, prepared.mesh.uv_faces, 256, CPU).triangle[0] >= 0
+    covered = draw_atlas(prepared.uv, prepared.uv_faces, 256, CPU).triangle[0] >= 0
     torch.testing.assert_close(image[covered], letter_texture()[covered])
 
 

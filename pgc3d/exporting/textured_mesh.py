@@ -19,7 +19,7 @@ from pgc3d.mesh_io.asset import MeshAsset
 from pgc3d.mesh_io.mesh_file import write_mesh
 from pgc3d.representation.textured_mesh import TexturedMesh
 from pgc3d.stopwatch import Stopwatch
-from pgc3d.types import UvMesh, Views
+from pgc3d.types import PreparedMesh, Views
 
 FINEST = 1 << 16  # texels, larger than every texture, so that look-ups are not filtered
 
@@ -63,7 +63,7 @@ def export_textured_mesh(
         InputError: the folder cannot be written or the disk is full, or the format has no colours.
     """
     require_colors(format)
-    watch, given = Stopwatch(torch.device("cpu")), textured.prepared.mesh
+    watch, given = Stopwatch(torch.device("cpu")), textured.prepared
     asset = MeshAsset(
         given.vertices,
         given.faces,
@@ -148,13 +148,13 @@ def _with_vertex_colors(asset: MeshAsset, textured: TexturedMesh) -> MeshAsset:
     colors = textured.texels(mesh.vertices, uv, texture_size=FINEST)
     return replace(
         asset,
-        normals=_mean_normals(textured.prepared.mesh),
+        normals=_mean_normals(textured.prepared),
         normal_faces=None,
         vertex_color=(colors * 255).round().clamp(0, 255).to(torch.uint8).cpu(),
     )
 
 
-def _mean_normals(mesh: UvMesh) -> Float[Tensor, "V 3"]:
+def _mean_normals(mesh: PreparedMesh) -> Float[Tensor, "V 3"]:
     """Mean of the normals that a vertex has in its faces; +z where it has none."""
     total = torch.zeros_like(mesh.vertices)
     total.index_add_(0, mesh.faces.reshape(-1), mesh.normals[mesh.normal_faces.reshape(-1)])

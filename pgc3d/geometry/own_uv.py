@@ -6,7 +6,7 @@ from torch import Tensor
 
 from pgc3d.geometry.normals import face_vectors
 from pgc3d.interfaces import Rasterizer
-from pgc3d.types import Fragments, UvMesh
+from pgc3d.types import Fragments, PreparedMesh
 
 RESOLUTION = 2048  # at which the overlap is measured
 MAX_OVERLAP = 0.02  # fraction of the charts' area that lies below other charts
@@ -126,6 +126,6 @@ def draw_atlas(
     return rasterizer.rasterize(clip, uv_faces, (size, size))
 
 
-def uv_coverage(mesh: UvMesh, size: int, rasterizer: Rasterizer) -> Float[Tensor, "S S"]:
+def uv_coverage(mesh: PreparedMesh, size: int, rasterizer: Rasterizer) -> Float[Tensor, "S S"]:
     """1 where a face covers a texel's centre, else 0."""
     return draw_atlas(mesh.uv, mesh.uv_faces, size, rasterizer).mask[0, ..., 0]

@@ -3,7 +3,6 @@
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -20,7 +19,9 @@ from pgc3d.mesh_io.colors import weld
 from pgc3d.mesh_io.normals import MAX_OPPOSED, complete_normals, is_inside_out
 from pgc3d.mesh_io.reader import read_source
 from pgc3d.mesh_io.source import SourceMesh
-from pgc3d.types import Placement, PreparedMesh, UvMesh
+from pgc3d.types import Placement, PreparedMesh
+
+STORED = ("vertices", "faces", "normals", "normal_faces", "uv", "uv_faces")  # under their names in the file
 
 
 def prepare_mesh_file(  # noqa: PLR0913 - each of them is a choice of the user
@@ -69,9 +70,14 @@ def prepare_mesh_file(  # noqa: PLR0913 - each of them is a choice of the user
         notify(own.format(method=method))
         own = Coordinates(atlas.uv, atlas.uv_faces)
     return PreparedMesh(
-        mesh=UvMesh(source.vertices, source.faces, normals, normal_faces, own.uv, own.uv_faces),
-        placement=placement,
+        vertices=source.vertices,
+        faces=source.faces,
+        normals=normals,
+        normal_faces=normal_faces,
+        uv=own.uv,
+        uv_faces=own.uv_faces,
         welded_faces=_representatives(source.faces, welded_faces),
+        placement=placement,
         uv_method=method,
         uv_shared=own.shared,
         uv_wraps=own.wraps,
@@ -112,7 +118,7 @@ def save_prepared(path: Path, prepared: PreparedMesh) -> None:
     """
     from safetensors.torch import save
 
-    tensors = {item.name: getattr(prepared.mesh, item.name) for item in fields(UvMesh)}
+    tensors = {name: getattr(prepared, name) for name in STORED}
     tensors |= {
         "joined": prepared.welded_faces,
         "rotation": prepared.placement.rotation,
@@ -143,10 +149,16 @@ def load_prepared(path: Path) -> PreparedMesh:
             tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
             facts = stream.metadata() or {}
         _require_prepared(tensors)
-        mesh = UvMesh(**{item.name: tensors[item.name] for item in fields(UvMesh)})
+        stored = {name: tensors[name] for name in STORED}
         placement = Placement(tensors["rotation"], tensors["centre"], float(tensors["scale"]))
-        flags = {name: facts.get(name) == "true" for name in ("uv_shared", "uv_wraps")}
-        return PreparedMesh(mesh, placement, tensors["joined"], facts["uv_method"], **flags)
+        return PreparedMesh(
+            **stored,
+            welded_faces=tensors["joined"],
+            placement=placement,
+            uv_method=facts["uv_method"],
+            uv_shared=facts.get("uv_shared") == "true",
+            uv_wraps=facts.get("uv_wraps") == "true",
+        )
     except (OSError, KeyError, ValueError, TypeError, SafetensorError) as error:
         raise RunDirectoryError(
             f"{path} must be the run's prepared mesh, but is missing or damaged ({error}); start a new run"

@@ -25,8 +25,9 @@ class AssetMaterial:
 
 @dataclass(frozen=True)
 class MeshAsset:
-    """A surface to write, or one that was read, in the world's axes (y up, front +z) or a given mesh's.
+    """A mesh with its colours, to be written or to be compared, in the world's axes or a given mesh's.
 
+    In contrast to a `SourceMesh`, its images are pixels and its indices are all valid.
     The normals belong to the vertices, or to the corners of the faces through `normal_faces`.
     `uv`, `uv_faces` and `base_color` are there together or not at all. (0, 0) is the lower left of the image,
     whose row 0 is on top. A PLY file carries `vertex_color` instead, an STL file neither. A file of another

@@ -27,8 +27,9 @@ class SourceMaterial:
 
 @dataclass(frozen=True)
 class SourceMesh:
-    """A mesh as stored in its file: vertices are not welded, dropped or moved.
+    """A mesh as stored in its file: vertices are not welded, dropped or moved, images not opened.
 
+    `colored` makes a `MeshAsset` of it and `prepare_mesh_file` a `PreparedMesh`, in which nothing is missing.
     Positions, normals and texture coordinates are indexed independently of each other. (0, 0) of the texture
     coordinates is the lower left of the image. They may repeat or leave the unit square.
     """

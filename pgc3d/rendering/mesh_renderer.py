@@ -14,7 +14,7 @@ from pgc3d.interfaces import Rasterizer
 from pgc3d.kernels import require_triton
 from pgc3d.rendering.antialias import antialias, clamp_overshoot
 from pgc3d.rendering.shading import key_direction, shade
-from pgc3d.types import Cameras, Fragments, Material, Mesh, Rendering, UvMesh
+from pgc3d.types import Cameras, Fragments, Material, Mesh, PreparedMesh, Rendering
 
 
 def stored_bytes(*, low_memory: bool) -> int:
@@ -133,7 +133,7 @@ def render_colored(
 
 @dataclass(frozen=True)
 class SurfaceSamples:
-    """Surface attributes of a `UvMesh` at P pixels: the covered ones, or all, arbitrary without a surface."""
+    """Surface attributes of a mesh at P pixels: the covered ones, or all, arbitrary without a surface."""
 
     points: Float[Tensor, "P 3"]  # world
     uv: Float[Tensor, "P 2"]
@@ -142,7 +142,7 @@ class SurfaceSamples:
 
 
 def render_corners(  # noqa: PLR0913
-    mesh: UvMesh,
+    mesh: PreparedMesh,
     cameras: Cameras,
     resolution: int,
     background: Float[Tensor, "B 3"],
@@ -186,7 +186,7 @@ def render_corners(  # noqa: PLR0913
     return _rendering(antialias(image, fragments, clip, mesh.faces, topology), depth, background)
 
 
-def _sides(mesh: UvMesh, face_normals: Float[Tensor, "F 3"], cameras: Cameras) -> Float[Tensor, " BF"]:
+def _sides(mesh: PreparedMesh, face_normals: Float[Tensor, "F 3"], cameras: Cameras) -> Float[Tensor, " BF"]:
     """1 for front faces of each view, -1 for back faces."""
     corner = mesh.vertices.index_select(0, mesh.faces[:, 0])
     height = cameras.position @ face_normals.T - (corner * face_normals).sum(dim=1)

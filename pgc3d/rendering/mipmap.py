@@ -5,7 +5,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-from pgc3d.types import Cameras, UvMesh
+from pgc3d.types import Cameras, PreparedMesh
 
 
 def mip_chain(
@@ -76,7 +76,7 @@ def _bilinear(
     return top * (1 - y) + bottom * y
 
 
-def uv_gradients(mesh: UvMesh) -> Float[Tensor, "F 2 3"]:
+def uv_gradients(mesh: PreparedMesh) -> Float[Tensor, "F 2 3"]:
     """Gradients of u and v of each face in world space, within the face's plane; 0 without area."""
     a, b, c = (mesh.vertices[corner].double() for corner in mesh.faces.T)
     edges = torch.stack([b - a, c - a], dim=1)  # [F, 2, 3]

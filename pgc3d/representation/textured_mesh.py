@@ -299,7 +299,7 @@ def build_textured_mesh(
     """The representation of a configuration; `generator`, on the CPU, draws its initial weights."""
     texture: ColorField | ImageTexture
     if config.texture == "image":
-        mesh = prepared.mesh.to(device)
+        mesh = prepared.to(device)
         covered = uv_coverage(mesh, config.image_size, rasterizer)
         texture = ImageTexture(torch.ones_like(covered) if prepared.uv_wraps else covered, color=config.color)
     else:
