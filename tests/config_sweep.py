@@ -35,7 +35,7 @@ SMALL += [f"{STAGE}.objectives.color.batch=1"]
 ENTRIES = {  # a name for an entry of each mapping
     "stages": "main", "models": "text", "objectives": "color", "controls": "depth", "backgrounds": "white",
 }  # fmt: skip
-SMALL_FIELD = ["color_levels=2", "color_log2_rows=8", "color_finest=16", "color_hidden=4"]
+SMALL_FIELD = [f"color_field.{item}" for item in ("levels=2", "log2_rows=8", "finest=16", "hidden=4")]
 PAINTED = f"{STAGE}.representation.kind=textured_mesh"
 SETTINGS = {
     "dmtet": [f"{STAGE}.representation.{item}" for item in ("resolution=8", *SMALL_FIELD)],

@@ -27,6 +27,7 @@ from pgc3d.optimize import Objective
 from pgc3d.presets import split_backgrounds
 from pgc3d.rendering.cpu import CpuRasterizer
 from pgc3d.representation.dmtet_config import DMTetConfig, build_dmtet
+from pgc3d.representation.fields import ColorFieldConfig
 from pgc3d.representation.textured_mesh import TexturedMeshConfig, build_textured_mesh
 from pgc3d.types import GuidanceOutput
 
@@ -53,7 +54,7 @@ def halves(side=SIDE):
 def asset(request, tmp_path_factory):
     generator, rasterizer = torch.Generator().manual_seed(0), CpuRasterizer()
     if request.param == "dmtet":
-        config = DMTetConfig(resolution=16, color_levels=2)
+        config = DMTetConfig(resolution=16, color_field=ColorFieldConfig(levels=2))
         return build_dmtet(config, rasterizer=rasterizer, generator=generator)
     path = write_cube(tmp_path_factory.mktemp("meshes") / "cube.glb")
     prepared = prepare_mesh_file(

@@ -371,8 +371,8 @@ REFUSED_OVERRIDES = {
         "close_up must go with a representation of a given mesh, got representation.kind dmtet",
     ),
     "a surface in no cell": ("representation.radii=[0.01,0.5,0.5]", "radii must be at least a cell"),
-    "a large table": ("representation={color_log2_rows: 24, color_levels: 16, color_features: 8}", "2^28"),
-    "a finest below the base": ("representation={color_base: 64, color_finest: 32}", "not be less than"),
+    "a large table": ("representation.color_field={log2_rows: 24, levels: 16, features: 8}", "2^28"),
+    "a finest below the base": ("representation.color_field={base: 64, finest: 32}", "not be less than"),
 }  # fmt: skip
 
 

@@ -44,7 +44,7 @@ def bench(tmp_path_factory):
 
 def test_the_walk_reaches_every_family():
     paths = {place.path for place in SETTINGS}
-    assert {f"{STAGE}.steps", f"{STAGE}.representation.color_log2_rows"} <= paths
+    assert {f"{STAGE}.steps", f"{STAGE}.representation.color_field.log2_rows"} <= paths
     assert {"run.micro_batch", f"{STAGE}.objectives.color.clip.decay"} <= paths
     assert {f"{STAGE}.objectives.color.cameras.fill", "models.text.view_prompts.backgrounds.white"} <= paths
     assert len(SETTINGS) > 90
@@ -100,7 +100,8 @@ def ends(found: Range, *, whole: bool) -> list[float]:
 
 
 HEAVY = {  # at the upper end more than a test may use, or more than the other settings here allow
-    "resolution", "objectives.color.batch", "representation.resolution", "representation.color_log2_rows",
+    "resolution", "objectives.color.batch", "representation.resolution",
+    "representation.color_field.log2_rows",
     "objectives.color.guidance.resolution", "photo.size", "representation.image_size",
 }  # fmt: skip
 

@@ -13,6 +13,7 @@ from pgc3d.interfaces import Meshable, Rasterizer, Representation
 from pgc3d.optimize import Objective, Problem, optimize
 from pgc3d.representation.dmtet import DMTet
 from pgc3d.representation.dmtet_config import DMTetConfig, build_dmtet
+from pgc3d.representation.fields import ColorFieldConfig
 from pgc3d.types import Fragments, Handover, Material, Mesh, Rendering, Step, Views
 
 
@@ -29,7 +30,7 @@ class NoRasterizer:
 
 
 def make(rasterizer: Rasterizer | None = None, start: Handover | None = None, **options: object) -> DMTet:
-    config = DMTetConfig(**{"resolution": 16, "color_levels": 2, **options})  # type: ignore[arg-type]
+    config = DMTetConfig(**{"resolution": 16, "color_field": ColorFieldConfig(levels=2), **options})  # type: ignore[arg-type]
     return build_dmtet(
         config,
         rasterizer=rasterizer or NoRasterizer(),

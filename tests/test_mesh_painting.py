@@ -10,6 +10,7 @@ from pgc3d.inputs.mesh import load_prepared, prepare_mesh_file, save_prepared
 from pgc3d.mesh_io.mesh_file import read_mesh
 from pgc3d.mesh_io.reader import read_source
 from pgc3d.rendering.cpu import CpuRasterizer
+from pgc3d.representation.fields import ColorFieldConfig
 from pgc3d.representation.textured_mesh import TexturedMesh, TexturedMeshConfig, build_textured_mesh
 
 CPU = CpuRasterizer()
@@ -32,7 +33,9 @@ def textured(tmp_path, gltf: Gltf, *, uv: str, texture: str) -> TexturedMesh:
         rasterizer=CPU, uv=uv,
     )  # fmt: skip
     save_prepared(tmp_path / "canvas", prepared)
-    config = TexturedMeshConfig(texture=texture, image_size=64, color_levels=4, shading=False)
+    config = TexturedMeshConfig(
+        texture=texture, image_size=64, color_field=ColorFieldConfig(levels=4), shading=False
+    )
     generator = torch.Generator().manual_seed(0)
     model = build_textured_mesh(
         config, load_prepared(tmp_path / "canvas"), rasterizer=CPU, generator=generator

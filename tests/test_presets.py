@@ -19,19 +19,14 @@ from pgc3d.inputs.image import frame_image
 from pgc3d.inputs.mesh import save_prepared
 from pgc3d.optimize import optimize
 from pgc3d.rendering import build_rasterizer
+from pgc3d.representation.fields import ColorFieldConfig
 from pgc3d.task import Task
 
 CPU = torch.device("cpu")
 NAMES = sorted(path.stem for path in PRESETS.glob("*.yaml"))
 INPUTS = {"image": {"image"}, "texture": {"mesh"}}  # by what a preset's name begins with
 LAYOUTS = {"sdxl": "sdxl", "sd": "sd", "mini": "sd"}  # of the tiny checkpoint in a text model's place
-SMALL_FIELD = {
-    "color_levels": 2,
-    "color_log2_rows": 8,
-    "color_base": 8,
-    "color_finest": 16,
-    "color_hidden": 4,
-}
+SMALL_FIELD = {"color_field": ColorFieldConfig(levels=2, log2_rows=8, base=8, finest=16, hidden=4)}
 SMALL = {"dmtet": SMALL_FIELD | {"resolution": 8}, "textured_mesh": SMALL_FIELD | {"image_size": 64}}
 
 

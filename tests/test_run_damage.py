@@ -28,7 +28,11 @@ from pgc3d.task import Task
 STAGE = {  # no diffusion model: what is tested is the folder
     "resolution": [16],
     "resolution_until": [],
-    "representation": {"kind": "textured_mesh", "texture": "field", "color_levels": 2, "color_log2_rows": 6},
+    "representation": {
+        "kind": "textured_mesh",
+        "texture": "field",
+        "color_field": {"levels": 2, "log2_rows": 6},
+    },
     "objectives": {
         "reference": {
             "guidance": {"kind": "reference", "depth": 0.1},

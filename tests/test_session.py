@@ -15,6 +15,7 @@ from pgc3d.optimize import Objective, Problem
 from pgc3d.pgc import AdaptiveClip, PixelClip
 from pgc3d.rendering.cpu import CpuRasterizer
 from pgc3d.representation.dmtet_config import DMTetConfig, build_dmtet
+from pgc3d.representation.fields import ColorFieldConfig
 from pgc3d.run_directory import RunDirectory
 from pgc3d.session import Session, explain_memory
 from pgc3d.signals import StopFlag
@@ -262,7 +263,7 @@ def test_other_runtime_errors_pass():
 def deformed(at, rule):
     """A DMTet with two objectives; the second runs out of memory in its `at`th call."""
     asset = build_dmtet(
-        DMTetConfig(resolution=12, redistance_every=4, color_log2_rows=8),
+        DMTetConfig(resolution=12, redistance_every=4, color_field=ColorFieldConfig(log2_rows=8)),
         rasterizer=CpuRasterizer(),
         generator=torch.Generator().manual_seed(0),
     )

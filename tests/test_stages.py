@@ -28,7 +28,7 @@ from pgc3d.task import Task
 CPU = torch.device("cpu")
 TASK = Task("a red chair")
 COARSE, FINE = 3, 4  # steps
-SHAPE = {"resolution": 12, "redistance_every": 2, "color_levels": 4, "color_log2_rows": 8}
+SHAPE = {"resolution": 12, "redistance_every": 2, "color_field": {"levels": 4, "log2_rows": 8}}
 STAGE = {
     "steps": COARSE,
     "resolution": [16],
@@ -152,6 +152,10 @@ def with_fine(config, **changes):
     return dataclasses.replace(config, stages=stages)
 
 
+def with_field(config, **changes):
+    return dataclasses.replace(config.stages["fine"].representation.color_field, **changes)
+
+
 def ends_and_starts(folder, config):
     """The first stage at its end and the second one at its start."""
     found = context(folder, config)
@@ -178,7 +182,7 @@ def test_shape_and_colours_are_handed_over(whole, config):
 
 
 def test_a_stage_with_another_field_has_the_colours_fitted(whole, config):
-    coarse, fine = ends_and_starts(whole, with_fine(config, color_levels=5))
+    coarse, fine = ends_and_starts(whole, with_fine(config, color_field=with_field(config, levels=5)))
     points = surface_points(coarse.to_mesh())
     assert_colors_are_close(fine.material(points), coarse.material(points))
 
@@ -192,15 +196,16 @@ def assert_colors_are_close(found, expected):
 @pytest.mark.parametrize(
     "change",
     [
-        {"color_log2_rows": 9},
-        {"color_hidden": 16},
-        {"color_finest": 200},  # the table's size stays
+        {"log2_rows": 9},
+        {"hidden": 16},
+        {"finest": 200},  # the table's size stays
         {"color": (0.2, 0.6, 0.4)},  # which the weights are relative to
     ],
     ids=lambda change: next(iter(change)),
 )
 def test_weights_are_copied_only_where_they_mean_the_same(whole, config, change):
-    run, found = RunDirectory.open(whole), context(whole, with_fine(config, **change))
+    own = change if "color" in change else {"color_field": with_field(config, **change)}
+    run, found = RunDirectory.open(whole), context(whole, with_fine(config, **own))
     coarse, fine = (build_representation(found, stage) for stage in ("coarse", "fine"))
     unpack_representation(run.load_checkpoint("coarse"), coarse)
     points = surface_points(coarse.to_mesh())

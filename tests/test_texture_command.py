@@ -19,7 +19,7 @@ from pgc3d.mesh_io.mesh_file import read_mesh
 from pgc3d.run_directory import RunDirectory
 
 TINY = [
-    "--set", "representation.color_levels=4", "--set", "representation.color_log2_rows=10",
+    "--set", "representation.color_field.levels=4", "--set", "representation.color_field.log2_rows=10",
     "--set", "objectives.color.batch=1", "--set", "logging.log_every=2",
     "--set", "logging.preview_every=0", "--set", "logging.preview_resolution=32",
     "--steps", "4", "--resolution", "32", "--texture-size", "64",

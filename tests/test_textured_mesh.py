@@ -21,6 +21,7 @@ from pgc3d.mesh_io.mesh_file import read_mesh
 from pgc3d.mesh_io.reader import read_source
 from pgc3d.optimize import Objective, Problem, optimize
 from pgc3d.rendering.cpu import CpuRasterizer
+from pgc3d.representation.fields import ColorFieldConfig
 from pgc3d.representation.textured_mesh import TexturedMeshConfig, build_textured_mesh
 from pgc3d.types import Views
 
@@ -124,7 +125,14 @@ def test_atlas_in_another_tile_is_moved_by_whole_numbers(tmp_path):
 def test_constant_wish_is_baked_into_every_texel(tmp_path, texture):
     wish = (0.8, 0.3, 0.1)
     prepared = canvas_of(write_cube(tmp_path / "cube.glb"))
-    model = textured(prepared, texture=texture, image_size=64, shading=False, lr_color_mlp=0.05, lr_image=0.1)
+    model = textured(
+        prepared,
+        texture=texture,
+        image_size=64,
+        shading=False,
+        color_field=ColorFieldConfig(lr_mlp=0.05),
+        lr_image=0.1,
+    )
     model.parameter_store().use_adam()
 
     def cameras(step):

@@ -1,6 +1,6 @@
 """The configuration of a DMTet, and its initial shape: an ellipsoid, or the hand-over of another stage."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import torch
@@ -17,10 +17,10 @@ from pgc3d.rendering.mesh_renderer import stored_bytes
 from pgc3d.representation.dmtet import DMTet
 from pgc3d.representation.dmtet_surface import LOSSES
 from pgc3d.representation.fields import (
+    ColorFieldConfig,
     SdfField,
     build_color_field,
     build_hash_grid,
-    check_color_field,
     start_colors,
 )
 from pgc3d.requirements import Requirements
@@ -44,19 +44,12 @@ class DMTetConfig:
     # Fraction of the SDF gradients' root mean square, below which steps are shorter than lr_sdf; 0 is off.
     eps_sdf: float = number(0.0, 0.0, 10.0)
     lr_deformation: float = number(0.01, 0.0, MAX_RATE)
-    lr_color_grid: float = number(0.01, 0.0, MAX_RATE)
-    lr_color_mlp: float = number(0.002, 0.0, MAX_RATE)
     normal_consistency: float = number(10.0, 0.0, MAX_WEIGHT)  # weights of the regularisers
     laplacian: float = number(0.0, 0.0, MAX_WEIGHT)
     sign_changes: float = number(0.0, 0.0, MAX_WEIGHT)
     eikonal: float = number(0.0, 0.0, MAX_WEIGHT)
     area: float = number(0.0, 0.0, MAX_WEIGHT)
-    color_levels: int = number(8, 1, 16)
-    color_features: int = number(2, 1, 8)
-    color_log2_rows: int = number(15, 4, 24)
-    color_base: int = number(8, 2, 512, unit="cells along an axis")
-    color_finest: int = number(256, 2, 16384, unit="cells along an axis")
-    color_hidden: int = number(32, 1, 256)
+    color_field: ColorFieldConfig = field(default_factory=ColorFieldConfig)
     color: tuple[float, float, float] = number((0.5, 0.5, 0.5), 0.001, 0.999, unit="in sRGB")  # at the start
     roughness: float = number(0.8, 0.0, 1.0)
     metallic: float = number(0.0, 0.0, 1.0)
@@ -66,7 +59,6 @@ class DMTetConfig:
 
     def __post_init__(self) -> None:
         check(self)
-        check_color_field(self)
         if min(self.radii) < 2.0 / self.resolution:
             raise ValueError(
                 f"radii must be at least a cell, {2.0 / self.resolution:g} at resolution {self.resolution}, "
@@ -120,10 +112,18 @@ def build_dmtet(
     Raises:
         InputError: `start` has neither a distance field nor a surface.
     """
-    color = build_color_field(config, generator)
+    color = build_color_field(
+        config.color_field,
+        generator,
+        color=config.color,
+        roughness=config.roughness,
+        metallic=config.metallic,
+    )
     sdf_field = None
     if config.sdf == "mlp":
-        sdf_grid = build_hash_grid(config, max(config.resolution, config.color_base), generator)
+        sdf_grid = build_hash_grid(
+            config.color_field, max(config.resolution, config.color_field.base), generator
+        )
         sdf_field = SdfField(sdf_grid, generator=generator)
     initial = (
         ellipsoid_sdf(config.radii, config.resolution) if start is None else _sdf_of(start, config, device)
@@ -135,8 +135,8 @@ def build_dmtet(
         learning_rates={
             "sdf": config.lr_sdf,
             "deformation": config.lr_deformation,
-            "color.grid": config.lr_color_grid,
-            "color.mlp": config.lr_color_mlp,
+            "color.grid": config.color_field.lr_grid,
+            "color.mlp": config.color_field.lr_mlp,
         },
         eps_sdf=config.eps_sdf,
         weights={name: getattr(config, name) for name in LOSSES},

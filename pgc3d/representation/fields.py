@@ -1,8 +1,9 @@
 """Neural fields: a multi-resolution hash grid, a small MLP, and SDF and colour fields built from them."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -12,45 +13,35 @@ from torch.utils.checkpoint import checkpoint
 from pgc3d.geometry.sampling import sample_surface
 from pgc3d.kernels import kernels_for, require_triton
 from pgc3d.kernels.hash_grid import HashLayout, hash_layout
+from pgc3d.ranges import MAX_RATE, check, number
 from pgc3d.types import Handover, Material
 
 MAX_ENTRIES = 2**28  # of a hash grid's table, 1 GiB
 
 
-@runtime_checkable
-class ColorFieldSettings(Protocol):
-    """The part of a configuration that describes a colour field."""
+@dataclass(frozen=True)
+class ColorFieldConfig:
+    """A hash grid and an MLP of two layers; the defaults are for two CPU cores.
 
-    @property
-    def color_levels(self) -> int: ...
-    @property
-    def color_features(self) -> int: ...
-    @property
-    def color_log2_rows(self) -> int: ...
-    @property
-    def color_base(self) -> int: ...
-    @property
-    def color_finest(self) -> int: ...
-    @property
-    def color_hidden(self) -> int: ...
-    @property
-    def color(self) -> tuple[float, float, float]: ...
-    @property
-    def roughness(self) -> float: ...
-    @property
-    def metallic(self) -> float: ...
+    The presets for a GPU have 16 levels of 4 features in 2^16 rows, from 16 to 2048 cells along an axis.
+    """
 
+    levels: int = number(8, 1, 16)
+    features: int = number(2, 1, 8)  # of a level
+    log2_rows: int = number(15, 4, 24)  # of a level's table
+    base: int = number(8, 2, 512, unit="cells along an axis")  # of the coarsest level
+    finest: int = number(256, 2, 16384, unit="cells along an axis")
+    hidden: int = number(32, 1, 256)  # width of the MLP
+    lr_grid: float = number(0.01, 0.0, MAX_RATE)
+    lr_mlp: float = number(0.002, 0.0, MAX_RATE)
 
-def check_color_field(config: ColorFieldSettings) -> None:
-    """Check the settings of a colour field against each other; raises ValueError."""
-    finest, base = config.color_finest, config.color_base
-    if finest < base:
-        raise ValueError(f"color_finest must not be less than color_base, got {finest} < {base}")
-    entries = config.color_levels * config.color_features * 2**config.color_log2_rows
-    if entries > MAX_ENTRIES:
-        raise ValueError(
-            f"color_levels x color_features x 2^color_log2_rows must be at most 2^28, got {entries}"
-        )
+    def __post_init__(self) -> None:
+        check(self)
+        if self.finest < self.base:
+            raise ValueError(f"finest must not be less than base, got {self.finest} < {self.base}")
+        entries = self.levels * self.features * 2**self.log2_rows
+        if entries > MAX_ENTRIES:
+            raise ValueError(f"levels x features x 2^log2_rows must be at most 2^28, got {entries}")
 
 
 class _Encode(torch.autograd.Function):
@@ -254,23 +245,38 @@ class ColorField(nn.Module):
         return cast("Tensor", color)
 
 
-def build_hash_grid(config: ColorFieldSettings, finest: int, generator: torch.Generator) -> HashGrid:
-    """A grid with the sizes of a colour field and `finest` cells along an axis in its finest level."""
+def build_hash_grid(config: ColorFieldConfig, finest: int, generator: torch.Generator) -> HashGrid:
+    """A hash grid up to `finest` cells along an axis; `generator`, on the CPU, draws its initial features."""
     return HashGrid(
-        levels=config.color_levels,
-        features=config.color_features,
-        log2_rows=config.color_log2_rows,
-        base=config.color_base,
+        levels=config.levels,
+        features=config.features,
+        log2_rows=config.log2_rows,
+        base=config.base,
         finest=finest,
         generator=generator,
     )
 
 
-def build_color_field(config: ColorFieldSettings, generator: torch.Generator) -> ColorField:
-    """The colour field of a configuration; `generator`, on the CPU, draws its initial weights."""
-    grid = build_hash_grid(config, config.color_finest, generator)
-    mlp = Mlp(grid.width, 3, hidden=config.color_hidden, generator=generator)
-    return ColorField(grid, mlp, color=config.color, roughness=config.roughness, metallic=config.metallic)
+def build_color_field(
+    config: ColorFieldConfig,
+    generator: torch.Generator,
+    *,
+    color: tuple[float, float, float],
+    roughness: float,
+    metallic: float,
+) -> ColorField:
+    """The colour field of a configuration.
+
+    Args:
+        config: sizes of the grid and the MLP.
+        generator: on the CPU; draws the initial weights.
+        color: sRGB in (0, 1), of all points before the first step.
+        roughness: of all points, in [0, 1].
+        metallic: of all points, in [0, 1].
+    """
+    grid = build_hash_grid(config, config.finest, generator)
+    mlp = Mlp(grid.width, 3, hidden=config.hidden, generator=generator)
+    return ColorField(grid, mlp, color=color, roughness=roughness, metallic=metallic)
 
 
 def start_colors(

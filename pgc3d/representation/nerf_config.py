@@ -1,16 +1,16 @@
 """The configuration of a NeRF."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from pgc3d.context import RepresentationContext
 from pgc3d.ranges import MAX_RATE, MAX_WEIGHT, check, number, schedule
 from pgc3d.representation.density import Blob, DensityField
 from pgc3d.representation.fields import (
+    ColorFieldConfig,
     HashGrid,
     Mlp,
     build_color_field,
-    check_color_field,
     start_colors,
 )
 from pgc3d.representation.nerf import Nerf, NerfSettings
@@ -45,20 +45,13 @@ class NerfConfig:
     mesh_resolution: int = number(64, 8, 512, unit="cells along an axis")  # of the surface that is found
     lr_grid: float = number(0.01, 0.0, MAX_RATE)
     lr_mlp: float = number(0.002, 0.0, MAX_RATE)
-    lr_color_grid: float = number(0.01, 0.0, MAX_RATE)
-    lr_color_mlp: float = number(0.002, 0.0, MAX_RATE)
     regularizer_rays: int = number(512, 1, 2**20)  # of a step
     orientation: float = number(0.0, 0.0, MAX_WEIGHT)  # weights of the regularisers
     sparsity: float = number(0.0, 0.0, MAX_WEIGHT)
     opaque: float = number(0.0, 0.0, MAX_WEIGHT)
     entropy: float = number(0.0, 0.0, MAX_WEIGHT)
     depth_variance: float = number(0.0, 0.0, MAX_WEIGHT)
-    color_levels: int = number(8, 1, 16)
-    color_features: int = number(2, 1, 8)
-    color_log2_rows: int = number(15, 4, 24)
-    color_base: int = number(8, 2, 512, unit="cells along an axis")
-    color_finest: int = number(256, 2, 16384, unit="cells along an axis")
-    color_hidden: int = number(32, 1, 256)
+    color_field: ColorFieldConfig = field(default_factory=ColorFieldConfig)
     color: tuple[float, float, float] = number((0.5, 0.5, 0.5), 0.001, 0.999, unit="in sRGB")  # at the start
     roughness: float = number(0.8, 0.0, 1.0)
     metallic: float = number(0.0, 0.0, 1.0)
@@ -68,7 +61,6 @@ class NerfConfig:
 
     def __post_init__(self) -> None:
         check(self)
-        check_color_field(self)
         if self.finest < self.base:
             raise ValueError(f"finest must not be less than base, got {self.finest} < {self.base}")
 
@@ -93,7 +85,9 @@ class NerfConfig:
             blob=Blob(self.blob_strength, self.blob_radius),
             activation=self.activation,
         )
-        color = build_color_field(self, generator)
+        color = build_color_field(
+            self.color_field, generator, color=self.color, roughness=self.roughness, metallic=self.metallic
+        )
         nerf = Nerf(
             rasterizer=context.rasterizer, density=density, color=color, settings=self._settings()
         ).to(context.device)
@@ -105,7 +99,7 @@ class NerfConfig:
     def _settings(self) -> NerfSettings:
         rates = {
             "density.grid": self.lr_grid, "density.mlp": self.lr_mlp,
-            "color.grid": self.lr_color_grid, "color.mlp": self.lr_color_mlp,
+            "color.grid": self.color_field.lr_grid, "color.mlp": self.color_field.lr_mlp,
         }  # fmt: skip
         return NerfSettings(
             learning_rates=rates,

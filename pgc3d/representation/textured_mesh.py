@@ -4,7 +4,7 @@ The colours are a hash-grid field on the surface, baked on export, or the texels
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal, cast
 
 import torch
@@ -23,7 +23,7 @@ from pgc3d.ranges import MAX_RATE, check, number
 from pgc3d.rendering.antialias import edge_topology
 from pgc3d.rendering.mesh_renderer import SurfaceSamples, render_corners, stored_bytes
 from pgc3d.rendering.mipmap import footprint_level, mip_chain, sample_chain, uv_gradients
-from pgc3d.representation.fields import ColorField, build_color_field, check_color_field, start_colors
+from pgc3d.representation.fields import ColorField, ColorFieldConfig, build_color_field, start_colors
 from pgc3d.requirements import Requirements
 from pgc3d.types import Handover, Material, Mesh, PreparedMesh, Rendering, Step, Views
 
@@ -46,21 +46,13 @@ class TexturedMeshConfig:
     texture: Literal["field", "image"] = "field"
     image_size: int = number(1024, 64, 4096, unit="pixels")  # of the texture `image`, a power of two
     lr_image: float = number(0.01, 0.0, MAX_RATE)
-    lr_color_grid: float = number(0.01, 0.0, MAX_RATE)
-    lr_color_mlp: float = number(0.002, 0.0, MAX_RATE)
-    color_levels: int = number(8, 1, 16)
-    color_features: int = number(2, 1, 8)
-    color_log2_rows: int = number(15, 4, 24)
-    color_base: int = number(8, 2, 512, unit="cells along an axis")
-    color_finest: int = number(256, 2, 16384, unit="cells along an axis")
-    color_hidden: int = number(32, 1, 256)
+    color_field: ColorFieldConfig = field(default_factory=ColorFieldConfig)
     color: tuple[float, float, float] = number((0.5, 0.5, 0.5), 0.001, 0.999, unit="in sRGB")  # at the start
     roughness: float = number(0.8, 0.0, 1.0)
     metallic: float = number(0.0, 0.0, 1.0)
 
     def __post_init__(self) -> None:
         check(self)
-        check_color_field(self)
         orientation(self.up, self.front)
         if self.image_size & (self.image_size - 1):
             raise ValueError(f"image_size must be a power of two, got {self.image_size}")
@@ -303,15 +295,21 @@ def build_textured_mesh(
         covered = uv_coverage(mesh, config.image_size, rasterizer)
         texture = ImageTexture(torch.ones_like(covered) if prepared.uv_wraps else covered, color=config.color)
     else:
-        texture = build_color_field(config, generator)
+        texture = build_color_field(
+            config.color_field,
+            generator,
+            color=config.color,
+            roughness=config.roughness,
+            metallic=config.metallic,
+        )
     return TexturedMesh(
         rasterizer=rasterizer,
         prepared=prepared,
         texture=texture.to(device),
         learning_rates={
             "texture.image": config.lr_image,
-            "texture.grid": config.lr_color_grid,
-            "texture.mlp": config.lr_color_mlp,
+            "texture.grid": config.color_field.lr_grid,
+            "texture.mlp": config.color_field.lr_mlp,
         },
         shading=config.shading,
         roughness=config.roughness,
