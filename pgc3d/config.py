@@ -113,7 +113,7 @@ class Config:
     models: dict[str, ModelConfig] = field(
         default_factory=lambda: {"text": ModelConfig(), "image": ModelConfig()}
     )
-    photo: InputImageConfig = field(default_factory=InputImageConfig)
+    image: InputImageConfig = field(default_factory=InputImageConfig)
     view: ViewConfig = field(default_factory=ViewConfig)
     stages: dict[str, StageConfig] = field(default_factory=lambda: {MAIN: StageConfig()})
     export: ExportConfig = field(default_factory=ExportConfig)

@@ -143,13 +143,13 @@ def _training_cameras(config: Config, model: str) -> dict[str, Any]:
     """A layer with the cameras that a novel-view model was trained with, as far as its folder states them."""
     folder = local_image_model(model)
     view = dict(folder.cameras) if folder else {}
-    photo = {"border": view.pop("border")} if "border" in view else {}
+    image = {"border": view.pop("border")} if "border" in view else {}
     cameras = {key: [value, value] for key, value in view.items()}
     objectives = {
         name: {"cameras": cameras} if objective.cameras.kind == "orbit" else {}
         for name, objective in config.last.objectives.items()
     }
-    return {"view": view, "photo": photo, "objectives": objectives}
+    return {"view": view, "image": image, "objectives": objectives}
 
 
 def _choose(command: Command, guidance: GuidanceName, given: _Given) -> tuple[GuidanceName, str, list[str]]:

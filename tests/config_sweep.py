@@ -178,9 +178,9 @@ class Bench:
 
     def frame(self, config: Config) -> None:
         """Prepare an image as the configuration says."""
-        photo = config.photo
+        image = config.image
         frame_image(
-            self.folder / "picture.png", border=photo.border, matting=photo.matting, size=photo.size
+            self.folder / "picture.png", border=image.border, matting=image.matting, size=image.size
         ).png()
 
     def _context(self, config: Config, *, model: bool) -> RunContext:

@@ -30,7 +30,7 @@ def outcome(place: Setting, value: str, folder, *, by_file: bool) -> Config | No
 
 
 def takes_two_steps(place: Setting, config: Config, bench: Bench) -> None:
-    if place.path.startswith("photo"):
+    if place.path.startswith("image"):
         bench.frame(config)
     elif "controls" not in place.path:  # it names a model that is not there
         model = ".guidance." in place.path or place.path.startswith(("view.", "models."))
@@ -70,7 +70,7 @@ def test_what_is_no_number_is_refused_everywhere(index, tmp_path):
     [
         ("representation.lr_sdf", "representation.eikonal", "representation.roughness"),
         ("representation.deformation_limit", "representation.redistance_every", "optimizer.betas"),
-        ("objectives.color.clip.decay", "objectives.color.cameras.spread_degrees", "photo.border"),
+        ("objectives.color.clip.decay", "objectives.color.cameras.spread_degrees", "image.border"),
     ],
 )
 def test_zero_where_it_is_valid_takes_two_steps(names, bench, tmp_path):
@@ -102,7 +102,7 @@ def ends(found: Range, *, whole: bool) -> list[float]:
 HEAVY = {  # at the upper end more than a test may use, or more than the other settings here allow
     "resolution", "objectives.color.batch", "representation.resolution",
     "representation.color_field.log2_rows",
-    "objectives.color.guidance.resolution", "photo.size", "representation.image_size",
+    "objectives.color.guidance.resolution", "image.size", "representation.image_size",
 }  # fmt: skip
 
 

@@ -171,7 +171,7 @@ def configured(model, **layers):
 @pytest.mark.parametrize("prompted", [False, True])
 def test_cameras_are_those_that_the_model_folder_names(trained_otherwise, checkpoint, prompted):
     config = configured(trained_otherwise, prompted=prompted)
-    assert (config.view.fovy_degrees, config.view.fill, config.photo.border) == (33.0, 0.8, 0.3)
+    assert (config.view.fovy_degrees, config.view.fill, config.image.border) == (33.0, 0.8, 0.3)
     for objective in config.last.objectives.values():
         if objective.cameras.kind == "orbit":
             assert objective.cameras.fovy_degrees == (33.0, 33.0)
@@ -192,10 +192,10 @@ def test_what_the_user_says_of_the_cameras_wins_over_the_model_folder(trained_ot
     config = configured(
         trained_otherwise,
         files=[file],
-        options={"photo": {"border": 0.1}},
+        options={"image": {"border": 0.1}},
         overrides=["view.fovy_degrees=50"],
     )
-    assert (config.view.fovy_degrees, config.view.fill, config.photo.border) == (50.0, 0.9, 0.1)
+    assert (config.view.fovy_degrees, config.view.fill, config.image.border) == (50.0, 0.9, 0.1)
     assert config.last.objectives["novel"].cameras.fill == (0.9, 0.9)
     assert config.last.objectives["novel"].cameras.fovy_degrees == (33.0, 33.0)
 
@@ -205,7 +205,7 @@ def test_cameras_of_the_model_folder_stand_in_the_run(run, trained_otherwise, pi
     code, _, err = run("image", picture, "--model", trained_otherwise, "--out", "run", *TINY, *other)
     assert code in (0, 5), err
     kept = load_config([tmp_path / "run" / "config.yaml"])
-    assert (kept.view.fovy_degrees, kept.view.fill, kept.photo.border) == (33.0, 0.8, 0.25)
+    assert (kept.view.fovy_degrees, kept.view.fill, kept.image.border) == (33.0, 0.8, 0.25)
     assert "was trained with border 0.3, this run has 0.25" in err
     assert "fovy_degrees" not in err
 

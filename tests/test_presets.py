@@ -65,7 +65,7 @@ def shrunk(config, folders):
         for name, model in config.models.items()
     }
     run = replace(config.run, device="cpu", rasterizer="cpu")
-    return replace(config, run=run, models=models, stages=stages, photo=replace(config.photo, size=64))
+    return replace(config, run=run, models=models, stages=stages, image=replace(config.image, size=64))
 
 
 @pytest.fixture(scope="module")

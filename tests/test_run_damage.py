@@ -44,7 +44,7 @@ STAGE = {  # no diffusion model: what is tested is the folder
 }
 SETTINGS = {
     "run": {"device": "cpu"},
-    "photo": {"size": 64},
+    "image": {"size": 64},
     "stages": {"first": {**STAGE, "steps": 3}, "second": {**STAGE, "steps": 5, "start": "first"}},
     "logging": {"log_every": 1, "checkpoint_every": 2, "preview_every": 3, "preview_resolution": 32},
     "export": {"texture_size": 64},

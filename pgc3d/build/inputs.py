@@ -104,9 +104,12 @@ def prepare_images(config: Config, task: Task, notify: Notify = ignore) -> Mappi
         prepared["background"] = prepare_backdrop(task.background, side, notify)
     if task.image is None:
         return prepared
-    photo = config.photo
     framed = frame_image(
-        task.image, border=photo.border, matting=photo.matting, size=photo.size, notify=notify
+        task.image,
+        border=config.image.border,
+        matting=config.image.matting,
+        size=config.image.size,
+        notify=notify,
     )
     maps: dict[MapName, Path] = {name: path for name in CHANNELS if (path := getattr(task, name)) is not None}
     prepared["image"] = framed.png()

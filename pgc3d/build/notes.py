@@ -34,7 +34,7 @@ def run_notes(prompt: str, config: Config, located: Mapping[str, LocatedModel]) 
 
 def _other_cameras(config: Config, model: LocatedModel) -> Iterator[str]:
     """Lines about settings of cameras that differ from those that a novel-view model was trained with."""
-    used = {**vars(config.view), "border": config.photo.border}
+    used = {**vars(config.view), "border": config.image.border}
     for key, value in model.folder.cameras.items():
         if not math.isclose(used[key], value):
             yield f"{model.folder.name} was trained with {key} {value:g}, this run has {used[key]:g}"

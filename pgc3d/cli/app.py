@@ -110,7 +110,7 @@ def image(
     from pgc3d.task import Task
 
     own = {
-        "photo": {"matting": False if no_matting else None, "border": border},
+        "image": {"matting": False if no_matting else None, "border": border},
         "view": {"elevation_degrees": elevation},
     }
     resolved = configured(guidance, options, IMAGE, own, prompted=bool(prompt))

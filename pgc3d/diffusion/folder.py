@@ -116,13 +116,13 @@ def _cameras(path: Path) -> dict[str, float]:
     """The training cameras in `zero123.json`; other entries are ignored."""
     content = read_json(path) if path.is_file() else {}
     view = {key: _frozen(content[key]) for key in ("fovy_degrees", "fill") if key in content}
-    photo = {key: _frozen(content[key]) for key in ("border",) if key in content}
+    image = {key: _frozen(content[key]) for key in ("border",) if key in content}
     try:
         ViewConfig(**view)
-        InputImageConfig(**photo)
+        InputImageConfig(**image)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{path}: {first_line(error)}") from error
-    return view | photo
+    return view | image
 
 
 def _frozen(value: Any) -> Any:

@@ -108,7 +108,7 @@ def shares_frame(mesh: Path) -> bool:
         return True
     config = load_config([path])
     usual = ViewConfig(elevation_degrees=config.view.elevation_degrees)
-    return config.view == usual and config.photo.border == InputImageConfig().border
+    return config.view == usual and config.image.border == InputImageConfig().border
 
 
 def record_key(result: Result, measure: Measure) -> str:
