@@ -1,4 +1,8 @@
-"""Memory of textures, checked before a run starts."""
+"""Memory of textures on any device, checked while a run's inputs are prepared.
+
+Apart from `plan.py`, the estimate of a step's memory on a GPU: that one needs the located models, and stands
+above `build`, where this check is made before any model is located.
+"""
 
 import torch
 

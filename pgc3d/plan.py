@@ -1,5 +1,7 @@
 """Estimates of a run's GPU memory and time before its first step, and settings with which it fits.
 
+Of a step with its models; `memory.py` checks the textures of an export, on any device and without models.
+
 Peak memory is that of the moment when the UNet runs while the activations of the encoder and the renderer are
 kept for their backward passes:
 
