@@ -68,7 +68,7 @@ def _require_alike(stored: Mapping[str, Tensor], own: Mapping[str, Any]) -> None
                 f"{list(tensor.shape)}"
             )
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise ValueError(f"{name} must be finite")
+            raise ValueError(f"{name} must be finite, got NaN or infinity")
 
 
 @contextmanager
@@ -84,7 +84,7 @@ def _fitting(checkpoint: Checkpoint) -> Iterator[None]:
 
 def _mismatch(checkpoint: Checkpoint, error: Exception) -> RunDirectoryError:
     return RunDirectoryError(
-        f"the checkpoint of step {checkpoint.step} must fit the run's config.yaml, but: "
+        f"the checkpoint of step {checkpoint.step} must fit the run's config.yaml, but "
         f"{' '.join(str(error).split())[:200]}; undo the changes in config.yaml"
     )
 

@@ -121,7 +121,7 @@ class Config:
 
     def __post_init__(self) -> None:
         if not self.stages:
-            raise ValueError("stages must hold at least one entry")
+            raise ValueError("stages must hold at least one entry, got none")
         for kind, names in (("stages", self.stages), ("models", self.models)):
             for name in names:
                 if not NAME.fullmatch(name):

@@ -57,7 +57,7 @@ def require_free_space(folder: Path, size: int) -> None:
     free = shutil.disk_usage(existing).free
     if free < size:
         raise RunDirectoryError(
-            f"the disk of {folder} must have {size / 1e6:.0f} MB free for this run, found "
+            f"the disk of {folder} must have {size / 1e6:.0f} MB free for this run, got "
             f"{free / 1e6:.0f} MB; free some space or choose another --out"
         )
 

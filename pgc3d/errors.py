@@ -1,5 +1,7 @@
 """Errors that a user can cause, each one line: what must hold, what was found, what to do.
 
+    X must ..., got VALUE; DO THIS        X must ..., but WHAT HAPPENED; DO THIS
+
 Pgc3dError
 ├── ConfigError              a wrong option, key or value                      exit 2
 ├── InputError               a prompt, image, mesh or folder that is unusable   exit 2

@@ -196,11 +196,11 @@ def _changed(use: str, known: Mapping[str, Any], current: Mapping[str, Any]) -> 
     if known.get("commit") and not current.get("commit"):
         return (
             f"the {use} model must be {name} of the hub, commit {known['commit'][:12]}, as when the run "
-            f"began, found {current.get('path', current.get('name'))}; resume from another folder"
+            f"began, got {current.get('path', current.get('name'))}; resume from another folder"
         )
     if known.get("commit"):
         return (
-            f"the {use} model {name} must be of commit {known['commit'][:12]}, as when the run began, found "
+            f"the {use} model {name} must be of commit {known['commit'][:12]}, as when the run began, got "
             f"{str(current['commit'])[:12]}; start a new run"
         )
     return (

@@ -194,7 +194,7 @@ def _like(template: Tensor, value: Tensor, name: str) -> Tensor:
             f"{list(value.shape)}"
         )
     if not bool(torch.isfinite(value).all()):
-        raise ValueError(f"{name} must be finite")
+        raise ValueError(f"{name} must be finite, got NaN or infinity")
     return value.to(template.device).clone()
 
 

@@ -337,7 +337,7 @@ class AdaptiveClip:
     def __post_init__(self) -> None:
         if not (0 < self.quantile < 1 and 0 <= self.decay < 1):
             raise ValueError(
-                f"quantile must lie in (0, 1) and decay in [0, 1), found {self.quantile} and {self.decay}"
+                f"quantile must lie in (0, 1) and decay in [0, 1), got {self.quantile} and {self.decay}"
             )
 
     def build(self) -> AdaptivePixelClip:
@@ -350,7 +350,7 @@ ClipConfig = PixelClip | ChannelClip | PngdClip | GlobalScale | ParameterClip | 
 
 def _check_threshold(threshold: float | Tensor, name: str = "threshold") -> None:
     if not isinstance(threshold, Tensor) and not 0 < threshold < float("inf"):
-        raise ValueError(f"a clipping {name} must be positive and finite, found {threshold}")
+        raise ValueError(f"a clipping {name} must be positive and finite, got {threshold}")
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

@@ -177,7 +177,8 @@ def _choose(command: Command, guidance: GuidanceName, given: _Given) -> tuple[Gu
         named = guidance
     elif layout not in {guidance, None}:
         raise ConfigError(
-            f"the model must have the layout of --guidance {guidance}, {named} has that of {layout}; use "
+            f"the model must have the layout of --guidance {guidance}, got {named} with that of {layout}; "
+            "use "
             f"--guidance {layout}"
         )
     return guidance, str(named), []
@@ -228,7 +229,7 @@ def _layout(model: str, command: Command, *, query_hub: bool) -> Layout | None:
             layout = None
     if layout is not None and layout not in command.layouts:
         raise ConfigError(
-            f"the model must be in the layout of {' or '.join(command.layouts)} here, {model} is in that of "
+            f"the model must be in the layout of {' or '.join(command.layouts)} here, got {model} in that of "
             f"{layout}"
         )
     return layout
@@ -328,5 +329,5 @@ def _hub_layout(model: str, command: Command) -> Layout:
     except WeightsNotFoundError as error:
         names = " or ".join(f"--guidance {layout}" for layout in command.layouts)
         raise WeightsNotFoundError(
-            f"the presets depend on the model's layout ({names} sets it): {error}"
+            f"the model's layout must be known ({names} sets it), but {error}"
         ) from error

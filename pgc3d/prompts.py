@@ -60,7 +60,10 @@ class ViewPromptConfig:
         if step > 0 and not math.isclose(360.0 / step, round(360.0 / step), rel_tol=1e-9):
             raise ValueError(f"azimuth_step_degrees must divide 360, or be 0 for the table, got {step}")
         if len(self.azimuth_words) != len(self.azimuth_widths_degrees):
-            raise ValueError("azimuth_words and azimuth_widths_degrees must have the same length")
+            raise ValueError(
+                "azimuth_words and azimuth_widths_degrees must have the same length, got "
+                f"{len(self.azimuth_words)} and {len(self.azimuth_widths_degrees)}"
+            )
         if not math.isclose(sum(self.azimuth_widths_degrees), 360.0):
             raise ValueError(
                 f"azimuth_widths_degrees must sum to 360, got {sum(self.azimuth_widths_degrees)}"
@@ -68,10 +71,11 @@ class ViewPromptConfig:
         bounds = self.elevation_bounds_degrees
         if sorted(set(bounds)) != list(bounds) or len(self.elevation_words) != len(bounds) + 1:
             raise ValueError(
-                "elevation_bounds_degrees must increase and have one entry less than elevation_words"
+                "elevation_bounds_degrees must increase and have one entry less than elevation_words, "
+                f"got {list(bounds)} for {len(self.elevation_words)} words"
             )
         if not self.backgrounds:
-            raise ValueError("backgrounds must name at least one colour")
+            raise ValueError("backgrounds must name at least one colour, got none")
 
 
 def _check_slots(name: str, template: str, allowed: Collection[str], required: str) -> None:
@@ -83,7 +87,7 @@ def _check_slots(name: str, template: str, allowed: Collection[str], required: s
     if any(form or conversion for _, form, conversion in parts):
         raise ValueError(f"{name} must have plain slots, as {{{required}}}, got {template!r}")
     if not slots <= set(allowed):
-        raise ValueError(f"{name} may use the slots {sorted(allowed)}, got {template!r}")
+        raise ValueError(f"{name} must use only the slots {sorted(allowed)}, got {template!r}")
     if required not in slots:
         raise ValueError(f"{name} must hold {{{required}}}, got {template!r}")
 

@@ -82,7 +82,9 @@ def alphas_cumprod(scheduler_config: Mapping[str, Any]) -> Float[Tensor, " T"]:
     elif kind == "linear":
         betas = torch.linspace(start, end, steps, dtype=torch.float64)
     else:
-        raise ConfigError(f"beta_schedule must be 'scaled_linear' or 'linear', the checkpoint has {kind!r}")
+        raise ConfigError(
+            f"beta_schedule must be 'scaled_linear' or 'linear', got {kind!r} in the checkpoint"
+        )
     alpha_bar = torch.cumprod(1.0 - betas, dim=0)
     if scheduler_config.get("rescale_betas_zero_snr"):
         alpha_bar = rescale_to_zero_terminal(alpha_bar)[:-1]

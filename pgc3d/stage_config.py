@@ -56,7 +56,7 @@ class ObjectiveConfig:
                     f"the guidance {self.guidance.kind!r} must have backgrounds of one colour, got 'image'"
                 )
         if not self.backgrounds:
-            raise ValueError(f"backgrounds must name at least one of {', '.join(BACKGROUNDS)}")
+            raise ValueError(f"backgrounds must name at least one of {', '.join(BACKGROUNDS)}, got none")
         for name in self.backgrounds:
             if name not in BACKGROUNDS and named_color(name) is None:
                 raise ValueError(
@@ -104,7 +104,7 @@ class StageConfig:
         check(self)
         self._check_resolution()
         if not self.objectives:
-            raise ValueError("objectives must hold at least one entry")
+            raise ValueError("objectives must hold at least one entry, got none")
         for name, objective in self.objectives.items():
             self._check_objective(name, objective)
         if len(self.parameter_norms()) > 1:
@@ -139,7 +139,8 @@ class StageConfig:
         pixels = objective.batch * max(self.resolution) ** 2
         if pixels > MAX_PIXELS:
             raise ValueError(
-                f"the views of a step must have at most {MAX_PIXELS} pixels, objectives.{name} has {pixels}; "
+                f"the views of a step must have at most {MAX_PIXELS} pixels, got {pixels} in "
+                f"objectives.{name}; "
                 "lower its batch or the resolution"
             )
         missing = objective.cameras.requires().inputs - self.representation.requires().inputs

@@ -56,5 +56,7 @@ class Task:
                 try:
                     files[name] = folder / require_inside(record[name])
                 except (TypeError, ValueError) as error:
-                    raise RunDirectoryError(f"the record of {folder} is damaged: {name}: {error}") from error
+                    raise RunDirectoryError(
+                        f"the record of {folder} must be whole, but is damaged: {name}: {error}"
+                    ) from error
         return cls(prompt=str(record.get("prompt", "")), **files)

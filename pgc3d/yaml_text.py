@@ -111,14 +111,15 @@ def _read_text(path: Path) -> str:
     with path.open("rb") as stream:
         content = stream.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
-        raise ConfigError(f"a configuration file must have at most {MAX_BYTES >> 20} MiB, {path} has more")
+        raise ConfigError(f"a configuration file must have at most {MAX_BYTES >> 20} MiB, got more in {path}")
     # PowerShell's `>` writes UTF-16 with a byte order mark.
     wide = content.startswith((b"\xff\xfe", b"\xfe\xff"))
     try:
         return content.decode("utf-16" if wide else "utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigError(
-            f"a configuration file must be UTF-8 text, {path} is not at byte {error.start}; save it as UTF-8"
+            f"a configuration file must be UTF-8 text, got {path}, which is not at byte "
+            f"{error.start}; save it as UTF-8"
         ) from error
 
 

@@ -177,7 +177,7 @@ def test_the_preview_in_raw_data_is_not_taken_for_the_image(tmp_path, suffix):
 )
 def test_an_address_is_no_file(address, tmp_path):
     assert "download it" in refused(Path(address))
-    assert "found none at" in refused(tmp_path / ("long" * 200))
+    assert "got none at" in refused(tmp_path / ("long" * 200))
 
 
 @pytest.mark.parametrize(("side", "millions"), [(9_600, "92"), (20_000, "400")])

@@ -376,7 +376,7 @@ def test_layer_of_another_size_is_named(tmp_path, unet):
 def test_second_text_encoder_needs_sdxl(tmp_path):
     file, layer = tmp_path / "xl.safetensors", "lora_te2_text_model_encoder_layers_0_mlp_fc1"
     save_file({f"{layer}.lora_down.weight": ONE, f"{layer}.lora_up.weight": ONE.clone()}, file)
-    with pytest.raises(ConfigError, match=rf"must fit the SD layout, its key {layer}"):
+    with pytest.raises(ConfigError, match=rf"must fit the SD layout, got {layer}"):
         read_lora(str(file), "sd")
 
 

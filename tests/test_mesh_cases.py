@@ -337,7 +337,7 @@ def test_why_new_coordinates_are_made_is_said_with_the_way_out(tmp_path, make, w
         assert kept.uv_shared
         assert kept.uv_wraps == ("leave" in words)
     else:
-        assert_line(lambda: canvas_of(path, uv="own"), "--uv own needs texture coordinates")
+        assert_line(lambda: canvas_of(path, uv="own"), "--uv own must have texture coordinates")
 
 
 def test_new_coordinates_are_made_on_demand(tmp_path):

@@ -111,7 +111,7 @@ def test_prompt_with_braces_is_taken_literally():
     ("change", "message"),
     [
         ({"template": "{azimuth} view"}, "must hold {prompt}"),
-        ({"template": "{prompt} {angle}"}, "may use the slots"),
+        ({"template": "{prompt} {angle}"}, "must use only the slots"),
         ({"template": "{prompt"}, "matching braces"),
         ({"azimuth_step_degrees": 50.0}, "divide 360"),
         ({"azimuth_widths_degrees": (90.0, 90.0, 90.0, 80.0)}, "sum to 360"),

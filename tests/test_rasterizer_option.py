@@ -37,7 +37,9 @@ def refused(run, folder, command, *options):  # noqa: F811
 @pytest.mark.parametrize("name", ["triton", "nvdiffrast"])
 def test_a_rasterizer_of_a_gpu_is_refused_on_a_cpu(run, tmp_path, command, name):  # noqa: F811
     line = refused(run, tmp_path, command, "--device", "cpu", "--rasterizer", name)
-    assert line.startswith(f"error: the {name} rasterizer needs ") or (name == "nvdiffrast" and name in line)
+    assert line.startswith(f"error: the {name} rasterizer must have ") or (
+        name == "nvdiffrast" and name in line
+    )
     assert "--device cpu" in line or "pip install" in line
 
 
@@ -45,7 +47,7 @@ def test_a_rasterizer_of_a_gpu_is_refused_on_a_cpu(run, tmp_path, command, name)
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_rasterizer_of_a_cpu_is_refused_on_a_gpu(run, tmp_path, command):  # noqa: F811
     line = refused(run, tmp_path, command, "--device", "cuda", "--rasterizer", "cpu")
-    assert line.startswith("error: the cpu rasterizer needs tensors on the CPU, got cuda")
+    assert line.startswith("error: the cpu rasterizer must have tensors on the CPU, got cuda")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -105,7 +105,7 @@ def test_a_stopped_run_ends_with_the_same_texture(run, checkpoint, tmp_path, mon
         ("points", "the mesh must have faces"),
         ("nan", "vertices must be finite"),
         ("remote", "in its own folder only"),
-        ("no coordinates", "--uv own needs texture coordinates of every face"),
+        ("no coordinates", "--uv own must have texture coordinates of every face"),
     ],
 )
 def test_a_mesh_that_cannot_be_used_is_one_line(run, checkpoint, tmp_path, content, line):  # noqa: F811

@@ -84,7 +84,7 @@ def require_fitting(config: Config, task: Task) -> None:
 def _require_files(files: Collection[tuple[str, str]]) -> None:
     for setting, path in sorted(files):
         if not Path(path).is_file():
-            raise ConfigError(f"{setting} must be a file, found none at {path}")
+            raise ConfigError(f"{setting} must be a file, got none at {path}")
 
 
 def prepare_images(config: Config, task: Task, notify: Notify = ignore) -> Mapping[str, bytes]:

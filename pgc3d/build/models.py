@@ -82,14 +82,14 @@ def locate_model(config: ModelConfig, use: ModelUse, device: torch.device) -> Lo
     if folder.layout not in use.layouts:
         layouts = " or ".join(NAMES[layout] for layout in use.layouts)
         raise ConfigError(
-            f"the model must be in the layout of {layouts} here, {config.name} is a {NAMES[folder.layout]}"
+            f"the model must be in the layout of {layouts} here, got {config.name}, a {NAMES[folder.layout]}"
         )
     if folder.layout == NOVEL_VIEW:
         folder = require_zero123(folder, None if config.pose == "auto" else config.pose)
     elif config.empty_prompt == "zeros" and not zeros_for_empty_prompt(folder.path):
         raise ConfigError(
             "empty_prompt=zeros must go with a model whose own pipeline has force_zeros_for_empty_prompt, "
-            f"{config.name} does not; use empty_prompt=text"
+            f"got {config.name} without it; use empty_prompt=text"
         )
     return LocatedModel(
         config=config,

@@ -88,7 +88,7 @@ class RunContext:
         @cache
         def mesh() -> PreparedMesh:
             if task.mesh is None:
-                raise ValueError("a representation of a given mesh must have a mesh")
+                raise ValueError("a representation of a given mesh must have a mesh, got none")
             return load_prepared(task.mesh)
 
         return cls(config, task, rasterizer, device, mesh, models)
@@ -163,12 +163,12 @@ def build_objectives(context: RunContext, stage_name: str) -> dict[str, Objectiv
 def _guidance_context(context: RunContext) -> GuidanceContext:
     config, task, device = context.config, context.task, context.device
     if context.models is None:
-        raise ValueError("objectives must have models to be built from")
+        raise ValueError("objectives must have models to be built from, got none")
 
     @cache
     def image() -> torch.Tensor:
         if task.image is None:
-            raise ValueError("a guidance that uses the input image must have one")
+            raise ValueError("a guidance that uses the input image must have one, got none")
         return load_prepared_image(task.image).to(device)
 
     @cache

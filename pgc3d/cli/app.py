@@ -255,7 +255,7 @@ def evaluate(
     unused = [name for name in options.given() if name != "--device"]
     if not run and (unused or guidance != "auto" or seeds != 1):
         names = ", ".join(unused) or "--guidance and --seeds"
-        raise InputError(f"{names} must go with --run, which is not given; remove them or add --run")
+        raise InputError(f"{names} must go with --run, got none; remove them or add --run")
     folders, listed = results or [], read_items(items)
     measure = Measure(
         protocol=Protocol(alignment="rotation" if align else "none", frame=frame),

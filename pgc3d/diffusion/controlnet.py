@@ -138,7 +138,8 @@ def resolve_control(name: str, model: ModelFolder, *, half: bool = False) -> Mod
     config, unet = read_json(path / "config.json"), read_json(model.path / "unet" / "config.json")
     if config.get("_class_name") != "ControlNetModel" or config.get("conditioning_channels", 3) != 3:
         raise ConfigError(
-            f"a control must be a ControlNetModel of 3 input channels, {path} is {config.get('_class_name')}"
+            f"a control must be a ControlNetModel of 3 input channels, got {config.get('_class_name')} in "
+            f"{path}"
         )
     shared = dict(SHARED)
     if "CrossAttn" in f"{config.get('down_block_types')} {config.get('mid_block_type')}":

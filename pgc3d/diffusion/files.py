@@ -62,7 +62,7 @@ def projection_folder(path: Path) -> Path:
     for name in PROJECTIONS:
         if (path / name).is_dir():
             return path / name
-    raise WeightsNotFoundError(f"the checkpoint must hold {' or '.join(PROJECTIONS)}, not found in {path}")
+    raise WeightsNotFoundError(f"the checkpoint must hold {' or '.join(PROJECTIONS)}, got none in {path}")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -71,7 +71,7 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise WeightsNotFoundError(
-            f"the checkpoint must hold {path.parent.name}/{path.name}, not found in {path.parent.parent}"
+            f"the checkpoint must hold {path.parent.name}/{path.name}, got none in {path.parent.parent}"
         ) from error
     except (OSError, ValueError) as error:
         raise WeightsNotFoundError(f"{path} must be readable JSON, got: {first_line(error)}") from error
@@ -96,13 +96,13 @@ def weight_files(folder: Path, stem: str, *, prefer_half: bool) -> list[Path]:
             absent = [shard.name for shard in shards if not shard.is_file()]
             if absent or not shards:
                 raise WeightsNotFoundError(
-                    f"{index} must name shards that exist, missing: {absent[:1] or 'all'}"
+                    f"{index} must name shards that exist, got none of {absent[:1] or 'them'}"
                 )
             return shards
     pickles = sorted(file.name for suffix in PICKLES for file in folder.glob(f"*{suffix}"))
     hint = f"; {pickles[0]} is a pickle, which is never loaded, convert it to safetensors" if pickles else ""
     raise WeightsNotFoundError(
-        f"the checkpoint must hold {folder.name}/{stem}.safetensors, not found in {folder.parent}{hint}"
+        f"the checkpoint must hold {folder.name}/{stem}.safetensors, got none in {folder.parent}{hint}"
     )
 
 

@@ -46,11 +46,11 @@ def open_folder(
     """
     if not path.is_dir():
         raise WeightsNotFoundError(
-            f"--model must be a folder in diffusers' layout or a hub id, no folder {path}"
+            f"--model must be a folder in diffusers' layout or a hub id, got {path}, which does not exist"
         )
     if not (path / "model_index.json").is_file():
         raise WeightsNotFoundError(
-            f"a checkpoint in diffusers' layout must hold model_index.json, not found in {path}; "
+            f"a checkpoint in diffusers' layout must hold model_index.json, got none in {path}; "
             "give the folder that holds unet/ and vae/"
         )
     layout = layout_of(path)
@@ -63,7 +63,7 @@ def open_folder(
             tensor_names(file)
     for part in _files_beside(layout):
         if not (path / part).exists():
-            raise WeightsNotFoundError(f"the checkpoint must hold {part}, not found in {path}")
+            raise WeightsNotFoundError(f"the checkpoint must hold {part}, got none in {path}")
     return ModelFolder(
         name=name,
         path=path,
@@ -91,7 +91,7 @@ def _view_prompts(path: Path) -> ViewPromptConfig | None:
     content = read_json(path)
     known = {field.name for field in fields(ViewPromptConfig)}
     if not set(content) <= known:
-        raise ConfigError(f"{path} may hold {sorted(known)}, got {sorted(set(content) - known)}")
+        raise ConfigError(f"{path} must hold only {sorted(known)}, got {sorted(set(content) - known)}")
     try:
         return ViewPromptConfig(**{key: _frozen(value) for key, value in content.items()})
     except (TypeError, ValueError) as error:

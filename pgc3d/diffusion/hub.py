@@ -265,7 +265,7 @@ def unavailable(request: Request, reason: str) -> WeightsNotFoundError:
     else:
         instead = ", give a folder with --model PATH, or use the bundled --guidance mini"
     return WeightsNotFoundError(
-        f"the model {request.repository} must be available, {reason}; fetch it with "
+        f"the model {request.repository} must be available, but {reason}; fetch it with "
         f"`{fetch_command(request)}`{instead}"
     )
 
@@ -331,11 +331,11 @@ def _only(names: Sequence[str], repository: str, suffix: str) -> str:
         return (usual or files)[0]
     if files:
         raise ConfigError(
-            f"a file of {repository} must be named, as {repository}:{files[0]}, it has {', '.join(files)}"
+            f"a file of {repository} must be named, as {repository}:{files[0]}, got {', '.join(files)}"
         )
     pickles = [name for name in names if name.endswith(PICKLES)]
     hint = f", only {pickles[0]}, a pickle, which is never loaded" if pickles else ""
-    raise ConfigError(f"{repository} must hold a {suffix.removeprefix('.')} file, it has none{hint}")
+    raise ConfigError(f"{repository} must hold a {suffix.removeprefix('.')} file, got none{hint}")
 
 
 def recorded(repository: str) -> dict[str, str]:

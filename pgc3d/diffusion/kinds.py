@@ -46,7 +46,7 @@ def layout_of(path: Path, name: str = "") -> Layout:
 
 
 def _refusal(name: Path | str, index: Mapping[str, Any], reason: str) -> ConfigError:
-    return ConfigError(f"{SUPPORTED}, {name} is {index.get('_class_name')}: {reason}")
+    return ConfigError(f"{SUPPORTED}, got {index.get('_class_name')} in {name}: {reason}")
 
 
 def _foreign(index: Mapping[str, Any]) -> str:
@@ -86,7 +86,7 @@ def check_pipeline_listing(name: str, names: Sequence[str], folder: Path | None)
         WeightsNotFoundError: weights are there as pickles only.
     """
     if folder is None or "model_index.json" not in names:
-        raise ConfigError(f"{SUPPORTED}, {name} holds no pipeline: {_instead(name, names, folder)}")
+        raise ConfigError(f"{SUPPORTED}, got {name} without a pipeline: {_instead(name, names, folder)}")
     layout = layout_of(folder, name)
     check_sizes(folder, layout)
     for part in parts_of(folder, layout):
@@ -96,12 +96,8 @@ def check_pipeline_listing(name: str, names: Sequence[str], folder: Path | None)
 def check_part_listing(name: str, names: Sequence[str], _: Path | None) -> None:
     """As `check_pipeline_listing`, for a repository of one module: a VAE or a ControlNet."""
     if "config.json" not in names:
-        kind = (
-            "it is a whole pipeline; give the folder of that part"
-            if "model_index.json" in names
-            else "it has none"
-        )
-        raise ConfigError(f"{name} must hold one module with its config.json, {kind}")
+        kind = "a whole pipeline; give the folder of that part" if "model_index.json" in names else "none"
+        raise ConfigError(f"{name} must hold one module with its config.json, got {kind}")
     _require_safetensors(name, names, "")
 
 
@@ -124,7 +120,7 @@ def _require_safetensors(name: str, names: Sequence[str], part: str) -> None:
     pickles = [file for file in names if file.startswith(prefix) and file.endswith(PICKLES)]
     hint = f", only {pickles[0]}, a pickle, which is never loaded; convert it" if pickles else ""
     stem = WEIGHTS[part.removesuffix("_2")] if part else WEIGHTS["vae"]
-    raise WeightsNotFoundError(f"{name} must hold {prefix}{stem}.safetensors, it does not{hint}")
+    raise WeightsNotFoundError(f"{name} must hold {prefix}{stem}.safetensors, got none{hint}")
 
 
 def parts_of(path: Path, layout: Layout) -> list[str]:
@@ -180,8 +176,8 @@ def check_vae(folder: Path, unet: Mapping[str, Any]) -> None:
     expected = int(unet.get("out_channels", 4))
     if kind != "AutoencoderKL" or channels != expected:
         raise ConfigError(
-            f"the VAE must be an AutoencoderKL with the UNet's {expected} latent channels, {folder} is "
-            f"{kind} with {channels}"
+            f"the VAE must be an AutoencoderKL with the UNet's {expected} latent channels, got "
+            f"{kind} with {channels} in {folder}"
         )
     if config.get("latents_mean") is not None:
         raise ConfigError(
@@ -199,8 +195,8 @@ def read_schedule(path: Path, changes: Mapping[str, Any] | None = None) -> dict[
     scheduler.setdefault("prediction_type", "epsilon")
     if scheduler["prediction_type"] not in get_args(Prediction):
         raise ConfigError(
-            f"prediction_type must be one of {get_args(Prediction)}, {path} has "
-            f"{scheduler['prediction_type']!r}"
+            f"prediction_type must be one of {get_args(Prediction)}, got "
+            f"{scheduler['prediction_type']!r} in {path}"
         )
     try:
         alphas_cumprod(scheduler)

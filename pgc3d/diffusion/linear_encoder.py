@@ -85,7 +85,7 @@ def read_linear_encoder(path: Path, model: LatentDiffusion) -> LinearEncoder:
         ) from error
     if matrix.shape != (3, channels) or bias.shape != (channels,):
         raise InputError(
-            f"linear_encoder must map 3 to {channels} channels, {path} holds {tuple(matrix.shape)}; fit it "
+            f"linear_encoder must map 3 to {channels} channels, got {tuple(matrix.shape)} in {path}; fit it "
             "again for this VAE"
         )
     return LinearEncoder(matrix=matrix.to(model.device), bias=bias.to(model.device))

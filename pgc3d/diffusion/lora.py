@@ -93,7 +93,7 @@ def read_lora(text: str, layout: Layout) -> Lora:
         all_layers = _read_layers(path)
     for (part, name), layer in all_layers.items():
         if part == "text_encoder_2" and layout == "sd":
-            raise ConfigError(f"the LoRA {path} must fit the SD layout, its key {layer.key} is for SDXL")
+            raise ConfigError(f"the LoRA {path} must fit the SD layout, got {layer.key} for SDXL")
         layers.setdefault(part, {})[name] = layer
     with path.open("rb") as content:
         sha256 = hashlib.file_digest(content, "sha256").hexdigest()
@@ -106,11 +106,12 @@ def _find(path: Path) -> tuple[Path, str | None]:
     local = path.is_file()
     if not local and not is_hub_id(repository):
         raise WeightsNotFoundError(
-            f"--lora must be a file, {path} does not exist; one of the hub is OWNER/NAME or OWNER/NAME:FILE"
+            f"--lora must be a file, got {path}, which does not exist; one of the hub is OWNER/NAME or "
+            "OWNER/NAME:FILE"
         )
     if path.suffix.lower() in PICKLES:
         raise WeightsNotFoundError(
-            f"--lora must be a safetensors file, {path} is a pickle, which is never loaded; convert it"
+            f"--lora must be a safetensors file, got the pickle {path}, which is never loaded; convert it"
         )
     return (path, None) if local else hub_file(repository, name or None)
 
@@ -146,7 +147,7 @@ def _layer(path: Path, key: str, tensors_of_layer: Mapping[str, Tensor], alpha: 
         raise ConfigError(f"the LoRA {path} must hold both factors of a layer, got only {key}")
     down, up = (tensors_of_layer[role].reshape(len(tensors_of_layer[role]), -1) for role in ("down", "up"))
     if not len(down) or up.shape[1] != len(down):
-        raise ConfigError(f"the LoRA {path} must hold factors of one rank, those of {key} differ")
+        raise ConfigError(f"the LoRA {path} must hold factors of one rank, got two for {key}")
     alpha = (
         float(tensors_of_layer["alpha"])
         if "alpha" in tensors_of_layer
@@ -211,8 +212,8 @@ def fuse_loras(module: Any, part: Part, loras: Sequence[Lora]) -> None:
             weight = weights.get(current, weights.get(current.removeprefix("text_model_")))
             if weight is None:
                 raise ConfigError(
-                    f"the LoRA {lora.path} must fit the model, whose {part} has no layer for the key "
-                    f"{layer.key}; it was made for another model"
+                    f"the LoRA {lora.path} must fit the model, got {layer.key} for a layer that its {part} "
+                    "lacks; it was made for another model"
                 )
             weight.copy_(weight.float() + lora.scale * _change(lora.path, layer, weight))
 
@@ -225,7 +226,7 @@ def _change(path: Path, layer: LowRank, weight: Tensor) -> Tensor:
     axis = 1 if layer.of_inputs else 0
     if len(layer.magnitude) != weight.shape[axis]:
         raise ConfigError(
-            f"the LoRA {path} must fit the model, its key {layer.key} has {len(layer.magnitude)} magnitudes "
+            f"the LoRA {path} must fit the model, got {len(layer.magnitude)} magnitudes of {layer.key} "
             f"for a layer of {list(weight.shape)}"
         )
     whole = weight.float() + product
@@ -242,7 +243,7 @@ def _product(path: Path, layer: LowRank, weight: Tensor) -> Tensor:
     down, up = (factor.to(weight.device, torch.float32) for factor in (layer.down, layer.up))
     if len(up) != len(weight) or len(up) * down.shape[1] != weight.numel():
         raise ConfigError(
-            f"the LoRA {path} must fit the model, its key {layer.key} is for a layer of another size than "
+            f"the LoRA {path} must fit the model, got {layer.key} for a layer of another size than "
             f"{list(weight.shape)}"
         )
     return layer.factor * (up @ down).reshape(weight.shape)

@@ -64,7 +64,7 @@ def resolve_model(
     if is_single_file(name) and not Path(name).is_dir():
         folder = _resolve_file(name, base, prediction, cache=cache, network=network, own_vae=vae is None)
     elif base is not None:
-        raise ConfigError(f"base must go with a model that is one file, {name} has its own parts")
+        raise ConfigError(f"base must go with a model that is one file, got {name}, which has its own parts")
     else:
         folder = _resolve_folder(name, half=half, cache=cache, network=network)
     if vae is not None:
@@ -113,7 +113,7 @@ def _resolve_folder(
             if weights
             else "a model must be a folder or a hub id"
         )
-        raise WeightsNotFoundError(f"{requirement}, no folder {name}")
+        raise WeightsNotFoundError(f"{requirement}, got {name}, which does not exist")
     path = snapshot(
         Request(
             repository,
@@ -141,7 +141,8 @@ def _resolve_file(
     kind = describe_file(path)
     if not kind.known_prediction and prediction is None:
         raise ConfigError(
-            f"what the UNet of {path} predicts must be known; use --set models.text.prediction=v_prediction "
+            f"what the UNet of {path} predicts must be known, got no sign of it; use --set "
+            "models.text.prediction=v_prediction "
             "for a model made from SD 2's 768 px, or =epsilon for one from its 512 px base, whose "
             "objectives.color.guidance.resolution is 512"
         )
@@ -149,8 +150,8 @@ def _resolve_file(
         base_folder = _resolve_folder(str(base or kind.base), cache=cache, network=network, weights=False)
     except WeightsNotFoundError as error:
         raise WeightsNotFoundError(
-            f"{path} has no tokenizers, which come with its configurations from {base or kind.base} (a few "
-            f"MB) or from a folder with --set models.text.base=FOLDER: {error}"
+            f"{path} must have tokenizers, got none; they come with its configurations from "
+            f"{base or kind.base} (a few MB) or from a folder with --set models.text.base=FOLDER: {error}"
         ) from error
     require_parts(path, base_folder, vae=own_vae)
     return open_single(name, path, kind, base_folder)
@@ -257,12 +258,12 @@ def _require_fit(source: Path, module: torch.nn.Module, state: Mapping[str, Tens
     whose = f"{type(module).__name__} with its config.json"
     if missing := sorted(set(expected) - set(state)):
         raise WeightsNotFoundError(
-            f"{source} must hold all weights of a {whose}, {len(missing)} are missing, the first is "
+            f"{source} must hold all weights of a {whose}, got none for {len(missing)}, the first is "
             f"{missing[0]}; fetch the checkpoint again"
         )
     if unknown := sorted(set(state) - set(expected)):
         raise ConfigError(
-            f"{source} must hold the weights of a {whose} and no others, {len(unknown)} are unknown, the "
+            f"{source} must hold the weights of a {whose} and no others, got {len(unknown)} unknown, the "
             f"first is {unknown[0]}; it is another kind of network, which is not supported"
         )
     for name, tensor in state.items():
@@ -290,7 +291,7 @@ def _vae_dtype(
     upcast = bool(config.get("force_upcast", layout == "sdxl"))
     if dtype == torch.float16 and upcast:
         raise ConfigError(
-            f"a VAE in float16 must not need float32 (force_upcast), {folder} does and would overflow; use "
+            f"a VAE in float16 must not need float32 (force_upcast), got {folder}, which does; use "
             "bfloat16 (vae_dtype) or the VAE sdxl-vae-fp16-fix (vae)"
         )
     if dtype is not None:
@@ -314,7 +315,8 @@ def find_part(
         repository = ALIASES.get(str(name), str(name))
         if not is_hub_id(repository):
             raise WeightsNotFoundError(
-                f"the {PART_NAMES[part]} must be a folder, a hub id or an alias, no folder {name}"
+                f"the {PART_NAMES[part]} must be a folder, a hub id or an alias, got {name}, which does "
+                "not exist"
             )
         check_listing = partial(check_part_listing, repository)
         request = Request(

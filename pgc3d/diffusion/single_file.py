@@ -70,20 +70,20 @@ def describe_file(path: Path) -> FileKind:
     """
     if path.suffix.lower() != SUFFIX:
         raise WeightsNotFoundError(
-            f"--model must be a safetensors file, {path} is a pickle, which is never loaded; convert it"
+            f"--model must be a safetensors file, got the pickle {path}, which is never loaded; convert it"
         )
     if not path.is_file():
-        raise WeightsNotFoundError(f"--model must be a file that exists, {path} does not")
+        raise WeightsNotFoundError(f"--model must be a file, got {path}, which does not exist")
     names = tensor_names(path)
     for pattern, kind in FOREIGN.items():
         if tensor := next((name for name in names if re.search(pattern, name)), None):
-            raise ConfigError(f"{SUPPORTED}, {path} is {kind}, by its tensor {tensor}")
+            raise ConfigError(f"{SUPPORTED}, got {path}, {kind}, by its tensor {tensor}")
     first = {part: next((p for p in PREFIXES[part] if _has(names, p)), None) for part in PREFIXES}
     if first["unet"] is None or first["text_encoder"] is None:
         missing = "UNet" if first["unet"] is None else "text encoder"
         raise ConfigError(
-            f"{SUPPORTED}, as one file with all parts in the names of the original code, {path} has "
-            f"no {missing} in them, its first tensor is {names[0] if names else 'none'}"
+            f"{SUPPORTED}, as one file with all parts in the names of the original code, got "
+            f"{path} without {missing} in them, its first tensor is {names[0] if names else 'none'}"
         )
     scheduler = _noise_of(names, _metadata(path))
     if first["text_encoder_2"] is not None:
@@ -121,7 +121,7 @@ def open_single(name: str, path: Path, kind: FileKind, base: ModelFolder) -> Mod
     """
     if base.layout != kind.layout:
         raise ConfigError(
-            f"the base of {path} must be in the layout of {kind.layout}, {base.name} is in that of "
+            f"the base of {path} must be in the layout of {kind.layout}, got {base.name} in that of "
             f"{base.layout}; use --set models.text.base=FOLDER"
         )
     shapes = _shapes(path)
@@ -130,7 +130,7 @@ def open_single(name: str, path: Path, kind: FileKind, base: ModelFolder) -> Mod
     expected = [unet["block_out_channels"][0], unet.get("in_channels", 4)]
     if entry[1] != expected[1]:
         use = OTHER_INPUTS.get(entry[1], "for something else")
-        raise ConfigError(f"{SUPPORTED}, the UNet of {path} has {entry[1]} input channels, {use}")
+        raise ConfigError(f"{SUPPORTED}, got {entry[1]} input channels, {use}, in the UNet of {path}")
     widths = {shape[1] for key, shape in shapes.items() if key.endswith(".attn2.to_k.weight")}
     if entry[0] != expected[0] or widths != {unet.get("cross_attention_dim")}:
         raise ConfigError(
@@ -157,7 +157,7 @@ def require_parts(path: Path, base: ModelFolder, *, vae: bool) -> None:
             hint = (
                 "; name one with --set models.text.vae=sdxl-vae-fp16-fix or a folder" if part == "vae" else ""
             )
-            raise ConfigError(f"the file {path} must hold all parts of its model, it has no {part}{hint}")
+            raise ConfigError(f"the file {path} must hold all parts of its model, got no {part}{hint}")
 
 
 def count_unet(path: Path) -> int:
@@ -190,7 +190,7 @@ def read_part(path: Path, part: str, config: Mapping[str, Any], device: str) -> 
                 continue
             name = _today(part, prefix, inner, config)
             if name is None:
-                raise ConfigError(f"{SUPPORTED}, the {part} of {path} has an unknown tensor {key}")
+                raise ConfigError(f"{SUPPORTED}, got the unknown tensor {key} in the {part} of {path}")
             if name:
                 yield from _split(name, file.get_tensor(key))
 

@@ -78,7 +78,7 @@ def _load_tokenizer(folder: Path) -> Any:
     from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
     if not folder.is_dir():
-        raise WeightsNotFoundError(f"the checkpoint must hold {folder.name}/, not found in {folder.parent}")
+        raise WeightsNotFoundError(f"the checkpoint must hold {folder.name}/, got none in {folder.parent}")
     return CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
 
 
@@ -116,7 +116,7 @@ def load_clip(kind: Any, folder: Path, *, dtype: torch.dtype, file: Path | None 
     if info["missing_keys"] or info["mismatched_keys"]:
         missing = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
         raise WeightsNotFoundError(
-            f"{source} must hold all weights of its config, {len(missing)} are missing or of another "
+            f"{source} must hold all weights of its config, got {len(missing)} missing or of another "
             f"shape, the first is {missing[0]}; fetch the checkpoint again"
         )
     # Older files also hold the position indices, and both encoders of CLIP.
@@ -124,7 +124,7 @@ def load_clip(kind: Any, folder: Path, *, dtype: torch.dtype, file: Path | None 
     if unknown:
         raise ConfigError(
             f"{source} must hold the weights of a {kind.__name__} with its config.json and no others, "
-            f"{len(unknown)} are unknown, the first is {unknown[0]}; it is another kind of network"
+            f"got {len(unknown)} unknown, the first is {unknown[0]}; it is another kind of network"
         )
     return encoder.eval().requires_grad_(False)  # noqa: FBT003 - torch's own signature
 

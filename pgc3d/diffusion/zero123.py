@@ -128,10 +128,13 @@ def require_zero123(folder: ModelFolder, pose: Pose | None = None) -> ModelFolde
         ConfigError: it has another layout, or its pose convention is unknown.
     """
     if folder.layout != "zero123":
-        raise ConfigError(f"the image model must be in Zero123 layout, {folder.name} is in {folder.layout}'s")
+        raise ConfigError(
+            f"the image model must be in Zero123 layout, got {folder.name} in {folder.layout}'s"
+        )
     if (pose or folder.pose) is None:
         raise ConfigError(
-            f"the pose convention of {folder.name} must be known; use --set models.image.pose=radius for a "
+            f"the pose convention of {folder.name} must be known, got none; use --set "
+            "models.image.pose=radius for a "
             "model as Zero123-XL, or =polar for one as Stable Zero123"
         )
     return replace(folder, pose=pose or folder.pose)
@@ -180,7 +183,7 @@ def condition(
         WeightsNotFoundError: weights are missing or damaged.
     """
     if folder.pose is None:
-        raise ValueError("the folder must come from require_zero123")
+        raise ValueError("the folder must come from require_zero123, got one without a pose")
     device = diffusion.device
     resized = resize(image[None], diffusion.resolution)
     resized = resized[..., :3] + (1.0 - resized[..., 3:])  # on white

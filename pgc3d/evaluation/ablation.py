@@ -262,7 +262,9 @@ def make_image(
             limits=(0.0, 1.0),
         )
     if not isinstance(guidance, ScoreDistillation):
-        raise ConfigError("--space latents must go with a text-to-image guidance; use --space pixels")
+        raise ConfigError(
+            "--space latents must go with a text-to-image guidance, got another one; use --space pixels"
+        )
     return _latent_image(guidance, start, render_of(start), views)
 
 

@@ -40,11 +40,11 @@ def _extent(asset: MeshAsset) -> tuple[Float[Tensor, " 3"], Float[Tensor, ""]]:
     """Centre of the bounding box, and the farthest vertex's distance from it."""
     used = asset.vertices[torch.unique(asset.faces)]
     if not len(used) or not bool(torch.isfinite(used).all()):
-        raise InputError("a mesh to be compared must have finite vertices and at least one face")
+        raise InputError("a mesh to be compared must have finite vertices and at least one face, got others")
     center = (used.amax(0) + used.amin(0)) / 2
     radius = (used - center).norm(dim=-1).max()
     if not radius > 0:
-        raise InputError("a mesh to be compared must have an extent, all its vertices are at one place")
+        raise InputError("a mesh to be compared must have an extent, got all its vertices at one place")
     return center, radius
 
 

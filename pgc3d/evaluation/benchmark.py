@@ -75,7 +75,7 @@ def evaluate(
         _notify_missing(folder, items, results, notify)
     if not results:
         raise InputError(
-            f"there must be results to measure, found none of {len(items)} items in "
+            f"there must be results to measure, got none of {len(items)} items in "
             f"{', '.join(map(str, folders)) or 'no folder'}; name them ITEM.glb or ITEM-SEED/asset.glb"
         )
     records_folder = out / "records"
@@ -109,7 +109,7 @@ def find_results(folder: Path, items: Sequence[Item]) -> list[Result]:
         InputError: the folder does not exist, or a result is there twice.
     """
     if not folder.is_dir():
-        raise InputError(f"results must lie in a folder, found none at {folder}")
+        raise InputError(f"results must lie in a folder, got none at {folder}")
     by_name = {item.name: item for item in items}
     meshes: dict[tuple[str, int], Path] = {}
     for path in sorted(folder.iterdir()):
@@ -119,7 +119,7 @@ def find_results(folder: Path, items: Sequence[Item]) -> list[Result]:
         if name not in by_name or mesh is None or (path.is_file() and stem == path.name):
             continue
         if (name, seed) in meshes:
-            raise InputError(f"a result must be there once, found {meshes[name, seed]} and {mesh}")
+            raise InputError(f"a result must be there once, got {meshes[name, seed]} and {mesh}")
         meshes[name, seed] = mesh
     method = folder.resolve().name
     return [Result(method, by_name[name], seed, mesh) for (name, seed), mesh in meshes.items()]

@@ -38,9 +38,9 @@ class Item:
                 f"name must be of letters, digits, '.', '_' and '-' and not end in -NUMBER, got {self.name!r}"
             )
         if (self.prompt is None) == (self.image is None):
-            raise ValueError(f"{self.name} must have either a prompt or an image")
+            raise ValueError(f"{self.name} must have either a prompt or an image, got both or none")
         if self.image is not None and self.truth is None:
-            raise ValueError(f"{self.name} has an image and must have a truth")
+            raise ValueError(f"{self.name} must have a truth beside its image, got none")
         if self.frame not in ("own", "input") or (self.frame == "input" and self.image is None):
             raise ValueError(f"frame must be own, or input where there is an image, got {self.frame!r}")
         if not -89.0 <= self.elevation_degrees <= 89.0:
@@ -59,7 +59,7 @@ def read_items(path: Path) -> list[Item]:
         InputError: the file cannot be read, or a line is wrong; the message names it.
     """
     if path.exists() and not path.is_file():
-        raise InputError(f"the list must be a text file, {path} is a folder, a device or a pipe")
+        raise InputError(f"the list must be a text file, got {path}, a folder, a device or a pipe")
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -75,14 +75,14 @@ def read_items(path: Path) -> list[Item]:
     twice = sorted({name for name in names if names.count(name) > 1})
     if not items or twice:
         what = f"{twice[0]} twice" if twice else "none"
-        raise InputError(f"{path} must hold items with different names, found {what}")
+        raise InputError(f"{path} must hold items with different names, got {what}")
     return items
 
 
 def _item(record: Any, folder: Path) -> Item:
     known = {field.name: field.type for field in fields(Item)}
     if not isinstance(record, dict) or not record.keys() <= known.keys() or "name" not in record:
-        raise ValueError(f"an item must be an object with a name and any of {', '.join(known)}")
+        raise ValueError(f"an item must be an object with a name and any of {', '.join(known)}, got another")
     values = dict(record)
     for key, value in record.items():
         if key == "elevation_degrees":
@@ -92,7 +92,7 @@ def _item(record: Any, folder: Path) -> Item:
         elif key in ("image", "truth"):
             values[key] = folder / value
             if not values[key].is_file():
-                raise ValueError(f"{key} must be a file, found none at {values[key]}")
+                raise ValueError(f"{key} must be a file, got none at {values[key]}")
     return Item(**values)
 
 

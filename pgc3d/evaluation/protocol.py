@@ -188,7 +188,7 @@ def _surface_metrics(
                 points = _whole_surface(vertices, faces, protocol.points, generator)
             clouds.append(points)
         if not all(len(points) for points in clouds):
-            raise InputError("a mesh to be compared must be visible, found nothing from any side")
+            raise InputError("a mesh to be compared must be visible, got nothing from any side")
         forward, backward = nearest_distances(*clouds)
         metrics[f"{part}chamfer"] = chamfer_distance(forward, backward)
         for threshold in protocol.thresholds:
@@ -200,4 +200,4 @@ def _whole_surface(vertices: Tensor, faces: Tensor, count: int, generator: torch
     try:
         return sample_surface(vertices, faces, count, generator)[0]
     except ValueError as error:
-        raise InputError(f"a mesh cannot be compared: {error}") from error
+        raise InputError(f"a mesh to be compared must be usable, but {error}") from error

@@ -76,7 +76,7 @@ def load_retriever(folder: Path, device: torch.device) -> Retriever:
     """
     if not (folder / "config.json").is_file():
         raise WeightsNotFoundError(
-            f"the contrastive model must be a folder with config.json, found none in {folder}; train one "
+            f"the contrastive model must be a folder with config.json, got none in {folder}; train one "
             "with scripts/mini/train_contrastive.py"
         )
     from transformers import CLIPModel, CLIPTokenizer

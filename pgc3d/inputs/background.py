@@ -32,7 +32,10 @@ def prepare_backdrop(path: Path, size: int, notify: Notify = ignore) -> bytes:
 
     image = drop_idle_alpha(decode_image(path, target=working_size, notify=notify).image)
     if image.mode != "RGB":
-        raise InputError(f"a background must be opaque, {path} is not; save it without an alpha channel")
+        raise InputError(
+            f"a background must be opaque, got {path} with transparent pixels; save it without "
+            "an alpha channel"
+        )
     return encode_png(ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS))
 
 

@@ -53,7 +53,8 @@ def matte(image: Image.Image) -> Image.Image:
     """
     if any(importlib.util.find_spec(name) is None for name in ("rembg", "onnxruntime")):
         raise InputError(
-            "an image without alpha needs its background removed: pip install 'pgc3d[matting]', or "
+            "an image must have alpha, got none and no rembg to remove its background; pip install "
+            "'pgc3d[matting]', or "
             "give one with a plain background and --no-matting, or one with alpha"
         )
     from rembg import new_session, remove
@@ -89,8 +90,8 @@ def cut_plain_background(image: Image.Image, path: Path) -> Image.Image:
     if not _is_plain(np.abs(ring - color).max(axis=-1)):
         fraction = (np.abs(ring - color) > BACKGROUND_TOLERANCE).any(axis=-1).mean()
         raise InputError(
-            f"--no-matting needs a background of one plain colour, but {fraction:.0%} of the border of "
-            f"{path} differ from it; omit --no-matting, or give an image with alpha"
+            f"--no-matting must go with a background of one plain colour, got another in {fraction:.0%} of "
+            f"the border of {path}; omit --no-matting, or give an image with alpha"
         )
     plain = (np.abs(pixels - color) <= BACKGROUND_TOLERANCE).all(axis=-1)
     alpha = Image.fromarray(np.where(connected_to_border(plain), 0, 255).astype(np.uint8))
@@ -154,7 +155,7 @@ def find_object(image: Image.Image, path: Path, notify: Notify) -> tuple[Image.I
     height, width = (int(axis[-1] - axis[0] + 1) if len(axis) else 0 for axis in (rows, columns))
     if max(height, width) < SMALLEST_OBJECT:
         raise InputError(
-            f"the object must be at least {SMALLEST_OBJECT} pixels large, found {width} x {height} in "
+            f"the object must be at least {SMALLEST_OBJECT} pixels large, got {width} x {height} in "
             f"{path}; give an image whose alpha or background separates the object"
         )
     _report_cut(mask, path, notify)

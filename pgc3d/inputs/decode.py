@@ -130,8 +130,8 @@ def _steps(image: ImageFile.ImageFile, path: Path, notify: Notify) -> tuple[Conv
     transparent = stored.transparent_level(image)
     if image.mode in {"I", "F"}:
         raise InputError(
-            f"an image must have 8 or 16 bits a channel without a sign, {path} has 32 bits a channel or a "
-            "sign; scale its levels and save it as PNG"
+            f"an image must have 8 or 16 bits a channel without a sign, got 32 bits or a sign in "
+            f"{path}; scale its levels and save it as PNG"
         )
     if image.mode == "LAB":
         return converter(image, path, notify), plain
@@ -237,7 +237,7 @@ def _numbers(image: Image.Image, path: Path) -> Shaped[np.ndarray, "H W *C"]:
         image = image.convert(goal[image.mode])
     if image.mode in {"CMYK", "LAB", "HSV"}:
         raise InputError(
-            f"a map must hold grey levels or RGB, {path} is in mode {image.mode}; save it as PNG"
+            f"a map must hold grey levels or RGB, got mode {image.mode} in {path}; save it as PNG"
         )
     return np.array(image)
 

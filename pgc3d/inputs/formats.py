@@ -80,15 +80,17 @@ def require_small_file(path: Path) -> None:
         is_file, size = path.is_file(), path.stat().st_size if path.is_file() else 0
     except OSError as error:  # an invalid name, or a folder without permission
         reason = error.strerror or str(error)
-        raise InputError(f"the image must be a file, found none at {path}: {reason}") from error
+        raise InputError(f"the image must be a file, got none at {path}: {reason}") from error
     except ValueError:  # a NUL in its name
         is_file, size = False, 0
     if not is_file:
-        raise InputError(f"the image must be a file, found none at {path}")
+        raise InputError(f"the image must be a file, got none at {path}")
     if size > MAX_BYTES:
-        raise InputError(f"an image must have at most {MAX_BYTES >> 20} MiB, {path} has {size >> 20}")
+        raise InputError(
+            f"an image must have at most {MAX_BYTES >> 20} MiB, got {size >> 20} in {path}; shrink it"
+        )
     if size == 0:
-        raise InputError(f"an image must be one of {', '.join(FORMATS)}, {path} is empty; copy it again")
+        raise InputError(f"an image must be one of {', '.join(FORMATS)}, got the empty {path}; copy it again")
 
 
 @contextmanager
@@ -107,11 +109,11 @@ def open_image(path: Path) -> Iterator[ImageFile.ImageFile]:
         if image.width * image.height > MAX_PIXELS:
             raise _too_many_pixels(path, f"{image.width} x {image.height}")
         if min(image.size) < 1:
-            raise InputError(f"an image must have pixels, {path} has {image.width} x {image.height}")
+            raise InputError(f"an image must have pixels, got {image.width} x {image.height} in {path}")
         frames = getattr(image, "n_frames", 1)
         if frames > 1 and image.format != "MPO":  # the first one of a phone's MPO is the image
             raise InputError(
-                f"an image must be a single one, {path} holds {frames}; save the one that is meant as PNG"
+                f"an image must be a single one, got {frames} in {path}; save the one that is meant as PNG"
             )
         _require_plain_numbers(image, path)
         yield image
@@ -150,12 +152,12 @@ def decoding(path: Path) -> Iterator[None]:
 
 def _too_many_pixels(path: Path, size: str) -> InputError:
     return InputError(
-        f"an image must have at most {MAX_PIXELS / 1e6:.0f} million pixels, {path} has {size}; shrink it"
+        f"an image must have at most {MAX_PIXELS / 1e6:.0f} million pixels, got {size} in {path}; shrink it"
     )
 
 
 def _other_format(path: Path, what: str, advice: str) -> InputError:
-    return InputError(f"an image must be one of {', '.join(FORMATS)}, {path} is {what}; {advice}")
+    return InputError(f"an image must be one of {', '.join(FORMATS)}, got {path}, {what}; {advice}")
 
 
 def _unidentified(path: Path) -> InputError:
@@ -166,7 +168,7 @@ def _unidentified(path: Path) -> InputError:
     if start.startswith(_TIFF_STARTS):
         what = f"a TIFF whose layout is not read{_layout(path)}"
         return _other_format(path, what, "save it with 8 or 16 bits a channel as PNG")
-    return InputError(f"an image must be one of {', '.join(FORMATS)}, {path} is not")
+    return InputError(f"an image must be one of {', '.join(FORMATS)}, got {path}")
 
 
 def _layout(path: Path) -> str:

@@ -78,12 +78,12 @@ def _read(name: MapName, path: Path) -> Levels:
     if levels.top is not None and name == "depth" and values.ndim == 3:
         values = _grey_of(values, levels.top, path)
     elif path.suffix.lower() != ".npy" and name == "normal" and values.ndim == 2:
-        raise InputError(f"a normal map must hold the colours of (n + 1) / 2, {path} holds grey levels")
+        raise InputError(f"a normal map must hold the colours of (n + 1) / 2, got grey levels in {path}")
     values = values[..., None] if values.ndim == 2 else values
     if values.ndim != 3 or values.shape[2] != CHANNELS[name]:
         raise InputError(
-            f"a {name} map must hold {CHANNELS[name]} number(s) a pixel, {path} is of shape "
-            f"{' x '.join(map(str, values.shape))}"
+            f"a {name} map must hold {CHANNELS[name]} number(s) a pixel, got the shape "
+            f"{' x '.join(map(str, values.shape))} in {path}"
         )
     return Levels(values, levels.top if name == "normal" else None)
 
@@ -95,7 +95,8 @@ def _grey_of(values: Shaped[np.ndarray, "H W 3"], top: float, path: Path) -> Sha
         apart = np.maximum(values[..., channel], grey) - np.minimum(values[..., channel], grey)
         if apart.max() > GREY_TOLERANCE * top:
             raise InputError(
-                f"a depth map must hold grey levels, not colours, {path} has coloured pixels; give the depth "
+                f"a depth map must hold grey levels, not colours, got coloured pixels in {path}; give the "
+                "depth "
                 "itself, not an image of it in false colours"
             )
     return grey
@@ -123,7 +124,7 @@ def _place(
 
     *placed, known, covered = map(place, [*planes, finite, np.ones_like(alpha)])
     if (known < 0.999 * covered)[covered > 0.5].any():
-        raise InputError(f"a map must be finite all over the object, {path} is not")
+        raise InputError(f"a map must be finite all over the object, got NaN or infinity in {path}")
     return np.stack(placed, axis=-1) / np.maximum(covered, 1e-6)[..., None], covered
 
 
@@ -157,7 +158,7 @@ def _depth_levels(
 ) -> UInt16[np.ndarray, "S S"]:
     low, high = depth[inside].min(), depth[inside].max()
     if not high - low > 1e-5 * max(abs(low), abs(high)):  # less is rounding
-        raise InputError(f"a depth map must vary over the object, {path} is {low:g} all over it")
+        raise InputError(f"a depth map must vary over the object, got {low:g} all over it in {path}")
     levels: UInt16[np.ndarray, "S S"]
     levels = np.rint(np.clip((depth - low) / (high - low), 0.0, 1.0) * 65535.0).astype(np.uint16)
     return levels
@@ -169,7 +170,7 @@ def _normal_levels(
     low, high = levels[inside].min(), levels[inside].max()
     if low < -1e-3 or high > 1.001:
         raise InputError(
-            f"a normal map must hold (n + 1) / 2, numbers in [0, 1], {path} has {low:.3g} to {high:.3g}"
+            f"a normal map must hold (n + 1) / 2, numbers in [0, 1], got {low:.3g} to {high:.3g} in {path}"
         )
     normal = 2.0 * levels - 1.0
     away = (normal[inside][:, 2] < 0).mean()

@@ -62,7 +62,7 @@ def repair_tiles(image: ImageFile.ImageFile, path: Path) -> None:
     deep = max(_tags(image).get(BITS, (8,))) == 16
     if image.mode in {"LAB", "YCbCr", "LA", "La", "PA"} or (image.mode == "CMYK" and deep):
         raise InputError(
-            f"the channels of {path} must be stored together, they are one after the other; save it as PNG"
+            f"the channels of {path} must be stored together, got one after the other; save it as PNG"
         )
     if _tags(image).get(COMPRESSION, 1) == NOT_COMPRESSED and deep:
         order = "L" if _tags(image).prefix == b"II" else "B"

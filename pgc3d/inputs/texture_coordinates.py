@@ -51,7 +51,8 @@ def choose_coordinates(
     if missing is not None:
         if choice == "own":
             raise InputError(
-                f"--uv own needs texture coordinates of every face, but {missing.format(name=path.name)}; "
+                "--uv own must have texture coordinates of every face, but "
+                f"{missing.format(name=path.name)}; "
                 "use --uv auto"
             )
         return _escaped(missing.format(name=path.name)) + "; new ones were made ({method})"
@@ -69,7 +70,7 @@ def choose_coordinates(
     if choice == "own":
         if not usable:
             raise InputError(
-                f"--uv own needs usable texture coordinates, but those of {path.name} {reasons[0]};  "
+                f"--uv own must have usable texture coordinates, but those of {path.name} {reasons[0]}; "
                 "use --uv auto"
             )
         return _folded(usable[0], source, rasterizer, device)

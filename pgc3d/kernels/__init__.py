@@ -21,7 +21,7 @@ def require_triton(part: str) -> None:
         import triton  # noqa: F401
     except ImportError as error:
         raise BackendUnavailableError(
-            f"{part} on CUDA need triton, which cannot be imported ({error}); pip install triton"
+            f"{part} on CUDA must have triton, but it cannot be imported ({error}); pip install triton"
         ) from error
 
 

@@ -33,7 +33,7 @@ class Norm:
         if len(self.weight) % self.groups:
             raise ValueError(f"groups must divide the {len(self.weight)} channels, got {self.groups}")
         if self.weight.requires_grad or self.bias.requires_grad:
-            raise ValueError("weight and bias must be frozen, their gradients are not computed")
+            raise ValueError("weight and bias must be frozen, got one that needs a gradient")
 
 
 def group_norm(

@@ -71,14 +71,20 @@ class MeshAsset:
 
     def __post_init__(self) -> None:
         if self.normal_faces is None and len(self.normals) != len(self.vertices):
-            raise ValueError("normals must be one for each vertex, or come with normal_faces")
+            raise ValueError(
+                "normals must be one for each vertex, or come with normal_faces, got other numbers"
+            )
         own = self.vertices if self.vertex_color is None else self.vertex_color
         if self.color_faces is None and len(own) != len(self.vertices):
-            raise ValueError("vertex colours must be one for each vertex, or come with color_faces")
+            raise ValueError(
+                "vertex colours must be one for each vertex, or come with color_faces, got other numbers"
+            )
         present = [part is not None for part in (self.uv, self.uv_faces, self.base_color)]
         if any(present) and not all(present) and not self.materials:
-            raise ValueError("uv, uv_faces and base_color must be given together")
+            raise ValueError("uv, uv_faces and base_color must be given together, got some of them")
         if self.metallic_roughness is not None and self.base_color is None:
-            raise ValueError("an asset with metallic_roughness must have uv, uv_faces and base_color")
+            raise ValueError(
+                "an asset with metallic_roughness must have uv, uv_faces and base_color, got none"
+            )
         if self.materials and self.face_material is None:
             raise ValueError("an asset with materials must have face_material, got none")

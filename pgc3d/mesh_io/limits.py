@@ -68,6 +68,6 @@ def inside(folder: Path, name: str, source: Path) -> Path:
     except (OSError, ValueError):  # a name that no file can have: too long, with a null byte
         pass
     raise InputError(
-        f"a mesh may refer to files in its own folder only, but {source.name} names {name[:200]!r}; "
+        f"a mesh must refer to files in its own folder only, but {source.name} names {name[:200]!r}; "
         "put all files into one folder"
     )

@@ -42,6 +42,6 @@ def _folder(name: str, index: str, what: str, instead: str = "") -> Path:
     folder = Path(__file__).parent / name
     if not (folder / index).is_file():
         raise WeightsNotFoundError(
-            f"the bundled {what} must lie in {folder}, found nothing; reinstall pgc3d{instead}"
+            f"the bundled {what} must lie in {folder}, got nothing; reinstall pgc3d{instead}"
         )
     return folder

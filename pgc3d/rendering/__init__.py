@@ -23,13 +23,13 @@ def build_rasterizer(backend: Backend, device: torch.device) -> Rasterizer:
         return _triton_rasterizer(device)
     if device.type != "cpu":
         raise BackendUnavailableError(
-            f"the cpu rasterizer needs tensors on the CPU, got {device}; use the cpu device, or auto"
+            f"the cpu rasterizer must have tensors on the CPU, got {device}; use the cpu device, or auto"
         )
     try:
         from pgc3d.rendering.cpu import CpuRasterizer
     except ImportError as error:
         raise BackendUnavailableError(
-            f"the cpu rasterizer needs numba, which cannot be imported ({error}); pip install numba"
+            f"the cpu rasterizer must have numba, but it cannot be imported ({error}); pip install numba"
         ) from error
     return CpuRasterizer()
 
@@ -37,14 +37,15 @@ def build_rasterizer(backend: Backend, device: torch.device) -> Rasterizer:
 def _triton_rasterizer(device: torch.device) -> Rasterizer:
     if device.type != "cuda" or not torch.cuda.is_available():
         raise BackendUnavailableError(
-            f"the triton rasterizer needs a CUDA device, got {device} "
+            f"the triton rasterizer must have a CUDA device, got {device} "
             f"(CUDA available: {torch.cuda.is_available()}); use --device cpu, or a CUDA build of torch"
         )
     try:
         from pgc3d.rendering.triton import TritonRasterizer
     except ImportError as error:
         raise BackendUnavailableError(
-            f"the triton rasterizer needs triton, which cannot be imported ({error}); pip install triton, "
+            f"the triton rasterizer must have triton, but it cannot be imported ({error}); pip install "
+            "triton, "
             "or --set run.rasterizer=nvdiffrast"
         ) from error
     return TritonRasterizer()

@@ -69,7 +69,8 @@ def _import_ops() -> Any:
         import nvdiffrast.torch
     except (ImportError, OSError) as error:
         raise BackendUnavailableError(
-            f"the nvdiffrast rasterizer needs nvdiffrast, which is missing ({_one_line(error)}); {_INSTALL}"
+            f"the nvdiffrast rasterizer must have nvdiffrast, but it is missing ({_one_line(error)}); "
+            f"{_INSTALL}"
         ) from error
     return nvdiffrast.torch
 
@@ -77,7 +78,7 @@ def _import_ops() -> Any:
 def _create_context(ops: Any, device: torch.device) -> Any:
     if device.type != "cuda" or not torch.cuda.is_available():
         raise BackendUnavailableError(
-            f"the nvdiffrast rasterizer needs a CUDA device, got {device} "
+            f"the nvdiffrast rasterizer must have a CUDA device, got {device} "
             f"(CUDA available: {torch.cuda.is_available()}); use --device cpu, or a CUDA build of torch"
         )
     try:
@@ -85,7 +86,7 @@ def _create_context(ops: Any, device: torch.device) -> Any:
             return ops.RasterizeCudaContext(device=device)
     except Exception as error:  # a build can fail in any way: compiler, ninja, toolkit, driver
         raise BackendUnavailableError(
-            f"nvdiffrast must compile at its first use and failed ({_one_line(error)}); install a C++ "
+            f"nvdiffrast must compile at its first use, but failed ({_one_line(error)}); install a C++ "
             "compiler, ninja and the CUDA toolkit of torch's CUDA version (CUDA_HOME), or use --device cpu"
         ) from error
 
