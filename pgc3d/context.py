@@ -59,7 +59,8 @@ class GuidanceContext:
     models: ModelStore
     prompt: str
     image: Callable[[], Float[Tensor, "S S 4"]]  # the prepared input image, premultiplied RGBA, on the device
-    map: Callable[[MapName], Tensor | None]  # of the input image, on the device; None where it was not given
+    # Of the input image, on the device: 1 channel of depth or 3 of normals; None where it was not given.
+    map: Callable[[MapName], Float[Tensor, "S S _"] | None]
     reference: Cameras  # the camera of the input image, on the device
     generator: torch.Generator  # on the CPU; for initial weights, where a guidance trains some
 

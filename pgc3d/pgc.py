@@ -19,13 +19,14 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 Norm = Literal["linf", "l2"]
+Scalar: TypeAlias = float | Float[Tensor, ""]
 Clipper = Callable[[Tensor], Tensor]
 _SAMPLE = 65536  # at most so many pixels are sorted for a percentile
 # Ranges of settings, for documentation and for configuration files: beyond, products leave single precision.
@@ -38,13 +39,13 @@ def replace_nonfinite(gradient: Float[Tensor, "..."], *, dim: int = -1) -> Float
     return torch.where(_largest(gradient, dim) < math.inf, gradient, 0.0)
 
 
-def count_nonfinite(gradient: Float[Tensor, "..."], *, dim: int = -1) -> Tensor:
+def count_nonfinite(gradient: Float[Tensor, "..."], *, dim: int = -1) -> Int[Tensor, ""]:
     """Number of pixels that hold a NaN or an infinity, as an integer scalar on the device."""
     return (~(_largest(gradient, dim) < math.inf)).sum()
 
 
 def clip_pixelwise(
-    gradient: Float[Tensor, "..."], threshold: float | Tensor = 0.1, *, norm: Norm = "linf", dim: int = -1
+    gradient: Float[Tensor, "..."], threshold: Scalar = 0.1, *, norm: Norm = "linf", dim: int = -1
 ) -> Float[Tensor, "..."]:
     """Shorten every pixel vector that is longer than the threshold (PGC, eq. 9).
 
@@ -62,7 +63,7 @@ def clip_pixelwise(
 
 
 def clip_channelwise(
-    gradient: Float[Tensor, "..."], threshold: float | Tensor = 0.1, *, dim: int = -1
+    gradient: Float[Tensor, "..."], threshold: Scalar = 0.1, *, dim: int = -1
 ) -> Float[Tensor, "..."]:
     """Limit every channel to [-c, c] on its own, which may change the vector's direction (PGC-V)."""
     _check_threshold(threshold)
@@ -71,7 +72,7 @@ def clip_channelwise(
 
 
 def normalize_pngd(
-    gradient: Float[Tensor, "..."], threshold: float | Tensor = 0.1, *, norm: Norm = "linf", dim: int = -1
+    gradient: Float[Tensor, "..."], threshold: Scalar = 0.1, *, norm: Norm = "linf", dim: int = -1
 ) -> Float[Tensor, "..."]:
     """Scale every pixel vector g to c g / (|g| + c): about g where short, of length c where long (PNGD)."""
     _check_threshold(threshold)
@@ -82,7 +83,7 @@ def normalize_pngd(
 
 
 def scale_globally(
-    gradient: Float[Tensor, "..."], threshold: float | Tensor = 0.1, *, dim: int = -1
+    gradient: Float[Tensor, "..."], threshold: Scalar = 0.1, *, dim: int = -1
 ) -> Float[Tensor, "..."]:
     """Scale the whole batch so that its largest absolute channel is c; an all-zero gradient stays zero."""
     _check_threshold(threshold)
@@ -204,7 +205,7 @@ def attach(
     *,
     norm: Norm = "linf",
     dim: int = -1,
-    loss_scale: float | Tensor | Callable[[], float | Tensor] | None = None,
+    loss_scale: Scalar | Callable[[], Scalar] | None = None,
     clipper: Clipper | None = None,
 ) -> torch.utils.hooks.RemovableHandle:
     """Clip the gradient of a rendered image during `backward`.
@@ -222,7 +223,6 @@ def attach(
         A handle whose `remove()` ends the clipping.
     """
     _check_threshold(threshold)
-
     rule = clipper or partial(clip_pixelwise, threshold=threshold, norm=norm, dim=dim)
 
     def clip(gradient: Tensor) -> Tensor:
@@ -348,7 +348,7 @@ class AdaptiveClip:
 ClipConfig = PixelClip | ChannelClip | PngdClip | GlobalScale | ParameterClip | NoClip | AdaptiveClip
 
 
-def _check_threshold(threshold: float | Tensor, name: str = "threshold") -> None:
+def _check_threshold(threshold: Scalar, name: str = "threshold") -> None:
     if not isinstance(threshold, Tensor) and not 0 < threshold < float("inf"):
         raise ValueError(f"a clipping {name} must be positive and finite, got {threshold}")
 

@@ -32,7 +32,8 @@ class LatentDiffusion:
     alphas_cumprod: Float[Tensor, " T"]  # float32, on the device
     prediction: Prediction
     layout: Layout
-    encoder: Callable[[Tensor], Tensor] | None = None  # replaces the forward pass of the VAE's encoder
+    # Replaces the forward pass of the VAE's encoder, from pixels to the mean and log variance of latents.
+    encoder: Callable[[Float[Tensor, "B 3 H W"]], Float[Tensor, "B C h w"]] | None = None
     predictor: Callable[..., Any] | None = None  # replaces the forward pass of the UNet
 
     @property

@@ -64,8 +64,8 @@ class OptimizedImage:
     """Optimised values (pixels or latents), their gradient, and how they become an image; channel last."""
 
     start: Float[Tensor, "1 H W C"]
-    gradient: Callable[[Tensor, Step], Float[Tensor, "1 H W C"]]  # d loss / d values
-    decode: Callable[[Tensor], Float[Tensor, "1 h w 3"]]
+    gradient: Callable[[Float[Tensor, "1 H W C"], Step], Float[Tensor, "1 H W C"]]  # d loss / d values
+    decode: Callable[[Float[Tensor, "1 H W C"]], Float[Tensor, "1 h w 3"]]
     limits: tuple[float, float]
 
 
@@ -296,7 +296,7 @@ def optimize_image(
     learning_rate: float,
     seed: int = 0,
     scope: str = "",
-    observe: Callable[[int, Mapping[str, Tensor]], None] = lambda *_: None,
+    observe: Callable[[int, Mapping[str, Float[Tensor, ""]]], None] = lambda *_: None,
 ) -> RuleResult:
     """Optimise an image under one rule; pixels are kept in their range by projection after each step.
 

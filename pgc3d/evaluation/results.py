@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 from numpy.typing import NDArray
 
 from pgc3d.errors import InputError
@@ -84,7 +85,9 @@ def read_results(path: Path) -> list[Record]:
     return [from_json(record) for record in records]
 
 
-def bootstrap(tables: Sequence[Values], *, resamples: int = RESAMPLES) -> NDArray[np.float64]:
+def bootstrap(
+    tables: Sequence[Values], *, resamples: int = RESAMPLES
+) -> Float[np.ndarray, "resamples tables"]:
     """Bootstrap means [resamples, tables] over objects, and within each object over seeds, with replacement.
 
     All tables list the same objects, and every resample draws the same ones for all, so that differences of
@@ -112,14 +115,14 @@ def bootstrap(tables: Sequence[Values], *, resamples: int = RESAMPLES) -> NDArra
     return means
 
 
-def interval(means: NDArray[np.float64]) -> tuple[float, float]:
+def interval(means: Float[np.ndarray, " resamples"]) -> tuple[float, float]:
     """Ends of the percentile interval at 95 %; members of the sample, since infinities do not interpolate."""
     tail = (1 - LEVEL) / 2
     low, high = np.quantile(means, [tail, 1 - tail], method="closest_observation")
     return float(low), float(high)
 
 
-def values_of(records: Iterable[Record], method: str, metric: str) -> dict[str, NDArray[np.float64]]:
+def values_of(records: Iterable[Record], method: str, metric: str) -> dict[str, Float[np.ndarray, " seeds"]]:
     """Values of a metric by object, one for each seed; objects without a value are left out."""
     by_object: dict[str, list[float]] = {}
     for record in records:

@@ -71,8 +71,10 @@ def visible_points(
     return points[first[chosen]]
 
 
-def nearest_distances(first: Points, second: Float[Tensor, "Q 3"]) -> tuple[Tensor, Tensor]:
-    """Distance [P] of every first point to the nearest second one, and [Q] the reverse."""
+def nearest_distances(
+    first: Points, second: Float[Tensor, "Q 3"]
+) -> tuple[Float[Tensor, " P"], Float[Tensor, " Q"]]:
+    """Euclidean distance of every first point to the nearest second one, and the reverse."""
     forward, backward = [], second.new_full((len(second),), torch.inf)
     for rows in torch.split(first, ROWS):
         # not by matrix products, which lose half of the digits of small distances

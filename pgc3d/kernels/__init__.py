@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import Any
 
 import torch
+from jaxtyping import Float
 
 from pgc3d.errors import BackendUnavailableError
 
@@ -36,7 +37,7 @@ def use_threads(count: int) -> None:
     numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
 
 
-def kernels_for(tensor: torch.Tensor, name: str, part: str) -> Any:
+def kernels_for(tensor: Float[torch.Tensor, "..."], name: str, part: str) -> Any:
     """The module of kernels that works on a tensor, among the twins NAME, NAME_numba and NAME_triton.
 
     Args:

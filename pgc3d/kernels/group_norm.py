@@ -170,6 +170,6 @@ def _accumulator(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
-def uses_triton(implementation: Implementation, x: Tensor) -> bool:
+def uses_triton(implementation: Implementation, x: Float[Tensor, "..."]) -> bool:
     """Whether a kernel or its twin in torch is to run on `x`."""
     return implementation == "triton" or (implementation == "auto" and x.device.type == "cuda")

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pgc3d.kernels.group_norm import Norm, Statistics
+from pgc3d.kernels.group_norm import Norm, Pixels, Shift, Statistics
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ WRITE = Tiling(numbers=8192, programs=2112, warps=8, stages=2)
 
 
 def forward_triton(
-    pixels: Tensor, norm: Norm, shift: Tensor | None, tiling: Tiling | None = None
-) -> tuple[Tensor, Statistics]:
+    pixels: Pixels, norm: Norm, shift: Shift | None, tiling: Tiling | None = None
+) -> tuple[Pixels, Statistics]:
     """Twin of `group_norm.forward`."""
     views, count, channels = pixels.shape
     reduce = tiling or REDUCE
@@ -57,7 +57,7 @@ def forward_triton(
     return apply_triton(pixels, norm, (center, scale), tiling), (center, scale)
 
 
-def apply_triton(pixels: Tensor, norm: Norm, statistics: Statistics, tiling: Tiling | None = None) -> Tensor:
+def apply_triton(pixels: Pixels, norm: Norm, statistics: Statistics, tiling: Tiling | None = None) -> Pixels:
     """Twin of `group_norm.reapply`."""
     write = tiling or WRITE
     grid, sizes = _cut(pixels, write)
@@ -70,13 +70,13 @@ def apply_triton(pixels: Tensor, norm: Norm, statistics: Statistics, tiling: Til
 
 
 def backward_triton(
-    gradient: Tensor,
-    pixels: Tensor,
+    gradient: Pixels,
+    pixels: Pixels,
     norm: Norm,
     statistics: Statistics,
-    residual: Tensor | None,
+    residual: Pixels | None,
     tiling: Tiling | None = None,
-) -> Tensor:
+) -> Pixels:
     """Twin of `group_norm.backward`."""
     views, count, channels = pixels.shape
     gradient = gradient.contiguous()

@@ -15,7 +15,7 @@ from typing import no_type_check
 import torch
 import triton
 import triton.language as tl
-from jaxtyping import Float
+from jaxtyping import Float, Int32
 from torch import Tensor
 
 from pgc3d.kernels.hash_grid import PRIMES, HashLayout
@@ -77,8 +77,8 @@ def _sizes(table: Tensor, layout: HashLayout) -> dict[str, int]:
 
 
 @cache
-def level_parameters(layout: HashLayout, device: str) -> Tensor:
-    """Cells, first row and index mask of every level [L, 3]; the mask is 0 where the level is dense."""
+def level_parameters(layout: HashLayout, device: str) -> Int32[Tensor, "L 3"]:
+    """Cells, first row and index mask of every level; the mask is 0 where the level is dense."""
     rows = [
         (cells, start, (end - start - 1) if hashed else 0)
         for cells, start, end, hashed in zip(

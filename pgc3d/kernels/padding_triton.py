@@ -7,12 +7,13 @@ from typing import no_type_check
 import torch
 import triton
 import triton.language as tl
+from jaxtyping import Float
 from torch import Tensor
 
 BLOCK, WARPS = 4096, 8
 
 
-def pad_end_triton(x: Tensor, offset: Tensor) -> Tensor:
+def pad_end_triton(x: Float[Tensor, "B C H W"], offset: Float[Tensor, " C"]) -> Float[Tensor, "B C H+1 W+1"]:
     """Twin of `padding.pad_end`."""
     x = x.contiguous(memory_format=torch.channels_last)
     views, channels, height, width = x.shape
@@ -25,7 +26,7 @@ def pad_end_triton(x: Tensor, offset: Tensor) -> Tensor:
     return padded
 
 
-def crop_end_triton(padded: Tensor) -> Tensor:
+def crop_end_triton(padded: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H-1 W-1"]:
     """Twin of `padding.crop_end`."""
     padded = padded.contiguous(memory_format=torch.channels_last)
     views, channels, height, width = padded.shape

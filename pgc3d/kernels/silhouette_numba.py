@@ -8,13 +8,19 @@ from typing import no_type_check
 import numba
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from pgc3d.kernels.compiled import compiled
 from pgc3d.kernels.silhouette import KEY_SCALE, SAME_DEPTH, SNAP, CutEdges
 
 
-def find_cut_edges(clip: Tensor, data: Tensor, edges: Tensor, opposite: Tensor) -> CutEdges:
+def find_cut_edges(
+    clip: Float[Tensor, "B V 4"],
+    data: Float[Tensor, "B H W 4"],
+    edges: Int[Tensor, "E 2"],
+    opposite: Int[Tensor, "E 2"],
+) -> CutEdges:
     """Find where silhouette edges pass between pixels; all crossings returned are live.
 
     The arguments are those of `silhouette.find_cut_edges`, on the CPU.
@@ -30,8 +36,8 @@ def find_cut_edges(clip: Tensor, data: Tensor, edges: Tensor, opposite: Tensor) 
     return CutEdges(*tensors, live=torch.ones(len(inner), dtype=torch.bool))
 
 
-def find_edges(faces: Tensor, vertex_count: int) -> tuple[Tensor, Tensor]:
-    """Edges [E, 2] and opposite vertices [E, 2] (-1 at a boundary), ordered by `edge_topology`'s sort."""
+def find_edges(faces: Int[Tensor, "F 3"], vertex_count: int) -> tuple[Int[Tensor, "E 2"], Int[Tensor, "E 2"]]:
+    """Edges and opposite vertices (-1 at a boundary), ordered by `edge_topology`'s sort."""
     edges, opposite = _find_edges(faces.long().contiguous().numpy(), vertex_count)
     return torch.from_numpy(edges), torch.from_numpy(opposite)
 

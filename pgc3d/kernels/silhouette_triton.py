@@ -13,6 +13,7 @@ from typing import Any, no_type_check
 import torch
 import triton
 import triton.language as tl
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from pgc3d.kernels.silhouette import KEY_SCALE, SAME_DEPTH, SNAP
@@ -25,15 +26,21 @@ _EDGES_PER_PROGRAM = 128
 _PAIRS_PER_PROGRAM = 512
 
 
-def antialias_triton(image: Tensor, data: Tensor, clip: Tensor, edges: Tensor, opposite: Tensor) -> Tensor:
+def antialias_triton(
+    image: Float[Tensor, "B H W C"],
+    data: Float[Tensor, "B H W 4"],
+    clip: Float[Tensor, "B V 4"],
+    edges: Int[Tensor, "E 2"],
+    opposite: Int[Tensor, "E 2"],
+) -> Float[Tensor, "B H W C"]:
     """Blend the pixels on either side of silhouette edges; differentiable to image and clip.
 
     Args:
-        image: [B, H, W, C] float32.
-        data: [B, H, W, 4] float32 fragments.
-        clip: [B, V, 4] float32.
-        edges: [E, 2]; rows with a negative first entry are skipped.
-        opposite: [E, 2]; the second entry is -1 at a boundary.
+        image: float32.
+        data: float32 fragments.
+        clip: float32, in clip space.
+        edges: indices of vertices; rows with a negative first entry are skipped.
+        opposite: of each edge's two faces, the vertex beside it; the second is -1 at a boundary.
     """
     mixed: Tensor = _Antialias.apply(image, clip, data, edges, opposite)
     return mixed

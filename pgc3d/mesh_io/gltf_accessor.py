@@ -3,6 +3,7 @@
 from collections.abc import Collection
 
 import numpy as np
+from jaxtyping import Float, Int
 from numpy.typing import NDArray
 
 from pgc3d.errors import InputError
@@ -17,8 +18,10 @@ MAX_COUNT = max(3 * MAX_FACES + 2, MAX_VERTICES)
 Numbers = NDArray[np.float64]
 
 
-def read_floats(document: Document, index: int, kinds: Collection[str], *, rows: int) -> Numbers:
-    """The first `rows` elements [rows, width] as numbers; normalised integers lie in [0, 1] or [-1, 1].
+def read_floats(
+    document: Document, index: int, kinds: Collection[str], *, rows: int
+) -> Float[np.ndarray, "rows width"]:
+    """The first `rows` elements as numbers; normalised integers lie in [0, 1] or [-1, 1].
 
     `kinds` are the types that fit, as VEC3.
 
@@ -38,7 +41,7 @@ def read_floats(document: Document, index: int, kinds: Collection[str], *, rows:
     return shares
 
 
-def read_indices(document: Document, index: int, *, rows: int) -> NDArray[np.int64]:
+def read_indices(document: Document, index: int, *, rows: int) -> Int[np.ndarray, " rows"]:
     """The first `rows` whole numbers of an accessor.
 
     Raises:
@@ -47,8 +50,8 @@ def read_indices(document: Document, index: int, *, rows: int) -> NDArray[np.int
     return _unsigned(document, index, "SCALAR", "5121, 5123 or 5125", rows)[:, 0]
 
 
-def read_joints(document: Document, index: int, *, rows: int) -> NDArray[np.int64]:
-    """Indices of joints [rows, 4].
+def read_joints(document: Document, index: int, *, rows: int) -> Int[np.ndarray, "rows 4"]:
+    """Indices of joints.
 
     Raises:
         InputError: they are no unsigned whole numbers, or leave the buffer view.

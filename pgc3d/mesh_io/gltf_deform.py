@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from jaxtyping import Bool, Float
 
 from pgc3d.errors import InputError
 from pgc3d.mesh_io.gltf_accessor import read_floats
@@ -18,13 +18,13 @@ CHUNK = 1 << 16  # vertices at once: bounds the memory of their matrices
 class Placed:
     """Vertices in the scene; `mirrored` where the winding of a vertex's faces must be reversed."""
 
-    positions: Floats  # [V, 3]
-    normals: Floats | None  # [V, 3], unit, or 0 where the file has none that can be used
-    mirrored: NDArray[np.bool_]  # [V]
+    positions: Float[np.ndarray, "V 3"]
+    normals: Float[np.ndarray, "V 3"] | None  # unit, or 0 where the file has none that can be used
+    mirrored: Bool[np.ndarray, " V"]
 
 
-def joint_matrices(document: Document, skin: int, scene: Scene) -> Floats:
-    """Matrices from the mesh to the scene for each joint of a skin [J, 4, 4], in the pose of the nodes.
+def joint_matrices(document: Document, skin: int, scene: Scene) -> Float[np.ndarray, "J 4 4"]:
+    """Matrices from the mesh to the scene for each joint of a skin, in the pose of the nodes.
 
     Raises:
         InputError: a joint is missing, or the inverse bind matrices do not fit.
@@ -38,10 +38,11 @@ def joint_matrices(document: Document, skin: int, scene: Scene) -> Floats:
     if index is None:
         return matrices
     stored = read_floats(document, index, ("MAT4",), rows=len(joints)).reshape(-1, 4, 4)
-    return matrices @ stored.transpose(0, 2, 1)
+    poses: Floats = matrices @ stored.transpose(0, 2, 1)
+    return poses
 
 
-def skinned(document: Document, block: Block, joints: Floats) -> Placed:
+def skinned(document: Document, block: Block, joints: Float[np.ndarray, "J 4 4"]) -> Placed:
     """The vertices transformed by their joints; the node of a skinned mesh has no effect.
 
     Raises:
@@ -66,8 +67,8 @@ def skinned(document: Document, block: Block, joints: Floats) -> Placed:
     return _joined(parts, with_normals=block.normals is not None)
 
 
-def placed(block: Block, matrix: Floats) -> Placed:
-    """The vertices transformed by one matrix [4, 4]."""
+def placed(block: Block, matrix: Float[np.ndarray, "4 4"]) -> Placed:
+    """The vertices transformed by one matrix."""
     if np.array_equal(matrix, np.eye(4)):
         normals = None if block.normals is None else _unit(block.normals)
         return Placed(block.positions, normals, np.zeros(len(block.positions), dtype=bool))
@@ -78,8 +79,8 @@ def placed(block: Block, matrix: Floats) -> Placed:
     return _joined(parts, with_normals=block.normals is not None)
 
 
-def copied(block: Block, matrices: Floats) -> Placed:
-    """The vertices once for each matrix [K, 4, 4], copy by copy."""
+def copied(block: Block, matrices: Float[np.ndarray, "K 4 4"]) -> Placed:
+    """The vertices once for each matrix, copy by copy."""
     count, parts = len(block.positions), []
     for start in range(0, count * len(matrices), CHUNK):
         copy, vertex = np.divmod(np.arange(start, min(start + CHUNK, count * len(matrices))), count)
@@ -89,7 +90,7 @@ def copied(block: Block, matrices: Floats) -> Placed:
     return _joined(parts, with_normals=block.normals is not None)
 
 
-def moved(first: Placed, matrix: Floats) -> Placed:
+def moved(first: Placed, matrix: Float[np.ndarray, "4 4"]) -> Placed:
     """Transformed vertices with one more matrix applied."""
     again = placed(Block(first.positions, first.normals, None, None, None), matrix)
     return Placed(again.positions, again.normals, again.mirrored ^ first.mirrored)

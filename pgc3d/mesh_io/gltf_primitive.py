@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
+from jaxtyping import Float, Int
 from numpy.typing import NDArray
 
 from pgc3d.errors import InputError
@@ -21,11 +22,11 @@ DRACO = "KHR_draco_mesh_compression"
 class Block:
     """Vertices that one or more primitives share."""
 
-    positions: Floats  # [V, 3]
-    normals: Floats | None  # [V, 3], of any length
-    colors: Floats | None  # [V, 4], linear
-    joints: Indices | None  # [V, K]
-    weights: Floats | None  # [V, K]
+    positions: Float[np.ndarray, "V 3"]
+    normals: Float[np.ndarray, "V 3"] | None  # of any length
+    colors: Float[np.ndarray, "V 4"] | None  # linear
+    joints: Int[np.ndarray, "V K"] | None
+    weights: Float[np.ndarray, "V K"] | None
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,8 @@ class Primitive:
     """Faces with one material."""
 
     block: int  # of the mesh
-    faces: Indices  # [F, 3]
-    uv: Floats | None  # [V, 2], v downwards
+    faces: Int[np.ndarray, "F 3"]
+    uv: Float[np.ndarray, "V 2"] | None  # v downwards
     material: int | None
 
 
@@ -103,8 +104,8 @@ def attribute(document: Document, primitive: Entry, name: str) -> int | None:
     return primitive.entry("attributes").index(name, len(document.accessors))
 
 
-def read_faces(document: Document, primitive: Entry) -> Indices:
-    """Triangles [F, 3] of a list, strip or fan, all wound alike.
+def read_faces(document: Document, primitive: Entry) -> Int[np.ndarray, "F 3"]:
+    """Triangles of a list, strip or fan, all wound alike.
 
     Degenerate triangles of a strip, which only connect its parts, are removed.
 
@@ -184,8 +185,8 @@ def _influences(document: Document, attributes: Entry, vertices: int) -> tuple[I
     return np.concatenate(joints, axis=1), np.concatenate(weights, axis=1)
 
 
-def read_uv(document: Document, primitive: Entry, number: int) -> Floats | None:
-    """A set of texture coordinates [V, 2] as the file has them, v downwards, None where it lacks the set."""
+def read_uv(document: Document, primitive: Entry, number: int) -> Float[np.ndarray, "V 2"] | None:
+    """A set of texture coordinates as the file has them, v downwards, None where it lacks the set."""
     index = attribute(document, primitive, f"TEXCOORD_{number}")
     if index is None:
         return None

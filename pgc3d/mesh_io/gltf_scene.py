@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float
 from numpy.typing import NDArray
 
 from pgc3d.errors import InputError
@@ -26,7 +27,7 @@ class Shown:
     """A mesh at one node, with its instances."""
 
     mesh: int
-    matrix: Matrix
+    matrix: Float[np.ndarray, "4 4"]
     weights: tuple[float, ...] | None  # of the morph targets, where the node has its own
     skin: int | None
     instances: Entry | None  # the attributes of EXT_mesh_gpu_instancing
@@ -38,7 +39,7 @@ class Scene:
     """The contents of the default scene."""
 
     shown: tuple[Shown, ...]
-    matrices: NDArray[np.float64]  # [nodes, 4, 4], of all nodes of the file
+    matrices: Float[np.ndarray, "nodes 4 4"]  # of all nodes of the file
     nodes: int  # with a mesh, seen or hidden
     hidden: int  # nodes with a mesh that are not visible
 
@@ -134,8 +135,12 @@ def _local(node: Entry) -> Matrix:
     return composed
 
 
-def compose(translation: Matrix, rotation: Matrix, scale: Matrix) -> NDArray[np.float64]:
-    """Matrices [N, 4, 4] from translations [N, 3], quaternions [N, 4] (x, y, z, w) and scales [N, 3]."""
+def compose(
+    translation: Float[np.ndarray, "N 3"],
+    rotation: Float[np.ndarray, "N 4"],
+    scale: Float[np.ndarray, "N 3"],
+) -> Float[np.ndarray, "N 4 4"]:
+    """Matrices from translations, quaternions (x, y, z, w; of any length but 0) and scales."""
     length = np.linalg.norm(rotation, axis=1, keepdims=True)
     x, y, z, w = np.where(length > 1e-12, rotation / np.maximum(length, 1e-12), (0, 0, 0, 1.0)).T
     matrix = np.tile(np.eye(4), (len(translation), 1, 1))
@@ -167,8 +172,8 @@ def _shown(document: Document, index: int, matrix: Matrix) -> Shown:
     )
 
 
-def placements(document: Document, shown: Shown) -> NDArray[np.float64]:
-    """Where the copies of a mesh stand [copies, 4, 4].
+def placements(document: Document, shown: Shown) -> Float[np.ndarray, "copies 4 4"]:
+    """Matrices of the copies of a mesh.
 
     Raises:
         InputError: the attributes of its instances do not fit.
@@ -184,4 +189,5 @@ def placements(document: Document, shown: Shown) -> NDArray[np.float64]:
             parts.append(np.tile(np.array(default), (shown.copies, 1)))
         else:
             parts.append(read_floats(document, index, (kind,), rows=shown.copies))
-    return shown.matrix @ compose(*parts)
+    matrices: Matrix = shown.matrix @ compose(*parts)
+    return matrices

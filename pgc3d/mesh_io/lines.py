@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Float, Int, Num, UInt8
 from numpy.typing import NDArray
 
 from pgc3d.errors import InputError
@@ -106,7 +106,7 @@ class Lines:
         """The words of a line after its first one, without a comment."""
         return _COMMENT.sub(b"", self.text(row)).split()[1:]
 
-    def blocks(self, rows: Ints, skip: int) -> Iterator[tuple[Ints, bytes]]:
+    def blocks(self, rows: Int[np.ndarray, " R"], skip: int) -> Iterator[tuple[Int[np.ndarray, " r"], bytes]]:
         """Lines without their first `skip` bytes and comments, each ended by LF, in blocks of some MB."""
         size = np.cumsum(self.ends[rows] - self.first[rows])
         bounds = np.arange(CHUNK, int(size[-1]) if len(rows) else 0, CHUNK)
@@ -127,7 +127,9 @@ class Lines:
             array[place[run] + self.first[rows] + letter] = BLANK
         return _COMMENT.sub(b"", block) if b"#" in block else bytes(block)
 
-    def numbers(self, word: bytes, *, least: int) -> tuple[Ints, Floats, Ints]:
+    def numbers(
+        self, word: bytes, *, least: int
+    ) -> tuple[Int[np.ndarray, " R"], Float[np.ndarray, " N"], Int[np.ndarray, " R"]]:
         """The lines that start with `word`, the numbers in all of them in a row, and how many each has.
 
         Raises:
@@ -191,7 +193,7 @@ def number(word: str) -> float | None:
     return None
 
 
-def parse_numbers(block: bytes, count: int, kind: type = np.float64) -> NDArray[Any] | None:
+def parse_numbers(block: bytes, count: int, kind: type = np.float64) -> Num[np.ndarray, " count"] | None:
     """The `count` decimal numbers between blanks; None where there is something else."""
     if not count:
         return np.zeros(0, dtype=kind)
@@ -204,7 +206,9 @@ def parse_numbers(block: bytes, count: int, kind: type = np.float64) -> NDArray[
     return values if len(values) == count else None
 
 
-def counts_per_line(marks: NDArray[np.bool_], block: NDArray[np.uint8]) -> Ints:
+def counts_per_line(
+    marks: Bool[np.ndarray, " N"], block: UInt8[np.ndarray, " N"]
+) -> Int[np.ndarray, " lines"]:
     """The number of marks in each line of a block."""
     total = np.searchsorted(np.flatnonzero(marks), np.flatnonzero(block == 10))
     return np.diff(total, prepend=0)

@@ -31,8 +31,8 @@ class Faces:
     index: Int[np.ndarray, "C 3"]  # of v, vt and vn as the file has them, 0 where there is none
     short: int = 0  # faces with fewer corners, which are left out
 
-    def places(self, slot: int, lines: Lines, listed: Ints) -> Ints:
-        """Places from 0 in the list of v, vt or vn [C], -1 where there is none; `listed` are its lines.
+    def places(self, slot: int, lines: Lines, listed: Int[np.ndarray, " L"]) -> Int[np.ndarray, " C"]:
+        """Places from 0 in the list of v, vt or vn, -1 where there is none; `listed` are its lines.
 
         Raises:
             InputError: an index is out of range.
@@ -53,7 +53,7 @@ class Faces:
         return places
 
 
-def read_faces(lines: Lines, rows: Ints) -> Faces:
+def read_faces(lines: Lines, rows: Int[np.ndarray, " R"]) -> Faces:
     """The polygons in the lines `rows`, which begin with `f`.
 
     Raises:

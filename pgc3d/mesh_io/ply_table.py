@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
+from jaxtyping import Int, Num
 from numpy.typing import NDArray
 
 from pgc3d.errors import InputError
@@ -35,8 +36,8 @@ CODES = {
 class Column:
     """The values of a property, row after row; of a list, `counts` is the number of each row."""
 
-    values: Array
-    counts: Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    values: Num[np.ndarray, " N"]
+    counts: Int[np.ndarray, " R"] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     is_list: bool = False
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -21,14 +22,16 @@ MAX_BEND = 1e-4  # by which vertices may move when they are rounded, of the mesh
 
 @dataclass(frozen=True)
 class Values:
-    """Values [N, k] and which of them each corner of each triangle [F, 3] uses, -1 for none."""
+    """Values, and which of them each corner of each triangle uses, -1 for none."""
 
-    values: Tensor
-    faces: Tensor
+    values: Float[Tensor, "N k"]
+    faces: Int[Tensor, "F 3"]
 
 
-def in_single(vertices: Floats, faces: Ints, path: Path) -> tuple[Tensor, list[str]]:
-    """Vertices [V, 3] in float32, and notes; one that is not finite and that no face uses goes to the origin.
+def in_single(
+    vertices: Float[np.ndarray, "V 3"], faces: Int[np.ndarray, "F 3"], path: Path
+) -> tuple[Float[Tensor, "V 3"], list[str]]:
+    """Vertices in float32, and notes; one that is not finite and that no face uses goes to the origin.
 
     Raises:
         InputError: rounding would bend the mesh, since it is small and far from the origin, or overflow.
@@ -61,7 +64,12 @@ def in_single(vertices: Floats, faces: Ints, path: Path) -> tuple[Tensor, list[s
         return torch.from_numpy(vertices.astype(np.float32)), notes
 
 
-def cut_polygons(vertices: Floats, corners: Ints, counts: Ints, path: Path) -> tuple[Ints, Ints]:
+def cut_polygons(
+    vertices: Float[np.ndarray, "V 3"],
+    corners: Int[np.ndarray, " C"],
+    counts: Int[np.ndarray, " P"],
+    path: Path,
+) -> tuple[Int[np.ndarray, "T 3"], Int[np.ndarray, " T"]]:
     """`triangulate` within the limits of a mesh.
 
     Raises:
@@ -74,7 +82,7 @@ def cut_polygons(vertices: Floats, corners: Ints, counts: Ints, path: Path) -> t
         raise InputError(f"{error}: {path}") from error
 
 
-def own_normals(normals: Floats, faces: Ints) -> Values | None:
+def own_normals(normals: Float[np.ndarray, "N 3"], faces: Int[np.ndarray, "F 3"]) -> Values | None:
     """Unit normals, 0 for those without a direction; None where no corner has one."""
     if not len(normals) or not (faces >= 0).any():
         return None
@@ -85,7 +93,7 @@ def own_normals(normals: Floats, faces: Ints) -> Values | None:
     return Values(torch.from_numpy(unit).float(), torch.from_numpy(faces))
 
 
-def own_uv(uv: Floats, faces: Ints) -> Values | None:
+def own_uv(uv: Float[np.ndarray, "U 2"], faces: Int[np.ndarray, "F 3"]) -> Values | None:
     """Texture coordinates, none for corners where they are not finite; None where no corner has any."""
     if not len(uv):
         return None

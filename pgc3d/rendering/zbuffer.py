@@ -1,6 +1,6 @@
 """Differentiable rasterisation and interpolation with the z-buffer kernels of a backend."""
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -8,22 +8,31 @@ from torch.autograd import Function
 
 from pgc3d.types import Fragments
 
+Clip: TypeAlias = Float[Tensor, "B V 4"]
+Faces: TypeAlias = Int[Tensor, "F 3"]
+Data: TypeAlias = Float[Tensor, "B H W 4"]  # of `Fragments`
+Attributes: TypeAlias = Float[Tensor, "A V C"]  # A = 1 or B
+
 
 @runtime_checkable
 class Kernels(Protocol):
     """The functions of a kernel module; tensors are contiguous, and `kernels.zbuffer` defines the rules."""
 
-    def find_visible(self, clip: Tensor, faces: Tensor, height: int, width: int) -> Tensor: ...
+    def find_visible(self, clip: Clip, faces: Faces, height: int, width: int) -> Data: ...
 
-    def find_visible_backward(
-        self, gradient: Tensor, clip: Tensor, data: Tensor, faces: Tensor
-    ) -> Tensor: ...
+    def find_visible_backward(self, gradient: Data, clip: Clip, data: Data, faces: Faces) -> Clip: ...
 
-    def interpolate(self, attributes: Tensor, data: Tensor, faces: Tensor) -> Tensor: ...
+    def interpolate(self, attributes: Attributes, data: Data, faces: Faces) -> Float[Tensor, "B H W C"]: ...
 
     def interpolate_backward(
-        self, gradient: Tensor, attributes: Tensor, data: Tensor, faces: Tensor, *, need_attributes: bool
-    ) -> tuple[Tensor | None, Tensor]: ...
+        self,
+        gradient: Float[Tensor, "B H W C"],
+        attributes: Attributes,
+        data: Data,
+        faces: Faces,
+        *,
+        need_attributes: bool,
+    ) -> tuple[Attributes | None, Data]: ...
 
 
 def rasterize(

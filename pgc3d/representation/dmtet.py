@@ -40,10 +40,10 @@ INVERSIONS = 8  # fixed-point iterations of the inverse of the deformation
 class DMTet(nn.Module):
     """A `Representation`; the cube of its grid is [-1, 1]^3."""
 
-    base: Tensor
-    good: Tensor
-    initial: Tensor
-    blur: Tensor
+    base: Float[Tensor, "X Y Z"]
+    good: Float[Tensor, "X Y Z"]
+    initial: Float[Tensor, "X Y Z"]
+    blur: Float[Tensor, "X X"]
 
     def __init__(  # noqa: PLR0913 - flat arguments instead of a config
         self,
@@ -222,11 +222,11 @@ class DMTet(nn.Module):
         """Reinitialise the SDF as a distance field with the same surface, and reset the residual to zero."""
         self._replace(redistance(self.sdf()))
 
-    def get_extra_state(self) -> Tensor:
+    def get_extra_state(self) -> Float[Tensor, "3"]:
         """State beside tensors for a checkpoint: the last begun step, recoveries and the blur."""
         return torch.tensor([self._prepared, self.recoveries, self.smoothing], dtype=torch.float64)
 
-    def set_extra_state(self, state: Tensor) -> None:
+    def set_extra_state(self, state: Float[Tensor, "3"]) -> None:
         prepared, recoveries, smoothing = state.tolist()
         self._prepared, self.recoveries = int(prepared), int(recoveries)
         self._current = None

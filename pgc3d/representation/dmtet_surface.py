@@ -48,7 +48,11 @@ class Surface:
 
 
 def build_surface(
-    cut_edges: CutEdges, sdf: tuple[Tensor, Tensor], offsets: tuple[Tensor, Tensor], *, padded: bool
+    cut_edges: CutEdges,
+    sdf: tuple[Float[Tensor, " V"], Float[Tensor, " V"]],
+    offsets: tuple[Float[Tensor, "V 3"], Float[Tensor, "V 3"]],
+    *,
+    padded: bool,
 ) -> Surface:
     """The surface at the zeros of the cut edges; `sdf` and `offsets` are those at both ends of them."""
     vertices = cut_points(cut_edges, *sdf, offsets)

@@ -159,11 +159,11 @@ class Nerf(nn.Module):
         parts = [self.density(part, self._levels) for part in torch.split(points, CHUNK)]
         return torch.cat(parts) if parts else points.new_zeros(0)
 
-    def get_extra_state(self) -> Tensor:
+    def get_extra_state(self) -> Float[Tensor, "3"]:
         """What a checkpoint needs beside tensors: the last step begun, recoveries and levels in use."""
         return torch.tensor([self._prepared, self.recoveries, self._levels], dtype=torch.float64)
 
-    def set_extra_state(self, state: Tensor) -> None:
+    def set_extra_state(self, state: Float[Tensor, "3"]) -> None:
         self._prepared, self.recoveries, self._levels = (int(value) for value in state.tolist())
         self._fills = _Fills()
 

@@ -15,7 +15,7 @@ AIM = 0.8  # radius of the ball that they aim into
 _EDGE = 1e-3  # of an opacity, from 0 and from 1, where its logarithm is cut off
 
 
-def regularizer_rays(count: int, step: Step, *, like: Tensor) -> Rays:
+def regularizer_rays(count: int, step: Step, *, like: Float[Tensor, "..."]) -> Rays:
     """Rays from all around through random points of the object, of the type and on the device of `like`.
 
     Equal steps have equal rays.

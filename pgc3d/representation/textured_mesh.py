@@ -95,7 +95,7 @@ class TexturedMeshConfig:
 class ImageTexture(nn.Module):
     """Colours as the texels of a square image, kept in [0, 1]."""
 
-    weight: Tensor
+    weight: Float[Tensor, "S S"]
 
     def __init__(
         self, covered: Float[Tensor, "S S"], *, color: tuple[float, float, float] = (0.5, 0.5, 0.5)

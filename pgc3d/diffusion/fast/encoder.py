@@ -150,11 +150,11 @@ def _convolve(x: Tensor, convolution: Any) -> Tensor:
 
 def residual_branch(
     block: Any,
-    pixels: Tensor,
+    pixels: gn.Pixels,
     height: int,
-    shifts: tuple[Tensor | None, Tensor],
+    shifts: tuple[gn.Shift | None, gn.Shift],
     implementation: gn.Implementation = "auto",
-) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+) -> tuple[gn.Pixels, gn.Pixels, gn.Statistics, gn.Statistics]:
     """The residual branch of a block without its last bias, with the inputs of the backward pass.
 
     Args:
