@@ -16,7 +16,8 @@ from pgc3d.geometry.marching_tetrahedra import grid_points
 def ellipsoid_sdf(radii: tuple[float, float, float], resolution: int) -> Float[Tensor, "X Y Z"]:
     """Signed distance to an ellipsoid to first order, exact for a sphere: k0 (k0 - 1) / k1.
 
-    k0 = |p / r| and k1 = |p / r^2|, the norm of the gradient of k0^2 / 2.
+    k0 = |p / r| and k1 = |p / r^2|, the norm of the gradient of k0^2 / 2 (Quilez,
+    iquilezles.org/articles/ellipsoids).
     """
     points = grid_points(resolution)
     radius = torch.tensor(radii)

@@ -25,7 +25,7 @@ def attention(
     score_bytes: int = SCORE_BYTES,
     keep: bool = False,
 ) -> Float[Tensor, "B N E"]:
-    """softmax(q k^T / sqrt(D)) v, differentiable once in all three.
+    """softmax(q k^T / sqrt(D)) v (Vaswani et al. 2017, eq. 1), differentiable once in all three.
 
     Scores are float32 where the inputs are bfloat16, whose 8 bits are too few for an exponent.
 

@@ -1,4 +1,4 @@
-"""Group normalisation with SiLU over channels-last images, with a gradient to the input only.
+"""Group normalisation (Wu and He 2018) with SiLU, channels-last, with a gradient to the input only.
 
 The plain functions here state the arithmetic and are the twin of the Triton kernels in
 `group_norm_triton.py`. Both work on pixels [B, P, C], an image's memory in channels-last order, accumulate

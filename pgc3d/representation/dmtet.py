@@ -227,6 +227,7 @@ class DMTet(nn.Module):
         return torch.tensor([self._prepared, self.recoveries, self.smoothing], dtype=torch.float64)
 
     def set_extra_state(self, state: Float[Tensor, "3"]) -> None:
+        """Restore what `get_extra_state` returned."""
         prepared, recoveries, smoothing = state.tolist()
         self._prepared, self.recoveries = int(prepared), int(recoveries)
         self._current = None

@@ -160,6 +160,7 @@ class Mlp(nn.Module):
             nn.init.zeros_(cast("Tensor", layer.bias))
 
     def forward(self, values: Float[Tensor, "P I"]) -> Float[Tensor, "P O"]:
+        """The last layer's values, without an activation."""
         for layer in self.layers[:-1]:
             values = torch.relu(layer(values))
         return cast("Tensor", self.layers[-1](values))
@@ -175,6 +176,7 @@ class SdfField(nn.Module):
         self.restart()
 
     def forward(self, points: Float[Tensor, "P 3"]) -> Float[Tensor, " P"]:
+        """The residual, in world units, at points in [-1, 1]^3."""
         return cast("Tensor", self.mlp(self.grid(points)))[:, 0]
 
     @torch.no_grad()

@@ -164,6 +164,7 @@ class Nerf(nn.Module):
         return torch.tensor([self._prepared, self.recoveries, self._levels], dtype=torch.float64)
 
     def set_extra_state(self, state: Float[Tensor, "3"]) -> None:
+        """Restore what `get_extra_state` returned."""
         self._prepared, self.recoveries, self._levels = (int(value) for value in state.tolist())
         self._fills = _Fills()
 

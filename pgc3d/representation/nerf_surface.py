@@ -29,9 +29,11 @@ LOST = 0.02  # fraction of the volume's silhouette whose loss is stated
 class Volume(Protocol):
     """What a surface is extracted from."""
 
-    def density_at(self, points: Float[Tensor, "P 3"]) -> Float[Tensor, " P"]: ...
+    def density_at(self, points: Float[Tensor, "P 3"]) -> Float[Tensor, " P"]:
+        """The density at points in the world, at least 0, per world unit."""
 
-    def render(self, views: Views, resolution: int, step: Step | None) -> Rendering: ...
+    def render(self, views: Views, resolution: int, step: Step | None) -> Rendering:
+        """See `Representation.render`."""
 
 
 @dataclass(frozen=True)
