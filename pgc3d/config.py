@@ -24,7 +24,7 @@ from pgc3d.cameras import ViewConfig
 from pgc3d.choices import Backend, Precision
 from pgc3d.errors import ConfigError
 from pgc3d.image_config import InputImageConfig
-from pgc3d.layers import check_parts, merge, nearest
+from pgc3d.layers import build, merge, nearest, structured
 from pgc3d.prompts import ViewPromptConfig
 from pgc3d.ranges import PATH, check, number, shown
 from pgc3d.requirements import Requirements
@@ -175,7 +175,7 @@ def load_config(
     Raises:
         ConfigError: a key or a value is wrong; the message has the key and the nearest valid one.
     """
-    tree = OmegaConf.structured(Config)
+    tree = structured(Config)
     for file in files:
         layer = read_yaml(file) if isinstance(file, Path) else file
         tree = _with_layer(tree, layer, str(file) if isinstance(file, Path) else "", whole=True)
@@ -183,8 +183,7 @@ def load_config(
         tree = _with_layer(tree, _without_none(options), "")
     for override in overrides:
         tree = _with_layer(tree, parse_override(override), "--set")
-    one_line(lambda: check_parts(tree), "")
-    return cast("Config", OmegaConf.to_object(tree))
+    return cast("Config", build(tree))
 
 
 def _with_layer(
