@@ -72,16 +72,16 @@ ERRORS = {
     "no such file": (["text", "x", "--config", "none.yaml"], 2, "none.yaml does not"),
     "empty prompt": (["text", "  "], 2, "error: the prompt must not be empty"),
     "model with mini": (["text", "x", "--guidance", "mini", "--model", "m"], 2, "--model must go with"),
-    "no such model folder": (["text", "x", "--model", "./none"], 3, "no folder ./none"),
+    "no such model folder": (["text", "x", "--model", "./none"], 3, "got ./none"),
     "no such LoRA": (
         ["text", "x", "--guidance", "mini", "--lora", "none.safetensors:0.5"],
         3,
-        "error: --lora must be a file, none.safetensors does not exist",
+        "error: --lora must be a file, got none.safetensors, which does not exist",
     ),
     "no such ControlNet": (
         ["text", "x", "--guidance", "mini", "--set", "objectives.color.guidance.controls.a.model=./none"],
         3,
-        "error: the ControlNet must be a folder, a hub id or an alias, no folder ./none",
+        "error: the ControlNet must be a folder, a hub id or an alias, got ./none",
     ),
     "ControlNet without a model": (
         ["text", "x", "--set", "objectives.color.guidance.controls.a.scale=0.5"],
@@ -96,12 +96,12 @@ ERRORS = {
     "no such linear encoder": (
         ["text", "x", "--guidance", "mini", "--set", "objectives.color.guidance.linear_encoder=none"],
         2,
-        "guidance.linear_encoder must be a file, found none at none",
+        "guidance.linear_encoder must be a file, got none at none",
     ),
     "evaluation that makes nothing": (
         ["eval", "none.jsonl", "--steps", "5", "--set", "run.seed=1", "--device", "cpu"],
         2,
-        "error: --steps, --set must go with --run, which is not given",
+        "error: --steps, --set must go with --run, got none",
     ),
     "seeds of nothing": (["eval", "none.jsonl", "--seeds", "2"], 2, "must go with --run"),
     "no such run": (["resume", "none"], 2, "error: none must be the folder of a run"),
@@ -333,7 +333,7 @@ def test_layout_of_a_model_chooses_the_presets(run, checkpoint, sd_checkpoint):
         assert found == shown[name].replace(f"  name: {name}\n", f"  name: {folder}\n")
     code, _, err = run("config", "show", "--guidance", "sdxl", "--model", sd_checkpoint)
     assert code == 2
-    assert err.splitlines()[-1].endswith("has that of sd; use --guidance sd")
+    assert err.splitlines()[-1].endswith("with that of sd; use --guidance sd")
     assert run("config", "show", "--guidance", "sd", "--model", "sdxl-turbo")[0] == 2
     assert "name: sdxl-turbo" in run("config", "show", "--model", "sdxl-turbo")[1]
 

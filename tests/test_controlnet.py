@@ -272,13 +272,13 @@ def test_network_of_another_layout_is_refused(folders):
 
 
 def test_a_unet_is_no_control(folders):
-    with pytest.raises(ConfigError, match=r"must be a ControlNetModel .* is UNet2DConditionModel"):
+    with pytest.raises(ConfigError, match=r"must be a ControlNetModel .* got UNet2DConditionModel"):
         resolve_control(str(folders["sd"] / "unet"), resolve_model(folders["sd"]))
 
 
 def test_missing_network_is_one_line(folders, tmp_path):
     source = resolve_model(folders["sd"])
-    with pytest.raises(WeightsNotFoundError, match=r"the ControlNet must be a folder, .* no folder \./none"):
+    with pytest.raises(WeightsNotFoundError, match=r"the ControlNet must be a folder, .* got \./none"):
         resolve_control("./none", source)
     with pytest.raises(WeightsNotFoundError, match=r"lllyasviel/control_v11f1p_sd15_depth .*HF_HUB_OFFLINE"):
         resolve_control("sd-depth", source)

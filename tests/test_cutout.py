@@ -180,7 +180,10 @@ def checks():
 def test_a_background_that_is_not_plain_is_still_refused(tmp_path, background):
     levels = np.where(square()[..., 3] > 0, 20, background()).astype(np.uint8)
     Image.fromarray(levels).save(tmp_path / "in.png")
-    with pytest.raises(InputError, match=r"needs a background of one plain colour, but .*% of the border of"):
+    with pytest.raises(
+        InputError,
+        match=r"must go with a background of one plain colour, got another in .*% of the border of",
+    ):
         frame_image(tmp_path / "in.png", matting=False)
 
 

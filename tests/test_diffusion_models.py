@@ -60,7 +60,7 @@ def test_wrong_view_prompts_of_a_checkpoint_are_refused(folder, content):
 
 
 def test_no_such_folder(tmp_path):
-    with pytest.raises(WeightsNotFoundError, match=r"no folder .*nowhere"):
+    with pytest.raises(WeightsNotFoundError, match=r"got .*nowhere, which does not exist"):
         resolve_model(tmp_path / "nowhere")
 
 
@@ -122,13 +122,13 @@ def drop_a_tensor(file):
 @pytest.mark.parametrize("part", ["unet", "vae"])
 def test_missing_tensor_is_named(folder, part):
     name = drop_a_tensor(folder / part / "diffusion_pytorch_model.safetensors")
-    with pytest.raises(WeightsNotFoundError, match=f"1 are missing, the first is {name}"):
+    with pytest.raises(WeightsNotFoundError, match=f"got 1 missing, the first is {name}"):
         load_latent_diffusion(folder)
 
 
 def test_missing_tensor_of_a_text_encoder_is_named(folder):
     drop_a_tensor(folder / "text_encoder_2" / "model.safetensors")
-    with pytest.raises(WeightsNotFoundError, match=r"text_encoder_2.*1 are missing"):
+    with pytest.raises(WeightsNotFoundError, match=r"text_encoder_2.*got 1 missing"):
         encode_prompts(resolve_model(folder), ["a cat"])
 
 
@@ -144,7 +144,7 @@ def test_weights_that_the_config_does_not_know_are_refused(folder):
         (file,) = (folder / part).glob("*.safetensors")
         tensors = load_file(file)
         save_file(tensors | {"task_embedding": torch.zeros(3)}, file, metadata={"format": "pt"})
-    with pytest.raises(ConfigError, match=r"unet must hold .* 1 are unknown, the first is task_embedding"):
+    with pytest.raises(ConfigError, match=r"unet must hold .* got 1 unknown, the first is task_embedding"):
         load_latent_diffusion(folder)
     with pytest.raises(ConfigError, match=r"text_encoder.* the first is .*task_embedding"):
         encode_prompts(resolve_model(folder), ["a cat"])
@@ -159,8 +159,8 @@ MISFITS = {
         {"text_encoder_2": {"projection_dim": 16}},
         "projection_class_embeddings_input_dim is 80 and its second text encoder gives 64",
     ),
-    "other latents": ({"vae": {"latent_channels": 16}}, "4 latent channels, .* is AutoencoderKL with 16"),
-    "another VAE": ({"vae": {"_class_name": "AutoencoderTiny"}}, "is AutoencoderTiny with 4"),
+    "other latents": ({"vae": {"latent_channels": 16}}, "4 latent channels, got AutoencoderKL with 16"),
+    "another VAE": ({"vae": {"_class_name": "AutoencoderTiny"}}, "got AutoencoderTiny with 4"),
     "inpainting": ({"unet": {"in_channels": 9}}, "must have 4 input channels, but has 9, for inpainting"),
     "editing": ({"unet": {"in_channels": 8}}, "must have 4 input channels, but has 8, for image editing"),
     "LCM": ({"unet": {"time_cond_proj_dim": 256}}, "takes the guidance scale as an input"),

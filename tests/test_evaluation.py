@@ -195,8 +195,8 @@ def test_items_round_trip(folder):
             '{"name": "x", "prompt": "x", "frame": "input"}',
             "frame must be own, or input where there is",
         ),
-        ('{"name": "x", "prompt": "x"}\n{"name": "x", "prompt": "y"}', "found x twice"),
-        ("", "found none"),
+        ('{"name": "x", "prompt": "x"}\n{"name": "x", "prompt": "y"}', "got x twice"),
+        ("", "got none"),
     ],
 )
 def test_wrong_lists_are_one_line(tmp_path, line, message):
@@ -283,7 +283,7 @@ def test_the_command_says_what_is_missing(folder, tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["eval", str(folder / "items.jsonl"), str(results), "--out", str(tmp_path / "out")])
     assert ended.value.code == 2
-    assert "found none of 2 items" in capsys.readouterr().err
+    assert "got none of 2 items" in capsys.readouterr().err
 
 
 def test_the_command_asks_the_bundled_judge(tmp_path, chair, capsys):

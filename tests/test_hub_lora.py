@@ -39,7 +39,7 @@ def test_lora_of_the_hub_is_recorded_and_found_again(hub, monkeypatch):
 def test_lora_must_be_named_among_several_and_be_no_pickle(hub):
     several = {"one.safetensors": LORA, "deep/two.safetensors": LORA}
     hub.repositories["someone/many"] = Repository(several)
-    with pytest.raises(ConfigError, match=r"must be named, as someone/many:one\.safetensors, it has one"):
+    with pytest.raises(ConfigError, match=r"must be named, as someone/many:one\.safetensors, got one"):
         read_lora("someone/many", "sdxl")
     assert read_lora("someone/many:deep/two.safetensors", "sdxl").path.name == "two.safetensors"
     hub.repositories["someone/usual"] = Repository(several | {"pytorch_lora_weights.safetensors": LORA})

@@ -152,8 +152,8 @@ def refused(path, **options):
 
 
 def test_unusable_pictures_are_one_line(tmp_path, monkeypatch):
-    assert "found none at" in refused(tmp_path / "missing.png")
-    assert "found none at" in refused(tmp_path)
+    assert "got none at" in refused(tmp_path / "missing.png")
+    assert "got none at" in refused(tmp_path)
     (tmp_path / "text.png").write_text("no picture")
     assert "must be one of PNG, JPEG" in refused(tmp_path / "text.png")
     frames = [Image.fromarray(on_white(drawing())), Image.fromarray(255 - on_white(drawing()))]
@@ -174,9 +174,9 @@ def test_unusable_pictures_are_one_line(tmp_path, monkeypatch):
 
 def test_pictures_without_an_object_are_one_line(tmp_path):
     white = np.full((64, 64, 3), 255, np.uint8)
-    assert "found 0 x 0" in refused(write(tmp_path / "white.png", white), matting=False)
+    assert "got 0 x 0" in refused(write(tmp_path / "white.png", white), matting=False)
     empty = np.zeros((64, 64, 4), np.uint8)
-    assert "found 0 x 0" in refused(write(tmp_path / "empty.png", empty))
+    assert "got 0 x 0" in refused(write(tmp_path / "empty.png", empty))
     full = np.full((64, 64, 4), 255, np.uint8)
     full[0, 0, 3] = 0
     assert "fills all of" in refused(write(tmp_path / "full.png", full))

@@ -280,7 +280,7 @@ def test_magnitudes_of_another_layer_are_refused(tmp_path, unet):
     tensors, _ = kohya(of_unet(unet))
     flat = f"lora_unet_{CONV.replace('.', '_')}"
     save_file(tensors | {f"{flat}.dora_scale": torch.ones(5, 1, 1, 1)}, file)
-    with pytest.raises(ConfigError, match="has 5 magnitudes for a layer of"):
+    with pytest.raises(ConfigError, match=r"got 5 magnitudes of .* for a layer of"):
         fuse_loras(unet, "unet", [read_lora(str(file), "sdxl")])
 
 
@@ -302,7 +302,7 @@ def test_file_and_scale(text, path, scale):
 
 def test_missing_file_and_pickle_are_refused(tmp_path):
     with pytest.raises(
-        WeightsNotFoundError, match=r"--lora must be a file, .*none\.safetensors does not exist"
+        WeightsNotFoundError, match=r"--lora must be a file, got .*none\.safetensors, which does not exist"
     ):
         read_lora(f"{tmp_path / 'none.safetensors'}:0.5", "sdxl")
     for name in ("style.pt", "style.ckpt", "style.bin"):
@@ -327,7 +327,7 @@ MISFITS = {
     ),
     "ranks differ": (
         {"unet.conv_in.lora_A.weight": ONE, "unet.conv_in.lora_B.weight": torch.ones(2, 3)},
-        "factors of one rank, those of unet.conv_in.lora_",
+        "factors of one rank, got two for unet.conv_in.lora_",
     ),
     "nothing": ({}, "got an empty file"),
 }
@@ -362,14 +362,14 @@ def test_variants_that_the_header_names_are_refused(tmp_path, setting, line):
 def test_layer_that_the_model_has_not_is_named(tmp_path, unet, layer):
     file = tmp_path / "other.safetensors"
     save_file({f"{layer}.lora_down.weight": ONE, f"{layer}.lora_up.weight": ONE.clone()}, file)
-    with pytest.raises(ConfigError, match=rf"other\.safetensors must fit the model.* key {layer}\.lora_down"):
+    with pytest.raises(ConfigError, match=rf"other\.safetensors must fit the model, got {layer}\.lora_down"):
         fuse_loras(unet, "unet", [read_lora(str(file), "sdxl")])
 
 
 def test_layer_of_another_size_is_named(tmp_path, unet):
     file = tmp_path / "wide.safetensors"
     save_file({"unet.conv_in.lora_A.weight": ONE, "unet.conv_in.lora_B.weight": ONE.clone()}, file)
-    with pytest.raises(ConfigError, match=r"unet\.conv_in\.lora_A\.weight is for a layer of another size"):
+    with pytest.raises(ConfigError, match=r"unet\.conv_in\.lora_A\.weight for a layer of another size"):
         fuse_loras(unet, "unet", [read_lora(str(file), "sdxl")])
 
 

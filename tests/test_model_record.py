@@ -129,7 +129,7 @@ def test_a_folder_with_the_name_of_an_alias_is_not_taken_for_it(here):
 
 def test_another_commit_of_the_hub_is_refused(here):
     record = describe_models(load_config(), models(here / "model", COMMITS[0]))
-    with pytest.raises(RunDirectoryError, match=r"must be of commit aaaaaaaaaaaa.*found bbbbbbbbbbbb"):
+    with pytest.raises(RunDirectoryError, match=r"must be of commit aaaaaaaaaaaa.*got bbbbbbbbbbbb"):
         require_same_models(record, load_config(), models(here / "model", COMMITS[1]))
 
 

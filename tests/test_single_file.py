@@ -182,14 +182,14 @@ def test_vae_that_overflows_is_refused_as_the_folders_is(files, folders, tmp_pat
 ZERO = torch.zeros(2, 2)
 PREFIX = "model.diffusion_model."
 FOREIGN = {
-    "FLUX": ({f"{PREFIX}double_blocks.0.img_attn.qkv.weight": ZERO}, "is FLUX or one of its kind"),
-    "SD 3": ({f"{PREFIX}joint_blocks.0.x_block.attn.qkv.weight": ZERO}, "is SD 3"),
+    "FLUX": ({f"{PREFIX}double_blocks.0.img_attn.qkv.weight": ZERO}, "FLUX or one of its kind"),
+    "SD 3": ({f"{PREFIX}joint_blocks.0.x_block.attn.qkv.weight": ZERO}, ", SD 3,"),
     "LoRA": ({"lora_unet_mid_block_attentions_0_proj_in.lora_down.weight": ZERO}, "a LoRA, .* --lora"),
-    "ControlNet": ({"control_model.input_blocks.0.0.weight": ZERO}, "is a ControlNet"),
+    "ControlNet": ({"control_model.input_blocks.0.0.weight": ZERO}, ", a ControlNet,"),
     "EDM": ({"edm_mean": ZERO}, "the noise of EDM"),
     "refiner": ({"conditioner.embedders.0.model.text_projection": ZERO}, "the refiner of SDXL"),
-    "VAE": ({"first_stage_model.encoder.conv_in.weight": ZERO}, "has no UNet"),
-    "UNet alone": ({f"{PREFIX}input_blocks.0.0.weight": torch.zeros(2, 4, 3, 3)}, "has no text encoder"),
+    "VAE": ({"first_stage_model.encoder.conv_in.weight": ZERO}, "without UNet"),
+    "UNet alone": ({f"{PREFIX}input_blocks.0.0.weight": torch.zeros(2, 4, 3, 3)}, "without text encoder"),
     "today's names": ({"down_blocks.0.resnets.0.conv1.weight": ZERO}, "its first tensor is down_blocks"),
     "nothing": ({}, "its first tensor is none"),
 }
@@ -213,7 +213,7 @@ def write(path, tensors):
 def test_unet_that_sees_more_is_refused(folders, tmp_path, channels, use):
     tensors = single_tensors(folders["sd"], "sd")
     tensors[f"{PREFIX}input_blocks.0.0.weight"] = torch.zeros(32, channels, 3, 3)
-    with pytest.raises(ConfigError, match=f"has {channels} input channels, {use}"):
+    with pytest.raises(ConfigError, match=f"got {channels} input channels, {use}"):
         resolve_model(write(tmp_path / "x.safetensors", tensors), base=folders["sd"])
 
 
@@ -230,14 +230,14 @@ def test_base_of_another_kind_or_size_is_refused(files, folders, tmp_path):
 def test_tensors_that_are_missing_unknown_or_without_a_part_are_named(folders, tmp_path):
     tensors, path = single_tensors(folders["sdxl"], "sdxl"), tmp_path / "x.safetensors"
     unknown = {f"{PREFIX}input_blocks.1.0.adapter.weight": ZERO}
-    with pytest.raises(ConfigError, match=r"1 are unknown, the first is down_blocks\.0\.resnets\.0\.adapter"):
+    with pytest.raises(ConfigError, match=r"got 1 unknown, the first is down_blocks\.0\.resnets\.0\.adapter"):
         load_latent_diffusion(resolve_model(write(path, tensors | unknown), base=folders["sdxl"]))
     stranger = {f"{PREFIX}task_blocks.weight": ZERO}
     with pytest.raises(ConfigError, match=r"has an unknown tensor model\.diffusion_model\.task_blocks"):
         load_latent_diffusion(resolve_model(write(path, tensors | stranger), base=folders["sdxl"]))
     gone = f"{PREFIX}out.2.bias"
     whole = {name: tensor for name, tensor in tensors.items() if name != gone}
-    with pytest.raises(WeightsNotFoundError, match=r"1 are missing, the first is conv_out\.bias"):
+    with pytest.raises(WeightsNotFoundError, match=r"got 1 missing, the first is conv_out\.bias"):
         load_latent_diffusion(resolve_model(write(path, whole), base=folders["sdxl"]))
     half = {name: tensor for name, tensor in tensors.items() if not name.endswith("resblocks.0.ln_1.bias")}
     source = resolve_model(write(path, half), base=folders["sdxl"])
@@ -251,14 +251,17 @@ def test_tensors_that_are_missing_unknown_or_without_a_part_are_named(folders, t
 
 def test_prediction_of_sd2_must_be_said_where_the_file_does_not(folders, tmp_path):
     path = write_single_file(tmp_path / "two.safetensors", folders["sd2"], "sd2")
-    with pytest.raises(ConfigError, match=r"must be known; use --set models\.text\.prediction=v_prediction"):
+    with pytest.raises(
+        ConfigError,
+        match=r"must be known, got no sign of it; use --set models\.text\.prediction=v_prediction",
+    ):
         resolve_model(path, base=folders["sd2"])
     source = resolve_model(path, base=folders["sd2"], prediction="v_prediction")
     assert load_latent_diffusion(source).prediction == "v_prediction"
 
 
 def test_missing_file_pickle_and_missing_tokenizers_say_what_to_do(files, tmp_path):
-    with pytest.raises(WeightsNotFoundError, match=r"must be a file that exists, .*none\.safetensors"):
+    with pytest.raises(WeightsNotFoundError, match=r"must be a file, got .*none\.safetensors"):
         resolve_model(tmp_path / "none.safetensors")
     with pytest.raises(WeightsNotFoundError, match=r"models/x\.safetensors does not"):
         resolve_model("models/x.safetensors")

@@ -83,7 +83,7 @@ def test_wrong_folders_are_one_line(folder, tmp_path):
     shutil.rmtree(folder / "clip_camera_projection")
     with pytest.raises(WeightsNotFoundError, match="must hold clip_camera_projection or cc_projection"):
         resolve_model(folder)
-    with pytest.raises(ConfigError, match=r"must be in Zero123 layout, .* is in sdxl's"):
+    with pytest.raises(ConfigError, match=r"must be in Zero123 layout, got .* in sdxl's"):
         require_zero123(resolve_model(write_tiny_sdxl(tmp_path / "sdxl")))
 
 

@@ -258,7 +258,7 @@ def _require_fit(source: Path, module: torch.nn.Module, state: Mapping[str, Tens
     whose = f"{type(module).__name__} with its config.json"
     if missing := sorted(set(expected) - set(state)):
         raise WeightsNotFoundError(
-            f"{source} must hold all weights of a {whose}, got none for {len(missing)}, the first is "
+            f"{source} must hold all weights of a {whose}, got {len(missing)} missing, the first is "
             f"{missing[0]}; fetch the checkpoint again"
         )
     if unknown := sorted(set(state) - set(expected)):

@@ -130,7 +130,7 @@ def _steps(image: ImageFile.ImageFile, path: Path, notify: Notify) -> tuple[Conv
     transparent = stored.transparent_level(image)
     if image.mode in {"I", "F"}:
         raise InputError(
-            f"an image must have 8 or 16 bits a channel without a sign, got 32 bits or a sign in "
+            f"an image must have 8 or 16 bits a channel without a sign, got 32 bits a channel or a sign in "
             f"{path}; scale its levels and save it as PNG"
         )
     if image.mode == "LAB":
