@@ -11,6 +11,7 @@ import pytest
 
 PACKAGE = Path(importlib.import_module("pgc3d").__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
+TEST_FILES = sorted(Path(__file__).parent.glob("*.py"))
 MAX_LINES = 400
 
 # From the top down; a module may import from its own layer and from those below it.
@@ -85,6 +86,13 @@ def test_clipping_stands_alone():
 @pytest.mark.parametrize("path", FILES, ids=module_name)
 def test_files_stay_readable(path):
     assert len(path.read_text().splitlines()) < MAX_LINES
+
+
+@pytest.mark.parametrize("path", TEST_FILES, ids=lambda path: path.stem)
+def test_files_of_tests_stay_readable_and_lose_no_test(path):
+    assert len(path.read_text().splitlines()) < MAX_LINES
+    names = [node.name for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)]
+    assert len(names) == len(set(names))  # a second function of a name replaces the first
 
 
 def test_folders_are_one_level_deep():

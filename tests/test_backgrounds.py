@@ -6,7 +6,8 @@ import torch
 from fakes import FlatColor, PullTowardColor
 from hypothesis import given
 from hypothesis import strategies as st
-from images import grid, png, profile_bytes, to_srgb
+from image_profiles import profile_bytes, to_srgb
+from images import grid, png
 from meshes import write_cube
 from PIL import Image
 from steps import backpropagate

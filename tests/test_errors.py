@@ -39,7 +39,7 @@ def said_of_files(folder):
     path.unlink()
 
 
-def said_by_commands(run):  # noqa: F811
+def said_by_commands(run):
     """The last lines of commands that were refused."""
     for arguments, _, _ in test_cli.ERRORS.values():
         yield run(*arguments)[2].splitlines()[-1]
@@ -52,7 +52,7 @@ def plain(line, folder):
     return re.sub(r"(.)\1{20,}", r"\1\1\1...", line)
 
 
-def test_errors_are_those_of_the_file(run, tmp_path):  # noqa: F811
+def test_errors_are_those_of_the_file(run, tmp_path):
     lines = [*said_of_overrides(), *said_of_files(tmp_path), *said_by_commands(run)]
     found = sorted({plain(line, tmp_path) for line in lines})
     assert all("\n" not in line for line in found)

@@ -43,7 +43,7 @@ def picture(tmp_path):
     return tmp_path / "Red Thing.png"
 
 
-def test_picture_becomes_a_mesh_and_more(run, checkpoint, picture, tmp_path):  # noqa: F811
+def test_picture_becomes_a_mesh_and_more(run, checkpoint, picture, tmp_path):
     code, out, err = run("image", picture, "--model", checkpoint, "--elevation", "20", *TINY)
     assert code in (0, 5), err  # random weights make noise, which may be too fine for a tiny texture
     folder = tmp_path / "runs" / "red-thing-0"
@@ -69,7 +69,7 @@ def test_picture_becomes_a_mesh_and_more(run, checkpoint, picture, tmp_path):  #
     assert run("render", moved)[0] == 0
 
 
-def test_a_prompt_beside_the_picture_asks_both_models(run, checkpoint, picture, tmp_path):  # noqa: F811
+def test_a_prompt_beside_the_picture_asks_both_models(run, checkpoint, picture, tmp_path):
     prompt = ["--prompt", "a red chair", "--set", "models.text.name=mini", "--steps", "1"]
     code, _, err = run("image", picture, "--model", checkpoint, "--out", "both", *TINY, *prompt)
     assert code in (0, 5), err
@@ -90,7 +90,7 @@ def maps(tmp_path):
     return ["--depth", tmp_path / "near.png", "--normal", tmp_path / "normals.npy"]
 
 
-def test_maps_beside_the_picture_are_kept_and_used(run, checkpoint, picture, maps, tmp_path):  # noqa: F811
+def test_maps_beside_the_picture_are_kept_and_used(run, checkpoint, picture, maps, tmp_path):
     code, out, err = run("image", picture, "--model", checkpoint, "--out", "mapped", *maps, *TINY)
     assert code in (0, 5), err
     folder = tmp_path / "mapped"
@@ -126,7 +126,7 @@ MAP_ERRORS = {
 
 @pytest.mark.parametrize(("options", "shape", "line"), MAP_ERRORS.values(), ids=MAP_ERRORS)
 def test_a_map_that_does_not_belong_to_the_picture_is_one_line(
-    run,  # noqa: F811
+    run,
     checkpoint,
     picture,
     tmp_path,
@@ -142,7 +142,7 @@ def test_a_map_that_does_not_belong_to_the_picture_is_one_line(
     assert not (tmp_path / "runs").exists()
 
 
-def test_what_was_left_out_of_the_picture_is_said(run, checkpoint, picture, tmp_path):  # noqa: F811
+def test_what_was_left_out_of_the_picture_is_said(run, checkpoint, picture, tmp_path):
     with Image.open(picture) as opened:
         rgba = np.array(opened)
     rgba[:60, 58] = rgba[75, 3] = (200, 60, 30, 255)
@@ -200,7 +200,7 @@ def test_what_the_user_says_of_the_cameras_wins_over_the_model_folder(trained_ot
     assert config.last.objectives["novel"].cameras.fovy_degrees == (33.0, 33.0)
 
 
-def test_cameras_of_the_model_folder_stand_in_the_run(run, trained_otherwise, picture, tmp_path):  # noqa: F811
+def test_cameras_of_the_model_folder_stand_in_the_run(run, trained_otherwise, picture, tmp_path):
     other = ["--border", "0.25", "--steps", "1"]
     code, _, err = run("image", picture, "--model", trained_otherwise, "--out", "run", *TINY, *other)
     assert code in (0, 5), err
@@ -230,7 +230,7 @@ ERRORS = {
     "no such file": (
         ["none.png", "--model", "MODEL"],
         2,
-        "the image must be a file, found none at none.png",
+        "the image must be a file, got none at none.png",
     ),
     "no model": (["none.png", "--model", "./none"], 3, "no folder ./none"),
     "model with mini": (["none.png", "--guidance", "mini", "--model", "m"], 2, "--model must go with"),
@@ -246,7 +246,7 @@ ERRORS = {
 
 
 @pytest.mark.parametrize(("arguments", "code", "line"), ERRORS.values(), ids=ERRORS)
-def test_mistake_is_one_line_and_leaves_no_folder(run, checkpoint, tmp_path, arguments, code, line):  # noqa: F811
+def test_mistake_is_one_line_and_leaves_no_folder(run, checkpoint, tmp_path, arguments, code, line):
     (tmp_path / "text.yaml").write_text(
         "objectives: {color: {guidance: {kind: sds}}}\nmodels: {text: {name: mini}}"
     )
@@ -258,7 +258,7 @@ def test_mistake_is_one_line_and_leaves_no_folder(run, checkpoint, tmp_path, arg
     assert not (tmp_path / "runs").exists()
 
 
-def test_zero123_is_no_text_model(run, checkpoint):  # noqa: F811
+def test_zero123_is_no_text_model(run, checkpoint):
     code, _, err = run("text", "x", "--model", checkpoint)
     assert code == 2
     assert "must be in the layout of sdxl or sd here" in err
@@ -306,7 +306,7 @@ def in_pickles(work, tasks, *, processes):
     return in_processes(*pickle.loads(pickle.dumps((work, dict(tasks)))), processes=1)
 
 
-def make_image_items(run, checkpoint, picture, folder):  # noqa: F811
+def make_image_items(run, checkpoint, picture, folder):
     """Two at once, in the frame of the truth: seen from the elevation that the list says."""
     truth = folder / "truth.glb"
     write_mesh(truth, procedural_asset("box", rasterizer=CpuRasterizer()), "glb")
@@ -327,12 +327,12 @@ def make_image_items(run, checkpoint, picture, folder):  # noqa: F811
         assert code == 5, err
 
 
-def test_a_benchmark_makes_its_image_items(run, checkpoint, picture, tmp_path, monkeypatch):  # noqa: F811
+def test_a_benchmark_makes_its_image_items(run, checkpoint, picture, tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "in_processes", in_pickles)
     monkeypatch.setattr(protocol, "Protocol", Coarse)
     make_image_items(run, checkpoint, picture, tmp_path)
 
 
 @pytest.mark.slow
-def test_a_benchmark_makes_its_image_items_in_processes(run, checkpoint, picture, tmp_path):  # noqa: F811
+def test_a_benchmark_makes_its_image_items_in_processes(run, checkpoint, picture, tmp_path):
     make_image_items(run, checkpoint, picture, tmp_path)

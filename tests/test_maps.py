@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from images import png, profile_bytes, tiff
+from image_profiles import profile_bytes
+from images import png, tiff
 from PIL import Image
 
 from pgc3d.errors import InputError
@@ -196,8 +197,8 @@ def test_unusable_maps_are_one_line(framed, tmp_path):
     facing = np.stack([right, right, np.ones_like(right)], axis=-1)
     gray = write(tmp_path / "gray.png", np.rint(right * 255).astype(np.uint8))
     rgb = write(tmp_path / "rgb.png", drawing()[..., :3])
-    assert "found none at" in refused(framed, "depth", tmp_path / "missing.png")
-    assert "found none at" in refused(framed, "depth", tmp_path / "missing.npy")
+    assert "got none at" in refused(framed, "depth", tmp_path / "missing.png")
+    assert "got none at" in refused(framed, "depth", tmp_path / "missing.npy")
     assert "must hold grey levels, not colours" in refused(framed, "depth", rgb)
     assert "holds grey levels" in refused(framed, "normal", gray)
     assert "must vary over the object" in refused(

@@ -3,7 +3,7 @@
 import mesh_cases as cases
 import pytest
 import torch
-from mesh_cases import Gltf, square
+from gltf_builder import Gltf, one_box, square, two_boxes
 
 from pgc3d.exporting.textured_mesh import export_textured_mesh
 from pgc3d.inputs.mesh import load_prepared, prepare_mesh_file, save_prepared
@@ -66,9 +66,9 @@ MESHES = {
     "instanced": (cases.instancing, "own"),
     "mirrored halves": (cases.mirrored_halves, "own"),
     "repeat": (repeating, "own"),
-    "tiles": (lambda: cases.two_boxes(shift=(1, 0)), "own"),
+    "tiles": (lambda: two_boxes(shift=(1, 0)), "own"),
     "parts": (cases.one_part_without, "auto"),
-    "flat": (lambda: cases.one_box({"mesh": 0, "scale": [0, 1, 1]}), "auto"),
+    "flat": (lambda: one_box({"mesh": 0, "scale": [0, 1, 1]}), "auto"),
 }
 
 
@@ -106,6 +106,6 @@ def test_an_image_that_repeats_says_so_in_the_file(tmp_path):
     assert asset.wrap == ("repeat", "repeat")
     torch.testing.assert_close(asset.uv.amax(0) - asset.uv.amin(0), torch.tensor([2.5, 2.5]))
     torch.testing.assert_close(asset.base_color.float() / 255, pattern(), atol=0.003, rtol=0)
-    once = textured(tmp_path, cases.one_box(), uv="own", texture="image")
+    once = textured(tmp_path, one_box(), uv="own", texture="image")
     export_textured_mesh(once, tmp_path / "box.glb", format="glb", rasterizer=CPU, texture_size=64)
     assert read_mesh(tmp_path / "box.glb").wrap == ("clamp", "clamp")

@@ -24,7 +24,7 @@ def arguments(command, folder):
     return ["texture", write_cube(folder / "cube.glb"), "a red chair"]
 
 
-def refused(run, folder, command, *options):  # noqa: F811
+def refused(run, folder, command, *options):
     """The only line of a command that ends before it has made a folder."""
     code, out, err = run(*arguments(command, folder), "--guidance", "mini", "--out", "made", *options)
     assert (code, out, len(err.splitlines())) == (2, "", 1), err
@@ -35,7 +35,7 @@ def refused(run, folder, command, *options):  # noqa: F811
 
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("name", ["triton", "nvdiffrast"])
-def test_a_rasterizer_of_a_gpu_is_refused_on_a_cpu(run, tmp_path, command, name):  # noqa: F811
+def test_a_rasterizer_of_a_gpu_is_refused_on_a_cpu(run, tmp_path, command, name):
     line = refused(run, tmp_path, command, "--device", "cpu", "--rasterizer", name)
     assert line.startswith(f"error: the {name} rasterizer must have ") or (
         name == "nvdiffrast" and name in line
@@ -45,18 +45,18 @@ def test_a_rasterizer_of_a_gpu_is_refused_on_a_cpu(run, tmp_path, command, name)
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("command", COMMANDS)
-def test_the_rasterizer_of_a_cpu_is_refused_on_a_gpu(run, tmp_path, command):  # noqa: F811
+def test_the_rasterizer_of_a_cpu_is_refused_on_a_gpu(run, tmp_path, command):
     line = refused(run, tmp_path, command, "--device", "cuda", "--rasterizer", "cpu")
     assert line.startswith("error: the cpu rasterizer must have tensors on the CPU, got cuda")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_an_unknown_rasterizer_is_refused(run, tmp_path, command):  # noqa: F811
+def test_an_unknown_rasterizer_is_refused(run, tmp_path, command):
     assert "Invalid value for '--rasterizer'" in refused(run, tmp_path, command, "--rasterizer", "gl")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="auto is triton where there is CUDA")
-def test_auto_is_the_rasterizer_of_the_device(run, checkpoint, tmp_path):  # noqa: F811
+def test_auto_is_the_rasterizer_of_the_device(run, checkpoint, tmp_path):
     """The same asset, and the option stands in the run's configuration."""
     numba.get_num_threads()  # its start sets the number of torch's threads, on which the last bits depend
     meshes = []

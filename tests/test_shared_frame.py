@@ -33,18 +33,18 @@ def items(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def framed(chair):  # noqa: F811
+def framed(chair):
     placed, right = place_in_view(chair, ViewConfig(20.0), border=0.2)
     assert right
     return placed
 
 
-def test_a_perfect_result_scores_perfectly(framed, clip_model):  # noqa: F811
+def test_a_perfect_result_scores_perfectly(framed, clip_model):
     assert clip_model(framed, framed, frame="shared") == pytest.approx(BEST)
 
 
 @pytest.mark.parametrize(("scale", "shift"), [(1.1, 0.0), (1.0, 0.1)], ids=["scaled", "moved"])
-def test_place_and_size_count_in_the_shared_frame_alone(framed, clip_model, scale, shift):  # noqa: F811
+def test_place_and_size_count_in_the_shared_frame_alone(framed, clip_model, scale, shift):
     changed = replace(framed, vertices=scale * framed.vertices + torch.tensor([shift, 0.0, 0.0]))
     own, shared = clip_model(changed, framed), clip_model(changed, framed, frame="shared")
     assert own["psnr"] > 50
@@ -56,7 +56,7 @@ def test_place_and_size_count_in_the_shared_frame_alone(framed, clip_model, scal
     assert shared["volume_iou"] < 0.9
 
 
-def test_lengths_are_in_radii_of_the_truth(framed, clip_model):  # noqa: F811
+def test_lengths_are_in_radii_of_the_truth(framed, clip_model):
     """A small move is as far as the move, whatever the frame's own unit."""
     moved = replace(framed, vertices=framed.vertices + torch.tensor([0.0, 0.01, 0.0]))
     twice = [replace(mesh, vertices=2 * mesh.vertices) for mesh in (moved, framed)]
@@ -83,7 +83,7 @@ def test_runs_take_the_inputs_as_they_are(items):
     border=st.floats(0.1, 0.5),
     seed=st.integers(0, 2**16),
 )
-def test_a_placed_mesh_is_framed_or_said_not_to_be(chair, elevation, border, seed):  # noqa: F811
+def test_a_placed_mesh_is_framed_or_said_not_to_be(chair, elevation, border, seed):
     generator = torch.Generator().manual_seed(seed)
     stretch = torch.rand(3, generator=generator) + 0.2
     points = chair.vertices * stretch
@@ -100,7 +100,7 @@ def test_a_placed_mesh_is_framed_or_said_not_to_be(chair, elevation, border, see
     torch.testing.assert_close(unplaced, unscaled * scale, atol=1e-4, rtol=0)  # a similarity
 
 
-def test_what_cannot_be_framed_says_so(chair):  # noqa: F811
+def test_what_cannot_be_framed_says_so(chair):
     """A rod that points at the camera would have to be enlarged until the camera is inside."""
     rod = replace(chair, vertices=chair.vertices * torch.tensor([0.02, 0.02, 1.0]))
     assert not place_in_view(rod, ViewConfig(0.0), border=0.2)[1]

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 import trimesh
-from mesh_cases import lid, mirrored_halves, one_box
+from gltf_builder import one_box
+from mesh_cases import lid, mirrored_halves
 from meshes import cube_arrays, write_cube
 from PIL import Image
 from test_cli import checkpoint, run  # noqa: F401 - fixtures
@@ -30,7 +31,7 @@ def digest(path):
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_mesh_is_painted_and_more(run, checkpoint, tmp_path):  # noqa: F811
+def test_mesh_is_painted_and_more(run, checkpoint, tmp_path):
     """Its vertices stay where the file has them, the file stays as it is, and the run needs it no longer."""
     moved = np.diag([2.0, 2.0, 2.0, 1.0])
     moved[:3, 3] = (5.0, -3.0, 1.0)
@@ -60,7 +61,7 @@ def wall(path, shape=(40, 64, 3)):
     return path
 
 
-def test_a_stopped_run_ends_with_the_same_texture(run, checkpoint, tmp_path, monkeypatch):  # noqa: F811
+def test_a_stopped_run_ends_with_the_same_texture(run, checkpoint, tmp_path, monkeypatch):
     """Before a picture, too, and though the user's files are gone."""
     mesh, picture = write_cube(tmp_path / "cube.glb"), wall(tmp_path / "wall.png")
     arguments = ["texture", mesh, "a red chair", "--background", picture, "--model", checkpoint, *TINY]
@@ -108,7 +109,7 @@ def test_a_stopped_run_ends_with_the_same_texture(run, checkpoint, tmp_path, mon
         ("no coordinates", "--uv own must have texture coordinates of every face"),
     ],
 )
-def test_a_mesh_that_cannot_be_used_is_one_line(run, checkpoint, tmp_path, content, line):  # noqa: F811
+def test_a_mesh_that_cannot_be_used_is_one_line(run, checkpoint, tmp_path, content, line):
     path = tmp_path / "thing.obj"
     triangle = "v 0 0 0\nv 1 0 0\nv 0 1 {}\n"
     files = {
@@ -127,7 +128,7 @@ def test_a_mesh_that_cannot_be_used_is_one_line(run, checkpoint, tmp_path, conte
     assert not (tmp_path / "runs").exists()
 
 
-def test_what_a_result_lacks_and_the_way_to_keep_coordinates_are_said(run, checkpoint, tmp_path):  # noqa: F811
+def test_what_a_result_lacks_and_the_way_to_keep_coordinates_are_said(run, checkpoint, tmp_path):
     """In the first lines of a run; with --uv own both halves keep their one place in the image."""
     chest, halves = lid().write(tmp_path / "chest.glb"), mirrored_halves().write(tmp_path / "halves.glb")
     code, printed, err = run("texture", chest, "a chest", "--model", checkpoint, *TINY)
@@ -144,7 +145,7 @@ def test_what_a_result_lacks_and_the_way_to_keep_coordinates_are_said(run, check
     torch.testing.assert_close(first, second)
 
 
-def test_a_box_of_another_program_keeps_its_faces(run, checkpoint, tmp_path):  # noqa: F811
+def test_a_box_of_another_program_keeps_its_faces(run, checkpoint, tmp_path):
     """An STL file has neither texture coordinates nor shared corners, and stands along z."""
     box = trimesh.creation.box((1.0, 2.0, 3.0))
     box.export(tmp_path / "box.stl")
@@ -156,7 +157,7 @@ def test_a_box_of_another_program_keeps_its_faces(run, checkpoint, tmp_path):  #
     torch.testing.assert_close(size, torch.tensor([1.0, 2.0, 3.0]))
 
 
-def test_a_background_picture_changes_what_is_painted_and_nothing_else(run, checkpoint, tmp_path):  # noqa: F811
+def test_a_background_picture_changes_what_is_painted_and_nothing_else(run, checkpoint, tmp_path):
     """Another picture, another texture; renders of the result stay on white. A lost one is one line."""
     mesh, found = write_cube(tmp_path / "cube.glb"), {}
     for name, shape in (("first.png", (32, 32, 3)), ("second.png", (32, 32))):
@@ -180,9 +181,9 @@ def test_a_background_picture_changes_what_is_painted_and_nothing_else(run, chec
 
 
 BACKGROUND_ERRORS = {
-    "missing": (["none.png"], "the image must be a file, found none at none.png"),
+    "missing": (["none.png"], "the image must be a file, got none at none.png"),
     "no picture": (["text.png"], "an image must be one of PNG, JPEG"),
-    "see-through": (["glass.png"], "a background must be opaque, glass.png is not"),
+    "see-through": (["glass.png"], "a background must be opaque, got glass.png"),
     "two": (["wall.png", "./other.png"], "must name at most one image file, got wall.png, ./other.png"),
     "misspelt": (["whte"], "got 'whte'; did you mean 'white'?"),
     "no file": (["image"], "must have an image, got none; use pgc3d texture ... --background FILE"),
@@ -194,7 +195,7 @@ BACKGROUND_ERRORS = {
 
 
 @pytest.mark.parametrize(("values", "line"), BACKGROUND_ERRORS.values(), ids=BACKGROUND_ERRORS)
-def test_a_background_that_cannot_be_used_is_one_line(run, checkpoint, tmp_path, values, line):  # noqa: F811
+def test_a_background_that_cannot_be_used_is_one_line(run, checkpoint, tmp_path, values, line):
     mesh = write_cube(tmp_path / "cube.glb")
     wall(tmp_path / "wall.png")
     wall(tmp_path / "glass.png", (8, 8, 4))
