@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NotRequired, TypedDict
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor
 
 _SCALE_DECAY = 0.99  # of the running mean square of a group's gradients
@@ -24,8 +24,7 @@ class ParameterGroup(TypedDict):
 class ParameterStore:
     """Named groups of parameters and their Adam state.
 
-    A representation makes one store and always returns the same one. `keep` and `append` change the number
-    of rows of all parameters of a group, for representations that grow and prune.
+    A representation makes one store and always returns the same one.
     """
 
     def __init__(self, groups: Sequence[ParameterGroup]) -> None:
@@ -95,53 +94,6 @@ class ParameterStore:
         optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
         optimizer.step()
         self._scales = scales  # last: a step that fails changes nothing
-
-    @torch.no_grad()
-    def keep(self, name: str, mask: Bool[Tensor, " N"]) -> None:
-        """Delete the rows of a group's parameters, and of their state, where `mask` is false.
-
-        Args:
-            name: of the group.
-            mask: which of the N rows stay.
-        """
-        self._replace_rows(name, lambda tensor: tensor[mask])
-
-    @torch.no_grad()
-    def append(self, name: str, rows: Sequence[Float[Tensor, "M ..."]]) -> None:
-        """Add rows to each of a group's parameters, with a state of zeros.
-
-        Args:
-            name: of the group.
-            rows: the new rows of each parameter, in the group's order.
-        """
-        group = self._group(name)
-        added = dict(zip(map(id, group["params"]), rows, strict=True))
-
-        for param in group["params"]:
-            new = added[id(param)]
-            zeros = torch.zeros_like(new)
-            self._set_rows(
-                param, torch.cat([param.data, new]), lambda value, zeros=zeros: torch.cat([value, zeros])
-            )
-
-    def _replace_rows(self, name: str, select: Any) -> None:
-        for param in self._group(name)["params"]:
-            self._set_rows(param, select(param.data), select)
-
-    def _set_rows(self, param: Tensor, data: Tensor, change: Any) -> None:
-        rows = len(param)
-        state = self._optimizer.state.get(param, {}) if self._optimizer else {}
-        for key, value in state.items():
-            if value.ndim and len(value) == rows:
-                state[key] = change(value)
-        param.data = data
-        param.grad = None
-
-    def _group(self, name: str) -> ParameterGroup:
-        for group in self.groups:
-            if group["name"] == name:
-                return group
-        raise KeyError(f"there is no parameter group {name!r}")
 
     def state_dict(self) -> dict[str, Tensor]:
         """The optimiser's state as named tensors: GROUP.NUMBER.KEY, and GROUP.scale where there is one."""

@@ -83,24 +83,6 @@ def test_a_state_of_another_shape_or_name_is_refused():
         store.load_state_dict({"unknown.0.exp_avg": torch.zeros(6)})
 
 
-def test_rows_that_are_kept_and_appended_keep_their_own_state():
-    """Rows are optimised independently of each other, so removing some changes nothing for the rest."""
-    gradients = sample(6, (4, 3))
-    rows = torch.arange(12.0).reshape(4, 3).tolist()
-    whole, reference = make(rows)
-    param, store = make(rows)
-    run(reference, whole, gradients[:3])
-    run(store, param, gradients[:3])
-    mask = torch.tensor([True, False, True, True])
-    store.keep("points", mask)
-    store.append("points", [torch.zeros(1, 3)])
-    assert param.shape == (4, 3)
-    rest = [torch.cat([gradient[mask], torch.zeros(1, 3)]) for gradient in gradients[3:]]
-    found, expected = run(store, param, rest), run(reference, whole, gradients[3:])
-    assert torch.equal(found[:3], expected[mask])
-    assert torch.equal(found[3], torch.zeros(3))
-
-
 def test_groups_have_different_names():
     param = torch.nn.Parameter(torch.zeros(1))
     group = ParameterGroup(name="a", params=[param], lr=0.1)
