@@ -134,7 +134,7 @@ def read_images(folder: Path, *, size: int, limit: int | None = None) -> Float[T
     """The images of a folder, in the order of their names, cut square and resized; alpha on white."""
     files = sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)[:limit]
     if not files:
-        raise SystemExit(f"{folder} must hold images ({', '.join(sorted(SUFFIXES))}), found none")
+        raise SystemExit(f"{folder} must hold images ({', '.join(sorted(SUFFIXES))}), got none")
     images = []
     for file in files:
         with Image.open(file) as image:

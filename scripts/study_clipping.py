@@ -102,8 +102,8 @@ def prepare(rules: Iterable[str], settings: Settings, *, small: bool) -> None:
     if "vae" in variants and not settings.vae.exists():
         if settings.items and settings.guidance != "mini":
             raise SystemExit(
-                f"+vae needs a fine-tuned VAE of the novel-view model in {settings.vae}, found none; make it "
-                "with finetune_vae_encoder.py from a text-to-image model with the same VAE"
+                f"+vae must have a fine-tuned VAE of the novel-view model in {settings.vae}, got none; make "
+                "it with finetune_vae_encoder.py from a text-to-image model with the same VAE"
             )
         command = [scripts / "finetune_vae_encoder.py", settings.vae, *shared]
         command += ["--count", "16", "--minutes", "0.5"] if small else ["--count", "400", "--minutes", "3"]
@@ -184,7 +184,7 @@ def choose_items(path: Path, names: Sequence[str] | None, *, small: bool) -> tup
     items = {item.name: item for item in read_items(path) if item.image is not None}
     unknown = [name for name in names or () if name not in items]
     if unknown or not items:
-        raise SystemExit(f"{path} must have items with an image, found no {', '.join(unknown) or 'item'}")
+        raise SystemExit(f"{path} must have items with an image, got no {', '.join(unknown) or 'item'}")
     chosen = [items[name] for name in names or items]
     return tuple(chosen[:2] if small and not names else chosen)
 
@@ -244,7 +244,7 @@ def main() -> None:
     out: Path = arguments.out
     lines = sorted(read_results(out / "results.jsonl"), key=position)
     if not lines:
-        raise SystemExit(f"{out} must have results to sum up, found none")
+        raise SystemExit(f"{out} must have results to sum up, got none")
     write_sheets(out, lines)
     text = report(lines)
     replace_file(out / "summary.md", text.encode())

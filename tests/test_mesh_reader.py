@@ -140,13 +140,13 @@ def test_a_buffer_outside_is_one_line_and_an_image_is_passed_over(tmp_path, uri)
     path = gltf(tmp_path)
     before = path.read_text()
     edit_gltf(path, lambda document: document["buffers"][0].update(uri=uri))
-    assert_line(path, "may refer to files in its own folder only")
+    assert_line(path, "must refer to files in its own folder only")
     path.write_text(before)
     edit_gltf(path, lambda document: document["images"][0].update(uri=uri))
     given = read_source(path)
     assert len(given.faces) == 12
     assert given.notes == (f"image {uri!r} lies outside the folder; it is not opened",)
-    with pytest.raises(InputError, match="may refer to files in its own folder only"):
+    with pytest.raises(InputError, match="must refer to files in its own folder only"):
         read_mesh(path)
 
 

@@ -132,7 +132,7 @@ def test_pictures_and_prompts_are_summed_up_apart(scripts, tmp_path, benchmark, 
     [
         (["--item", "cup"], "found no cup"),
         (["--rules", "none+linear"], r"for text \+linear"),
-        (["--rules", "none+vae"], "needs a fine-tuned VAE of the novel-view model"),
+        (["--rules", "none+vae"], "must have a fine-tuned VAE of the novel-view model"),
         (["--guidance", "sdxl", "--model", ""], "error: "),
         (["--model", "./none"], "error: .*no folder ./none"),
     ],

@@ -95,9 +95,9 @@ def read_libraries(names: Sequence[str], path: Path) -> Libraries:
 def _fault(name: str, path: Path) -> tuple[str, str]:
     library = f"material library {quoted(name, 100)}"
     if is_inside(name, path):
-        message = f"the {library} of {path} must exist, found none; put it beside the mesh"
+        message = f"the {library} of {path} must exist, got none; put it beside the mesh"
         return f"the {library} is missing", message
-    message = f"a mesh may refer to files in its own folder only, but {path} names the {library}"
+    message = f"a mesh must refer to files in its own folder only, but {path} names the {library}"
     return f"the {library} is outside the folder and not read", f"{message}; put all files into one folder"
 
 

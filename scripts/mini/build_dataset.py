@@ -303,7 +303,7 @@ def main() -> None:
         source = out / "source"
     archives = sorted(source.rglob("*.sh3f"))
     if {path.stem for path in archives} != set(LICENCES):
-        parser.error(f"{source} must hold {', '.join(LICENCES)} (.sh3f), found {len(archives)} such files")
+        parser.error(f"{source} must hold {', '.join(LICENCES)} (.sh3f), got {len(archives)} such files")
     labels = json.loads(Path(__file__).with_name("labels.json").read_text())
     jobs, index = plan(archives, labels, out)
     with Pool(arguments.workers) as pool:
