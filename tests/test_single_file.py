@@ -271,7 +271,7 @@ def test_missing_file_pickle_and_missing_tokenizers_say_what_to_do(files, tmp_pa
     with pytest.raises(WeightsNotFoundError) as caught:
         resolve_model(files["sdxl"])
     message = str(caught.value)
-    parts = ("must have tokenizers, got none", "models.text.base=FOLDER", "hf download stabilityai/", '"*.txt"')
+    parts = ("must have tokenizers, got none", "text.base=FOLDER", "hf download stabilityai/", '"*.txt"')
     for part in parts:
         assert part in message
     assert '.safetensors"' not in message
