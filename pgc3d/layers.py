@@ -60,7 +60,7 @@ def build(tree: DictConfig) -> Any:
     try:
         return one_line(lambda: OmegaConf.to_object(tree), "")
     except ConfigError:
-        _check_parts(tree)  # one part after another takes twice as long
+        one_line(lambda: _check_parts(tree), "")  # one part after another takes twice as long
         raise
 
 

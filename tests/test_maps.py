@@ -200,7 +200,7 @@ def test_unusable_maps_are_one_line(framed, tmp_path):
     assert "got none at" in refused(framed, "depth", tmp_path / "missing.png")
     assert "got none at" in refused(framed, "depth", tmp_path / "missing.npy")
     assert "must hold grey levels, not colours" in refused(framed, "depth", rgb)
-    assert "holds grey levels" in refused(framed, "normal", gray)
+    assert "got grey levels" in refused(framed, "normal", gray)
     assert "must vary over the object" in refused(
         framed, "depth", write(tmp_path / "flat.npy", np.full((HEIGHT, WIDTH), 3.0))
     )

@@ -233,7 +233,7 @@ def test_tensors_that_are_missing_unknown_or_without_a_part_are_named(folders, t
     with pytest.raises(ConfigError, match=r"got 1 unknown, the first is down_blocks\.0\.resnets\.0\.adapter"):
         load_latent_diffusion(resolve_model(write(path, tensors | unknown), base=folders["sdxl"]))
     stranger = {f"{PREFIX}task_blocks.weight": ZERO}
-    with pytest.raises(ConfigError, match=r"has an unknown tensor model\.diffusion_model\.task_blocks"):
+    with pytest.raises(ConfigError, match=r"got the unknown tensor model\.diffusion_model\.task_blocks"):
         load_latent_diffusion(resolve_model(write(path, tensors | stranger), base=folders["sdxl"]))
     gone = f"{PREFIX}out.2.bias"
     whole = {name: tensor for name, tensor in tensors.items() if name != gone}
@@ -241,7 +241,7 @@ def test_tensors_that_are_missing_unknown_or_without_a_part_are_named(folders, t
         load_latent_diffusion(resolve_model(write(path, whole), base=folders["sdxl"]))
     half = {name: tensor for name, tensor in tensors.items() if not name.endswith("resblocks.0.ln_1.bias")}
     source = resolve_model(write(path, half), base=folders["sdxl"])
-    with pytest.raises(WeightsNotFoundError, match="1 are missing"):
+    with pytest.raises(WeightsNotFoundError, match="got 1 missing"):
         encode_prompts(source, ["a"])
     bare = {name: tensor for name, tensor in tensors.items() if not name.startswith("first_stage")}
     with pytest.raises(ConfigError, match=r"it has no vae; name one with --set models\.text\.vae="):
@@ -263,10 +263,10 @@ def test_prediction_of_sd2_must_be_said_where_the_file_does_not(folders, tmp_pat
 def test_missing_file_pickle_and_missing_tokenizers_say_what_to_do(files, tmp_path):
     with pytest.raises(WeightsNotFoundError, match=r"must be a file, got .*none\.safetensors"):
         resolve_model(tmp_path / "none.safetensors")
-    with pytest.raises(WeightsNotFoundError, match=r"models/x\.safetensors does not"):
+    with pytest.raises(WeightsNotFoundError, match=r"got models/x\.safetensors, which does not"):
         resolve_model("models/x.safetensors")
     (tmp_path / "x.ckpt").write_bytes(b"\x80")
-    with pytest.raises(WeightsNotFoundError, match=r"x\.ckpt is a pickle, which is never loaded"):
+    with pytest.raises(WeightsNotFoundError, match=r"the pickle .*x\.ckpt, which is never loaded"):
         resolve_model(tmp_path / "x.ckpt")
     with pytest.raises(WeightsNotFoundError) as caught:
         resolve_model(files["sdxl"])
