@@ -17,7 +17,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, read_write
 
 from pgc3d.errors import ConfigError
-from pgc3d.ranges import MAX_ENTRIES, shown
+from pgc3d.ranges import MAX_ENTRIES, is_schedule, shown
 from pgc3d.yaml_text import one_line
 
 
@@ -46,8 +46,8 @@ def merge(tree: DictConfig, layer: Mapping[str, Any], schema: Any, source: str) 
     Raises:
         ConfigError: the layer does not fit the dataclasses.
     """
-    one_line(lambda: _switch_kinds(tree, layer, schema, ""), source)
-    merged = one_line(lambda: OmegaConf.unsafe_merge(tree, layer), source)
+    whole = one_line(lambda: _prepare(tree, layer, schema, ""), source)
+    merged = one_line(lambda: OmegaConf.unsafe_merge(tree, whole), source)
     return typing.cast(DictConfig, merged)
 
 
@@ -84,15 +84,22 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def _switch_kinds(node: Any, layer: Mapping[str, Any], schema: Any, path: str) -> None:
-    """Insert defaults where a layer names a new kind of a family or a new entry of a mapping."""
+def _prepare(node: Any, layer: Mapping[str, Any], schema: Any, path: str) -> dict[str, Any]:
+    """Insert defaults where a layer names a new kind of a family or a new entry of a mapping.
+
+    Returns:
+        The layer with its schedules as lists: a number stands for a constant one.
+    """
+    result = dict(layer)
     for key, value in layer.items():
         expected = _field_type(schema, key)
         where = f"{path}{key}"
         if expected is None:
             continue
         if not (is_dataclass(_members(expected)[0]) or typing.get_origin(expected) is dict):
-            _check_leaf(where, expected, value)
+            if is_schedule(schema, key) and type(value) in (int, float):
+                result[key] = [value]
+            _check_leaf(where, expected, result[key])
             continue
         if value is None and types.NoneType in typing.get_args(expected):
             continue
@@ -101,7 +108,8 @@ def _switch_kinds(node: Any, layer: Mapping[str, Any], schema: Any, path: str) -
         if len(value) > MAX_ENTRIES:
             raise ConfigError(f"{where} must have at most {MAX_ENTRIES} entries, got {len(value)}")
         expected = _enter(node, key, value, expected, where)
-        _switch_kinds(node[key], value, expected, f"{where}.")
+        result[key] = _prepare(node[key], value, expected, f"{where}.")
+    return result
 
 
 def _enter(node: Any, key: str, value: Mapping[str, Any], expected: Any, where: str) -> Any:

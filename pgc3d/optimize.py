@@ -19,10 +19,13 @@ from pgc3d.cameras import CameraSampler
 from pgc3d.errors import DivergedError
 from pgc3d.images import resize
 from pgc3d.interfaces import Clipper, Guidance, Representation
+from pgc3d.schedules import PiecewiseLinear
 from pgc3d.stopwatch import Stopwatch
 from pgc3d.types import Step, Views
 
 ParameterClipper = Callable[[Sequence[Tensor]], Any]
+Schedule = Callable[[float], float]  # a positive number over progress
+_ONE = PiecewiseLinear((1.0,))
 Roots = list[tuple[Tensor, Tensor]]  # tensors to backpropagate from, each with its gradient
 
 
@@ -34,7 +37,8 @@ class Objective:
     guidance: Guidance
     clip: Clipper
     backgrounds: tuple[Background, ...]  # one is drawn for every view
-    weight: float = 1.0  # of the gradient, after clipping
+    weight: Schedule = _ONE  # of the gradient, after clipping
+    threshold_scale: Schedule = _ONE  # of the threshold: of the scale at which the rule clips the gradient
     target: Literal["color", "normal"] = "color"  # the buffer that the guidance evaluates
 
 
@@ -45,7 +49,7 @@ class Problem:
     representation: Representation
     objectives: Mapping[str, Objective]
     clip_parameters: ParameterClipper | None = None  # in place, on whole parameters, after all objectives
-    lr_scale: Callable[[float], float] = lambda _: 1.0  # over progress, for all groups
+    lr_scale: Schedule = _ONE  # for all groups
 
 
 @dataclass(frozen=True)
@@ -115,12 +119,10 @@ def evaluate(
         output = objective.guidance(image.detach(), rendering, views, step)
     with stopwatch.part("backward"):
         gradient = torch.where(inside, output.gradient, 0.0)
-        clipped = objective.clip(gradient)
-        roots = [(image, objective.weight * clipped)]
-        roots += [
-            (getattr(rendering, buffer), objective.weight * values)
-            for buffer, values in output.buffers.items()
-        ]
+        weight, scale = objective.weight(step.progress), objective.threshold_scale(step.progress)
+        clipped = objective.clip(gradient / scale) * scale
+        roots = [(image, weight * clipped)]
+        roots += [(getattr(rendering, buffer), weight * values) for buffer, values in output.buffers.items()]
     with stopwatch.part("metrics"):
         measured = pgc.statistics(gradient, clipped, percentiles=percentiles, mask=inside)
         measured["coverage"] = rendering.alpha.detach().mean()

@@ -1,7 +1,7 @@
 """The configuration that results from a command and its options: presets, files, options, overrides."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -9,11 +9,13 @@ from typing import Any
 from pgc3d.build.models import local_image_model
 from pgc3d.build.run import resolve_device
 from pgc3d.choices import GuidanceName, Quality
-from pgc3d.config import STAGE_NUMBERS, Config, load_config, preset
+from pgc3d.config import STAGE_NUMBERS, Config, ObjectiveConfig, load_config, preset
 from pgc3d.diffusion.hub import ALIASES, POSES, is_hub_id
 from pgc3d.diffusion.latent import Layout
 from pgc3d.diffusion.models import local_model, model_layout
 from pgc3d.errors import ConfigError, InputError, WeightsNotFoundError
+from pgc3d.pgc import ClipConfig
+from pgc3d.pipelines import Pipeline, find_pipeline
 from pgc3d.yaml_text import parse_override, read_yaml
 
 SHOWN = 6  # settings that a message names at most
@@ -23,14 +25,15 @@ SHOWN = 6  # settings that a message names at most
 class Command:
     """The presets and guidances of a command."""
 
+    name: str
     presets: str  # prefix of their names
     entry: str  # of `models`, for the model of its guidance
     layouts: tuple[Layout, ...]  # its guidances beside `mini`; the first one is `auto` on a CUDA device
 
 
-TEXT = Command(presets="", entry="text", layouts=("sdxl", "sd"))
-IMAGE = Command(presets="image-", entry="image", layouts=("zero123",))
-TEXTURE = Command(presets="texture-", entry="text", layouts=("sdxl", "sd"))
+TEXT = Command(name="text", presets="", entry="text", layouts=("sdxl", "sd"))
+IMAGE = Command(name="image", presets="image-", entry="image", layouts=("zero123",))
+TEXTURE = Command(name="texture", presets="texture-", entry="text", layouts=("sdxl", "sd"))
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,8 @@ def configure(  # noqa: PLR0913 - one for each layer
     guidance: GuidanceName = "auto",
     model: str | None = None,
     quality: Quality | None = None,
+    pipeline: str | None = None,
+    clip: ClipConfig | None = None,
     prompted: bool = False,
     files: Sequence[Path] = (),
     options: Mapping[str, Any] | None = None,
@@ -78,6 +83,8 @@ def configure(  # noqa: PLR0913 - one for each layer
             CUDA device and local weights, else mini.
         model: a folder, file or hub id instead of the guidance's own model.
         quality: the preset of the guidance; None is standard.
+        pipeline: see `pipelines`; None for the guidance's own presets.
+        clip: of the objectives with a diffusion model, over the files.
         prompted: whether there is a prompt in addition to an image, for which there is a preset.
         files: YAML files over the presets.
         options: a nested mapping over the files.
@@ -93,23 +100,37 @@ def configure(  # noqa: PLR0913 - one for each layer
         WeightsNotFoundError: the layout of a model on the hub cannot be read.
     """
     given = _Given(files=files, options=options or {}, overrides=overrides, model=model)
+    staged = find_pipeline(command.name, pipeline) if pipeline else None
+    if staged is not None and staged.files:
+        if quality is not None:
+            raise ConfigError(
+                f"--quality must go without --pipeline {pipeline}, which has its own steps and sizes, got "
+                f"--quality {quality}; use --set"
+            )
+        command = _of_pipeline(command, staged)
     chosen, named, notes = _choose(command, guidance, given)
     layers: list[Path | Mapping[str, Any]] = [
         preset(f"{command.presets}{name}") for name in _preset_names(chosen, quality, prompted=prompted)
     ]
-    if command == IMAGE:
+    if staged is not None and staged.files:
+        layers = [*staged.files, *(staged.mini if chosen == "mini" else ())]
+    if command.entry == IMAGE.entry:
         layers.append(_training_cameras(load_config(layers), named))
     requested: dict[str, Any] = {key: dict(value) for key, value in given.options.items()}
     requested.setdefault("models", {}).setdefault(command.entry, {})["name"] = named
-    if resolution is not None or every_objective:
-        below = load_config([*layers, *files])  # these two options depend on the layers below
+    if resolution is not None or every_objective or clip is not None:
+        below = load_config([*layers, *files])  # these options depend on the layers below
         if resolution is not None:
             requested.setdefault("run", {})["resolution"] = list(below.last.scaled_to(resolution))
-        if every_objective:
-            requested["stages"] = {
-                name: {"objectives": dict.fromkeys(stage.objectives, every_objective)}
-                for name, stage in below.stages.items()
+        requested["stages"] = {
+            name: {
+                "objectives": {
+                    key: dict(every_objective or {}) | _clip_of(objective, clip)
+                    for key, objective in stage.objectives.items()
+                }
             }
+            for name, stage in below.stages.items()
+        }
     config = load_config([*layers, *files], options=requested, overrides=overrides)
     last = list(config.stages)[-1]
     overridden = _settings(last, requested, *given.by_key).keys()
@@ -122,6 +143,17 @@ def configure(  # noqa: PLR0913 - one for each layer
         settings = _settings(last, *map(_plain, layers))
         notes += _kept_by_files(option, settings, given, overridden, last, made_for=f"the model {file_model}")
     return config, [*notes, *_overridden(command, given, last)]
+
+
+def _clip_of(objective: ObjectiveConfig, clip: ClipConfig | None) -> dict[str, Any]:
+    """The layer of an objective with another clip; the view of an input image is not clipped."""
+    return {"clip": asdict(clip)} if clip is not None and objective.guidance.requires().models else {}
+
+
+def _of_pipeline(command: Command, pipeline: Pipeline) -> Command:
+    """The command with the layout of the pipeline's own model first, which `auto` is then."""
+    own = _layout(load_config(pipeline.files).models[command.entry].name, command, query_hub=False)
+    return replace(command, layouts=tuple(sorted(command.layouts, key=lambda layout: layout != own)))
 
 
 def split_backgrounds(values: Sequence[str]) -> tuple[list[str], Path | None]:
@@ -145,11 +177,16 @@ def _training_cameras(config: Config, model: str) -> dict[str, Any]:
     view = dict(folder.cameras) if folder else {}
     image = {"border": view.pop("border")} if "border" in view else {}
     cameras = {key: [value, value] for key, value in view.items()}
-    objectives = {
-        name: {"cameras": cameras} if objective.cameras.kind == "orbit" else {}
-        for name, objective in config.last.objectives.items()
+    stages = {
+        name: {
+            "objectives": {
+                key: {"cameras": cameras} if objective.cameras.kind == "orbit" else {}
+                for key, objective in stage.objectives.items()
+            }
+        }
+        for name, stage in config.stages.items()
     }
-    return {"view": view, "image": image, "objectives": objectives}
+    return {"view": view, "image": image, "stages": stages}
 
 
 def _choose(command: Command, guidance: GuidanceName, given: _Given) -> tuple[GuidanceName, str, list[str]]:

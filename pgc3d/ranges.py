@@ -9,7 +9,7 @@ itself, each entry of a tuple or mapping of numbers, and the values (not the pro
 import math
 import typing
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass
 from functools import lru_cache
 from typing import Any, TypeAlias
 
@@ -77,6 +77,12 @@ def ranges(config: Any) -> dict[str, Range]:
     metadata = {item.name: item.metadata[KEY] for item in fields(config) if KEY in item.metadata}
     # `pgc.py`, which imports no other module, has a mapping in place of a `Range`.
     return {name: value if isinstance(value, Range) else Range(**value) for name, value in metadata.items()}
+
+
+def is_schedule(kind: Any, name: str) -> bool:
+    """Whether a setting of a configuration class, or of another type without settings, is a schedule."""
+    known = ranges(kind) if is_dataclass(kind) else {}
+    return name in known and known[name].schedule
 
 
 def check(config: Any) -> None:

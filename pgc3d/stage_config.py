@@ -39,7 +39,9 @@ class ObjectiveConfig:
     cameras: CameraConfig = field(default_factory=OrbitConfig)
     backgrounds: tuple[str, ...] = ("white",)  # names or #rrggbb; one is drawn per view
     batch: int = number(4, 1, 1024, unit="views")  # per step
-    weight: float = number(1.0, 1e-6, 1e6)
+    # Over progress (see `PiecewiseLinear`): of the gradient after clipping, and of the clip's threshold.
+    weight: tuple[float, ...] = schedule((1.0,), 1e-6, 1e6)
+    threshold_scale: tuple[float, ...] = schedule((1.0,), 1e-6, 1e6)
     target: Literal["color", "normal"] = "color"
 
     def __post_init__(self) -> None:

@@ -16,10 +16,10 @@ from study_summary import SHARED
 from pgc3d import pipeline
 from pgc3d.build.run import resolve_device
 from pgc3d.choices import Frame, GuidanceName, Quality
+from pgc3d.clip_rules import parse_rule
 from pgc3d.config import Config
 from pgc3d.disk import replace_file
 from pgc3d.errors import InputError, Pgc3dError
-from pgc3d.evaluation.ablation import parse_rule
 from pgc3d.evaluation.image_metrics import statistics
 from pgc3d.evaluation.items import Item
 from pgc3d.evaluation.measure import Measure, Result, score, shares_frame

@@ -168,7 +168,8 @@ class Bench:
                     guidance=PullTowardColor(),
                     clip=objective.clip.build(),
                     backgrounds=((1.0, 1.0, 1.0), None),
-                    weight=objective.weight,
+                    weight=PiecewiseLinear(objective.weight),
+                    threshold_scale=PiecewiseLinear(objective.threshold_scale),
                     target=objective.target,
                 )
             },

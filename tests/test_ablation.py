@@ -12,6 +12,7 @@ from pgc3d import pgc
 from pgc3d.build.models import LoadedModels, locate_models
 from pgc3d.build.run import RunContext, build_objectives
 from pgc3d.cli.app import main
+from pgc3d.clip_rules import parse_rule
 from pgc3d.colors import named_color
 from pgc3d.config import load_config, preset
 from pgc3d.errors import ConfigError, RunDirectoryError
@@ -22,7 +23,6 @@ from pgc3d.evaluation.ablation import (
     draw_start,
     make_image,
     optimize_image,
-    parse_rule,
 )
 from pgc3d.evaluation.ablation_sheets import columns, heat_colors
 from pgc3d.rendering import build_rasterizer

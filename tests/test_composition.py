@@ -62,7 +62,7 @@ def test_settings_of_the_optimisation_arrive_and_every_seed_counts(folder):
     one, two = (build_stage(context(settings(folder, seed)), "main") for seed in (1, 2))
     problem = one.problem
     objective = problem.objectives["color"]
-    assert (objective.weight, objective.target) == (0.3, "normal")
+    assert (objective.weight(0.5), objective.target) == (0.3, "normal")
     assert objective.backgrounds == ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (1.0, 128 / 255, 0.0))
     assert problem.lr_scale(1.0) == 0.2
     defaults = problem.representation.parameter_store().optimizer.defaults

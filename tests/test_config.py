@@ -384,3 +384,9 @@ def test_hostile_override_is_one_short_line(override, line):
     assert line in str(caught.value)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 1000
+
+
+def test_a_number_stands_for_a_constant_schedule():
+    config = load_config(overrides=["objectives.color.weight=2", "optimizer.lr_scale=0.5"])
+    assert config.last.objectives["color"].weight == (2.0,)
+    assert config.last.optimizer.lr_scale == (0.5,)

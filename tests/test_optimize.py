@@ -10,6 +10,7 @@ from pgc3d.cameras import OrbitConfig, sample_orbit
 from pgc3d.errors import DivergedError
 from pgc3d.optimize import Objective, Problem, optimization_step, optimize
 from pgc3d.pgc import NoClip, PixelClip
+from pgc3d.schedules import PiecewiseLinear
 from pgc3d.types import Step
 
 GREY = ((0.5, 0.5, 0.5),)
@@ -56,7 +57,11 @@ def test_parameter_gradient_is_the_image_gradient_through_the_renderer():
 def test_weights_and_objectives_add_up():
     asset = FlatColor()
     step(
-        asset, {"a": objective(PullTowardColor(), weight=2.0), "b": objective(PullTowardColor(), weight=0.5)}
+        asset,
+        {
+            "a": objective(PullTowardColor(), weight=PiecewiseLinear((2.0,))),
+            "b": objective(PullTowardColor(), weight=PiecewiseLinear((0.5,))),
+        },
     )
     expected = 2.5 * 32 * (torch.tensor([0.5, 0.5, 0.5]) - torch.tensor([1.0, 0.0, 0.0]))
     torch.testing.assert_close(asset.color.grad, expected)
@@ -69,7 +74,7 @@ def test_a_weight_counts_for_other_buffers_too():
             return replace(output, buffers={"normal": 2.0 * output.gradient})
 
     asset = FlatColor()
-    step(asset, {"a": objective(WithNormals(), weight=0.5)})
+    step(asset, {"a": objective(WithNormals(), weight=PiecewiseLinear((0.5,)))})
     expected = 0.5 * 3.0 * 32 * (torch.tensor([0.5, 0.5, 0.5]) - torch.tensor([1.0, 0.0, 0.0]))
     torch.testing.assert_close(asset.color.grad, expected)
 
@@ -240,3 +245,19 @@ def test_cameras_of_a_batch_stand_around_the_object(stratified):
         gaps.append(torch.cat([azimuth.diff(), azimuth[:1] + 2 * math.pi - azimuth[-1:]]).max().item())
     # a quarter for each, anywhere in it: less than two quarters from one to the next
     assert (max(gaps) < math.pi) == stratified
+
+
+def test_weight_and_threshold_follow_their_schedules():
+    """With a gradient of length 1 everywhere, weight * min(1, scale * c) arrives."""
+    halves = PiecewiseLinear((0.0, 1.0, 1.0, 0.5))
+    for index, expected in ((0, 1.0 * 0.5), (10, 0.5 * 0.25)):
+        asset = FlatColor()
+        pulled = objective(
+            PullTowardColor(color=(-0.5, -0.5, -0.5)),
+            clip=PixelClip(threshold=0.5).build(),
+            weight=halves,
+            threshold_scale=halves,
+        )
+        task = problem(asset, {"a": pulled})
+        optimization_step(task, Step(index=index, total=11, seed=0), resolution=4)
+        torch.testing.assert_close(asset.color.grad, torch.full((3,), expected * 2 * 16))

@@ -206,7 +206,8 @@ def _build_objective(
         guidance=built,
         clip=config.clip.build(),
         backgrounds=tuple(_background(context, config, name) for name in config.backgrounds),
-        weight=config.weight,
+        weight=PiecewiseLinear(config.weight),
+        threshold_scale=PiecewiseLinear(config.threshold_scale),
         target=config.target,
     )
 

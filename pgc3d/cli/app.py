@@ -11,7 +11,8 @@ from typing import Annotated, Any, cast
 import typer
 
 from pgc3d.choices import Baseline, Format, GuidanceName, ImageGuidanceName, Space, Texture, UvChoice
-from pgc3d.cli.console import Bar, Warnings, close_stdout, deliver, emit, notify, plain_line, prepare_streams
+from pgc3d.cli.config_commands import config_app
+from pgc3d.cli.console import Bar, Warnings, close_stdout, deliver, emit, notify, prepare_streams
 from pgc3d.cli.options import (
     BaselineName,
     ConfigOption,
@@ -45,7 +46,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-config_app = typer.Typer(help="Print or check configurations.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(config_app, name="config")
 
 
@@ -319,29 +319,6 @@ def ablate(  # noqa: PLR0917 - one option each
         learning_rate=learning_rate, start=start, on_event=bar,
     )  # fmt: skip
     bar.close()
-    return 0
-
-
-@config_app.command()
-@with_run_options
-def show(guidance: GuidanceOption = "auto", *, options: RunOptions) -> int:
-    """Print the configuration that `pgc3d text` would use with the same options."""
-    from pgc3d.config import dump_config
-
-    config = configured(guidance, options)
-    deliver(dump_config(config), ascii_text=lambda: dump_config(config, ascii_only=True))
-    return 0
-
-
-@config_app.command()
-def validate(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="YAML file.")], set_: SetOption = None
-) -> int:
-    """Check a configuration file; prints one line where it is valid."""
-    from pgc3d.config import load_config
-
-    load_config([file], overrides=set_ or [])
-    deliver(f"{plain_line(str(file))} is valid\n")
     return 0
 
 

@@ -92,6 +92,13 @@ class RunOptions:
     quality: Annotated[
         Quality | None, typer.Option(help="Preset of steps, resolution and texture size; else standard.")
     ] = None
+    pipeline: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Stages of text or image, see `pgc3d config list`; else dmtet."),
+    ] = None
+    clip: Annotated[
+        str | None, typer.Option(metavar="RULE", help="none, pixel, pixel=0.3 ...: of every diffusion model.")
+    ] = None
     texture_size: TextureOption = None
     faces: FacesOption = None
     low_memory: Annotated[
@@ -163,6 +170,7 @@ def configured(
     Raises:
         ConfigError: a key, a value or a combination is wrong.
     """
+    from pgc3d.clip_rules import parse_rule
     from pgc3d.presets import TEXT, configure
 
     config, notes = configure(
@@ -171,6 +179,8 @@ def configured(
         prompted=prompted,
         model=options.model,
         quality=options.quality,
+        pipeline=options.pipeline,
+        clip=parse_rule(options.clip) if options.clip is not None else None,
         files=options.config or [],
         options=options.settings() | (own or {}),
         resolution=options.resolution,

@@ -11,11 +11,9 @@ same guidance, noise and initial image for every rule, without a 3D representati
 """
 
 import json
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +29,7 @@ from pgc3d.build.notes import run_notes
 from pgc3d.build.run import RunContext, build_objectives, resolve_device
 from pgc3d.cameras import turntable
 from pgc3d.choices import Space
+from pgc3d.clip_rules import parse_rule
 from pgc3d.colors import COLORS, named_color
 from pgc3d.config import Config, StageConfig, dump_config
 from pgc3d.disk import new_folder, write_files
@@ -42,7 +41,7 @@ from pgc3d.images import resize
 from pgc3d.interfaces import Guidance
 from pgc3d.optimize import StepReport
 from pgc3d.pipeline import ignore
-from pgc3d.ranges import MAX_RATE, check
+from pgc3d.ranges import MAX_RATE
 from pgc3d.rendering import build_rasterizer
 from pgc3d.representation.dmtet_config import DMTetConfig
 from pgc3d.run_directory import CONFIG, MANIFEST
@@ -67,34 +66,6 @@ class OptimizedImage:
     gradient: Callable[[Float[Tensor, "1 H W C"], Step], Float[Tensor, "1 H W C"]]  # d loss / d values
     decode: Callable[[Float[Tensor, "1 H W C"]], Float[Tensor, "1 h w 3"]]
     limits: tuple[float, float]
-
-
-def parse_rule(text: str) -> pgc.ClipConfig:
-    """The rule of a short text: a kind, a kind and its number as in "pngd=0.3", or the threshold of `pixel`.
-
-    Raises:
-        ConfigError: there is no such rule, or its number is out of range.
-    """
-    kind, equals, number = ("pixel", "=", text) if re.match(r"[.\d]", text) else text.partition("=")
-    rules: dict[str, Callable[..., pgc.ClipConfig]] = {
-        "none": pgc.NoClip,
-        "pixel": pgc.PixelClip,
-        "l2": partial(pgc.PixelClip, norm="l2"),
-        "channel": pgc.ChannelClip,
-        "pngd": pgc.PngdClip,
-        "global": pgc.GlobalScale,
-        "parameter": pgc.ParameterClip,
-        "adaptive": pgc.AdaptiveClip,
-    }
-    if kind not in rules or (kind == "none" and equals):
-        raise ConfigError(f"a rule must be one of {', '.join(rules)}, or a threshold, got {text!r}")
-    name = {"parameter": "max_norm", "adaptive": "quantile"}.get(kind, "threshold")
-    try:
-        clip = rules[kind](**({name: float(number)} if equals else {}))
-        check(clip)
-        return clip
-    except ValueError as error:
-        raise ConfigError(f"the rule {text!r} must have a number that fits, got: {error}") from error
 
 
 def ablate(
