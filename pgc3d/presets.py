@@ -215,8 +215,7 @@ def _choose(command: Command, guidance: GuidanceName, given: _Given) -> tuple[Gu
     elif layout not in {guidance, None}:
         raise ConfigError(
             f"the model must have the layout of --guidance {guidance}, got {named} with that of {layout}; "
-            "use "
-            f"--guidance {layout}"
+            f"use --guidance {layout}"
         )
     return guidance, str(named), []
 

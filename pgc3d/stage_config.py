@@ -142,8 +142,7 @@ class StageConfig:
         if pixels > MAX_PIXELS:
             raise ValueError(
                 f"the views of a step must have at most {MAX_PIXELS} pixels, got {pixels} in "
-                f"objectives.{name}; "
-                "lower its batch or the resolution"
+                f"objectives.{name}; lower its batch or the resolution"
             )
         missing = objective.cameras.requires().inputs - self.representation.requires().inputs
         if missing:

@@ -142,9 +142,8 @@ def _resolve_file(
     if not kind.known_prediction and prediction is None:
         raise ConfigError(
             f"what the UNet of {path} predicts must be known, got no sign of it; use --set "
-            "models.text.prediction=v_prediction "
-            "for a model made from SD 2's 768 px, or =epsilon for one from its 512 px base, whose "
-            "objectives.color.guidance.resolution is 512"
+            "models.text.prediction=v_prediction for a model made from SD 2's 768 px, or =epsilon for one "
+            "from its 512 px base, whose objectives.color.guidance.resolution is 512"
         )
     try:
         base_folder = _resolve_folder(str(base or kind.base), cache=cache, network=network, weights=False)

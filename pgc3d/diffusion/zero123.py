@@ -134,8 +134,7 @@ def require_zero123(folder: ModelFolder, pose: Pose | None = None) -> ModelFolde
     if (pose or folder.pose) is None:
         raise ConfigError(
             f"the pose convention of {folder.name} must be known, got none; use --set "
-            "models.image.pose=radius for a "
-            "model as Zero123-XL, or =polar for one as Stable Zero123"
+            "models.image.pose=radius for a model as Zero123-XL, or =polar for one as Stable Zero123"
         )
     return replace(folder, pose=pose or folder.pose)
 

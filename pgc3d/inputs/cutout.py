@@ -54,8 +54,7 @@ def matte(image: Image.Image) -> Image.Image:
     if any(importlib.util.find_spec(name) is None for name in ("rembg", "onnxruntime")):
         raise InputError(
             "an image must have alpha, got none and no rembg to remove its background; pip install "
-            "'pgc3d[matting]', or "
-            "give one with a plain background and --no-matting, or one with alpha"
+            "'pgc3d[matting]', or give one with a plain background and --no-matting, or one with alpha"
         )
     from rembg import new_session, remove
 

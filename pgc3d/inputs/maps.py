@@ -96,8 +96,7 @@ def _grey_of(values: Shaped[np.ndarray, "H W 3"], top: float, path: Path) -> Sha
         if apart.max() > GREY_TOLERANCE * top:
             raise InputError(
                 f"a depth map must hold grey levels, not colours, got coloured pixels in {path}; give the "
-                "depth "
-                "itself, not an image of it in false colours"
+                "depth itself, not an image of it in false colours"
             )
     return grey
 

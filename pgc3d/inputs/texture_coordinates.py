@@ -52,8 +52,7 @@ def choose_coordinates(
         if choice == "own":
             raise InputError(
                 "--uv own must have texture coordinates of every face, but "
-                f"{missing.format(name=path.name)}; "
-                "use --uv auto"
+                f"{missing.format(name=path.name)}; use --uv auto"
             )
         return _escaped(missing.format(name=path.name)) + "; new ones were made ({method})"
     reasons = []

@@ -45,7 +45,6 @@ def _triton_rasterizer(device: torch.device) -> Rasterizer:
     except ImportError as error:
         raise BackendUnavailableError(
             f"the triton rasterizer must have triton, but it cannot be imported ({error}); pip install "
-            "triton, "
-            "or --set run.rasterizer=nvdiffrast"
+            "triton, or --set run.rasterizer=nvdiffrast"
         ) from error
     return TritonRasterizer()
