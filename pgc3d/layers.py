@@ -1,7 +1,8 @@
 """Layers of a configuration over each other, and the result checked part by part.
 
 A family is a union of dataclasses that differ in `kind`; a layer that names another kind replaces that entry
-by the defaults of the new one.
+by the defaults of the new one. A kind alone stands for an entry with that kind: `formula: csd` for
+`formula: {kind: csd}`.
 """
 
 import difflib
@@ -31,8 +32,8 @@ def merge(tree: DictConfig, layer: Mapping[str, Any], schema: Any, source: str) 
     Raises:
         ConfigError: the layer does not fit the dataclasses.
     """
-    one_line(lambda: _switch_kinds(tree, layer, schema, ""), source)
-    merged = one_line(lambda: OmegaConf.merge(tree, layer), source)
+    written_out = one_line(lambda: _switch_kinds(tree, layer, schema, ""), source)
+    merged = one_line(lambda: OmegaConf.merge(tree, written_out), source)
     return typing.cast(DictConfig, merged)
 
 
@@ -56,24 +57,31 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def _switch_kinds(node: Any, layer: Mapping[str, Any], schema: Any, path: str) -> None:
-    """Insert defaults where a layer names a new kind of a family or a new entry of a mapping."""
-    for key, value in layer.items():
+def _switch_kinds(node: Any, layer: Mapping[str, Any], schema: Any, path: str) -> dict[str, Any]:
+    """Insert defaults where a layer names a new kind of a family or a new entry of a mapping.
+
+    Returns:
+        The layer, with the kinds that stand alone as entries.
+    """
+    written_out = dict(layer)
+    for key, entry in layer.items():
         expected = _field_type(schema, key)
         where = f"{path}{key}"
         if expected is None:
             continue
         if not (is_dataclass(_members(expected)[0]) or typing.get_origin(expected) is dict):
-            _check_leaf(where, expected, value)
+            _check_leaf(where, expected, entry)
             continue
-        if value is None and types.NoneType in typing.get_args(expected):
+        if entry is None and types.NoneType in typing.get_args(expected):
             continue
+        value = {"kind": entry} if isinstance(entry, str) and _is_family(expected) else entry
         if not isinstance(value, Mapping):
             raise ConfigError(f"{where} must hold keys and values, got {shown(value)}")
         if len(value) > MAX_ENTRIES:
             raise ConfigError(f"{where} must have at most {MAX_ENTRIES} entries, got {len(value)}")
         expected = _enter(node, key, value, expected, where)
-        _switch_kinds(node[key], value, expected, f"{where}.")
+        written_out[key] = _switch_kinds(node[key], value, expected, f"{where}.")
+    return written_out
 
 
 def _enter(node: Any, key: str, value: Mapping[str, Any], expected: Any, where: str) -> Any:
@@ -163,6 +171,11 @@ def _members(family: Any) -> tuple[Any, ...]:
     if typing.get_origin(family) in (types.UnionType, typing.Union):
         return tuple(member for member in typing.get_args(family) if member is not types.NoneType)
     return (family,)
+
+
+def _is_family(expected: Any) -> bool:
+    members = _members(expected)
+    return len(members) > 1 and all(is_dataclass(member) for member in members)
 
 
 def _kind(member: Any) -> str:

@@ -45,7 +45,7 @@ class Costs:
     encoder_work: float  # arithmetic of forward and backward pass, in multiples of a forward pass
     matmul_fraction: float  # of the matmul rate that a step reaches
     unet_tensors: float = 50.0  # alive in the UNet at once, in multiples of its first layer's output
-    # Multiply-adds per parameter and latent pixel: most layers run at lower resolutions.
+    # Multiply-adds per parameter and latent pixel, of two evaluations: most layers run at lower resolutions.
     unet_work: float = 0.142
     # Residuals and conditions kept of all ControlNets, in the same multiples: counted from the shapes, 5.8 in
     # SDXL's layout and 7.2 in SD's.
@@ -134,6 +134,7 @@ def estimate(  # noqa: PLR0913 - one for each size
     micro_batch: int,
     item: int,
     controls: Collection[str] = (),
+    evaluations: int = 2,
     render_bytes: int = 1100,
 ) -> Estimate:
     """The cost of one objective in a step, with all weights of its model and the ControlNets.
@@ -147,6 +148,7 @@ def estimate(  # noqa: PLR0913 - one for each size
         micro_batch: views that the model evaluates at once.
         item: bytes per number.
         controls: names of the ControlNets that this objective uses, repeated where one is used twice.
+        evaluations: of the UNet and the ControlNets for each view, in one batch.
         render_bytes: kept of the renderer per rendered pixel until the backward pass.
     """
     pixels = [side**2 / 4**level for level in range(len(size.vae_channels))]
@@ -158,14 +160,14 @@ def estimate(  # noqa: PLR0913 - one for each size
     recorded = size.unet_parameters < costs.recorded_below
     residuals = costs.control_tensors * (RECORDED_COPIES if recorded else 1.0)
     tensors = costs.unet_tensors + (residuals if controls else 0.0)
-    unet = 2 * latent * size.unet_channels * tensors
+    unet = evaluations * latent * size.unet_channels * tensors
     passing = working + unet + latent**2 if recorded else max(working, unet)
     views = micro_batch * item * (size.vae_layers * kept + passing)
     weights = _weights(size, item)
     recordings = RECORDING_BYTES * (1 + len(controls)) if recorded else 0.0
     return Estimate(
         bytes=weights + views + recordings + batch * render_side**2 * render_bytes,
-        operations=batch * _operations(size, costs, levels, latent, controls),
+        operations=batch * _operations(size, costs, levels, latent, controls, evaluations),
     )
 
 
@@ -179,12 +181,13 @@ def _operations(
     levels: Sequence[tuple[float, int]],
     latent: float,
     controls: Collection[str],
+    evaluations: int,
 ) -> float:
     """Operations for one view; `levels` are the (pixels, channels) of each of the encoder's levels."""
     convolutions = sum(2 * size.vae_layers * 18 * count * channels**2 for count, channels in levels)
     attention = 4 * latent**2 * size.vae_channels[-1]
     parameters = size.unet_parameters + sum(size.controls[name] for name in controls)
-    predict = 2 * latent * parameters * costs.unet_work
+    predict = evaluations * latent * parameters * costs.unet_work
     return (convolutions + attention) * costs.encoder_work + predict
 
 
@@ -241,6 +244,7 @@ def _estimate_objective(
             micro_batch=1 if run.low_memory else min(run.micro_batch or objective.batch, objective.batch),
             item=_item(config, name),
             controls=use.controls,
+            evaluations=use.evaluations,
             render_bytes=rendered,
         )
         parts.append(replace(step, bytes=step.bytes - _weights(sizes[name], _item(config, name))))
