@@ -1,6 +1,7 @@
 """The planner's price of guidances that evaluate the UNet more than twice for an image."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from test_plan import SDXL, models
@@ -23,7 +24,7 @@ def test_more_evaluations_cost_more(fast):
     guidances = [SdsConfig(), SdsConfig(formula=NfsdFormula()), SdsConfig(perp_neg=1.0),
                  SdsConfig(formula=NfsdFormula(), perp_neg=1.0)]  # fmt: skip
     costs = [plan.estimate_run(run_with(item, fast=fast), {"text": SDXL}) for item in guidances]
-    for less, more in zip(costs, costs[1:], strict=False):
+    for less, more in pairwise(costs):
         assert more.operations > less.operations
         assert more.bytes >= less.bytes
     assert costs[-1].bytes > costs[0].bytes
