@@ -140,13 +140,30 @@ def distill(
         gradient = model.encoder_gradient(image, latents, latent_gradient)
     else:
         gradient = linear_encoder.pull_back(latent_gradient, image.shape[1:3])
+    return GuidanceOutput(gradient=gradient, metrics=_measurements(sample, latent_gradient))
+
+
+def distill_latents(
+    image: Float[Tensor, "B h w C"], sample: NoiseSample, score_of: Callable[[Latents], Latents]
+) -> GuidanceOutput:
+    """The gradient on images that are latents themselves, without an encoder: that of the latents.
+
+    Args:
+        image: as many channels as the latents, which it equals.
+        sample: timesteps, for the metrics.
+        score_of: the gradient on latents z.
+    """
+    latent_gradient = score_of(image.detach().permute(0, 3, 1, 2))
     return GuidanceOutput(
-        gradient=gradient,
-        metrics={
-            "timestep": sample.timesteps.float().mean(),
-            "latent_gradient": latent_gradient.flatten(1).norm(dim=1).mean(),
-        },
+        gradient=latent_gradient.permute(0, 2, 3, 1), metrics=_measurements(sample, latent_gradient)
     )
+
+
+def _measurements(sample: NoiseSample, latent_gradient: Latents) -> dict[str, Tensor]:
+    return {
+        "timestep": sample.timesteps.float().mean(),
+        "latent_gradient": latent_gradient.flatten(1).norm(dim=1).mean(),
+    }
 
 
 def _send(values: Tensor, device: torch.device) -> Tensor:

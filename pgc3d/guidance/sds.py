@@ -14,8 +14,9 @@ from pgc3d.context import GuidanceContext
 from pgc3d.diffusion.controlnet import Control, ControlConfig, condition_image, control_residuals
 from pgc3d.diffusion.latent import LatentDiffusion, Latents, interpolate, select
 from pgc3d.diffusion.linear_encoder import LinearEncoder, read_linear_encoder
+from pgc3d.errors import ConfigError
 from pgc3d.guidance import score
-from pgc3d.guidance.distillation import NoiseSample, distill, draw, predict_noise
+from pgc3d.guidance.distillation import NoiseSample, distill, distill_latents, draw, predict_noise
 from pgc3d.guidance.formulas import Formula, FormulaConfig, Predictions, SdsFormula
 from pgc3d.guidance.micro_batch import in_micro_batches
 from pgc3d.guidance.perp_neg import ViewMixture, mixture, require_views
@@ -37,6 +38,11 @@ class SdsConfig:
     sizes. `original_size` and `target_size` are SDXL's size conditions, 0 for the resolution.
     `linear_encoder` is a file of `scripts/fit_linear_encoder.py`, through which gradients then go instead of
     the encoder. `dreamtime` replaces `t_min` and `t_max`.
+
+    With `as_latent` the image is not encoded: the colours or normals in [-1, 1] and the coverage, shrunk to
+    the size of the latents, are the latents (Fantasia3D's first phase, arXiv 2303.13873). A threshold of the
+    clip is then that of a latent pixel's four channels, w(t) |eps_hat - eps|, and not of an image's pixel:
+    such gradients are longer by far, and a clip of kind `adaptive` finds their length.
     """
 
     kind: Literal["sds"] = "sds"
@@ -59,9 +65,12 @@ class SdsConfig:
     target_size: int = number(0, 0, 16384, unit="pixels")
     controls: dict[str, ControlConfig] = field(default_factory=dict)  # by a name of your choice
     linear_encoder: str | None = field(default=None, metadata=PATH)
+    as_latent: bool = False
 
     def __post_init__(self) -> None:
         check(self)
+        if self.as_latent and self.linear_encoder is not None:
+            raise ValueError("as_latent must go without a linear_encoder, got both; remove one")
         check_timestep_range(PiecewiseLinear(self.t_min), PiecewiseLinear(self.t_max))
 
     def requires(self) -> Requirements:
@@ -91,6 +100,8 @@ class SdsConfig:
         encoded = context.models.embed(self.model, (*texts, self.negative_prompt, *self.formula.texts))
         loaded = context.models.get(self.model, self._use())
         index = torch.arange(len(encoded.tokens), device=loaded.diffusion.device)
+        if self.as_latent:
+            _require_four_channels(loaded.diffusion, loaded.folder.name)
         linear = self.linear_encoder
         return ScoreDistillation(
             model=loaded.diffusion,
@@ -110,6 +121,15 @@ class SdsConfig:
                 for item in self.controls.values()
             ],
             linear_encoder=read_linear_encoder(Path(linear), loaded.diffusion) if linear else None,
+            as_latent=self.as_latent,
+        )
+
+
+def _require_four_channels(model: LatentDiffusion, name: str) -> None:
+    channels = model.latent_shape(1, model.resolution)[1]
+    if channels != 4:
+        raise ConfigError(
+            f"as_latent must go with a model of 4 latent channels, {name} has {channels}; use as_latent=false"
         )
 
 
@@ -134,6 +154,7 @@ class ScoreDistillation:
         target_size: int = 0,
         controls: Sequence[Control] = (),
         linear_encoder: LinearEncoder | None = None,
+        as_latent: bool = False,
     ) -> None:  # fmt: skip
         """Store the inputs of every step on the device.
 
@@ -153,6 +174,7 @@ class ScoreDistillation:
             target_size: SDXL size condition, 0 for the resolution.
             controls: ControlNets of the model's layout, conditioned on the render's depth or normals.
             linear_encoder: pulls gradients back to the image in place of the encoder.
+            as_latent: images have four channels and are the latents.
         """
         expected = len(view_prompts("x", view_prompts_config))
         others = 1 + len(formula.texts)
@@ -169,20 +191,26 @@ class ScoreDistillation:
         self.perp_neg = perp_neg
         self.t_min, self.t_max = t_min, t_max
         self.controls = tuple(controls)
-        self.linear_encoder = linear_encoder
+        self.linear_encoder, self.as_latent = linear_encoder, as_latent
         self.micro_batch = 0  # see `interfaces.SupportsMicroBatch`
         self._sizes = (original_size, target_size)
         self._time_ids: dict[int, Tensor | None] = {}  # by resolution; making them waits for the device
 
     def input_resolution(self, rendered: int) -> int:
-        """Side in pixels of the model's input, for renders of `rendered` pixels."""
-        return rendered if self.resolution < 0 else self.resolution
+        """Side in pixels of the images that are evaluated, for renders of `rendered` pixels."""
+        side = rendered if self.resolution < 0 else self.resolution
+        return side // self._pixels
+
+    @property
+    def _pixels(self) -> int:
+        """Side of a pixel of the evaluated images, in those of the model's input."""
+        return self.model.downscale if self.as_latent else 1
 
     def __call__(
-        self, image: Float[Tensor, "B H W 3"], rendering: Rendering, views: Views, step: Step
+        self, image: Float[Tensor, "B H W _"], rendering: Rendering, views: Views, step: Step
     ) -> GuidanceOutput:
         """Draw a timestep and noise for each image and return the gradient on the images."""
-        inputs = self.draw(len(image), image.shape[1], rendering, views, step)
+        inputs = self.draw(len(image), image.shape[1] * self._pixels, rendering, views, step)
         gradient = partial(self.gradient, progress=step.progress)
         return in_micro_batches(gradient, self.micro_batch, image=image, **inputs)
 
@@ -193,7 +221,7 @@ class ScoreDistillation:
 
         They must have the size of the latents of `rendering`.
         """
-        side = self.input_resolution(rendering.color.shape[1])
+        side = latents.shape[-1] * self.model.downscale
         inputs = self.draw(len(latents), side, rendering, views, step)
         sample, shown = NoiseSample.split(inputs)
         return self._score(latents, sample, side, step.progress, **shown)
@@ -203,7 +231,7 @@ class ScoreDistillation:
 
         Args:
             batch: number of images.
-            side: of the images in pixels.
+            side: of the model's input in pixels.
             rendering: for the conditions of ControlNets.
             views: cameras and background colours.
             step: source of the random numbers.
@@ -234,7 +262,7 @@ class ScoreDistillation:
 
     def gradient(
         self,
-        image: Float[Tensor, "B H W 3"],
+        image: Float[Tensor, "B H W _"],
         *,
         timesteps: Int[Tensor, " B"],
         noise: Float[Tensor, "B C h w"],
@@ -247,7 +275,7 @@ class ScoreDistillation:
         """The gradient for given noise, texts and one condition per control; see `distill`.
 
         Args:
-            image: sRGB in [0, 1].
+            image: sRGB in [0, 1]; the latents, where they are the image.
             timesteps: see `NoiseSample`.
             noise: see `NoiseSample`.
             posterior_noise: see `NoiseSample`.
@@ -259,10 +287,13 @@ class ScoreDistillation:
         sample = NoiseSample(timesteps, noise, posterior_noise)
 
         def score_of(latents: Latents) -> Latents:
+            side = image.shape[1] * self._pixels
             return self._score(
-                latents, sample, image.shape[1], progress, texts=texts, conditions=conditions, mixed=mixed
+                latents, sample, side, progress, texts=texts, conditions=conditions, mixed=mixed
             )
 
+        if self.as_latent:
+            return distill_latents(image, sample, score_of)
         return distill(self.model, image, sample, score_of, linear_encoder=self.linear_encoder)
 
     def predict(
