@@ -35,7 +35,11 @@ class Rasterizer(Protocol):
 
 @runtime_checkable
 class Stateful(Protocol):
-    """An object whose tensors are part of a checkpoint; their names and shapes never change."""
+    """An object whose tensors are part of a checkpoint.
+
+    Their shapes never change, and their names only where a first step adds some, as the state of an
+    optimiser. `load_state_dict` restores what the object had, also a state from before that step.
+    """
 
     def state_dict(self) -> Mapping[str, Any]: ...
 

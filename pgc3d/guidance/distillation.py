@@ -52,9 +52,9 @@ def draw(
     timesteps = sample_timesteps(batch, *timestep_range, train_steps=model.train_steps, generator=generator)
     noise, posterior = torch.randn((2, *model.latent_shape(batch, side)), generator=generator)
     return NoiseSample(
-        timesteps=_send(timesteps, model.device),
-        noise=_send(noise, model.device),
-        posterior_noise=_send(posterior, model.device),
+        timesteps=send(timesteps, model.device),
+        noise=send(noise, model.device),
+        posterior_noise=send(posterior, model.device),
     )
 
 
@@ -166,8 +166,8 @@ def _measurements(sample: NoiseSample, latent_gradient: Latents) -> dict[str, Te
     }
 
 
-def _send(values: Tensor, device: torch.device) -> Tensor:
-    """A copy on the device, asynchronous on CUDA."""
+def send(values: Tensor, device: torch.device) -> Tensor:
+    """A copy of a host tensor on a device, asynchronous on CUDA."""
     if device.type != "cuda":
         return values.to(device)
     return values.pin_memory().to(device, non_blocking=True)

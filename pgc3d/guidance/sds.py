@@ -253,7 +253,7 @@ class ScoreDistillation:
             mixed = mixture(shown, config, device, self.perp_neg).tensors()
         return {**vars(sample), "texts": texts, "conditions": conditions, "mixed": mixed}
 
-    def _size_conditions(self, side: int) -> Tensor | None:
+    def size_conditions(self, side: int) -> Tensor | None:
         """SDXL's size conditions for inputs of `side` pixels, made once."""
         if side not in self._time_ids:
             original, target = self._sizes
@@ -321,7 +321,7 @@ class ScoreDistillation:
                 noisy,
                 timesteps,
                 prompts,
-                time_ids=self._size_conditions(side),
+                time_ids=self.size_conditions(side),
                 residuals=partial(control_residuals, controls) if controls else None,
             )
             if views is None:
