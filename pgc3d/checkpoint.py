@@ -55,7 +55,7 @@ def unpack_representation(checkpoint: Checkpoint, representation: Representation
 
 
 def _restore(stateful: Stateful, state: Mapping[str, Tensor]) -> None:
-    """Load the state of a guidance or clip, which has more of it after its first step than a new one.
+    """Load the state of a guidance or clip into a new one, which may have less of it before its first step.
 
     Raises:
         ValueError: it is not what the object has afterwards.

@@ -1,4 +1,4 @@
-"""Guidances whose state begins with their first step: checkpoints hold all of it, and refuse what does not fit."""
+"""Guidances whose state begins with their first step: it is restored whole, or refused."""
 
 from types import SimpleNamespace
 
@@ -42,10 +42,9 @@ def saved(steps):
 
 
 @pytest.mark.parametrize("steps", [0, 1, 3])
-@pytest.mark.parametrize("before", [0, 2])
-def test_a_state_is_restored_into_an_object_of_any_age(steps, before):
+def test_a_state_is_restored_into_a_new_object(steps):
     whole, state = saved(steps)
-    other, _ = saved(before)
+    other = Trained()
     assert isinstance(other, Stateful)
     _restore(other, state)
     assert other.state_dict().keys() == state.keys()

@@ -7,9 +7,10 @@ import pytest
 from test_plan import SDXL, models
 
 from pgc3d import plan
-from pgc3d.config import Config, ObjectiveConfig, StageConfig
+from pgc3d.config import Config, ObjectiveConfig, RunConfig, StageConfig
 from pgc3d.guidance.formulas import NfsdFormula
 from pgc3d.guidance.sds import SdsConfig
+from pgc3d.guidance.vsd import VsdConfig
 
 
 def run_with(guidance, **settings):
@@ -38,3 +39,26 @@ def test_the_network_alone_costs_in_proportion():
         for n in (2, 4)
     )
     assert four.operations == pytest.approx(2 * two.operations)
+
+
+def test_training_needs_a_second_network_beside_an_accelerated_one():
+    def cost(guidance, **settings):
+        return plan.estimate_run(run_with(guidance, **settings), {"text": SDXL})
+
+    network = 2 * SDXL.unet_parameters
+    fast = cost(VsdConfig()).bytes - cost(SdsConfig()).bytes
+    assert network < fast
+    assert cost(VsdConfig(), fast="never").bytes < cost(SdsConfig(), fast="never").bytes + 3e10
+    # SDXL at 1024 pixels keeps 7.8 GB for the backward pass of an image.
+    one = replace(run_with(VsdConfig()), run=RunConfig(micro_batch=1))
+    weights = 2 * network + plan.ADAPTER_BYTES
+    assert 7.8e9 < plan.estimate_run(one, {"text": SDXL}).bytes - weights < 12e9
+    low = replace(one, run=RunConfig(low_memory=True))
+    assert plan.estimate_run(low, {"text": SDXL}).bytes < plan.estimate_run(one, {"text": SDXL}).bytes - 3e9
+    assert cost(VsdConfig()).operations > 2 * cost(SdsConfig(guidance_scale=7.5)).operations
+
+
+def test_a_run_that_trains_is_lowered_like_others():
+    fitting, expected = plan.fit(run_with(VsdConfig()), {"text": SDXL}, 24 * 2**30)
+    assert expected.bytes < 24 * 2**30
+    assert fitting.run.micro_batch == 1 or fitting.run.low_memory
