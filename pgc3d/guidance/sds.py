@@ -1,7 +1,7 @@
 """Score distillation from a latent diffusion model, as a gradient on the image."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +16,14 @@ from pgc3d.diffusion.latent import LatentDiffusion, Latents, interpolate, select
 from pgc3d.diffusion.linear_encoder import LinearEncoder, read_linear_encoder
 from pgc3d.errors import ConfigError
 from pgc3d.guidance import score
-from pgc3d.guidance.distillation import NoiseSample, distill, distill_latents, draw, predict_noise
+from pgc3d.guidance.distillation import (
+    NoiseSample,
+    Predict,
+    distill,
+    distill_latents,
+    draw,
+    predict_noise,
+)
 from pgc3d.guidance.formulas import Formula, FormulaConfig, Predictions, SdsFormula
 from pgc3d.guidance.micro_batch import in_micro_batches
 from pgc3d.guidance.perp_neg import ViewMixture, mixture, require_views
@@ -91,14 +98,19 @@ class SdsConfig:
         """Side of the model's input in pixels, for renders and for a model of such sides."""
         return rendered if self.resolution < 0 else self.resolution or model
 
-    def build(self, context: GuidanceContext) -> "ScoreDistillation":
-        """The guidance; prompts are encoded before the network is loaded, for a lower memory peak."""
+    def build(self, context: GuidanceContext, *, decoder: bool = False) -> "ScoreDistillation":
+        """The guidance; prompts are encoded before the network is loaded, for a lower memory peak.
+
+        Args:
+            context: of the run.
+            decoder: keep the VAE's decoder, for a guidance over this one.
+        """
         views = context.models.view_prompts(self.model)
         texts = view_prompts(context.prompt, views)
         if self.perp_neg:
             require_views(views, self.model)
         encoded = context.models.embed(self.model, (*texts, self.negative_prompt, *self.formula.texts))
-        loaded = context.models.get(self.model, self._use())
+        loaded = context.models.get(self.model, replace(self._use(), decoder=decoder))
         index = torch.arange(len(encoded.tokens), device=loaded.diffusion.device)
         if self.as_latent:
             _require_four_channels(loaded.diffusion, loaded.folder.name)
@@ -296,17 +308,26 @@ class ScoreDistillation:
             return distill_latents(image, sample, score_of)
         return distill(self.model, image, sample, score_of, linear_encoder=self.linear_encoder)
 
-    def predict(
+    def predict(self, latents: Latents, sample: NoiseSample, side: int, **shown: Any) -> Predictions:
+        """The frozen model's predictions for the latents of images of `side` pixels.
+
+        Args:
+            latents: z.
+            sample: timesteps and noise.
+            side: of the model's input in pixels.
+            shown: texts, conditions and mixed, as of `gradient`.
+        """
+        return predict_noise(self.model, latents, sample, self.predictor(side, **shown))
+
+    def predictor(
         self,
-        latents: Latents,
-        sample: NoiseSample,
         side: int,
         *,
         texts: Int[Tensor, " B"],
         conditions: Sequence[Float[Tensor, "B _ _ 3"]] = (),
         mixed: Sequence[Tensor] = (),
-    ) -> Predictions:
-        """The frozen model's predictions for latents of images of `side` pixels; see `gradient`."""
+    ) -> Predict:
+        """The frozen model's predictions as a function of noisy latents and timesteps; see `predict`."""
         controls = [(c, resize(shown, side)) for c, shown in zip(self.controls, conditions, strict=True)]
         prompts = [
             select(self.negative, torch.full_like(texts, row)) for row in range(len(self.negative.tokens))
@@ -334,7 +355,7 @@ class ScoreDistillation:
                 *others,
             )
 
-        return predict_noise(self.model, latents, sample, predict)
+        return predict
 
     def _positive(self, views: ViewMixture) -> TextEmbedding:
         first, second = select(self.positive, views.first), select(self.positive, views.second)
