@@ -1,4 +1,4 @@
-"""The distance of an image from what the model makes of it in a few denoising steps (HiFA, arXiv 2305.18766)."""
+"""The distance of an image from its denoised version, of a few steps (HiFA, arXiv 2305.18766)."""
 
 import math
 from dataclasses import dataclass, replace
@@ -26,9 +26,9 @@ class BgtConfig:
     """Settings of the denoised target; those of the same name as in `SdsConfig` mean the same.
 
     The timestep falls from the end of `timesteps` to its start with the square root of progress, and latents
-    are denoised from there in steps of at most `stride`; all three are those of the code of PGC-3D. Its
-    losses are means, so small that no gradient is ever clipped; `latent` and `image` are the weights of half
-    the sums of squared differences, HiFA's constant 0.05 and a tenth of it.
+    are denoised from there in steps of at most `stride`; all three are those of the code of PGC-3D, which
+    names the method BGT+. `latent` and `image` are weights of half the sums of squared differences, HiFA's
+    constant 0.05 and a tenth of it; the losses of PGC-3D are means, with gradients far below any threshold.
     """
 
     kind: Literal["bgt"] = "bgt"
