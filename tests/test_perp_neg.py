@@ -86,8 +86,12 @@ def test_prompts_are_those_of_the_ends_of_the_cameras_quarter():
 def test_prompts_of_the_bundled_prior_are_on_the_cameras_side():
     config = text_model_views()
     found = mixture(views_at(30.0, -30.0), config, CPU)
-    assert "ninety right" in words(config, found.second)[0]
-    assert "ninety left" in words(config, found.second)[1]
+    assert ["right" in text for text in words(config, found.negatives[:, 1])] == [True, False]
+    assert all("ninety" in text for text in words(config, found.negatives[:, 1]))
+    assert all("front" in text for text in words(config, found.negatives[:, 0]))
+    # It has a text for every 15 degrees, and needs no mixtures of others.
+    assert torch.equal(found.first, found.second)
+    assert ["thirty" in text for text in words(config, found.first)] == [True, True]
     require_views(config, "mini")
 
 

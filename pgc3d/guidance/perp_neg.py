@@ -2,6 +2,8 @@
 
 A camera between two of the views front, side and back gets the mixture of both texts as its prompt, and the
 texts of the views that it must not show as negative prompts. Weights and mixtures are those of threestudio.
+Where the view prompts have more directions than these, as those of the bundled prior, each camera keeps its
+own prompt: a mixture stands for texts that are missing, and is none that such a model was trained with.
 """
 
 import math
@@ -82,14 +84,17 @@ def mixture(views: Views, config: ViewPromptConfig, device: torch.device, scale:
         for angle in (torch.zeros_like(azimuth), side_angle, torch.full_like(azimuth, math.pi))
     )
     r, weights, behind = quarter(azimuth)
-    first = torch.where(behind > 0, side, front)
-    return ViewMixture(
-        first=first,
-        second=torch.where(behind > 0, back, side),
-        fraction=r,
-        negatives=torch.stack([first, torch.where(behind > 0, front, side)], dim=1),
-        weights=scale * weights,
-    )
+    first, second = torch.where(behind > 0, side, front), torch.where(behind > 0, back, side)
+    negatives = torch.stack([first, torch.where(behind > 0, front, side)], dim=1)
+    if has_more_directions(config):
+        first = second = view_index(azimuth, elevation, background, config)
+    return ViewMixture(first, second, r, negatives, scale * weights)
+
+
+def has_more_directions(config: ViewPromptConfig) -> bool:
+    """Whether the prompts of cameras differ in more directions than front, back and the two sides."""
+    step = config.azimuth_step_degrees
+    return (360.0 / step if step > 0 else len(config.azimuth_words)) > 4
 
 
 def require_views(config: ViewPromptConfig, model: str) -> None:
