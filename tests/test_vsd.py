@@ -13,7 +13,9 @@ from tiny import tiny_score_distillation, write_tiny_sd, write_tiny_sdxl
 from pgc3d.cameras import turntable
 from pgc3d.config import load_config
 from pgc3d.diffusion.adapters import AdaptedModel, camera_labels, share_weights
+from pgc3d.diffusion.fast.accelerate import spare_memory
 from pgc3d.diffusion.latent import select
+from pgc3d.diffusion.models import load_latent_diffusion
 from pgc3d.guidance.distillation import NoiseSample
 from pgc3d.guidance.vsd import VariationalDistillation, VsdConfig
 from pgc3d.interfaces import Guidance, Stateful, SupportsMicroBatch
@@ -170,6 +172,43 @@ def test_micro_batches_train_and_score_alike(folders, micro_batch):
         torch.testing.assert_close(one.metrics["lora_loss"], other.metrics["lora_loss"])
     for name, value in whole.adapted.parameters.items():
         torch.testing.assert_close(value, parts.adapted.parameters[name], rtol=0, atol=2e-5)
+
+
+def loaded(folder, dtype):
+    frozen = tiny_score_distillation(folder, guidance_scale=7.5)
+    return replace(frozen.model, unet=load_latent_diffusion(folder, dtype=dtype).unet), frozen
+
+
+def test_adapters_of_a_model_in_half_precision_are_trained_in_single(folders):
+    model, frozen = loaded(folders["sdxl"], torch.bfloat16)
+    text = select(frozen.positive, torch.zeros(1, dtype=torch.long))
+    adapted = AdaptedModel(model, 4, torch.Generator().manual_seed(0))
+    guidance = VariationalDistillation(frozen=frozen, adapted=adapted, text=text)
+    single = make(folders["sdxl"])
+    before = {name: value.clone() for name, value in adapted.parameters.items()}
+    for index in range(2):
+        step = Step(index=index, total=9)
+        found, expected = (evaluate(each, step).metrics["lora_loss"] for each in (guidance, single))
+        torch.testing.assert_close(found, expected, rtol=0.05, atol=0)
+    assert all(value.dtype == torch.float32 for value in adapted.parameters.values())
+    assert all(not torch.equal(value, before[name]) for name, value in adapted.parameters.items())
+
+
+def test_recomputed_activations_give_the_same_step(folders):
+    model, frozen = loaded(folders["sd"], torch.float32)
+    spare_memory(model)
+    text = select(frozen.positive, torch.zeros(1, dtype=torch.long))
+    adapted = AdaptedModel(model, 4, torch.Generator().manual_seed(0))
+    assert adapted.model.unet.down_blocks[1].gradient_checkpointing
+    low = VariationalDistillation(frozen=frozen, adapted=adapted, text=text)
+    whole = make(folders["sd"])
+    try:
+        for each in (low, whole):
+            evaluate(each, Step(index=0, total=9))
+        for name, value in whole.adapted.parameters.items():
+            torch.testing.assert_close(value, adapted.parameters[name], rtol=0, atol=1e-6)
+    finally:
+        frozen.model.vae.disable_gradient_checkpointing()
 
 
 def test_first_values_come_from_the_generator_alone(folders):
