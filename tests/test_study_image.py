@@ -134,7 +134,7 @@ def test_pictures_and_prompts_are_summed_up_apart(scripts, tmp_path, benchmark, 
         (["--rules", "none+linear"], r"for text \+linear"),
         (["--rules", "none+vae"], "must have a fine-tuned VAE of the novel-view model"),
         (["--guidance", "sdxl", "--model", ""], "error: "),
-        (["--model", "./none"], "error: .*no folder ./none"),
+        (["--model", "./none"], "error: .*got ./none"),
     ],
     ids=["item", "rule", "vae", "guidance", "model"],
 )
