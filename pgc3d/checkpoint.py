@@ -10,7 +10,7 @@ from torch import Tensor
 from pgc3d.build.run import Built
 from pgc3d.checkpoint_files import Checkpoint
 from pgc3d.errors import RunDirectoryError
-from pgc3d.interfaces import Representation
+from pgc3d.interfaces import Representation, Stateful
 
 
 def pack(built: Built, step: int) -> Checkpoint:
@@ -39,9 +39,7 @@ def unpack(checkpoint: Checkpoint, built: Built) -> None:
     with _fitting(checkpoint):
         built.problem.representation.parameter_store().load_state_dict(_below("optimizer", tensors))
         for name, stateful in built.states.items():
-            state = _below(f"state.{name}", tensors)
-            _require_alike(state, stateful.state_dict())
-            stateful.load_state_dict(state)
+            _restore(stateful, _below(f"state.{name}", tensors))
 
 
 def unpack_representation(checkpoint: Checkpoint, representation: Representation) -> None:
@@ -54,6 +52,18 @@ def unpack_representation(checkpoint: Checkpoint, representation: Representation
     with _fitting(checkpoint):
         _require_alike(state, representation.state_dict())
         representation.load_state_dict(state)
+
+
+def _restore(stateful: Stateful, state: Mapping[str, Tensor]) -> None:
+    """Load the state of a guidance or clip into a new one, which may have less of it before its first step.
+
+    Raises:
+        ValueError: it is not what the object has afterwards.
+    """
+    own = stateful.state_dict()
+    _require_alike({name: tensor for name, tensor in state.items() if name in own}, own)
+    stateful.load_state_dict(state)
+    _require_alike(state, stateful.state_dict())
 
 
 def _require_alike(stored: Mapping[str, Tensor], own: Mapping[str, Any]) -> None:

@@ -35,7 +35,11 @@ class Rasterizer(Protocol):
 
 @runtime_checkable
 class Stateful(Protocol):
-    """An object whose tensors are part of a checkpoint; their names and shapes never change."""
+    """An object whose tensors are part of a checkpoint.
+
+    Their shapes never change, and their names only where a first step adds some, as the state of an
+    optimiser. `load_state_dict` restores what the object had, also a state from before that step.
+    """
 
     def state_dict(self) -> Mapping[str, Any]: ...
 
@@ -109,7 +113,7 @@ class Guidance(Protocol):
 
     def __call__(
         self,
-        image: Float[Tensor, "B H W 3"],
+        image: Float[Tensor, "B H W C"],
         rendering: Rendering,
         views: Views,
         step: Step,
@@ -117,7 +121,8 @@ class Guidance(Protocol):
         """The gradient with respect to `image`.
 
         Args:
-            image: the rendering's colours or normals in [0, 1], at the guidance's input resolution.
+            image: the rendering's colours or normals in [0, 1], at the guidance's input resolution; four
+                channels where it `SupportsLatents`.
             rendering: all buffers of the views, at the resolution of the render.
             views: cameras and background colours.
             step: progress of the run, and the source of random numbers.
@@ -130,6 +135,17 @@ class SupportsMicroBatch(Protocol):
     """A guidance that can evaluate fewer images at a time, with the same gradient in less memory."""
 
     micro_batch: int  # 0: all at once; may be changed between calls
+
+
+@runtime_checkable
+class SupportsLatents(Protocol):
+    """A guidance that can evaluate renderings as latents, without an encoder.
+
+    Its image then has four channels, the colours or normals in [-1, 1] and the coverage in [0, 1], and its
+    input resolution is that of the latents.
+    """
+
+    as_latent: bool
 
 
 @runtime_checkable

@@ -1,7 +1,8 @@
 """Layers of a configuration over each other, and the result checked part by part.
 
 A family is a union of dataclasses that differ in `kind`; a layer that names another kind replaces that entry
-by the defaults of the new one.
+by the defaults of the new one. A kind alone stands for an entry with that kind: `formula: csd` for
+`formula: {kind: csd}`.
 """
 
 import difflib
@@ -88,21 +89,23 @@ def _prepare(node: Any, layer: Mapping[str, Any], schema: Any, path: str) -> dic
     """Insert defaults where a layer names a new kind of a family or a new entry of a mapping.
 
     Returns:
-        The layer with its schedules as lists: a number stands for a constant one.
+        The layer written out: a number for a schedule stands for a constant one, and a text for a member of a
+        family for the defaults of that kind.
     """
     result = dict(layer)
-    for key, value in layer.items():
+    for key, entry in layer.items():
         expected = _field_type(schema, key)
         where = f"{path}{key}"
         if expected is None:
             continue
         if not (is_dataclass(_members(expected)[0]) or typing.get_origin(expected) is dict):
-            if is_schedule(schema, key) and type(value) in (int, float):
-                result[key] = [value]
+            if is_schedule(schema, key) and type(entry) in (int, float):
+                result[key] = [entry]
             _check_leaf(where, expected, result[key])
             continue
-        if value is None and types.NoneType in typing.get_args(expected):
+        if entry is None and types.NoneType in typing.get_args(expected):
             continue
+        value = {"kind": entry} if isinstance(entry, str) and _is_family(expected) else entry
         if not isinstance(value, Mapping):
             raise ConfigError(f"{where} must hold keys and values, got {shown(value)}")
         if len(value) > MAX_ENTRIES:
@@ -199,6 +202,11 @@ def _members(family: Any) -> tuple[Any, ...]:
     if typing.get_origin(family) in (types.UnionType, typing.Union):
         return tuple(member for member in typing.get_args(family) if member is not types.NoneType)
     return (family,)
+
+
+def _is_family(expected: Any) -> bool:
+    members = _members(expected)
+    return len(members) > 1 and all(is_dataclass(member) for member in members)
 
 
 def _kind(member: Any) -> str:

@@ -18,10 +18,10 @@ from pgc3d.backgrounds import Background, draw_backgrounds, put_behind
 from pgc3d.cameras import CameraSampler
 from pgc3d.errors import DivergedError
 from pgc3d.images import resize
-from pgc3d.interfaces import Clipper, Guidance, Representation
+from pgc3d.interfaces import Clipper, Guidance, Representation, SupportsLatents
 from pgc3d.schedules import PiecewiseLinear
 from pgc3d.stopwatch import Stopwatch
-from pgc3d.types import Step, Views
+from pgc3d.types import Rendering, Step, Views
 
 ParameterClipper = Callable[[Sequence[Tensor]], Any]
 Schedule = Callable[[float], float]  # a positive number over progress
@@ -89,8 +89,10 @@ def evaluate(
     """Render one objective's views and compute its clipped gradients.
 
     The guidance evaluates the image at its own resolution, and the gradient is clipped there, so that a
-    threshold means the same at every resolution of the rendering. Only pixels that show the object are
-    clipped and counted: the others have no gradient with respect to a parameter.
+    threshold means the same at every resolution of the rendering: that of the model's images, or of its
+    latents where it evaluates renderings as latents, whose four channels are clipped as one vector. Only
+    pixels that show the object are clipped and counted: the others have no gradient with respect to a
+    parameter.
 
     Args:
         representation: what is rendered.
@@ -111,9 +113,8 @@ def evaluate(
         views = Views(cameras, background)
     with stopwatch.part("render"):
         rendering = put_behind(representation.render(views, resolution, step), backdrops)
-        rendered: Tensor = getattr(rendering, objective.target)
         side = objective.guidance.input_resolution(resolution)
-        image = resize(rendered, side)
+        image = resize(evaluated_image(rendering, objective), side)
         inside = visible_pixels(rendering.alpha, side)
     with stopwatch.part("guidance"):
         output = objective.guidance(image.detach(), rendering, views, step)
@@ -129,6 +130,15 @@ def evaluate(
     if rendering.complete is not None:
         measured["complete"] = rendering.complete.float()
     return roots, {**output.metrics, **measured}
+
+
+def evaluated_image(rendering: Rendering, objective: Objective) -> Float[Tensor, "B H W C"]:
+    """The rendering's target buffer, or the four channels that a guidance evaluates as latents."""
+    image: Tensor = getattr(rendering, objective.target)
+    guidance = objective.guidance
+    if isinstance(guidance, SupportsLatents) and guidance.as_latent:
+        return torch.cat([2.0 * image - 1.0, rendering.alpha], dim=-1)
+    return image
 
 
 def visible_pixels(alpha: Float[Tensor, "B H W 1"], side: int) -> Bool[Tensor, "B S S 1"]:

@@ -9,6 +9,10 @@ kept for their backward passes:
 
 A UNet in a CUDA graph ("recorded") keeps its memory, so that the encoder's backward pass adds to it.
 
+A guidance that trains adapters does so after the encoder's backward pass, when its activations are freed: of
+the UNet's activations, kept for the backward pass, and the encoder's the larger ones count. Its network has
+diffusers' own modules, with weights of its own where the frozen one is accelerated.
+
 ControlNets add weights, arithmetic, and residuals that are kept while the UNet runs; they run before it, when
 less memory is used. LoRAs are added to the weights and cost nothing.
 
@@ -32,10 +36,17 @@ from pgc3d.diffusion.fast.accelerate import SMALL
 from pgc3d.diffusion.files import WEIGHTS, ModelFolder, read_json, weight_files
 from pgc3d.diffusion.single_file import count_unet
 from pgc3d.errors import OutOfMemoryError
+from pgc3d.requirements import ModelUse
+from pgc3d.stopwatch import matmul_rate
 
+FROZEN = ModelUse()
 RESERVE = 0.05  # fraction of the free memory that the allocator cannot use
 # Copies in memory of the ControlNets' residuals, where they go from one CUDA graph to another.
 RECORDED_COPIES = 2.5
+TRAINED_EVALUATIONS = (
+    4  # of the UNet with adapters for each view: one without a gradient, and a training step
+)
+ADAPTER_BYTES = 2e8  # of the adapters, their gradients and Adam's state
 RECORDING_BYTES = 2e8  # of each CUDA graph's memory pool, unused and not available to others
 
 
@@ -47,8 +58,11 @@ class Costs:
     encoder_work: float  # arithmetic of forward and backward pass, in multiples of a forward pass
     matmul_fraction: float  # of the matmul rate that a step reaches
     unet_tensors: float = 50.0  # alive in the UNet at once, in multiples of its first layer's output
-    # Multiply-adds per parameter and latent pixel: most layers run at lower resolutions.
+    # Multiply-adds per parameter and latent pixel, of two evaluations: most layers run at lower resolutions.
     unet_work: float = 0.142
+    # Activations that the UNet keeps for a backward pass to its adapters, in the same multiples: counted from
+    # the shapes, 775 in SDXL's layout and 395 in SD's; recomputed 57 and what one block keeps.
+    trained_tensors: float = 775.0
     # Residuals and conditions kept of all ControlNets, in the same multiples: counted from the shapes, 5.8 in
     # SDXL's layout and 7.2 in SD's.
     control_tensors: float = 7.2
@@ -58,7 +72,7 @@ class Costs:
 
 
 PLAIN = Costs(encoder_tensors=6.4, encoder_work=2.0, matmul_fraction=0.17)  # diffusers' own code
-PLAIN_LOW = replace(PLAIN, encoder_tensors=1.5, encoder_work=3.0)
+PLAIN_LOW = replace(PLAIN, encoder_tensors=1.5, encoder_work=3.0, trained_tensors=150.0)
 FAST = Costs(
     encoder_tensors=2.0, encoder_work=2.0, matmul_fraction=0.5, unet_tensors=25.0, recorded_below=math.inf
 )
@@ -136,6 +150,7 @@ def estimate(  # noqa: PLR0913 - one for each size
     micro_batch: int,
     item: int,
     controls: Collection[str] = (),
+    evaluations: int = 2,
     render_bytes: int = 1100,
 ) -> Estimate:
     """The cost of one objective in a step, with all weights of its model and the ControlNets.
@@ -149,6 +164,7 @@ def estimate(  # noqa: PLR0913 - one for each size
         micro_batch: views that the model evaluates at once.
         item: bytes per number.
         controls: names of the ControlNets that this objective uses, repeated where one is used twice.
+        evaluations: of the UNet and the ControlNets for each view, in one batch.
         render_bytes: kept of the renderer per rendered pixel until the backward pass.
     """
     pixels = [side**2 / 4**level for level in range(len(size.vae_channels))]
@@ -160,14 +176,14 @@ def estimate(  # noqa: PLR0913 - one for each size
     recorded = size.unet_parameters < costs.recorded_below
     residuals = costs.control_tensors * (RECORDED_COPIES if recorded else 1.0)
     tensors = costs.unet_tensors + (residuals if controls else 0.0)
-    unet = 2 * latent * size.unet_channels * tensors
+    unet = evaluations * latent * size.unet_channels * tensors
     passing = working + unet + latent**2 if recorded else max(working, unet)
     views = micro_batch * item * (size.vae_layers * kept + passing)
     weights = _weights(size, item)
     recordings = RECORDING_BYTES * (1 + len(controls)) if recorded else 0.0
     return Estimate(
         bytes=weights + views + recordings + batch * render_side**2 * render_bytes,
-        operations=batch * _operations(size, costs, levels, latent, controls),
+        operations=batch * _operations(size, costs, levels, latent, controls, evaluations),
     )
 
 
@@ -181,12 +197,13 @@ def _operations(
     levels: Sequence[tuple[float, int]],
     latent: float,
     controls: Collection[str],
+    evaluations: int,
 ) -> float:
     """Operations for one view; `levels` are the (pixels, channels) of each of the encoder's levels."""
     convolutions = sum(2 * size.vae_layers * 18 * count * channels**2 for count, channels in levels)
     attention = 4 * latent**2 * size.vae_channels[-1]
     parameters = size.unet_parameters + sum(size.controls[name] for name in controls)
-    predict = 2 * latent * parameters * costs.unet_work
+    predict = evaluations * latent * parameters * costs.unet_work
     return (convolutions + attention) * costs.encoder_work + predict
 
 
@@ -218,12 +235,20 @@ def estimate_stage(config: Config, stage: StageConfig, sizes: Mapping[str, Model
         stage: one of its stages.
         sizes: of the models, by their entries in `models`.
     """
-    names = stage.requires().models
-    weights = sum(_weights(sizes[name], _item(config, name)) for name in names)
+    weights = sum(_all_weights(config, name, use, sizes) for name, use in stage.requires().models.items())
     parts = [_estimate_objective(config, stage, item, sizes) for item in stage.objectives.values()]
     return Estimate(
         bytes=weights + max(part.bytes for part in parts), operations=sum(part.operations for part in parts)
     )
+
+
+def _all_weights(config: Config, name: str, use: ModelUse, sizes: Mapping[str, ModelSize]) -> float:
+    """Bytes of a model's weights, with those of a second UNet and its adapters where the use trains."""
+    weights, item = _weights(sizes[name], _item(config, name)), _item(config, name)
+    if not use.trains:
+        return weights
+    second = sizes[name].unet_parameters * item if is_fast(config.models[name], FROZEN) else 0
+    return weights + second + ADAPTER_BYTES
 
 
 def _estimate_objective(
@@ -236,19 +261,34 @@ def _estimate_objective(
     for name, use in objective.guidance.requires().models.items():
         step = estimate(
             sizes[name],
-            costs_of(config, fast=is_fast(config.models[name], use)),
+            costs_of(config, fast=is_fast(config.models[name], FROZEN)),
             side=objective.guidance.input_resolution(side, sizes[name].resolution),
             render_side=side,
             batch=objective.batch,
             micro_batch=1 if run.low_memory else min(run.micro_batch or objective.batch, objective.batch),
             item=_item(config, name),
             controls=use.controls,
+            evaluations=use.evaluations,
             render_bytes=rendered,
         )
-        parts.append(replace(step, bytes=step.bytes - _weights(sizes[name], _item(config, name))))
+        step = replace(step, bytes=step.bytes - _weights(sizes[name], _item(config, name)))
+        parts.append(_with_training(config, objective, name, step, sizes[name]) if use.trains else step)
     return Estimate(
         bytes=max(part.bytes for part in parts), operations=sum(part.operations for part in parts)
     )
+
+
+def _with_training(
+    config: Config, objective: ObjectiveConfig, name: str, step: Estimate, size: ModelSize
+) -> Estimate:
+    """The cost of a step whose guidance trains adapters at the model's resolution, without the weights."""
+    costs, run = costs_of(config, fast=False), config.run
+    views = 1 if run.low_memory else min(run.micro_batch or objective.batch, objective.batch)
+    latent = (size.resolution / size.downscale) ** 2
+    tensors = costs.trained_tensors + costs.unet_tensors
+    kept = views * _item(config, name) * latent * size.unet_channels * tensors
+    work = TRAINED_EVALUATIONS * latent * size.unet_parameters * costs.unet_work
+    return Estimate(bytes=max(step.bytes, kept), operations=step.operations + objective.batch * work)
 
 
 def _item(config: Config, name: str) -> int:
@@ -356,34 +396,3 @@ def describe(
         f"expected on {name}: at most {expected.bytes / 1e9:.1f} of {free / 1e9:.1f} GB free"
         f"{time if minutes >= 1 else ''}{changed}"
     )
-
-
-def matmul_rate(device: torch.device, dtype: torch.dtype, size: int = 4096, repeats: int = 5) -> float:
-    """Measured operations per second of a product of two square matrices, the fastest of some.
-
-    Args:
-        device: to measure.
-        dtype: of the matrices.
-        size: their side.
-        repeats: of the measurement, after one that is not the last.
-    """
-    a = torch.randn(size, size, device=device, dtype=dtype)
-    best = math.inf
-    for _ in range(repeats + 1):
-        best = min(best, _seconds_of_product(a))
-    return 2 * size**3 / best
-
-
-def _seconds_of_product(a: torch.Tensor) -> float:
-    import time
-
-    if a.device.type != "cuda":
-        start = time.perf_counter()
-        a @ a
-        return time.perf_counter() - start
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-    begin.record()
-    a @ a
-    end.record()
-    end.synchronize()
-    return float(begin.elapsed_time(end)) / 1000

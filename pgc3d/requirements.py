@@ -12,6 +12,7 @@ class ModelUse:
     trains: bool = False  # needs diffusers' own modules, in which adapters can be trained
     decoder: bool = False  # needs the VAE's decoder
     controls: tuple[str, ...] = ()  # ControlNets for it: folders, hub ids or aliases
+    evaluations: int = 2  # of the frozen UNet for each image, which is planned for as one batch
 
     def __or__(self, other: "ModelUse") -> "ModelUse":
         """A use that satisfies both."""
@@ -21,6 +22,7 @@ class ModelUse:
             trains=self.trains or other.trains,
             decoder=self.decoder or other.decoder,
             controls=tuple(dict.fromkeys((*self.controls, *other.controls))),
+            evaluations=max(self.evaluations, other.evaluations),
         )
 
 

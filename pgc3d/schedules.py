@@ -133,6 +133,14 @@ def epsilon_from_velocity(
     return alpha_bar.sqrt() * velocity + (1.0 - alpha_bar).sqrt() * noisy
 
 
+def clean_latents(
+    noisy: Float[Tensor, "B C H W"], noise: Float[Tensor, "B C H W"], alpha_bar: Float[Tensor, " B"]
+) -> Float[Tensor, "B C H W"]:
+    """The latents without their noise: (z_t - sqrt(1 - abar) eps) / sqrt(abar), abar in (0, 1]."""
+    alpha_bar = alpha_bar[:, None, None, None]
+    return (noisy - (1.0 - alpha_bar).sqrt() * noise) / alpha_bar.sqrt()
+
+
 def ddim_step(
     noisy: Float[Tensor, "B C H W"],
     noise: Float[Tensor, "B C H W"],
@@ -147,9 +155,7 @@ def ddim_step(
         alpha_bar: abar of their timesteps, in (0, 1].
         next_alpha_bar: abar of the lower noise level; 1 for the clean latents.
     """
-    alpha_bar = alpha_bar[:, None, None, None]
-    clean = (noisy - (1.0 - alpha_bar).sqrt() * noise) / alpha_bar.sqrt()
-    return add_noise(clean, noise, next_alpha_bar)
+    return add_noise(clean_latents(noisy, noise, alpha_bar), noise, next_alpha_bar)
 
 
 def check_timestep_range(low: PiecewiseLinear, high: PiecewiseLinear) -> None:
@@ -162,6 +168,36 @@ def check_timestep_range(low: PiecewiseLinear, high: PiecewiseLinear) -> None:
             raise ValueError(
                 f"t_min must not exceed t_max, got {low(progress)} > {high(progress)} at progress {progress}"
             )
+
+
+def dream_time(
+    low: float,
+    high: float,
+    *,
+    flat: tuple[float, float] = (0.5, 0.8),
+    spread: tuple[float, float] = (0.1, 0.3),
+    train_steps: int = 1000,
+) -> PiecewiseLinear:
+    """The timestep over progress, as a fraction, by DreamTime (arXiv 2306.12422).
+
+    Timesteps fall from `high` to `low`, and a run spends on each a part that is proportional to its weight
+    p(t): 1 within `flat`, beside it a Gaussian of the standard deviations `spread`. At the progress
+    sum_{t' >= t} p(t') the timestep is t; between two such knots it is the nearest one once it is rounded.
+    The paper's other factor, a weight by the model's noise schedule, is left out, as in the code of PGC-3D.
+
+    Args:
+        low: end, included.
+        high: start, excluded.
+        flat: timesteps of weight 1.
+        spread: below and above them.
+        train_steps: of the model; `low` and `high` are fractions of them.
+    """
+    steps = torch.arange(round(low * train_steps), round(high * train_steps), dtype=torch.float64).flip(0)
+    fraction = steps / train_steps
+    below, above = (flat[0] - fraction).clamp_min(0.0), (fraction - flat[1]).clamp_min(0.0)
+    weights = torch.exp(-0.5 * ((below / spread[0]) ** 2 + (above / spread[1]) ** 2))
+    progress = (weights.cumsum(0) / weights.sum()).clamp_max(1.0)
+    return PiecewiseLinear(tuple(torch.stack([progress, fraction], dim=1).flatten().tolist()))
 
 
 def sample_timesteps(

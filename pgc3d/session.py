@@ -28,7 +28,17 @@ from pgc3d.signals import StopFlag, interrupt_held
 
 logger = logging.getLogger(__name__)
 
-LIBRARIES = ("torch", "diffusers", "transformers", "numpy", "numba", "xatlas", "trimesh", "safetensors")
+LIBRARIES = (
+    "torch",
+    "diffusers",
+    "transformers",
+    "peft",
+    "numpy",
+    "numba",
+    "xatlas",
+    "trimesh",
+    "safetensors",
+)
 Phase = Literal["build", "optimize", "export", "render"]
 
 

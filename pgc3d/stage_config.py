@@ -8,8 +8,10 @@ from typing import Literal, TypeAlias
 
 from pgc3d.cameras import CloseUpConfig, OrbitConfig, ReferenceCameraConfig
 from pgc3d.colors import COLORS, named_color
+from pgc3d.guidance.bgt import BgtConfig
 from pgc3d.guidance.reference import ReferenceConfig
 from pgc3d.guidance.sds import SdsConfig
+from pgc3d.guidance.vsd import VsdConfig
 from pgc3d.guidance.zero123 import Zero123Config
 from pgc3d.layers import nearest
 from pgc3d.pgc import ClipConfig, PixelClip
@@ -25,7 +27,7 @@ MAX_PIXELS = 2**28  # of a step's views: the renderer would keep 300 GB for them
 NAME = re.compile(r"[\w-]{1,64}")
 RESERVED = ("seconds", "regularizers")  # other prefixes in the metrics of a step
 
-GuidanceConfig: TypeAlias = SdsConfig | Zero123Config | ReferenceConfig
+GuidanceConfig: TypeAlias = SdsConfig | Zero123Config | ReferenceConfig | VsdConfig | BgtConfig
 RepresentationConfig: TypeAlias = DMTetConfig | NerfConfig | TexturedMeshConfig
 CameraConfig: TypeAlias = OrbitConfig | ReferenceCameraConfig | CloseUpConfig
 

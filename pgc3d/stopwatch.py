@@ -1,5 +1,6 @@
-"""Times of named parts of a program."""
+"""Times of named parts of a program, and the speed of a device."""
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,3 +40,32 @@ class Stopwatch:
             seconds[name] = seconds.get(name, 0.0) + span
         self._spans.clear()
         return seconds
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype, size: int = 4096, repeats: int = 5) -> float:
+    """Measured operations per second of a product of two square matrices, the fastest of some.
+
+    Args:
+        device: to measure.
+        dtype: of the matrices.
+        size: their side.
+        repeats: of the measurement, after one that is not the last.
+    """
+    a = torch.randn(size, size, device=device, dtype=dtype)
+    best = math.inf
+    for _ in range(repeats + 1):
+        best = min(best, _seconds_of_product(a))
+    return 2 * size**3 / best
+
+
+def _seconds_of_product(a: torch.Tensor) -> float:
+    if a.device.type != "cuda":
+        start = time.perf_counter()
+        a @ a
+        return time.perf_counter() - start
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    begin.record()
+    a @ a
+    end.record()
+    end.synchronize()
+    return float(begin.elapsed_time(end)) / 1000

@@ -188,7 +188,7 @@ class GuidanceOutput:
     scale, so that a clipping threshold is absolute.
     """
 
-    gradient: Float[Tensor, "B H W 3"]  # d loss / d image
+    gradient: Float[Tensor, "B H W C"]  # d loss / d image
     # Such gradients of other buffers, at the resolution of the rendering; they are not clipped.
     buffers: Mapping[Buffer, Float[Tensor, "B h w _"]] = field(default_factory=dict)
     metrics: Mapping[str, Float[Tensor, ""]] = field(default_factory=dict)  # scalars on the device

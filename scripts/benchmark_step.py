@@ -31,6 +31,7 @@ from pgc3d.diffusion.fast.cuda_graph import GraphedNetwork
 from pgc3d.diffusion.fast.encoder import FastEncoder
 from pgc3d.diffusion.latent import LatentDiffusion
 from pgc3d.kernels.attention import SMALL_SCORE_BYTES
+from pgc3d.stopwatch import matmul_rate
 
 PARTS = ("encode", "unet", "gradient")
 COLUMNS = {  # with their widths
@@ -327,7 +328,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     device = torch.device(options.device)
     cuda = device.type == "cuda"
     dtype = torch.float16 if cuda else torch.float32
-    rate = plan.matmul_rate(device, dtype, size=512 if options.tiny else 8192)
+    rate = matmul_rate(device, dtype, size=512 if options.tiny else 8192)
     name = torch.cuda.get_device_name(device) if cuda else "CPU"
     report: dict[str, Any] = {
         "device": name, "torch": torch.__version__, "matmul_rate": rate, "repeats": options.repeats,

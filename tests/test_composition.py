@@ -11,6 +11,7 @@ from pgc3d.config import load_config
 from pgc3d.context import GuidanceContext
 from pgc3d.diffusion.models import resolve_model
 from pgc3d.diffusion.text import encode_prompts
+from pgc3d.guidance.formulas import CsdFormula
 from pgc3d.guidance.reference import ReferenceConfig
 from pgc3d.guidance.zero123 import Zero123Config
 from pgc3d.rendering import build_rasterizer
@@ -52,7 +53,7 @@ def settings(folder, seed=1):
 def test_settings_of_a_text_guidance_arrive(folder):
     config, source = settings(folder), resolve_model(folder)
     guidance = build_objectives(context(config), "main")["color"].guidance
-    assert (guidance.guidance_scale, guidance.formula, guidance.weighting) == (7.0, "csd", "uniform")
+    assert (guidance.guidance_scale, guidance.formula, guidance.weighting) == (7.0, CsdFormula(), "uniform")
     assert (guidance.resolution, guidance._sizes) == (32, (48, 40))
     assert (guidance.t_min(0.5), guidance.t_max(0.0), guidance.t_max(1.0)) == (0.1, 0.9, 0.3)
     torch.testing.assert_close(guidance.negative.tokens, encode_prompts(source, ["ugly"]).tokens)

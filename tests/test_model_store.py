@@ -34,11 +34,13 @@ def test_a_model_is_loaded_once_for_each_way_of_using_it(folders, monkeypatch):
     ways = itertools.product((False, True), repeat=2)
     uses = [replace(use, trains=trains, decoder=decoder) for trains, decoder in ways]
     found = [store.get("text", replace(one, controls=())).diffusion for one in uses]
-    assert len(loads) == len({id(model.unet) for model in found}) == 4
+    # On a CPU a use that trains has the modules of the others: adapters are made in copies of them.
+    assert len(loads) == len({id(model.unet) for model in found}) == 2
+    assert found[0] is found[2]
     for one, model in zip(uses, found, strict=True):
         for layouts in (("sd",), ("sdxl", "sd")):
             assert store.get("text", replace(one, layouts=layouts)).diffusion is model
-    assert len(loads) == 4
+    assert len(loads) == 2
     assert not any(parameter.requires_grad for model in found for parameter in model.unet.parameters())
     latents = torch.zeros(1, 4, 8, 8)
     assert found[1].decode(latents).shape == (1, 64, 64, 3)

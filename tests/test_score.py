@@ -32,9 +32,9 @@ def test_gradients_are_linear_and_vanish_where_they_should():
     uncond, cond, noise = draw(3, 2, 4, 3, 3)
     weights = torch.tensor([0.5, 2.0])
     assert sds_gradient(noise, noise, weights).count_nonzero() == 0
-    assert csd_gradient(cond, cond, weights).count_nonzero() == 0
-    torch.testing.assert_close(csd_gradient(uncond, cond, weights)[1], 2.0 * (cond - uncond)[1])
+    assert csd_gradient(cond, [(-1.0, cond)], weights).count_nonzero() == 0
+    torch.testing.assert_close(csd_gradient(cond, [(-1.0, uncond)], weights)[1], 2.0 * (cond - uncond)[1])
     # SDS is the classifier part times s plus the part without a prompt.
     guided = classifier_free_guidance(uncond, cond, 7.0)
-    both = 7.0 * csd_gradient(uncond, cond, weights) + sds_gradient(uncond, noise, weights)
+    both = 7.0 * csd_gradient(cond, [(-1.0, uncond)], weights) + sds_gradient(uncond, noise, weights)
     torch.testing.assert_close(sds_gradient(guided, noise, weights), both)

@@ -10,6 +10,7 @@ from pgc3d.cameras import turntable
 from pgc3d.diffusion.models import load_latent_diffusion, resolve_model
 from pgc3d.diffusion.text import encode_prompts
 from pgc3d.guidance.distillation import draw
+from pgc3d.guidance.formulas import CsdFormula, SdsFormula
 from pgc3d.guidance.sds import ScoreDistillation, SdsConfig
 from pgc3d.images import resize
 from pgc3d.interfaces import Guidance, SupportsMicroBatch
@@ -219,7 +220,8 @@ def test_views_get_their_own_prompt(guidance):
 def test_classifier_score_ignores_the_guidance_scale(folders):
     image, inputs = draw_image(1), draw_inputs(1)
     weak, strong = (
-        tiny_score_distillation(folders["sdxl"], formula="csd", guidance_scale=scale) for scale in (1.0, 50.0)
+        tiny_score_distillation(folders["sdxl"], formula=CsdFormula(), guidance_scale=scale)
+        for scale in (1.0, 50.0)
     )
     assert torch.equal(weak.gradient(image, **inputs).gradient, strong.gradient(image, **inputs).gradient)
 
@@ -229,7 +231,7 @@ def test_classifier_score_is_the_slope_of_the_guided_one(folders):
     csd, *guided = (
         tiny_score_distillation(folders["sdxl"], formula=formula, guidance_scale=scale)
         .gradient(image, **inputs).gradient
-        for formula, scale in (("csd", 9.0), ("sds", 1.0), ("sds", 2.0))
+        for formula, scale in ((CsdFormula(), 9.0), (SdsFormula(), 1.0), (SdsFormula(), 2.0))
     )  # fmt: skip
     torch.testing.assert_close(csd, guided[1] - guided[0], rtol=1e-3, atol=1e-4 * csd.abs().max().item())
 

@@ -173,13 +173,14 @@ class LoadedModels:
         """The model of an entry of `models`, with the ControlNets of a use.
 
         It is frozen, and accelerated on CUDA; where the use trains, it has diffusers' own modules, which
-        adapters need. Without `use.decoder` the VAE's decoder is released.
+        adapters need: in copies of them, since all uses share the network. Without `use.decoder` the VAE's
+        decoder is released.
 
         Raises:
             WeightsNotFoundError: weights are damaged.
         """
         located = self._located(name)
-        key = (name, use.trains, use.decoder)
+        key = (name, self._is_fast(located, use), use.decoder)
         if key not in self._networks:
             self._networks[key] = self._load(located, use)
         model = self._networks[key]
@@ -251,9 +252,9 @@ class LoadedModels:
         return model
 
     def _control(self, name: str, control: str, model: LatentDiffusion, use: ModelUse) -> Any:
-        key = (name, control, use.trains)
+        located = self._located(name)
+        key = (name, control, self._is_fast(located, use))
         if key not in self._controls:
-            located = self._located(name)
             network = load_control_network(located.controls[control], model)
             if self._is_fast(located, use):
                 recorded = is_recorded(model.unet, low_memory=self.low_memory)

@@ -1,6 +1,6 @@
 """A frozen latent diffusion model in diffusers' layout: encode, predict the noise, decode."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -98,7 +98,6 @@ class LatentDiffusion:
         pixels = self.vae.decoder(hidden).float()
         return (0.5 * pixels + 0.5).clamp(0.0, 1.0).permute(0, 2, 3, 1)
 
-    @torch.no_grad()
     def predict(
         self,
         noisy: Latents,
@@ -110,40 +109,95 @@ class LatentDiffusion:
         residuals: Residuals | None = None,
         beside: Latents | None = None,
     ) -> tuple[Latents, Latents]:
-        """The predicted noise without and with the condition, from one batch of 2 B.
+        """The predicted noise without and with the condition, from one batch of 2 B; no gradient.
 
         Args:
             noisy: z_t.
             timesteps: on the device, in [0, train_steps).
             conditional: one prompt per image.
             unconditional: one negative prompt per image.
-            time_ids: from `time_ids`; for the SDXL layout, where they are required.
-            residuals: computes ControlNet residuals from the UNet's batch.
+            time_ids: see `predict_each`.
+            residuals: see `predict_each`.
             beside: latents of the condition, concatenated with z_t, zeros without the condition; for the
                 Zero123 layout, where they are required.
 
         Returns:
             (eps_uncond, eps_cond), also where the model predicts v.
         """
-        tokens = torch.cat([unconditional.tokens, conditional.tokens]).to(_dtype(self.unet))
-        doubled, levels = torch.cat([noisy, noisy]), torch.cat([timesteps, timesteps])
-        if beside is not None:
-            doubled = torch.cat([doubled, torch.cat([torch.zeros_like(beside), beside])], dim=1)
-        doubled = doubled.to(_dtype(self.unet))
-        added = self._added_conditions(unconditional, conditional, time_ids)
+        eps_uncond, eps_cond = self.predict_each(
+            noisy,
+            timesteps,
+            [unconditional, conditional],
+            time_ids=time_ids,
+            residuals=residuals,
+            beside=None if beside is None else torch.cat([torch.zeros_like(beside), beside]),
+        )
+        return eps_uncond, eps_cond
+
+    @torch.no_grad()
+    def predict_each(
+        self,
+        noisy: Latents,
+        timesteps: Int[Tensor, " B"],
+        texts: Sequence[TextEmbedding],
+        *,
+        time_ids: Float[Tensor, "1 6"] | None = None,
+        residuals: Residuals | None = None,
+        beside: Float[Tensor, "N C h w"] | None = None,
+    ) -> tuple[Latents, ...]:
+        """The predicted noise for each of some texts, from one batch of N = B len(texts); no gradient.
+
+        Args:
+            noisy: z_t.
+            timesteps: on the device, in [0, train_steps).
+            texts: each with one prompt per image.
+            time_ids: from `time_ids`; for the SDXL layout, where they are required.
+            residuals: computes ControlNet residuals from the UNet's batch.
+            beside: further channels of the UNet's batch.
+        """
+        return self.differentiable_prediction(
+            noisy, timesteps, texts, time_ids=time_ids, residuals=residuals, beside=beside
+        )
+
+    def differentiable_prediction(
+        self,
+        noisy: Latents,
+        timesteps: Int[Tensor, " B"],
+        texts: Sequence[TextEmbedding],
+        *,
+        time_ids: Float[Tensor, "1 6"] | None = None,
+        residuals: Residuals | None = None,
+        beside: Float[Tensor, "N C h w"] | None = None,
+        labels: Float[Tensor, "N D"] | None = None,
+    ) -> tuple[Latents, ...]:
+        """As `predict_each`, with gradients, as far as the UNet's parameters have any.
+
+        Args:
+            noisy: z_t.
+            timesteps: see `predict_each`.
+            texts: see `predict_each`.
+            time_ids: see `predict_each`.
+            residuals: see `predict_each`.
+            beside: see `predict_each`.
+            labels: inputs of the UNet's class embedding, for UNets with one.
+        """
+        dtype, count = _dtype(self.unet), len(texts)
+        tokens = torch.cat([text.tokens for text in texts]).to(dtype)
+        repeated, levels = torch.cat([noisy] * count), torch.cat([timesteps] * count)
+        inputs = (repeated if beside is None else torch.cat([repeated, beside], dim=1)).to(dtype)
+        added = self._added_conditions(texts, time_ids)
         output = (self.predictor or self.unet)(
-            doubled,
+            inputs,
             levels,
             encoder_hidden_states=tokens,
             added_cond_kwargs=added,
             return_dict=False,
-            **(residuals(doubled, levels, tokens, added) if residuals else {}),
+            **({} if labels is None else {"class_labels": labels}),
+            **(residuals(inputs, levels, tokens, added) if residuals else {}),
         )[0].float()
         if self.prediction == "v_prediction":
-            signal = self.alphas_cumprod[timesteps].repeat(2)
-            output = epsilon_from_velocity(output, torch.cat([noisy, noisy]), signal)
-        eps_uncond, eps_cond = output.chunk(2)
-        return eps_uncond, eps_cond
+            output = epsilon_from_velocity(output, repeated, self.alphas_cumprod[levels])
+        return output.chunk(count)
 
     def time_ids(
         self, original: int, target: int, crop: tuple[int, int] = (0, 0)
@@ -155,15 +209,14 @@ class LatentDiffusion:
             [[original, original, *crop, target, target]], dtype=torch.float32, device=self.device
         )
 
-    def _added_conditions(
-        self, unconditional: TextEmbedding, conditional: TextEmbedding, time_ids: Tensor | None
-    ) -> dict[str, Tensor]:
+    def _added_conditions(self, texts: Sequence[TextEmbedding], time_ids: Tensor | None) -> dict[str, Tensor]:
         if self.layout != "sdxl":
             return {}
-        if unconditional.pooled is None or conditional.pooled is None or time_ids is None:
+        pooled = [text.pooled for text in texts if text.pooled is not None]
+        if len(pooled) < len(texts) or time_ids is None:
             raise ValueError("the SDXL layout must have pooled embeddings and time_ids, got none")
-        pooled = torch.cat([unconditional.pooled, conditional.pooled]).to(_dtype(self.unet))
-        return {"text_embeds": pooled, "time_ids": time_ids.expand(len(pooled), -1)}
+        embeds = torch.cat(pooled).to(_dtype(self.unet))
+        return {"text_embeds": embeds, "time_ids": time_ids.expand(len(embeds), -1)}
 
     @property
     def _shift(self) -> float:
@@ -172,6 +225,16 @@ class LatentDiffusion:
 
 def _dtype(module: torch.nn.Module) -> torch.dtype:
     return next(module.parameters()).dtype
+
+
+def interpolate(first: TextEmbedding, second: TextEmbedding, fraction: Float[Tensor, " B"]) -> TextEmbedding:
+    """The mixture of two embeddings for each image; `fraction` is that of the first."""
+    fraction = fraction.to(first.tokens.dtype)
+    pooled = None
+    if first.pooled is not None and second.pooled is not None:
+        pooled = torch.lerp(second.pooled, first.pooled, fraction[:, None].to(first.pooled.dtype))
+    tokens = torch.lerp(second.tokens, first.tokens, fraction[:, None, None])
+    return TextEmbedding(tokens=tokens, pooled=pooled)
 
 
 def select(embedding: TextEmbedding, index: Int[Tensor, " B"]) -> TextEmbedding:

@@ -38,7 +38,7 @@ from pgc3d.evaluation.ablation_sheets import Heatmap, RuleResult, columns, resul
 from pgc3d.evaluation.image_metrics import statistics
 from pgc3d.guidance.sds import ScoreDistillation
 from pgc3d.images import resize
-from pgc3d.interfaces import Guidance
+from pgc3d.interfaces import Guidance, SupportsLatents
 from pgc3d.optimize import StepReport
 from pgc3d.pipeline import ignore
 from pgc3d.ranges import MAX_RATE
@@ -226,6 +226,8 @@ def make_image(
         return torch.autograd.grad(seen, leaf, output.gradient)[0]
 
     if space == "pixels":
+        if isinstance(guidance, SupportsLatents) and guidance.as_latent:
+            raise ConfigError("--space pixels must go with a guidance of images, got as_latent")
         return OptimizedImage(
             start=start,
             gradient=gradient,

@@ -1,8 +1,8 @@
 """Common steps of score distillation: noise samples, latent gradients, and their gradient on the image."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -11,11 +11,12 @@ from torch import Tensor
 from pgc3d.diffusion.latent import LatentDiffusion, Latents
 from pgc3d.diffusion.linear_encoder import LinearEncoder
 from pgc3d.guidance import score
+from pgc3d.guidance.formulas import Formula, Predictions, SdsFormula
 from pgc3d.schedules import add_noise, sample_timesteps
 from pgc3d.types import GuidanceOutput, Step
 
-Formula = Literal["sds", "csd"]
-Predict = Callable[[Latents, Tensor], tuple[Latents, Latents]]  # (z_t, t) -> (eps_uncond, eps_cond)
+# (z_t, t) -> (eps_uncond, eps_cond, those of the formula's own texts)
+Predict = Callable[[Latents, Tensor], tuple[Latents, ...]]
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,12 @@ class NoiseSample:
     timesteps: Int[Tensor, " B"]
     noise: Float[Tensor, "B C h w"]
     posterior_noise: Float[Tensor, "B C h w"]
+
+    @classmethod
+    def split(cls, inputs: Mapping[str, Any]) -> "tuple[NoiseSample, dict[str, Any]]":
+        """The sample among a guidance's inputs, and the other inputs."""
+        own = {item.name: inputs[item.name] for item in fields(cls)}
+        return cls(**own), {name: value for name, value in inputs.items() if name not in own}
 
 
 def draw(
@@ -45,9 +52,35 @@ def draw(
     timesteps = sample_timesteps(batch, *timestep_range, train_steps=model.train_steps, generator=generator)
     noise, posterior = torch.randn((2, *model.latent_shape(batch, side)), generator=generator)
     return NoiseSample(
-        timesteps=_send(timesteps, model.device),
-        noise=_send(noise, model.device),
-        posterior_noise=_send(posterior, model.device),
+        timesteps=send(timesteps, model.device),
+        noise=send(noise, model.device),
+        posterior_noise=send(posterior, model.device),
+    )
+
+
+def predict_noise(
+    model: LatentDiffusion, latents: Latents, sample: NoiseSample, predict: Predict
+) -> Predictions:
+    """A model's predictions for the noisy latents of a sample.
+
+    Args:
+        model: for its noise schedule.
+        latents: z.
+        sample: timesteps and noise.
+        predict: the predicted noise (eps_uncond, eps_cond, ...) of (z_t, t).
+    """
+    alphas_cumprod = model.alphas_cumprod[sample.timesteps]
+    noisy = add_noise(latents, sample.noise, alphas_cumprod)
+    unconditional, conditional, *others = predict(noisy, sample.timesteps)
+    return Predictions(
+        latents=latents,
+        noisy=noisy,
+        noise=sample.noise,
+        alphas_cumprod=alphas_cumprod,
+        time=sample.timesteps / model.train_steps,
+        unconditional=unconditional,
+        conditional=conditional,
+        others=tuple(others),
     )
 
 
@@ -58,27 +91,25 @@ def score_latents(
     predict: Predict,
     *,
     guidance_scale: float,
-    formula: Formula = "sds",
+    formula: Formula = SdsFormula(),  # noqa: B008 - immutable
     weighting: score.Weighting = "sigma2",
+    progress: float = 0.0,
 ) -> Latents:
-    """The gradient on latents: w(t) (eps_hat - eps) for "sds", w(t) (eps_cond - eps_uncond) for "csd".
+    """The gradient on latents by a formula, w(t) (eps_hat - eps) by default.
 
     Args:
         model: for its noise schedule.
         latents: z.
         sample: timesteps and noise.
-        predict: the predicted noise (eps_uncond, eps_cond) of (z_t, t).
-        guidance_scale: s in uncond + s (cond - uncond); unused by "csd".
-        formula: see above.
+        predict: see `predict_noise`.
+        guidance_scale: s in uncond + s (cond - uncond), for the formulas that have none of their own.
+        formula: see `formulas`.
         weighting: w(t), see `score.weight`.
+        progress: of the run, in [0, 1].
     """
-    alphas_cumprod = model.alphas_cumprod[sample.timesteps]
-    unconditional, conditional = predict(add_noise(latents, sample.noise, alphas_cumprod), sample.timesteps)
-    weights = score.weight(alphas_cumprod, weighting)
-    if formula == "csd":
-        return score.csd_gradient(unconditional, conditional, weights)
-    guided = score.classifier_free_guidance(unconditional, conditional, guidance_scale)
-    return score.sds_gradient(guided, sample.noise, weights)
+    found = predict_noise(model, latents, sample, predict)
+    weights = score.weight(found.alphas_cumprod, weighting)
+    return formula.gradient(found, weights, guidance_scale=guidance_scale, progress=progress)
 
 
 def distill(
@@ -109,17 +140,34 @@ def distill(
         gradient = model.encoder_gradient(image, latents, latent_gradient)
     else:
         gradient = linear_encoder.pull_back(latent_gradient, image.shape[1:3])
+    return GuidanceOutput(gradient=gradient, metrics=_measurements(sample, latent_gradient))
+
+
+def distill_latents(
+    image: Float[Tensor, "B h w C"], sample: NoiseSample, score_of: Callable[[Latents], Latents]
+) -> GuidanceOutput:
+    """The gradient on images that are latents themselves, without an encoder: that of the latents.
+
+    Args:
+        image: as many channels as the latents, which it equals.
+        sample: timesteps, for the metrics.
+        score_of: the gradient on latents z.
+    """
+    latent_gradient = score_of(image.detach().permute(0, 3, 1, 2))
     return GuidanceOutput(
-        gradient=gradient,
-        metrics={
-            "timestep": sample.timesteps.float().mean(),
-            "latent_gradient": latent_gradient.flatten(1).norm(dim=1).mean(),
-        },
+        gradient=latent_gradient.permute(0, 2, 3, 1), metrics=_measurements(sample, latent_gradient)
     )
 
 
-def _send(values: Tensor, device: torch.device) -> Tensor:
-    """A copy on the device, asynchronous on CUDA."""
+def _measurements(sample: NoiseSample, latent_gradient: Latents) -> dict[str, Tensor]:
+    return {
+        "timestep": sample.timesteps.float().mean(),
+        "latent_gradient": latent_gradient.flatten(1).norm(dim=1).mean(),
+    }
+
+
+def send(values: Tensor, device: torch.device) -> Tensor:
+    """A copy of a host tensor on a device, asynchronous on CUDA."""
     if device.type != "cuda":
         return values.to(device)
     return values.pin_memory().to(device, non_blocking=True)

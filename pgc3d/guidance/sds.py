@@ -1,7 +1,7 @@
 """Score distillation from a latent diffusion model, as a gradient on the image."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -12,11 +12,22 @@ from torch import Tensor
 
 from pgc3d.context import GuidanceContext
 from pgc3d.diffusion.controlnet import Control, ControlConfig, condition_image, control_residuals
-from pgc3d.diffusion.latent import LatentDiffusion, Latents, select
+from pgc3d.diffusion.latent import LatentDiffusion, Latents, interpolate, select
 from pgc3d.diffusion.linear_encoder import LinearEncoder, read_linear_encoder
+from pgc3d.errors import ConfigError
 from pgc3d.guidance import score
-from pgc3d.guidance.distillation import Formula, NoiseSample, distill, draw, score_latents
+from pgc3d.guidance.distillation import (
+    NoiseSample,
+    Predict,
+    distill,
+    distill_latents,
+    draw,
+    predict_noise,
+)
+from pgc3d.guidance.formulas import Formula, FormulaConfig, Predictions, SdsFormula
 from pgc3d.guidance.micro_batch import in_micro_batches
+from pgc3d.guidance.perp_neg import ViewMixture, mixture, require_views
+from pgc3d.guidance.timesteps import DreamTimeConfig, timestep_range
 from pgc3d.images import resize
 from pgc3d.prompts import ViewPromptConfig, view_index, view_prompts
 from pgc3d.ranges import PATH, check, number, schedule
@@ -33,16 +44,26 @@ class SdsConfig:
     in pixels; `resolution` 0 means the model's own and -1 the rendering's, for models trained at several
     sizes. `original_size` and `target_size` are SDXL's size conditions, 0 for the resolution.
     `linear_encoder` is a file of `scripts/fit_linear_encoder.py`, through which gradients then go instead of
-    the encoder.
+    the encoder. `dreamtime` replaces `t_min` and `t_max`.
+
+    With `as_latent` the image is not encoded: the colours or normals in [-1, 1] and the coverage, shrunk to
+    the size of the latents, are the latents (Fantasia3D's first phase, arXiv 2303.13873). A threshold of the
+    clip is then that of a latent pixel's four channels, w(t) |eps_hat - eps|, and not of an image's pixel:
+    such gradients are longer by far, and a clip of kind `adaptive` finds their length.
     """
 
     kind: Literal["sds"] = "sds"
     model: str = "text"  # an entry of `models`
-    formula: Formula = "sds"
-    guidance_scale: float = number(100.0, 0.0, 1e4)  # uncond + s (cond - uncond)
+    formula: FormulaConfig = field(default_factory=SdsFormula)
+    # uncond + s (cond - uncond), of the formula sds; others have their own, or none
+    guidance_scale: float = number(100.0, 0.0, 1e4)
     negative_prompt: str = ""
+    perp_neg: float = number(
+        0.0, 0.0, 100.0
+    )  # factor of Perp-Neg's weights, 1 for the published ones; 0: off
     t_min: tuple[float, ...] = schedule((0.02,), 0.0, 1.0)
     t_max: tuple[float, ...] = schedule((0.0, 0.98, 0.5, 0.5), 0.0, 1.0)
+    dreamtime: DreamTimeConfig | None = None
     weighting: score.Weighting = "sigma2"
     resolution: int = number(
         0, 8, 4096, unit="pixels", multiple=8, also={0: "the model's own", -1: "the rendering's"}
@@ -51,9 +72,12 @@ class SdsConfig:
     target_size: int = number(0, 0, 16384, unit="pixels")
     controls: dict[str, ControlConfig] = field(default_factory=dict)  # by a name of your choice
     linear_encoder: str | None = field(default=None, metadata=PATH)
+    as_latent: bool = False
 
     def __post_init__(self) -> None:
         check(self)
+        if self.as_latent and self.linear_encoder is not None:
+            raise ValueError("as_latent must go without a linear_encoder, got both; remove one")
         check_timestep_range(PiecewiseLinear(self.t_min), PiecewiseLinear(self.t_max))
 
     def requires(self) -> Requirements:
@@ -63,29 +87,43 @@ class SdsConfig:
 
     def _use(self) -> ModelUse:
         names = dict.fromkeys(control.model for control in self.controls.values())
-        return ModelUse(layouts=("sdxl", "sd"), controls=tuple(names))
+        return ModelUse(layouts=("sdxl", "sd"), controls=tuple(names), evaluations=self.evaluations)
+
+    @property
+    def evaluations(self) -> int:
+        """Evaluations of the UNet for each image."""
+        return self.formula.evaluations + (2 if self.perp_neg else 0)
 
     def input_resolution(self, rendered: int, model: int) -> int:
         """Side of the model's input in pixels, for renders and for a model of such sides."""
         return rendered if self.resolution < 0 else self.resolution or model
 
-    def build(self, context: GuidanceContext) -> "ScoreDistillation":
-        """The guidance; prompts are encoded before the network is loaded, for a lower memory peak."""
+    def build(self, context: GuidanceContext, *, decoder: bool = False) -> "ScoreDistillation":
+        """The guidance; prompts are encoded before the network is loaded, for a lower memory peak.
+
+        Args:
+            context: of the run.
+            decoder: keep the VAE's decoder, for a guidance over this one.
+        """
         views = context.models.view_prompts(self.model)
         texts = view_prompts(context.prompt, views)
-        encoded = context.models.embed(self.model, (*texts, self.negative_prompt))
-        loaded = context.models.get(self.model, self._use())
-        index = torch.arange(len(texts) + 1, device=loaded.diffusion.device)
+        if self.perp_neg:
+            require_views(views, self.model)
+        encoded = context.models.embed(self.model, (*texts, self.negative_prompt, *self.formula.texts))
+        loaded = context.models.get(self.model, replace(self._use(), decoder=decoder))
+        index = torch.arange(len(encoded.tokens), device=loaded.diffusion.device)
+        if self.as_latent:
+            _require_four_channels(loaded.diffusion, loaded.folder.name)
         linear = self.linear_encoder
         return ScoreDistillation(
             model=loaded.diffusion,
-            positive=select(encoded, index[:-1]),
-            negative=select(encoded, index[-1:]),
+            positive=select(encoded, index[: len(texts)]),
+            negative=select(encoded, index[len(texts) :]),
             view_prompts_config=views,
             guidance_scale=self.guidance_scale,
-            t_min=PiecewiseLinear(self.t_min),
-            t_max=PiecewiseLinear(self.t_max),
+            **timestep_range(self.t_min, self.t_max, self.dreamtime),
             formula=self.formula,
+            perp_neg=self.perp_neg,
             weighting=self.weighting,
             resolution=self.resolution,
             original_size=self.original_size,
@@ -95,6 +133,15 @@ class SdsConfig:
                 for item in self.controls.values()
             ],
             linear_encoder=read_linear_encoder(Path(linear), loaded.diffusion) if linear else None,
+            as_latent=self.as_latent,
+        )
+
+
+def _require_four_channels(model: LatentDiffusion, name: str) -> None:
+    channels = model.latent_shape(1, model.resolution)[1]
+    if channels != 4:
+        raise ConfigError(
+            f"as_latent must go with a model of 4 latent channels, {name} has {channels}; use as_latent=false"
         )
 
 
@@ -111,36 +158,41 @@ class ScoreDistillation:
         guidance_scale: float = 100.0,
         t_min: PiecewiseLinear = PiecewiseLinear((0.02,)),  # noqa: B008 - immutable
         t_max: PiecewiseLinear = PiecewiseLinear((0.98,)),  # noqa: B008
-        formula: Formula = "sds",
+        formula: Formula = SdsFormula(),  # noqa: B008
+        perp_neg: float = 0.0,
         weighting: score.Weighting = "sigma2",
         resolution: int = 0,
         original_size: int = 0,
         target_size: int = 0,
         controls: Sequence[Control] = (),
         linear_encoder: LinearEncoder | None = None,
+        as_latent: bool = False,
     ) -> None:  # fmt: skip
         """Store the inputs of every step on the device.
 
         Args:
             model: the guidance model.
             positive: one entry per text of `view_prompts(prompt, view_prompts_config)`, in that order.
-            negative: one entry.
+            negative: the negative prompt, and the formula's own texts.
             view_prompts_config: chooses the text for a camera.
-            guidance_scale: s in uncond + s (cond - uncond); unused by "csd".
+            guidance_scale: s in uncond + s (cond - uncond), for formulas that have none of their own.
             t_min: lowest timestep over progress, a fraction of all timesteps.
             t_max: highest timestep, likewise.
-            formula: "sds" or "csd".
+            formula: see `formulas`.
+            perp_neg: factor of the weights of Perp-Neg, 0 for none.
             weighting: w(t).
             resolution: side in pixels of the model's input, 0 for its own, -1 for the rendering's.
             original_size: SDXL size condition, 0 for the resolution.
             target_size: SDXL size condition, 0 for the resolution.
             controls: ControlNets of the model's layout, conditioned on the render's depth or normals.
             linear_encoder: pulls gradients back to the image in place of the encoder.
+            as_latent: images have four channels and are the latents.
         """
         expected = len(view_prompts("x", view_prompts_config))
-        if len(positive.tokens) != expected or len(negative.tokens) != 1:
+        others = 1 + len(formula.texts)
+        if len(positive.tokens) != expected or len(negative.tokens) != others:
             given = (len(positive.tokens), len(negative.tokens))
-            raise ValueError(f"there must be embeddings of {expected} and 1 prompts, got {given}")
+            raise ValueError(f"there must be embeddings of {expected} and {others} prompts, got {given}")
         self.resolution = resolution or model.resolution
         if self.resolution > 0 and self.resolution % model.downscale:
             raise ValueError(f"resolution must be a multiple of {model.downscale}, got {self.resolution}")
@@ -148,23 +200,31 @@ class ScoreDistillation:
         self.model, self.positive, self.negative = model, positive, negative
         self.view_prompts_config = view_prompts_config
         self.guidance_scale, self.formula, self.weighting = guidance_scale, formula, weighting
+        self.perp_neg = perp_neg
         self.t_min, self.t_max = t_min, t_max
         self.controls = tuple(controls)
-        self.linear_encoder = linear_encoder
+        self.linear_encoder, self.as_latent = linear_encoder, as_latent
         self.micro_batch = 0  # see `interfaces.SupportsMicroBatch`
         self._sizes = (original_size, target_size)
         self._time_ids: dict[int, Tensor | None] = {}  # by resolution; making them waits for the device
 
     def input_resolution(self, rendered: int) -> int:
-        """Side in pixels of the model's input, for renders of `rendered` pixels."""
-        return rendered if self.resolution < 0 else self.resolution
+        """Side in pixels of the images that are evaluated, for renders of `rendered` pixels."""
+        side = rendered if self.resolution < 0 else self.resolution
+        return side // self._pixels
+
+    @property
+    def _pixels(self) -> int:
+        """Side of a pixel of the evaluated images, in those of the model's input."""
+        return self.model.downscale if self.as_latent else 1
 
     def __call__(
-        self, image: Float[Tensor, "B H W 3"], rendering: Rendering, views: Views, step: Step
+        self, image: Float[Tensor, "B H W _"], rendering: Rendering, views: Views, step: Step
     ) -> GuidanceOutput:
         """Draw a timestep and noise for each image and return the gradient on the images."""
-        inputs = self._draw(len(image), image.shape[1], rendering, views, step)
-        return in_micro_batches(self.gradient, self.micro_batch, image=image, **inputs)
+        inputs = self.draw(len(image), image.shape[1] * self._pixels, rendering, views, step)
+        gradient = partial(self.gradient, progress=step.progress)
+        return in_micro_batches(gradient, self.micro_batch, image=image, **inputs)
 
     def latent_gradient(
         self, latents: Float[Tensor, "B C h w"], rendering: Rendering, views: Views, step: Step
@@ -173,13 +233,21 @@ class ScoreDistillation:
 
         They must have the size of the latents of `rendering`.
         """
-        side = self.input_resolution(rendering.color.shape[1])
-        inputs = self._draw(len(latents), side, rendering, views, step)
-        texts, conditions = inputs.pop("texts"), inputs.pop("conditions")
-        return self._score(latents, NoiseSample(**inputs), texts, conditions, side)
+        side = latents.shape[-1] * self.model.downscale
+        inputs = self.draw(len(latents), side, rendering, views, step)
+        sample, shown = NoiseSample.split(inputs)
+        return self._score(latents, sample, side, step.progress, **shown)
 
-    def _draw(self, batch: int, side: int, rendering: Rendering, views: Views, step: Step) -> dict[str, Any]:
-        """Timesteps, noise, texts and conditions, as arguments of `gradient`."""
+    def draw(self, batch: int, side: int, rendering: Rendering, views: Views, step: Step) -> dict[str, Any]:
+        """The arguments of `gradient` for a step, each with one row for each image.
+
+        Args:
+            batch: number of images.
+            side: of the model's input in pixels.
+            rendering: for the conditions of ControlNets.
+            views: cameras and background colours.
+            step: source of the random numbers.
+        """
         timestep_range = self.t_min(step.progress), self.t_max(step.progress)
         sample = draw(self.model, batch, side, timestep_range, step)
         cameras = views.cameras
@@ -190,9 +258,14 @@ class ScoreDistillation:
             self.view_prompts_config,
         )
         conditions = [condition_image(control, rendering, cameras) for control in self.controls]
-        return {**vars(sample), "texts": texts, "conditions": conditions}
+        mixed: Sequence[Tensor] = ()
+        if self.perp_neg:
+            config, device = self.view_prompts_config, self.model.device
+            shown = Views(cameras, rendering.background)
+            mixed = mixture(shown, config, device, self.perp_neg).tensors()
+        return {**vars(sample), "texts": texts, "conditions": conditions, "mixed": mixed}
 
-    def _size_conditions(self, side: int) -> Tensor | None:
+    def size_conditions(self, side: int) -> Tensor | None:
         """SDXL's size conditions for inputs of `side` pixels, made once."""
         if side not in self._time_ids:
             original, target = self._sizes
@@ -201,43 +274,96 @@ class ScoreDistillation:
 
     def gradient(
         self,
-        image: Float[Tensor, "B H W 3"],
+        image: Float[Tensor, "B H W _"],
         *,
         timesteps: Int[Tensor, " B"],
         noise: Float[Tensor, "B C h w"],
         posterior_noise: Float[Tensor, "B C h w"],
         texts: Int[Tensor, " B"],
         conditions: Sequence[Float[Tensor, "B _ _ 3"]] = (),
+        mixed: Sequence[Tensor] = (),
+        progress: float = 0.0,
     ) -> GuidanceOutput:
-        """The gradient for given noise, texts and one condition per control; see `distill`."""
+        """The gradient for given noise, texts and one condition per control; see `distill`.
+
+        Args:
+            image: sRGB in [0, 1]; the latents, where they are the image.
+            timesteps: see `NoiseSample`.
+            noise: see `NoiseSample`.
+            posterior_noise: see `NoiseSample`.
+            texts: indices of the prompts.
+            conditions: of the ControlNets.
+            mixed: the fields of a `ViewMixture`, for Perp-Neg.
+            progress: of the run, in [0, 1].
+        """
         sample = NoiseSample(timesteps, noise, posterior_noise)
 
         def score_of(latents: Latents) -> Latents:
-            return self._score(latents, sample, texts, conditions, image.shape[1])
-
-        return distill(self.model, image, sample, score_of, linear_encoder=self.linear_encoder)
-
-    def _score(
-        self, latents: Latents, sample: NoiseSample, texts: Tensor, conditions: Sequence[Tensor], side: int
-    ) -> Latents:
-        controls = [(c, resize(shown, side)) for c, shown in zip(self.controls, conditions, strict=True)]
-
-        def predict(noisy: Latents, timesteps: Tensor) -> tuple[Latents, Latents]:
-            return self.model.predict(
-                noisy,
-                timesteps,
-                conditional=select(self.positive, texts),
-                unconditional=select(self.negative, torch.zeros_like(texts)),
-                time_ids=self._size_conditions(side),
-                residuals=partial(control_residuals, controls) if controls else None,
+            side = image.shape[1] * self._pixels
+            return self._score(
+                latents, sample, side, progress, texts=texts, conditions=conditions, mixed=mixed
             )
 
-        return score_latents(
-            self.model,
-            latents,
-            sample,
-            predict,
-            guidance_scale=self.guidance_scale,
-            formula=self.formula,
-            weighting=self.weighting,
-        )
+        if self.as_latent:
+            return distill_latents(image, sample, score_of)
+        return distill(self.model, image, sample, score_of, linear_encoder=self.linear_encoder)
+
+    def predict(self, latents: Latents, sample: NoiseSample, side: int, **shown: Any) -> Predictions:
+        """The frozen model's predictions for the latents of images of `side` pixels.
+
+        Args:
+            latents: z.
+            sample: timesteps and noise.
+            side: of the model's input in pixels.
+            shown: texts, conditions and mixed, as of `gradient`.
+        """
+        return predict_noise(self.model, latents, sample, self.predictor(side, **shown))
+
+    def predictor(
+        self,
+        side: int,
+        *,
+        texts: Int[Tensor, " B"],
+        conditions: Sequence[Float[Tensor, "B _ _ 3"]] = (),
+        mixed: Sequence[Tensor] = (),
+    ) -> Predict:
+        """The frozen model's predictions as a function of noisy latents and timesteps; see `predict`."""
+        controls = [(c, resize(shown, side)) for c, shown in zip(self.controls, conditions, strict=True)]
+        prompts = [
+            select(self.negative, torch.full_like(texts, row)) for row in range(len(self.negative.tokens))
+        ]
+        views = ViewMixture(*mixed) if mixed else None
+        prompts[1:1] = [select(self.positive, texts) if views is None else self._positive(views)]
+        if views is not None:
+            prompts += [select(self.positive, index) for index in views.negatives.unbind(1)]
+
+        def predict(noisy: Latents, timesteps: Tensor) -> tuple[Latents, ...]:
+            found = self.model.predict_each(
+                noisy,
+                timesteps,
+                prompts,
+                time_ids=self.size_conditions(side),
+                residuals=partial(control_residuals, controls) if controls else None,
+            )
+            if views is None:
+                return found
+            unconditional, conditional, *others = found
+            negatives = [others.pop(-2), others.pop(-1)]
+            return (
+                unconditional,
+                score.perp_neg(unconditional, conditional, negatives, views.weights),
+                *others,
+            )
+
+        return predict
+
+    def _positive(self, views: ViewMixture) -> TextEmbedding:
+        first, second = select(self.positive, views.first), select(self.positive, views.second)
+        return interpolate(first, second, views.fraction)
+
+    def _score(
+        self, latents: Latents, sample: NoiseSample, side: int, progress: float, **shown: Any
+    ) -> Latents:
+        found = self.predict(latents, sample, side, **shown)
+        weights = score.weight(found.alphas_cumprod, self.weighting)
+        return self.formula.gradient(found, weights, guidance_scale=self.guidance_scale, progress=progress)

@@ -89,8 +89,9 @@ def accelerate_network(network: Any, *, recorded: bool, compiled: bool | None = 
 
 
 def spare_memory(model: LatentDiffusion) -> LatentDiffusion:
-    """Recompute diffusers' encoder block by block in the backward pass: less memory, more time."""
+    """Recompute diffusers' encoder, and UNet, block by block in backward passes: less memory, more time."""
     model.vae.enable_gradient_checkpointing()
+    model.unet.enable_gradient_checkpointing()
     return model
 
 
