@@ -232,7 +232,7 @@ ERRORS = {
         2,
         "the image must be a file, got none at none.png",
     ),
-    "no model": (["none.png", "--model", "./none"], 3, "no folder ./none"),
+    "no model": (["none.png", "--model", "./none"], 3, "got ./none"),
     "model with mini": (["none.png", "--guidance", "mini", "--model", "m"], 2, "--model must go with"),
     "text model": (["none.png", "--model", "sdxl"], 2, "must be in the layout of zero123 here"),
     "unused": (

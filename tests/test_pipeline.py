@@ -299,7 +299,7 @@ def test_other_files_beside_a_model_may_change(stopped, model):
 
 def test_a_model_that_is_gone_is_one_line(stopped, model, tmp_path):
     shutil.move(model, tmp_path / "elsewhere")
-    with pytest.raises(WeightsNotFoundError, match=r"no folder .*/here/model"):
+    with pytest.raises(WeightsNotFoundError, match=r"got .*/here/model, which does not exist"):
         pipeline.resume(stopped)
 
 

@@ -244,7 +244,7 @@ def test_tensors_that_are_missing_unknown_or_without_a_part_are_named(folders, t
     with pytest.raises(WeightsNotFoundError, match="got 1 missing"):
         encode_prompts(source, ["a"])
     bare = {name: tensor for name, tensor in tensors.items() if not name.startswith("first_stage")}
-    with pytest.raises(ConfigError, match=r"it has no vae; name one with --set models\.text\.vae="):
+    with pytest.raises(ConfigError, match=r"got no vae; name one with --set models\.text\.vae="):
         resolve_model(write(path, bare), base=folders["sdxl"])
     assert resolve_model(path, base=folders["sdxl"], vae=folders["sdxl"]).file == path
 

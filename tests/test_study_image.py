@@ -130,11 +130,11 @@ def test_pictures_and_prompts_are_summed_up_apart(scripts, tmp_path, benchmark, 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--item", "cup"], "found no cup"),
+        (["--item", "cup"], "got no cup"),
         (["--rules", "none+linear"], r"for text \+linear"),
         (["--rules", "none+vae"], "must have a fine-tuned VAE of the novel-view model"),
         (["--guidance", "sdxl", "--model", ""], "error: "),
-        (["--model", "./none"], "error: .*no folder ./none"),
+        (["--model", "./none"], "error: .*got ./none"),
     ],
     ids=["item", "rule", "vae", "guidance", "model"],
 )

@@ -150,23 +150,29 @@ def _convolve(x: Tensor, convolution: Any) -> Tensor:
 
 def residual_branch(
     block: Any,
-    pixels: gn.Pixels,
+    pixels: Float[Tensor, "B P C"],
     height: int,
-    shifts: tuple[gn.Shift | None, gn.Shift],
+    shifts: tuple[
+        Float[Tensor, " C"] | Float[Tensor, "B C"] | None, Float[Tensor, " D"] | Float[Tensor, "B D"]
+    ],
     implementation: gn.Implementation = "auto",
-) -> tuple[gn.Pixels, gn.Pixels, gn.Statistics, gn.Statistics]:
+) -> tuple[
+    Float[Tensor, "B P D"],
+    Float[Tensor, "B P D"],
+    gn.Statistics,
+    tuple[Float[Tensor, "B D"], Float[Tensor, "B D"]],
+]:
     """The residual branch of a block without its last bias, with the inputs of the backward pass.
 
     Args:
         block: the module, from C to D channels.
-        pixels: the input, [B, H W, C].
-        height: of the image.
-        shifts: added before the two normalisations, [C] or [B, C], and [D] or [B, D]; the second includes the
-            first convolution's bias.
+        pixels: the input, P = H W.
+        height: of the image, H.
+        shifts: added before the two normalisations; the second includes the first convolution's bias.
         implementation: of the normalisations.
 
     Returns:
-        The branch and the input of its second normalisation, both [B, H W, D], and the statistics of both.
+        The branch and the input of its second normalisation, and the statistics of both normalisations.
     """
     active, first = gn.forward(pixels, _norm(block.norm1), shifts[0], implementation)
     hidden = _convolve_pixels(active, block.conv1, height)
