@@ -16,7 +16,7 @@ from pgc3d.pgc import ClipConfig, PixelClip
 from pgc3d.ranges import LEAST_EPS, check, number, schedule, shown
 from pgc3d.representation.dmtet_config import DMTetConfig
 from pgc3d.representation.nerf_config import NerfConfig
-from pgc3d.representation.textured_mesh import TexturedMeshConfig
+from pgc3d.representation.textured_mesh_config import TexturedMeshConfig
 from pgc3d.requirements import Requirements
 
 BACKGROUNDS = (*COLORS, "random", "image")

@@ -18,6 +18,7 @@ from pgc3d.errors import BackendUnavailableError
 from pgc3d.geometry.sampling import sample_surface
 from pgc3d.inputs.background import load_backdrop
 from pgc3d.inputs.image import load_prepared_image
+from pgc3d.inputs.light import load_light
 from pgc3d.inputs.maps import load_map
 from pgc3d.inputs.mesh import load_prepared
 from pgc3d.interfaces import Rasterizer, Representation, Stateful, SupportsMicroBatch
@@ -111,6 +112,7 @@ def build_representation(context: RunContext, name: str, start: Handover | None 
             mesh=context.mesh,
             start=start,
             low_memory=config.run.low_memory,
+            light=load_light,
         )
     )
 
