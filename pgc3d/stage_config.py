@@ -112,6 +112,11 @@ class StageConfig:
                 "max_norm must be the same in all objectives that clip parameters, got "
                 f"{sorted(self.parameter_norms())}"
             )
+        if self.representation.requires().start and not self.start:
+            raise ValueError(
+                "representation.mesh 'start' must go with a stage to start from, got none; set start to an "
+                "earlier stage or the folder of a run"
+            )
         of_normals = [name for name, objective in self.objectives.items() if objective.target == "normal"]
         if of_normals and self.representation.fixed_shape:
             raise ValueError(

@@ -52,6 +52,13 @@ class ExportReport:
     lost: tuple[str, ...] = ()  # noun phrases of what the format has no place for
 
     @property
+    def remarks(self) -> str:
+        """What the file lacks of the surface and of its material, to be put behind the number of faces."""
+        loose = f", loose parts removed ({self.dropped:.1%} of the surface)" if self.dropped > 1e-3 else ""
+        lost = " and ".join(self.lost)
+        return f"{loose}, without {lost}, which the format does not hold" if lost else loose
+
+    @property
     def faithful(self) -> bool:
         """Whether renders of the file match those of the run."""
         return self.psnr >= MIN_PSNR

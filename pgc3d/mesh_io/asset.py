@@ -41,7 +41,7 @@ class MeshAsset:
     uv_faces: Int[Tensor, "F 3"] | None = None
     base_color: UInt8[Tensor, "H W 3"] | None = None  # sRGB
     metallic_roughness: UInt8[Tensor, "R S 3"] | None = None  # linear: 255, roughness, metallic, as in glTF
-    normal_map: UInt8[Tensor, "M N 3"] | None = None  # linear: tangent-space normals (n + 1) / 2, +y along +v
+    normal_map: UInt8[Tensor, "J K 3"] | None = None  # linear: tangent-space normals (n + 1) / 2, +y along +v
     tangents: Float[Tensor, "U 4"] | None = None  # of the texture coordinates, see `corner_tangents`
     vertex_color: UInt8[Tensor, "C 3"] | None = None  # sRGB
     normal_faces: Int[Tensor, "F 3"] | None = None

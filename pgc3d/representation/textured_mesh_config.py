@@ -26,6 +26,7 @@ class TexturedMeshConfig:
     """Settings of a given mesh with optimised colours; the defaults are for two CPU cores."""
 
     kind: Literal["textured_mesh"] = "textured_mesh"
+    mesh: Literal["given", "start"] = "given"  # the task's, or the surface that the stage starts from
     up: str = "+y"  # the file's axis that points up, one of +x -x +y -y +z -z
     front: str = "auto"  # the file's axis that the object faces; auto is +z, or -y where z is up
     # texture coordinates: the file's where they are valid, always the file's, or always new ones
@@ -63,8 +64,10 @@ class TexturedMeshConfig:
     fixed_shape: ClassVar[bool] = True
 
     def requires(self) -> Requirements:
-        """A mesh file, and the files of the material's lights."""
-        return Requirements(inputs=frozenset({"mesh"})) | self.material.requires()
+        """A mesh file or a stage to start from, and the files of the material's lights."""
+        given = self.mesh == "given"
+        mesh = Requirements(inputs=frozenset({"mesh"} if given else ()), start=not given)
+        return mesh | self.material.requires()
 
     def render_bytes(self, *, low_memory: bool) -> int:
         """Bytes stored for each rendered pixel until the backward pass."""
