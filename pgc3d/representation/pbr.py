@@ -30,7 +30,7 @@ class PbrConfig:
     # Names, or images in latitude and longitude with +z in the middle; the first one is that of evaluation.
     lights: tuple[str, ...] = field(default=("studio", "softbox", "sun", "sunset", "overcast"), metadata=PATH)
     rotate: bool = True  # turn the light of each view by a random angle
-    brightness: float = number(0.5, 0.01, 100.0)  # of a white diffuse surface, on average, in linear light
+    brightness: float = number(0.7, 0.01, 100.0)  # of a white diffuse surface, on average, in linear light
     base_color: tuple[float, float] = span((0.03, 0.97), 0.0, 1.0, unit="in sRGB")  # bounds of the material
     roughness: tuple[float, float] = span((0.08, 1.0), 0.0, 1.0)
     metallic: tuple[float, float] = span((0.0, 1.0), 0.0, 1.0)
