@@ -51,7 +51,8 @@ def sphere(rows: int = 24) -> PreparedMesh:
         vertices[faces[:, 1]] - vertices[faces[:, 0]], vertices[faces[:, 2]] - vertices[faces[:, 0]]
     ).norm(dim=1)
     faces = faces[area > 1e-6]  # not those at the poles
-    grid = index % columns + index // (columns + 1) * columns  # the seam's columns are one
+    grid = index % columns + index // (columns + 1) * columns  # the seam's columns are one, and so are poles
+    grid[0], grid[-1] = grid[0, 0], grid[-1, 0]
     welded = grid.reshape(-1)[faces]
     place = Placement(torch.eye(3).double(), torch.zeros(3).double(), 1.0)
     return PreparedMesh(UvMesh(vertices, faces, vertices.clone(), faces, uv, faces), place, welded, "own")
