@@ -6,7 +6,8 @@ Requirements` and `build(context)`. No other code depends on which member of the
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -20,6 +21,13 @@ from pgc3d.interfaces import Guidance, Rasterizer, Representation
 from pgc3d.prompts import ViewPromptConfig
 from pgc3d.requirements import ModelUse, Requirements
 from pgc3d.types import Cameras, Handover, PreparedMesh, TextEmbedding
+
+LightLoader: TypeAlias = Callable[[Path], Float[Tensor, "H W 3"]]  # linear radiance, see `environment`
+
+
+def no_lights(path: Path) -> Float[Tensor, "H W 3"]:
+    """Raise ValueError: where nothing loads the images of lights."""
+    raise ValueError(f"a light's image must have something that loads it, got none for {path}")
 
 
 @dataclass(frozen=True)
@@ -75,6 +83,7 @@ class RepresentationContext:
     mesh: Callable[[], PreparedMesh]  # the prepared mesh of the task
     start: Handover | None = None  # the result of an earlier stage
     low_memory: bool = False
+    light: LightLoader = no_lights
 
 
 @runtime_checkable

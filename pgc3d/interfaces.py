@@ -34,6 +34,28 @@ class Rasterizer(Protocol):
 
 
 @runtime_checkable
+class Shading(Protocol):
+    """The light of a render's views on the material at P of its pixels."""
+
+    def __call__(
+        self,
+        material: Material,
+        normal: Float[Tensor, "P 3"],
+        to_camera: Float[Tensor, "P 3"],
+        view: Int[Tensor, " P"],
+    ) -> Float[Tensor, "P 3"]:
+        """The colour in sRGB that the camera sees, in places above 1.
+
+        Args:
+            material: at the pixels' surface points.
+            normal: unit, world space; 0 where no surface is.
+            to_camera: unit, world space.
+            view: the view that each pixel belongs to.
+        """
+        ...
+
+
+@runtime_checkable
 class Stateful(Protocol):
     """An object whose tensors are part of a checkpoint.
 

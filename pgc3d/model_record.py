@@ -15,11 +15,12 @@ from pgc3d.errors import RunDirectoryError, WeightsNotFoundError
 BUNDLED = "mini"
 SUFFIXES = frozenset({".json", ".txt", ".model", ".safetensors"})  # of the files of a model that are loaded
 WHOLE = 2**26  # files up to this size in bytes are hashed completely
+IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")  # of lights
 SAMPLES, SAMPLE = 256, 2**16  # blocks of a larger file, and bytes in each
 
 
 def with_absolute_paths(config: Config) -> Config:
-    """The configuration with absolute paths for all models on this disk; hub ids and aliases do not change.
+    """The configuration with absolute paths for all models and lights on this disk; the rest is unchanged.
 
     Fields that may be a path are marked by `ranges.PATH`.
     """
@@ -45,9 +46,9 @@ def _map_paths(value: Any) -> Any:
 
 
 def _local(name: str) -> Path | None:
-    """The folder or file of a model on this disk, None where the name is the bundled model's or a hub id."""
+    """The folder or file of a model or a light on this disk, None where there is none of that name."""
     path = Path(name).expanduser()
-    exists = path.is_dir() or (path.is_file() and path.suffix in SUFFIXES)
+    exists = path.is_dir() or (path.is_file() and path.suffix in (*SUFFIXES, *IMAGES))
     return path.absolute() if name != BUNDLED and exists else None
 
 

@@ -12,7 +12,7 @@ from pgc3d import __version__
 from pgc3d.build.inputs import prepare_images, prepare_mesh, require_fitting, require_prompt
 from pgc3d.build.models import LoadedModels, LocatedModel, locate_models
 from pgc3d.build.notes import run_notes
-from pgc3d.build.run import RunContext, build_representation, build_stage, resolve_device
+from pgc3d.build.run import RunContext, build_representation, build_stage, has_fixed_shape, resolve_device
 from pgc3d.checkpoint import unpack_representation
 from pgc3d.checkpoint_files import Checkpoint
 from pgc3d.config import Config, dump_config, load_config
@@ -203,7 +203,7 @@ def export(
         DivergedError: the renders of the file differ from the run's own.
     """
     path = Path(path)
-    if faces is not None and "mesh" in RunDirectory.open(path).read_manifest():
+    if faces is not None and has_fixed_shape(RunDirectory.open(path), stage):
         raise InputError(
             f"--faces must not be given for a textured input mesh, whose geometry is fixed, got {faces}; "
             "remove it"
@@ -249,7 +249,7 @@ def _opened(
         session = Session(run, config, device, on_event, StopFlag(), manifest, stage=name)
         with explain_memory(config, device):
             rasterizer = build_rasterizer(config.run.rasterizer, device)
-            context = RunContext.of(config, Task.from_record(manifest, run.path), rasterizer, device)
+            context = RunContext.of(config, Task.from_record(manifest, run.path), rasterizer, device, run=run)
             representation = build_representation(context, name)
             unpack_representation(checkpoint, representation)
             try:
@@ -291,7 +291,7 @@ def _execute(
         models = LoadedModels(located, device, low_memory=config.run.low_memory)
         rasterizer = build_rasterizer(config.run.rasterizer, device)
         context = RunContext.of(
-            config, Task.from_record(session.record, run.path), rasterizer, device, models
+            config, Task.from_record(session.record, run.path), rasterizer, device, models, run
         )
         for name, stage in config.stages.items():
             checkpoint = checkpoints.pop(name, None)
@@ -384,8 +384,8 @@ def _export(session: Session, representation: Representation, rasterizer: Raster
         raise DivergedError(
             f"an export must match the run's renders, got {comparison}; {_remedy(session, representation)}"
         )
-    dropped = f", loose parts removed ({report.dropped:.1%} of the surface)" if report.dropped > 1e-3 else ""
-    session.on_event(Event("export", message=f"{report.faces} faces{dropped}, PSNR {comparison}"))
+    message = f"{report.faces} faces{report.remarks}, PSNR {comparison}"
+    session.on_event(Event("export", message=message))
     return files
 
 

@@ -33,6 +33,7 @@ class Requirements:
     prompt: bool = False
     inputs: frozenset[str] = frozenset()  # of the task, as "image" and "mesh"
     accepts: frozenset[str] = frozenset()  # optional inputs, as "depth"
+    start: bool = False  # a stage with a surface to start from
     reference_view: bool = False  # cameras of kind `reference`, backgrounds of one colour, target "color"
     models: Mapping[str, ModelUse] = field(default_factory=dict)  # by their entries in `models`
     files: frozenset[tuple[str, str]] = frozenset()  # that must exist: (name of the setting, path)
@@ -45,6 +46,7 @@ class Requirements:
             prompt=self.prompt or other.prompt,
             inputs=self.inputs | other.inputs,
             accepts=self.accepts | other.accepts,
+            start=self.start or other.start,
             reference_view=self.reference_view or other.reference_view,
             files=self.files | other.files,
             models=models | {name: self.models[name] | other.models[name] for name in shared},

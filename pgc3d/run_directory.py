@@ -6,6 +6,7 @@
     RUN/previews/STAGE/         images of the asset while it grows
     RUN/checkpoints/STAGE/step-*.safetensors and .json   tensors, and the record that describes them; the
                                 newest two of a stage; the last one of a finished stage is its hand-over
+    RUN/checkpoints/STAGE/mesh.safetensors   the surface that a stage textures, where it starts from it
 
 A file appears under its name only when it is complete: written to a temporary name, flushed, then renamed.
 The folder may come from an untrusted source: no link in it is followed, and its records are checked.
@@ -45,6 +46,7 @@ except ImportError as error:
 
 CONFIG, MANIFEST, METRICS, LOCK = "config.yaml", "manifest.json", "metrics.jsonl", ".lock"
 PREVIEWS, CHECKPOINTS = FOLDERS = ("previews", "checkpoints")
+MESH = "mesh.safetensors"
 PREPARING = "preparing"  # a status: no step has been made
 
 
@@ -293,6 +295,10 @@ class RunDirectory:
     def save_checkpoint(self, stage: str, checkpoint: Checkpoint) -> None:
         """Write a checkpoint of a stage and delete all but its newest two."""
         write_checkpoint(self._folder(CHECKPOINTS, stage), checkpoint)
+
+    def stage_mesh(self, stage: str) -> Path:
+        """The mesh of a stage that textures the surface it starts from."""
+        return self._folder(CHECKPOINTS, stage) / MESH
 
     def checkpoints(self, stage: str) -> list[Path]:
         """The JSON files of a stage's checkpoints, newest first."""

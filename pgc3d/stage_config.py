@@ -18,7 +18,7 @@ from pgc3d.pgc import ClipConfig, PixelClip
 from pgc3d.ranges import LEAST_EPS, check, number, schedule, shown
 from pgc3d.representation.dmtet_config import DMTetConfig
 from pgc3d.representation.nerf_config import NerfConfig
-from pgc3d.representation.textured_mesh import TexturedMeshConfig
+from pgc3d.representation.textured_mesh_config import TexturedMeshConfig
 from pgc3d.requirements import Requirements
 
 BACKGROUNDS = (*COLORS, "random", "image")
@@ -115,6 +115,11 @@ class StageConfig:
             raise ValueError(
                 "max_norm must be the same in all objectives that clip parameters, got "
                 f"{sorted(self.parameter_norms())}"
+            )
+        if self.representation.requires().start and not self.start:
+            raise ValueError(
+                "representation.mesh 'start' must go with a stage to start from, got none; set start to an "
+                "earlier stage or the folder of a run"
             )
         of_normals = [name for name, objective in self.objectives.items() if objective.target == "normal"]
         if of_normals and self.representation.fixed_shape:

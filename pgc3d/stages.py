@@ -10,7 +10,8 @@ from pgc3d.checkpoint import unpack_representation
 from pgc3d.checkpoint_files import Checkpoint
 from pgc3d.config import Config, load_config
 from pgc3d.disk import sha256
-from pgc3d.errors import ConfigError, RunDirectoryError
+from pgc3d.errors import ConfigError, InputError, RunDirectoryError
+from pgc3d.inputs.mesh import prepare_surface, save_prepared
 from pgc3d.layers import nearest
 from pgc3d.run_directory import RunDirectory
 from pgc3d.task import Task
@@ -22,6 +23,8 @@ def handover_of(
 ) -> Handover | None:
     """The hand-over of the stage that the stage `name` starts from; None where it has no start.
 
+    Where the stage textures the surface it starts from, that is prepared and written into the run.
+
     Args:
         run: the run's directory.
         context: of the run.
@@ -30,16 +33,39 @@ def handover_of(
 
     Raises:
         RunDirectoryError: the start has no checkpoint.
+        InputError: the stage textures a surface, and the start has none.
     """
     start = context.config.stages[name].start
     if not start:
         return None
     if start in context.config.stages:
-        return _load(run, context, start, notify)
-    other, stage = _other_run(start)
-    config = load_config([other.config])
-    task = Task.from_record(other.read_manifest(), other.path)
-    return _load(other, RunContext.of(config, task, context.rasterizer, context.device), stage, notify)
+        handover = _load(run, context, start, notify)
+    else:
+        other, stage = _other_run(start)
+        config = load_config([other.config])
+        task = Task.from_record(other.read_manifest(), other.path)
+        theirs = RunContext.of(config, task, context.rasterizer, context.device, run=other)
+        handover = _load(other, theirs, stage, notify)
+    if context.config.stages[name].representation.requires().start:
+        _keep_surface(run, context.config, name, handover, notify)
+    return handover
+
+
+def _keep_surface(
+    run: RunDirectory, config: Config, name: str, start: Handover, notify: Callable[[str], None]
+) -> None:
+    """Write the mesh that a stage textures, made from the surface of its start."""
+    if start.surface is None:
+        raise InputError(
+            f"stages.{name} must start from a stage with a surface, got one without; use representation.mesh "
+            "'given'"
+        )
+    settings = config.export
+    prepared = prepare_surface(
+        start.surface, faces=settings.faces or None, texture_size=settings.texture_size
+    )
+    save_prepared(run.stage_mesh(name), prepared)
+    notify(f"stage {name} textures the surface of {config.stages[name].start}: {len(prepared.faces)} faces")
 
 
 def _load(run: RunDirectory, context: RunContext, stage: str, notify: Callable[[str], None]) -> Handover:

@@ -131,6 +131,8 @@ class Material:
     base_color: Float[Tensor, "P 3"]
     roughness: Float[Tensor, "P 1"]
     metallic: Float[Tensor, "P 1"]
+    # Bump: the normal is (x, y, 1) along tangent, bitangent and normal, normalised; None where it is smooth.
+    slope: Float[Tensor, "P 2"] | None = None
 
 
 @dataclass(frozen=True)

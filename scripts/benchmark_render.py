@@ -30,7 +30,8 @@ from pgc3d.rendering.antialias import antialias, edge_topology
 from pgc3d.rendering.mesh_renderer import project
 from pgc3d.representation.dmtet import DMTet
 from pgc3d.representation.dmtet_config import DMTetConfig, build_dmtet
-from pgc3d.representation.textured_mesh import TexturedMesh, TexturedMeshConfig, build_textured_mesh
+from pgc3d.representation.textured_mesh import TexturedMesh
+from pgc3d.representation.textured_mesh_config import TexturedMeshConfig, build_textured_mesh
 from pgc3d.stopwatch import Stopwatch
 from pgc3d.types import Cameras, Fragments, GuidanceOutput, Rendering, Step, Views
 

@@ -29,7 +29,7 @@ from pgc3d.presets import split_backgrounds
 from pgc3d.rendering.cpu import CpuRasterizer
 from pgc3d.representation.dmtet_config import DMTetConfig, build_dmtet
 from pgc3d.representation.fields import ColorFieldConfig
-from pgc3d.representation.textured_mesh import TexturedMeshConfig, build_textured_mesh
+from pgc3d.representation.textured_mesh_config import TexturedMeshConfig, build_textured_mesh
 from pgc3d.types import GuidanceOutput
 
 CPU = torch.device("cpu")

@@ -11,7 +11,8 @@ from pgc3d.mesh_io.mesh_file import read_mesh
 from pgc3d.mesh_io.reader import read_source
 from pgc3d.rendering.cpu import CpuRasterizer
 from pgc3d.representation.fields import ColorFieldConfig
-from pgc3d.representation.textured_mesh import TexturedMesh, TexturedMeshConfig, build_textured_mesh
+from pgc3d.representation.textured_mesh import TexturedMesh
+from pgc3d.representation.textured_mesh_config import TexturedMeshConfig, build_textured_mesh
 
 CPU = CpuRasterizer()
 

@@ -22,7 +22,7 @@ from pgc3d.mesh_io.reader import read_source
 from pgc3d.optimize import Objective, Problem, optimize
 from pgc3d.rendering.cpu import CpuRasterizer
 from pgc3d.representation.fields import ColorFieldConfig
-from pgc3d.representation.textured_mesh import TexturedMeshConfig, build_textured_mesh
+from pgc3d.representation.textured_mesh_config import TexturedMeshConfig, build_textured_mesh
 from pgc3d.types import Views
 
 CPU = CpuRasterizer()

@@ -48,10 +48,12 @@ def require_fitting(config: Config, task: Task) -> None:
 
     Raises:
         ConfigError: a mesh is missing or unused, or a file that a setting names is missing.
-        InputError: another input is missing or unused.
+        InputError: another input is missing or unused, or a texture is exported without colours.
     """
     needed = config.requires()
     _require_files(needed.files)
+    if config.last.representation.fixed_shape:
+        require_colors(config.export.format)
     kinds = ", ".join(stage.representation.kind for stage in config.stages.values())
     if "mesh" in needed.inputs and task.mesh is None:
         raise ConfigError(f"representation.kind {kinds} must have a mesh, got none; use `{COMMANDS['mesh']}`")

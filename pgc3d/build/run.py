@@ -12,16 +12,18 @@ from pgc3d.backgrounds import Background
 from pgc3d.cameras import CameraContext, SurfaceSampler, reference_view
 from pgc3d.choices import MapName
 from pgc3d.colors import COLORS, named_color
-from pgc3d.config import Config, ObjectiveConfig, StageConfig
+from pgc3d.config import Config, ObjectiveConfig, StageConfig, load_config
 from pgc3d.context import GuidanceContext, ModelStore, RepresentationContext
 from pgc3d.errors import BackendUnavailableError
 from pgc3d.geometry.sampling import sample_surface
 from pgc3d.inputs.background import load_backdrop
 from pgc3d.inputs.image import load_prepared_image
+from pgc3d.inputs.light import load_light
 from pgc3d.inputs.maps import load_map
 from pgc3d.inputs.mesh import load_prepared
 from pgc3d.interfaces import Rasterizer, Representation, Stateful, SupportsMicroBatch
 from pgc3d.optimize import Objective, ParameterClipper, Problem
+from pgc3d.run_directory import RunDirectory
 from pgc3d.schedules import PiecewiseLinear
 from pgc3d.task import Task
 from pgc3d.types import Handover, PreparedMesh, seeded
@@ -62,6 +64,7 @@ class RunContext:
     device: torch.device
     mesh: Callable[[], PreparedMesh]
     models: ModelStore | None = None  # None where only the representation is built
+    run: RunDirectory | None = None  # None where no stage textures the surface of another one
 
     @classmethod
     def of(
@@ -71,6 +74,7 @@ class RunContext:
         rasterizer: Rasterizer,
         device: torch.device,
         models: ModelStore | None = None,
+        run: RunDirectory | None = None,
     ) -> "RunContext":
         """The context of a run.
 
@@ -80,6 +84,7 @@ class RunContext:
             rasterizer: for all stages.
             device: of all stages.
             models: None where only representations are built.
+            run: its directory, where stages have meshes.
 
         Raises:
             ValueError: by `mesh()`, where the task has none.
@@ -91,7 +96,19 @@ class RunContext:
                 raise ValueError("a representation of a given mesh must have a mesh, got none")
             return load_prepared(task.mesh)
 
-        return cls(config, task, rasterizer, device, mesh, models)
+        return cls(config, task, rasterizer, device, mesh, models, run)
+
+    def mesh_of(self, stage: str) -> PreparedMesh:
+        """The mesh that a stage textures: the task's, or the surface that it starts from.
+
+        Raises:
+            RunDirectoryError: the file of that surface is missing or damaged.
+        """
+        if not self.config.stages[stage].representation.requires().start:
+            return self.mesh()
+        if self.run is None:
+            raise ValueError("a stage that textures a surface must have a run directory with it")
+        return load_prepared(self.run.stage_mesh(stage))
 
 
 def build_representation(context: RunContext, name: str, start: Handover | None = None) -> Representation:
@@ -108,11 +125,18 @@ def build_representation(context: RunContext, name: str, start: Handover | None 
             rasterizer=context.rasterizer,
             device=context.device,
             generator=seeded(config.run.seed, name, "representation"),
-            mesh=context.mesh,
+            mesh=partial(context.mesh_of, name),
             start=start,
             low_memory=config.run.low_memory,
+            light=load_light,
         )
     )
+
+
+def has_fixed_shape(run: RunDirectory, stage: str | None) -> bool:
+    """Whether a stage of a run, the last one when None, has a geometry that is not optimised."""
+    stages = load_config([run.config]).stages
+    return stages[stage if stage in stages else list(stages)[-1]].representation.fixed_shape
 
 
 def build_stage(context: RunContext, name: str, start: Handover | None = None) -> Built:

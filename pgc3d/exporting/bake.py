@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
-from torch.nn.functional import avg_pool2d, interpolate, max_pool2d, pad
+from torch.nn.functional import avg_pool2d, interpolate, max_pool2d, normalize, pad
 
 from pgc3d.geometry.own_uv import draw_atlas
 from pgc3d.geometry.uv import UvAtlas
@@ -52,6 +52,20 @@ def bake(
     values = torch.zeros(texture_size, texture_size, 5, device=vertices.device)
     values[covered] = query(material, points[covered])
     return finish(values, covered, padding=padding)
+
+
+def shown_surface(material: Material) -> Float[Tensor, "P 3"]:
+    """Roughness and metallic in glTF's layout, which is a colour of a render without shading."""
+    occlusion = torch.ones_like(material.roughness)
+    return torch.cat([occlusion, material.roughness, material.metallic], dim=1)
+
+
+def shown_normals(material: Material) -> Float[Tensor, "P 3"]:
+    """Tangent-space normals (n + 1) / 2 of a bump."""
+    if material.slope is None:
+        raise ValueError("a normal map must have a bump, got a material without one")
+    up = torch.ones_like(material.slope[:, :1])
+    return 0.5 * normalize(torch.cat([material.slope, up], dim=1), dim=1) + 0.5
 
 
 def finish(values: Float[Tensor, "S S 5"], covered: Bool[Tensor, "S S"], *, padding: int = 4) -> Textures:

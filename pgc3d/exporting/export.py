@@ -1,16 +1,19 @@
 """Export of a representation to mesh files that are read back and compared with it."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from pgc3d.choices import Format
 from pgc3d.disk import sha256
-from pgc3d.exporting.bake import bake, vertex_colors
-from pgc3d.exporting.roundtrip import MIN_PSNR, comparison_views, round_trip_psnr
+from pgc3d.exporting.bake import bake, query, shown_surface, vertex_colors
+from pgc3d.exporting.roundtrip import MIN_PSNR, Part, comparison_views, round_trip_psnr
 from pgc3d.geometry.cleanup import clean
 from pgc3d.geometry.normals import face_vectors
 from pgc3d.geometry.uv import UvAtlas, unwrap
@@ -19,7 +22,7 @@ from pgc3d.mesh_io.asset import MeshAsset
 from pgc3d.mesh_io.mesh_file import write_mesh
 from pgc3d.rendering.mesh_renderer import render_mesh
 from pgc3d.stopwatch import Stopwatch
-from pgc3d.types import Mesh
+from pgc3d.types import Material, Mesh, Rendering
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +49,14 @@ class ExportReport:
     dropped: float  # fraction of the surface's area that cleaning removed
     psnr: float  # dB, of the file read back against the run's render of the cleaned surface
     seconds: Mapping[str, float]  # by part
+    lost: tuple[str, ...] = ()  # noun phrases of what the format has no place for
+
+    @property
+    def remarks(self) -> str:
+        """What the file lacks of the surface and of its material, to be put behind the number of faces."""
+        loose = f", loose parts removed ({self.dropped:.1%} of the surface)" if self.dropped > 1e-3 else ""
+        lost = " and ".join(self.lost)
+        return f"{loose}, without {lost}, which the format does not hold" if lost else loose
 
     @property
     def faithful(self) -> bool:
@@ -93,6 +104,7 @@ def export_asset(
     device = dense.vertices.device
     bare = MeshAsset(mesh.vertices, mesh.faces, mesh.normals, metadata=dict(metadata or {}))
     asset, method = bare, None
+    lost: tuple[str, ...] = ()
     if format in ("glb", "obj"):
         with watch.part("uv"):
             atlas = unwrap(mesh.vertices, mesh.faces, texture_size=texture_size, time_limit=uv_time_limit)
@@ -103,17 +115,20 @@ def export_asset(
         method = atlas.method
     if format == "ply":
         with watch.part("bake"):
-            colors = vertex_colors(mesh.vertices.to(device), representation.material)
+            vertices = mesh.vertices.to(device)
+            colors = vertex_colors(vertices, representation.material)
         asset = replace(bare, vertex_color=colors)
+        lost = _losses(query(representation.material, vertices))
     with watch.part("write"):
         written = write_mesh(path, asset, format)
     with watch.part("compare"):
         cameras, background = comparison_views(device)
-        reference = render_mesh(
-            Mesh(whole.vertices.to(device), whole.faces.to(device), whole.normals.to(device)),
-            cameras, CHECK_RESOLUTION, background, rasterizer=rasterizer, material=representation.material,
-        )  # fmt: skip
-        psnr = round_trip_psnr(path, reference, cameras, rasterizer=rasterizer)
+        surface = Mesh(whole.vertices.to(device), whole.faces.to(device), whole.normals.to(device))
+        own = partial(render_mesh, surface, cameras, CHECK_RESOLUTION, background, rasterizer=rasterizer)
+        reference, others = own(material=representation.material), dict[Part, Rendering]()
+        if asset.metallic_roughness is not None:
+            others["metallic_roughness"] = own(material=_surface_of(representation), shading=False)
+        psnr = round_trip_psnr(path, reference, cameras, rasterizer=rasterizer, others=others)
     return ExportReport(
         files=tuple(describe_file(file) for file in written),
         vertices=len(mesh.vertices),
@@ -122,7 +137,25 @@ def export_asset(
         dropped=max(0.0, 1.0 - _area(whole) / _area(dense)),
         psnr=psnr,
         seconds=read_parts(watch),
+        lost=lost,
     )
+
+
+def _surface_of(representation: Meshable) -> Callable[[Float[Tensor, "P 3"]], Material]:
+    """The material with roughness and metallic in place of the base colour."""
+
+    def shown(points: Float[Tensor, "P 3"]) -> Material:
+        material = representation.material(points)
+        return replace(material, base_color=shown_surface(material))
+
+    return shown
+
+
+def _losses(values: Float[Tensor, "P 5"]) -> tuple[str, ...]:
+    """What vertex colours do not hold of a material, unless it is constant."""
+    others = values[:, 3:]
+    varies = len(others) > 0 and bool((others.amax(0) - others.amin(0) > 1 / 255).any())
+    return ("roughness and metallic",) if varies else ()
 
 
 def _with_textures(

@@ -1,7 +1,9 @@
 """Comparison of an exported file, read back and rendered, with the run's own renders."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -16,6 +18,7 @@ from pgc3d.mesh_io.mesh_file import read_mesh
 from pgc3d.rendering.mesh_renderer import render_colored
 from pgc3d.types import Cameras, Placement, Rendering
 
+Part: TypeAlias = Literal["metallic_roughness", "normal_map"]  # textures of an asset, beside base colours
 MIN_PSNR = 28.0  # dB, below which an export is not faithful
 VIEWS = 6
 
@@ -34,18 +37,20 @@ def round_trip_psnr(
     rasterizer: Rasterizer,
     placement: Placement | None = None,
     shading: bool = True,
+    others: Mapping[Part, Rendering] | None = None,
 ) -> float:
-    """PSNR in dB of a file against the run's own render, over the pixels that either covers.
+    """PSNR in dB of a file against the run's own renders, over the pixels that either covers; the least one.
 
-    Colours are compared, or normals for an STL, which has no colours.
+    Colours are compared, or normals for an STL, which has no colours, and the other textures of a material.
 
     Args:
         path: the exported mesh.
         reference: the run's render, on the rasteriser's device.
-        cameras: of the reference.
+        cameras: of the references.
         rasterizer: the backend.
         placement: transforms the file's axes to the world's; None where they are the same.
         shading: whether the reference is shaded.
+        others: the run's renders of other textures, not shaded.
 
     Raises:
         InputError: the file cannot be read.
@@ -53,13 +58,30 @@ def round_trip_psnr(
     asset = read_mesh(path)
     if placement is not None:
         asset = replace(asset, vertices=placement.to_world(asset.vertices))
+    found = _compare(asset, reference, cameras, rasterizer, shading=shading)
+    return min(
+        [
+            found,
+            *(
+                _compare(_showing(asset, part), other, cameras, rasterizer, shading=False)
+                for part, other in (others or {}).items()
+            ),
+        ]
+    )
+
+
+def _showing(asset: MeshAsset, part: Part) -> MeshAsset:
+    """The asset with one of its other textures as base colours; black where the file has none."""
+    image = getattr(asset, part)
+    return replace(asset, base_color=torch.zeros(1, 1, 3, dtype=torch.uint8) if image is None else image)
+
+
+def _compare(
+    asset: MeshAsset, reference: Rendering, cameras: Cameras, rasterizer: Rasterizer, *, shading: bool
+) -> float:
+    side, background = reference.color.shape[1], reference.background
     rendered = render_asset(
-        asset,
-        cameras,
-        reference.color.shape[1],
-        background=reference.background,
-        rasterizer=rasterizer,
-        shading=shading,
+        asset, cameras, side, background=background, rasterizer=rasterizer, shading=shading
     )
     covered = (reference.alpha > 0) | (rendered.alpha > 0)
     shown, expected = (rendered.normal, reference.normal) if asset.bare else (rendered.color, reference.color)

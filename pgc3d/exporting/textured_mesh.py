@@ -2,24 +2,26 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from pgc3d.choices import Format
 from pgc3d.errors import InputError
-from pgc3d.exporting.bake import fill, surface_texels
+from pgc3d.exporting.bake import fill, shown_normals, shown_surface, surface_texels
 from pgc3d.exporting.export import CHECK_RESOLUTION, ExportReport, describe_file, read_parts
-from pgc3d.exporting.roundtrip import comparison_views, round_trip_psnr
+from pgc3d.exporting.roundtrip import Part, comparison_views, round_trip_psnr
+from pgc3d.geometry.tangents import corner_tangents
 from pgc3d.interfaces import Rasterizer
 from pgc3d.mesh_io.asset import MeshAsset
 from pgc3d.mesh_io.mesh_file import write_mesh
 from pgc3d.representation.textured_mesh import TexturedMesh
 from pgc3d.stopwatch import Stopwatch
-from pgc3d.types import PreparedMesh, Views
+from pgc3d.types import PreparedMesh, Rendering, Views
 
 FINEST = 1 << 16  # texels, larger than every texture, so that look-ups are not filtered
 
@@ -44,7 +46,7 @@ def export_textured_mesh(
     texture_size: int = 1024,
     metadata: Mapping[str, str | int | float] | None = None,
 ) -> ExportReport:
-    """Bake into the mesh's texture coordinates, write, read back and compare the unlit colours.
+    """Bake into the mesh's texture coordinates, write, read back and compare the unlit textures.
 
     Vertices and faces are those of the file that was given, in its axes, its scale and its order.
 
@@ -76,27 +78,25 @@ def export_textured_mesh(
             asset = _with_vertex_colors(asset, textured)
         else:
             image = bake_texture(textured, texture_size=texture_size, rasterizer=rasterizer)
-            color = (image * 255).round().clamp(0, 255).to(torch.uint8).cpu()
-            surface = [255, round(255 * textured.roughness), round(255 * textured.metallic)]
-            asset = replace(
-                asset,
-                uv=given.uv,
-                uv_faces=given.uv_faces,
-                base_color=color,
-                wrap=("repeat", "repeat") if textured.prepared.uv_wraps else ("clamp", "clamp"),
-                metallic_roughness=torch.tensor(surface, dtype=torch.uint8).reshape(1, 1, 3),
-            )
+            asset = _with_textures(asset, textured, image)
     with watch.part("write"):
         written = write_mesh(path, asset, format)
     with watch.part("compare"):
         cameras, background = comparison_views(textured.mesh.vertices.device)
+        own = partial(textured.shaded, Views(cameras, background), CHECK_RESOLUTION, shading=False)
+        others: dict[Part, Rendering] = {}
+        if asset.metallic_roughness is not None:
+            others["metallic_roughness"] = own(shown=shown_surface)
+        if asset.normal_map is not None:
+            others["normal_map"] = own(shown=shown_normals)
         psnr = round_trip_psnr(
             path,
-            textured.shaded(Views(cameras, background), CHECK_RESOLUTION, shading=False),
+            own(),
             cameras,
             rasterizer=rasterizer,
             placement=textured.prepared.placement,
             shading=False,
+            others=others,
         )
     return ExportReport(
         files=tuple(describe_file(file) for file in written),
@@ -106,32 +106,64 @@ def export_textured_mesh(
         dropped=0.0,
         psnr=psnr,
         seconds=read_parts(watch),
+        lost=_losses(textured) if format == "ply" else (),
     )
+
+
+def _losses(textured: TexturedMesh) -> tuple[str, ...]:
+    """What vertex colours do not hold of the material."""
+    lost = ("roughness and metallic",) if textured.varies else ()
+    return (*lost, "the bump") if textured.has_bump else lost
+
+
+def _with_textures(asset: MeshAsset, textured: TexturedMesh, image: Float[Tensor, "S S C"]) -> MeshAsset:
+    """The asset with the textures of a material whose channels are baked; constants are a single texel."""
+    given, size = textured.prepared, len(image)
+    material = textured.texture.channels.material(image.flatten(0, 1))
+    surface = _bytes(shown_surface(material))
+    normal_map, tangents = None, None
+    if material.slope is not None:
+        normal_map = _bytes(shown_normals(material)).reshape(size, size, 3)
+        tangents = corner_tangents(given)
+    return replace(
+        asset,
+        uv=given.uv,
+        uv_faces=given.uv_faces,
+        base_color=_bytes(material.base_color).reshape(size, size, 3),
+        wrap=("repeat", "repeat") if textured.prepared.uv_wraps else ("clamp", "clamp"),
+        metallic_roughness=surface.reshape(size, size, 3) if textured.varies else surface[:1, None],
+        normal_map=normal_map,
+        tangents=tangents,
+    )
+
+
+def _bytes(values: Float[Tensor, "*P C"]) -> UInt8[Tensor, "*P C"]:
+    return (values * 255).round().clamp(0, 255).to(torch.uint8).cpu()
 
 
 @torch.no_grad()
 def bake_texture(
     textured: TexturedMesh, *, texture_size: int, rasterizer: Rasterizer, padding: int = 4
-) -> Float[Tensor, "S S 3"]:
-    """Base colour of every texel, continued beyond the charts; see `bake`."""
+) -> Float[Tensor, "S S C"]:
+    """The texture's channels at every texel, continued beyond the charts; see `bake`."""
     mesh = textured.mesh
     if textured.prepared.uv_wraps:
         return _repeating(textured, texture_size)
     points, covered = surface_texels(
         mesh.vertices, mesh.faces, mesh.uv, mesh.uv_faces, texture_size=texture_size, rasterizer=rasterizer
     )
-    image = torch.zeros_like(points)
+    image = torch.zeros(*covered.shape, len(textured.texture.channels.bounds), device=points.device)
     image[covered] = textured.texels(points[covered], _centres(covered), texture_size=texture_size)
     return fill(image, covered, padding=padding)
 
 
-def _repeating(textured: TexturedMesh, texture_size: int) -> Float[Tensor, "S S 3"]:
+def _repeating(textured: TexturedMesh, texture_size: int) -> Float[Tensor, "S S C"]:
     """A repeating image: every texel may be visible, and colours are functions of texture coordinates."""
     device = textured.mesh.vertices.device
     everywhere = torch.ones(texture_size, texture_size, dtype=torch.bool, device=device)
     nowhere = torch.zeros(texture_size**2, 3, device=device)
     colors = textured.texels(nowhere, _centres(everywhere), texture_size=texture_size)
-    return colors.view(texture_size, texture_size, 3)
+    return colors.view(texture_size, texture_size, -1)
 
 
 def _centres(covered: Bool[Tensor, "S S"]) -> Float[Tensor, "P 2"]:
@@ -145,12 +177,12 @@ def _with_vertex_colors(asset: MeshAsset, textured: TexturedMesh) -> MeshAsset:
     mesh = textured.mesh
     uv = mesh.uv.new_zeros(len(mesh.vertices), 2)
     uv[mesh.faces.reshape(-1)] = mesh.uv[mesh.uv_faces.reshape(-1)]
-    colors = textured.texels(mesh.vertices, uv, texture_size=FINEST)
+    colors = textured.texels(mesh.vertices, uv, texture_size=FINEST)[:, :3]
     return replace(
         asset,
         normals=_mean_normals(textured.prepared),
         normal_faces=None,
-        vertex_color=(colors * 255).round().clamp(0, 255).to(torch.uint8).cpu(),
+        vertex_color=_bytes(colors),
     )
 
 

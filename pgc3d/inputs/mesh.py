@@ -11,6 +11,7 @@ from torch import Tensor
 from pgc3d.choices import UvChoice
 from pgc3d.disk import write_files
 from pgc3d.errors import InputError, RunDirectoryError
+from pgc3d.geometry.cleanup import clean
 from pgc3d.geometry.placement import place
 from pgc3d.geometry.uv import unwrap
 from pgc3d.inputs.texture_coordinates import Coordinates, choose_coordinates
@@ -19,7 +20,7 @@ from pgc3d.mesh_io.colors import weld
 from pgc3d.mesh_io.normals import MAX_OPPOSED, complete_normals, is_inside_out
 from pgc3d.mesh_io.reader import read_source
 from pgc3d.mesh_io.source import SourceMesh
-from pgc3d.types import Placement, PreparedMesh
+from pgc3d.types import Mesh, Placement, PreparedMesh
 
 STORED = ("vertices", "faces", "normals", "normal_faces", "uv", "uv_faces")  # under their names in the file
 
@@ -81,6 +82,34 @@ def prepare_mesh_file(  # noqa: PLR0913 - each of them is a choice of the user
         uv_method=method,
         uv_shared=own.shared,
         uv_wraps=own.wraps,
+    )
+
+
+def prepare_surface(surface: Mesh, *, faces: int | None, texture_size: int) -> PreparedMesh:
+    """The surface of an earlier stage, prepared for texturing: cleaned, decimated, with an atlas of its own.
+
+    Args:
+        surface: in the world, and so is the result.
+        faces: upper bound on the faces; None keeps all.
+        texture_size: of the texture, in texels.
+
+    Raises:
+        DivergedError: no face remains.
+    """
+    whole = clean(surface.vertices, surface.faces)
+    mesh = clean(whole.vertices, whole.faces, target_faces=faces, keep_fraction=0.0)
+    atlas = unwrap(mesh.vertices, mesh.faces, texture_size=texture_size)
+    unmoved = Placement(torch.eye(3).double(), torch.zeros(3).double(), 1.0)
+    return PreparedMesh(
+        vertices=mesh.vertices,
+        faces=mesh.faces,
+        normals=mesh.normals,
+        normal_faces=mesh.faces,
+        uv=atlas.uv,
+        uv_faces=atlas.uv_faces,
+        welded_faces=mesh.faces,
+        placement=unmoved,
+        uv_method=atlas.method,
     )
 
 

@@ -42,6 +42,8 @@ class MeshAsset:
     uv_faces: Int[Tensor, "F 3"] | None = None
     base_color: UInt8[Tensor, "H W 3"] | None = None  # sRGB
     metallic_roughness: UInt8[Tensor, "R S 3"] | None = None  # linear: 255, roughness, metallic, as in glTF
+    normal_map: UInt8[Tensor, "J K 3"] | None = None  # linear: tangent-space normals (n + 1) / 2, +y along +v
+    tangents: Float[Tensor, "U 4"] | None = None  # of the texture coordinates, see `corner_tangents`
     vertex_color: UInt8[Tensor, "C 3"] | None = None  # sRGB
     normal_faces: Int[Tensor, "F 3"] | None = None
     metadata: Mapping[str, str | int | float] = field(default_factory=dict)
@@ -82,9 +84,10 @@ class MeshAsset:
         present = [part is not None for part in (self.uv, self.uv_faces, self.base_color)]
         if any(present) and not all(present) and not self.materials:
             raise ValueError("uv, uv_faces and base_color must be given together, got some of them")
-        if self.metallic_roughness is not None and self.base_color is None:
-            raise ValueError(
-                "an asset with metallic_roughness must have uv, uv_faces and base_color, got none"
-            )
+        for name in ("metallic_roughness", "normal_map"):
+            if getattr(self, name) is not None and self.base_color is None:
+                raise ValueError(f"an asset with {name} must have uv, uv_faces and base_color, got none")
+        if self.tangents is not None and (self.uv is None or len(self.tangents) != len(self.uv)):
+            raise ValueError("tangents must be one for each texture coordinate, got another number")
         if self.materials and self.face_material is None:
             raise ValueError("an asset with materials must have face_material, got none")

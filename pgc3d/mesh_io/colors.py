@@ -141,6 +141,7 @@ def _with_image(
         uv_faces=source.uv_faces,
         base_color=image,
         metallic_roughness=looks.image(look.load_surface),
+        normal_map=looks.image(look.load_normal),
         wrap=_wrap(_transformed(source.uv, look)[source.uv_faces], look),
     )
 

@@ -18,6 +18,7 @@ from pgc3d.rendering.shading import linear_to_srgb
 WRAPS = {33071: "clamp", 33648: "mirror", 10497: "repeat"}
 SPECULAR = "KHR_materials_pbrSpecularGlossiness"
 SHADERS = ("KHR_techniques_webgl", "KHR_technique_webgl")
+BUMP = "normalTexture"
 TRANSFORM = "KHR_texture_transform"
 OTHER_IMAGES = ("EXT_texture_webp", "EXT_texture_avif", "KHR_texture_basisu", "MSFT_texture_dds")
 
@@ -70,6 +71,7 @@ def _material(document: Document, entry: Entry) -> SourceMaterial:
         name=entry.text("name"),
         color=torch.cat([linear_to_srgb(linear[:3]), linear[3:]]),
         load_surface=_loader(document, surface.entry(rough)) if rough in surface else None,
+        load_normal=_loader(document, entry.entry(BUMP)) if BUMP in entry else None,
     )
     if any(entry.extension(name) is not None for name in SHADERS):
         return SourceMaterial(name=material.name, load_image=partial(_refuse, _shader(document)))
@@ -82,6 +84,7 @@ def _material(document: Document, entry: Entry) -> SourceMaterial:
         wrap=_wrap(document, texture),
         uv_transform=_transform(texture),
         load_surface=material.load_surface,
+        load_normal=material.load_normal,
     )
 
 

@@ -5,7 +5,7 @@ https://registry.khronos.org/glTF/specs/2.0/glTF-2.0.html
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from pgc3d.images import encode_png
 from pgc3d.mesh_io.asset import MeshAsset
@@ -58,18 +59,24 @@ def encode_glb(asset: MeshAsset, *, generator: str, name: str) -> bytes:
         # glTF counts v downwards from the image's first row.
         "TEXCOORD_0": buffer.add_vectors(torch.stack([uv[:, 0], 1 - uv[:, 1]], dim=1), "VEC2"),
     }
+    if asset.tangents is not None:
+        frames = _tangents(asset.normals[normal], asset.tangents[uv_vertex])
+        attributes["TANGENT"] = buffer.add_vectors(frames, "VEC4")
     indices = buffer.add_indices(faces, len(vertex))
-    images = [asset.base_color]
-    if asset.metallic_roughness is not None:
-        images.append(asset.metallic_roughness)
-    views = [buffer.add(encode_png(image)) for image in images]
+    textures = {
+        "base_color": asset.base_color,
+        "metallic_roughness": asset.metallic_roughness,
+        "normal": asset.normal_map,
+    }
+    images = {name: image for name, image in textures.items() if image is not None}
+    views = [buffer.add(encode_png(image)) for image in images.values()]
     document = {
         "asset": {"version": "2.0", "generator": generator, "extras": dict(asset.metadata)},
         "scene": 0,
         "scenes": [{"nodes": [0]}],
         "nodes": [{"mesh": 0, "name": name}],
         "meshes": [{"primitives": [{"attributes": attributes, "indices": indices, "material": 0}]}],
-        "materials": [_material(textured=len(images) == 2)],
+        "materials": [_material(list(images))],
         "textures": [{"source": image, "sampler": 0} for image in range(len(images))],
         "samplers": [
             {
@@ -89,14 +96,27 @@ def encode_glb(asset: MeshAsset, *, generator: str, name: str) -> bytes:
     return pack_glb(document, bytes(buffer.data))
 
 
-def _material(*, textured: bool) -> Mapping[str, Any]:
+def _material(images: Sequence[str]) -> Mapping[str, Any]:
+    """The material of textures with these names, in their order."""
     surface: dict[str, Any] = {"baseColorTexture": {"index": 0}}
-    if textured:
-        surface["metallicRoughnessTexture"] = {"index": 1}
+    if "metallic_roughness" in images:
+        surface["metallicRoughnessTexture"] = {"index": images.index("metallic_roughness")}
     else:
         surface |= {"metallicFactor": 0.0, "roughnessFactor": 1.0}
     # Optimised surfaces may be open; both sides are shown, as in the renders of the run.
-    return {"name": "surface", "pbrMetallicRoughness": surface, "doubleSided": True}
+    material = {"name": "surface", "pbrMetallicRoughness": surface, "doubleSided": True}
+    if "normal" in images:
+        material["normalTexture"] = {"index": images.index("normal")}
+    return material
+
+
+def _tangents(normal: Tensor, tangent: Tensor) -> Tensor:
+    """Tangents perpendicular to the normals, and unit, as the format demands; any where there is none."""
+    along = tangent[:, :3] - normal * (normal * tangent[:, :3]).sum(1, keepdim=True)
+    other = torch.eye(3)[normal.abs().argmin(dim=1)]
+    other = other - normal * (normal * other).sum(1, keepdim=True)
+    usable = along.norm(dim=1, keepdim=True) > 1e-6
+    return torch.cat([normalize(torch.where(usable, along, other), dim=1), tangent[:, 3:]], dim=1)
 
 
 class _Buffer:

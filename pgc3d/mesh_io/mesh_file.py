@@ -58,6 +58,8 @@ def _encode_obj(path: Path, asset: MeshAsset) -> dict[Path, bytes]:
     if asset.metallic_roughness is not None:
         images["map_Pr"] = (f"{stem}_roughness.png", asset.metallic_roughness[..., 1])
         images["map_Pm"] = (f"{stem}_metallic.png", asset.metallic_roughness[..., 2])
+    if asset.normal_map is not None:
+        images["norm"] = (f"{stem}_normal.png", asset.normal_map)
     material = [f"# {GENERATOR}", "newmtl surface", "Kd 1 1 1", "Ks 0 0 0", "d 1", "illum 1"]
     material += [f"{key} {name}" for key, (name, _) in images.items()]
     corners = torch.stack([asset.faces, asset.uv_faces, asset.normals_of_corners], dim=-1).reshape(-1, 9) + 1

@@ -3,7 +3,9 @@
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -16,6 +18,7 @@ from pgc3d.mesh_io.source import SourceMaterial
 MAX_LIBRARY = 1 << 24  # bytes
 MAX_LIBRARIES = 1000
 UNDEFINED = 0.8  # grey of a material without a colour
+MAPS = {"map_pr": "roughness", "map_pm": "metallic", "norm": "normal"}  # images beside the base colour
 # options of a map and how many words follow: (at least, at most)
 OPTIONS = {
     "-blendu": (1, 1), "-blendv": (1, 1), "-boost": (1, 1), "-bm": (1, 1), "-cc": (1, 1), "-clamp": (1, 1),
@@ -26,7 +29,7 @@ OPTIONS = {
 
 @dataclass(frozen=True)
 class MtlMaterial:
-    """A material's base colour in a library."""
+    """A material in a library: its base colour, and the images of its other properties."""
 
     color: tuple[float, float, float] = (UNDEFINED, UNDEFINED, UNDEFINED)  # sRGB
     alpha: float = 1.0
@@ -35,6 +38,9 @@ class MtlMaterial:
     offset: tuple[float, float] = (0.0, 0.0)
     clamped: bool = False
     library: Path = Path()
+    roughness: str = ""  # images, as the library names them
+    metallic: str = ""
+    normal: str = ""
 
     def source(self, name: str, load: Callable[[], Image.Image] | None) -> SourceMaterial:
         """The source material; an image replaces the colour, as in most programs."""
@@ -44,7 +50,21 @@ class MtlMaterial:
         if self.image and (self.scale != (1.0, 1.0) or self.offset != (0.0, 0.0)):
             (u, v), (du, dv) = self.scale, self.offset
             move = torch.tensor([[u, 0.0, du], [0.0, v, dv]])
-        return SourceMaterial(name, torch.tensor([*rgb, self.alpha]), load, (wrap, wrap), move)
+        surface, normal = self._surface(), self._loader(self.normal)
+        return SourceMaterial(
+            name, torch.tensor([*rgb, self.alpha]), load, (wrap, wrap), move, surface, normal
+        )
+
+    def _loader(self, name: str) -> Callable[[], Image.Image] | None:
+        """None where the image is not there: only base colours must be complete."""
+        found = name and is_inside(name, self.library)
+        exists = found and is_file(inside(self.library.parent, name, self.library))
+        return image_loader(name, self.library) if exists else None
+
+    def _surface(self) -> Callable[[], Image.Image] | None:
+        """Opens roughness and metallic as one image in glTF's layout, where both are there."""
+        first, second = self._loader(self.roughness), self._loader(self.metallic)
+        return None if first is None or second is None else partial(_joined, first, second)
 
 
 @dataclass(frozen=True)
@@ -172,7 +192,16 @@ def _with_line(material: MtlMaterial, key: str, arguments: str) -> MtlMaterial:
         return replace(material, alpha=_unit(values[-1] if key == "d" else 1 - values[-1]))
     if key == "map_kd":
         return _with_map(material, arguments)
+    if key in MAPS:
+        changed: dict[str, Any] = {MAPS[key]: _with_map(MtlMaterial(), arguments).image}
+        return replace(material, **changed)
     return material
+
+
+def _joined(roughness: Callable[[], Image.Image], metallic: Callable[[], Image.Image]) -> Image.Image:
+    first = roughness().convert("L")
+    second = metallic().convert("L").resize(first.size)
+    return Image.merge("RGB", (Image.new("L", first.size, 255), first, second))
 
 
 def _unit(value: float) -> float:

@@ -23,6 +23,7 @@ class SourceMaterial:
     wrap: tuple[str, str] = ("repeat", "repeat")  # of u and v: repeat, clamp or mirror
     uv_transform: Float[Tensor, "2 3"] | None = None  # of texture coordinates before the look-up
     load_surface: Callable[[], Image.Image] | None = None  # roughness in G, metallic in B, as in glTF
+    load_normal: Callable[[], Image.Image] | None = None  # tangent-space normals, +y along +v
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 
 from pgc3d.geometry.edges import EdgeTopology
 from pgc3d.geometry.normals import vertex_normals
-from pgc3d.interfaces import Rasterizer
+from pgc3d.interfaces import Rasterizer, Shading
 from pgc3d.kernels import require_triton
 from pgc3d.rendering.antialias import antialias, clamp_overshoot
 from pgc3d.rendering.shading import key_direction, shade
@@ -41,6 +41,7 @@ def render_mesh(  # noqa: PLR0913
     material: Callable[[Float[Tensor, "P 3"]], Material],
     topology: EdgeTopology | None = None,
     shading: bool = True,
+    light: Shading | None = None,
     everywhere: bool | None = None,
 ) -> Rendering:
     """Render square images, antialiased along the silhouettes and composited over `background`.
@@ -57,6 +58,7 @@ def render_mesh(  # noqa: PLR0913
         material: Surface properties at world points.
         topology: The mesh's edges, computed when None.
         shading: Shade the base colour; otherwise the image has the base colour itself.
+        light: Shades the material in place of the light that is fixed to the camera, when `shading`.
         everywhere: Evaluate `material` at all pixels, at the origin where no surface is, instead of at
             covered pixels only, whose number needs a synchronisation with CUDA; None is True on CUDA.
     """
@@ -65,8 +67,14 @@ def render_mesh(  # noqa: PLR0913
     everywhere = clip.is_cuda if everywhere is None else everywhere
     pixel = None if everywhere else _visible(fragments)
     attributes = _gather(_surface_attributes(mesh, fragments, rasterizer), pixel)
-    color = material(attributes[:, :3]).base_color
-    image, depth = _compose(color, attributes, pixel, fragments, cameras, background, shading=shading)
+    found = material(attributes[:, :3])
+    color = found.base_color
+    if shading and light is not None:
+        points, normal = attributes.chunk(2, dim=1)
+        view = _views(pixel, fragments)
+        color = light(found, normalize(normal, dim=-1), to_camera(points, view, cameras), view)
+    plain = shading and light is None
+    image, depth = _compose(color, attributes, pixel, fragments, cameras, background, shading=plain)
     image = antialias(image, fragments, clip, mesh.faces, topology)
     return _rendering(image, depth, background)
 
@@ -136,9 +144,20 @@ class SurfaceSamples:
     """Surface attributes of a mesh at P pixels: the covered ones, or all, arbitrary without a surface."""
 
     points: Float[Tensor, "P 3"]  # world
+    normals: Float[Tensor, "P 3"]  # on the side of the camera, of any length
     uv: Float[Tensor, "P 2"]
     triangle: Int[Tensor, " P"]
     view: Int[Tensor, " P"]
+    side: Float[Tensor, " P"]  # 1 for front faces, -1 for back faces
+    tangents: Float[Tensor, "P 4"] | None = None  # see `corner_tangents`
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a render shows of P surface samples."""
+
+    color: Float[Tensor, "P 3"]  # sRGB
+    normals: Float[Tensor, "P 3"]  # on the side of the camera, of any length
 
 
 def render_corners(  # noqa: PLR0913
@@ -148,9 +167,10 @@ def render_corners(  # noqa: PLR0913
     background: Float[Tensor, "B 3"],
     *,
     rasterizer: Rasterizer,
-    color: Callable[[SurfaceSamples], Float[Tensor, "P 3"]],
+    look: Callable[[SurfaceSamples], Look],
     topology: EdgeTopology,
     face_normals: Float[Tensor, "F 3"],
+    tangents: Float[Tensor, "U 4"] | None = None,
     shading: bool = True,
 ) -> Rendering:
     """Render a mesh with its own normals; see `render_mesh`.
@@ -164,14 +184,16 @@ def render_corners(  # noqa: PLR0913
         resolution: Height and width.
         background: sRGB.
         rasterizer: The backend of the device that holds the mesh.
-        color: sRGB base colour of surface samples.
+        look: Colours and normals of surface samples.
         topology: Of faces that are welded along the seams of texture and normals.
         face_normals: Of the mesh, to the side from which its faces run counter-clockwise; of any length.
-        shading: Shade the base colour; otherwise the image has the base colour itself.
+        tangents: Of the texture coordinates, where `look` needs them.
+        shading: Shade the colours of `look` as base colours; otherwise the image has them as they are.
     """
     clip = project(mesh.vertices, cameras)
     fragments = rasterizer.rasterize(clip, mesh.faces, (resolution, resolution))
-    parts = [(mesh.vertices, mesh.faces), (mesh.normals, mesh.normal_faces), (mesh.uv, mesh.uv_faces)]
+    textured = mesh.uv if tangents is None else torch.cat([mesh.uv, tangents], dim=1)
+    parts = [(mesh.vertices, mesh.faces), (mesh.normals, mesh.normal_faces), (textured, mesh.uv_faces)]
     values = [rasterizer.interpolate(part[None], fragments, faces) for part, faces in parts]
     pixel = None if clip.is_cuda else _visible(fragments)
     triangle, view = (
@@ -180,10 +202,19 @@ def render_corners(  # noqa: PLR0913
     )
     points, normals, uv = (_gather(value, pixel) for value in values)
     side = _sides(mesh, face_normals, cameras).index_select(0, view * len(mesh.faces) + triangle)
-    attributes = torch.cat([points, normals * side[:, None]], dim=1)
-    hits = SurfaceSamples(points=points, uv=uv, triangle=triangle, view=view)
-    image, depth = _compose(color(hits), attributes, pixel, fragments, cameras, background, shading=shading)
+    normals = normals * side[:, None]
+    uv, frames = uv[:, :2], None if tangents is None else uv[:, 2:]
+    shown = look(SurfaceSamples(points, normals, uv, triangle, view, side, frames))
+    attributes = torch.cat([points, shown.normals], dim=1)
+    image, depth = _compose(shown.color, attributes, pixel, fragments, cameras, background, shading=shading)
     return _rendering(antialias(image, fragments, clip, mesh.faces, topology), depth, background)
+
+
+def to_camera(
+    points: Float[Tensor, "P 3"], view: Int[Tensor, " P"], cameras: Cameras
+) -> Float[Tensor, "P 3"]:
+    """Unit vectors from world points towards the camera of the view that each is seen in."""
+    return normalize(cameras.position[view] - points, dim=-1)
 
 
 def _sides(mesh: PreparedMesh, face_normals: Float[Tensor, "F 3"], cameras: Cameras) -> Float[Tensor, " BF"]:

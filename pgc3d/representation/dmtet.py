@@ -20,6 +20,7 @@ from pgc3d.geometry.marching_tetrahedra import Capacity, CutEdges, find_cut_edge
 from pgc3d.geometry.sdf import blur_matrix, redistance, sample_grid
 from pgc3d.interfaces import Rasterizer
 from pgc3d.parameters import ParameterGroup, ParameterStore
+from pgc3d.rendering.lighting import Lighting
 from pgc3d.representation.dmtet_surface import (
     LOSSES,
     SizeReadback,
@@ -30,6 +31,7 @@ from pgc3d.representation.dmtet_surface import (
     surface_losses,
 )
 from pgc3d.representation.fields import ColorField, SdfField
+from pgc3d.representation.material_losses import field_smoothness, some_points
 from pgc3d.types import Handover, Material, Mesh, Rendering, Step, Views
 
 logger = logging.getLogger(__name__)
@@ -61,6 +63,8 @@ class DMTet(nn.Module):
         shape_until: float = 1.0,
         max_recoveries: int = 3,
         padded: bool = False,
+        lighting: Lighting | None = None,
+        smoothness: float = 0.0,
     ) -> None:
         """Start from a signed distance field.
 
@@ -81,6 +85,8 @@ class DMTet(nn.Module):
             padded: extract with a fixed capacity, so that the host never waits for the device. Where the
                 surface exceeds the capacity or is invalid, `Rendering.complete` is False, and that is
                 corrected one or two steps later.
+            lighting: of the material; the light that is fixed to the camera when None.
+            smoothness: weight of differences of near base colours.
         """
         super().__init__()
         size = initial.shape[0]
@@ -100,6 +106,7 @@ class DMTet(nn.Module):
         self.max_recoveries = max_recoveries
         self.max_faces = 50 * self.resolution**2  # a sphere as large as the cube has about 28
         self.padded = padded
+        self.lighting, self.smoothness = lighting, smoothness
         self.watch = SizeReadback()
         self.recoveries = 0
         self._prepared = -1  # the last step that was begun
@@ -151,13 +158,19 @@ class DMTet(nn.Module):
                 rasterizer=self.rasterizer,
                 material=lambda points: self.material(points.detach()),
                 topology=surface.topology,
+                light=None if self.lighting is None else self.lighting.for_views(len(views), step),
             )
         return replace(rendering, complete=current.complete if current is not None else None)
 
     def regularizers(self, step: Step) -> dict[str, Float[Tensor, ""]]:
-        """The weighted regularisers of the step's surface; none from `shape_until` on."""
-        current = self._begun(step)
-        return surface_losses(current.surface, self.weights, self.sdf, self.cell) if current.shaping else {}
+        """The weighted regularisers of the material, and before `shape_until` of the step's surface."""
+        current, losses = self._begun(step), {}
+        if current.shaping:
+            losses = surface_losses(current.surface, self.weights, self.sdf, self.cell)
+        if self.smoothness > 0:
+            points = some_points(current.surface.mesh.vertices, step)
+            losses["smoothness"] = self.smoothness * field_smoothness(self.color, points, step)
+        return losses
 
     def parameter_store(self) -> ParameterStore:
         """The groups "sdf", "deformation", "color.grid" and "color.mlp"."""

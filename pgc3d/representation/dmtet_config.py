@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pgc3d.context import RepresentationContext
+from pgc3d.context import LightLoader, RepresentationContext, no_lights
 from pgc3d.errors import InputError
 from pgc3d.geometry.marching_tetrahedra import grid_points
 from pgc3d.geometry.sdf import ellipsoid_sdf, mesh_sdf, redistance
@@ -23,6 +23,8 @@ from pgc3d.representation.fields import (
     build_hash_grid,
     start_colors,
 )
+from pgc3d.representation.headlight import HeadlightConfig
+from pgc3d.representation.materials import MaterialConfig
 from pgc3d.requirements import Requirements
 from pgc3d.types import Handover
 
@@ -53,6 +55,7 @@ class DMTetConfig:
     color: tuple[float, float, float] = number((0.5, 0.5, 0.5), 0.001, 0.999, unit="in sRGB")  # at the start
     roughness: float = number(0.8, 0.0, 1.0)
     metallic: float = number(0.0, 0.0, 1.0)
+    material: MaterialConfig = field(default_factory=HeadlightConfig)
     # Progress from which on the shape is fixed and only the colours are optimised.
     shape_until: float = number(1.0, 0.0, 1.0, above=True)
     max_recoveries: int = number(3, 0, 1000)
@@ -64,16 +67,21 @@ class DMTetConfig:
                 f"radii must be at least a cell, {2.0 / self.resolution:g} at resolution {self.resolution}, "
                 f"got {list(self.radii)}"
             )
+        if self.material.bump:
+            raise ValueError(
+                "material.bump must be false for a dmtet, which has no texture coordinates, got true; use it "
+                "in a stage of kind textured_mesh"
+            )
 
     fixed_shape: ClassVar[bool] = False
 
     def requires(self) -> Requirements:
-        """Nothing."""
-        return Requirements()
+        """The files of the material's lights."""
+        return self.material.requires()
 
     def render_bytes(self, *, low_memory: bool) -> int:
         """Bytes stored for each rendered pixel until the backward pass."""
-        return stored_bytes(low_memory=low_memory)
+        return stored_bytes(low_memory=low_memory) + self.material.render_bytes()
 
     def build(self, context: RepresentationContext) -> DMTet:
         """The representation before the first step.
@@ -87,6 +95,7 @@ class DMTetConfig:
             generator=context.generator,
             device=context.device,
             start=context.start,
+            load_light=context.light,
         )
         asset.color.recompute = context.low_memory
         return asset
@@ -99,6 +108,7 @@ def build_dmtet(
     generator: torch.Generator,
     device: torch.device | str = "cpu",
     start: Handover | None = None,
+    load_light: LightLoader = no_lights,
 ) -> DMTet:
     """The representation of a configuration.
 
@@ -108,16 +118,19 @@ def build_dmtet(
         generator: on the CPU; draws the fields' initial weights.
         device: of the grid and the fields.
         start: the hand-over of an earlier stage, in the cube [-1, 1]^3; an ellipsoid of one colour when None.
+        load_light: the linear radiance of a light's file.
 
     Raises:
-        InputError: `start` has neither a distance field nor a surface.
+        InputError: a light cannot be read, or `start` has neither a distance field nor a surface.
     """
+    channels = config.material.channels(config.roughness, config.metallic)
     color = build_color_field(
         config.color_field,
         generator,
         color=config.color,
         roughness=config.roughness,
         metallic=config.metallic,
+        channels=channels,
     )
     sdf_field = None
     if config.sdf == "mlp":
@@ -147,6 +160,8 @@ def build_dmtet(
         shape_until=config.shape_until,
         max_recoveries=config.max_recoveries,
         padded=torch.device(device).type == "cuda",
+        lighting=config.material.lighting(load_light, device),
+        smoothness=config.material.smoothness,
     ).to(device)
     if start is not None:
         start_colors(asset.color, start, generator)

@@ -14,9 +14,11 @@ from pgc3d.geometry.sampling import sample_surface
 from pgc3d.kernels import kernels_for, require_triton
 from pgc3d.kernels.hash_grid import HashLayout, hash_layout
 from pgc3d.ranges import MAX_RATE, check, number
+from pgc3d.representation.channels import Channels, ColorChannels, first_values
 from pgc3d.types import Handover, Material
 
 MAX_ENTRIES = 2**28  # of a hash grid's table, 1 GiB
+CONSTANTS = ("offset", "layout", "bounds")  # of a hand-over, besides weights
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,8 @@ def _is_fused(field: "ColorField") -> bool:
     table, layers = field.grid.table, field.mlp.layers
     if table.dtype != torch.float32 or table.device.type != "cuda" or len(layers) != 2:
         return False
+    if cast("nn.Linear", layers[-1]).out_features != 3:
+        return False  # the kernels write three outputs
     require_triton("colour fields")
     from pgc3d.kernels.color_field_triton import fits
 
@@ -187,7 +191,7 @@ class SdfField(nn.Module):
 
 
 class ColorField(nn.Module):
-    """Material at points: the base colour from a hash grid and an MLP, constant roughness and metallic."""
+    """Material at points from a hash grid and an MLP; by default the base colour alone varies."""
 
     def __init__(
         self,
@@ -197,8 +201,12 @@ class ColorField(nn.Module):
         color: tuple[float, float, float] = (0.5, 0.5, 0.5),
         roughness: float = 0.8,
         metallic: float = 0.0,
+        channels: Channels | None = None,
     ) -> None:
-        """Initialise to the sRGB `color`, in (0, 1); `mlp` has three outputs."""
+        """Initialise to the sRGB `color`, in (0, 1), with a roughness and a metallic.
+
+        `mlp` has an output for each of the channels, by default three: roughness and metallic are constant.
+        """
         super().__init__()
         if not all(0.0 < channel < 1.0 for channel in color):
             raise ValueError(f"the initial colour must lie in (0, 1), got {color}")
@@ -208,35 +216,45 @@ class ColorField(nn.Module):
             )
         self.grid = grid
         self.mlp = mlp
-        self.roughness = roughness
-        self.metallic = metallic
+        self.channels = channels or ColorChannels(roughness, metallic)
         # Recompute in the backward pass instead of storing activations; fused kernels always do.
         self.recompute = False
-        self.register_buffer("offset", torch.tensor(color).logit(), persistent=False)
+        bounds = torch.tensor(self.channels.bounds)
+        self.bounded = len(bounds) > 3
+        first = torch.tensor(color)
+        if self.bounded:
+            start = first_values(self.channels, color=color, roughness=roughness, metallic=metallic)
+            first = (start - bounds[:, 0]) / (bounds[:, 1] - bounds[:, 0])
+        self.register_buffer("offset", first.logit(), persistent=False)
+        self.register_buffer("bounds", bounds, persistent=False)
 
     def handover_state(self) -> dict[str, Tensor]:
-        """The entries of `Handover.state`: the weights and all constants that the colours depend on."""
+        """The entries of `Handover.state`: the weights and all constants that the material depends on."""
         layout = self.grid.layout
         numbers = torch.tensor([*layout.resolutions, *layout.offsets])
-        state = {**self.state_dict(), "offset": self.offset, "layout": numbers}
+        state = {**self.state_dict(), "offset": self.offset, "layout": numbers, "bounds": self.bounds}
         return {f"color.{name}": value for name, value in state.items()}
 
     def forward(self, points: Float[Tensor, "P 3"]) -> Material:
-        """Material at points in [-1, 1]^3; base colour is the sigmoid of the MLP's output, sRGB."""
-        if _is_fused(self):
-            color = self._fused_color(points)
-        elif self.recompute and torch.is_grad_enabled():
-            recomputed = checkpoint(self._color, points, use_reentrant=False, preserve_rng_state=False)
-            color = cast("Tensor", recomputed)
-        else:
-            color = self._color(points)
-        return Material(
-            base_color=color,
-            roughness=torch.full_like(color[:, :1], self.roughness).detach(),
-            metallic=torch.full_like(color[:, :1], self.metallic).detach(),
-        )
+        """Material at points in [-1, 1]^3."""
+        return self.channels.material(self.values(points))
 
-    def _color(self, points: Float[Tensor, "P 3"]) -> Float[Tensor, "P 3"]:
+    def values(self, points: Float[Tensor, "P 3"]) -> Float[Tensor, "P C"]:
+        """The channels at points in [-1, 1]^3: the sigmoid of the MLP's outputs, scaled to their bounds."""
+        if _is_fused(self):
+            return self._in_bounds(self._fused_color(points))
+        if self.recompute and torch.is_grad_enabled():
+            recomputed = checkpoint(self._color, points, use_reentrant=False, preserve_rng_state=False)
+            return self._in_bounds(cast("Tensor", recomputed))
+        return self._in_bounds(self._color(points))
+
+    def _in_bounds(self, unit: Float[Tensor, "P C"]) -> Float[Tensor, "P C"]:
+        if not self.bounded:
+            return unit
+        low, high = cast("Tensor", self.bounds).unbind(1)
+        return low + (high - low) * unit
+
+    def _color(self, points: Float[Tensor, "P 3"]) -> Float[Tensor, "P C"]:
         return torch.sigmoid(self.mlp(self.grid(points)) + self.offset)
 
     def _fused_color(self, points: Float[Tensor, "P 3"]) -> Float[Tensor, "P 3"]:
@@ -266,6 +284,7 @@ def build_color_field(
     color: tuple[float, float, float],
     roughness: float,
     metallic: float,
+    channels: Channels | None = None,
 ) -> ColorField:
     """The colour field of a configuration.
 
@@ -273,18 +292,20 @@ def build_color_field(
         config: sizes of the grid and the MLP.
         generator: on the CPU; draws the initial weights.
         color: sRGB in (0, 1), of all points before the first step.
-        roughness: of all points, in [0, 1].
-        metallic: of all points, in [0, 1].
+        roughness: of all points before the first step, in [0, 1].
+        metallic: of all points before the first step, in [0, 1].
+        channels: what varies over the points; the base colour alone when None.
     """
     grid = build_hash_grid(config, config.finest, generator)
-    mlp = Mlp(grid.width, 3, hidden=config.hidden, generator=generator)
-    return ColorField(grid, mlp, color=color, roughness=roughness, metallic=metallic)
+    outputs = 3 if channels is None else len(channels.bounds)
+    mlp = Mlp(grid.width, outputs, hidden=config.hidden, generator=generator)
+    return ColorField(grid, mlp, color=color, roughness=roughness, metallic=metallic, channels=channels)
 
 
 def start_colors(
     field: ColorField, start: Handover, generator: torch.Generator, *, steps: int = 300, batch: int = 16384
 ) -> None:
-    """Initialise a field with the colours of an earlier stage.
+    """Initialise a field with the colours of an earlier stage, and what else of the material it varies.
 
     Weights are copied where the field has the same parameterisation: names and shapes agree, and so do the
     sizes of the grids and the colour that the weights are relative to. Otherwise the field is fitted by Adam
@@ -301,10 +322,10 @@ def start_colors(
         points, _ = sample_surface(vertices, faces, batch, generator)
         points = points + 0.01 * torch.randn(points.shape, generator=generator).to(points.device)
         with torch.no_grad():
-            target = start.material(points).base_color
+            target = field.channels.values(start.material(points))
         optimizer.param_groups[0]["lr"] = 0.01 * (1.0 - step / steps)
         optimizer.zero_grad(set_to_none=True)
-        loss = (field(points).base_color - target).square().mean()
+        loss = (field.values(points) - target).square().mean()
         torch.autograd.backward(loss)
         optimizer.step()
     for parameter in field.parameters():
@@ -315,4 +336,4 @@ def _same_parameterization(left: Mapping[str, Tensor], own: Mapping[str, Tensor]
     """Whether the weights of a hand-over represent the same colours in a field's own grid and MLP."""
     if any(name not in left or left[name].shape != value.shape for name, value in own.items()):
         return False
-    return all(torch.equal(left[name], own[name]) for name in ("color.offset", "color.layout"))
+    return all(torch.equal(left[f"color.{name}"], own[f"color.{name}"]) for name in CONSTANTS)

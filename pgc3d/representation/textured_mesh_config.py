@@ -1,0 +1,149 @@
+"""The configuration of a given mesh whose material is optimised."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+import torch
+
+from pgc3d.context import LightLoader, RepresentationContext, no_lights
+from pgc3d.errors import ConfigError
+from pgc3d.geometry.own_uv import uv_coverage
+from pgc3d.geometry.placement import orientation
+from pgc3d.interfaces import Rasterizer
+from pgc3d.ranges import MAX_RATE, check, number
+from pgc3d.rendering.mesh_renderer import stored_bytes
+from pgc3d.representation.fields import ColorField, ColorFieldConfig, build_color_field, start_colors
+from pgc3d.representation.headlight import HeadlightConfig
+from pgc3d.representation.image_texture import ImageTexture
+from pgc3d.representation.materials import MaterialConfig
+from pgc3d.representation.textured_mesh import TexturedMesh
+from pgc3d.requirements import Requirements
+from pgc3d.types import PreparedMesh
+
+
+@dataclass(frozen=True)
+class TexturedMeshConfig:
+    """Settings of a given mesh with optimised colours; the defaults are for two CPU cores."""
+
+    kind: Literal["textured_mesh"] = "textured_mesh"
+    mesh: Literal["given", "start"] = "given"  # the task's, or the surface that the stage starts from
+    up: str = "+y"  # the file's axis that points up, one of +x -x +y -y +z -z
+    front: str = "auto"  # the file's axis that the object faces; auto is +z, or -y where z is up
+    # texture coordinates: the file's where they are valid, always the file's, or always new ones
+    uv: Literal["auto", "own", "new"] = "auto"
+    # Angle between faces above which an edge is sharp, for files without normals.
+    crease_degrees: float = number(40.0, 0.0, 180.0, unit="degrees")
+    shading: bool = True  # shade the colours; otherwise renders show the base colour
+    texture: Literal["field", "image"] = "field"
+    image_size: int = number(1024, 64, 4096, unit="pixels")  # of the texture `image`, a power of two
+    lr_image: float = number(0.01, 0.0, MAX_RATE)
+    color_field: ColorFieldConfig = field(default_factory=ColorFieldConfig)
+    color: tuple[float, float, float] = number((0.5, 0.5, 0.5), 0.001, 0.999, unit="in sRGB")  # at the start
+    roughness: float = number(0.8, 0.0, 1.0)
+    metallic: float = number(0.0, 0.0, 1.0)
+    material: MaterialConfig = field(default_factory=HeadlightConfig)
+
+    def __post_init__(self) -> None:
+        check(self)
+        orientation(self.up, self.front)
+        if self.image_size & (self.image_size - 1):
+            raise ValueError(f"image_size must be a power of two, got {self.image_size}")
+        if self.material.lit and not self.shading:
+            raise ValueError(
+                f"shading must be true for a material of kind {self.material.kind}, got false; remove it"
+            )
+
+    fixed_shape: ClassVar[bool] = True
+
+    def requires(self) -> Requirements:
+        """A mesh file or a stage to start from, and the files of the material's lights."""
+        given = self.mesh == "given"
+        mesh = Requirements(inputs=frozenset({"mesh"} if given else ()), start=not given)
+        return mesh | self.material.requires()
+
+    def render_bytes(self, *, low_memory: bool) -> int:
+        """Bytes stored for each rendered pixel until the backward pass."""
+        return stored_bytes(low_memory=low_memory) + self.material.render_bytes()
+
+    def build(self, context: RepresentationContext) -> "TexturedMesh":
+        """The representation before the first step.
+
+        Raises:
+            ConfigError: the texture is "image" and the stage starts from another one, which needs a field.
+        """
+        made = build_textured_mesh(
+            self,
+            context.mesh(),
+            rasterizer=context.rasterizer,
+            generator=context.generator,
+            device=context.device,
+            load_light=context.light,
+        )
+        if isinstance(made.texture, ColorField):
+            made.texture.recompute = context.low_memory
+            if context.start is not None:
+                start_colors(made.texture, context.start, context.generator)
+        elif context.start is not None:
+            raise ConfigError(
+                "a stage that starts from another one must have the texture 'field', got 'image'; remove its "
+                "start"
+            )
+        return made
+
+
+def build_textured_mesh(
+    config: TexturedMeshConfig,
+    prepared: PreparedMesh,
+    *,
+    rasterizer: Rasterizer,
+    generator: torch.Generator,
+    device: torch.device | str = "cpu",
+    load_light: LightLoader = no_lights,
+) -> TexturedMesh:
+    """The representation of a configuration.
+
+    Args:
+        config: sizes, learning rates and the material.
+        prepared: the mesh.
+        rasterizer: the backend.
+        generator: on the CPU; draws the initial weights of a field.
+        device: of the texture.
+        load_light: the linear radiance of a light's file.
+
+    Raises:
+        InputError: a light cannot be read.
+    """
+    channels = config.material.channels(config.roughness, config.metallic)
+    texture: ColorField | ImageTexture
+    if config.texture == "image":
+        mesh = prepared.to(device)
+        covered = uv_coverage(mesh, config.image_size, rasterizer)
+        texture = ImageTexture(
+            torch.ones_like(covered) if prepared.uv_wraps else covered,
+            color=config.color,
+            roughness=config.roughness,
+            metallic=config.metallic,
+            channels=channels,
+        )
+    else:
+        texture = build_color_field(
+            config.color_field,
+            generator,
+            color=config.color,
+            roughness=config.roughness,
+            metallic=config.metallic,
+            channels=channels,
+        )
+    return TexturedMesh(
+        rasterizer=rasterizer,
+        prepared=prepared,
+        texture=texture.to(device),
+        learning_rates={
+            "texture.image": config.lr_image,
+            "texture.grid": config.color_field.lr_grid,
+            "texture.mlp": config.color_field.lr_mlp,
+        },
+        shading=config.shading,
+        lighting=config.material.lighting(load_light, device),
+        smoothness=config.material.smoothness,
+    )
