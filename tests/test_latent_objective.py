@@ -126,7 +126,7 @@ def test_a_stage_of_normals_as_latents_moves_the_shape(folders):
 def test_other_numbers_of_channels_are_refused(folders):
     model = tiny_score_distillation(folders["sd"]).model
     config = SimpleNamespace(latent_channels=16, block_out_channels=(1, 1, 1, 1))
-    with pytest.raises(ConfigError, match="model of 4 latent channels, sd3 has 16; use as_latent=false"):
+    with pytest.raises(ConfigError, match="model of 4 latent channels, got 16 of sd3; use as_latent=false"):
         _require_four_channels(replace(model, vae=SimpleNamespace(config=config)), "sd3")
     _require_four_channels(model, "sd")
     with pytest.raises(ValueError, match="without a linear_encoder"):

@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from pgc3d.diffusion.latent import LatentDiffusion, Latents
@@ -166,7 +166,7 @@ def _measurements(sample: NoiseSample, latent_gradient: Latents) -> dict[str, Te
     }
 
 
-def send(values: Tensor, device: torch.device) -> Tensor:
+def send(values: Shaped[Tensor, "..."], device: torch.device) -> Shaped[Tensor, "..."]:
     """A copy of a host tensor on a device, asynchronous on CUDA."""
     if device.type != "cuda":
         return values.to(device)

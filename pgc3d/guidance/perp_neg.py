@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from pgc3d.errors import ConfigError
@@ -33,7 +33,7 @@ class ViewMixture:
     negatives: Int[Tensor, "B 2"]
     weights: Float[Tensor, "B 2"]  # of the negative prompts, at most 0
 
-    def tensors(self) -> tuple[Tensor, ...]:
+    def tensors(self) -> tuple[Shaped[Tensor, "B *_"], ...]:
         """The fields, each with a row for each image."""
         return tuple(vars(self).values())
 
@@ -105,6 +105,6 @@ def require_views(config: ViewPromptConfig, model: str) -> None:
     if len(set(index)) < 3:
         texts = [view_prompts("PROMPT", config)[number] for number in index]
         raise ConfigError(
-            f"perp_neg must have different prompts for front, side and back, those of {model} are "
-            f"{', '.join(map(repr, texts))}; set models.{model}.view_prompts, or perp_neg=0"
+            f"perp_neg must have different prompts for front, side and back, got "
+            f"{', '.join(map(repr, texts))} of {model}; set models.{model}.view_prompts, or perp_neg=0"
         )

@@ -141,7 +141,8 @@ def _require_four_channels(model: LatentDiffusion, name: str) -> None:
     channels = model.latent_shape(1, model.resolution)[1]
     if channels != 4:
         raise ConfigError(
-            f"as_latent must go with a model of 4 latent channels, {name} has {channels}; use as_latent=false"
+            f"as_latent must go with a model of 4 latent channels, got {channels} of {name}; use "
+            "as_latent=false"
         )
 
 
@@ -265,7 +266,7 @@ class ScoreDistillation:
             mixed = mixture(shown, config, device, self.perp_neg).tensors()
         return {**vars(sample), "texts": texts, "conditions": conditions, "mixed": mixed}
 
-    def size_conditions(self, side: int) -> Tensor | None:
+    def size_conditions(self, side: int) -> Float[Tensor, "1 6"] | None:
         """SDXL's size conditions for inputs of `side` pixels, made once."""
         if side not in self._time_ids:
             original, target = self._sizes
