@@ -88,7 +88,7 @@ def test_the_material_starts_as_configured_and_stays_in_its_bounds(cube, texture
     model = textured(
         cube, material, texture=texture, color=(0.2, 0.5, 0.7), roughness=0.6, metallic=0.4, lr_image=1.0
     )
-    uv = cube.mesh.uv
+    uv = cube.uv
     points = torch.zeros(len(uv), 3)
     values = model.texels(points, uv, texture_size=64)
     start = torch.tensor([0.2, 0.5, 0.7, 0.6, 0.4] + [0.0, 0.0] * bump)
@@ -305,7 +305,7 @@ def test_a_dmtet_exports_its_material_and_reports_what_a_format_lacks(tmp_path):
 def test_a_field_starts_from_another_material(cube):
     source, target = disturb(textured(cube)), textured(cube)
     start_colors(target.texture, source.handover(), generator())
-    points = source.mesh.vertices
+    points = source.vertices
     for name in ("base_color", "roughness", "metallic"):
         assert torch.equal(getattr(target.texture(points), name), getattr(source.texture(points), name))
     narrow = textured(cube, dataclasses.replace(STUDIO, roughness=(0.3, 0.9)))

@@ -113,7 +113,7 @@ def test_settings_that_do_not_fit_are_refused_before_the_first_step(config, tmp_
         )
     lights = ["stages.look.representation.material.lights=[room.png]"]
     missing = load_config([LAYER], overrides=lights)
-    with pytest.raises(ConfigError, match=r"material\.lights must be a file, found none at room\.png"):
+    with pytest.raises(ConfigError, match=r"material\.lights must be a file, got none at room\.png"):
         pipeline.generate(Task("a vase"), out=tmp_path / "x", config=missing)
     assert not (tmp_path / "x").exists()
 
