@@ -74,6 +74,7 @@ class RepresentationContext:
     mesh: Callable[[], PreparedMesh]  # the prepared mesh of the task
     start: Handover | None = None  # the result of an earlier stage
     low_memory: bool = False
+    fill: float = 1.0  # largest fraction of the image's half height that the unit ball covers in a view
 
 
 @runtime_checkable

@@ -102,8 +102,9 @@ def build_representation(context: RunContext, name: str, start: Handover | None 
         name: of the stage.
         start: hand-over of the stage that it starts from.
     """
-    config = context.config
-    return config.stages[name].representation.build(
+    config, stage = context.config, context.config.stages[name]
+    fills = (objective.cameras.largest_fill(config.view) for objective in stage.objectives.values())
+    return stage.representation.build(
         RepresentationContext(
             rasterizer=context.rasterizer,
             device=context.device,
@@ -111,6 +112,7 @@ def build_representation(context: RunContext, name: str, start: Handover | None 
             mesh=context.mesh,
             start=start,
             low_memory=config.run.low_memory,
+            fill=max(fills),
         )
     )
 
