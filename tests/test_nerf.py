@@ -147,7 +147,7 @@ def test_gradients_match_finite_differences():
         total = sum((buffer * torch.randn(buffer.shape, generator=weights)).sum() for buffer in buffers)
         return total + 100 * sum(value for name, value in nerf.regularizers(step).items() if name in SMOOTH)
 
-    SMOOTH = ("sparsity", "depth_variance")
+    SMOOTH = ("sparsity", "opaque", "depth_variance")
     tensors = [
         nerf.density.mlp.layers[-1].bias,
         nerf.color.mlp.layers[-1].bias,

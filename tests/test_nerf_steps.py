@@ -7,9 +7,12 @@ import torch
 
 from pgc3d.cameras import OrbitConfig, sample_orbit, turntable
 from pgc3d.context import RepresentationContext
+from pgc3d.kernels.composite import Spans
 from pgc3d.optimize import Objective, Problem, optimization_step
 from pgc3d.rendering.cpu import CpuRasterizer
+from pgc3d.rendering.rays import Rays, Samples
 from pgc3d.representation.nerf_config import NerfConfig
+from pgc3d.representation.nerf_losses import ray_losses
 from pgc3d.types import GuidanceOutput, Step, Views
 
 CPU = torch.device("cpu")
@@ -158,3 +161,16 @@ def test_the_memory_of_a_render_is_the_one_that_plans_use(options, low_memory):
     total = sum(storage.nbytes() for storage, _ in kept.values())
     planned = config.render_bytes(low_memory=low_memory) * 2 * 48**2
     assert 0.8 < total / planned <= 1.05
+
+
+@pytest.mark.parametrize("name", ["opaque", "entropy"])
+@pytest.mark.parametrize(("depth", "sign"), [(0.2, 1.0), (2.0, -1.0)], ids=["thin", "dense"])
+def test_entropy_empties_thin_rays_and_fills_dense_ones(name, depth, sign):
+    """Gradient descent goes against the gradient of the density."""
+    spans = Spans(start=torch.tensor([0]), count=torch.tensor([1]), ray=torch.tensor([0]))
+    place = torch.zeros(1, 3)
+    samples = Samples(place, torch.ones(1), spans, total=torch.tensor(1), length=1.0)
+    rays = Rays(place, place, torch.zeros(1), torch.ones(1), torch.ones(1))
+    density = torch.tensor([depth], requires_grad=True)
+    (gradient,) = torch.autograd.grad(ray_losses(rays, samples, density, None)[name], density)
+    assert gradient.item() * sign > 0.01
