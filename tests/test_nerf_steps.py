@@ -10,7 +10,7 @@ from pgc3d.context import RepresentationContext
 from pgc3d.kernels.composite import Spans
 from pgc3d.optimize import Objective, Problem, optimization_step
 from pgc3d.rendering.cpu import CpuRasterizer
-from pgc3d.rendering.rays import Rays, Samples
+from pgc3d.rendering.rays import Rays, Samples, camera_rays, march
 from pgc3d.representation.nerf_config import NerfConfig
 from pgc3d.representation.nerf_losses import ray_losses
 from pgc3d.types import GuidanceOutput, Step, Views
@@ -30,7 +30,7 @@ def make(config=CONFIG, *, padded=False):
         rasterizer=CpuRasterizer(), device=CPU, generator=generator, mesh=dict, fill=1.0
     )
     nerf = config.build(context)
-    nerf.padded = padded
+    nerf.occupancy.padded = padded
     return nerf
 
 
@@ -127,7 +127,7 @@ def test_the_capacity_holds_the_samples_of_any_view_that_is_as_close(fill):
         fill=fill,
     )  # fmt: skip
     nerf = replace(CONFIG, blob_radius=0.9).build(context)
-    nerf.padded = True
+    nerf.occupancy.padded = True
     for index in range(20):
         step = Step(index=index, total=TOTAL)
         nerf.begin_step(step)
@@ -174,3 +174,23 @@ def test_entropy_empties_thin_rays_and_fills_dense_ones(name, depth, sign):
     density = torch.tensor([depth], requires_grad=True)
     (gradient,) = torch.autograd.grad(ray_losses(rays, samples, density, None)[name], density)
     assert gradient.item() * sign > 0.01
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_samples_on_the_cpu_are_those_of_plain_torch(share):
+    generator = torch.Generator().manual_seed(0)
+    occupied = torch.rand(8, 8, 8, generator=generator) < share
+    rays = camera_rays(turntable(2), 24)
+    options = {"stations": 32, "offset": torch.rand(len(rays), generator=generator)}
+    found, padded = (
+        march(rays, occupied, **options),
+        march(rays, occupied, capacity=len(rays) * 32, **options),
+    )
+    count = len(found.points)
+    assert count == found.total == padded.total
+    assert (count > 0) == (share > 0)
+    torch.testing.assert_close(found.points, padded.points[:count])
+    torch.testing.assert_close(found.distance, padded.distance[:count])
+    assert torch.equal(found.spans.ray, padded.spans.ray[:count])
+    assert torch.equal(found.spans.start, padded.spans.start)
+    assert torch.equal(found.spans.count, padded.spans.count)

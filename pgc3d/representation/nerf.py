@@ -54,7 +54,6 @@ class Nerf(nn.Module):
         color: ColorField,
         occupancy: Occupancy,
         settings: NerfSettings,
-        padded: bool = False,
     ) -> None:
         """Start as the density field does.
 
@@ -62,14 +61,13 @@ class Nerf(nn.Module):
             rasterizer: compares an extracted surface with the volume.
             density: the shape.
             color: the field that `material` evaluates.
-            occupancy: where samples are taken.
+            occupancy: where samples are taken. Where they exceed its capacity, `Rendering.complete` is False,
+                and the capacity is corrected at the next update.
             settings: everything else.
-            padded: samples have a fixed capacity, so that the host never waits for the device. Where they
-                exceed it, `Rendering.complete` is False, and the capacity is corrected at the next update.
         """
         super().__init__()
         self.rasterizer, self.density, self.color, self.settings = rasterizer, density, color, settings
-        self.occupancy, self.padded = occupancy, padded
+        self.occupancy = occupancy
         self.recoveries = 0
         self._prepared = -1  # the last step that was begun
         self._levels = density.levels
@@ -104,10 +102,10 @@ class Nerf(nn.Module):
         if step is None:
             return self._evaluate(views, resolution)
         rays = camera_rays(views.cameras, resolution)
-        samples = self._samples(rays, step, self.occupancy.capacity(len(rays)) if self.padded else None)
+        samples = self._samples(rays, step, self.occupancy.capacity(len(rays)))
         lit, textureless = self._lighting(step)
         rendering = self._render(rays, samples, views, resolution, lit=lit, textureless=textureless)
-        complete = samples.total <= len(samples.distance) if self.padded else None
+        complete = samples.total <= len(samples.distance) if self.occupancy.padded else None
         return replace(rendering, complete=complete)
 
     def regularizers(self, step: Step) -> dict[str, Float[Tensor, ""]]:
@@ -116,8 +114,7 @@ class Nerf(nn.Module):
         if not weights:
             return {}
         rays = regularizer_rays(self.settings.rays, step, like=self.occupancy.opacity)
-        capacity = self.occupancy.capacity(len(rays), regularizers=True) if self.padded else None
-        samples = self._samples(rays, step, capacity)
+        samples = self._samples(rays, step, self.occupancy.capacity(len(rays), regularizers=True))
         density = self.density(samples.points, self._levels)
         normals = self.density.normals(samples.points, self._levels) if "orientation" in weights else None
         losses = ray_losses(rays, samples, density, normals)

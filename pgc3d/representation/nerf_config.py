@@ -106,10 +106,13 @@ class NerfConfig:
             density=density,
             color=color,
             occupancy=Occupancy(
-                self.occupancy, stations=self.stations, every=self.occupancy_every, fill=context.fill
+                self.occupancy,
+                stations=self.stations,
+                every=self.occupancy_every,
+                fill=context.fill,
+                padded=context.device.type == "cuda",
             ),
             settings=self._settings(),
-            padded=context.device.type == "cuda",
         ).to(context.device)
         nerf.color.recompute = context.low_memory
         if context.start is not None:

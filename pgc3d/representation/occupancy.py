@@ -35,7 +35,9 @@ class Occupancy(nn.Module):
     opacity: Tensor
     summary: Tensor
 
-    def __init__(self, cells: int, *, stations: int, every: int, fill: float = 1.0) -> None:
+    def __init__(
+        self, cells: int, *, stations: int, every: int, fill: float = 1.0, padded: bool = False
+    ) -> None:
         """Full before the first update.
 
         Args:
@@ -43,9 +45,10 @@ class Occupancy(nn.Module):
             stations: samples on a diameter of the unit ball.
             every: steps between two updates.
             fill: largest fraction of the image's half height that the unit ball covers in a view.
+            padded: samples have a fixed capacity, so that the host never waits for their number.
         """
         super().__init__()
-        self.stations, self.every, self.fill = stations, every, fill
+        self.stations, self.every, self.fill, self.padded = stations, every, fill, padded
         self.register_buffer("opacity", torch.ones(cells, cells, cells))
         self.register_buffer("summary", torch.ones(3))  # fills of views and regularisers; strongest opacity
         self._known: tuple[float, float, float] | None = None
@@ -57,8 +60,10 @@ class Occupancy(nn.Module):
         """Whether nothing was left at the last update whose summary is in use."""
         return self._read()[2] < EMPTY
 
-    def capacity(self, rays: int, *, regularizers: bool = False) -> int:
-        """Rows of buffers for the samples on rays, with a margin over those of the probes."""
+    def capacity(self, rays: int, *, regularizers: bool = False) -> int | None:
+        """Rows of buffers for the samples on rays, with a margin over those of the probes; None: all."""
+        if not self.padded:
+            return None
         most = rays * self.stations
         return min(most, int(MARGIN * self._read()[int(regularizers)] * most) + SPARE)
 
@@ -101,12 +106,9 @@ class Occupancy(nn.Module):
         self._known = self._pending = self._arrived = None
 
     def _summarize(self, strongest: Float[Tensor, ""], step: Step) -> None:
-        """Count the samples of probes, and start the copy of the summary to the host."""
-        cameras = turntable(VIEWS, fill=self.fill).to(self.opacity.device)
-        probes = camera_rays(cameras, SIDE)
-        views = self._fills(probes).reshape(VIEWS, -1).mean(1).max()
-        regularizers = self._fills(regularizer_rays(RAYS, step.within("occupancy"), like=self.opacity)).mean()
-        self.summary = torch.stack([views, regularizers, strongest]).to(self.summary)
+        """Start the copy of the summary to the host."""
+        fills = self._probe(step) if self.padded else (torch.ones_like(strongest),) * 2
+        self.summary = torch.stack([*fills, strongest]).to(self.summary)
         if not self.summary.is_cuda:
             self._pending = self.summary.clone()
             return
@@ -114,6 +116,13 @@ class Occupancy(nn.Module):
         self._pending.copy_(self.summary, non_blocking=True)
         self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
         self._arrived.record()
+
+    def _probe(self, step: Step) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+        """Filled fractions of the fullest one of some views, and of rays of the regularisers."""
+        cameras = turntable(VIEWS, fill=self.fill).to(self.opacity.device)
+        views = self._fills(camera_rays(cameras, SIDE)).reshape(VIEWS, -1).mean(1).max()
+        rays = regularizer_rays(RAYS, step.within("occupancy"), like=self.opacity)
+        return views, self._fills(rays).mean()
 
     def _fills(self, rays: Rays) -> Float[Tensor, " R"]:
         """For each ray the fraction of the stations that hold a sample."""
