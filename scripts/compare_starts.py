@@ -75,10 +75,16 @@ class Settings:
         return self.out / "samples" / f"{Job('text', prompt, 'prior', 0).slug}.npz"
 
 
+def preset_layers(name: str) -> list[Path]:
+    """A preset, over the one that its name begins with: `mini-nerf` over `mini`."""
+    base = name.partition("-")[0]
+    return [preset(base), preset(name)] if base != name else [preset(name)]
+
+
 def job_config(job: Job, settings: Settings) -> Config:
     """The configuration of a run; its rule is the name of a preset."""
     model = {"models": {TEXT.entry: {"name": settings.model}}}
-    layers: list[Path | Mapping[str, Any]] = [preset(job.rule), model]
+    layers: list[Path | Mapping[str, Any]] = [*preset_layers(job.rule), model]
     if settings.steps is not None:
         stages = load_config(layers).stages
         limited = {name: {"steps": min(stage.steps, settings.steps)} for name, stage in stages.items()}

@@ -7,12 +7,15 @@ import torch
 
 from pgc3d.cameras import OrbitConfig, sample_orbit, turntable
 from pgc3d.context import RepresentationContext
+from pgc3d.evaluation.wholeness import wholeness
+from pgc3d.geometry.marching_tetrahedra import march as marching
 from pgc3d.kernels.composite import Spans
 from pgc3d.optimize import Objective, Problem, optimization_step
 from pgc3d.rendering.cpu import CpuRasterizer
 from pgc3d.rendering.rays import Rays, Samples, camera_rays, march
 from pgc3d.representation.nerf_config import NerfConfig
 from pgc3d.representation.nerf_losses import ray_losses
+from pgc3d.representation.nerf_surface import _solid
 from pgc3d.types import GuidanceOutput, Step, Views
 
 CPU = torch.device("cpu")
@@ -194,3 +197,13 @@ def test_samples_on_the_cpu_are_those_of_plain_torch(share):
     assert torch.equal(found.spans.ray, padded.spans.ray[:count])
     assert torch.equal(found.spans.start, padded.spans.start)
     assert torch.equal(found.spans.count, padded.spans.count)
+
+
+def test_no_part_of_a_surface_is_apart_and_none_is_inside():
+    """Of a set at the threshold of percolation, where corner neighbours decide."""
+    inside = _solid(torch.rand(24, 24, 24, generator=torch.Generator().manual_seed(3)) < 0.3)
+    vertices, faces = marching(torch.where(inside, -1.0, 1.0))
+    found = wholeness(vertices, faces, least_area=0.0)
+    assert found.voids == 0
+    assert found.components == 1
+    assert found.handles > 10

@@ -32,7 +32,12 @@ SMALL_FIELD = {
     "color_finest": 16,
     "color_hidden": 4,
 }
-SMALL = {"dmtet": SMALL_FIELD | {"resolution": 8}, "textured_mesh": SMALL_FIELD | {"image_size": 64}}
+SMALL_VOLUME = SMALL_FIELD | {"levels": 2, "base": 4, "finest": 8, "stations": 16, "mesh_resolution": 8}
+SMALL = {
+    "nerf": SMALL_VOLUME,
+    "dmtet": SMALL_FIELD | {"resolution": 8},
+    "textured_mesh": SMALL_FIELD | {"image_size": 64},
+}
 
 
 def layers(name):
