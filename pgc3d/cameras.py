@@ -115,6 +115,10 @@ class OrbitConfig:
         """No requirements: the cameras are random."""
         return Requirements()
 
+    def largest_fill(self, view: "ViewConfig") -> float:
+        """Upper end of `fill`."""
+        return self.fill[1]
+
     def build(self, context: "CameraContext") -> CameraSampler:
         """A sampler of new random cameras for each step."""
         batch, device = context.batch, context.device
@@ -143,6 +147,10 @@ class ReferenceCameraConfig:
     def requires(self) -> Requirements:
         """No requirements: the camera does not depend on the image's content."""
         return Requirements()
+
+    def largest_fill(self, view: ViewConfig) -> float:
+        """That of the input image."""
+        return view.fill
 
     def build(self, context: "CameraContext") -> CameraSampler:
         """A sampler that returns the same camera for each step and view."""
@@ -289,6 +297,10 @@ class CloseUpConfig:
     def requires(self) -> Requirements:
         """A mesh as input, whose surface exists before the run."""
         return Requirements(inputs=frozenset({"mesh"}))
+
+    def largest_fill(self, view: ViewConfig) -> float:
+        """That of the closest close-up."""
+        return self.orbit.fill[1] * max(PiecewiseLinear(self.zoom).values)
 
     def build(self, context: CameraContext) -> CameraSampler:
         """A sampler of new random cameras for each step.

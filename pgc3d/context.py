@@ -84,6 +84,7 @@ class RepresentationContext:
     start: Handover | None = None  # the result of an earlier stage
     low_memory: bool = False
     light: LightLoader = no_lights
+    fill: float = 1.0  # largest fraction of the image's half height that the unit ball covers in a view
 
 
 @runtime_checkable

@@ -61,7 +61,8 @@ def test_gradients_are_those_of_the_definition():
     of_sums = torch.randn(sums.shape, generator=generator, dtype=torch.float64)
     of_left = torch.randn(left.shape, generator=generator, dtype=torch.float64)
     expected = torch.autograd.grad([sums, left], [depth, values], [of_sums, of_left])
-    found = composite.backward(of_sums, of_left, depth.detach(), values.detach(), spans)
+    results = composite.forward(depth.detach(), values.detach(), spans)
+    found = composite.backward(of_sums, of_left, results, depth.detach(), values.detach(), spans)
     for mine, wanted in zip(found, expected, strict=True):
         torch.testing.assert_close(mine, wanted)
 
@@ -73,17 +74,18 @@ def test_kernels_agree(scale):
     generator = torch.Generator().manual_seed(1)
     of_sums, of_left = torch.randn(6, 4, generator=generator), torch.randn(6, generator=generator)
     exact = depth.double(), values.double(), spans
-    results = {
-        "forward": composite_numba.forward(depth, values, spans),
-        "backward": composite_numba.backward(of_sums, of_left, depth, values, spans),
+    own, wanted = composite_numba.forward(depth, values, spans), composite.forward(*exact)
+    found = {
+        "forward": own,
+        "backward": composite_numba.backward(of_sums, of_left, own, depth, values, spans),
     }
     expected = {
-        "forward": composite.forward(*exact),
-        "backward": composite.backward(of_sums.double(), of_left.double(), *exact),
+        "forward": wanted,
+        "backward": composite.backward(of_sums.double(), of_left.double(), wanted, *exact),
     }
-    for name, tensors in results.items():
-        for found, wanted in zip(tensors, expected[name], strict=True):
-            torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=1e-5, msg=name)
+    for name, tensors in found.items():
+        for mine, exact_one in zip(tensors, expected[name], strict=True):
+            torch.testing.assert_close(mine.double(), exact_one, rtol=1e-4, atol=1e-5, msg=name)
 
 
 @pytest.mark.gpu
@@ -99,11 +101,12 @@ def test_cuda_agrees(scale, channels):
     of_left = torch.randn(6, generator=generator).cuda()
     depth = depth * scale
     exact = depth.double(), values.double(), spans
+    own, wanted = composite_triton.forward(depth, values, spans), composite.forward(*exact)
     pairs = [
-        (composite_triton.forward(depth, values, spans), composite.forward(*exact)),
+        (own, wanted),
         (
-            composite_triton.backward(of_sums, of_left, depth, values, spans),
-            composite.backward(of_sums.double(), of_left.double(), *exact),
+            composite_triton.backward(of_sums, of_left, own, depth, values, spans),
+            composite.backward(of_sums.double(), of_left.double(), wanted, *exact),
         ),
     ]
     for found, expected in pairs:

@@ -210,7 +210,7 @@ def test_smoothness_is_zero_for_one_color_and_grows_with_differences(cube):
 
 
 def test_tangents_point_along_u_and_survive_a_mirrored_atlas(cube):
-    mesh = cube.mesh
+    mesh = cube
     tangents = corner_tangents(mesh)
     corners, uv = mesh.vertices[mesh.faces], mesh.uv[mesh.uv_faces]
     for start, end in ((0, 1), (1, 2), (2, 0)):

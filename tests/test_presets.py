@@ -27,7 +27,12 @@ NAMES = sorted(path.stem for path in PRESETS.glob("*.yaml"))
 INPUTS = {"image": {"image"}, "texture": {"mesh"}}  # by what a preset's name begins with
 LAYOUTS = {"sdxl": "sdxl", "sd": "sd", "mini": "sd"}  # of the tiny checkpoint in a text model's place
 SMALL_FIELD = {"color_field": ColorFieldConfig(levels=2, log2_rows=8, base=8, finest=16, hidden=4)}
-SMALL = {"dmtet": SMALL_FIELD | {"resolution": 8}, "textured_mesh": SMALL_FIELD | {"image_size": 64}}
+SMALL_VOLUME = SMALL_FIELD | {"levels": 2, "base": 4, "finest": 8, "stations": 16, "mesh_resolution": 8}
+SMALL = {
+    "nerf": SMALL_VOLUME,
+    "dmtet": SMALL_FIELD | {"resolution": 8},
+    "textured_mesh": SMALL_FIELD | {"image_size": 64},
+}
 
 
 def layers(name):

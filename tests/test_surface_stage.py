@@ -100,7 +100,7 @@ def test_a_new_run_starts_from_the_surface_of_another_one(whole, config, tmp_pat
     first, second = (
         load_prepared(RunDirectory.open(run).stage_mesh("look")) for run in (whole, tmp_path / "again")
     )
-    assert len(first.mesh.faces) == len(second.mesh.faces)
+    assert len(first.faces) == len(second.faces)
 
 
 def test_settings_that_do_not_fit_are_refused_before_the_first_step(config, tmp_path):

@@ -119,8 +119,9 @@ def build_representation(context: RunContext, name: str, start: Handover | None 
         name: of the stage.
         start: hand-over of the stage that it starts from.
     """
-    config = context.config
-    return config.stages[name].representation.build(
+    config, stage = context.config, context.config.stages[name]
+    fills = (objective.cameras.largest_fill(config.view) for objective in stage.objectives.values())
+    return stage.representation.build(
         RepresentationContext(
             rasterizer=context.rasterizer,
             device=context.device,
@@ -129,6 +130,7 @@ def build_representation(context: RunContext, name: str, start: Handover | None 
             start=start,
             low_memory=config.run.low_memory,
             light=load_light,
+            fill=max(fills),
         )
     )
 

@@ -34,7 +34,7 @@ def load_light(path: Path) -> Float[Tensor, "H W 3"]:
     decoded = decode_image(path, target=working_size)
     image, (width, height) = drop_idle_alpha(decoded.image), decoded.original
     if image.mode != "RGB":
-        raise InputError(f"a light must be opaque, {path} is not; save it without an alpha channel")
+        raise InputError(f"a light must be opaque, got {path} with an alpha channel; save it without one")
     if not 1.9 <= width / height <= 2.1:
         raise InputError(
             f"a light must be an image in latitude and longitude, twice as wide as high, got {width} x "

@@ -7,6 +7,7 @@ opaque. Formulas: NeRF, Mildenhall et al. 2020, equation 3; the gradients follow
 """
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from jaxtyping import Float, Int
@@ -26,6 +27,9 @@ class Spans:
         return torch.cat([values, values.new_zeros(1, *values.shape[1:])])[self.ray]
 
 
+Results: TypeAlias = tuple[Float[Tensor, "R C"], Float[Tensor, " R"]]  # of `forward`
+
+
 def forward(
     depth: Float[Tensor, " K"], values: Float[Tensor, "K C"], spans: Spans
 ) -> tuple[Float[Tensor, "R C"], Float[Tensor, " R"]]:
@@ -43,14 +47,16 @@ def forward(
 def backward(
     sums_gradient: Float[Tensor, "R C"],
     left_gradient: Float[Tensor, " R"],
+    results: Results,
     depth: Float[Tensor, " K"],
     values: Float[Tensor, "K C"],
     spans: Spans,
 ) -> tuple[Float[Tensor, " K"], Float[Tensor, "K C"]]:
-    """Gradients of `forward` for optical depths and values.
+    """Gradients of `forward`, which had the `results`, for optical depths and values.
 
     With g the gradient of the sums, h that of the transmittance and u_i = v_i . g:
     d / d v_i = w_i g,  d / d d_i = T_{i+1} u_i - sum_{j>i} w_j u_j - h exp(-sum_j d_j).
+    Of the sum over all j, which is g times the result, what lies in front is subtracted.
     """
     transmittance, weights = _weights(depth, spans)
     padded = spans.spread(sums_gradient)
@@ -58,12 +64,10 @@ def backward(
     weighted = (weights * pull).double()
     running = weighted.cumsum(0)
     before = _at_start(running - weighted, spans)
-    total = _sum_rays(weighted[:, None], spans)[:, 0]
-    behind = spans.spread(total) - (running - before)
-    left = torch.exp(-_sum_rays(_used(depth, spans)[:, None].double(), spans)[:, 0]) * left_gradient
-    of_left = spans.spread(left)
+    sums, left = results
+    behind = spans.spread((sums * sums_gradient).sum(1).double()) - (running - before)
     after = transmittance * torch.exp(-depth)
-    result = after * pull - behind.to(depth.dtype) - of_left.to(depth.dtype)
+    result = after * pull - behind.to(depth.dtype) - spans.spread(left * left_gradient)
     return _used(result, spans), weights[:, None] * padded
 
 

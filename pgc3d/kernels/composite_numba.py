@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, from_numpy
 
 from pgc3d.kernels.compiled import compiled
-from pgc3d.kernels.composite import Spans
+from pgc3d.kernels.composite import Results, Spans
 
 
 @compiled(parallel=True)
@@ -65,11 +65,12 @@ def forward(
 def backward(
     sums_gradient: Float[Tensor, "R C"],
     left_gradient: Float[Tensor, " R"],
+    _: Results,
     depth: Float[Tensor, " K"],
     values: Float[Tensor, "K C"],
     spans: Spans,
 ) -> tuple[Float[Tensor, " K"], Float[Tensor, "K C"]]:
-    """See `composite.backward`; float32 on the CPU."""
+    """See `composite.backward`; float32 on the CPU. From back to front, the results are not needed."""
     of_depth, of_values = np.zeros(len(depth), np.float32), np.zeros(tuple(values.shape), np.float32)
     incoming = _arrays(sums_gradient, left_gradient)
     _backward(

@@ -12,7 +12,7 @@ import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 
-from pgc3d.kernels.composite import Spans
+from pgc3d.kernels.composite import Results, Spans
 
 BLOCK = 32  # samples of a ray that are worked on at once
 
@@ -53,7 +53,7 @@ def _forward(  # noqa: PLR0913, PLR0917 - a kernel
 
 @triton.jit
 def _backward(  # noqa: PLR0913, PLR0917 - a kernel
-    sums_gradient, left_gradient, sums, depth, values, start, count, of_depth, of_values,
+    sums_gradient, left_gradient, sums, left, depth, values, start, count, of_depth, of_values,
     CHANNELS: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     ray = tl.program_id(0)
@@ -62,11 +62,7 @@ def _backward(  # noqa: PLR0913, PLR0917 - a kernel
     real = channel < CHANNELS
     gradient = tl.load(sums_gradient + ray * CHANNELS + channel, mask=real, other=0.0)
     whole = tl.sum(gradient * tl.load(sums + ray * CHANNELS + channel, mask=real, other=0.0), 0)
-    length = 0.0
-    for low in range(0, number, BLOCK):
-        place = low + tl.arange(0, BLOCK)
-        length += tl.sum(tl.load(depth + first + place, mask=place < number, other=0.0), 0)
-    of_left = tl.load(left_gradient + ray) * tl.exp(-length)
+    of_left = tl.load(left_gradient + ray) * tl.load(left + ray)
     passed, done = 0.0, 0.0
     for low in range(0, number, BLOCK):
         place = low + tl.arange(0, BLOCK)
@@ -102,17 +98,18 @@ def forward(
 def backward(
     sums_gradient: Float[Tensor, "R C"],
     left_gradient: Float[Tensor, " R"],
+    results: Results,
     depth: Float[Tensor, " K"],
     values: Float[Tensor, "K C"],
     spans: Spans,
 ) -> tuple[Float[Tensor, " K"], Float[Tensor, "K C"]]:
     """See `composite.backward`; float32. Rows of no ray get zeros."""
     rays, channels = len(spans.start), values.shape[1]
-    sums, _ = forward(depth, values, spans)
+    sums, left = results
     of_depth, of_values = torch.zeros_like(depth), torch.zeros_like(values)
     width = triton.next_power_of_2(channels)
     _backward[(rays,)](
-        sums_gradient.contiguous(), left_gradient.contiguous(), sums, depth.contiguous(),
+        sums_gradient.contiguous(), left_gradient.contiguous(), sums, left, depth.contiguous(),
         values.contiguous(), spans.start, spans.count, of_depth, of_values,
         CHANNELS=channels, WIDTH=width, BLOCK=BLOCK,
     )  # fmt: skip

@@ -82,6 +82,8 @@ def march(
     Returns:
         The samples; those that do not fit are missing, and `total` states how many there are.
     """
+    if capacity is None and offset.dtype == torch.float32 and not offset.is_cuda:
+        return _march_on_cpu(rays, occupied, stations, offset)
     count, length = len(rays), 2.0 / stations
     station = torch.arange(stations, device=rays.near.device)
     distance = rays.near[:, None] + (station + offset[:, None]) * length
@@ -110,6 +112,19 @@ def march(
         total=total,
         length=length,
     )
+
+
+def _march_on_cpu(
+    rays: Rays, occupied: Bool[Tensor, "N N N"], stations: int, offset: Float[Tensor, " R"]
+) -> Samples:
+    from pgc3d.kernels.march_numba import march as kernel
+
+    span = torch.stack([rays.near, rays.far])
+    points, distance, ray, start, count = kernel(
+        rays.origin, rays.direction, span, offset, occupied, stations=stations
+    )
+    total = count.sum()
+    return Samples(points, distance, Spans(start, count, ray), total, 2.0 / stations)
 
 
 def _lookup(grid: Bool[Tensor, "N N N"], points: Float[Tensor, "*P 3"]) -> Bool[Tensor, "*P"]:

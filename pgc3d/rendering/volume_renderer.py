@@ -27,18 +27,19 @@ class Radiance:
 
 
 class _Composite(torch.autograd.Function):
-    """Joins the kernels to autograd; nothing but the inputs is kept for the backward pass."""
+    """Joins the kernels to autograd; inputs and results are kept for the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, depth: Tensor, values: Tensor, spans: Spans) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(depth, values)
+        results = cast("tuple[Tensor, Tensor]", _kernel(depth).forward(depth, values, spans))
+        ctx.save_for_backward(*results, depth, values)
         ctx.spans = spans
-        return cast("tuple[Tensor, Tensor]", _kernel(depth).forward(depth, values, spans))
+        return results
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
-        depth, values = ctx.saved_tensors
-        of_depth, of_values = _kernel(depth).backward(*gradients, depth, values, ctx.spans)
+        *results, depth, values = ctx.saved_tensors
+        of_depth, of_values = _kernel(depth).backward(*gradients, tuple(results), depth, values, ctx.spans)
         return of_depth, of_values, None
 
 

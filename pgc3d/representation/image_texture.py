@@ -14,8 +14,8 @@ GUTTER_WEIGHT = 1e-4  # of texels that no face covers, in the means of the mip l
 class ImageTexture(nn.Module):
     """The channels of a material as the texels of a square image, kept in their bounds."""
 
-    weight: Tensor
-    bounds: Tensor
+    weight: Float[Tensor, "S S"]
+    bounds: Float[Tensor, "C 2"]
 
     def __init__(
         self,

@@ -2,16 +2,14 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import max_pool3d
 
 from pgc3d.errors import DivergedError
-from pgc3d.geometry.marching_tetrahedra import grid_points
 from pgc3d.interfaces import Rasterizer
 from pgc3d.parameters import ParameterGroup, ParameterStore
 from pgc3d.rendering.rays import Rays, Samples, camera_rays, march
@@ -21,16 +19,13 @@ from pgc3d.representation.density import DensityField
 from pgc3d.representation.fields import ColorField
 from pgc3d.representation.nerf_losses import ray_losses, regularizer_rays
 from pgc3d.representation.nerf_surface import extract_surface
+from pgc3d.representation.occupancy import Occupancy
 from pgc3d.schedules import PiecewiseLinear
 from pgc3d.types import Handover, Material, Mesh, Rendering, Step, Views
 
 logger = logging.getLogger(__name__)
 
 CHUNK = 1 << 18  # points that are evaluated at once without gradients
-DECAY = 0.95  # of the occupancy between two updates
-MARGIN = 1.3  # of the capacity over the samples of the steps before
-SPARE = 4096  # rows of a capacity beside that
-THRESHOLDS = (1e-4, 0.01)  # least and largest opacity of a station in an occupied cell
 ALWAYS = PiecewiseLinear((1.0,))
 
 
@@ -40,9 +35,6 @@ class NerfSettings:
 
     learning_rates: Mapping[str, float]  # of density.grid, density.mlp, color.grid and color.mlp
     weights: Mapping[str, float]  # of the regularisers in `nerf_losses`
-    stations: int = 64  # samples on a diameter of the unit ball
-    occupancy: int = 32  # cells along an axis
-    occupancy_every: int = 16  # steps between updates
     rays: int = 1024  # of a step, for the regularisers
     shaded: PiecewiseLinear = ALWAYS  # probability that a step is lit
     textureless: float = 0.0  # probability that a lit step shows the surface without its colours
@@ -55,33 +47,48 @@ class Nerf(nn.Module):
     """A `Meshable` without a surface of its own: that is extracted when it is needed."""
 
     def __init__(
-        self, *, rasterizer: Rasterizer, density: DensityField, color: ColorField, settings: NerfSettings
+        self,
+        *,
+        rasterizer: Rasterizer,
+        density: DensityField,
+        color: ColorField,
+        occupancy: Occupancy,
+        settings: NerfSettings,
     ) -> None:
-        """Start as the density field does; `rasterizer` compares an extracted surface with the volume."""
+        """Start as the density field does.
+
+        Args:
+            rasterizer: compares an extracted surface with the volume.
+            density: the shape.
+            color: the field that `material` evaluates.
+            occupancy: where samples are taken. Where they exceed its capacity, `Rendering.complete` is False,
+                and the capacity is corrected at the next update.
+            settings: everything else.
+        """
         super().__init__()
         self.rasterizer, self.density, self.color, self.settings = rasterizer, density, color, settings
-        cells = settings.occupancy
-        self.occupancy: Tensor
-        self.register_buffer("occupancy", torch.ones(cells, cells, cells))
+        self.occupancy = occupancy
         self.recoveries = 0
         self._prepared = -1  # the last step that was begun
         self._levels = density.levels
-        self._fills = _Fills()
         self._store: ParameterStore | None = None
 
     def begin_step(self, step: Step) -> None:
-        """Update the occupancy grid every `occupancy_every` steps.
+        """Update the occupancy grid when that is due; restart a scene that became empty.
 
         Raises:
             DivergedError: the scene was empty too often.
         """
+        if step.index == self._prepared:
+            return  # a repeated step starts from the same state
         self._levels = self._levels_at(step.progress)
         fresh = self._prepared < 0
-        if self._fills.views.receive() == 0.0:
+        self.occupancy.begin_step()
+        if not fresh and self.occupancy.is_empty:
             self._recover()
             fresh = True
-        if fresh or (step.index != self._prepared and step.index % self.settings.occupancy_every == 0):
-            self._update_occupancy(step, decay=0.0 if fresh else DECAY)
+        if fresh or step.index % self.occupancy.every == 0:
+            self.occupancy.update(self.density_at, step, restart=fresh)
         self._prepared = step.index
 
     def end_step(self, step: Step) -> None:
@@ -95,12 +102,10 @@ class Nerf(nn.Module):
         if step is None:
             return self._evaluate(views, resolution)
         rays = camera_rays(views.cameras, resolution)
-        samples = self._samples(rays, step, self._fills.views)
+        samples = self._samples(rays, step, self.occupancy.capacity(len(rays)))
         lit, textureless = self._lighting(step)
         rendering = self._render(rays, samples, views, resolution, lit=lit, textureless=textureless)
-        if not rays.near.is_cuda:
-            return rendering
-        complete = samples.total <= len(samples.distance)
+        complete = samples.total <= len(samples.distance) if self.occupancy.padded else None
         return replace(rendering, complete=complete)
 
     def regularizers(self, step: Step) -> dict[str, Float[Tensor, ""]]:
@@ -108,8 +113,8 @@ class Nerf(nn.Module):
         weights = {name: weight for name, weight in self.settings.weights.items() if weight > 0}
         if not weights:
             return {}
-        rays = regularizer_rays(self.settings.rays, step, like=self.occupancy)
-        samples = self._samples(rays, step, self._fills.regularizers)
+        rays = regularizer_rays(self.settings.rays, step, like=self.occupancy.opacity)
+        samples = self._samples(rays, step, self.occupancy.capacity(len(rays), regularizers=True))
         density = self.density(samples.points, self._levels)
         normals = self.density.normals(samples.points, self._levels) if "orientation" in weights else None
         losses = ray_losses(rays, samples, density, normals)
@@ -166,7 +171,7 @@ class Nerf(nn.Module):
     def set_extra_state(self, state: Float[Tensor, "3"]) -> None:
         """Restore what `get_extra_state` returned."""
         self._prepared, self.recoveries, self._levels = (int(value) for value in state.tolist())
-        self._fills = _Fills()
+        self.occupancy.reload()
 
     def _levels_at(self, progress: float) -> int:
         return max(1, round(self.settings.levels(progress) * self.density.levels))
@@ -177,20 +182,14 @@ class Nerf(nn.Module):
         lit = first < self.settings.shaded(step.progress)
         return lit, lit and second < self.settings.textureless
 
-    def _samples(self, rays: Rays, step: Step, readback: "_Readback") -> Samples:
-        """Jittered samples on rays; on a device their number is that of earlier steps, by `readback`."""
+    def _samples(self, rays: Rays, step: Step, capacity: int | None) -> Samples:
+        """Jittered samples on rays."""
         drawn = torch.rand(len(rays), generator=step.generator("jitter"))
-        offset = drawn.to(rays.near, non_blocking=True)
-        fill = readback.receive() if rays.near.is_cuda else None
-        most = len(rays) * self.settings.stations
-        capacity = None if fill is None else min(most, int(MARGIN * fill * most) + SPARE)
-        samples = self._march(rays, offset, capacity)
-        readback.send(samples.total / most)
-        return samples
+        return self._march(rays, drawn.to(rays.near, non_blocking=True), capacity)
 
     def _march(self, rays: Rays, offset: Float[Tensor, " R"], capacity: int | None = None) -> Samples:
-        stations = self.settings.stations
-        return march(rays, self._occupied(), stations=stations, offset=offset, capacity=capacity)
+        grid = self.occupancy
+        return march(rays, grid.occupied(), stations=grid.stations, offset=offset, capacity=capacity)
 
     def _render(
         self, rays: Rays, samples: Samples, views: Views, resolution: int, *, lit: bool, textureless: bool
@@ -223,21 +222,6 @@ class Nerf(nn.Module):
         joined: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
         return Rendering(**joined)
 
-    def _occupied(self) -> Bool[Tensor, "N N N"]:
-        """Cells that may hold something, with their neighbours."""
-        full = (self.occupancy > self.occupancy.mean().clamp(*THRESHOLDS)).float()
-        return max_pool3d(full[None, None], 3, 1, 1)[0, 0] > 0
-
-    @torch.no_grad()
-    def _update_occupancy(self, step: Step, *, decay: float) -> None:
-        """Opacity of a station in every cell, at one random point of each, decaying where it falls."""
-        occupancy, cells = self.occupancy, self.settings.occupancy
-        corner = grid_points(cells - 1, occupancy.device).to(occupancy) * ((cells - 1) / cells) - 1.0 / cells
-        jitter = torch.rand(cells**3, 3, generator=step.generator("occupancy")).to(occupancy)
-        density = self.density_at(corner + jitter * (2.0 / cells)).reshape(occupancy.shape)
-        opacity = density * (2.0 / self.settings.stations)
-        self.occupancy = torch.maximum(decay * occupancy, opacity)
-
     @torch.no_grad()
     def _recover(self) -> None:
         """Start the density anew after a scene became empty."""
@@ -249,41 +233,3 @@ class Nerf(nn.Module):
             )
         logger.warning("the scene is empty: going back to the first density")
         self.density.restart()
-        self._fills = _Fills()
-
-
-class _Readback:
-    """Brings the filled fraction of the samples to the host late, so that it need not wait for the device."""
-
-    def __init__(self) -> None:
-        self._known: float | None = None
-        self._pending: Tensor | None = None
-        self._arrived: torch.cuda.Event | None = None
-
-    def send(self, fraction: Float[Tensor, ""]) -> None:
-        """Start a copy, unless one is under way."""
-        if self._pending is not None:
-            return
-        if fraction.is_cuda:
-            self._pending = torch.empty((), pin_memory=True)
-            self._pending.copy_(fraction, non_blocking=True)
-            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._arrived.record()
-        else:
-            self._pending = fraction.clone()
-
-    def receive(self) -> float | None:
-        """The last fraction that has arrived; None before the first one."""
-        done = self._arrived is None or self._arrived.query()  # type: ignore[no-untyped-call]
-        if self._pending is not None and done:
-            self._known = float(self._pending)
-            self._pending = self._arrived = None
-        return self._known
-
-
-@dataclass
-class _Fills:
-    """Filled fractions of the rays of views and of the regularisers, which aim at the object."""
-
-    views: _Readback = field(default_factory=_Readback)
-    regularizers: _Readback = field(default_factory=_Readback)

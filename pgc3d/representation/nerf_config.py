@@ -15,11 +15,14 @@ from pgc3d.representation.fields import (
 )
 from pgc3d.representation.nerf import Nerf, NerfSettings
 from pgc3d.representation.nerf_losses import LOSSES
+from pgc3d.representation.occupancy import Occupancy
 from pgc3d.requirements import Requirements
 from pgc3d.schedules import PiecewiseLinear
 
-BYTES = 360  # kept for a sample with autograd: features and hidden layers of both fields, float32
-FILL = 0.1  # fraction of the stations that hold samples once the occupancy grid has settled
+# Kept for a sample with autograd beside features and hidden layers, in bytes; of autograd's saved tensors.
+SAMPLE, COLOR, NORMAL = 72, 12, 142
+TAPS = 4  # evaluations of the density for a normal
+FILL = 0.15  # fraction of the stations that hold samples: of the first ball 0.13, later less
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class NerfConfig:
     blob_radius: float = number(0.5, 0.01, 2.0)
     stations: int = number(48, 8, 1024)  # samples on a diameter of the unit ball
     occupancy: int = number(32, 8, 256, unit="cells along an axis")
-    occupancy_every: int = number(16, 1, 10_000, unit="steps")
+    occupancy_every: int = number(8, 1, 10_000, unit="steps")
     shaded: tuple[float, ...] = schedule((1.0,), 0.0, 1.0)  # probability that a step is lit
     textureless: float = number(0.0, 0.0, 1.0)  # probability that a lit step shows no colours
     mesh_resolution: int = number(64, 8, 512, unit="cells along an axis")  # of the surface that is found
@@ -69,8 +72,13 @@ class NerfConfig:
         return Requirements()
 
     def render_bytes(self, *, low_memory: bool) -> int:
-        """Memory kept for a rendered pixel until its gradient is known."""
-        return int(BYTES * FILL * self.stations * (1 if low_memory else 5))
+        """Bytes kept for each rendered pixel until the backward pass, of a lit step where there are any."""
+        density = 4 * (self.levels * self.features + self.hidden)
+        field = self.color_field
+        color = 4 * (field.levels * field.features + field.hidden) + COLOR
+        normal = TAPS * density + NORMAL if max(PiecewiseLinear(self.shaded).values) > 0 else 0
+        kept = SAMPLE + density + (0 if low_memory else color) + normal
+        return int(kept * FILL * self.stations)
 
     def build(self, context: RepresentationContext) -> Nerf:
         """The representation at its start; of an earlier stage it takes the colours."""
@@ -89,7 +97,17 @@ class NerfConfig:
             self.color_field, generator, color=self.color, roughness=self.roughness, metallic=self.metallic
         )
         nerf = Nerf(
-            rasterizer=context.rasterizer, density=density, color=color, settings=self._settings()
+            rasterizer=context.rasterizer,
+            density=density,
+            color=color,
+            occupancy=Occupancy(
+                self.occupancy,
+                stations=self.stations,
+                every=self.occupancy_every,
+                fill=context.fill,
+                padded=context.device.type == "cuda",
+            ),
+            settings=self._settings(),
         ).to(context.device)
         nerf.color.recompute = context.low_memory
         if context.start is not None:
@@ -104,9 +122,6 @@ class NerfConfig:
         return NerfSettings(
             learning_rates=rates,
             weights={name: getattr(self, name) for name in LOSSES},
-            stations=self.stations,
-            occupancy=self.occupancy,
-            occupancy_every=self.occupancy_every,
             rays=self.regularizer_rays,
             shaded=PiecewiseLinear(self.shaded),
             textureless=self.textureless,

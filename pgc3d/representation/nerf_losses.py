@@ -3,7 +3,7 @@
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy, normalize
+from torch.nn.functional import normalize
 
 from pgc3d.rendering.rays import Rays, Samples, rays_through_ball
 from pgc3d.rendering.volume_renderer import accumulate
@@ -36,20 +36,19 @@ def ray_losses(
         orientation: mean of sum w max(0, n . d)^2, w without gradient (Ref-NeRF, Verbin et al. 2022, eq. 11)
         sparsity: mean of sqrt(A^2 + 0.01) (DreamFusion, Poole et al. 2023, appendix A.2)
         opaque: mean of the binary entropy of A, in nats
-        entropy: the same without a gradient to nearly empty rays, weighted by A
+        entropy: the same, weighted by A without gradient, so that nearly empty rays do not count
         depth_variance: mean over rays with A > 0.5 of the variance of t under w / A (HiFA, Zhu et al. 2024)
     """
     distance = samples.distance[:, None]
     sums, left = accumulate(density, torch.cat([distance, distance.square()], dim=1), samples)
     alpha = 1.0 - left
     safe = alpha.clamp(_EDGE, 1.0 - _EDGE)
-    entropy = binary_cross_entropy(safe, safe.detach(), reduction="none")
-    opaque = binary_cross_entropy(safe, safe, reduction="mean")
+    entropy = -(safe * safe.log() + (1.0 - safe) * (1.0 - safe).log())
     mean, square = (sums / alpha.clamp_min(0.5)[:, None]).unbind(1)
     variance = torch.where(alpha > 0.5, square - mean.square(), 0.0).clamp_min(0.0)
     losses = {
         "sparsity": (alpha.square() + 0.01).sqrt().mean(),
-        "opaque": opaque,
+        "opaque": entropy.mean(),
         "entropy": (alpha.detach() * entropy).mean(),
         "depth_variance": variance.sum() / (alpha > 0.5).sum().clamp_min(1),
     }

@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.nn.functional import max_pool3d
+from torch.nn.functional import max_pool3d, pad
 
 from pgc3d.cameras import turntable
 from pgc3d.errors import DivergedError
@@ -20,6 +20,9 @@ from pgc3d.types import Cameras, Mesh, Rendering, Step, Views
 
 LEVELS = torch.logspace(-0.3, 2.3, 24).tolist()  # densities that are tried, from 0.5 to 200
 VIEWS, SIDE = 8, 128  # in which silhouettes are compared
+# Opacity from which on a pixel of the volume belongs to its silhouette. Thin parts stay translucent for long:
+# at one half, legs that are visible would be left out.
+SEEN = 0.3
 LEAST_ISLAND = 0.02  # of the largest component's volume
 LEAST = 1e-3  # distance of a field's values from 0
 LOST = 0.02  # fraction of the volume's silhouette whose loss is stated
@@ -57,7 +60,7 @@ def extract_surface(volume: Volume, resolution: int, rasterizer: Rasterizer) -> 
     device = _device(volume)
     density = volume.density_at(grid_points(resolution, device)).reshape(size, size, size)
     cameras = turntable(VIEWS).to(device)
-    seen = volume.render(Views(cameras, torch.ones(VIEWS, 3, device=device)), SIDE, None).alpha > 0.5
+    seen = volume.render(Views(cameras, torch.ones(VIEWS, 3, device=device)), SIDE, None).alpha > SEEN
     level = _best_level(density, seen, cameras, rasterizer)
     field = _level_set(density, level, _solid(density > level))
     mesh = _mesh(field)
@@ -150,9 +153,16 @@ def _without_islands(inside: Bool[Tensor, "X Y Z"]) -> Bool[Tensor, "X Y Z"]:
 
 
 def _spread(values: Float[Tensor, "X Y Z"], within: Bool[Tensor, "X Y Z"]) -> Float[Tensor, "X Y Z"]:
-    """The largest value of each connected component of a set, by its face, edge and corner neighbours."""
+    """The largest value of each connected component of a set, connected as the surface's tetrahedra are.
+
+    Their edges lead from a point p to p + d and p - d, d in {0, 1}^3, see `marching_tetrahedra`. By all 26
+    neighbours, parts would count as one that the surface separates.
+    """
     while True:
-        spread = torch.where(within, max_pool3d(values[None, None], 3, 1, 1)[0, 0], 0.0)
+        padded = pad(values, (1, 1, 1, 1, 1, 1))[None, None]  # values are not negative
+        blocks = max_pool3d(padded, 2, 1)[0, 0]
+        around = torch.maximum(blocks[1:, 1:, 1:], blocks[:-1, :-1, :-1])
+        spread = torch.where(within, around, 0.0)
         if torch.equal(spread, values):
             return spread
         values = spread
