@@ -11,6 +11,7 @@ from triton.compiler import ASTSource
 
 from pgc3d.kernels import color_field_triton as color
 from pgc3d.kernels import compose_triton as compose
+from pgc3d.kernels import composite_triton as composite
 from pgc3d.kernels import hash_grid_triton as grid
 from pgc3d.kernels import silhouette_triton as silhouette
 from pgc3d.kernels import zbuffer_triton as zbuffer
@@ -28,6 +29,12 @@ MIX = {"attributes": F32, "data": F32, "faces": I64}
 CHANNELS = {"CHANNELS": 8, "BLOCK": 128}
 PLACES = dict.fromkeys(("places", "color", "data", "key", "camera", "background", "image", "depth"), F32)
 PULLS = {**PLACES, **dict.fromkeys(("of_image", "of_depth", "of_places", "of_color"), F32)}
+RAYS = {"start": I64, "count": I64}
+VOLUME = {**dict.fromkeys(("depth", "values", "sums", "left"), F32), **RAYS}
+VOLUME_PULLS = {
+    **VOLUME,
+    **dict.fromkeys(("sums_gradient", "left_gradient", "of_depth", "of_values"), F32),
+}
 EDGES = {"clip": F32, "edges": I64, "best": I64, "image": F32}
 KERNELS: list[tuple[Any, Mapping[str, str], Mapping[str, int]]] = [
     (color._forward, COLORS, FIELD),
@@ -37,6 +44,8 @@ KERNELS: list[tuple[Any, Mapping[str, str], Mapping[str, int]]] = [
     (compose._forward, PLACES, {"SHADING": True, "BLOCK": 128}),
     (compose._backward, PULLS, {"SHADING": True, "PLACES": True, "DEPTH": True, "BLOCK": 128}),
     (compose._backward, PULLS, {"SHADING": False, "PLACES": False, "DEPTH": False, "BLOCK": 128}),
+    (composite._forward, VOLUME, {"CHANNELS": 4, "WIDTH": 4, "BLOCK": composite.BLOCK}),
+    (composite._backward, VOLUME_PULLS, {"CHANNELS": 7, "WIDTH": 8, "BLOCK": composite.BLOCK}),
     (grid._forward, {"points": F32, "table": F32, "parameters": I32, "features": F32}, GRID),
     (
         grid._backward_table,

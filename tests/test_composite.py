@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from triton_devices import devices
 
 from pgc3d.kernels import composite, composite_numba
 from pgc3d.kernels.composite import Spans
@@ -88,17 +89,17 @@ def test_kernels_agree(scale):
             torch.testing.assert_close(mine.double(), exact_one, rtol=1e-4, atol=1e-5, msg=name)
 
 
-@pytest.mark.gpu
+@devices
 @pytest.mark.parametrize("scale", [1e-4, 1.0, 100.0], ids=["thin", "half", "opaque"])
 @pytest.mark.parametrize("channels", [1, 7])
-def test_cuda_agrees(scale, channels):
+def test_triton_agrees(scale, channels, device):
     from pgc3d.kernels import composite_triton
 
-    depth, values = (tensor.cuda() for tensor in make_inputs(torch.float32, channels))
-    spans = Spans(**{name: value.cuda() for name, value in vars(make_spans()).items()})
+    depth, values = (tensor.to(device) for tensor in make_inputs(torch.float32, channels))
+    spans = Spans(**{name: value.to(device) for name, value in vars(make_spans()).items()})
     generator = torch.Generator().manual_seed(1)
-    of_sums = torch.randn(6, channels, generator=generator).cuda()
-    of_left = torch.randn(6, generator=generator).cuda()
+    of_sums = torch.randn(6, channels, generator=generator).to(device)
+    of_left = torch.randn(6, generator=generator).to(device)
     depth = depth * scale
     exact = depth.double(), values.double(), spans
     own, wanted = composite_triton.forward(depth, values, spans), composite.forward(*exact)

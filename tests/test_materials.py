@@ -305,7 +305,7 @@ def test_a_dmtet_exports_its_material_and_reports_what_a_format_lacks(tmp_path):
 def test_a_field_starts_from_another_material(cube):
     source, target = disturb(textured(cube)), textured(cube)
     start_colors(target.texture, source.handover(), generator())
-    points = source.vertices
+    points = source.mesh.vertices
     for name in ("base_color", "roughness", "metallic"):
         assert torch.equal(getattr(target.texture(points), name), getattr(source.texture(points), name))
     narrow = textured(cube, dataclasses.replace(STUDIO, roughness=(0.3, 0.9)))

@@ -13,14 +13,16 @@ from pgc3d.kernels.composite import Spans
 from pgc3d.optimize import Objective, Problem, optimization_step
 from pgc3d.rendering.cpu import CpuRasterizer
 from pgc3d.rendering.rays import Rays, Samples, camera_rays, march
+from pgc3d.representation.fields import ColorFieldConfig
 from pgc3d.representation.nerf_config import NerfConfig
 from pgc3d.representation.nerf_losses import ray_losses
 from pgc3d.representation.nerf_surface import _solid
 from pgc3d.types import GuidanceOutput, Step, Views
 
 CPU = torch.device("cpu")
+COLORS = ColorFieldConfig(levels=2, finest=16)
 CONFIG = NerfConfig(
-    stations=32, occupancy=16, occupancy_every=4, levels=2, finest=16, color_levels=2, color_finest=16,
+    stations=32, occupancy=16, occupancy_every=4, levels=2, finest=16, color_field=COLORS,
     regularizer_rays=64, sparsity=0.1, orientation=0.1, lr_grid=0.1, lr_mlp=0.1,
     shaded=(0.5,), blob_radius=0.3,
 )  # fmt: skip
@@ -140,7 +142,8 @@ def test_the_capacity_holds_the_samples_of_any_view_that_is_as_close(fill):
 
 @pytest.mark.parametrize("low_memory", [False, True])
 @pytest.mark.parametrize(
-    "options", [{}, {"shaded": (0.0,)}, {"levels": 12, "hidden": 32, "color_hidden": 64}]
+    "options",
+    [{}, {"shaded": (0.0,)}, {"levels": 12, "hidden": 32, "color_field": replace(COLORS, hidden=64)}],
 )
 def test_the_memory_of_a_render_is_the_one_that_plans_use(options, low_memory):
     config = replace(NerfConfig(), **options)

@@ -16,10 +16,11 @@ from pgc3d.checkpoint import pack, unpack
 from pgc3d.checkpoint_files import read_newest_checkpoint, write_checkpoint
 from pgc3d.config import PRESETS, dump_config, load_config, preset
 from pgc3d.inputs.image import frame_image
-from pgc3d.inputs.mesh import save_prepared
+from pgc3d.inputs.mesh import prepare_surface, save_prepared
 from pgc3d.optimize import optimize
 from pgc3d.rendering import build_rasterizer
 from pgc3d.representation.fields import ColorFieldConfig
+from pgc3d.run_directory import RunDirectory
 from pgc3d.task import Task
 
 CPU = torch.device("cpu")
@@ -113,7 +114,7 @@ def store(folders):
 
 
 def needs(name):
-    return INPUTS.get(name.split("-", maxsplit=1)[0], set())
+    return INPUTS.get(name.removeprefix("pipeline-").split("-", maxsplit=1)[0], set())
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -122,7 +123,7 @@ def test_a_preset_needs_what_its_command_gives(name):
     found = made(name).requires()
     assert found.models.keys() <= made(name).models.keys()
     assert found.inputs == needs(name)
-    assert found.prompt == ("image" not in needs(name) or name.endswith("-prompt"))
+    assert found.prompt == ("image" not in needs(name) or "text" in found.models)
     task = Task("a chair", **dict.fromkeys(needs(name), PRESETS))
     require_fitting(made(name), task)
 
@@ -156,11 +157,15 @@ def reports(built, config, stage, *, start=0):
 def test_a_preset_makes_two_steps_and_resumes(name, folders, inputs, store, tmp_path):
     config = shrunk(made(name), folders)
     task = Task("a red chair", **{key: inputs[key] for key in needs(name)})
-    context = RunContext.of(config, task, build_rasterizer("cpu", CPU), CPU, store(config))
+    run = RunDirectory(tmp_path)
+    context = RunContext.of(config, task, build_rasterizer("cpu", CPU), CPU, store(config), run)
     start = None
     for stage in config.stages:
-        folder = tmp_path / stage
-        folder.mkdir()
+        folder = tmp_path / "checkpoints" / stage
+        folder.mkdir(parents=True)
+        if config.stages[stage].representation.requires().start:
+            surface = prepare_surface(start.surface, faces=300, texture_size=64)
+            save_prepared(run.stage_mesh(stage), surface)
         whole = build_stage(context, stage, start)
         before = copied(whole, 0)
         running = reports(whole, config, stage)

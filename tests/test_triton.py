@@ -1,6 +1,5 @@
 """Triton kernels against their plain-torch twins, interpreted on the CPU or compiled on CUDA."""
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -8,18 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from triton_devices import devices, needs_triton
 
 from pgc3d.errors import BackendUnavailableError
 from pgc3d.kernels import hash_grid, require_triton
 from pgc3d.kernels.hash_grid import hash_layout
-
-HAS_TRITON = importlib.util.find_spec("triton") is not None
-needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed")
-interpreted = pytest.param(
-    "cpu",
-    marks=[needs_triton, pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are compiled here")],
-)
-devices = pytest.mark.parametrize("device", [interpreted, pytest.param("cuda", marks=pytest.mark.gpu)])
 
 
 @devices

@@ -6,6 +6,8 @@ does not depend on the order in which programs run.
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
 
+from typing import no_type_check
+
 import torch
 import triton
 import triton.language as tl
@@ -18,6 +20,7 @@ BLOCK = 32  # samples of a ray that are worked on at once
 
 
 @triton.jit
+@no_type_check
 def _opacity(depth):
     """1 - exp(-depth), also where that is far below the spacing of numbers at 1."""
     short = depth * (1.0 - depth * (0.5 - depth / 6.0))
@@ -25,6 +28,7 @@ def _opacity(depth):
 
 
 @triton.jit
+@no_type_check
 def _forward(  # noqa: PLR0913, PLR0917 - a kernel
     depth, values, start, count, sums, left,
     CHANNELS: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
@@ -52,6 +56,7 @@ def _forward(  # noqa: PLR0913, PLR0917 - a kernel
 
 
 @triton.jit
+@no_type_check
 def _backward(  # noqa: PLR0913, PLR0917 - a kernel
     sums_gradient, left_gradient, sums, left, depth, values, start, count, of_depth, of_values,
     CHANNELS: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,

@@ -10,7 +10,7 @@ from typing import no_type_check
 
 import numba
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor, from_numpy
 
@@ -57,7 +57,9 @@ def march(
     occupied: Bool[Tensor, "N N N"],
     *,
     stations: int,
-) -> tuple[Tensor, ...]:
+) -> tuple[
+    Float[Tensor, "K 3"], Float[Tensor, " K"], Int[Tensor, " K"], Int[Tensor, " R"], Int[Tensor, " R"]
+]:
     """All samples; float32 on the CPU.
 
     Args:
@@ -77,7 +79,8 @@ def march(
     _march(rays, grid, stations, count, np.zeros(0, np.int64), _buffers(0))
     start, samples = np.cumsum(count) - count, _buffers(int(count.sum()))
     _march(rays, grid, stations, count, start, samples)
-    return tuple(from_numpy(array) for array in (*samples, start, count))
+    points, distances, rays_of = (from_numpy(array) for array in samples)
+    return points, distances, rays_of, from_numpy(start), from_numpy(count)
 
 
 def _buffers(rows: int) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:

@@ -32,8 +32,8 @@ class Occupancy(nn.Module):
     the capacities of an uninterrupted one.
     """
 
-    opacity: Tensor
-    summary: Tensor
+    opacity: Float[Tensor, "N N N"]
+    summary: Float[Tensor, " 3"]
 
     def __init__(
         self, cells: int, *, stations: int, every: int, fill: float = 1.0, padded: bool = False
