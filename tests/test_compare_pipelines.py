@@ -1,4 +1,4 @@
-"""The comparison of two presets, at a tiny size."""
+"""The comparison of pipelines, at a tiny size."""
 
 import json
 import sys
@@ -10,7 +10,7 @@ from tiny import ROOT, write_tiny_sdxl
 
 pytestmark = pytest.mark.scripts
 TINY = ("--model", "MODEL", "--prompt", "a red chair", "--seeds", "1", "--steps", "2", "--samples", "2",
-        "--sampling-steps", "2", "--device", "cpu", "--presets", "mini,mini-draft")  # fmt: skip
+        "--sampling-steps", "2", "--device", "cpu", "--arms", "dmtet,dmtet+none")  # fmt: skip
 SMALL = (
     "run.resolution=[32]", "run.resolution_until=[]", "representation.resolution=12",
     "objectives.color.guidance.resolution=32", "objectives.color.batch=1", "export.texture_size=64",
@@ -30,23 +30,23 @@ def folder(tmp_path_factory):
 
 
 def call(monkeypatch, *arguments):
-    import compare_starts
+    import compare_pipelines
 
-    monkeypatch.setattr(sys, "argv", ["compare_starts.py", *map(str, arguments)])
-    compare_starts.main()
+    monkeypatch.setattr(sys, "argv", ["compare_pipelines.py", *map(str, arguments)])
+    compare_pipelines.main()
 
 
-def test_two_presets_are_run_measured_and_compared_once(scripts, folder, tmp_path, monkeypatch, capsys):
+def test_two_arms_are_run_measured_and_compared_once(scripts, folder, tmp_path, monkeypatch, capsys):
     options = [folder if word == "MODEL" else word for word in TINY]
     options += [word for item in SMALL for word in ("--set", item)]
     call(monkeypatch, tmp_path, *options)
     lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
-    assert [(line["rule"], line["error"]) for line in lines] == [("mini", ""), ("mini-draft", "")]
+    assert [(line["rule"], line["error"]) for line in lines] == [("dmtet", ""), ("dmtet+none", "")]
     names = {"r_precision", "seconds", "components", "handles", "voids", "silhouette_iou", "silhouette_level"}
     assert all(names <= line["metrics"].keys() for line in lines)
     table = (tmp_path / "summary.md").read_text()
     assert "## silhouette_iou (higher is better)" in table
-    assert "minus mini" in table
+    assert "minus dmtet" in table
     assert (tmp_path / "sheets" / "a-red-chair.png").exists()
 
     capsys.readouterr()
@@ -54,12 +54,12 @@ def test_two_presets_are_run_measured_and_compared_once(scripts, folder, tmp_pat
     assert capsys.readouterr().out.startswith("0 runs to do, 2 lines are there already")
     with pytest.raises(SystemExit, match="use another OUT"):
         call(monkeypatch, tmp_path, *options, "--set", "objectives.color.weight=2")
-    call(monkeypatch, tmp_path, "--summary", "--presets", "mini,mini-draft")
+    call(monkeypatch, tmp_path, "--summary", "--arms", "dmtet,dmtet+none")
     assert (tmp_path / "summary.md").read_text() == table
 
 
 def test_the_priors_images_have_a_background_that_the_prompt_does_not_name(scripts, tmp_path, monkeypatch):
-    import compare_starts
+    import compare_pipelines
     from pictures import load_model
 
     loaded, seen = load_model("mini", torch.device("cpu")), []
@@ -68,10 +68,10 @@ def test_the_priors_images_have_a_background_that_the_prompt_does_not_name(scrip
         seen.extend(texts)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(compare_starts, "encode_prompts", encode)
+    monkeypatch.setattr(compare_pipelines, "encode_prompts", encode)
     for prompt in ("a horse", "a blue chair"):
         with pytest.raises(KeyboardInterrupt):
-            compare_starts.draw_silhouettes(prompt, loaded, compare_starts.Settings(tmp_path))
+            compare_pipelines.draw_silhouettes(prompt, loaded, compare_pipelines.Settings(tmp_path))
     texts = np.array([text for text in seen if text])
     assert all("blue background" in text for text in texts[:6])
     assert all("white background" in text for text in texts[6:])

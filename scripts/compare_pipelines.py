@@ -1,18 +1,19 @@
-"""Two presets side by side: what they cost, and whether their objects are right and whole.
+"""Pipelines side by side: what they cost, and whether their objects are right and whole.
 
-    python scripts/compare_starts.py OUT --device cuda --jobs 8             # 15 prompts, 3 seeds
-    python scripts/compare_starts.py OUT --presets mini,mini-nerf --prompt "a horse" --seeds 1
-    python scripts/compare_starts.py OUT --summary                          # tables of what is there
+    python scripts/compare_pipelines.py OUT --device cuda --jobs 8            # 15 prompts, 3 seeds
+    python scripts/compare_pipelines.py OUT --arms magic3d,magic3d+none --prompt "a horse" --seeds 1
+    python scripts/compare_pipelines.py OUT --summary                         # tables of what is there
 
+An arm is a pipeline of `pgc3d text`, or one and a clipping rule, see its options --pipeline and --clip.
 OUT/results.jsonl grows by a line with every run; runs that are in it are not repeated, so that a comparison
-can be made in several sittings. Differences are to the first preset, paired by prompt and seed, see
+can be made in several sittings. Differences are to the first arm, paired by prompt and seed, see
 `study_clipping.py`. Measured are R-precision (bundled CLIP), the topology of the exported mesh, and its
 silhouettes against those of images that the prior draws of the same prompt from the same views, see
 `pgc3d.evaluation.wholeness`. Seconds are those of the whole command; with --jobs they hold for that many at
 once.
 
     OUT/summary.md      the tables
-    OUT/sheets/*.png    six views of every preset's asset, by prompt, first seed
+    OUT/sheets/*.png    six views of every arm's asset, by prompt, first seed
     OUT/samples/        silhouettes of the prior's images, made once
 """
 
@@ -21,8 +22,8 @@ import hashlib
 import json
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,19 +39,20 @@ from study_summary import read_results, summarize
 from pgc3d import pipeline
 from pgc3d.build.run import resolve_device
 from pgc3d.cameras import turntable
-from pgc3d.config import Config, load_config, preset
+from pgc3d.clip_rules import parse_rule
+from pgc3d.config import Config
 from pgc3d.diffusion.latent import select
 from pgc3d.diffusion.text import encode_prompts
 from pgc3d.disk import replace_file
 from pgc3d.errors import Pgc3dError
 from pgc3d.evaluation.wholeness import image_silhouettes, mesh_silhouettes, silhouette_iou, wholeness
 from pgc3d.mesh_io.mesh_file import read_mesh
-from pgc3d.presets import TEXT
+from pgc3d.presets import TEXT, configure
 from pgc3d.prompts import view_index, view_prompts
 from pgc3d.rendering import build_rasterizer
 from pgc3d.task import Task
 
-PRESETS = ("mini", "mini-nerf")
+ARMS = ("dmtet", "magic3d")
 BACKGROUNDS = ("blue", "white", "black")  # of the prior's images: the first one that the prompt does not name
 VIEWS, ELEVATION_DEGREES = 6, 20.0
 SIDE = 128  # of silhouettes
@@ -75,22 +77,26 @@ class Settings:
         return self.out / "samples" / f"{Job('text', prompt, 'prior', 0).slug}.npz"
 
 
-def preset_layers(name: str) -> list[Path]:
-    """A preset, over the one that its name begins with: `mini-nerf` over `mini`."""
-    base = name.partition("-")[0]
-    return [preset(base), preset(name)] if base != name else [preset(name)]
-
-
 def job_config(job: Job, settings: Settings) -> Config:
-    """The configuration of a run; its rule is the name of a preset."""
-    model = {"models": {TEXT.entry: {"name": settings.model}}}
-    layers: list[Path | Mapping[str, Any]] = [*preset_layers(job.rule), model]
+    """The configuration of a run; its rule is the name of an arm."""
+    name, _, rule = job.rule.partition("+")
+    run = {"seed": job.seed, "device": settings.device}
+    config, _ = configure(
+        TEXT,
+        guidance="mini",
+        pipeline=name,
+        clip=parse_rule(rule) if rule else None,
+        options={"run": run},
+        overrides=settings.overrides,
+    )
     if settings.steps is not None:
-        stages = load_config(layers).stages
-        limited = {name: {"steps": min(stage.steps, settings.steps)} for name, stage in stages.items()}
-        layers.append({"stages": limited})
-    run = {"run": {"seed": job.seed, "device": settings.device}}
-    return load_config(layers, options=run, overrides=settings.overrides)
+        most = settings.steps
+        stages = {key: replace(stage, steps=min(stage.steps, most)) for key, stage in config.stages.items()}
+        config = replace(config, stages=stages)
+    if settings.model != "mini":
+        models = {key: replace(model, name=settings.model) for key, model in config.models.items()}
+        config = replace(config, models=models)
+    return config
 
 
 def fingerprint(job: Job, settings: Settings) -> str:
@@ -108,7 +114,7 @@ def require_same_settings(jobs: Sequence[Job], results: Path, settings: Settings
         if line["settings"] != expected.get(line["rule"], line["settings"]):
             raise SystemExit(
                 f"error: {results} must hold runs with these settings, but those of {line['rule']} were made "
-                "with others, or the preset has changed; use another OUT"
+                "with others, or its preset has changed; use another OUT"
             )
 
 
@@ -183,7 +189,7 @@ def parse_arguments() -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--presets", default=",".join(PRESETS), help="separated by commas; the first one is"
+    parser.add_argument("--arms", default=",".join(ARMS), help="separated by commas; the first one is"
                         " what the others are compared with")  # fmt: skip
     parser.add_argument("--prompt", action="append", help="instead of the built-in list; may be repeated")
     parser.add_argument("--seeds", type=int, default=3)
@@ -205,9 +211,9 @@ def run(arguments: argparse.Namespace) -> None:
         samples=arguments.samples, sampling_steps=arguments.sampling_steps,
         overrides=tuple(arguments.overrides),
     )  # fmt: skip
-    prompts, presets = arguments.prompt or PROMPTS, arguments.presets.split(",")
+    prompts, arms = arguments.prompt or PROMPTS, arguments.arms.split(",")
     jobs = [Job("text", prompt, name, seed) for seed in range(arguments.seeds) for prompt in prompts
-            for name in presets]  # fmt: skip
+            for name in arms]  # fmt: skip
     results = settings.out / "results.jsonl"
     require_same_settings(jobs, results, settings)
     prepare(prompts, settings)
@@ -222,7 +228,7 @@ def main() -> None:
             run(arguments)
         except Pgc3dError as error:
             raise SystemExit(f"error: {error}") from error
-    order = arguments.presets.split(",")
+    order = arguments.arms.split(",")
     lines = [line for line in read_results(arguments.out / "results.jsonl") if line["rule"] in order]
     if not lines:
         raise SystemExit(f"{arguments.out} must have results to sum up, found none")
