@@ -107,6 +107,7 @@ def configure(  # noqa: PLR0913 - one for each layer
                 f"--quality must go without --pipeline {pipeline}, which has its own steps and sizes, got "
                 f"--quality {quality}; use --set"
             )
+        _require_prompt_as_used(command, staged, prompted=prompted)
         command = _of_pipeline(command, staged)
     chosen, named, notes = _choose(command, guidance, given)
     layers: list[Path | Mapping[str, Any]] = [
@@ -148,6 +149,16 @@ def configure(  # noqa: PLR0913 - one for each layer
 def _clip_of(objective: ObjectiveConfig, clip: ClipConfig | None) -> dict[str, Any]:
     """The layer of an objective with another clip; the view of an input image is not clipped."""
     return {"clip": asdict(clip)} if clip is not None and objective.guidance.requires().models else {}
+
+
+def _require_prompt_as_used(command: Command, pipeline: Pipeline, *, prompted: bool) -> None:
+    """Raise ConfigError where the prompt of an image has no use in a pipeline, or is missing."""
+    if command.entry != IMAGE.entry or load_config(pipeline.files).requires().prompt == prompted:
+        return
+    name = pipeline.name
+    if prompted:
+        raise ConfigError(f"--prompt must go with a pipeline that uses it, got --pipeline {name}; remove one")
+    raise ConfigError(f"--pipeline {name} must have a prompt, got none; add --prompt")
 
 
 def _of_pipeline(command: Command, pipeline: Pipeline) -> Command:
