@@ -74,6 +74,24 @@ def test_slow_steps_are_told_one_by_one_with_the_hours_left(capsys):
     assert lines[0] == "optimize: step 2 of 100, 1:38:00 left"
 
 
+def test_the_clock_of_a_stage_starts_with_its_first_step(capsys):
+    """What lies between two stages, as an hour here, is no part of a step."""
+    clock = Clock()
+    bar = Bar(clock)
+    for stage in ("coarse", "fine"):
+        for step in range(1, 4):
+            clock.now += 60.0
+            bar(Event("optimize", report=StepReport(step, 3), stage=stage))
+        clock.now += 3600.0
+    bar.close()
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        f"optimize {stage}: step {step} of 3, {3 - step}:00 left"
+        for stage in ("coarse", "fine")
+        for step in (2, 3)
+    ]
+
+
 def test_terminal_has_a_bar(capsys, monkeypatch):
     monkeypatch.setattr(console, "_draws_bars", lambda: True)
     bar = Bar()

@@ -137,6 +137,7 @@ class Bar:
         self._start: tuple[float, int] | None = None  # time, and steps that were done at it
         self._last = 0.0
         self._measured = ""
+        self._stage = ""
 
     def __call__(self, event: Any) -> None:
         if event.message:
@@ -152,6 +153,9 @@ class Bar:
 
     def _step(self, event: Any) -> None:
         report = event.report
+        if event.stage != self._stage:
+            self.close()
+            self._stage = event.stage
         if report.metrics:
             clipped = [v for name, v in report.metrics.items() if name.endswith("/clipped_fraction")]
             fraction = f"clipped {100 * sum(clipped) / len(clipped):.0f} %, " if clipped else ""
