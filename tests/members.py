@@ -235,6 +235,9 @@ class RingConfig:
     def requires(self):
         return Requirements()
 
+    def largest_fill(self, view):
+        return 0.9
+
     def build(self, context):
         def sample(step):
             azimuth = 6.28 * torch.rand(context.batch, generator=step.generator("cameras"))

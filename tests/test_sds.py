@@ -86,7 +86,8 @@ def reference_gradient(guidance, image, *, timesteps, noise, posterior_noise, te
         pixels = image[row : row + 1].double().requires_grad_()
         moments = vae.quant_conv(vae.encoder(pixels.permute(0, 3, 1, 2) * 2 - 1))
         mean, log_variance = moments.chunk(2, dim=1)
-        z = (mean + (log_variance.clamp(-30, 20) / 2).exp() * posterior_noise[row].double()) * 0.13025
+        z = mean + (log_variance.clamp(-30, 20) / 2).exp() * posterior_noise[row].double()
+        z = z * vae.config.scaling_factor
         abar, eps = signal[timesteps[row]], noise[row : row + 1].double()
         z_t = abar.sqrt() * z.detach() + (1 - abar).sqrt() * eps
         predictions = []

@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import shutil
 import sys
 from functools import cache
 from pathlib import Path
@@ -35,19 +34,8 @@ def write_tiny_sdxl(folder: Path, *, seed: int = 0) -> Path:
 
 def write_tiny_sd(folder: Path, *, prediction_type: str = "epsilon", seed: int = 0) -> Path:
     """An SD-layout checkpoint: one text encoder, no pooled embedding."""
-    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-
-    script = _script("make_random_sdxl")
-    write_tiny_sdxl(folder, seed=seed)
-    for part in ("text_encoder_2", "tokenizer_2", "unet"):
-        shutil.rmtree(folder / part)
-    unet = UNet2DConditionModel(**script.sd_unet_config(full_size=False))
-    script.randomize(unet, torch.Generator().manual_seed(seed))
-    unet.save_pretrained(folder / "unet")
+    _script("make_random_sd").write_random_sd(folder, full_size=False, seed=seed)
     edit_json(folder / "scheduler" / "scheduler_config.json", prediction_type=prediction_type)
-    index = json.loads((folder / "model_index.json").read_text())
-    index = {key: value for key, value in index.items() if not key.endswith("_2")}
-    (folder / "model_index.json").write_text(json.dumps(index | {"_class_name": "StableDiffusionPipeline"}))
     return folder
 
 
