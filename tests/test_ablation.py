@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ from pgc3d.evaluation.ablation import (
     optimize_image,
 )
 from pgc3d.evaluation.ablation_sheets import columns, heat_colors
+from pgc3d.guidance.vsd import VsdConfig
 from pgc3d.rendering import build_rasterizer
 from pgc3d.task import Task
 from pgc3d.types import Step
@@ -177,6 +179,17 @@ def test_the_same_seed_gives_the_same_strip(finished, config, tmp_path):
         Task("a red chair"), out=tmp_path / "whole", config=config, rules=["none", "0.001", "pngd=0.001"]
     )
     assert (whole / "strip.png").read_bytes() == (finished / "strip.png").read_bytes()
+
+
+def test_a_guidance_that_trains_starts_anew_for_every_rule(config, tmp_path):
+    objective = replace(config.first.objectives["color"], guidance=VsdConfig(lora_lr=0.5, rank=2))
+    stage = replace(config.first, objectives={"color": objective})
+    rules = ["none", "pixel=1000"]  # the second one clips nothing
+    out = ablate(
+        Task("a red chair"), out=tmp_path / "out", config=replace(config, stages={"main": stage}), rules=rules
+    )
+    images = [(out / "final" / f"{name}.png").read_bytes() for name in rules]
+    assert images[0] == images[1]
 
 
 def test_latents_are_painted_without_the_encoder(config, tmp_path):

@@ -38,7 +38,7 @@ from pgc3d.evaluation.ablation_sheets import Heatmap, RuleResult, columns, resul
 from pgc3d.evaluation.image_metrics import statistics
 from pgc3d.guidance.sds import ScoreDistillation
 from pgc3d.images import resize
-from pgc3d.interfaces import Guidance, SupportsLatents
+from pgc3d.interfaces import Guidance, Stateful, SupportsLatents
 from pgc3d.optimize import StepReport
 from pgc3d.pipeline import ignore
 from pgc3d.ranges import MAX_RATE
@@ -133,7 +133,9 @@ def ablate(
         )
         steps = stage.steps
         results: dict[str, RuleResult] = {}
+        restart = _restart_of(objective.guidance)
         for number, (rule, clip) in enumerate(clips.items()):
+            restart()
             observed = _Observed(on_event, number * steps, len(clips) * steps, device)
             results[rule] = optimize_image(
                 variable,
@@ -155,6 +157,19 @@ def ablate(
     for path in files:
         on_event(Event("render", file=path))
     return out
+
+
+def _restart_of(guidance: Guidance) -> Callable[[], None]:
+    """A function that gives a guidance its present state again, so that rules do not follow each other."""
+    if not isinstance(guidance, Stateful):
+        return lambda: None
+    stateful: Stateful = guidance
+    first = {name: value.clone() for name, value in stateful.state_dict().items()}
+
+    def restart() -> None:
+        stateful.load_state_dict({name: value.clone() for name, value in first.items()})
+
+    return restart
 
 
 def _check_options(clips: Mapping[str, pgc.ClipConfig], learning_rate: float) -> None:
