@@ -39,7 +39,8 @@ def _map_paths(value: Any) -> Any:
         if not item.metadata.get("path"):
             changed[item.name] = _map_paths(entry)
         elif isinstance(entry, tuple):
-            changed[item.name] = tuple(map(_absolute_lora, entry))
+            names = item.metadata.get("names", ())
+            changed[item.name] = tuple(name if name in names else _absolute_lora(name) for name in entry)
         else:
             changed[item.name] = entry and _absolute(entry)
     return replace(value, **changed)
@@ -126,7 +127,7 @@ def describe_models(config: Config, located: Mapping[str, LocatedModel]) -> dict
         loras += [
             {"path": str(item.path), "scale": item.scale, "sha256": item.sha256} for item in model.loras
         ]
-    for key, name in _guidance_files(config).items():
+    for key, name in _named_files(config).items():
         if (path := _local(name)) is not None:
             described[key] = _describe_file(name, path)
     return {"models": described, "loras": loras}
@@ -136,16 +137,29 @@ def _describe_file(name: str, path: Path) -> dict[str, Any]:
     return {"name": name, "commit": None, "path": str(path), "sha256": fingerprint(path)}
 
 
-def _guidance_files(config: Config) -> dict[str, str]:
-    """The files that settings of guidances name, by STAGE.OBJECTIVE.SETTING."""
-    files = {}
+def _named_files(config: Config) -> dict[str, str]:
+    """The files that settings of guidances and representations name, by STAGE.OBJECTIVE.SETTING."""
+    files: dict[str, str] = {}
     for stage, settings in config.stages.items():
-        for objective, part in settings.objectives.items():
-            for item in fields(part.guidance):
-                value = getattr(part.guidance, item.name)
-                if item.metadata.get("path") and isinstance(value, str):
-                    files[f"{stage}.{objective}.{item.name}"] = value
+        parts = {name: objective.guidance for name, objective in settings.objectives.items()}
+        for name, part in (*parts.items(), ("representation", settings.representation)):
+            files |= _paths_of(part, f"{stage}.{name}")
     return files
+
+
+def _paths_of(part: Any, place: str) -> dict[str, str]:
+    """The paths in a configuration and those in it, by the names of their settings."""
+    found: dict[str, str] = {}
+    for item in fields(part):
+        value, name = getattr(part, item.name), f"{place}.{item.name}"
+        if is_dataclass(value) and not isinstance(value, type):
+            found |= _paths_of(value, name)
+        elif item.metadata.get("path") and isinstance(value, str):
+            found[name] = value
+        elif item.metadata.get("path") and isinstance(value, tuple):
+            own = item.metadata.get("names", ())
+            found |= {f"{name}.{index}": entry for index, entry in enumerate(value) if entry not in own}
+    return found
 
 
 def _describe(folder: ModelFolder) -> dict[str, Any]:

@@ -18,7 +18,8 @@ from pgc3d.schedules import PiecewiseLinear
 
 Number: TypeAlias = int | float
 KEY = "range"
-# Metadata of a string, or of a tuple of strings, that may be the path of a file or folder.
+# Metadata of a string, or of a tuple of strings, that may be the path of a file or folder; "names" are words
+# of a tuple that are no paths.
 PATH = {"path": True}
 MAX_ENTRIES = 256  # of a tuple or a mapping
 LEAST_EPS = 1e-30  # of Adam: less is 0 in single precision, and a gradient of zero would give NaN

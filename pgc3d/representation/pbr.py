@@ -15,6 +15,7 @@ from pgc3d.representation.channels import PbrChannels
 from pgc3d.requirements import Requirements
 
 MAX_LIGHTS = 16
+LIGHT_PATHS = {**PATH, "names": tuple(LIGHTS)}  # files, apart from these names
 BYTES = 700  # for a rendered pixel: directions, look-ups and their weights, float32
 
 
@@ -28,7 +29,9 @@ class PbrConfig:
 
     kind: Literal["pbr"] = "pbr"
     # Names, or images in latitude and longitude with +z in the middle; the first one is that of evaluation.
-    lights: tuple[str, ...] = field(default=("studio", "softbox", "sun", "sunset", "overcast"), metadata=PATH)
+    lights: tuple[str, ...] = field(
+        default=("studio", "softbox", "sun", "sunset", "overcast"), metadata=LIGHT_PATHS
+    )
     rotate: bool = True  # turn the light of each view by a random angle
     brightness: float = number(0.7, 0.01, 100.0)  # of a white diffuse surface, on average, in linear light
     base_color: tuple[float, float] = span((0.03, 0.97), 0.0, 1.0, unit="in sRGB")  # bounds of the material
