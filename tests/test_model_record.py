@@ -69,6 +69,13 @@ def test_names_of_the_hub_and_the_bundled_model_stay(here, name):
     assert with_absolute_paths(found) == found
 
 
+def test_a_light_of_a_known_name_is_no_folder(here):
+    (here / "studio").mkdir()
+    (here / "room.png").write_text("a light")
+    found = named(representation={"material": {"kind": "pbr", "lights": ["studio", "room.png"]}})
+    assert found.last.representation.material.lights == ("studio", str(here / "room.png"))
+
+
 def test_the_home_folder_is_found(here, monkeypatch):
     monkeypatch.setenv("HOME", str(here))
     assert named(models={"text": {"name": "~/model"}}).models["text"].name == str(here / "model")
@@ -133,10 +140,12 @@ def test_another_commit_of_the_hub_is_refused(here):
         require_same_models(record, load_config(), models(here / "model", COMMITS[1]))
 
 
-@pytest.mark.parametrize("part", ["model/unet/config.json", "vae/config.json", "linear.json"])
+@pytest.mark.parametrize("part", ["model/unet/config.json", "vae/config.json", "linear.json", "room.png"])
 def test_every_local_part_is_compared(here, part):
     (here / "vae" / "config.json").write_text("{}")
+    (here / "room.png").write_text("a light")
     sections = {
+        "representation": {"material": {"kind": "pbr", "lights": ["studio", "room.png"]}},
         "models": {"text": {"vae": "vae"}},
         "objectives": {"color": {"guidance": {"linear_encoder": "linear.json"}}},
     }
