@@ -1,16 +1,17 @@
 """Time the renderer's parts, forward and backward, by number of triangles and resolution.
 
-With --step: time whole optimisation steps of a DMTet, or of a textured mesh as for SDXL (--mesh FILE),
-at the loop's own parts, with a fixed image gradient in place of a guidance, so that all of it is what a run
-pays beside its guidance. On CUDA the steps between two logs run under torch's check that nothing waits for
-the device, and a profile counts the launches and all waits, also those inside libraries, which that check
-does not see.
+With --step: time whole optimisation steps of a DMTet, of a textured mesh as for SDXL (--mesh FILE), or of the
+NeRF of the pipeline magic3d (--volume unlit or lit), at the loop's own parts, with a fixed image gradient in
+place of a guidance, so that all of it is what a run pays beside its guidance. On CUDA the steps between two
+logs run under torch's check that nothing waits for the device, and a profile counts the launches and all
+waits, also those inside libraries, which that check does not see.
 """
 
 import argparse
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -22,18 +23,22 @@ from pgc3d.build.inputs import prepare_mesh
 from pgc3d.cameras import OrbitConfig, sample_orbit, turntable
 from pgc3d.choices import Backend
 from pgc3d.config import load_config, preset
+from pgc3d.context import RepresentationContext
 from pgc3d.geometry.edges import EdgeTopology
 from pgc3d.interfaces import Meshable, Rasterizer
 from pgc3d.optimize import Objective, Problem, optimization_step
+from pgc3d.pipelines import find_pipeline
 from pgc3d.rendering import build_rasterizer
 from pgc3d.rendering.antialias import antialias, edge_topology
 from pgc3d.rendering.mesh_renderer import project
 from pgc3d.representation.dmtet import DMTet
 from pgc3d.representation.dmtet_config import DMTetConfig, build_dmtet
+from pgc3d.representation.nerf import Nerf
+from pgc3d.representation.nerf_config import NerfConfig
 from pgc3d.representation.textured_mesh import TexturedMesh
 from pgc3d.representation.textured_mesh_config import TexturedMeshConfig, build_textured_mesh
 from pgc3d.stopwatch import Stopwatch
-from pgc3d.types import Cameras, Fragments, GuidanceOutput, Rendering, Step, Views
+from pgc3d.types import Cameras, Fragments, GuidanceOutput, PreparedMesh, Rendering, Step, Views
 
 PARTS = (
     "topology",
@@ -142,9 +147,11 @@ def build_step(
     """A DMTet with the regulariser and the clipping of a run."""
     generator = torch.Generator().manual_seed(0)
     views = options.views or 2
-    asset: DMTet | TexturedMesh
+    asset: DMTet | TexturedMesh | Nerf
     if options.mesh:
         asset = build_painting(options.mesh, rasterizer, generator, device)
+    elif options.volume:
+        asset = build_volume(rasterizer, generator, device, lit=options.volume == "lit")
     else:  # a lumpy one
         config = DMTetConfig(resolution=options.cells, radii=(0.6, 0.5, 0.45), sdf_smoothing=(1.0, 1.0))
         asset = build_dmtet(config, rasterizer=rasterizer, generator=generator, device=device)
@@ -173,6 +180,22 @@ def build_painting(
     return build_textured_mesh(
         representation, prepared, rasterizer=rasterizer, generator=generator, device=device
     )
+
+
+def build_volume(
+    rasterizer: Rasterizer, generator: torch.Generator, device: torch.device, *, lit: bool
+) -> Nerf:
+    """The NeRF of the pipeline magic3d at full size, with normals in every step or in none."""
+    config = load_config(find_pipeline("text", "magic3d").files).first.representation
+    assert isinstance(config, NerfConfig)
+    config = replace(config, shaded=(1.0 if lit else 0.0,), orientation=config.orientation if lit else 0.0)
+    return config.build(
+        RepresentationContext(rasterizer=rasterizer, device=device, generator=generator, mesh=_no_mesh)
+    )
+
+
+def _no_mesh() -> PreparedMesh:
+    raise ValueError("a NeRF must not need a mesh")
 
 
 @contextmanager
@@ -235,7 +258,10 @@ def benchmark_step(options: argparse.Namespace, device: torch.device, backend: B
         problem = build_step(rasterizer, options, resolution, device)
         times = time_step(problem, resolution, options.repeats, device)
         asset = problem.representation
-        if isinstance(asset, TexturedMesh):
+        if isinstance(asset, Nerf):
+            samples = asset.occupancy.capacity(views * resolution**2) or 0
+            scene = f"NeRF, buffers for {samples / 1e6:.2f} million samples"
+        elif isinstance(asset, TexturedMesh):
             scene = f"{len(asset.mesh.faces)} textured triangles"
         else:
             assert isinstance(asset, Meshable)
@@ -243,6 +269,9 @@ def benchmark_step(options: argparse.Namespace, device: torch.device, backend: B
         scene += f", {views} views, {resolution} px"
         print(f"{device}, {backend} rasterizer, {scene}, milliseconds a step")
         print("  " + ", ".join(f"{name} {value:.2f}" for name, value in times.items()))
+        if device.type == "cuda":
+            print(f"  peak memory {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB")
+            torch.cuda.reset_peak_memory_stats()
         if isinstance(asset, DMTet) and asset.recoveries:
             print(f"  the surface was recovered {asset.recoveries} times")
         if options.profile and device.type == "cuda":
@@ -275,6 +304,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--step", action="store_true", help="whole optimisation steps, 2 views")
     parser.add_argument("--mesh", type=Path, default=None, help="textured instead of a DMTet, with --step")
+    parser.add_argument("--volume", choices=("unlit", "lit"), help="a NeRF instead, with --step")
     parser.add_argument("--cells", type=int, default=128, help="of the DMTet, with --step")
     parser.add_argument("--products", type=int, default=0, help="8192 x 8192, in the place of a guidance")
     parser.add_argument("--profile", action="store_true", help="with --step on CUDA: kernels and waits")
