@@ -154,6 +154,14 @@ class Config:
         """The last stage, whose result is exported."""
         return next(reversed(self.stages.values()))
 
+    def memory_settings(self) -> list[str]:
+        """The settings of representations with which the memory of a step grows, with their values."""
+        return [
+            f"stages.{name}.representation.{setting} (now {getattr(stage.representation, setting)})"
+            for name, stage in self.stages.items()
+            for setting in stage.representation.memory_settings
+        ]
+
     def requires(self) -> Requirements:
         """The requirements of all stages together."""
         return reduce(or_, (stage.requires() for stage in self.stages.values()))

@@ -120,6 +120,11 @@ class RepresentationMember(Protocol):
         """Whether only colours are optimised."""
         ...
 
+    @property
+    def memory_settings(self) -> tuple[str, ...]:
+        """Settings of the representation, beside those of all, with which a step's memory grows."""
+        ...
+
     def requires(self) -> Requirements: ...
 
     def render_bytes(self, *, low_memory: bool) -> int:

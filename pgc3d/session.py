@@ -382,8 +382,9 @@ def _out_of_memory(config: Config, device: torch.device) -> OutOfMemoryError:
         for name, item in settings.objectives.items()
     )
     largest = max(max(stage.resolution) for stage in config.stages.values())
+    settings = ", ".join([f"--resolution (now {largest})", *config.memory_settings()])
     return OutOfMemoryError(
-        f"the job must fit the memory of {device.type}, but it ran out; use --low-memory, lower --resolution "
-        f"(now {largest}), --texture-size (now {config.export.texture_size}), or the views a step with --set "
+        f"the job must fit the memory of {device.type}, but it ran out; use --low-memory, lower "
+        f"{settings}, --texture-size (now {config.export.texture_size}), or the views a step with --set "
         f"(now {batches})"
     )

@@ -125,6 +125,7 @@ class VolumeConfig:
     samples: int = 8
     lr: float = 0.05
     fixed_shape: bool = False
+    memory_settings: tuple = ()
 
     def requires(self):
         return Requirements()

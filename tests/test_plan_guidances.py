@@ -4,13 +4,15 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-from test_plan import SDXL, models
+from test_plan import GIB, SD, SDXL, models
 
 from pgc3d import plan
-from pgc3d.config import Config, ObjectiveConfig, RunConfig, StageConfig
+from pgc3d.config import Config, ObjectiveConfig, RunConfig, StageConfig, load_config
+from pgc3d.errors import OutOfMemoryError
 from pgc3d.guidance.formulas import NfsdFormula
 from pgc3d.guidance.sds import SdsConfig
 from pgc3d.guidance.vsd import VsdConfig
+from pgc3d.pipelines import find_pipeline
 
 
 def run_with(guidance, **settings):
@@ -62,3 +64,10 @@ def test_a_run_that_trains_is_lowered_like_others():
     fitting, expected = plan.fit(run_with(VsdConfig()), {"text": SDXL}, 24 * 2**30)
     assert expected.bytes < 24 * 2**30
     assert fitting.run.micro_batch == 1 or fitting.run.low_memory
+
+
+def test_a_volume_that_does_not_fit_names_what_to_lower():
+    config = load_config(find_pipeline("text", "magic3d").files)
+    lowered = r"lower --resolution \(now 512\), stages\.coarse\.representation\.stations \(now 256\) or"
+    with pytest.raises(OutOfMemoryError, match=lowered):
+        plan.fit(config, {"text": SD}, GIB)

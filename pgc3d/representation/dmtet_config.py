@@ -74,6 +74,7 @@ class DMTetConfig:
             )
 
     fixed_shape: ClassVar[bool] = False
+    memory_settings: ClassVar[tuple[str, ...]] = ()
 
     def requires(self) -> Requirements:
         """The files of the material's lights."""

@@ -61,6 +61,7 @@ class NerfConfig:
     max_recoveries: int = number(3, 0, 1000)
 
     fixed_shape: ClassVar[bool] = False
+    memory_settings: ClassVar[tuple[str, ...]] = ("stations",)
 
     def __post_init__(self) -> None:
         check(self)

@@ -54,6 +54,7 @@ class TexturedMeshConfig:
             )
 
     fixed_shape: ClassVar[bool] = True
+    memory_settings: ClassVar[tuple[str, ...]] = ()
 
     def requires(self) -> Requirements:
         """A mesh file or a stage to start from, and the files of the material's lights."""
