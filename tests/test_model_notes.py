@@ -48,6 +48,15 @@ def test_what_an_empty_negative_prompt_becomes_is_said_and_done(folder):
     assert negatives["text"].tokens.abs().max() > 0
 
 
+def test_words_of_a_negative_prompt_that_the_bundled_model_does_not_have_are_said():
+    key = "objectives.color.guidance.negative_prompt"
+    known, unknown = (notes("mini", f"{key}={text}", layers=[preset("mini")]) for text in ("red", "shadow"))
+    assert known == []
+    (line,) = unknown
+    assert line.startswith("mini does not have 'shadow' of the negative prompt")
+    assert line.endswith(f"--set {key}='' removes it")
+
+
 @pytest.mark.parametrize("name", ["mini", "other"])
 def test_zeros_are_refused_where_the_model_was_not_made_for_them(name, tmp_path):
     folder = "mini" if name == "mini" else write_tiny_sd(tmp_path / "sd")

@@ -7,7 +7,7 @@ from typing import Any
 from pgc3d.build.models import NOVEL_VIEW, LocatedModel
 from pgc3d.config import Config
 from pgc3d.diffusion.kinds import why_distilled, zeros_for_empty_prompt
-from pgc3d.prompts import prompt_notes
+from pgc3d.prompts import prompt_notes, unknown_words
 
 LARGEST_DISTILLED = 2.0  # usual guidance scales of models that were distilled for a few steps are below
 BUNDLED = "mini"
@@ -27,9 +27,23 @@ def run_notes(prompt: str, config: Config, located: Mapping[str, LocatedModel]) 
             notes += _other_cameras(config, model)
             continue
         notes += prompt_notes(prompt, model.folder.vocabulary or (), model.config.name)
+        notes += _unknown_negatives(config, name, model)
         if model.config.name != BUNDLED:
             notes += _text_model_notes(config, name, model)
     return notes
+
+
+def _unknown_negatives(config: Config, name: str, model: LocatedModel) -> Iterator[str]:
+    """Lines about negative prompts with words that a model of a fixed vocabulary does not have."""
+    for key, guidance in _guidances(config, name).items():
+        negative = getattr(guidance, "negative_prompt", "")
+        unknown = unknown_words(negative, model.folder.vocabulary) if model.folder.vocabulary else []
+        if unknown:
+            words = ", ".join(repr(word) for word, _ in unknown)
+            yield (
+                f"{model.config.name} does not have {words} of the negative prompt in its vocabulary: "
+                f"colours can come out wrong; --set {key}.negative_prompt='' removes it"
+            )
 
 
 def _other_cameras(config: Config, model: LocatedModel) -> Iterator[str]:
