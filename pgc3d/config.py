@@ -155,12 +155,14 @@ class Config:
         return next(reversed(self.stages.values()))
 
     def memory_settings(self) -> list[str]:
-        """The settings of representations with which the memory of a step grows, with their values."""
-        return [
+        """The options and settings with which the memory of a step grows, with their values."""
+        largest = max(max(stage.resolution) for stage in self.stages.values())
+        own = [
             f"stages.{name}.representation.{setting} (now {getattr(stage.representation, setting)})"
             for name, stage in self.stages.items()
             for setting in stage.representation.memory_settings
         ]
+        return [f"--resolution (now {largest})", *own]
 
     def requires(self) -> Requirements:
         """The requirements of all stages together."""

@@ -8,8 +8,8 @@ from PIL import Image
 from torch import Tensor
 
 
-def to_bytes(images: Float[Tensor, "*N H W C"]) -> UInt8[Tensor, "*N H W C"]:
-    """Images in [0, 1] as 8-bit images on the CPU, clamped and rounded; non-finite values become 0."""
+def to_bytes(images: Float[Tensor, "*N C"]) -> UInt8[Tensor, "*N C"]:
+    """Images or colours in [0, 1] as 8-bit ones on the CPU, clamped, rounded; non-finite values become 0."""
     finite = torch.nan_to_num(images.detach(), nan=0.0, posinf=0.0, neginf=0.0)
     return (finite.clamp(0, 1) * 255).round().to(torch.uint8).cpu()
 

@@ -326,12 +326,10 @@ def fit(config: Config, sizes: Mapping[str, ModelSize], free: int) -> tuple[Conf
         if expected.bytes <= free * (1 - RESERVE):
             return candidate, expected
     fewer = "use fewer ControlNets, " if any(size.controls for size in sizes.values()) else ""
-    largest = max(max(stage.resolution) for stage in config.stages.values())
-    settings = ", ".join([f"--resolution (now {largest})", *config.memory_settings()])
     raise OutOfMemoryError(
         f"the run must fit the GPU, where {free / 1e9:.1f} GB are free, but about "
         f"{expected.bytes / 1e9:.1f} GB are needed even with --low-memory; {fewer}lower "
-        f"{settings} or stop other processes on the GPU"
+        f"{', '.join(config.memory_settings())} or stop other processes on the GPU"
     )
 
 

@@ -100,20 +100,18 @@ def configure(  # noqa: PLR0913 - one for each layer
         WeightsNotFoundError: the layout of a model on the hub cannot be read.
     """
     given = _Given(files=files, options=options or {}, overrides=overrides, model=model)
-    staged = find_pipeline(command.name, pipeline) if pipeline else None
-    if staged is not None and staged.files:
-        if quality is not None:
-            raise ConfigError(
-                f"--quality must go without --pipeline {pipeline}, which has its own steps and sizes, got "
-                f"--quality {quality}; use --set"
-            )
-        _require_prompt_as_used(command, staged, prompted=prompted)
-        command = _of_pipeline(command, staged)
+    found = find_pipeline(command.name, pipeline) if pipeline is not None else None
+    staged = found if found is not None and found.files else None
+    if staged is not None:
+        full = load_config(staged.files)
+        _require_fitting_options(command, staged, full, quality=quality, prompted=prompted)
+        command = _of_pipeline(command, full)
     chosen, named, notes = _choose(command, guidance, given)
-    layers: list[Path | Mapping[str, Any]] = [
-        preset(f"{command.presets}{name}") for name in _preset_names(chosen, quality, prompted=prompted)
-    ]
-    if staged is not None and staged.files:
+    layers: list[Path | Mapping[str, Any]]
+    if staged is None:
+        names = _preset_names(chosen, quality, prompted=prompted)
+        layers = [preset(f"{command.presets}{name}") for name in names]
+    else:
         layers = [*staged.files, *(staged.mini if chosen == "mini" else ())]
     if command.entry == IMAGE.entry:
         layers.append(_training_cameras(load_config(layers), named))
@@ -151,19 +149,26 @@ def _clip_of(objective: ObjectiveConfig, clip: ClipConfig | None) -> dict[str, A
     return {"clip": asdict(clip)} if clip is not None and objective.guidance.requires().models else {}
 
 
-def _require_prompt_as_used(command: Command, pipeline: Pipeline, *, prompted: bool) -> None:
-    """Raise ConfigError where the prompt of an image has no use in a pipeline, or is missing."""
-    if command.entry != IMAGE.entry or load_config(pipeline.files).requires().prompt == prompted:
-        return
+def _require_fitting_options(
+    command: Command, pipeline: Pipeline, full: Config, *, quality: Quality | None, prompted: bool
+) -> None:
+    """Raise ConfigError for a quality, and for an image's prompt without use or a missing one."""
     name = pipeline.name
+    if quality is not None:
+        raise ConfigError(
+            f"--quality must go without --pipeline {name}, which has its own steps and sizes, got "
+            f"--quality {quality}; use --set"
+        )
+    if command.entry != IMAGE.entry or full.requires().prompt == prompted:
+        return
     if prompted:
         raise ConfigError(f"--prompt must go with a pipeline that uses it, got --pipeline {name}; remove one")
     raise ConfigError(f"--pipeline {name} must have a prompt, got none; add --prompt")
 
 
-def _of_pipeline(command: Command, pipeline: Pipeline) -> Command:
+def _of_pipeline(command: Command, full: Config) -> Command:
     """The command with the layout of the pipeline's own model first, which `auto` is then."""
-    own = _layout(load_config(pipeline.files).models[command.entry].name, command, query_hub=False)
+    own = _layout(full.models[command.entry].name, command, query_hub=False)
     return replace(command, layouts=tuple(sorted(command.layouts, key=lambda layout: layout != own)))
 
 

@@ -21,7 +21,7 @@ from pgc3d.checkpoint import pack, unpack
 from pgc3d.checkpoint_files import Checkpoint
 from pgc3d.config import Config, StageConfig
 from pgc3d.errors import DivergedError, OutOfMemoryError, Pgc3dError
-from pgc3d.interfaces import SupportsMicroBatch
+from pgc3d.interfaces import Stateful, SupportsMicroBatch
 from pgc3d.optimize import StepReport, optimize
 from pgc3d.run_directory import RunDirectory
 from pgc3d.signals import StopFlag, interrupt_held
@@ -303,10 +303,7 @@ class _Edge:
     @classmethod
     def of(cls, built: Built) -> "_Edge":
         return cls(
-            states={
-                name: {key: torch.as_tensor(value).clone() for key, value in stateful.state_dict().items()}
-                for name, stateful in built.states.items()
-            },
+            states={name: copy_state(stateful) for name, stateful in built.states.items()},
             versions=_versions(built),
         )
 
@@ -318,6 +315,11 @@ class _Edge:
         """Restore the states of guidances and clips."""
         for name, stateful in built.states.items():
             stateful.load_state_dict(self.states[name])
+
+
+def copy_state(stateful: Stateful) -> dict[str, Tensor]:
+    """The state that an object has now, which its later changes do not reach."""
+    return {name: torch.as_tensor(value).clone() for name, value in stateful.state_dict().items()}
 
 
 def _versions(built: Built) -> tuple[int, ...]:
@@ -381,10 +383,9 @@ def _out_of_memory(config: Config, device: torch.device) -> OutOfMemoryError:
         for stage, settings in config.stages.items()
         for name, item in settings.objectives.items()
     )
-    largest = max(max(stage.resolution) for stage in config.stages.values())
-    settings = ", ".join([f"--resolution (now {largest})", *config.memory_settings()])
+    texture = f"--texture-size (now {config.export.texture_size})"
     return OutOfMemoryError(
         f"the job must fit the memory of {device.type}, but it ran out; use --low-memory, lower "
-        f"{settings}, --texture-size (now {config.export.texture_size}), or the views a step with --set "
+        f"{', '.join([*config.memory_settings(), texture])}, or the views a step with --set "
         f"(now {batches})"
     )

@@ -215,6 +215,11 @@ class Placement:
     centre: Float[Tensor, " 3"]  # in the file's coordinates
     scale: float
 
+    @classmethod
+    def identity(cls) -> "Placement":
+        """The placement of a mesh that stands in the world's coordinates already."""
+        return cls(torch.eye(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64), 1.0)
+
     def to_world(self, points: Float[Tensor, "P 3"]) -> Float[Tensor, "P 3"]:
         """Points of the file, in the world's coordinates."""
         rotation, centre = self.rotation.to(points.device), self.centre.to(points.device)
@@ -252,7 +257,7 @@ class PreparedMesh:
             self,
             vertices=self.placement.to_world(self.vertices),
             normals=self.placement.rotate(self.normals),
-            placement=Placement(torch.eye(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64), 1.0),
+            placement=Placement.identity(),
         )
 
     def to(self, device: torch.device | str) -> "PreparedMesh":

@@ -11,9 +11,10 @@ and exported. OUT/pipelines.json has a record of every run, and OUT/pipelines.md
 import argparse
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from pgc3d import pipeline
@@ -92,13 +93,9 @@ def measure(config: Config, task: Task, out: Path) -> dict[str, Any]:
     manifest = json.loads((out / "manifest.json").read_text())
     record["resumed"] = manifest["stages"].get(last, {}).get("steps") == config.last.steps
     record["seconds"] = time.perf_counter() - start
-    record["step_ms"] = {name: 1000 * _median(values) for name, values in watch.seconds.items()}
+    record["step_ms"] = {name: 1000 * median(values) for name, values in watch.seconds.items()}
     record["peak_memory_bytes"] = manifest.get("peak_memory_bytes", {})
     return record
-
-
-def _median(values: Sequence[float]) -> float:
-    return sorted(values)[len(values) // 2]
 
 
 def table(records: Mapping[str, Mapping[str, Any]]) -> str:

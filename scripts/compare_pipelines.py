@@ -31,9 +31,9 @@ from typing import Any
 import numpy as np
 import torch
 from make_gallery import PROMPTS
-from pictures import LoadedFolder, load_model, sample
+from sample_images import LoadedFolder, load_model, sample
 from study_clipping import work_off, write_sheets
-from study_jobs import Device, Job, measure_views
+from study_jobs import Device, Job, make_jobs, measure_views
 from study_summary import read_results, summarize
 
 from pgc3d import pipeline
@@ -212,8 +212,7 @@ def run(arguments: argparse.Namespace) -> None:
         overrides=tuple(arguments.overrides),
     )  # fmt: skip
     prompts, arms = arguments.prompt or PROMPTS, arguments.arms.split(",")
-    jobs = [Job("text", prompt, name, seed) for seed in range(arguments.seeds) for prompt in prompts
-            for name in arms]  # fmt: skip
+    jobs = make_jobs("text", prompts, arms, arguments.seeds)
     results = settings.out / "results.jsonl"
     require_same_settings(jobs, results, settings)
     prepare(prompts, settings)
@@ -231,7 +230,7 @@ def main() -> None:
     order = arguments.arms.split(",")
     lines = [line for line in read_results(arguments.out / "results.jsonl") if line["rule"] in order]
     if not lines:
-        raise SystemExit(f"{arguments.out} must have results to sum up, found none")
+        raise SystemExit(f"{arguments.out} must have results to sum up, got none")
     lines.sort(key=lambda line: order.index(line["rule"]))
     write_sheets(arguments.out, lines)
     text = summarize(lines, references=order[:1])

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from pictures import chunks, gather_images, load_model
+from sample_images import chunks, gather_images, load_model
 from torch import Tensor
 
 from pgc3d.build.run import resolve_device

@@ -4,13 +4,13 @@ As `make_random_sdxl.py`: `python scripts/make_random_sd.py FOLDER` writes the f
 with `--tiny` a miniature for 64 px that the tests also use.
 """
 
-import argparse
 from pathlib import Path
 from typing import Any
 
 import torch
 from make_random_sdxl import (
     SCHEDULER,
+    command_line,
     sd_unet_config,
     text_config,
     vae_config,
@@ -62,15 +62,5 @@ def _parts(*, full_size: bool) -> list[tuple[str, Any]]:
         ]
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description="Write an SD-layout checkpoint with random weights")
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--tiny", action="store_true")
-    arguments = parser.parse_args()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    write_random_sd(arguments.folder, full_size=not arguments.tiny, device=device)
-
-
 if __name__ == "__main__":
-    main()
+    command_line("SD", write_random_sd)

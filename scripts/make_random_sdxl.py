@@ -7,7 +7,7 @@ with `--tiny` a miniature for 64 px that the tests also use.
 
 import argparse
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -220,18 +220,23 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2), encoding="utf-8")
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description="Write an SDXL-layout checkpoint with random weights")
+def command_line(layout: str, write: Callable[..., None]) -> None:
+    """The command line of a script that writes a checkpoint.
+
+    Args:
+        layout: of the checkpoint, for the help text.
+        write: as `write_random_sdxl`.
+    """
+    parser = argparse.ArgumentParser(description=f"Write a checkpoint with random weights, layout {layout}")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--tiny", action="store_true", help="a miniature for 64 px")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    write_random_sdxl(arguments.folder, full_size=not arguments.tiny, device=device, seed=arguments.seed)
+    write(arguments.folder, full_size=not arguments.tiny, device=device, seed=arguments.seed)
     size = sum(file.stat().st_size for file in arguments.folder.rglob("*") if file.is_file())
     print(f"{arguments.folder}: {size / 2**20:.0f} MiB")
 
 
 if __name__ == "__main__":
-    main()
+    command_line("SDXL", write_random_sdxl)

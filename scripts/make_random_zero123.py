@@ -4,12 +4,11 @@ As `make_random_sdxl.py`, for the image-conditioned model: `python scripts/make_
 writes the full size (2.4 GB in float16), with `--tiny` a miniature for 64 px that the tests also use.
 """
 
-import argparse
 from pathlib import Path
 from typing import Any
 
 import torch
-from make_random_sdxl import SCHEDULER, vae_config, write_json, write_modules
+from make_random_sdxl import SCHEDULER, command_line, vae_config, write_json, write_modules
 
 CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
 CLIP_DEVIATION = [0.26862954, 0.26130258, 0.27577711]
@@ -134,18 +133,5 @@ def vision_config(*, full_size: bool) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description="Write a Zero123-layout checkpoint with random weights")
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--tiny", action="store_true", help="a miniature for 64 px")
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    write_random_zero123(arguments.folder, full_size=not arguments.tiny, device=device, seed=arguments.seed)
-    size = sum(file.stat().st_size for file in arguments.folder.rglob("*") if file.is_file())
-    print(f"{arguments.folder}: {size / 2**20:.0f} MiB")
-
-
 if __name__ == "__main__":
-    main()
+    command_line("Zero123", write_random_zero123)

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
-from pictures import PROMPTS, LoadedFolder, encode_views, load_model, sample
+from sample_images import PROMPTS, LoadedFolder, encode_views, load_model, sample
 from torch import Tensor
 
 from pgc3d.build.run import resolve_device

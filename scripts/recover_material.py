@@ -54,8 +54,9 @@ def sphere(rows: int = 24) -> PreparedMesh:
     grid = index % columns + index // (columns + 1) * columns  # the seam's columns are one, and so are poles
     grid[0], grid[-1] = grid[0, 0], grid[-1, 0]
     welded = grid.reshape(-1)[faces]
-    place = Placement(torch.eye(3).double(), torch.zeros(3).double(), 1.0)
-    return PreparedMesh(vertices, faces, vertices.clone(), faces, uv, faces, welded, place, "own")
+    return PreparedMesh(
+        vertices, faces, vertices.clone(), faces, uv, faces, welded, Placement.identity(), "own"
+    )
 
 
 def patches(size: int, generator: torch.Generator) -> Tensor:

@@ -34,8 +34,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pictures import PROMPTS
 from PIL import Image
+from sample_images import PROMPTS
 from study_jobs import Job, Kind, Settings, fingerprint, job_config, make_jobs, measure_views, run_job
 from study_summary import plot_summary, read_results, report
 

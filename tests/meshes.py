@@ -96,6 +96,6 @@ def wavy_strip() -> PreparedMesh:
         grid,
         faces,
         welded_faces=faces,
-        placement=Placement(torch.eye(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64), 1.0),
+        placement=Placement.identity(),
         uv_method="own",
     )

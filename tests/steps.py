@@ -1,5 +1,8 @@
 """Renders and gradients for tests: of one step that is begun and ended, or for evaluation."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -7,6 +10,18 @@ from pgc3d.interfaces import Representation
 from pgc3d.optimize import Objective, evaluate
 from pgc3d.stopwatch import Stopwatch
 from pgc3d.types import Cameras, Rendering, Step, Views
+
+
+@contextmanager
+def nothing_waits() -> Iterator[None]:
+    """Fail where torch waits for the CUDA device."""
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
 
 FIRST = Step(index=0, total=100)
 

@@ -60,7 +60,7 @@ def test_two_arms_are_run_measured_and_compared_once(scripts, folder, tmp_path, 
 
 def test_the_priors_images_have_a_background_that_the_prompt_does_not_name(scripts, tmp_path, monkeypatch):
     import compare_pipelines
-    from pictures import load_model
+    from sample_images import load_model
 
     loaded, seen = load_model("mini", torch.device("cpu")), []
 

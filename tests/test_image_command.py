@@ -1,4 +1,4 @@
-"""From a picture to an asset on the command line, with a tiny random Zero123."""
+"""From an image to an asset on the command line, with a tiny random Zero123."""
 
 import json
 import pickle
@@ -36,15 +36,15 @@ def checkpoint(tmp_path_factory):
 
 
 @pytest.fixture
-def picture(tmp_path):
+def input_image(tmp_path):
     rgba = np.zeros((80, 60, 4), np.uint8)
     rgba[10:70, 15:40] = (200, 60, 30, 255)
     Image.fromarray(rgba).save(tmp_path / "Red Thing.png")
     return tmp_path / "Red Thing.png"
 
 
-def test_picture_becomes_a_mesh_and_more(run, checkpoint, picture, tmp_path):
-    code, out, err = run("image", picture, "--model", checkpoint, "--elevation", "20", *TINY)
+def test_an_image_becomes_a_mesh_and_more(run, checkpoint, input_image, tmp_path):
+    code, out, err = run("image", input_image, "--model", checkpoint, "--elevation", "20", *TINY)
     assert code in (0, 5), err  # random weights make noise, which may be too fine for a tiny texture
     folder = tmp_path / "runs" / "red-thing-0"
     assert "input.png" in out
@@ -59,7 +59,7 @@ def test_picture_becomes_a_mesh_and_more(run, checkpoint, picture, tmp_path):
 
     moved = tmp_path / "moved"
     shutil.move(folder, moved)
-    picture.unlink()  # the run has its own copy
+    input_image.unlink()  # the run has its own copy
     text = (moved / "config.yaml").read_text()
     (moved / "config.yaml").write_text(text.replace("steps: 4", "steps: 6"))
     assert run("resume", moved)[0] == 2
@@ -69,9 +69,9 @@ def test_picture_becomes_a_mesh_and_more(run, checkpoint, picture, tmp_path):
     assert run("render", moved)[0] == 0
 
 
-def test_a_prompt_beside_the_picture_asks_both_models(run, checkpoint, picture, tmp_path):
+def test_a_prompt_beside_the_image_uses_both_models(run, checkpoint, input_image, tmp_path):
     prompt = ["--prompt", "a red chair", "--set", "models.text.name=mini", "--steps", "1"]
-    code, _, err = run("image", picture, "--model", checkpoint, "--out", "both", *TINY, *prompt)
+    code, _, err = run("image", input_image, "--model", checkpoint, "--out", "both", *TINY, *prompt)
     assert code in (0, 5), err
     manifest = json.loads((tmp_path / "both" / "manifest.json").read_text())
     assert set(manifest["models"]) == {"image", "text"}
@@ -82,7 +82,7 @@ def test_a_prompt_beside_the_picture_asks_both_models(run, checkpoint, picture, 
 
 @pytest.fixture
 def maps(tmp_path):
-    """Depth and normals for `picture`: nearer and turned to the right, the further to the right."""
+    """Depth and normals for `input_image`: nearer and turned to the right, the further to the right."""
     right = np.broadcast_to(np.linspace(0, 1, 60), (80, 60))
     Image.fromarray(np.rint(right * 65535).astype(np.uint16)).save(tmp_path / "near.png")
     normals = np.stack([0.5 + 0.3 * right, np.full_like(right, 0.5), np.full_like(right, 0.9)], axis=-1)
@@ -90,8 +90,8 @@ def maps(tmp_path):
     return ["--depth", tmp_path / "near.png", "--normal", tmp_path / "normals.npy"]
 
 
-def test_maps_beside_the_picture_are_kept_and_used(run, checkpoint, picture, maps, tmp_path):
-    code, out, err = run("image", picture, "--model", checkpoint, "--out", "mapped", *maps, *TINY)
+def test_maps_beside_the_image_are_kept_and_used(run, checkpoint, input_image, maps, tmp_path):
+    code, out, err = run("image", input_image, "--model", checkpoint, "--out", "mapped", *maps, *TINY)
     assert code in (0, 5), err
     folder = tmp_path / "mapped"
     assert {"depth.png", "normal.png"} <= {line.split("/")[-1] for line in out.split()}
@@ -103,7 +103,7 @@ def test_maps_beside_the_picture_are_kept_and_used(run, checkpoint, picture, map
     assert (manifest["depth"], manifest["normal"]) == ("depth.png", "normal.png")
     assert {"depth.png", "normal.png"} <= set(manifest["files"])
     assert {"depth", "normal"} <= set(manifest["inputs"])
-    for path in (picture, tmp_path / "near.png", tmp_path / "normals.npy"):
+    for path in (input_image, tmp_path / "near.png", tmp_path / "normals.npy"):
         path.unlink()  # the run has its own copies
     text = (folder / "config.yaml").read_text()
     (folder / "config.yaml").write_text(text.replace("steps: 4", "steps: 6"))
@@ -125,10 +125,10 @@ MAP_ERRORS = {
 
 
 @pytest.mark.parametrize(("options", "shape", "line"), MAP_ERRORS.values(), ids=MAP_ERRORS)
-def test_a_map_that_does_not_belong_to_the_picture_is_one_line(
+def test_a_map_that_does_not_belong_to_the_image_is_one_line(
     run,
     checkpoint,
-    picture,
+    input_image,
     tmp_path,
     options,
     shape,
@@ -136,23 +136,23 @@ def test_a_map_that_does_not_belong_to_the_picture_is_one_line(
 ):
     np.save(tmp_path / "depth.npy", np.random.default_rng(0).random(shape))
     arguments = ["--model", checkpoint, "--depth", tmp_path / "depth.npy", *TINY, *options]
-    code, out, err = run("image", picture, *arguments)
+    code, out, err = run("image", input_image, *arguments)
     assert (code, out) == (2, "")
     assert line in err.splitlines()[-1]
     assert not (tmp_path / "runs").exists()
 
 
-def test_what_was_left_out_of_the_picture_is_said(run, checkpoint, picture, tmp_path):
-    with Image.open(picture) as opened:
+def test_what_was_left_out_of_the_image_is_said(run, checkpoint, input_image, tmp_path):
+    with Image.open(input_image) as opened:
         rgba = np.array(opened)
     rgba[:60, 58] = rgba[75, 3] = (200, 60, 30, 255)
     rgba[60:, 58] = 0
-    Image.fromarray(rgba[:, :-1]).save(picture)
+    Image.fromarray(rgba[:, :-1]).save(input_image)
     np.save(tmp_path / "depth.npy", np.ones((3, 3)))  # ends before there is anything to wait for
-    code, _, err = run("image", picture, "--model", checkpoint, "--depth", tmp_path / "depth.npy", *TINY)
+    code, _, err = run("image", input_image, "--model", checkpoint, "--depth", tmp_path / "depth.npy", *TINY)
     assert code == 2
     lines = err.splitlines()
-    assert any(f"left out 1 speck apart from the object of {picture}" in line for line in lines)
+    assert any(f"left out 1 speck apart from the object of {input_image}" in line for line in lines)
     assert any("reaches the right border of the image" in line for line in lines)
 
 
@@ -200,9 +200,9 @@ def test_what_the_user_says_of_the_cameras_wins_over_the_model_folder(trained_ot
     assert config.last.objectives["novel"].cameras.fovy_degrees == (33.0, 33.0)
 
 
-def test_cameras_of_the_model_folder_stand_in_the_run(run, trained_otherwise, picture, tmp_path):
+def test_cameras_of_the_model_folder_stand_in_the_run(run, trained_otherwise, input_image, tmp_path):
     other = ["--border", "0.25", "--steps", "1"]
-    code, _, err = run("image", picture, "--model", trained_otherwise, "--out", "run", *TINY, *other)
+    code, _, err = run("image", input_image, "--model", trained_otherwise, "--out", "run", *TINY, *other)
     assert code in (0, 5), err
     kept = load_config([tmp_path / "run" / "config.yaml"])
     assert (kept.view.fovy_degrees, kept.view.fill, kept.image.border) == (33.0, 0.8, 0.25)
@@ -266,7 +266,7 @@ def test_zero123_is_no_text_model(run, checkpoint):
 
 @pytest.mark.parametrize("name", ["mini", "zero123"])
 @pytest.mark.parametrize("over", [(), ("draft",), ("high",), ("prompt",), ("high", "prompt")])
-def test_novel_views_are_as_far_as_the_picture_is(name, over):
+def test_novel_views_are_as_far_as_the_image_is(name, over):
     layers = [preset(f"image-{name}"), *(preset(f"image-{name}-{part}") for part in over)]
     config = load_config(layers)
     assert set(config.last.objectives) == {"novel", "reference"} | ({"prompt"} if "prompt" in over else set())
@@ -284,7 +284,7 @@ def test_stable_zero123_is_a_file_over_the_preset():
     assert config.last.objectives["novel"].guidance.t_max[1] == 0.98
 
 
-def test_text_configurations_need_no_picture():
+def test_text_configurations_need_no_image():
     with pytest.raises(ConfigError, match="kind must be one of orbit, reference"):
         load_config(overrides=["objectives.color.cameras.kind=refernce"])
 
@@ -306,11 +306,11 @@ def in_pickles(work, tasks, *, processes):
     return in_processes(*pickle.loads(pickle.dumps((work, dict(tasks)))), processes=1)
 
 
-def make_image_items(run, checkpoint, picture, folder):
+def make_image_items(run, checkpoint, input_image, folder):
     """Two at once, in the frame of the truth: seen from the elevation that the list says."""
     truth = folder / "truth.glb"
     write_mesh(truth, procedural_asset("box", rasterizer=CpuRasterizer()), "glb")
-    item = Item("thing", image=picture, truth=truth, elevation_degrees=25.0)
+    item = Item("thing", image=input_image, truth=truth, elevation_degrees=25.0)
     write_items(folder / "items.jsonl", [item])
     arguments = ["--run", "--model", checkpoint, "--set", "export.format=stl", "--out", folder / "numbers"]
     two = ["--seed", 3, "--seeds", 2, "--jobs", 2]
@@ -327,12 +327,12 @@ def make_image_items(run, checkpoint, picture, folder):
         assert code == 5, err
 
 
-def test_a_benchmark_makes_its_image_items(run, checkpoint, picture, tmp_path, monkeypatch):
+def test_a_benchmark_makes_its_image_items(run, checkpoint, input_image, tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "in_processes", in_pickles)
     monkeypatch.setattr(protocol, "Protocol", Coarse)
-    make_image_items(run, checkpoint, picture, tmp_path)
+    make_image_items(run, checkpoint, input_image, tmp_path)
 
 
 @pytest.mark.slow
-def test_a_benchmark_makes_its_image_items_in_processes(run, checkpoint, picture, tmp_path):
-    make_image_items(run, checkpoint, picture, tmp_path)
+def test_a_benchmark_makes_its_image_items_in_processes(run, checkpoint, input_image, tmp_path):
+    make_image_items(run, checkpoint, input_image, tmp_path)

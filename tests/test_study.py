@@ -272,7 +272,7 @@ def short(finetune):
 
 
 def test_samples_come_from_the_model(scripts, folder):
-    from pictures import draw_images, load_model
+    from sample_images import draw_images, load_model
 
     loaded = load_model(str(folder), torch.device("cpu"))
     pictures = draw_images(loaded, 3, size=64, steps=2, batch=2)
@@ -283,7 +283,7 @@ def test_samples_come_from_the_model(scripts, folder):
 
 def test_ddim_returns_to_the_picture_that_an_exact_model_knows(scripts, folder):
     """With the noise of one known picture as its answer, every estimate is that picture."""
-    from pictures import encode_views, load_model, sample
+    from sample_images import encode_views, load_model, sample
 
     loaded = load_model(str(folder), torch.device("cpu"))
     truth = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(0))

@@ -42,9 +42,9 @@ def test_hash_grid_agrees_with_torch(features, count, device):
 def test_a_missing_triton_is_said(monkeypatch):
     monkeypatch.setitem(sys.modules, "triton", None)
     with pytest.raises(
-        BackendUnavailableError, match=r"pictures on CUDA must have triton, .*; pip install triton"
+        BackendUnavailableError, match=r"images on CUDA must have triton, .*; pip install triton"
     ):
-        require_triton("pictures")
+        require_triton("images")
 
 
 @needs_triton

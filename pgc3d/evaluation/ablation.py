@@ -46,7 +46,7 @@ from pgc3d.rendering import build_rasterizer
 from pgc3d.representation.dmtet_config import DMTetConfig
 from pgc3d.run_directory import CONFIG, MANIFEST
 from pgc3d.schedules import PiecewiseLinear
-from pgc3d.session import Event, EventCallback, describe_environment, explain_memory, used_memory
+from pgc3d.session import Event, EventCallback, copy_state, describe_environment, explain_memory, used_memory
 from pgc3d.task import Task
 from pgc3d.types import Rendering, Step, Views
 
@@ -164,7 +164,7 @@ def _restart_of(guidance: Guidance) -> Callable[[], None]:
     if not isinstance(guidance, Stateful):
         return lambda: None
     stateful: Stateful = guidance
-    first = {name: value.clone() for name, value in stateful.state_dict().items()}
+    first = copy_state(stateful)
 
     def restart() -> None:
         stateful.load_state_dict({name: value.clone() for name, value in first.items()})

@@ -60,9 +60,8 @@ def wholeness(
     _, owner = np.unique(label, return_inverse=True)
     area = np.bincount(owner, _areas(points, corners))
     volume = np.bincount(owner, _volumes(points, corners))
-    parts = [corners[owner == part] for part in np.flatnonzero(area >= least_area * area.sum())]
     kept = np.flatnonzero(area >= least_area * area.sum())
-    counts = [_handles(part) for part in parts]
+    counts = [_handles(corners[owner == part]) for part in kept]
     void = [bool(volume[part] < 0 and loops == 0) for part, (_, loops) in zip(kept, counts, strict=True)]
     return Wholeness(
         components=void.count(False),

@@ -10,6 +10,7 @@ from torch.nn.functional import avg_pool2d, interpolate, max_pool2d, normalize, 
 
 from pgc3d.geometry.own_uv import draw_atlas
 from pgc3d.geometry.uv import UvAtlas
+from pgc3d.images import to_bytes
 from pgc3d.interfaces import Rasterizer
 from pgc3d.types import Material
 
@@ -71,7 +72,7 @@ def shown_normals(material: Material) -> Float[Tensor, "P 3"]:
 def finish(values: Float[Tensor, "S S 5"], covered: Bool[Tensor, "S S"], *, padding: int = 4) -> Textures:
     """8 bit images of base colour, roughness and metallic in [0, 1], filled where no chart covers them."""
     image = fill(values, covered, padding=padding)
-    image = (image * 255).round().clamp(0, 255).to(torch.uint8).cpu()
+    image = to_bytes(image)
     occlusion = torch.full_like(image[..., :1], 255)  # unused by the material, white in viewers that read it
     return Textures(
         base_color=image[..., :3].contiguous(),
@@ -187,4 +188,4 @@ def vertex_colors(
     vertices: Float[Tensor, "V 3"], material: Callable[[Float[Tensor, "P 3"]], Material]
 ) -> UInt8[Tensor, "V 3"]:
     """Base colour at the vertices, for formats without textures."""
-    return (query(material, vertices)[:, :3] * 255).round().clamp(0, 255).to(torch.uint8).cpu()
+    return to_bytes(query(material, vertices)[:, :3])

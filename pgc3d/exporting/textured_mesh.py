@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -16,6 +16,7 @@ from pgc3d.exporting.bake import fill, shown_normals, shown_surface, surface_tex
 from pgc3d.exporting.export import CHECK_RESOLUTION, ExportReport, describe_file, read_parts
 from pgc3d.exporting.roundtrip import Part, comparison_views, round_trip_psnr
 from pgc3d.geometry.tangents import corner_tangents
+from pgc3d.images import to_bytes
 from pgc3d.interfaces import Rasterizer
 from pgc3d.mesh_io.asset import MeshAsset
 from pgc3d.mesh_io.mesh_file import write_mesh
@@ -120,25 +121,21 @@ def _with_textures(asset: MeshAsset, textured: TexturedMesh, image: Float[Tensor
     """The asset with the textures of a material whose channels are baked; constants are a single texel."""
     given, size = textured.prepared, len(image)
     material = textured.texture.channels.material(image.flatten(0, 1))
-    surface = _bytes(shown_surface(material))
+    surface = to_bytes(shown_surface(material))
     normal_map, tangents = None, None
     if material.slope is not None:
-        normal_map = _bytes(shown_normals(material)).reshape(size, size, 3)
+        normal_map = to_bytes(shown_normals(material)).reshape(size, size, 3)
         tangents = corner_tangents(given)
     return replace(
         asset,
         uv=given.uv,
         uv_faces=given.uv_faces,
-        base_color=_bytes(material.base_color).reshape(size, size, 3),
+        base_color=to_bytes(material.base_color).reshape(size, size, 3),
         wrap=("repeat", "repeat") if textured.prepared.uv_wraps else ("clamp", "clamp"),
         metallic_roughness=surface.reshape(size, size, 3) if textured.varies else surface[:1, None],
         normal_map=normal_map,
         tangents=tangents,
     )
-
-
-def _bytes(values: Float[Tensor, "*P C"]) -> UInt8[Tensor, "*P C"]:
-    return (values * 255).round().clamp(0, 255).to(torch.uint8).cpu()
 
 
 @torch.no_grad()
@@ -182,7 +179,7 @@ def _with_vertex_colors(asset: MeshAsset, textured: TexturedMesh) -> MeshAsset:
         asset,
         normals=_mean_normals(textured.prepared),
         normal_faces=None,
-        vertex_color=_bytes(colors),
+        vertex_color=to_bytes(colors),
     )
 
 

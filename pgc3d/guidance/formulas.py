@@ -5,7 +5,7 @@ of them are evaluated in one batch of the UNet, so that their number is what a f
 """
 
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias, runtime_checkable
+from typing import ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -75,15 +75,8 @@ class SdsFormula:
 
     kind: Literal["sds"] = "sds"
 
-    @property
-    def texts(self) -> tuple[str, ...]:
-        """No others."""
-        return ()
-
-    @property
-    def evaluations(self) -> int:
-        """Two."""
-        return 2
+    texts: ClassVar[tuple[str, ...]] = ()
+    evaluations: ClassVar[int] = 2
 
     def gradient(
         self, found: Predictions, weights: Float[Tensor, " B"], *, guidance_scale: float, progress: float
@@ -141,6 +134,8 @@ class NfsdFormula:
     bad: str = BAD_QUALITY
     low_noise: float = number(0.2, 0.0, 1.0)  # timesteps below, as a fraction, have delta_D = uncond
 
+    evaluations: ClassVar[int] = 3  # also at low noise: a batch has timesteps of both kinds
+
     def __post_init__(self) -> None:
         check(self)
 
@@ -148,11 +143,6 @@ class NfsdFormula:
     def texts(self) -> tuple[str, ...]:
         """The text of bad quality."""
         return (self.bad,)
-
-    @property
-    def evaluations(self) -> int:
-        """Three, also at low noise: the images of a batch have timesteps of both kinds."""
-        return 3
 
     def gradient(
         self, found: Predictions, weights: Float[Tensor, " B"], *, guidance_scale: float, progress: float
@@ -178,15 +168,8 @@ class SsdFormula:
     def __post_init__(self) -> None:
         check(self)
 
-    @property
-    def texts(self) -> tuple[str, ...]:
-        """No others."""
-        return ()
-
-    @property
-    def evaluations(self) -> int:
-        """Two."""
-        return 2
+    texts: ClassVar[tuple[str, ...]] = ()
+    evaluations: ClassVar[int] = 2
 
     def gradient(
         self, found: Predictions, weights: Float[Tensor, " B"], *, guidance_scale: float, progress: float
@@ -210,15 +193,8 @@ class CleanFormula:
     def __post_init__(self) -> None:
         check(self)
 
-    @property
-    def texts(self) -> tuple[str, ...]:
-        """No others."""
-        return ()
-
-    @property
-    def evaluations(self) -> int:
-        """Two."""
-        return 2
+    texts: ClassVar[tuple[str, ...]] = ()
+    evaluations: ClassVar[int] = 2
 
     def gradient(
         self, found: Predictions, weights: Float[Tensor, " B"], *, guidance_scale: float, progress: float

@@ -50,8 +50,7 @@ def quarter(
         r, 1 at the front or side with which the quarter begins and 0 at its end; the weights of the negative
         prompts (front and side before the side, side and front behind it); and 1 behind the side, else 0.
     """
-    turned = torch.remainder(azimuth + math.pi, 2 * math.pi) - math.pi
-    quarters = turned.abs() / (math.pi / 2)  # in [0, 2]
+    quarters = _signed(azimuth).abs() / (math.pi / 2)  # in [0, 2]
     behind = (quarters >= 1).to(quarters.dtype)
     r = 1 + behind - quarters
 
@@ -77,8 +76,7 @@ def mixture(views: Views, config: ViewPromptConfig, device: torch.device, scale:
     """
     azimuth, elevation = views.cameras.azimuth.to(device), views.cameras.elevation.to(device)
     background = views.background.to(device)
-    turned = torch.remainder(azimuth + math.pi, 2 * math.pi) - math.pi
-    side_angle = torch.where(turned < 0, -math.pi / 2, math.pi / 2).to(azimuth.dtype)
+    side_angle = torch.where(_signed(azimuth) < 0, -math.pi / 2, math.pi / 2).to(azimuth.dtype)
     front, side, back = (
         view_index(angle, elevation, background, config)
         for angle in (torch.zeros_like(azimuth), side_angle, torch.full_like(azimuth, math.pi))
@@ -89,6 +87,11 @@ def mixture(views: Views, config: ViewPromptConfig, device: torch.device, scale:
     if has_more_directions(config):
         first = second = view_index(azimuth, elevation, background, config)
     return ViewMixture(first, second, r, negatives, scale * weights)
+
+
+def _signed(azimuth: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
+    """The same direction in [-pi, pi), negative on the left of the front."""
+    return torch.remainder(azimuth + math.pi, 2 * math.pi) - math.pi
 
 
 def has_more_directions(config: ViewPromptConfig) -> bool:

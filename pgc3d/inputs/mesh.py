@@ -96,10 +96,8 @@ def prepare_surface(surface: Mesh, *, faces: int | None, texture_size: int) -> P
     Raises:
         DivergedError: no face remains.
     """
-    whole = clean(surface.vertices, surface.faces)
-    mesh = clean(whole.vertices, whole.faces, target_faces=faces, keep_fraction=0.0)
+    mesh = clean(surface.vertices, surface.faces, target_faces=faces)
     atlas = unwrap(mesh.vertices, mesh.faces, texture_size=texture_size)
-    unmoved = Placement(torch.eye(3).double(), torch.zeros(3).double(), 1.0)
     return PreparedMesh(
         vertices=mesh.vertices,
         faces=mesh.faces,
@@ -108,7 +106,7 @@ def prepare_surface(surface: Mesh, *, faces: int | None, texture_size: int) -> P
         uv=atlas.uv,
         uv_faces=atlas.uv_faces,
         welded_faces=mesh.faces,
-        placement=unmoved,
+        placement=Placement.identity(),
         uv_method=atlas.method,
     )
 

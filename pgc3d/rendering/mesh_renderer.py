@@ -309,7 +309,7 @@ def _compose(
     """
     key = key_direction(cameras)
     if pixel is None and _is_fused(attributes, color, cameras, background):
-        require_triton("pictures")
+        require_triton("images")
         from pgc3d.kernels.compose_triton import compose
 
         data, camera = fragments.data.detach(), cameras.camera_from_world
