@@ -159,6 +159,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=1, help="processes at once, on one device")
     parser.add_argument("--guidance", choices=("mini", "sdxl", "sd", "zero123"), help="default: mini")
     parser.add_argument("--model", help="folder or hub id instead of the guidance's own, e.g. a Zero123's")
+    parser.add_argument("--pipeline", help="of the runs, see `pgc3d config list`; default: one stage")
     parser.add_argument("--quality", choices=("draft", "standard", "high"))
     parser.add_argument("--steps", type=int)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
@@ -206,6 +207,7 @@ def start(arguments: argparse.Namespace) -> tuple[Settings, list[Job]]:
         device=arguments.device,
         steps=arguments.steps,
         overrides=tuple(arguments.overrides),
+        pipeline=arguments.pipeline,
         items=items,
     )
     all_rules = IMAGE_RULES if items else RULES

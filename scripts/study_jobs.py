@@ -17,7 +17,7 @@ from pgc3d import pipeline
 from pgc3d.build.run import resolve_device
 from pgc3d.choices import Frame, GuidanceName, Quality
 from pgc3d.clip_rules import parse_rule
-from pgc3d.config import Config
+from pgc3d.config import Config, load_config
 from pgc3d.disk import replace_file
 from pgc3d.errors import InputError, Pgc3dError
 from pgc3d.evaluation.image_metrics import statistics
@@ -29,6 +29,7 @@ from pgc3d.exporting.roundtrip import comparison_views, render_asset
 from pgc3d.images import encode_png, to_bytes
 from pgc3d.mesh_io.mesh_file import read_mesh
 from pgc3d.mini import clip_model
+from pgc3d.pipelines import find_pipeline
 from pgc3d.presets import IMAGE, TEXT, configure
 from pgc3d.rendering import build_rasterizer
 from pgc3d.task import Task
@@ -69,8 +70,17 @@ class Settings:
     device: Device = "auto"
     steps: int | None = None
     overrides: tuple[str, ...] = ()
+    pipeline: str | None = None  # the guidance's own presets where it is None
     items: tuple[Item, ...] = ()  # what the image jobs are about
     protocol: Protocol = Protocol()  # noqa: RUF009 - frozen; measured in each frame that an item has
+
+    @property
+    def prompted(self) -> bool:
+        """Whether the pipeline takes an image and a prompt, which is then the item's caption."""
+        if self.pipeline is None or not self.items:
+            return False
+        files = find_pipeline(IMAGE.name, self.pipeline).files
+        return bool(files) and load_config(files).requires().prompt
 
     @property
     def linear_encoder(self) -> Path:
@@ -98,6 +108,10 @@ def rule_options(kind: Kind, rule: str, settings: Settings) -> dict[str, Any]:
         ConfigError: there is no such rule.
     """
     clip, _, variant = rule.partition("+")
+    if settings.pipeline is not None:  # whose stages have objectives of other names, see `job_config`
+        if variant:
+            raise InputError(f"a rule of a pipeline must have nothing behind +, got {rule!r}")
+        return {}
     objective: dict[str, Any] = {"clip": asdict(parse_rule(clip))}
     options: dict[str, Any] = {"objectives": {CLIPPED[kind]: objective}}
     if variant == "linear" and kind == "text":
@@ -120,7 +134,10 @@ def job_config(job: Job, settings: Settings) -> Config:
         TEXT if item is None else IMAGE,
         guidance=settings.guidance,
         model=settings.model,
-        quality=settings.quality,
+        quality=settings.quality if settings.pipeline is None else None,
+        pipeline=settings.pipeline,
+        clip=parse_rule(job.rule) if settings.pipeline is not None else None,
+        prompted=settings.prompted,
         options=options,
         overrides=settings.overrides,
     )
@@ -137,7 +154,8 @@ def run_job(job: Job, settings: Settings) -> dict[str, Any]:
     """The metrics of a generated asset; its six views are written, its run directory is deleted."""
     line: dict[str, Any] = asdict(job) | {"settings": fingerprint(job, settings), "metrics": {}, "error": ""}
     item = settings.item(job)
-    task = Task(job.task) if item is None else Task(image=item.image)
+    prompt = job.task if item is None else item.caption if settings.prompted else ""
+    task = Task(prompt, image=None if item is None else item.image)
     with tempfile.TemporaryDirectory(dir=settings.out) as folder:
         run = Path(folder) / "run"
         start = time.perf_counter()
@@ -149,7 +167,8 @@ def run_job(job: Job, settings: Settings) -> dict[str, Any]:
             return line | {"error": str(error)}
         shown = job.task if job.kind == "text" else None
         metrics |= measure_views(result.files[0], settings.out / "views" / f"{job.slug}.png", shown)
-        metrics |= read_log(run / "metrics.jsonl", CLIPPED[job.kind])
+        if settings.pipeline is None:
+            metrics |= read_log(run / "metrics.jsonl", CLIPPED[job.kind])
     return line | {"metrics": metrics | {"seconds": seconds}}
 
 
