@@ -8,6 +8,9 @@ from jaxtyping import Bool
 from torch import Tensor
 
 _SCALE_DECAY = 0.99  # of the running mean square of a group's gradients
+# Largest ratio of a step's mean square to the running mean that the mean follows: one step with far larger
+# gradients, as of a sliver triangle, must not make those of the next hundred steps small beside eps.
+_SCALE_GROWTH = 4.0
 
 
 class ParameterGroup(TypedDict):
@@ -158,7 +161,8 @@ def _normalize(scale: Tensor, params: Sequence[Tensor], finite: Tensor) -> Tenso
     count = sum(gradient.numel() for gradient in gradients)
     square = torch.stack([gradient.square().sum() for gradient in gradients]).sum() / count
     usable = finite & (square > 0)
-    target = torch.stack([torch.where(usable, square, 0.0), torch.ones_like(square)])
+    most = torch.where(scale[1] > 0, _SCALE_GROWTH * scale[0] / scale[1].clamp_min(1e-30), torch.inf)
+    target = torch.stack([torch.where(usable, torch.minimum(square, most), 0.0), torch.ones_like(square)])
     running = torch.lerp(scale, target, torch.where(usable, 1.0 - _SCALE_DECAY, 0.0))
     mean = running[0] / running[1].clamp_min(1e-30)
     factor = torch.where(running[1] > 0, mean.clamp_min(1e-30).rsqrt(), 1.0)

@@ -204,6 +204,8 @@ def test_the_surface_of_a_ball_is_found_in_a_grid():
 class Density:
     """A volume of a given density, seen as a NeRF's is."""
 
+    device = torch.device("cpu")
+
     def __init__(self, function):
         self.function = function
 

@@ -9,6 +9,7 @@ from pgc3d.cameras import OrbitConfig, sample_orbit, turntable
 from pgc3d.context import RepresentationContext
 from pgc3d.optimize import Objective, Problem, optimization_step
 from pgc3d.rendering import build_rasterizer
+from pgc3d.representation.dmtet_config import DMTetConfig
 from pgc3d.representation.fields import ColorFieldConfig
 from pgc3d.representation.nerf import Nerf
 from pgc3d.representation.nerf_config import NerfConfig
@@ -77,3 +78,22 @@ def test_gradients_are_those_of_the_cpu(lit: float) -> None:
     assert (images[0] - images[1]).abs().mean() < 1e-3
     for cpu, cuda in zip(*gradients, strict=True):
         assert torch.cosine_similarity(cpu, cuda, dim=0) > 0.99
+
+
+def test_the_surface_that_is_handed_over_is_that_of_the_cpu() -> None:
+    """And a DMTet on the device starts from it, with a colour field of another size."""
+    surfaces = []
+    for device in ("cpu", "cuda"):
+        nerf = build(device, NerfConfig(stations=48, blob_radius=0.6, mesh_resolution=24))
+        nerf.begin_step(steps(2)[0])
+        surfaces.append(handover := nerf.handover())
+        assert handover.surface.vertices.device.type == device
+    radii = [float(handover.surface.vertices.norm(dim=1).mean()) for handover in surfaces]
+    assert radii[0] == pytest.approx(radii[1], abs=0.01)
+    place = torch.device("cuda")
+    context = RepresentationContext(
+        rasterizer=build_rasterizer("auto", place), device=place,
+        generator=torch.Generator().manual_seed(0), mesh=dict, start=surfaces[1],
+    )  # fmt: skip
+    fine = DMTetConfig(resolution=24, color_field=ColorFieldConfig(levels=4, hidden=16)).build(context)
+    assert fine.to_mesh().vertices.device.type == "cuda"

@@ -50,6 +50,16 @@ def test_a_relative_eps_moves_entries_with_small_gradients_less():
     assert uneven[1].abs() < 0.01 * uneven[0].abs()
 
 
+def test_one_step_with_huge_gradients_does_not_stop_the_other_entries():
+    """As a sliver triangle makes: the scale that eps is relative to must not follow it."""
+    gradients = [torch.tensor([1.0, 0.3])] * 20
+    spiked = [*gradients[:10], torch.tensor([1e4, 0.3]), *gradients[11:]]
+    param, store = make([0.0, 0.0], relative_eps=0.1)
+    other, same = make([0.0, 0.0], relative_eps=0.1)
+    expected, found = run(store, param, gradients), run(same, other, spiked)
+    assert found[1] == pytest.approx(float(expected[1]), rel=0.1)
+
+
 @pytest.mark.parametrize("relative_eps", [None, 0.05])
 def test_a_step_that_is_not_finite_changes_nothing(relative_eps):
     param, store = make([1.0, 2.0], relative_eps=relative_eps)

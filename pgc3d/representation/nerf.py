@@ -73,6 +73,11 @@ class Nerf(nn.Module):
         self._levels = density.levels
         self._store: ParameterStore | None = None
 
+    @property
+    def device(self) -> torch.device:
+        """Of the fields."""
+        return self.occupancy.opacity.device
+
     def begin_step(self, step: Step) -> None:
         """Update the occupancy grid when that is due; restart a scene that became empty.
 
@@ -162,7 +167,7 @@ class Nerf(nn.Module):
     def density_at(self, points: Float[Tensor, "P 3"]) -> Float[Tensor, " P"]:
         """The density of any number of points, without gradients."""
         parts = [self.density(part, self._levels) for part in torch.split(points, CHUNK)]
-        return torch.cat(parts) if parts else points.new_zeros(0)
+        return torch.cat(parts)
 
     def get_extra_state(self) -> Float[Tensor, "3"]:
         """What a checkpoint needs beside tensors: the last step begun, recoveries and levels in use."""

@@ -21,8 +21,9 @@ def regularizer_rays(count: int, step: Step, *, like: Float[Tensor, "..."]) -> R
     Equal steps have equal rays.
     """
     numbers = torch.randn(2, count, 3, generator=step.generator("rays"))
-    origin, target = normalize(numbers, dim=-1).to(like).unbind(0)
-    radius = torch.rand(count, 1, generator=step.generator("aims")).to(like) ** (1 / 3)
+    origin, target = normalize(numbers, dim=-1).to(like, non_blocking=True).unbind(0)
+    uniform = torch.rand(count, 1, generator=step.generator("aims")).to(like, non_blocking=True)
+    radius = uniform ** (1 / 3)
     direction = normalize(AIM * radius * target - ORIGIN * origin, dim=-1)
     return rays_through_ball(ORIGIN * origin, direction, torch.ones_like(radius[:, 0]))
 

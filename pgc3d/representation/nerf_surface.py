@@ -32,6 +32,10 @@ LOST = 0.02  # fraction of the volume's silhouette whose loss is stated
 class Volume(Protocol):
     """What a surface is extracted from."""
 
+    @property
+    def device(self) -> torch.device:
+        """Of the points and cameras."""
+
     def density_at(self, points: Float[Tensor, "P 3"]) -> Float[Tensor, " P"]:
         """The density at points in the world, at least 0, per world unit."""
 
@@ -57,7 +61,7 @@ def extract_surface(volume: Volume, resolution: int, rasterizer: Rasterizer) -> 
         DivergedError: no level has a surface.
     """
     size = resolution + 1
-    device = _device(volume)
+    device = volume.device
     density = volume.density_at(grid_points(resolution, device)).reshape(size, size, size)
     cameras = turntable(VIEWS).to(device)
     seen = volume.render(Views(cameras, torch.ones(VIEWS, 3, device=device)), SIDE, None).alpha > SEEN
@@ -75,10 +79,6 @@ def extract_surface(volume: Volume, resolution: int, rasterizer: Rasterizer) -> 
         agreement=agreement,
         notes=_notes(level, agreement, float(missing.sum() / seen.sum().clamp_min(1))),
     )
-
-
-def _device(volume: Volume) -> torch.device:
-    return volume.density_at(torch.zeros(0, 3)).device
 
 
 def _notes(level: float, agreement: float, lost: float) -> tuple[str, ...]:

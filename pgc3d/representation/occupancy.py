@@ -87,7 +87,8 @@ class Occupancy(nn.Module):
         cells = self.opacity.shape[0]
         corner = grid_points(cells - 1, self.opacity.device).to(self.opacity)
         corner = corner * ((cells - 1) / cells) - 1.0 / cells
-        jitter = torch.rand(cells**3, 3, generator=step.generator("occupancy")).to(self.opacity)
+        drawn = torch.rand(cells**3, 3, generator=step.generator("occupancy"))
+        jitter = drawn.to(self.opacity, non_blocking=True)
         length = 2.0 / self.stations
         fresh = density(corner + jitter * (2.0 / cells)).reshape(self.opacity.shape) * length
         decay = 0.0 if restart else DECAY**self.every
