@@ -147,7 +147,12 @@ def bake_texture(
     if textured.prepared.uv_wraps:
         return _repeating(textured, texture_size)
     points, covered = surface_texels(
-        mesh.vertices, mesh.faces, mesh.uv, mesh.uv_faces, texture_size=texture_size, rasterizer=rasterizer
+        textured.canonical,
+        mesh.faces,
+        mesh.uv,
+        mesh.uv_faces,
+        texture_size=texture_size,
+        rasterizer=rasterizer,
     )
     image = torch.zeros(*covered.shape, len(textured.texture.channels.bounds), device=points.device)
     image[covered] = textured.texels(points[covered], _centres(covered), texture_size=texture_size)
@@ -174,7 +179,7 @@ def _with_vertex_colors(asset: MeshAsset, textured: TexturedMesh) -> MeshAsset:
     mesh = textured.mesh
     uv = mesh.uv.new_zeros(len(mesh.vertices), 2)
     uv[mesh.faces.reshape(-1)] = mesh.uv[mesh.uv_faces.reshape(-1)]
-    colors = textured.texels(mesh.vertices, uv, texture_size=FINEST)[:, :3]
+    colors = textured.texels(textured.canonical, uv, texture_size=FINEST)[:, :3]
     return replace(
         asset,
         normals=_mean_normals(textured.prepared),

@@ -67,10 +67,9 @@ def prepare_mesh_file(  # noqa: PLR0913 - each of them is a choice of the user
     own = choose_coordinates(source, path, choice=uv, rasterizer=rasterizer, device=device)
     method = "own"
     if isinstance(own, str):
-        atlas = unwrap(placement.to_world(welded), welded_faces, texture_size=texture_size)
-        method = atlas.method
-        notify(own.format(method=method))
-        own = Coordinates(atlas.uv, atlas.uv_faces)
+        reason = own
+        own, method = _unwrapped(source, placement.to_world(welded), welded_faces, texture_size)
+        notify(reason.format(method=method))
     return PreparedMesh(
         vertices=source.vertices,
         faces=source.faces,
@@ -84,7 +83,21 @@ def prepare_mesh_file(  # noqa: PLR0913 - each of them is a choice of the user
         uv_shared=own.shared,
         uv_wraps=own.wraps,
         labels=source.labels,
+        first_corners=source.first_corners,
     )
+
+
+def _unwrapped(
+    source: SourceMesh, vertices: Tensor, faces: Tensor, texture_size: int
+) -> tuple[Coordinates, str]:
+    """New texture coordinates, the same for all instances of a part, and the method that made them."""
+    first = source.first_corners
+    if first is None:
+        atlas = unwrap(vertices, faces, texture_size=texture_size)
+        return Coordinates(atlas.uv, atlas.uv_faces), atlas.method
+    once, place = torch.unique(first // 3, return_inverse=True)
+    atlas = unwrap(vertices, faces[once], texture_size=texture_size)
+    return Coordinates(atlas.uv, atlas.uv_faces[place, first % 3]), atlas.method
 
 
 def prepare_surface(surface: Mesh, *, faces: int | None, texture_size: int) -> PreparedMesh:
@@ -154,6 +167,8 @@ def save_prepared(path: Path, prepared: PreparedMesh) -> None:
         "centre": prepared.placement.centre,
         "scale": torch.tensor(prepared.placement.scale, dtype=torch.float64),
     }
+    if prepared.first_corners is not None:
+        tensors |= {"first_corners": prepared.first_corners}
     names = {}
     if labels is not None:
         tensors |= {"node": labels.node, "material": labels.material}
@@ -193,6 +208,7 @@ def load_prepared(path: Path) -> PreparedMesh:
             uv_shared=facts.get("uv_shared") == "true",
             uv_wraps=facts.get("uv_wraps") == "true",
             labels=_stored_labels(tensors, facts),
+            first_corners=tensors.get("first_corners"),
         )
     except (OSError, KeyError, ValueError, TypeError, SafetensorError) as error:
         raise RunDirectoryError(
@@ -246,3 +262,8 @@ def _require_prepared(tensors: Mapping[str, Tensor]) -> None:
             raise ValueError(f"{name} must be rows of 3 whole numbers, as many as there are faces")
         if int(faces.min()) < 0 or int(faces.max()) >= len(points) or not bool(points.isfinite().all()):
             raise ValueError(f"{name} must be indices of finite {target}")
+    first = tensors.get("first_corners", torch.zeros(count, 3, dtype=torch.int64))
+    if first.shape != (count, 3) or first.dtype != torch.int64:
+        raise ValueError("first_corners must be rows of 3 whole numbers, as many as there are faces")
+    if not 0 <= int(first.min()) <= int(first.max()) < 3 * count:
+        raise ValueError("first_corners must be corners of the faces")

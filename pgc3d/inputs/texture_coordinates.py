@@ -59,9 +59,7 @@ def choose_coordinates(
     candidates = _candidates(source)
     for uv, uv_faces in candidates:
         whole = unit_square(uv)
-        reason = uv_error(
-            whole, uv_faces, source.vertices, source.faces, rasterizer=rasterizer, device=device
-        )
+        reason = _uv_error(source, whole, uv_faces, rasterizer, device)
         if reason is None:
             return Coordinates(whole.nan_to_num(), uv_faces)  # vertices that no face uses may be NaN
         reasons.append(reason)
@@ -87,11 +85,19 @@ def _folded(
     pair: tuple[Tensor, Tensor], source: SourceMesh, rasterizer: Rasterizer, device: torch.device | str
 ) -> Coordinates:
     uv, uv_faces, wraps = fold_tiles(*pair)
-    shared = wraps or (
-        uv_error(uv, uv_faces, source.vertices, source.faces, rasterizer=rasterizer, device=device)
-        is not None
-    )
+    shared = wraps or _uv_error(source, uv, uv_faces, rasterizer, device) is not None
     return Coordinates(uv.nan_to_num(), uv_faces, shared, wraps)
+
+
+def _uv_error(
+    source: SourceMesh, uv: Tensor, uv_faces: Tensor, rasterizer: Rasterizer, device: torch.device | str
+) -> str | None:
+    """The reason of `uv_error`; of all instances of a part, which share their texels, one is checked."""
+    faces = source.faces
+    if source.first_corners is not None:
+        once = torch.unique(source.first_corners // 3)
+        faces, uv_faces = faces[once], uv_faces[once]
+    return uv_error(uv, uv_faces, source.vertices, faces, rasterizer=rasterizer, device=device)
 
 
 def _missing(source: SourceMesh) -> str | None:

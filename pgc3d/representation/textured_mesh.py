@@ -83,6 +83,7 @@ class TexturedMesh(nn.Module):
         device = next(texture.parameters()).device
         self.mesh = mesh = prepared.in_world().to(device)
         self._topology = edge_topology(prepared.welded_faces.to(device), len(mesh.vertices))
+        self.canonical = mesh.canonical
         self._face_normals = face_normals(mesh.vertices, mesh.faces)
         self._gradients = uv_gradients(mesh)
         self._tangents = corner_tangents(mesh) if self.has_bump else None
@@ -119,9 +120,9 @@ class TexturedMesh(nn.Module):
         """Points of the surface at which a field is compared with itself, the same in every run."""
         if self._pool is None:
             mesh = self.mesh
-            corners = mesh.vertices[mesh.faces].flatten(0, 1), mesh.uv[mesh.uv_faces].flatten(0, 1)
+            corners = self.canonical[mesh.faces].flatten(0, 1), mesh.uv[mesh.uv_faces].flatten(0, 1)
             generator = seeded("points of a surface")
-            sampled, _ = sample_surface(mesh.vertices, mesh.faces, POOL, generator)
+            sampled, _ = sample_surface(self.canonical, mesh.faces, POOL, generator)
             self._pool = self._field_points(*corners) if self.prepared.uv_shared else sampled
         return self._pool
 
@@ -170,6 +171,7 @@ class TexturedMesh(nn.Module):
             topology=self._topology,
             face_normals=self._face_normals,
             tangents=self._tangents,
+            canonical=None if self.prepared.first_corners is None else self.canonical,
             shading=shading and light is None,
         )
 
@@ -178,7 +180,7 @@ class TexturedMesh(nn.Module):
     ) -> Float[Tensor, "P C"]:
         """The channels of the texture at pixels; those of an image filtered over the pixels' footprints."""
         if isinstance(self.texture, ColorField):
-            return self.texture.values(self._field_points(hits.points, hits.uv))
+            return self.texture.values(self._field_points(hits.canonical, hits.uv))
         size = len(self.texture.image)
         level = footprint_level(
             self._gradients.index_select(0, hits.triangle),
@@ -223,14 +225,19 @@ class TexturedMesh(nn.Module):
     def _nearest_material(self, points: Float[Tensor, "P 3"]) -> Material:
         """Material of a field at the points, of an image at the nearest corner of a face."""
         texture = self.texture
-        if isinstance(texture, ColorField) and not self.prepared.uv_shared:
+        instanced = self.prepared.first_corners is not None
+        if isinstance(texture, ColorField) and not self.prepared.uv_shared and not instanced:
             return replace(cast("Material", texture(points)), slope=None)
         corners, uv = self.mesh.vertices[self.mesh.faces].flatten(0, 1), self.mesh.uv[self.mesh.uv_faces]
         parts = torch.split(points, max(1, (1 << 24) // len(corners)))  # 64 MB of distances
         nearest = [torch.cdist(part, corners).argmin(dim=1) for part in parts]
-        nearest_uv = uv.flatten(0, 1)[torch.cat(nearest)]
+        corner = torch.cat(nearest)
+        nearest_uv, canonical = (
+            uv.flatten(0, 1)[corner],
+            self.canonical[self.mesh.faces].flatten(0, 1)[corner],
+        )
         size = len(texture.image) if isinstance(texture, ImageTexture) else 1  # no filtering
-        values = self.texels(points, nearest_uv, texture_size=size)
+        values = self.texels(canonical, nearest_uv, texture_size=size)
         return replace(texture.channels.material(values), slope=None)
 
     def _groups(self) -> list[ParameterGroup]:
@@ -251,7 +258,7 @@ class TexturedMesh(nn.Module):
     def texels(
         self, points: Float[Tensor, "P 3"], uv: Float[Tensor, "P 2"], *, texture_size: int
     ) -> Float[Tensor, "P C"]:
-        """The channels of the texture at world points with their texture coordinates.
+        """The channels of the texture at canonical points with their texture coordinates.
 
         `texture_size` is the side of the image to bake in texels; for one smaller than the texture it is
         filtered.
