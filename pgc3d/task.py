@@ -8,13 +8,14 @@ from typing import Any
 from pgc3d.errors import RunDirectoryError
 from pgc3d.plain_files import require_inside
 
-FILES = ("image", "depth", "normal", "mesh", "background")
+FILES = ("image", "depth", "normal", "mesh", "document", "background")
 PREPARED_NAMES = {  # of the prepared files in the run's folder
     "image": "input.png",
     "depth": "depth.png",
     "normal": "normal.png",
     "background": "background.png",
     "mesh": "mesh.safetensors",
+    "document": "document.zip",
 }
 
 
@@ -25,6 +26,7 @@ class Task:
     prompt: str = ""
     image: Path | None = None
     mesh: Path | None = None
+    document: Path | None = None  # the mesh's file with those it names, see `pack_document`; made by the run
     background: Path | None = None  # an image, for objectives with the background "image"
     depth: Path | None = None  # depth map of the image, see `inputs.maps.prepare_map`
     normal: Path | None = None  # normal map of the image, likewise

@@ -17,6 +17,7 @@ from pgc3d.inputs.image import frame_image
 from pgc3d.inputs.maps import CHANNELS, prepare_map
 from pgc3d.inputs.mesh import prepare_mesh_file
 from pgc3d.memory import require_texture_memory
+from pgc3d.mesh_io.bundle import document_format, pack_document
 from pgc3d.records import is_utf8
 from pgc3d.rendering import build_rasterizer
 from pgc3d.task import Task
@@ -118,6 +119,22 @@ def prepare_images(config: Config, task: Task, notify: Notify = ignore) -> Mappi
     return prepared | {name: prepare_map(name, path, framed) for name, path in maps.items()}
 
 
+def prepare_document(path: Path, notify: Callable[[str], None] = ignore) -> bytes | None:
+    """The archive of a mesh's file, for a result with all its contents; None where it is a surface alone.
+
+    Args:
+        path: of the mesh file.
+        notify: called with a line where the file cannot come back as it is.
+    """
+    if document_format(path) is None:
+        return None
+    try:
+        return pack_document(path)
+    except InputError as error:
+        notify(f"the result will have the surface of {path.name} alone: {error}")
+        return None
+
+
 def prepare_mesh(
     config: Config, path: Path, device: torch.device, notify: Callable[[str], None] = ignore
 ) -> PreparedMesh:
@@ -150,5 +167,6 @@ def prepare_mesh(
         rasterizer=build_rasterizer(config.run.rasterizer, device),
         device=device,
         uv=settings.uv,
+        whole=document_format(path) == config.export.format,
         notify=notify,
     )

@@ -13,6 +13,7 @@ from torch.nn.functional import normalize
 from pgc3d.choices import Format
 from pgc3d.errors import InputError
 from pgc3d.exporting.bake import fill, shown_normals, shown_surface, surface_texels
+from pgc3d.exporting.document import write_document
 from pgc3d.exporting.export import CHECK_RESOLUTION, ExportReport, describe_file, read_parts
 from pgc3d.exporting.roundtrip import Part, comparison_views, round_trip_psnr
 from pgc3d.geometry.tangents import corner_tangents
@@ -20,6 +21,7 @@ from pgc3d.images import to_bytes
 from pgc3d.interfaces import Rasterizer
 from pgc3d.mesh_io.asset import MeshAsset
 from pgc3d.mesh_io.mesh_file import write_mesh
+from pgc3d.mesh_io.repaint import MaterialImages
 from pgc3d.representation.textured_mesh import TexturedMesh
 from pgc3d.stopwatch import Stopwatch
 from pgc3d.types import PreparedMesh, Rendering, Views
@@ -46,6 +48,7 @@ def export_textured_mesh(
     rasterizer: Rasterizer,
     texture_size: int = 1024,
     metadata: Mapping[str, str | int | float] | None = None,
+    document: Path | None = None,
 ) -> ExportReport:
     """Bake into the mesh's texture coordinates, write, read back and compare the unlit textures.
 
@@ -58,12 +61,15 @@ def export_textured_mesh(
         rasterizer: the backend for baking and for the comparison.
         texture_size: side of the texture in texels.
         metadata: for example prompt and seed; goes into the file where the format has a place.
+        document: archive of the mesh's file in this format, which comes back with all its contents; a file of
+            the surface alone is written when None.
 
     Returns:
         The report; the files exist even where `faithful` is false.
 
     Raises:
         InputError: the folder cannot be written or the disk is full, or the format has no colours.
+        RunDirectoryError: the archive is missing or damaged.
     """
     require_colors(format)
     watch, given = Stopwatch(torch.device("cpu")), textured.prepared
@@ -81,14 +87,21 @@ def export_textured_mesh(
             image = bake_texture(textured, texture_size=texture_size, rasterizer=rasterizer)
             asset = _with_textures(asset, textured, image)
     with watch.part("write"):
-        written = write_mesh(path, asset, format)
+        if document is None:
+            written = write_mesh(path, asset, format)
+        else:
+            written = write_document(
+                document, path, textured.mesh, _images(asset, textured), rasterizer=rasterizer,
+                metadata=asset.metadata,
+            )  # fmt: skip
     with watch.part("compare"):
         cameras, background = comparison_views(textured.mesh.vertices.device)
         own = partial(textured.shaded, Views(cameras, background), CHECK_RESOLUTION, shading=False)
         others: dict[Part, Rendering] = {}
-        if asset.metallic_roughness is not None:
+        whole = document is None  # of a document's materials, the base colours are compared
+        if asset.metallic_roughness is not None and whole:
             others["metallic_roughness"] = own(shown=shown_surface)
-        if asset.normal_map is not None:
+        if asset.normal_map is not None and whole:
             others["normal_map"] = own(shown=shown_normals)
         psnr = round_trip_psnr(
             path,
@@ -109,6 +122,14 @@ def export_textured_mesh(
         seconds=read_parts(watch),
         lost=_losses(textured) if format == "ply" else (),
     )
+
+
+def _images(asset: MeshAsset, textured: TexturedMesh) -> MaterialImages:
+    """The images for a document's materials; constant roughness and metallic stay those of the file."""
+    if asset.base_color is None:
+        raise ValueError("a document must get a base colour image")
+    surface = asset.metallic_roughness if textured.varies else None
+    return MaterialImages(asset.base_color, surface, asset.normal_map, asset.wrap)
 
 
 def _losses(textured: TexturedMesh) -> tuple[str, ...]:

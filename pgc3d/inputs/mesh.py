@@ -36,6 +36,7 @@ def prepare_mesh_file(  # noqa: PLR0913 - each of them is a choice of the user
     rasterizer: Rasterizer,
     device: torch.device | str = "cpu",
     uv: UvChoice = "auto",
+    whole: bool = False,
     notify: Callable[[str], None] = lambda _: None,
 ) -> PreparedMesh:
     """Read a mesh, place it in the world, and add the normals and texture coordinates that it lacks.
@@ -49,6 +50,7 @@ def prepare_mesh_file(  # noqa: PLR0913 - each of them is a choice of the user
         rasterizer: on `device`, to find overlapping charts.
         device: of the rasteriser.
         uv: whether to use the file's texture coordinates.
+        whole: whether the result has all contents of the file, not its surface alone.
         notify: receives a line for everything that was ignored, dropped or added.
 
     Raises:
@@ -63,6 +65,8 @@ def prepare_mesh_file(  # noqa: PLR0913 - each of them is a choice of the user
     normals, normal_faces, opposed = complete_normals(
         source, welded, welded_faces, crease=math.radians(crease_degrees)
     )
+    if source.lost and not whole:
+        notify(f"not kept in the result: {', '.join(source.lost)}")
     _report(source, path, notify, opposed=opposed, inside_out=is_inside_out(welded, welded_faces))
     own = choose_coordinates(source, path, choice=uv, rasterizer=rasterizer, device=device)
     method = "own"
@@ -131,8 +135,6 @@ def _report(
 ) -> None:
     for note in source.notes:
         notify(f"{path.name}: {note}")
-    if source.lost:
-        notify(f"not kept in the result: {', '.join(source.lost)}")
     if opposed > MAX_OPPOSED:
         notify(
             f"{path.name}: {opposed:.0%} of the normals point to the other side than their faces; "

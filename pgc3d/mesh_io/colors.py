@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from pgc3d.errors import InputError
 from pgc3d.geometry.normals import vertex_normals_or_z
 from pgc3d.images import to_bytes
 from pgc3d.mesh_io.asset import AssetMaterial, MeshAsset
@@ -137,12 +138,12 @@ def _with_image(
         image = to_bytes(linear_to_srgb(light))
     return replace(
         bare,
-        uv=_transformed(source.uv, look),
+        uv=transformed(source.uv, look),
         uv_faces=source.uv_faces,
         base_color=image,
         metallic_roughness=looks.image(look.load_surface),
         normal_map=looks.image(look.load_normal),
-        wrap=_wrap(_transformed(source.uv, look)[source.uv_faces], look),
+        wrap=_wrap(transformed(source.uv, look)[source.uv_faces], look),
     )
 
 
@@ -164,7 +165,7 @@ def _with_materials(tinted: MeshAsset, source: SourceMesh, looks: _Looks) -> Mes
             known = (source.uv_faces[rows] >= 0).all(dim=1)
             face_material[rows[known]] = len(materials)
             uv_faces[rows[known]] = source.uv_faces[rows[known]] + start
-            uv.append(_transformed(source.uv, look))
+            uv.append(transformed(source.uv, look))
             start += len(source.uv)
             wrap = _wrap(uv[-1][source.uv_faces[rows[known]]], look)
             materials.append(AssetMaterial(look.color[:3], image, wrap))
@@ -183,7 +184,25 @@ def _with_materials(tinted: MeshAsset, source: SourceMesh, looks: _Looks) -> Mes
     )
 
 
-def _transformed(uv: Float[Tensor, "U 2"], look: SourceMaterial) -> Float[Tensor, "U 2"]:
+def alpha_channel(material: SourceMaterial) -> Image.Image | None:
+    """The alpha channel of a material's image; None where it is not used, opaque, or cannot be read."""
+    load = material.load_alpha or material.load_image
+    if material.alpha == "OPAQUE" or load is None:
+        return None
+    try:
+        image = load()
+    except InputError:
+        return None
+    if load is material.load_alpha and image.mode in ("L", "RGB"):
+        return image.convert("L")
+    if image.mode not in ("RGBA", "LA", "PA") and "transparency" not in image.info:
+        return None
+    channel = image.convert("RGBA").getchannel("A")
+    return None if channel.getextrema() == (255, 255) else channel
+
+
+def transformed(uv: Float[Tensor, "U 2"], look: SourceMaterial) -> Float[Tensor, "U 2"]:
+    """Texture coordinates as a material's image is looked up with."""
     if look.uv_transform is None:
         return uv
     return (uv.double() @ look.uv_transform[:, :2].double().T + look.uv_transform[:, 2].double()).to(uv.dtype)

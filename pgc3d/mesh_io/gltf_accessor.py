@@ -3,7 +3,7 @@
 from collections.abc import Collection
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from numpy.typing import NDArray
 
 from pgc3d.errors import InputError
@@ -81,6 +81,18 @@ def count(document: Document, index: int, *, least: int = 0) -> int:
     if count < least:
         raise entry.error("count", f"at least {least}, since it belongs to as many")
     return count
+
+
+def read_stored(document: Document, index: int) -> Shaped[np.ndarray, "N width"]:
+    """All elements in the accessor's own component type.
+
+    Raises:
+        InputError: it leaves its buffer view, or has an unknown type.
+    """
+    entry = document.accessors[index]
+    if entry.text("type") not in WIDTHS:
+        raise entry.error("type", ", ".join(WIDTHS))
+    return _read(document, entry, count(document, index))
 
 
 def _read(document: Document, entry: Entry, rows: int) -> NDArray[np.generic]:

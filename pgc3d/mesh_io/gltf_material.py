@@ -3,7 +3,9 @@
 import io
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
+from typing import Literal
 
 import numpy as np
 import torch
@@ -72,20 +74,24 @@ def _material(document: Document, entry: Entry) -> SourceMaterial:
         color=torch.cat([linear_to_srgb(linear[:3]), linear[3:]]),
         load_surface=_loader(document, surface.entry(rough)) if rough in surface else None,
         load_normal=_loader(document, entry.entry(BUMP)) if BUMP in entry else None,
+        alpha=_alpha(entry),
+        cutoff=entry.number("alphaCutoff", 0.5),
     )
     if any(entry.extension(name) is not None for name in SHADERS):
         return SourceMaterial(name=material.name, load_image=partial(_refuse, _shader(document)))
     if texture is None:
         return material
-    return SourceMaterial(
-        name=material.name,
-        color=material.color,
+    return replace(
+        material,
         load_image=_loader(document, texture),
         wrap=_wrap(document, texture),
         uv_transform=_transform(texture),
-        load_surface=material.load_surface,
-        load_normal=material.load_normal,
     )
+
+
+def _alpha(entry: Entry) -> Literal["OPAQUE", "MASK", "BLEND"]:
+    mode = entry.text("alphaMode", "OPAQUE")
+    return "MASK" if mode == "MASK" else "BLEND" if mode == "BLEND" else "OPAQUE"
 
 
 def _shader(document: Document) -> str:

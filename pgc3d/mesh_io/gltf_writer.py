@@ -160,9 +160,16 @@ class _Buffer:
         return len(self.accessors) - 1
 
 
-def pack_glb(document: Mapping[str, Any], binary: bytes) -> bytes:
-    """A GLB container around a glTF document and its binary chunk."""
-    text = json.dumps(document, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+def pack_glb(document: Mapping[str, Any], binary: bytes, *, as_read: bool = False) -> bytes:
+    """A GLB container around a glTF document and its binary chunk.
+
+    With `as_read` the document may have what JSON forbids and Python's reader accepts: NaN, lone surrogates.
+    """
+    plain = {"separators": (",", ":"), "allow_nan": as_read}
+    try:
+        text = json.dumps(document, ensure_ascii=False, **plain).encode()  # type: ignore[arg-type]
+    except UnicodeEncodeError:
+        text = json.dumps(document, **plain).encode()  # type: ignore[arg-type]
     text += b" " * (-len(text) % 4)
     length = 12 + 8 + len(text) + 8 + len(binary)
     return b"".join(

@@ -18,7 +18,13 @@ from pgc3d.mesh_io.source import SourceMaterial
 MAX_LIBRARY = 1 << 24  # bytes
 MAX_LIBRARIES = 1000
 UNDEFINED = 0.8  # grey of a material without a colour
-MAPS = {"map_pr": "roughness", "map_pm": "metallic", "norm": "normal"}  # images beside the base colour
+MAPS = {
+    "map_d": "mask",
+    "map_pr": "roughness",
+    "map_pm": "metallic",
+    "norm": "normal",
+}  # images beside the base colour
+MAP_LINE = re.compile(r"map_\w+|norm|bump|disp|decal|refl")  # keys of lines that name an image
 # options of a map and how many words follow: (at least, at most)
 OPTIONS = {
     "-blendu": (1, 1), "-blendv": (1, 1), "-boost": (1, 1), "-bm": (1, 1), "-cc": (1, 1), "-clamp": (1, 1),
@@ -38,6 +44,7 @@ class MtlMaterial:
     offset: tuple[float, float] = (0.0, 0.0)
     clamped: bool = False
     library: Path = Path()
+    mask: str = ""  # image of alpha
     roughness: str = ""  # images, as the library names them
     metallic: str = ""
     normal: str = ""
@@ -52,7 +59,15 @@ class MtlMaterial:
             move = torch.tensor([[u, 0.0, du], [0.0, v, dv]])
         surface, normal = self._surface(), self._loader(self.normal)
         return SourceMaterial(
-            name, torch.tensor([*rgb, self.alpha]), load, (wrap, wrap), move, surface, normal
+            name,
+            torch.tensor([*rgb, self.alpha]),
+            load,
+            (wrap, wrap),
+            move,
+            surface,
+            normal,
+            alpha="MASK" if self.mask else "BLEND",
+            load_alpha=self._loader(self.mask),
         )
 
     def _loader(self, name: str) -> Callable[[], Image.Image] | None:
@@ -103,7 +118,7 @@ def read_libraries(names: Sequence[str], path: Path) -> Libraries:
     materials: dict[str, MtlMaterial] = {}
     faults = []
     for name in list(dict.fromkeys(names))[:MAX_LIBRARIES]:
-        found = list(_library_paths(name, path))
+        found = list(library_paths(name, path))
         if not found:
             faults.append(_fault(name, path))
         for library in found:
@@ -129,7 +144,7 @@ def source_files(data: bytes | str, path: Path) -> Iterator[Path]:
     text = plain_text(data.encode() if isinstance(data, str) else data)
     found = re.findall(rb"^[ \t]*mtllib[ \t]+([^\n]*)", text, re.MULTILINE)
     for name in list(dict.fromkeys(found))[:MAX_LIBRARIES]:
-        for library in _library_paths(decoded(name), path):
+        for library in library_paths(decoded(name), path):
             yield library
             for material in parse_mtl(_read(library), library).values():
                 if material.image and is_inside(material.image, library):
@@ -138,7 +153,19 @@ def source_files(data: bytes | str, path: Path) -> Iterator[Path]:
                         yield image
 
 
-def _library_paths(name: str, path: Path) -> Iterator[Path]:
+def map_names(library: Path) -> list[str]:
+    """The images that the materials of a library name, base colours and others."""
+    lines = decoded(plain_text(_read(library))).split("\n")
+    return [name for line in lines if (name := map_name(line))]
+
+
+def map_name(line: str) -> str:
+    """The image that a line of a library names, "" for other lines."""
+    key, _, arguments = line.strip().replace("\t", " ").partition(" ")
+    return _with_map(MtlMaterial(), arguments.strip()).image if MAP_LINE.fullmatch(key.lower()) else ""
+
+
+def library_paths(name: str, path: Path) -> Iterator[Path]:
     """The file of this name (with its blanks), or the files that the words of `name` name."""
     name = name.strip()
     for candidate in dict.fromkeys((name, name.strip('"'))):

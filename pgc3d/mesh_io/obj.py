@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -133,6 +134,18 @@ def read_obj(data: bytes, path: Path, *, colors: bool = True) -> SourceMesh:
             materials=tuple(name or f"material {index}" for name, index in directives.materials.items()),
         ),
     )
+
+
+def read_polygons(lines: Lines) -> tuple[Faces, Int[np.ndarray, "F 3"], Int[np.ndarray, " F"]]:
+    """The polygons of an OBJ, and the corner of them and polygon of each face of `read_obj`.
+
+    Raises:
+        InputError: as `read_obj`.
+    """
+    listed, positions, _ = _vertices(lines)
+    faces = read_faces(lines, lines.starting_with(b"f"))
+    cut, polygon = cut_polygons(positions, faces.places(0, lines, listed), faces.counts, lines.path)
+    return faces, cut, polygon
 
 
 def _vertices(lines: Lines) -> tuple[Ints, Floats, Floats | None]:

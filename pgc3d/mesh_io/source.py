@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -26,6 +27,9 @@ class SourceMaterial:
     uv_transform: Float[Tensor, "2 3"] | None = None  # of texture coordinates before the look-up
     load_surface: Callable[[], Image.Image] | None = None  # roughness in G, metallic in B, as in glTF
     load_normal: Callable[[], Image.Image] | None = None  # tangent-space normals, +y along +v
+    alpha: Literal["OPAQUE", "MASK", "BLEND"] = "OPAQUE"  # use of the image's alpha channel, as in glTF
+    load_alpha: Callable[[], Image.Image] | None = None  # an image of its own for alpha
+    cutoff: float = 0.5  # alpha below which MASK shows nothing
 
 
 @dataclass(frozen=True)

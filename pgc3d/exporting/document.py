@@ -1,0 +1,109 @@
+"""Export into the document that the mesh came from: the same file, with new images of its materials."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from pgc3d.disk import write_files
+from pgc3d.exporting.bake import fill
+from pgc3d.geometry.own_uv import draw_atlas
+from pgc3d.interfaces import Rasterizer
+from pgc3d.mesh_io.bundle import document_format, opened_document
+from pgc3d.mesh_io.colors import alpha_channel, transformed
+from pgc3d.mesh_io.gltf_repaint import repaint_gltf
+from pgc3d.mesh_io.obj_repaint import repaint_obj
+from pgc3d.mesh_io.reader import read_source
+from pgc3d.mesh_io.repaint import MaterialImages, Repainting
+from pgc3d.mesh_io.source import SourceMesh
+from pgc3d.rendering.mesh_renderer import sample_texture
+from pgc3d.types import PreparedMesh
+
+
+def write_document(
+    archive: Path,
+    path: Path,
+    prepared: PreparedMesh,
+    images: MaterialImages,
+    *,
+    rasterizer: Rasterizer,
+    metadata: Mapping[str, str | int | float] | None = None,
+) -> list[Path]:
+    """Write a document with new images on all its faces; the written files, the mesh first.
+
+    Args:
+        archive: of `pack_document`.
+        path: the file to write, of the document's format.
+        prepared: the mesh that was made from the document.
+        images: for its texture coordinates.
+        rasterizer: on the CPU or the device of its tensors, for the alpha channel.
+        metadata: for example prompt and seed.
+
+    Raises:
+        RunDirectoryError: the archive is missing or damaged.
+        InputError: the folder cannot be written or the disk is full; nothing is left behind.
+    """
+    with opened_document(archive) as source:
+        shown = _with_alpha(images, read_source(source), prepared, rasterizer)
+        repainting = Repainting.of_all(shown, prepared.uv.cpu(), prepared.uv_faces.cpu())
+        if document_format(source) == "glb":
+            contents = {path: repaint_gltf(source, repainting, metadata)}
+        else:
+            contents = repaint_obj(source, path, repainting, metadata)
+    write_files(contents)
+    return [path, *(file for file in contents if file != path)]
+
+
+def _with_alpha(
+    images: MaterialImages, source: SourceMesh, prepared: PreparedMesh, rasterizer: Rasterizer
+) -> MaterialImages:
+    """The images with the alpha channel of the file's own ones in the base colour, where it is used."""
+    size = len(images.base_color)
+    alpha = baked_alpha(source, prepared, size, rasterizer)
+    if alpha is None:
+        return images
+    channel = (255 * alpha.clamp(0, 1)).round().to(torch.uint8)[..., None].cpu()
+    return MaterialImages(
+        torch.cat([images.base_color, channel], dim=2),
+        images.metallic_roughness,
+        images.normal_map,
+        images.wrap,
+    )
+
+
+def baked_alpha(
+    source: SourceMesh, prepared: PreparedMesh, size: int, rasterizer: Rasterizer
+) -> Float[Tensor, "S S"] | None:
+    """The alpha channel of a document's base colours in a mesh's texture coordinates; None without one."""
+    channels = _alpha_channels(source)
+    if not channels or source.uv is None or source.uv_faces is None or source.face_material is None:
+        return None
+    device = prepared.uv.device
+    drawn = draw_atlas(prepared.uv, prepared.uv_faces, size, rasterizer)
+    triangle = drawn.triangle[0].flatten()
+    covered = triangle >= 0
+    owner, alpha = (
+        source.face_material.to(device)[triangle[covered]],
+        torch.ones(size * size, 1, device=device),
+    )
+    texel, uv_faces = covered.nonzero()[:, 0], source.uv_faces.to(device).clamp_min(0)
+    for index, channel in channels.items():
+        rows, material = texel[owner == index], source.materials[index]
+        uv = rasterizer.interpolate(transformed(source.uv, material).to(device)[None], drawn, uv_faces)
+        small = channel.reduce(max(1, min(channel.size) // size))
+        levels = torch.from_numpy(np.array(small, dtype=np.float32))[..., None].to(device) / 255
+        alpha[rows] = sample_texture(levels, uv[0].flatten(0, 1)[rows], material.wrap)
+    return fill(alpha.view(size, size, 1), covered.view(size, size), padding=4)[..., 0]
+
+
+def _alpha_channels(source: SourceMesh) -> dict[int, Image.Image]:
+    """The alpha channels of materials that faces use, by their index, where they are not opaque."""
+    if source.face_material is None:
+        return {}
+    used = torch.unique(source.face_material).tolist()
+    found = {index: alpha_channel(source.materials[index]) for index in used if index >= 0}
+    return {index: channel for index, channel in found.items() if channel is not None}
