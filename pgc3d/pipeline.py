@@ -257,7 +257,7 @@ def _opened(
     with RunDirectory.open(path) as run:
         manifest = _read_record(run, on_event)
         config = load_config([run.config], options=changes)
-        name, checkpoint = _stage_to_show(run, config, stage)
+        name, checkpoint = _stage_to_show(run, config, stage, manifest)
         device = resolve_device(config.run.device)
         session = Session(run, config, device, on_event, StopFlag(), manifest, stage=name)
         with explain_memory(config, device):
@@ -271,8 +271,10 @@ def _opened(
                 run.write_manifest(session.record)
 
 
-def _stage_to_show(run: RunDirectory, config: Config, stage: str | None) -> tuple[str, Checkpoint]:
-    """The stage with its newest checkpoint; without a name, the last stage that has one."""
+def _stage_to_show(
+    run: RunDirectory, config: Config, stage: str | None, manifest: Mapping[str, Any]
+) -> tuple[str, Checkpoint]:
+    """The stage with its newest checkpoint; without a name, the last stage that has begun."""
     if stage is not None and stage not in config.stages:
         raise InputError(
             f"--stage must be one of {', '.join(config.stages)}, got {stage!r}{nearest(stage, config.stages)}"
@@ -280,6 +282,9 @@ def _stage_to_show(run: RunDirectory, config: Config, stage: str | None) -> tupl
     for name in [stage] if stage else reversed(config.stages):
         if (checkpoint := run.load_checkpoint(name)) is not None:
             return name, checkpoint
+        if manifest.get("stages", {}).get(name, {}).get("steps"):
+            stage = name  # its checkpoints are gone: an earlier stage would be another result
+            break
     raise RunDirectoryError(
         f"{run.path} must have a checkpoint{f' of {stage}' if stage else ''}, but has none; use "
         f"`pgc3d resume {run.path}`"

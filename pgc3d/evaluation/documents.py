@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Shaped
 
+from pgc3d.errors import InputError
 from pgc3d.mesh_io.gltf_accessor import read_stored
 from pgc3d.mesh_io.gltf_document import Document, parse_document
 from pgc3d.mesh_io.gltf_edit import entries, raw_root, references
@@ -78,18 +79,24 @@ def _resolved(path: Path) -> tuple[Document, dict[str, Any]]:
             texture["sampler"] = samplers[texture["sampler"]]
     for holder, key in references(root, "textures"):
         holder[key] = textures[holder[key]]
+    accessors = entries(root, "accessors")
     for holder, key in references(root, "accessors"):
-        holder[key] = _array(document, holder[key], entries(root, "accessors")[holder[key]])
+        holder[key] = _array(document, holder[key], accessors[holder[key]])
     return document, {key: value for key, value in root.items() if key not in DATA}
 
 
 def _image(document: Document, image: dict[str, Any], place: int) -> dict[str, Any]:
     entry = document.root.entries("images")[place]
-    if "uri" in image:
-        content = document.resource(entry, "image")
-    else:
-        content = bytes(document.view(entry.integer("bufferView")))
-    known = {key: value for key, value in image.items() if key not in ("uri", "bufferView", "mimeType")}
+    try:
+        named = "uri" in image
+        content = (
+            document.resource(entry, "image") if named else bytes(document.view(entry.integer("bufferView")))
+        )
+    except InputError:  # a file that is missing
+        return image
+    known = {
+        key: value for key, value in image.items() if key not in ("uri", "bufferView", "mimeType", "name")
+    }
     return known | {"sha256": hashlib.sha256(content).hexdigest()}
 
 

@@ -2,17 +2,21 @@
 
 import copy
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 from jaxtyping import Shaped
 
+from pgc3d.errors import InputError
 from pgc3d.mesh_io.gltf_accessor import read_stored
 from pgc3d.mesh_io.gltf_document import Document, split_glb
 from pgc3d.mesh_io.gltf_scene import INSTANCING
 from pgc3d.mesh_io.gltf_writer import pack_glb
+from pgc3d.mesh_io.limits import inside, read_limited
 
 # extensions that refer to no accessor, buffer view, texture or image but in the places of `references`
 TRANSPARENT = (
@@ -20,7 +24,13 @@ TRANSPARENT = (
     "KHR_mesh_quantization", "KHR_node_", "KHR_animation_pointer", "KHR_xmp", "MSFT_texture_dds",
     "MSFT_lod", INSTANCING,
 )  # fmt: skip
-REUSED = ("textures", "images", "accessors", "bufferViews")  # an entry refers to those of a later list
+REUSED = (
+    "textures",
+    "images",
+    "samplers",
+    "accessors",
+    "bufferViews",
+)  # an entry refers to those of a later list
 SIZES = {"i1": 5120, "u1": 5121, "i2": 5122, "u2": 5123, "u4": 5125, "f4": 5126}
 ALIGNMENT = 16  # of the start of each buffer in the joined one
 Reference = tuple[Any, Any]  # an object or list of the JSON, and the key or place of an index in it
@@ -48,11 +58,12 @@ def extension(value: dict[str, Any], name: str) -> dict[str, Any]:
 
 def references(root: dict[str, Any], kind: str) -> list[Reference]:
     """All places of the JSON that hold an index in the list `kind`: `accessors`, `bufferViews` ..."""
-    finders = {
+    finders: dict[str, Callable[[dict[str, Any]], Iterator[Reference]]] = {
         "accessors": _of_accessors,
         "bufferViews": _of_views,
         "textures": _of_textures,
-        "images": _of_images,
+        "images": partial(_of_images, key="source"),
+        "samplers": partial(_of_images, key="sampler"),
     }
     return [(holder, key) for holder, key in finders[kind](root) if type(holder[key]) is int]
 
@@ -93,10 +104,10 @@ def _of_textures(root: dict[str, Any]) -> Iterator[Reference]:
                 waiting.append(child)
 
 
-def _of_images(root: dict[str, Any]) -> Iterator[Reference]:
+def _of_images(root: dict[str, Any], key: str) -> Iterator[Reference]:
     for texture in entries(root, "textures"):
         holders = [texture, *(texture.get("extensions") or {}).values()]
-        yield from ((item, "source") for item in holders if isinstance(item, dict) and "source" in item)
+        yield from ((item, key) for item in holders if isinstance(item, dict) and key in item)
 
 
 @dataclass
@@ -157,7 +168,9 @@ class Editor:
         """The GLB; places and bytes that nothing refers to any more are used for what was added, or cut."""
         names = self.root.get("extensionsUsed") or []
         known = all(str(name).startswith(TRANSPARENT) for name in names)
-        freed = [view for kind in REUSED for view in self._reuse(kind)] if known else []
+        freed = [view for kind in REUSED[:-1] for view in self._reuse(kind)] if known else []
+        self._embed_images()
+        freed += self._reuse(REUSED[-1]) if known else []
         live = [view for item in entries(self.root, "bufferViews") for view in _addresses(item)]
         data = self._joined([*live, *freed])
         for view in freed:
@@ -168,6 +181,25 @@ class Editor:
         kept = {key: value for key, value in first[0].items() if key not in ("uri", "extensions")}
         self.root["buffers"] = [kept | {"byteLength": len(data)}]
         return pack_glb(self.root, bytes(data) + b"\0" * (-len(data) % 4), as_read=True)
+
+    def _embed_images(self) -> None:
+        """Put images in files of their own into the document; those that are missing stay as names."""
+        for image in entries(self.root, "images"):
+            uri = image.get("uri")
+            if isinstance(uri, str) and uri[:5].lower() != "data:":
+                content = self._file(uri)
+                if content is not None:
+                    del image["uri"]
+                    image |= {"bufferView": self.add_view(content), "mimeType": _image_type(content)}
+                    image.setdefault("name", unquote(uri))
+
+    def _file(self, uri: str) -> bytes | None:
+        """The content of a file beside the document, None where it cannot be read."""
+        path = self.document.path
+        try:
+            return read_limited(inside(path.parent, uri, path), f"image of {path.name}")
+        except InputError:
+            return None
 
     def _reuse(self, kind: str) -> list[dict[str, Any]]:
         """Move new entries to places that nothing refers to any more, and remove the rest of such entries.
@@ -201,6 +233,16 @@ class Editor:
             offset = (view.get("byteOffset") or 0) + starts[view["buffer"]]
             view |= {"buffer": 0, "byteOffset": offset}
         return data + self.added
+
+
+def _image_type(content: bytes) -> str:
+    if content.startswith(b"\x89PNG"):
+        return "image/png"
+    if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
+        return "image/webp"
+    if content[4:12] == b"ftypavif":
+        return "image/avif"
+    return "image/ktx2" if content[1:7] == b"KTX 20" else "image/jpeg"
 
 
 def _addresses(view: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from pgc3d.mesh_io.gltf_edit import Editor, entries
-from pgc3d.mesh_io.gltf_primitive import DRACO, Part, read_faces
+from pgc3d.mesh_io.gltf_primitive import DRACO, TRIANGLES, Part, read_faces
 from pgc3d.mesh_io.gltf_reader import read_parts
 from pgc3d.mesh_io.gltf_writer import INDEX_BUFFER
 from pgc3d.mesh_io.repaint import Repainting
@@ -108,7 +108,8 @@ def set_faces(editor: Editor, primitive: dict[str, Any], faces: Faces, vertices:
     small = vertices <= 65535  # the value 65535 itself restarts a primitive
     values = faces.reshape(-1, 1).astype("<u2" if small else "<u4")
     primitive["indices"] = editor.add_accessor(values, {"type": "SCALAR"}, INDEX_BUFFER)
-    primitive.pop("mode", None)
+    if "mode" in primitive:
+        primitive["mode"] = TRIANGLES
     drop_compressed(primitive)
 
 

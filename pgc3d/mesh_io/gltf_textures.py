@@ -65,15 +65,18 @@ def paint_materials(
 
 
 def _own_material(editor: Editor, material: int, group: Sequence[Piece]) -> int:
-    """The index of a material that only the primitives of a group use."""
+    """The index of a material that only the primitives of a group use.
+
+    Others, also those of no node, may lack the texture coordinates of the new images.
+    """
     if material < 0:
         plain = {"name": "surface", "pbrMetallicRoughness": {"metallicFactor": 0.0, "roughnessFactor": 1.0}}
         return editor.append("materials", plain | {"doubleSided": True})
     mine = {id(piece.primitive) for piece in group}
     everything = [item for mesh in entries(editor.root, "meshes") for item in entries(mesh, "primitives")]
-    users = [item for item in everything if item.get("material") == material and id(item) not in mine]
-    mappings = [map_ for item in users for map_ in entries(extension(item, VARIANTS), "mappings")]
-    if not users and not any(map_.get("material") == material for map_ in mappings):
+    others = [item for item in everything if id(item) not in mine]
+    choices = [choice for item in others for choice in entries(extension(item, VARIANTS), "mappings")]
+    if all(item.get("material") != material for item in [*others, *choices]):
         return material
     place = editor.copied("materials", material)
     copied = editor.root["materials"][place]

@@ -30,7 +30,9 @@ class Repainting:
     uv_faces: Int[Tensor, "F 3"]
 
     @classmethod
-    def of_all(cls, images: MaterialImages, uv: Tensor, uv_faces: Tensor) -> "Repainting":
+    def of_all(
+        cls, images: MaterialImages, uv: Float[Tensor, "U 2"], uv_faces: Int[Tensor, "F 3"]
+    ) -> "Repainting":
         """The same images for all faces."""
         return cls((images,), torch.zeros_like(uv_faces[:, 0]), uv, uv_faces)
 
