@@ -1,7 +1,7 @@
 """The configuration that results from a command and its options: presets, files, options, overrides."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ class Command:
     presets: str  # prefix of their names
     entry: str  # of `models`, for the model of its guidance
     layouts: tuple[Layout, ...]  # its guidances beside `mini`; the first one is `auto` on a CUDA device
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # settings over the presets
 
 
 TEXT = Command(name="text", presets="", entry="text", layouts=("sdxl", "sd"))
@@ -113,6 +114,7 @@ def configure(  # noqa: PLR0913 - one for each layer
         layers = [preset(f"{command.presets}{name}") for name in names]
     else:
         layers = [*staged.files, *(staged.mini if chosen == "mini" else ())]
+    layers.append(command.defaults)
     if command.entry == IMAGE.entry:
         layers.append(_training_cameras(load_config(layers), named))
     requested: dict[str, Any] = {key: dict(value) for key, value in given.options.items()}

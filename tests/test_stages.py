@@ -226,7 +226,13 @@ def test_a_stage_can_be_exported_and_rendered(copy, whole):
         shown[stage] = made.files[0].read_bytes()
     assert shown["coarse"] != shown["fine"]
     assert shown[None] == shown["fine"]
-    shutil.rmtree(copy / "checkpoints" / "fine")  # as before that stage began
+    shutil.rmtree(copy / "checkpoints" / "fine")
+    with pytest.raises(RunDirectoryError, match="must have a checkpoint of fine, but has none"):
+        pipeline.render(copy)  # another stage would be another result
+    run = RunDirectory.open(copy)
+    manifest = run.read_manifest()
+    del manifest["stages"]["fine"]  # as before that stage began
+    run.write_manifest(manifest)
     assert pipeline.render(copy).files[0].read_bytes() == shown["coarse"]
     with pytest.raises(RunDirectoryError, match="must have a checkpoint of fine, but has none"):
         pipeline.export(copy, stage="fine")

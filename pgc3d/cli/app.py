@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -13,6 +14,7 @@ import typer
 from pgc3d.choices import Baseline, Format, GuidanceName, ImageGuidanceName, Space, Texture, UvChoice
 from pgc3d.cli.config_commands import config_app
 from pgc3d.cli.console import Bar, Warnings, close_stdout, deliver, emit, notify, prepare_streams
+from pgc3d.cli.inspect_command import inspect
 from pgc3d.cli.options import (
     BaselineName,
     ConfigOption,
@@ -47,6 +49,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(config_app, name="config")
+app.command()(inspect)
 
 
 def _version(show: bool | None) -> None:
@@ -170,7 +173,10 @@ def texture(
     }
     backgrounds, background_image = split_backgrounds(background or [])
     every = {"backgrounds": backgrounds or None, "guidance": {"negative_prompt": negative}}
-    resolved = configured(guidance, options, TEXTURE, {"representation": own}, every_objective=every)
+    # an OBJ comes back as one; of the other formats, GLB holds all contents
+    defaults = {"export": {"format": "obj"}} if mesh.suffix.lower() == ".obj" else {}
+    command = replace(TEXTURE, defaults=defaults)
+    resolved = configured(guidance, options, command, {"representation": own}, every_objective=every)
     folder = out or default_folder(Path("runs"), f"{mesh.stem} {prompt}", resolved.run.seed)
     task = Task(prompt, mesh=mesh, background=background_image)
     return _run(lambda **calls: pipeline.generate(task, out=folder, config=resolved, **calls))

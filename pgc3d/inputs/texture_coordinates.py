@@ -1,10 +1,10 @@
 """The choice between a mesh's own texture coordinates and new ones, with the reason."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from pgc3d.choices import UvChoice
@@ -98,6 +98,41 @@ def _uv_error(
         once = torch.unique(source.first_corners // 3)
         faces, uv_faces = faces[once], uv_faces[once]
     return uv_error(uv, uv_faces, source.vertices, faces, rasterizer=rasterizer, device=device)
+
+
+def why_unusable(
+    source: SourceMesh,
+    faces: Bool[Tensor, " F"],
+    *,
+    rasterizer: Rasterizer,
+    device: torch.device | str = "cpu",
+) -> str | None:
+    """The reason why a texture cannot have one texel for each point of some faces, None where it can.
+
+    Args:
+        source: the mesh.
+        faces: those that share the texture.
+        rasterizer: on `device`, to find overlapping charts.
+        device: of the rasteriser.
+    """
+    if source.first_corners is not None:
+        once = torch.zeros_like(faces)
+        once[torch.unique(source.first_corners // 3)] = True
+        faces = faces & once
+    some = replace(
+        source,
+        faces=source.faces[faces],
+        uv_faces=None if source.uv_faces is None else source.uv_faces[faces],
+        face_part=None,
+        face_material=None if source.face_material is None else source.face_material[faces],
+        first_corners=None,
+    )
+    missing = _missing(some)
+    if missing is not None:
+        whole = missing.startswith("the texture")
+        return "are missing" if whole else f"are incomplete: {missing.format(name='it')}"
+    reasons = [_uv_error(some, unit_square(uv), index, rasterizer, device) for uv, index in _candidates(some)]
+    return None if None in reasons else reasons[0]
 
 
 def _missing(source: SourceMesh) -> str | None:
