@@ -249,6 +249,33 @@ class FaceLabels:
 
 
 @dataclass(frozen=True)
+class Cutout:
+    """The visible parts of faces whose material cuts holes by its alpha channel, as small triangles."""
+
+    whole: Bool[Tensor, " F"]  # faces that are shown as they are
+    parent: Int[Tensor, " K"]  # the face of each triangle
+    corners: Float[Tensor, "K 3 3"]  # barycentric coordinates of its corners in that face
+
+    def to(self, device: torch.device | str) -> "Cutout":
+        """The same on another device."""
+        return Cutout(self.whole.to(device), self.parent.to(device), self.corners.to(device))
+
+    @property
+    def parents(self) -> Int[Tensor, " G"]:
+        """The face that each shown one is, or is a part of."""
+        return torch.cat([self.whole.nonzero()[:, 0], self.parent])
+
+    def faces(self, faces: Int[Tensor, "F 3"], count: int) -> Int[Tensor, "G 3"]:
+        """The shown faces, by indices of what `values` returns for `count` values."""
+        added = count + torch.arange(3 * len(self.parent), device=faces.device)
+        return torch.cat([faces[self.whole], added.view(-1, 3)])
+
+    def values(self, values: Float[Tensor, "N C"], faces: Int[Tensor, "F 3"]) -> Float[Tensor, "M C"]:
+        """Values at the corners of faces, and behind them those at the corners of the small triangles."""
+        return torch.cat([values, (self.corners @ values[faces[self.parent]]).flatten(0, 1)])
+
+
+@dataclass(frozen=True)
 class PreparedMesh:
     """An input mesh ready to be textured: each corner of a face has a normal and texture coordinates.
 
@@ -272,6 +299,7 @@ class PreparedMesh:
     # For each corner, as 3 * face + corner, that of the first instance of the same part of the file, with the
     # same texture coordinates; None where nothing is instanced.
     first_corners: Int[Tensor, "F 3"] | None = None
+    cutout: Cutout | None = None  # None where no material has holes
 
     @property
     def first_faces(self) -> Bool[Tensor, " F"]:
@@ -304,6 +332,6 @@ class PreparedMesh:
         tensors: dict[str, Any] = {
             name: value.to(device)
             for name, value in vars(self).items()
-            if isinstance(value, (Tensor, FaceLabels))
+            if isinstance(value, (Tensor, FaceLabels, Cutout))
         }
         return replace(self, **tensors)

@@ -96,7 +96,9 @@ def export_textured_mesh(
             )  # fmt: skip
     with watch.part("compare"):
         cameras, background = comparison_views(textured.mesh.vertices.device)
-        own = partial(textured.shaded, Views(cameras, background), CHECK_RESOLUTION, shading=False)
+        own = partial(
+            textured.shaded, Views(cameras, background), CHECK_RESOLUTION, shading=False, holes=False
+        )
         others: dict[Part, Rendering] = {}
         whole = document is None  # of a document's materials, the base colours are compared
         if asset.metallic_roughness is not None and whole:

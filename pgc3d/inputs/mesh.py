@@ -14,15 +14,17 @@ from pgc3d.errors import InputError, RunDirectoryError
 from pgc3d.geometry.cleanup import clean
 from pgc3d.geometry.placement import place
 from pgc3d.geometry.uv import unwrap
+from pgc3d.inputs.alpha_mask import cut_holes
 from pgc3d.inputs.texture_coordinates import Coordinates, choose_coordinates
 from pgc3d.interfaces import Rasterizer
 from pgc3d.mesh_io.colors import weld
 from pgc3d.mesh_io.normals import MAX_OPPOSED, complete_normals, is_inside_out
 from pgc3d.mesh_io.reader import read_source
 from pgc3d.mesh_io.source import SourceMesh
-from pgc3d.types import FaceLabels, Mesh, Placement, PreparedMesh
+from pgc3d.types import Cutout, FaceLabels, Mesh, Placement, PreparedMesh
 
 NAMES = ("nodes", "parents", "materials")  # of the labels, as JSON in the file's metadata
+CUTOUT = {"cut_whole": "whole", "cut_parent": "parent", "cut_corners": "corners"}
 STORED = ("vertices", "faces", "normals", "normal_faces", "uv", "uv_faces")  # under their names in the file
 
 
@@ -88,6 +90,7 @@ def prepare_mesh_file(  # noqa: PLR0913 - each of them is a choice of the user
         uv_wraps=own.wraps,
         labels=source.labels,
         first_corners=source.first_corners,
+        cutout=cut_holes(source, placement.to_world(source.vertices), notify),
     )
 
 
@@ -171,6 +174,8 @@ def save_prepared(path: Path, prepared: PreparedMesh) -> None:
     }
     if prepared.first_corners is not None:
         tensors |= {"first_corners": prepared.first_corners}
+    if prepared.cutout is not None:
+        tensors |= {name: getattr(prepared.cutout, key) for name, key in CUTOUT.items()}
     names = {}
     if labels is not None:
         tensors |= {"node": labels.node, "material": labels.material}
@@ -211,6 +216,7 @@ def load_prepared(path: Path) -> PreparedMesh:
             uv_wraps=facts.get("uv_wraps") == "true",
             labels=_stored_labels(tensors, facts),
             first_corners=tensors.get("first_corners"),
+            cutout=_stored_cutout(tensors),
         )
     except (OSError, KeyError, ValueError, TypeError, SafetensorError) as error:
         raise RunDirectoryError(
@@ -240,6 +246,27 @@ def _stored_labels(tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> F
     if len(parents) != len(names["nodes"]) or not all(type(item) is int for item in parents):
         raise ValueError("parents must be one whole number for each node")
     return FaceLabels(tensors["node"], tensors["material"], **names)
+
+
+def _stored_cutout(tensors: Mapping[str, Tensor]) -> Cutout | None:
+    """The cutout in an untrusted file, None where it has none.
+
+    Raises:
+        ValueError: it does not fit the faces.
+        KeyError: a part is missing.
+    """
+    if "cut_whole" not in tensors:
+        return None
+    cutout = Cutout(*(tensors[name] for name in CUTOUT))
+    parent, corners, count = cutout.parent, cutout.corners, len(tensors["faces"])
+    if cutout.whole.shape != (count,) or cutout.whole.dtype != torch.bool:
+        raise ValueError("cut_whole must be true or false for each face")
+    if parent.dtype != torch.int64 or parent.ndim != 1 or corners.shape != (len(parent), 3, 3):
+        raise ValueError("cut_parent and cut_corners must be a face and 3 x 3 numbers for each triangle")
+    outside = bool(((parent < 0) | (parent >= count)).any())
+    if outside or not corners.is_floating_point() or not bool(corners.isfinite().all()):
+        raise ValueError("cut_parent must be faces, and cut_corners finite")
+    return cutout
 
 
 def _require_prepared(tensors: Mapping[str, Tensor]) -> None:

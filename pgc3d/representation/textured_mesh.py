@@ -22,6 +22,7 @@ from pgc3d.rendering.antialias import edge_topology
 from pgc3d.rendering.lighting import Lighting, bumped
 from pgc3d.rendering.mesh_renderer import Look, SurfaceSamples, render_corners, to_camera
 from pgc3d.rendering.mipmap import footprint_level, sample_chain, uv_gradients
+from pgc3d.representation.cutout_surface import ShownSurface, cut_surface
 from pgc3d.representation.fields import ColorField
 from pgc3d.representation.image_texture import ImageTexture
 from pgc3d.representation.material_losses import field_smoothness, image_smoothness, some_points
@@ -87,6 +88,7 @@ class TexturedMesh(nn.Module):
         self._face_normals = face_normals(mesh.vertices, mesh.faces)
         self._gradients = uv_gradients(mesh)
         self._tangents = corner_tangents(mesh) if self.has_bump else None
+        self._shown = None if mesh.cutout is None else cut_surface(mesh, self.canonical, self._tangents)
 
     @property
     def has_bump(self) -> bool:
@@ -138,11 +140,13 @@ class TexturedMesh(nn.Module):
         *,
         shading: bool,
         step: Step | None = None,
+        holes: bool = True,
         shown: Callable[[Material], Float[Tensor, "P 3"]] = base_color,
     ) -> Rendering:
         """Render with shading, or without it what `shown` returns of the material.
 
-        `step` draws the lights of a material that has some, see `Lighting`.
+        `step` draws the lights of a material that has some, see `Lighting`. With `holes`, what a material's
+        alpha channel cuts away is not shown.
         """
         cameras = views.cameras
         chain = self.texture.chain() if isinstance(self.texture, ImageTexture) else None
@@ -150,7 +154,11 @@ class TexturedMesh(nn.Module):
         if shading and self.lighting is not None:
             light = self.lighting.for_views(len(views), step)
 
+        cut = self._shown if holes else None
+
         def look(hits: SurfaceSamples) -> Look:
+            if cut is not None:
+                hits = replace(hits, triangle=cut.parents.index_select(0, hits.triangle))
             material = self.texture.channels.material(self._values(hits, chain, cameras, resolution))
             normals = hits.normals
             if material.slope is not None and hits.tangents is not None:
@@ -162,18 +170,23 @@ class TexturedMesh(nn.Module):
             return Look(light(material, normalize(normals, dim=-1), towards, hits.view), normals)
 
         return render_corners(
-            self.mesh,
+            self.mesh if cut is None else cut.mesh,
             cameras,
             resolution,
             views.background,
             rasterizer=self.rasterizer,
             look=look,
-            topology=self._topology,
-            face_normals=self._face_normals,
-            tangents=self._tangents,
-            canonical=None if self.prepared.first_corners is None else self.canonical,
+            topology=self._topology if cut is None else cut.topology,
+            face_normals=self._face_normals if cut is None else cut.face_normals,
+            tangents=self._tangents if cut is None else cut.tangents,
+            canonical=self._canonical_of(cut),
             shading=shading and light is None,
         )
+
+    def _canonical_of(self, cut: ShownSurface | None) -> Float[Tensor, "V 3"] | None:
+        if self.prepared.first_corners is None:
+            return None
+        return self.canonical if cut is None else cut.canonical
 
     def _values(
         self, hits: SurfaceSamples, chain: Tensor | None, cameras: Cameras, resolution: int
