@@ -123,6 +123,8 @@ def why_unusable(
         source,
         faces=source.faces[faces],
         uv_faces=None if source.uv_faces is None else source.uv_faces[faces],
+        normal_faces=None,
+        labels=None,
         face_part=None,
         face_material=None if source.face_material is None else source.face_material[faces],
         first_corners=None,
