@@ -47,7 +47,13 @@ def _document(session: Session) -> Path | None:
     given = "mesh" in session.config.stages[session.stage].representation.requires().inputs
     if task.document is None or not given:
         return None
-    return task.document if archived_format(task.document) == session.config.export.format else None
+    whole, chosen = archived_format(task.document), session.config.export.format
+    if whole == chosen:
+        return task.document
+    if whole is not None:
+        message = f"{chosen} has the surface alone; --format {whole} has all contents of the mesh's file"
+        session.on_event(Event("export", message=message))
+    return None
 
 
 def export_run(session: Session, representation: Representation, rasterizer: Rasterizer) -> list[Path]:

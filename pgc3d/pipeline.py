@@ -119,6 +119,7 @@ def _store_inputs(
     stored: dict[str, Any] = {name: run.path / PREPARED_NAMES[name] for name in images}
     for name, content in images.items():
         replace_file(stored[name], content)
+    stored["document"] = None
     if prepared is not None:
         stored["mesh"] = run.path / PREPARED_NAMES["mesh"]
         save_prepared(stored["mesh"], prepared)

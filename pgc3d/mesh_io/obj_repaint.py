@@ -172,7 +172,8 @@ class _Writer:
             if row in skipped:
                 continue
             if row in named:
-                self.current = self.written = decoded(self.source.text(row).split(None, 1)[1:][0]).strip()
+                name = b"".join(self.source.text(row).split(None, 1)[1:])
+                self.current = self.written = decoded(name).strip()
             polygon = int(self.polygons.of_row[row])
             if polygon >= 0:
                 yield from self._face(row, polygon, text)
