@@ -107,7 +107,7 @@ def main() -> None:
         record = {"name": name, "differences": len(found), "must stay": lost}
         sys.stdout.write(f"{json.dumps(record)}\n")
         labels += [given.name, licence, prompt, ""]
-    Image.fromarray(tile(images, 8, labels).numpy()).save(options.sheet, quality=88)
+    Image.fromarray(tile(images, 8, labels).numpy()).save(options.sheet, quality=82, optimize=True)
 
 
 if __name__ == "__main__":

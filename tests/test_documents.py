@@ -150,9 +150,8 @@ def test_morph_targets_are_split_with_their_vertices(tmp_path):
      cases.two_skinned, cases.one_part_without, cases.quantised, cases.with_maps, cases.leaf,
      cases.points_too, cases.scaled_texture, cases.lid, cases.draco_with_a_plain_copy],
 )  # fmt: skip
-@pytest.mark.parametrize("uv", ["auto", "new"])
-def test_the_surface_comes_back_bit_by_bit_in_its_new_colour(tmp_path, make, uv):
-    path, out = repainted(tmp_path, make(), uv=uv)
+def test_the_surface_comes_back_bit_by_bit_in_its_new_colour(tmp_path, make):
+    path, out = repainted(tmp_path, make(), uv="new")
     assert torch.equal(corners(path), corners(out))
     asset = read_mesh(out)
     images = [asset.base_color] if asset.base_color is not None else [item.image for item in asset.materials]

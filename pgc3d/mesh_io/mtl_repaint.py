@@ -85,10 +85,11 @@ def repaint_libraries(
         for material in new:
             options = _options(known) if material.transformed and known is not None else ""
             text.append(f"newmtl {material.name}")
-            text += _changed(lines[1:], file, library, keeps_maps=keeps_maps)
+            text += _changed(_without_end(lines[1:]), file, library, keeps_maps=keeps_maps)
             text += [line.format(options=options) for line in lines_of[material.image]]
             if known is not None and known.mask and images[material.image].base_color.shape[2] == 4:
                 text.append(text[-1].replace("map_Kd", "map_d"))
+            text.append("")
     for material in (item for items in changed.values() for item in items):
         text += [f"newmtl {material.name}", "Ks 0 0 0", "d 1", "illum 1"]
         text += [line.format(options="") for line in lines_of[material.image]]
@@ -106,6 +107,14 @@ def _blocks(source: Path, libraries: Sequence[str]) -> Iterator[tuple[str | None
                 name, lines = rest.strip(), []
             lines.append(line)
         yield name, lines, file
+
+
+def _without_end(lines: list[str]) -> list[str]:
+    """The lines without blank ones at the end."""
+    count = len(lines)
+    while count and not lines[count - 1].strip():
+        count -= 1
+    return lines[:count]
 
 
 def _changed(lines: list[str], file: Path, library: _Library, *, keeps_maps: bool) -> Iterator[str]:
