@@ -231,6 +231,24 @@ class Placement:
 
 
 @dataclass(frozen=True)
+class FaceLabels:
+    """The node and the material of the file that each face belongs to, as indices in lists of names.
+
+    Nodes of an OBJ are its objects and the groups in them. Without a name they are "node 0", "material 0".
+    """
+
+    node: Int[Tensor, " F"]  # -1 where a face belongs to none
+    material: Int[Tensor, " F"]  # likewise
+    nodes: tuple[str, ...]
+    parents: tuple[int, ...]  # of each node, -1 for roots
+    materials: tuple[str, ...]
+
+    def to(self, device: torch.device | str) -> "FaceLabels":
+        """The same labels on another device."""
+        return replace(self, node=self.node.to(device), material=self.material.to(device))
+
+
+@dataclass(frozen=True)
 class PreparedMesh:
     """An input mesh ready to be textured: each corner of a face has a normal and texture coordinates.
 
@@ -250,6 +268,7 @@ class PreparedMesh:
     uv_method: str  # "own", or the method by which new texture coordinates were made
     uv_shared: bool = False  # points of the surface may share a texel: colours are a function of uv
     uv_wraps: bool = False  # texture coordinates lie outside the unit square: the image repeats
+    labels: FaceLabels | None = None  # None where the surface has neither nodes nor materials
 
     def in_world(self) -> "PreparedMesh":
         """The mesh in the world's coordinates, inside the unit sphere; its placement changes nothing."""
@@ -263,6 +282,8 @@ class PreparedMesh:
     def to(self, device: torch.device | str) -> "PreparedMesh":
         """The same mesh with its tensors on another device; the placement stays where it is."""
         tensors: dict[str, Any] = {
-            name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
+            name: value.to(device)
+            for name, value in vars(self).items()
+            if isinstance(value, (Tensor, FaceLabels))
         }
         return replace(self, **tensors)

@@ -20,8 +20,9 @@ from pgc3d.mesh_io.colors import weld
 from pgc3d.mesh_io.normals import MAX_OPPOSED, complete_normals, is_inside_out
 from pgc3d.mesh_io.reader import read_source
 from pgc3d.mesh_io.source import SourceMesh
-from pgc3d.types import Mesh, Placement, PreparedMesh
+from pgc3d.types import FaceLabels, Mesh, Placement, PreparedMesh
 
+NAMES = ("nodes", "parents", "materials")  # of the labels, as JSON in the file's metadata
 STORED = ("vertices", "faces", "normals", "normal_faces", "uv", "uv_faces")  # under their names in the file
 
 
@@ -82,6 +83,7 @@ def prepare_mesh_file(  # noqa: PLR0913 - each of them is a choice of the user
         uv_method=method,
         uv_shared=own.shared,
         uv_wraps=own.wraps,
+        labels=source.labels,
     )
 
 
@@ -145,19 +147,24 @@ def save_prepared(path: Path, prepared: PreparedMesh) -> None:
     """
     from safetensors.torch import save
 
-    tensors = {name: getattr(prepared, name) for name in STORED}
+    tensors, labels = {name: getattr(prepared, name) for name in STORED}, prepared.labels
     tensors |= {
         "joined": prepared.welded_faces,
         "rotation": prepared.placement.rotation,
         "centre": prepared.placement.centre,
         "scale": torch.tensor(prepared.placement.scale, dtype=torch.float64),
     }
+    names = {}
+    if labels is not None:
+        tensors |= {"node": labels.node, "material": labels.material}
+        names = {name: json.dumps(getattr(labels, name)) for name in NAMES}
     content = save(
         {name: tensor.contiguous().clone() for name, tensor in tensors.items()},
         metadata={
             "uv_method": prepared.uv_method,
             "uv_shared": json.dumps(prepared.uv_shared),
             "uv_wraps": json.dumps(prepared.uv_wraps),
+            **names,
         },
     )
     write_files({path: content})
@@ -185,11 +192,36 @@ def load_prepared(path: Path) -> PreparedMesh:
             uv_method=facts["uv_method"],
             uv_shared=facts.get("uv_shared") == "true",
             uv_wraps=facts.get("uv_wraps") == "true",
+            labels=_stored_labels(tensors, facts),
         )
     except (OSError, KeyError, ValueError, TypeError, SafetensorError) as error:
         raise RunDirectoryError(
             f"{path} must be the run's prepared mesh, but is missing or damaged ({error}); start a new run"
         ) from error
+
+
+def _stored_labels(tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> FaceLabels | None:
+    """The labels in an untrusted file, None where it has none.
+
+    Raises:
+        ValueError: they do not fit the faces.
+        KeyError: one is missing.
+    """
+    if "node" not in tensors:
+        return None
+    names = {name: tuple(json.loads(facts[name])) for name in NAMES}
+    for name, known in (("node", names["nodes"]), ("material", names["materials"])):
+        index = tensors[name]
+        if index.shape != tensors["faces"].shape[:1] or index.dtype != torch.int64:
+            raise ValueError(f"{name} must be a whole number for each face")
+        if not -1 <= int(index.min()) <= int(index.max()) < len(known):
+            raise ValueError(f"{name} must be -1 or the index of a name")
+        if not all(isinstance(item, str) for item in known):
+            raise ValueError(f"the names of {name} must be text")
+    parents = names["parents"]
+    if len(parents) != len(names["nodes"]) or not all(type(item) is int for item in parents):
+        raise ValueError("parents must be one whole number for each node")
+    return FaceLabels(tensors["node"], tensors["material"], **names)
 
 
 def _require_prepared(tensors: Mapping[str, Tensor]) -> None:

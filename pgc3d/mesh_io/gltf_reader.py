@@ -35,6 +35,7 @@ from pgc3d.mesh_io.limits import inside, require_counts
 from pgc3d.mesh_io.source import SourceMesh
 from pgc3d.mesh_io.surface import in_single
 from pgc3d.rendering.shading import linear_to_srgb
+from pgc3d.types import FaceLabels
 
 READ = (INSTANCING, "KHR_mesh_quantization", "KHR_node_visibility", "KHR_texture_transform", *SHADERS)
 # they do not change where the surface is
@@ -157,6 +158,7 @@ class _Builder:
     colors: list[Floats] = field(default_factory=list)
     materials: list[Indices] = field(default_factory=list)
     parts: list[Indices] = field(default_factory=list)
+    nodes: list[Indices] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=lambda: {"vertices": 0, "normals": 0, "uv": 0, "parts": 0})
     colored: bool = False
     meshes: dict[tuple[int, tuple[float, ...]], tuple[list[Block], list[Primitive]]] = field(
@@ -165,7 +167,7 @@ class _Builder:
 
     def add(self, shown: Shown) -> None:
         """All copies of a mesh at a node."""
-        mesh = self.document.meshes[shown.mesh]
+        mesh, before = self.document.meshes[shown.mesh], len(self.faces)
         weights = shown.weights
         if weights is None:
             weights = tuple(mesh.numbers("weights", None) or ())
@@ -176,10 +178,11 @@ class _Builder:
         matrices = placements(self.document, shown)
         if shown.skin is None:
             self._add_copies(blocks, primitives, matrices)
-            return
-        joints = joint_matrices(self.document, shown.skin, self.scene)
-        for matrix in matrices:
-            self._add_skinned(blocks, primitives, matrix, joints, instanced=shown.instances is not None)
+        else:
+            joints = joint_matrices(self.document, shown.skin, self.scene)
+            for matrix in matrices:
+                self._add_skinned(blocks, primitives, matrix, joints, instanced=shown.instances is not None)
+        self.nodes += [np.full(len(faces), shown.node, dtype=np.int64) for faces in self.faces[before:]]
 
     def _add_copies(self, blocks: list[Block], primitives: list[Primitive], matrices: Floats) -> None:
         starts = []
@@ -262,6 +265,17 @@ class _Builder:
             lost=lost,
             face_part=torch.from_numpy(np.concatenate(self.parts)),
             linear_colors=True,
+            labels=self._labels(),
+        )
+
+    def _labels(self) -> FaceLabels:
+        materials = self.document.root.entries("materials")
+        return FaceLabels(
+            node=_indices(self.nodes),
+            material=_indices(self.materials),
+            nodes=tuple(node.name("node") for node in self.document.nodes),
+            parents=self.scene.parents,
+            materials=tuple(material.name("material") for material in materials),
         )
 
 

@@ -8,6 +8,8 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
+from pgc3d.types import FaceLabels
+
 
 @dataclass(frozen=True)
 class SourceMaterial:
@@ -48,3 +50,4 @@ class SourceMesh:
     lost: tuple[str, ...] = ()  # noun phrases of contents that a textured copy lacks, as "2 animations"
     face_part: Int[Tensor, " F"] | None = None  # the part of the file that a face belongs to, from 0 on
     linear_colors: bool = False  # vertex colours are mixed in linear light between vertices, as in glTF
+    labels: FaceLabels | None = None  # None where the format has neither nodes nor materials
