@@ -1,12 +1,13 @@
 """Export of a textured mesh: the given geometry unchanged, with a new material."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -18,13 +19,11 @@ from pgc3d.exporting.roundtrip import Part, comparison_views, round_trip_psnr
 from pgc3d.geometry.tangents import corner_tangents
 from pgc3d.images import to_bytes
 from pgc3d.interfaces import Rasterizer
-from pgc3d.mesh_io.asset import MeshAsset
+from pgc3d.mesh_io.asset import AssetMaterial, MeshAsset
 from pgc3d.mesh_io.mesh_file import write_mesh
 from pgc3d.representation.textured_mesh import TexturedMesh
 from pgc3d.stopwatch import Stopwatch
-from pgc3d.types import PreparedMesh, Rendering, Views
-
-FINEST = 1 << 16  # texels, larger than every texture, so that look-ups are not filtered
+from pgc3d.types import PreparedMesh, Rendering, TextureSet, Views
 
 
 def require_colors(format: Format) -> None:
@@ -56,7 +55,7 @@ def export_textured_mesh(
         path: the mesh file; others go beside it.
         format: glb and obj carry a texture, ply vertex colours.
         rasterizer: the backend for baking and for the comparison.
-        texture_size: side of the texture in texels.
+        texture_size: side in texels of the largest texture set's images.
         metadata: for example prompt and seed; goes into the file where the format has a place.
 
     Returns:
@@ -78,17 +77,20 @@ def export_textured_mesh(
         if format == "ply":
             asset = _with_vertex_colors(asset, textured)
         else:
-            image = bake_texture(textured, texture_size=texture_size, rasterizer=rasterizer)
-            asset = _with_textures(asset, textured, image)
+            images = [
+                bake_texture(textured, index, texture_size=part.side(texture_size), rasterizer=rasterizer)
+                for index, part in enumerate(given.sets)
+            ]
+            asset = _with_textures(asset, textured, images)
     with watch.part("write"):
         written = write_mesh(path, asset, format)
     with watch.part("compare"):
         cameras, background = comparison_views(textured.mesh.vertices.device)
         own = partial(textured.shaded, Views(cameras, background), CHECK_RESOLUTION, shading=False)
         others: dict[Part, Rendering] = {}
-        if asset.metallic_roughness is not None:
+        if format != "ply":
             others["metallic_roughness"] = own(shown=shown_surface)
-        if asset.normal_map is not None:
+        if format != "ply" and textured.has_bump:
             others["normal_map"] = own(shown=shown_normals)
         psnr = round_trip_psnr(
             path,
@@ -117,49 +119,80 @@ def _losses(textured: TexturedMesh) -> tuple[str, ...]:
     return (*lost, "the bump") if textured.has_bump else lost
 
 
-def _with_textures(asset: MeshAsset, textured: TexturedMesh, image: Float[Tensor, "S S C"]) -> MeshAsset:
-    """The asset with the textures of a material whose channels are baked; constants are a single texel."""
-    given, size = textured.prepared, len(image)
-    material = textured.texture.channels.material(image.flatten(0, 1))
-    surface = to_bytes(shown_surface(material))
-    normal_map, tangents = None, None
-    if material.slope is not None:
-        normal_map = to_bytes(shown_normals(material)).reshape(size, size, 3)
-        tangents = corner_tangents(given)
+def _with_textures(
+    asset: MeshAsset, textured: TexturedMesh, images: Sequence[Float[Tensor, "S S C"]]
+) -> MeshAsset:
+    """The asset with a material for each texture set, whose channels are baked; constants are one texel."""
+    given = textured.prepared
+    surfaces = [_surface(textured, part, image) for part, image in zip(given.sets, images, strict=True)]
+    drawn: dict[str, Any] = {
+        "uv": given.uv,
+        "uv_faces": given.uv_faces,
+        "tangents": corner_tangents(given) if textured.has_bump else None,
+    }
+    if len(surfaces) > 1:
+        return replace(asset, materials=tuple(surfaces), face_material=given.face_set, **drawn)
     return replace(
         asset,
-        uv=given.uv,
-        uv_faces=given.uv_faces,
-        base_color=to_bytes(material.base_color).reshape(size, size, 3),
-        wrap=("repeat", "repeat") if textured.prepared.uv_wraps else ("clamp", "clamp"),
+        base_color=surfaces[0].image,
+        wrap=surfaces[0].wrap,
+        metallic_roughness=surfaces[0].metallic_roughness,
+        normal_map=surfaces[0].normal_map,
+        **drawn,
+    )
+
+
+def _surface(textured: TexturedMesh, part: TextureSet, image: Float[Tensor, "S S C"]) -> AssetMaterial:
+    size = len(image)
+    material = textured.texture.channels.material(image.flatten(0, 1))
+    surface, normals = to_bytes(shown_surface(material)), None
+    if material.slope is not None:
+        normals = to_bytes(shown_normals(material)).reshape(size, size, 3)
+    return AssetMaterial(
+        torch.ones(3),
+        to_bytes(material.base_color).reshape(size, size, 3),
+        ("repeat", "repeat") if part.wraps else ("clamp", "clamp"),
+        part.name,
         metallic_roughness=surface.reshape(size, size, 3) if textured.varies else surface[:1, None],
-        normal_map=normal_map,
-        tangents=tangents,
+        normal_map=normals,
     )
 
 
 @torch.no_grad()
 def bake_texture(
-    textured: TexturedMesh, *, texture_size: int, rasterizer: Rasterizer, padding: int = 4
+    textured: TexturedMesh, index: int, *, texture_size: int, rasterizer: Rasterizer, padding: int = 4
 ) -> Float[Tensor, "S S C"]:
-    """The texture's channels at every texel, continued beyond the charts; see `bake`."""
+    """The texture's channels at every texel of a set's image, continued beyond the charts; see `bake`."""
     mesh = textured.mesh
-    if textured.prepared.uv_wraps:
-        return _repeating(textured, texture_size)
+    if textured.prepared.sets[index].wraps:
+        return _repeating(textured, index, texture_size)
+    rows = mesh.faces_of(index)
     points, covered = surface_texels(
-        mesh.vertices, mesh.faces, mesh.uv, mesh.uv_faces, texture_size=texture_size, rasterizer=rasterizer
+        mesh.vertices,
+        mesh.faces[rows],
+        mesh.uv,
+        mesh.uv_faces[rows],
+        texture_size=texture_size,
+        rasterizer=rasterizer,
     )
     image = torch.zeros(*covered.shape, len(textured.texture.channels.bounds), device=points.device)
-    image[covered] = textured.texels(points[covered], _centres(covered), texture_size=texture_size)
+    image[covered] = textured.texels(
+        points[covered], _centres(covered), _all_of(index, points[covered]), texture_size=texture_size
+    )
     return fill(image, covered, padding=padding)
 
 
-def _repeating(textured: TexturedMesh, texture_size: int) -> Float[Tensor, "S S C"]:
+def _all_of(index: int, points: Float[Tensor, "P 3"]) -> Int[Tensor, " P"]:
+    return torch.full((len(points),), index, dtype=torch.int64, device=points.device)
+
+
+def _repeating(textured: TexturedMesh, index: int, texture_size: int) -> Float[Tensor, "S S C"]:
     """A repeating image: every texel may be visible, and colours are functions of texture coordinates."""
     device = textured.mesh.vertices.device
     everywhere = torch.ones(texture_size, texture_size, dtype=torch.bool, device=device)
     nowhere = torch.zeros(texture_size**2, 3, device=device)
-    colors = textured.texels(nowhere, _centres(everywhere), texture_size=texture_size)
+    sets = _all_of(index, nowhere)
+    colors = textured.texels(nowhere, _centres(everywhere), sets, texture_size=texture_size)
     return colors.view(texture_size, texture_size, -1)
 
 
@@ -172,9 +205,10 @@ def _centres(covered: Bool[Tensor, "S S"]) -> Float[Tensor, "P 2"]:
 def _with_vertex_colors(asset: MeshAsset, textured: TexturedMesh) -> MeshAsset:
     """The asset with colours and normals of the vertices, for a format without textures."""
     mesh = textured.mesh
-    uv = mesh.uv.new_zeros(len(mesh.vertices), 2)
+    uv, sets = mesh.uv.new_zeros(len(mesh.vertices), 2), torch.zeros_like(mesh.vertices[:, 0]).long()
     uv[mesh.faces.reshape(-1)] = mesh.uv[mesh.uv_faces.reshape(-1)]
-    colors = textured.texels(mesh.vertices, uv, texture_size=FINEST)[:, :3]
+    sets[mesh.faces.reshape(-1)] = mesh.face_set.repeat_interleave(3)
+    colors = textured.texels(mesh.vertices, uv, sets)[:, :3]
     return replace(
         asset,
         normals=_mean_normals(textured.prepared),

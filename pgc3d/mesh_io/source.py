@@ -26,6 +26,7 @@ class SourceMaterial:
     uv_transform: Float[Tensor, "2 3"] | None = None  # of texture coordinates before the look-up
     load_surface: Callable[[], Image.Image] | None = None  # roughness in G, metallic in B, as in glTF
     load_normal: Callable[[], Image.Image] | None = None  # tangent-space normals, +y along +v
+    image_key: str = ""  # the same for materials of a file with the same image; empty where there is none
 
 
 @dataclass(frozen=True)
