@@ -286,6 +286,26 @@ class PreparedMesh:
     face_set: Int[Tensor, " F"]  # index into `sets`
     sets: tuple[TextureSet, ...] = (TextureSet(),)
     labels: FaceLabels | None = None  # None where the surface has neither nodes nor materials
+    # For each corner, as 3 * face + corner, that of the first instance of the same part of the file, with the
+    # same texture coordinates; None where nothing is instanced.
+    first_corners: Int[Tensor, "F 3"] | None = None
+
+    @property
+    def first_faces(self) -> Bool[Tensor, " F"]:
+        """The faces of first instances: each part of the file once."""
+        if self.first_corners is None:
+            return torch.ones_like(self.faces[:, 0], dtype=torch.bool)
+        own = torch.arange(len(self.faces), device=self.faces.device)
+        return self.first_corners[:, 0] // 3 == own
+
+    @property
+    def canonical(self) -> Float[Tensor, "V 3"]:
+        """The position of each vertex in the first instance of its part, where fields have its colour."""
+        if self.first_corners is None:
+            return self.vertices
+        moved = self.vertices.clone()
+        moved[self.faces.reshape(-1)] = self.vertices[self.faces.reshape(-1)[self.first_corners.reshape(-1)]]
+        return moved
 
     @property
     def uv_method(self) -> str:

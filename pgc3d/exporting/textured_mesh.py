@@ -168,7 +168,7 @@ def bake_texture(
         return _repeating(textured, index, texture_size)
     rows = mesh.faces_of(index)
     points, covered = surface_texels(
-        mesh.vertices,
+        textured.canonical,
         mesh.faces[rows],
         mesh.uv,
         mesh.uv_faces[rows],
@@ -208,7 +208,7 @@ def _with_vertex_colors(asset: MeshAsset, textured: TexturedMesh) -> MeshAsset:
     uv, sets = mesh.uv.new_zeros(len(mesh.vertices), 2), torch.zeros_like(mesh.vertices[:, 0]).long()
     uv[mesh.faces.reshape(-1)] = mesh.uv[mesh.uv_faces.reshape(-1)]
     sets[mesh.faces.reshape(-1)] = mesh.face_set.repeat_interleave(3)
-    colors = textured.texels(mesh.vertices, uv, sets)[:, :3]
+    colors = textured.texels(textured.canonical, uv, sets)[:, :3]
     return replace(
         asset,
         normals=_mean_normals(textured.prepared),

@@ -15,8 +15,8 @@ from pgc3d.errors import InputError, RunDirectoryError
 from pgc3d.geometry.cleanup import clean
 from pgc3d.geometry.placement import place
 from pgc3d.geometry.uv import unwrap
-from pgc3d.inputs.texture_coordinates import choose_coordinates, materials_of, with_new
-from pgc3d.inputs.texture_sets import scaled_sets
+from pgc3d.inputs.texture_coordinates import Choice, choose_coordinates, materials_of, with_new
+from pgc3d.inputs.texture_sets import Coordinates, scaled_sets
 from pgc3d.interfaces import Rasterizer
 from pgc3d.mesh_io.colors import weld
 from pgc3d.mesh_io.normals import MAX_OPPOSED, complete_normals, is_inside_out
@@ -75,12 +75,10 @@ def prepare_mesh_file(  # noqa: PLR0913 - each of them is a choice of the user
     )
     _report(source, path, notify, opposed=opposed, inside_out=is_inside_out(welded, welded_faces))
     choice = choose_coordinates(source, path, choice=uv, rasterizer=rasterizer, device=device)
-    world = placement.to_world(welded)
-    coordinates, method = choice.kept, ""
+    world, method = placement.to_world(welded), ""
+    coordinates = choice.kept
     if bool(choice.fresh.any()):
-        atlas = unwrap(world, welded_faces[choice.fresh], texture_size=texture_size)
-        new = TextureSet("new", atlas.method, materials=materials_of(source, choice.fresh))
-        coordinates, method = with_new(choice, atlas.uv, atlas.uv_faces, new), atlas.method
+        coordinates, method = _unwrapped(source, choice, world, welded_faces, texture_size)
     if choice.message:
         notify(choice.message.format(method=method))
     return PreparedMesh(
@@ -95,7 +93,25 @@ def prepare_mesh_file(  # noqa: PLR0913 - each of them is a choice of the user
         face_set=coordinates.face_set,
         sets=scaled_sets(coordinates, world, welded_faces),
         labels=source.labels,
+        first_corners=source.first_corners,
     )
+
+
+def _unwrapped(
+    source: SourceMesh, choice: Choice, vertices: Tensor, faces: Tensor, texture_size: int
+) -> tuple[Coordinates, str]:
+    """All coordinates, new ones the same for all instances of a part, and the method that made them."""
+    first = source.first_corners
+    if first is None:
+        atlas = unwrap(vertices, faces[choice.fresh], texture_size=texture_size)
+        uv_faces = atlas.uv_faces
+    else:
+        first = first[choice.fresh]
+        once, place = torch.unique(first // 3, return_inverse=True)
+        atlas = unwrap(vertices, faces[once], texture_size=texture_size)
+        uv_faces = atlas.uv_faces[place, first % 3]
+    new = TextureSet("new", atlas.method, materials=materials_of(source, choice.fresh))
+    return with_new(choice, atlas.uv, uv_faces, new), atlas.method
 
 
 def prepare_surface(surface: Mesh, *, faces: int | None, texture_size: int) -> PreparedMesh:
@@ -166,6 +182,8 @@ def save_prepared(path: Path, prepared: PreparedMesh) -> None:
         "centre": prepared.placement.centre,
         "scale": torch.tensor(prepared.placement.scale, dtype=torch.float64),
     }
+    if prepared.first_corners is not None:
+        tensors |= {"first_corners": prepared.first_corners}
     names = {}
     if labels is not None:
         tensors |= {"node": labels.node, "material": labels.material}
@@ -199,6 +217,7 @@ def load_prepared(path: Path) -> PreparedMesh:
             face_set=tensors["face_set"],
             sets=_stored_sets(tensors, facts),
             labels=_stored_labels(tensors, facts),
+            first_corners=tensors.get("first_corners"),
         )
     except (OSError, KeyError, ValueError, TypeError, SafetensorError) as error:
         raise RunDirectoryError(
@@ -278,3 +297,8 @@ def _require_prepared(tensors: Mapping[str, Tensor]) -> None:
             raise ValueError(f"{name} must be rows of 3 whole numbers, as many as there are faces")
         if int(faces.min()) < 0 or int(faces.max()) >= len(points) or not bool(points.isfinite().all()):
             raise ValueError(f"{name} must be indices of finite {target}")
+    first = tensors.get("first_corners", torch.zeros(count, 3, dtype=torch.int64))
+    if first.shape != (count, 3) or first.dtype != torch.int64:
+        raise ValueError("first_corners must be rows of 3 whole numbers, as many as there are faces")
+    if not 0 <= int(first.min()) <= int(first.max()) < 3 * count:
+        raise ValueError("first_corners must be corners of the faces")

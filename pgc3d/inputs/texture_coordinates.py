@@ -25,8 +25,8 @@ WAY_OUT = "; --uv own keeps them, and points with the same coordinates have the 
 class Choice:
     """The file's coordinates that are kept, and the faces that need new ones.
 
-    `message` is a line about the choice, a format string with the field {method} where there are such faces; empty
-    where all coordinates are those of the file, in one image.
+    `message` is a line about the choice, a format string with the field {method} where there are such faces;
+    it is empty where all coordinates are those of the file, in one image.
     """
 
     kept: Coordinates  # `face_set` is -1 where a face needs new ones, and `uv_faces` is
@@ -67,11 +67,9 @@ def choose_coordinates(
             "--uv own must have texture coordinates of every face, but "
             f"{missing.format(name=path.name)}; use --uv auto"
         )
-    without = (
-        torch.ones_like(source.faces[:, 0], dtype=torch.bool)
-        if source.uv_faces is None
-        else (source.uv_faces < 0).any(dim=1)
-    )
+    without = torch.ones_like(source.faces[:, 0], dtype=torch.bool)
+    if source.uv_faces is not None:
+        without = (source.uv_faces < 0).any(dim=1)
     if bool(without.all()):
         return Choice(_nothing(source), _escaped(_missing_text(source, path)) + MADE)
     groups = divide(source, (~without).nonzero()[:, 0], rasterizer=rasterizer, device=device)

@@ -61,9 +61,14 @@ class Group:
         return replace(folded, shared=shared, reason=None)
 
     def error(self, source: SourceMesh, *, rasterizer: Rasterizer, device: torch.device | str) -> str | None:
-        """See `uv_error`."""
-        faces = source.faces[self.rows]
-        return uv_error(self.uv, self.uv_faces, source.vertices, faces, rasterizer=rasterizer, device=device)
+        """See `uv_error`; of all instances of a part, which share their texels, one is checked."""
+        rows, uv_faces = self.rows, self.uv_faces
+        if source.first_corners is not None:
+            is_first = source.first_corners[rows, 0] // 3 == rows
+            rows, uv_faces = rows[is_first], uv_faces[is_first]
+        return uv_error(
+            self.uv, uv_faces, source.vertices, source.faces[rows], rasterizer=rasterizer, device=device
+        )
 
 
 def scaled_sets(

@@ -52,3 +52,6 @@ class SourceMesh:
     face_part: Int[Tensor, " F"] | None = None  # the part of the file that a face belongs to, from 0 on
     linear_colors: bool = False  # vertex colours are mixed in linear light between vertices, as in glTF
     labels: FaceLabels | None = None  # None where the format has neither nodes nor materials
+    # For each corner, as 3 * face + corner, that of the first instance of the same part of the file, with the
+    # same texture coordinates; None where nothing is instanced.
+    first_corners: Int[Tensor, "F 3"] | None = None

@@ -83,6 +83,7 @@ class TexturedMesh(nn.Module):
         device = next(texture.parameters()).device
         self.mesh = mesh = prepared.in_world().to(device)
         self._topology = edge_topology(prepared.welded_faces.to(device), len(mesh.vertices))
+        self.canonical = mesh.canonical
         self._face_normals = face_normals(mesh.vertices, mesh.faces)
         self._gradients = uv_gradients(mesh)
         self._tangents = corner_tangents(mesh) if self.has_bump else None
@@ -122,9 +123,9 @@ class TexturedMesh(nn.Module):
         """Points of the surface at which a field is compared with itself, the same in every run."""
         if self._pool is None:
             mesh = self.mesh
-            corners = mesh.vertices[mesh.faces].flatten(0, 1), mesh.uv[mesh.uv_faces].flatten(0, 1)
+            corners = self.canonical[mesh.faces].flatten(0, 1), mesh.uv[mesh.uv_faces].flatten(0, 1)
             generator = seeded("points of a surface")
-            sampled, _ = sample_surface(mesh.vertices, mesh.faces, POOL, generator)
+            sampled, _ = sample_surface(self.canonical, mesh.faces, POOL, generator)
             sets = self.mesh.face_set.repeat_interleave(3)
             self._pool = self._field_points(*corners, sets) if self._planes is not None else sampled
         return self._pool
@@ -174,6 +175,7 @@ class TexturedMesh(nn.Module):
             topology=self._topology,
             face_normals=self._face_normals,
             tangents=self._tangents,
+            canonical=None if self.prepared.first_corners is None else self.canonical,
             shading=shading and light is None,
         )
 
@@ -183,7 +185,7 @@ class TexturedMesh(nn.Module):
         """The channels of the texture at pixels; those of an image filtered over the pixels' footprints."""
         sets = self.mesh.face_set.index_select(0, hits.triangle)
         if isinstance(self.texture, ColorField):
-            return self.texture.values(self._field_points(hits.points, hits.uv, sets))
+            return self.texture.values(self._field_points(hits.canonical, hits.uv, sets))
         level = footprint_level(
             self._gradients.index_select(0, hits.triangle),
             hits.points,
@@ -226,13 +228,18 @@ class TexturedMesh(nn.Module):
     def _nearest_material(self, points: Float[Tensor, "P 3"]) -> Material:
         """Material of a field at the points, of an image at the nearest corner of a face."""
         texture = self.texture
-        if isinstance(texture, ColorField) and self._planes is None:
+        instanced = self.prepared.first_corners is not None
+        if isinstance(texture, ColorField) and self._planes is None and not instanced:
             return replace(cast("Material", texture(points)), slope=None)
-        corners, uv = self.mesh.vertices[self.mesh.faces].flatten(0, 1), self.mesh.uv[self.mesh.uv_faces]
+        mesh = self.mesh
+        corners = mesh.vertices[mesh.faces].flatten(0, 1)
         parts = torch.split(points, max(1, (1 << 24) // len(corners)))  # 64 MB of distances
         nearest = torch.cat([torch.cdist(part, corners).argmin(dim=1) for part in parts])
-        sets = self.mesh.face_set[nearest // 3]
-        values = self.texels(points, uv.flatten(0, 1)[nearest], sets)
+        uv, canonical = (
+            mesh.uv[mesh.uv_faces.flatten()[nearest]],
+            self.canonical[mesh.faces.flatten()[nearest]],
+        )
+        values = self.texels(canonical, uv, mesh.face_set[nearest // 3])
         return replace(texture.channels.material(values), slope=None)
 
     def _groups(self) -> list[ParameterGroup]:
@@ -258,7 +265,7 @@ class TexturedMesh(nn.Module):
         *,
         texture_size: int | None = None,
     ) -> Float[Tensor, "P C"]:
-        """The channels of the texture at world points with their texture coordinates and texture sets.
+        """The channels of the texture at canonical points with their texture coordinates and texture sets.
 
         `texture_size` is the side of the image to bake in texels; for one smaller than the texture it is
         filtered. Without it, nothing is.
