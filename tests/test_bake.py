@@ -50,8 +50,10 @@ def test_texture_returns_the_field_everywhere_on_the_surface(sphere, rasterizer)
     points = torch.einsum("fsc,fcd->fsd", weights, vertices[atlas.vertex[atlas.uv_faces]]).reshape(-1, 3)
     uv = torch.einsum("fsc,fcd->fsd", weights, atlas.uv[atlas.uv_faces]).reshape(-1, 2)
     expected = textured(points)
-    tolerance = 0.05 if atlas.method == "xatlas" else 0.15  # triangles of a few texels
-    assert (sample(textures.base_color, uv) - expected.base_color).abs().max() < tolerance
+    tolerance = 0.05 if atlas.method == "xatlas" else 0.25  # triangles of a few texels
+    error = (sample(textures.base_color, uv) - expected.base_color).abs()
+    assert error.max() < tolerance
+    assert error.mean() < 0.01
     surface = sample(textures.metallic_roughness, uv)
     assert (surface[:, 1:2] - expected.roughness).abs().max() < tolerance
     torch.testing.assert_close(surface[:, 2:], expected.metallic, atol=1 / 255, rtol=0)
@@ -65,7 +67,7 @@ def test_charts_smaller_than_a_texel_have_their_own_colour(rasterizer):
     image = bake(vertices, atlas, textured, texture_size=128, rasterizer=rasterizer).base_color
     middle = vertices[faces].mean(dim=1)
     error = (sample(image, atlas.uv[atlas.uv_faces].mean(dim=1)) - textured(middle).base_color).abs()
-    assert (error > 0.15).float().mean() < 0.02
+    assert (error > 0.15).float().mean() < 0.04
     assert error.max() < 0.5
 
 
@@ -115,7 +117,7 @@ def test_fill_keeps_what_is_known_and_stays_in_its_range(shape):
     values = 0.3 + 0.4 * torch.rand(*shape, 2, generator=generator)
     known = torch.rand(*shape, generator=generator) > 0.7
     known[0, 0] = True
-    filled = fill(values * known[..., None], known, padding=1)
+    filled = fill(values * known[..., None], known)
     torch.testing.assert_close(filled[known], values[known])
     assert filled.min() >= values[known].min() - 1e-6
     assert filled.max() <= values[known].max() + 1e-6
@@ -125,7 +127,7 @@ def test_padding_continues_the_nearest_chart():
     values = torch.zeros(16, 16, 1)
     values[:, :4], values[:, 12:] = 0.2, 0.8
     known = (values > 0)[..., 0]
-    filled = fill(values, known, padding=3)
+    filled = fill(values, known)
     assert math.isclose(filled[8, 6, 0].item(), 0.2, abs_tol=1e-6)
     assert math.isclose(filled[8, 9, 0].item(), 0.8, abs_tol=1e-6)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
-from torch.nn.functional import avg_pool2d, interpolate, max_pool2d, normalize, pad
+from torch.nn.functional import normalize
 
 from pgc3d.geometry.own_uv import draw_atlas
 from pgc3d.geometry.uv import UvAtlas
@@ -14,6 +14,7 @@ from pgc3d.images import to_bytes
 from pgc3d.interfaces import Rasterizer
 from pgc3d.types import Material
 
+ROWS = 256  # of an image that are filled at once
 CHUNK = 1 << 17  # points per query: bounds the memory of a field's hidden layers
 
 
@@ -34,12 +35,10 @@ def bake(
     *,
     texture_size: int,
     rasterizer: Rasterizer,
-    padding: int = 4,
 ) -> Textures:
     """Textures of `material` at the surface point of every texel, computed on the device of `vertices`.
 
-    Texels outside the charts continue the nearest chart for `padding` texels, against seams in filtering; the
-    remaining texels are filled smoothly, so that small mip levels do not darken.
+    Texels outside the charts continue the nearest chart, against seams in filtering, see `fill`.
 
     Args:
         vertices: world positions.
@@ -47,12 +46,11 @@ def bake(
         material: surface properties at world points.
         texture_size: side of the images in texels.
         rasterizer: on the device of `vertices`.
-        padding: texels around every chart.
     """
     points, covered = texel_positions(vertices, atlas, texture_size=texture_size, rasterizer=rasterizer)
     values = torch.zeros(texture_size, texture_size, 5, device=vertices.device)
     values[covered] = query(material, points[covered])
-    return finish(values, covered, padding=padding)
+    return finish(values, covered)
 
 
 def shown_surface(material: Material) -> Float[Tensor, "P 3"]:
@@ -69,9 +67,9 @@ def shown_normals(material: Material) -> Float[Tensor, "P 3"]:
     return 0.5 * normalize(torch.cat([material.slope, up], dim=1), dim=1) + 0.5
 
 
-def finish(values: Float[Tensor, "S S 5"], covered: Bool[Tensor, "S S"], *, padding: int = 4) -> Textures:
+def finish(values: Float[Tensor, "S S 5"], covered: Bool[Tensor, "S S"]) -> Textures:
     """8 bit images of base colour, roughness and metallic in [0, 1], filled where no chart covers them."""
-    image = fill(values, covered, padding=padding)
+    image = fill(values, covered)
     image = to_bytes(image)
     occlusion = torch.full_like(image[..., :1], 255)  # unused by the material, white in viewers that read it
     return Textures(
@@ -137,51 +135,23 @@ def query(
     return torch.cat(parts)
 
 
-def fill(
-    values: Float[Tensor, "H W C"], known: Bool[Tensor, "H W"], *, padding: int
-) -> Float[Tensor, "H W C"]:
-    """The image with unknown texels filled from known ones, which keep their values.
+def fill(values: Float[Tensor, "H W C"], known: Bool[Tensor, "H W"]) -> Float[Tensor, "H W C"]:
+    """The image with the value of the nearest known texel in each unknown one.
 
-    For `padding` rings each texel takes the mean of its known neighbours, then a pyramid of averages fills
-    the remaining texels from the coarsest level down (pull-push, Gortler et al. 1996).
+    So charts continue by half of the distance to the next one, and in mip levels their colours mix with
+    nothing but those of other charts. Distances are Euclidean (Maurer et al. 2003, as in scipy).
     """
-    image, weight = _grow(values * known[..., None], known.to(values.dtype), rings=padding)
-    filled = _pull_push(image.permute(2, 0, 1)[None], weight[None, None])
-    return filled[0].permute(1, 2, 0)
+    from scipy.ndimage import distance_transform_edt
 
-
-def _grow(image: Tensor, weight: Tensor, *, rings: int) -> tuple[Tensor, Tensor]:
-    """Fill texels next to known ones with the mean of their known neighbours, ring by ring.
-
-    Only the texels of a ring are written: they are few, and filters over the whole image would cost seconds.
-    """
-    height, width, channels = image.shape
-    values = pad(image, (0, 0, 1, 1, 1, 1)).reshape(-1, channels)  # a border, so that neighbours exist
-    known = pad(weight, (1, 1, 1, 1))
-    offsets = [row * (width + 2) + column for row in (-1, 0, 1) for column in (-1, 0, 1)]
-    for _ in range(rings):
-        near = max_pool2d(known[None, None, 1:-1, 1:-1], 3, stride=1, padding=1)[0, 0]
-        ring = pad((near > known[1:-1, 1:-1]).to(known.dtype), (1, 1, 1, 1)).reshape(-1).nonzero()[:, 0]
-        flat = known.reshape(-1)
-        count = torch.stack([flat.index_select(0, ring + offset) for offset in offsets]).sum(0)
-        total = torch.stack([values.index_select(0, ring + offset) for offset in offsets]).sum(0)
-        values[ring] = total / count[:, None]
-        flat[ring] = 1.0
-    grown = values.reshape(height + 2, width + 2, channels)[1:-1, 1:-1]
-    return grown, known[1:-1, 1:-1]
-
-
-def _pull_push(image: Tensor, weight: Tensor) -> Tensor:
-    """Fill texels of weight 0; `image` is 0 there."""
-    height, width = image.shape[-2:]
-    if max(height, width) <= 1 or bool((weight > 0).all()):
-        return image
-    odd = (0, width % 2, 0, height % 2)
-    fraction = avg_pool2d(pad(weight, odd), 2)
-    mean = avg_pool2d(pad(image, odd), 2) / fraction.clamp_min(0.25)
-    coarse = _pull_push(mean, (fraction > 0).to(weight.dtype))
-    smooth = interpolate(coarse, size=(height, width), mode="bilinear", align_corners=False)
-    return torch.where(weight > 0, image, smooth)
+    if bool(known.all()) or not bool(known.any()):
+        return values
+    nearest = distance_transform_edt(~known.cpu().numpy(), return_distances=False, return_indices=True)
+    filled = values.clone()
+    for start in range(0, len(values), ROWS):  # indices are larger than the image
+        band = slice(start, start + ROWS)
+        rows, columns = (torch.from_numpy(index[band]).to(values.device).long() for index in nearest)
+        filled[band] = values[rows, columns]
+    return filled
 
 
 def vertex_colors(

@@ -160,7 +160,7 @@ def _surface(textured: TexturedMesh, part: TextureSet, image: Float[Tensor, "S S
 
 @torch.no_grad()
 def bake_texture(
-    textured: TexturedMesh, index: int, *, texture_size: int, rasterizer: Rasterizer, padding: int = 4
+    textured: TexturedMesh, index: int, *, texture_size: int, rasterizer: Rasterizer
 ) -> Float[Tensor, "S S C"]:
     """The texture's channels at every texel of a set's image, continued beyond the charts; see `bake`."""
     mesh = textured.mesh
@@ -179,7 +179,7 @@ def bake_texture(
     image[covered] = textured.texels(
         points[covered], _centres(covered), _all_of(index, points[covered]), texture_size=texture_size
     )
-    return fill(image, covered, padding=padding)
+    return fill(image, covered)
 
 
 def _all_of(index: int, points: Float[Tensor, "P 3"]) -> Int[Tensor, " P"]:

@@ -20,6 +20,8 @@ from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
+PADDING = 4  # texels around a chart
+
 
 @dataclass(frozen=True)
 class UvAtlas:
@@ -32,6 +34,9 @@ class UvAtlas:
     uv_faces: Int[Tensor, "F 3"]
     vertex: Int[Tensor, " U"]
     method: Literal["xatlas", "triangles"]
+    padding: int = (
+        0  # texels around every chart that no other one comes nearer to, at the size it is made for
+    )
 
 
 def unwrap(
@@ -39,7 +44,7 @@ def unwrap(
     faces: Int[Tensor, "F 3"],
     *,
     texture_size: int,
-    padding: int = 4,
+    padding: int = PADDING,
     time_limit: float = 60.0,
 ) -> UvAtlas:
     """Texture coordinates of a surface on a square texture.
@@ -52,7 +57,8 @@ def unwrap(
         vertices: world positions.
         faces: counter-clockwise seen from outside.
         texture_size: side of the texture in texels, on which `padding` depends.
-        padding: approximate number of texels between charts.
+        padding: texels around every chart that are nearer to no other one; half as many, a quarter and so on
+            where the image is too small for so many charts, see `UvAtlas.padding`.
         time_limit: seconds for xatlas; 0 skips it.
     """
     if time_limit > 0:
@@ -99,6 +105,7 @@ def _xatlas(
                 uv_faces=torch.from_numpy(arrays["uv_faces"].astype(np.int64)),
                 vertex=torch.from_numpy(arrays["vertex"].astype(np.int64)),
                 method="xatlas",
+                padding=int(arrays["padding"]),
             )
     if not torch.equal(atlas.vertex[atlas.uv_faces], faces.cpu().long()):
         return None, "changed the faces"

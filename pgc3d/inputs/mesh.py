@@ -14,7 +14,7 @@ from pgc3d.disk import write_files
 from pgc3d.errors import InputError, RunDirectoryError
 from pgc3d.geometry.cleanup import clean
 from pgc3d.geometry.placement import place
-from pgc3d.geometry.uv import unwrap
+from pgc3d.geometry.uv import PADDING, UvAtlas, unwrap
 from pgc3d.inputs.texture_coordinates import Choice, choose_coordinates, materials_of, with_new
 from pgc3d.inputs.texture_sets import Coordinates, scaled_sets
 from pgc3d.interfaces import Rasterizer
@@ -75,12 +75,17 @@ def prepare_mesh_file(  # noqa: PLR0913 - each of them is a choice of the user
     )
     _report(source, path, notify, opposed=opposed, inside_out=is_inside_out(welded, welded_faces))
     choice = choose_coordinates(source, path, choice=uv, rasterizer=rasterizer, device=device)
-    world, method = placement.to_world(welded), ""
-    coordinates = choice.kept
+    world, method, coordinates = placement.to_world(welded), "", choice.kept
     if bool(choice.fresh.any()):
-        coordinates, method = _unwrapped(source, choice, world, welded_faces, texture_size)
+        coordinates, atlas = _unwrapped(source, choice, world, welded_faces, texture_size)
+        method = atlas.method
     if choice.message:
         notify(choice.message.format(method=method))
+    if method == "xatlas" and atlas.padding < PADDING:
+        notify(
+            f"the {texture_size} pixels of the texture are few for so many charts: {atlas.padding} texels of "
+            f"padding around each in place of {PADDING}; --texture-size {2 * texture_size} has room for more"
+        )
     return PreparedMesh(
         vertices=source.vertices,
         faces=source.faces,
@@ -99,8 +104,8 @@ def prepare_mesh_file(  # noqa: PLR0913 - each of them is a choice of the user
 
 def _unwrapped(
     source: SourceMesh, choice: Choice, vertices: Tensor, faces: Tensor, texture_size: int
-) -> tuple[Coordinates, str]:
-    """All coordinates, new ones the same for all instances of a part, and the method that made them."""
+) -> tuple[Coordinates, UvAtlas]:
+    """All coordinates, new ones the same for all instances of a part, and the atlas of these."""
     first = source.first_corners
     if first is None:
         atlas = unwrap(vertices, faces[choice.fresh], texture_size=texture_size)
@@ -111,7 +116,7 @@ def _unwrapped(
         atlas = unwrap(vertices, faces[once], texture_size=texture_size)
         uv_faces = atlas.uv_faces[place, first % 3]
     new = TextureSet("new", atlas.method, materials=materials_of(source, choice.fresh))
-    return with_new(choice, atlas.uv, uv_faces, new), atlas.method
+    return with_new(choice, atlas.uv, uv_faces, new), atlas
 
 
 def prepare_surface(surface: Mesh, *, faces: int | None, texture_size: int) -> PreparedMesh:
