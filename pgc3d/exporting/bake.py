@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, Num, UInt8
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -14,7 +14,7 @@ from pgc3d.images import to_bytes
 from pgc3d.interfaces import Rasterizer
 from pgc3d.types import Material
 
-ROWS = 256  # of an image that are filled at once
+BAND = 1 << 22  # texels that are computed at once: bounds the memory of a large image
 CHUNK = 1 << 17  # points per query: bounds the memory of a field's hidden layers
 
 
@@ -25,6 +25,22 @@ class Textures:
     base_color: UInt8[Tensor, "S S 3"]  # sRGB
     metallic_roughness: UInt8[Tensor, "S S 3"]  # linear: 255, roughness, metallic, as in glTF
     covered: Bool[Tensor, "S S"]
+
+
+@dataclass(frozen=True)
+class TexelSurface:
+    """Faces of a mesh and their charts in an image, on one device."""
+
+    vertices: Float[Tensor, "V 3"]  # of the world
+    faces: Int[Tensor, "F 3"]
+    uv: Float[Tensor, "U 2"]
+    uv_faces: Int[Tensor, "F 3"]
+
+    @classmethod
+    def of(cls, vertices: Float[Tensor, "V 3"], atlas: UvAtlas) -> "TexelSurface":
+        """The surface of an atlas, on the device of its vertices."""
+        uv, uv_faces, vertex = (part.to(vertices.device) for part in (atlas.uv, atlas.uv_faces, atlas.vertex))
+        return cls(vertices, vertex[uv_faces], uv, uv_faces)
 
 
 @torch.no_grad()
@@ -47,10 +63,64 @@ def bake(
         texture_size: side of the images in texels.
         rasterizer: on the device of `vertices`.
     """
-    points, covered = texel_positions(vertices, atlas, texture_size=texture_size, rasterizer=rasterizer)
-    values = torch.zeros(texture_size, texture_size, 5, device=vertices.device)
-    values[covered] = query(material, points[covered])
-    return finish(values, covered)
+    image, covered = bake_bytes(
+        TexelSurface.of(vertices, atlas),
+        lambda points, _: to_bytes(query(material, points)),
+        texture_size=texture_size,
+        rasterizer=rasterizer,
+    )
+    occlusion = torch.full_like(image[..., :1], 255)  # unused by the material, white in viewers that read it
+    return Textures(
+        base_color=image[..., :3].contiguous(),
+        metallic_roughness=torch.cat([occlusion, image[..., 3:]], dim=-1),
+        covered=covered,
+    )
+
+
+def bake_bytes(
+    surface: TexelSurface,
+    texels: Callable[[Float[Tensor, "P 3"], Float[Tensor, "P 2"]], UInt8[Tensor, "P K"]],
+    *,
+    texture_size: int,
+    rasterizer: Rasterizer,
+) -> tuple[UInt8[Tensor, "S S K"], Bool[Tensor, "S S"]]:
+    """An image on the CPU, filled where no chart covers it, and whether one does.
+
+    It is computed in bands of rows, so that besides the image itself, its distances and a band nothing is
+    held.
+
+    Args:
+        surface: its charts.
+        texels: the image's channels at world points with their texture coordinates.
+        texture_size: side of the image in texels.
+        rasterizer: on the device of the surface.
+    """
+    bands = texel_bands(texture_size)
+    small = _faces_between_texels(surface, texture_size, rasterizer)
+    parts, masks = [], []
+    for rows in bands:
+        points, covered = surface_texels(
+            surface, texture_size=texture_size, rasterizer=rasterizer, rows=rows, small=small
+        )
+        found = texels(points[covered], centres(covered, texture_size, rows))
+        image = torch.zeros(*covered.shape, found.shape[1], dtype=torch.uint8)
+        image[covered.cpu()] = found.cpu()
+        parts.append(image)
+        masks.append(covered.cpu())
+    covered = torch.cat(masks)
+    return fill(torch.cat(parts), covered), covered
+
+
+def texel_bands(texture_size: int) -> list[range]:
+    """The rows of an image in bands of at most `BAND` texels, or one row."""
+    height = max(1, BAND // texture_size)
+    return [range(start, min(start + height, texture_size)) for start in range(0, texture_size, height)]
+
+
+def centres(covered: Bool[Tensor, "H S"], texture_size: int, rows: range) -> Float[Tensor, "P 2"]:
+    """Texture coordinates of the centres of texels in some rows of an image; v points up."""
+    row, column = covered.nonzero().unbind(1)
+    return torch.stack([column + 0.5, texture_size - rows.start - row - 0.5], dim=1) / texture_size
 
 
 def shown_surface(material: Material) -> Float[Tensor, "P 3"]:
@@ -67,56 +137,55 @@ def shown_normals(material: Material) -> Float[Tensor, "P 3"]:
     return 0.5 * normalize(torch.cat([material.slope, up], dim=1), dim=1) + 0.5
 
 
-def finish(values: Float[Tensor, "S S 5"], covered: Bool[Tensor, "S S"]) -> Textures:
-    """8 bit images of base colour, roughness and metallic in [0, 1], filled where no chart covers them."""
-    image = fill(values, covered)
-    image = to_bytes(image)
-    occlusion = torch.full_like(image[..., :1], 255)  # unused by the material, white in viewers that read it
-    return Textures(
-        base_color=image[..., :3].contiguous(),
-        metallic_roughness=torch.cat([occlusion, image[..., 3:]], dim=-1),
-        covered=covered.cpu(),
-    )
-
-
-def texel_positions(
-    vertices: Float[Tensor, "V 3"], atlas: UvAtlas, *, texture_size: int, rasterizer: Rasterizer
-) -> tuple[Float[Tensor, "S S 3"], Bool[Tensor, "S S"]]:
-    """World position of each texel and whether it lies on the surface; see `surface_texels`."""
-    device = vertices.device
-    uv, uv_faces = atlas.uv.to(device), atlas.uv_faces.to(device)
-    faces = atlas.vertex.to(device)[uv_faces]
-    return surface_texels(vertices, faces, uv, uv_faces, texture_size=texture_size, rasterizer=rasterizer)
-
-
 def surface_texels(
-    vertices: Float[Tensor, "V 3"],
-    faces: Int[Tensor, "F 3"],
-    uv: Float[Tensor, "U 2"],
-    uv_faces: Int[Tensor, "F 3"],
+    surface: TexelSurface,
     *,
     texture_size: int,
     rasterizer: Rasterizer,
-) -> tuple[Float[Tensor, "S S 3"], Bool[Tensor, "S S"]]:
+    rows: range | None = None,
+    small: Int[Tensor, " R"] | None = None,
+) -> tuple[Float[Tensor, "H S 3"], Bool[Tensor, "H S"]]:
     """World position of each texel and whether it lies on the surface.
 
     A face covers the texels whose centres it contains. A face that contains none, as in charts smaller than a
     texel, gets the texel of its centroid, where no other face covers that.
+
+    Args:
+        surface: its charts.
+        texture_size: side of the image in texels.
+        rasterizer: on the device of the surface.
+        rows: of the image, all when None.
+        small: the faces that contain no texel, found when None.
     """
-    fragments = draw_atlas(uv, uv_faces, texture_size, rasterizer)
+    rows = range(texture_size) if rows is None else rows
+    if small is None:
+        small = _faces_between_texels(surface, texture_size, rasterizer)
+    fragments = draw_atlas(surface.uv, surface.uv_faces, texture_size, rasterizer, rows)
     triangle = fragments.triangle[0].flatten()
-    points = rasterizer.interpolate(vertices[None], fragments, faces)[0].reshape(-1, 3)
-    covered, missed = triangle >= 0, torch.ones(len(faces), dtype=torch.bool, device=uv.device)
-    missed[triangle[covered]] = False
-    small = missed.nonzero()[:, 0]
-    column, row = (texture_size * _middle(uv, uv_faces[small])).long().clamp(0, texture_size - 1).unbind(1)
-    texel = (texture_size - 1 - row) * texture_size + column
+    points = rasterizer.interpolate(surface.vertices[None], fragments, surface.faces)[0].reshape(-1, 3)
+    covered = triangle >= 0
+    middle = texture_size * _middle(surface.uv, surface.uv_faces[small])
+    column, row = middle.long().clamp(0, texture_size - 1).unbind(1)
+    row = texture_size - 1 - row - rows.start
+    inside = (row >= 0) & (row < len(rows))
+    texel, small = row[inside] * texture_size + column[inside], small[inside]
     # of several in one texel the last one, so that every run makes the same image
     chosen = torch.full_like(triangle, -1).scatter_reduce(0, texel, small, "amax")
     free = (chosen >= 0) & ~covered
-    points[free] = _middle(vertices, faces[chosen[free]])
-    shape = (texture_size, texture_size)
+    points[free] = _middle(surface.vertices, surface.faces[chosen[free]])
+    shape = (len(rows), texture_size)
     return points.view(*shape, 3), (covered | free).view(shape)
+
+
+def _faces_between_texels(
+    surface: TexelSurface, texture_size: int, rasterizer: Rasterizer
+) -> Int[Tensor, " R"]:
+    """The faces that contain no texel's centre."""
+    missed = torch.ones(len(surface.faces), dtype=torch.bool, device=surface.uv.device)
+    for rows in texel_bands(texture_size):
+        triangle = draw_atlas(surface.uv, surface.uv_faces, texture_size, rasterizer, rows).triangle
+        missed[triangle[triangle >= 0]] = False
+    return missed.nonzero()[:, 0]
 
 
 def _middle(values: Float[Tensor, "V C"], faces: Int[Tensor, "F 3"]) -> Float[Tensor, "F C"]:
@@ -135,7 +204,7 @@ def query(
     return torch.cat(parts)
 
 
-def fill(values: Float[Tensor, "H W C"], known: Bool[Tensor, "H W"]) -> Float[Tensor, "H W C"]:
+def fill(values: Num[Tensor, "H W C"], known: Bool[Tensor, "H W"]) -> Num[Tensor, "H W C"]:
     """The image with the value of the nearest known texel in each unknown one.
 
     So charts continue by half of the distance to the next one, and in mip levels their colours mix with
@@ -147,10 +216,10 @@ def fill(values: Float[Tensor, "H W C"], known: Bool[Tensor, "H W"]) -> Float[Te
         return values
     nearest = distance_transform_edt(~known.cpu().numpy(), return_distances=False, return_indices=True)
     filled = values.clone()
-    for start in range(0, len(values), ROWS):  # indices are larger than the image
-        band = slice(start, start + ROWS)
-        rows, columns = (torch.from_numpy(index[band]).to(values.device).long() for index in nearest)
-        filled[band] = values[rows, columns]
+    for rows in texel_bands(max(values.shape[:2])):  # indices are larger than the image
+        band = slice(rows.start, rows.stop)
+        row, column = (torch.from_numpy(index[band]).to(values.device).long() for index in nearest)
+        filled[band] = values[row, column]
     return filled
 
 

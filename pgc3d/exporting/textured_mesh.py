@@ -1,19 +1,26 @@
 """Export of a textured mesh: the given geometry unchanged, with a new material."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from pgc3d.choices import Format
 from pgc3d.errors import InputError
-from pgc3d.exporting.bake import fill, shown_normals, shown_surface, surface_texels
+from pgc3d.exporting.bake import (
+    TexelSurface,
+    bake_bytes,
+    centres,
+    shown_normals,
+    shown_surface,
+    texel_bands,
+)
 from pgc3d.exporting.export import CHECK_RESOLUTION, ExportReport, describe_file, read_parts
 from pgc3d.exporting.roundtrip import Part, comparison_views, round_trip_psnr
 from pgc3d.geometry.tangents import corner_tangents
@@ -120,7 +127,7 @@ def _losses(textured: TexturedMesh) -> tuple[str, ...]:
 
 
 def _with_textures(
-    asset: MeshAsset, textured: TexturedMesh, images: Sequence[Float[Tensor, "S S C"]]
+    asset: MeshAsset, textured: TexturedMesh, images: Sequence[UInt8[Tensor, "S S K"]]
 ) -> MeshAsset:
     """The asset with a material for each texture set, whose channels are baked; constants are one texel."""
     given = textured.prepared
@@ -142,64 +149,68 @@ def _with_textures(
     )
 
 
-def _surface(textured: TexturedMesh, part: TextureSet, image: Float[Tensor, "S S C"]) -> AssetMaterial:
-    size = len(image)
-    material = textured.texture.channels.material(image.flatten(0, 1))
-    surface, normals = to_bytes(shown_surface(material)), None
-    if material.slope is not None:
-        normals = to_bytes(shown_normals(material)).reshape(size, size, 3)
+def _surface(textured: TexturedMesh, part: TextureSet, image: UInt8[Tensor, "S S K"]) -> AssetMaterial:
+    base, surface, normals = image[..., :3], image[..., 3:5], image[..., 5:]
+    if not textured.varies:
+        constant = textured.texture.channels.material(torch.zeros(1, 3))
+        surface = to_bytes(torch.cat([constant.roughness, constant.metallic], dim=1))[None]
+    occlusion = torch.full_like(surface[..., :1], 255)
     return AssetMaterial(
         torch.ones(3),
-        to_bytes(material.base_color).reshape(size, size, 3),
+        base.contiguous(),
         ("repeat", "repeat") if part.wraps else ("clamp", "clamp"),
         part.name,
-        metallic_roughness=surface.reshape(size, size, 3) if textured.varies else surface[:1, None],
-        normal_map=normals,
+        metallic_roughness=torch.cat([occlusion, surface], dim=2),
+        normal_map=normals.contiguous() if textured.has_bump else None,
     )
 
 
 @torch.no_grad()
 def bake_texture(
     textured: TexturedMesh, index: int, *, texture_size: int, rasterizer: Rasterizer
-) -> Float[Tensor, "S S C"]:
-    """The texture's channels at every texel of a set's image, continued beyond the charts; see `bake`."""
-    mesh = textured.mesh
-    if textured.prepared.sets[index].wraps:
-        return _repeating(textured, index, texture_size)
+) -> UInt8[Tensor, "S S K"]:
+    """A texture set's image, continued beyond the charts, on the CPU; see `bake_bytes`.
+
+    Its channels are base colour, where they vary roughness and metallic, and where there is a bump the
+    normals in tangent space.
+    """
+    mesh, part = textured.mesh, textured.prepared.sets[index]
+
+    def texels(points: Float[Tensor, "P 3"], uv: Float[Tensor, "P 2"]) -> UInt8[Tensor, "P K"]:
+        sets = torch.full((len(points),), index, dtype=torch.int64, device=points.device)
+        return _channels(textured, textured.texels(points, uv, sets, texture_size=texture_size))
+
+    if part.wraps:
+        return _repeating(texels, texture_size, mesh.vertices.device)
     rows = mesh.faces_of(index)
-    points, covered = surface_texels(
-        textured.canonical,
-        mesh.faces[rows],
-        mesh.uv,
-        mesh.uv_faces[rows],
-        texture_size=texture_size,
-        rasterizer=rasterizer,
-    )
-    image = torch.zeros(*covered.shape, len(textured.texture.channels.bounds), device=points.device)
-    image[covered] = textured.texels(
-        points[covered], _centres(covered), _all_of(index, points[covered]), texture_size=texture_size
-    )
-    return fill(image, covered)
+    surface = TexelSurface(textured.canonical, mesh.faces[rows], mesh.uv, mesh.uv_faces[rows])
+    image, _ = bake_bytes(surface, texels, texture_size=texture_size, rasterizer=rasterizer)
+    return image
 
 
-def _all_of(index: int, points: Float[Tensor, "P 3"]) -> Int[Tensor, " P"]:
-    return torch.full((len(points),), index, dtype=torch.int64, device=points.device)
+def _channels(textured: TexturedMesh, values: Float[Tensor, "P C"]) -> UInt8[Tensor, "P K"]:
+    material = textured.texture.channels.material(values)
+    parts = [material.base_color]
+    if textured.varies:
+        parts += [material.roughness, material.metallic]
+    if material.slope is not None:
+        parts.append(shown_normals(material))
+    return to_bytes(torch.cat(parts, dim=1))
 
 
-def _repeating(textured: TexturedMesh, index: int, texture_size: int) -> Float[Tensor, "S S C"]:
+def _repeating(
+    texels: Callable[[Float[Tensor, "P 3"], Float[Tensor, "P 2"]], UInt8[Tensor, "P K"]],
+    texture_size: int,
+    device: torch.device,
+) -> UInt8[Tensor, "S S K"]:
     """A repeating image: every texel may be visible, and colours are functions of texture coordinates."""
-    device = textured.mesh.vertices.device
-    everywhere = torch.ones(texture_size, texture_size, dtype=torch.bool, device=device)
-    nowhere = torch.zeros(texture_size**2, 3, device=device)
-    sets = _all_of(index, nowhere)
-    colors = textured.texels(nowhere, _centres(everywhere), sets, texture_size=texture_size)
-    return colors.view(texture_size, texture_size, -1)
-
-
-def _centres(covered: Bool[Tensor, "S S"]) -> Float[Tensor, "P 2"]:
-    """Texture coordinates of the centres of texels; v points up."""
-    row, column = covered.nonzero().unbind(1)
-    return torch.stack([column + 0.5, len(covered) - row - 0.5], dim=1) / len(covered)
+    parts = []
+    for rows in texel_bands(texture_size):
+        everywhere = torch.ones(len(rows), texture_size, dtype=torch.bool, device=device)
+        nowhere = torch.zeros(everywhere.numel(), 3, device=device)
+        found = texels(nowhere, centres(everywhere, texture_size, rows)).cpu()
+        parts.append(found.view(len(rows), texture_size, -1))
+    return torch.cat(parts)
 
 
 def _with_vertex_colors(asset: MeshAsset, textured: TexturedMesh) -> MeshAsset:

@@ -143,12 +143,22 @@ def translated(
 
 
 def draw_atlas(
-    uv: Float[Tensor, "U 2"], uv_faces: Int[Tensor, "F 3"], size: int, rasterizer: Rasterizer
+    uv: Float[Tensor, "U 2"],
+    uv_faces: Int[Tensor, "F 3"],
+    size: int,
+    rasterizer: Rasterizer,
+    rows: range | None = None,
 ) -> Fragments:
-    """The face at each texel's centre, from a rasterisation in texture space; row 0 at v = 1."""
-    depth_and_w = torch.tensor([[0.0, 1.0]], device=uv.device).expand(len(uv), 2)
-    clip = torch.cat([2 * uv - 1, depth_and_w], dim=1)[None]
-    return rasterizer.rasterize(clip, uv_faces, (size, size))
+    """The face at each texel's centre, from a rasterisation in texture space; row 0 at v = 1.
+
+    `rows` are those of the image to draw, all when None.
+    """
+    rows = range(size) if rows is None else rows
+    column, row = size * uv[:, 0].double(), size * (1 - uv[:, 1].double())
+    place = [2 * column / size - 1, 1 - 2 * (row - rows.start) / len(rows)]
+    flat = torch.zeros_like(column)
+    clip = torch.stack([*place, flat, flat + 1], dim=1).to(uv.dtype)[None]
+    return rasterizer.rasterize(clip, uv_faces, (len(rows), size))
 
 
 def uv_coverage(mesh: PreparedMesh, index: int, size: int, rasterizer: Rasterizer) -> Float[Tensor, "S S"]:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int, Num, Shaped
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -229,10 +229,13 @@ def _sides(mesh: PreparedMesh, face_normals: Float[Tensor, "F 3"], cameras: Came
 
 
 def sample_texture(
-    texture: Float[Tensor, "H W C"], uv: Float[Tensor, "P 2"], wrap: tuple[str, str] = ("clamp", "clamp")
+    texture: Num[Tensor, "H W C"], uv: Float[Tensor, "P 2"], wrap: tuple[str, str] = ("clamp", "clamp")
 ) -> Float[Tensor, "P C"]:
-    """Bilinear lookup; v points up while row 0 is on top. `wrap` of u and v: repeat, clamp or mirror."""
-    if wrap != ("clamp", "clamp"):
+    """Bilinear lookup; v points up while row 0 is on top. `wrap` of u and v: repeat, clamp or mirror.
+
+    Of bytes, the result is in [0, 255], and no image of floating-point numbers is made.
+    """
+    if wrap != ("clamp", "clamp") or not texture.is_floating_point():
         return _sample_wrapped(texture, uv, wrap)
     grid = torch.stack([2 * uv[:, 0] - 1, 1 - 2 * uv[:, 1]], dim=-1)
     values = torch.nn.functional.grid_sample(
@@ -242,7 +245,7 @@ def sample_texture(
 
 
 def _sample_wrapped(
-    texture: Float[Tensor, "H W C"], uv: Float[Tensor, "P 2"], wrap: tuple[str, str]
+    texture: Num[Tensor, "H W C"], uv: Float[Tensor, "P 2"], wrap: tuple[str, str]
 ) -> Float[Tensor, "P C"]:
     height, width = texture.shape[:2]
     columns, x = _texels(uv[:, 0], width, wrap[0])
