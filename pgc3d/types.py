@@ -92,7 +92,7 @@ class Cameras:
     def __len__(self) -> int:
         return self.azimuth.shape[0]
 
-    def __getitem__(self, views: slice) -> "Cameras":
+    def __getitem__(self, views: slice | Int[Tensor, " K"]) -> "Cameras":
         """Some of the cameras."""
         return Cameras(**{name: value[views] for name, value in vars(self).items()})
 

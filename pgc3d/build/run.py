@@ -9,12 +9,13 @@ import torch
 
 from pgc3d import pgc
 from pgc3d.backgrounds import Background
-from pgc3d.cameras import CameraContext, SurfaceSampler, reference_view
+from pgc3d.cameras import CameraContext, reference_view
 from pgc3d.choices import MapName
 from pgc3d.colors import COLORS, named_color
 from pgc3d.config import Config, ObjectiveConfig, StageConfig, load_config
 from pgc3d.context import GuidanceContext, ModelStore, RepresentationContext
 from pgc3d.errors import BackendUnavailableError
+from pgc3d.geometry.own_uv import chart_areas
 from pgc3d.geometry.sampling import sample_surface
 from pgc3d.inputs.background import load_backdrop
 from pgc3d.inputs.image import load_prepared_image
@@ -23,6 +24,7 @@ from pgc3d.inputs.maps import load_map
 from pgc3d.inputs.mesh import load_prepared
 from pgc3d.interfaces import Rasterizer, Representation, Stateful, SupportsMicroBatch
 from pgc3d.optimize import Objective, ParameterClipper, Problem
+from pgc3d.rendering.visibility import SurfaceVisibility
 from pgc3d.run_directory import RunDirectory
 from pgc3d.schedules import PiecewiseLinear
 from pgc3d.task import Task
@@ -174,13 +176,13 @@ def build_objectives(context: RunContext, stage_name: str) -> dict[str, Objectiv
     """The objectives of a stage, by their names."""
     stage = context.config.stages[stage_name]
     shared = _guidance_context(context)
-    surface = _surface(context) if "mesh" in stage.requires().inputs else None
+    cameras = camera_context(context, with_mesh="mesh" in stage.requires().inputs)
     return {
         name: _build_objective(
             context,
             objective,
             replace(shared, generator=seeded(context.config.run.seed, stage_name, name, "guidance")),
-            surface,
+            replace(cameras, batch=objective.batch),
         )
         for name, objective in stage.objectives.items()
     }
@@ -212,21 +214,31 @@ def _guidance_context(context: RunContext) -> GuidanceContext:
     )
 
 
-def _surface(context: RunContext) -> SurfaceSampler:
+def camera_context(context: RunContext, *, with_mesh: bool) -> CameraContext:
+    """What cameras of one view are built from, with the task's mesh or without one."""
+    plain = CameraContext(batch=1, device=context.device, view=context.config.view)
+    if not with_mesh:
+        return plain
     mesh = context.mesh().in_world()
-    return partial(sample_surface, mesh.vertices, mesh.faces)
+    sides = torch.tensor([part.scale for part in mesh.sets], dtype=torch.float64)[mesh.face_set]
+    texels = chart_areas(mesh.uv, mesh.uv_faces) * sides**2
+    return replace(
+        plain,
+        surface=partial(sample_surface, mesh.vertices, mesh.faces),
+        texels=partial(sample_surface, mesh.vertices, mesh.faces, weight=texels),
+        visibility=SurfaceVisibility(
+            mesh.vertices.to(context.device), mesh.faces.to(context.device), context.rasterizer
+        ),
+    )
 
 
 def _build_objective(
-    context: RunContext, config: ObjectiveConfig, guidance: GuidanceContext, surface: SurfaceSampler | None
+    context: RunContext, config: ObjectiveConfig, guidance: GuidanceContext, cameras: CameraContext
 ) -> Objective:
     run = context.config.run
     built = config.guidance.build(guidance)
     if isinstance(built, SupportsMicroBatch):
         built.micro_batch = 1 if run.low_memory else run.micro_batch
-    cameras = CameraContext(
-        batch=config.batch, device=context.device, view=context.config.view, surface=surface
-    )
     return Objective(
         sample_cameras=config.cameras.build(cameras),
         guidance=built,

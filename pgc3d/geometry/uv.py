@@ -21,6 +21,7 @@ from torch import Tensor
 logger = logging.getLogger(__name__)
 
 PADDING = 4  # texels around a chart
+PACKED = 2048  # largest image in which charts are packed, for the time grows with its texels
 
 
 @dataclass(frozen=True)
@@ -73,14 +74,16 @@ def _xatlas(
     vertices: Tensor, faces: Tensor, size: int, padding: int, time_limit: float
 ) -> tuple[UvAtlas | None, str]:
     """An atlas, or None and the reason."""
+    drawn = min(size, PACKED)
+    ratio = size / drawn
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "mesh.npz", Path(folder) / "atlas.npz"
         np.savez(
             source,
             vertices=vertices.detach().cpu().numpy().astype(np.float32),
             faces=faces.cpu().numpy().astype(np.uint32),
-            size=size,
-            padding=padding,
+            size=drawn,
+            padding=math.ceil(padding / ratio),
         )
         # -P keeps the worker's own folder off the import path.
         command = [
@@ -105,7 +108,7 @@ def _xatlas(
                 uv_faces=torch.from_numpy(arrays["uv_faces"].astype(np.int64)),
                 vertex=torch.from_numpy(arrays["vertex"].astype(np.int64)),
                 method="xatlas",
-                padding=int(arrays["padding"]),
+                padding=min(padding, int(ratio * arrays["padding"])),
             )
     if not torch.equal(atlas.vertex[atlas.uv_faces], faces.cpu().long()):
         return None, "changed the faces"
