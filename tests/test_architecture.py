@@ -20,7 +20,7 @@ LAYERS = (
     ("cli",),
     ("evaluation",),
     ("pipeline", "presets", "pipelines"),
-    ("stages",),
+    ("stages", "assets"),
     ("session",),
     ("checkpoint", "plan", "model_record"),
     ("build",),

@@ -9,7 +9,7 @@ import torch
 
 from pgc3d import pgc
 from pgc3d.backgrounds import Background
-from pgc3d.cameras import CameraContext, reference_view
+from pgc3d.cameras import CameraContext, ViewConfig, reference_view
 from pgc3d.choices import MapName
 from pgc3d.colors import COLORS, named_color
 from pgc3d.config import Config, ObjectiveConfig, StageConfig, load_config
@@ -28,7 +28,9 @@ from pgc3d.rendering.visibility import SurfaceVisibility
 from pgc3d.run_directory import RunDirectory
 from pgc3d.schedules import PiecewiseLinear
 from pgc3d.task import Task
-from pgc3d.types import Handover, PreparedMesh, seeded
+from pgc3d.types import Cameras, Handover, PreparedMesh, Step, seeded
+
+CAMERA_STEPS = 40  # whose cameras are looked at for the report of what a run saw
 
 
 @dataclass(frozen=True)
@@ -176,7 +178,8 @@ def build_objectives(context: RunContext, stage_name: str) -> dict[str, Objectiv
     """The objectives of a stage, by their names."""
     stage = context.config.stages[stage_name]
     shared = _guidance_context(context)
-    cameras = camera_context(context, with_mesh="mesh" in stage.requires().inputs)
+    mesh = context.mesh().in_world() if "mesh" in stage.requires().inputs else None
+    cameras = camera_context(context.config.view, context.device, mesh, context.rasterizer)
     return {
         name: _build_objective(
             context,
@@ -214,22 +217,47 @@ def _guidance_context(context: RunContext) -> GuidanceContext:
     )
 
 
-def camera_context(context: RunContext, *, with_mesh: bool) -> CameraContext:
-    """What cameras of one view are built from, with the task's mesh or without one."""
-    plain = CameraContext(batch=1, device=context.device, view=context.config.view)
-    if not with_mesh:
+def camera_context(
+    view: ViewConfig,
+    device: torch.device,
+    mesh: PreparedMesh | None = None,
+    rasterizer: Rasterizer | None = None,
+) -> CameraContext:
+    """What cameras of one view are built from.
+
+    Args:
+        view: of the input image.
+        device: of the cameras.
+        mesh: in the world, that close-ups are of.
+        rasterizer: on `device`, where there is a mesh.
+    """
+    plain = CameraContext(batch=1, device=device, view=view)
+    if mesh is None or rasterizer is None:
         return plain
-    mesh = context.mesh().in_world()
-    sides = torch.tensor([part.scale for part in mesh.sets], dtype=torch.float64)[mesh.face_set]
-    texels = chart_areas(mesh.uv, mesh.uv_faces) * sides**2
+    host = mesh.to("cpu")
+    sides = torch.tensor([part.scale for part in host.sets], dtype=torch.float64)[host.face_set]
+    texels = chart_areas(host.uv, host.uv_faces) * sides**2
     return replace(
         plain,
-        surface=partial(sample_surface, mesh.vertices, mesh.faces),
-        texels=partial(sample_surface, mesh.vertices, mesh.faces, weight=texels),
-        visibility=SurfaceVisibility(
-            mesh.vertices.to(context.device), mesh.faces.to(context.device), context.rasterizer
-        ),
+        surface=partial(sample_surface, host.vertices, host.faces),
+        texels=partial(sample_surface, host.vertices, host.faces, weight=texels),
+        visibility=SurfaceVisibility(mesh.vertices.to(device), mesh.faces.to(device), rasterizer),
     )
+
+
+def some_cameras(
+    config: Config, name: str, device: torch.device, mesh: PreparedMesh, rasterizer: Rasterizer
+) -> list[Cameras]:
+    """The cameras of some steps of a stage of a textured mesh, spread over all its steps."""
+    found, stage = [], config.stages[name]
+    context = camera_context(config.view, device, mesh, rasterizer)
+    stride = max(1, stage.steps // CAMERA_STEPS)
+    for objective, settings in stage.objectives.items():
+        sample = settings.cameras.build(replace(context, batch=settings.batch))
+        for index in range(0, stage.steps, stride):
+            step = Step(index=index, total=stage.steps, seed=config.run.seed, stage=name)
+            found.append(sample(step.within(objective)))
+    return found
 
 
 def _build_objective(

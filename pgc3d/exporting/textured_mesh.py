@@ -21,6 +21,7 @@ from pgc3d.exporting.bake import (
     shown_surface,
     texel_bands,
 )
+from pgc3d.exporting.coverage import ProbedTexels, probe_texels
 from pgc3d.exporting.export import CHECK_RESOLUTION, ExportReport, describe_file, read_parts
 from pgc3d.exporting.roundtrip import Part, comparison_views, round_trip_psnr
 from pgc3d.geometry.tangents import corner_tangents
@@ -28,9 +29,10 @@ from pgc3d.images import to_bytes
 from pgc3d.interfaces import Rasterizer
 from pgc3d.mesh_io.asset import AssetMaterial, MeshAsset
 from pgc3d.mesh_io.mesh_file import write_mesh
+from pgc3d.rendering.visibility import SurfaceVisibility
 from pgc3d.representation.textured_mesh import TexturedMesh
 from pgc3d.stopwatch import Stopwatch
-from pgc3d.types import PreparedMesh, Rendering, TextureSet, Views
+from pgc3d.types import Cameras, PreparedMesh, Rendering, TextureSet, Views
 
 
 def require_colors(format: Format) -> None:
@@ -52,6 +54,7 @@ def export_textured_mesh(
     rasterizer: Rasterizer,
     texture_size: int = 1024,
     metadata: Mapping[str, str | int | float] | None = None,
+    cameras: Sequence[Cameras] = (),
 ) -> ExportReport:
     """Bake into the mesh's texture coordinates, write, read back and compare the unlit textures.
 
@@ -64,6 +67,7 @@ def export_textured_mesh(
         rasterizer: the backend for baking and for the comparison.
         texture_size: side in texels of the largest texture set's images.
         metadata: for example prompt and seed; goes into the file where the format has a place.
+        cameras: some of the run's, for the report of what they saw.
 
     Returns:
         The report; the files exist even where `faithful` is false.
@@ -72,7 +76,7 @@ def export_textured_mesh(
         InputError: the folder cannot be written or the disk is full, or the format has no colours.
     """
     require_colors(format)
-    watch, given = Stopwatch(torch.device("cpu")), textured.prepared
+    watch, given, coverage = Stopwatch(torch.device("cpu")), textured.prepared, None
     asset = MeshAsset(
         given.vertices,
         given.faces,
@@ -84,16 +88,25 @@ def export_textured_mesh(
         if format == "ply":
             asset = _with_vertex_colors(asset, textured)
         else:
+            visibility = SurfaceVisibility(textured.mesh.vertices, textured.mesh.faces, rasterizer)
+            probed = probe_texels(textured, visibility, texture_size=texture_size)
+            coverage = probed.coverage(cameras, visibility) if cameras else None
             images = [
-                bake_texture(textured, index, texture_size=part.side(texture_size), rasterizer=rasterizer)
+                bake_texture(
+                    textured,
+                    index,
+                    texture_size=part.side(texture_size),
+                    rasterizer=rasterizer,
+                    probed=probed,
+                )
                 for index, part in enumerate(given.sets)
             ]
             asset = _with_textures(asset, textured, images)
     with watch.part("write"):
         written = write_mesh(path, asset, format)
     with watch.part("compare"):
-        cameras, background = comparison_views(textured.mesh.vertices.device)
-        own = partial(textured.shaded, Views(cameras, background), CHECK_RESOLUTION, shading=False)
+        views, background = comparison_views(textured.mesh.vertices.device)
+        own = partial(textured.shaded, Views(views, background), CHECK_RESOLUTION, shading=False)
         others: dict[Part, Rendering] = {}
         if format != "ply":
             others["metallic_roughness"] = own(shown=shown_surface)
@@ -102,7 +115,7 @@ def export_textured_mesh(
         psnr = round_trip_psnr(
             path,
             own(),
-            cameras,
+            views,
             rasterizer=rasterizer,
             placement=textured.prepared.placement,
             shading=False,
@@ -117,6 +130,7 @@ def export_textured_mesh(
         psnr=psnr,
         seconds=read_parts(watch),
         lost=_losses(textured) if format == "ply" else (),
+        notes=(coverage.remark,) if coverage is not None else (),
     )
 
 
@@ -167,18 +181,26 @@ def _surface(textured: TexturedMesh, part: TextureSet, image: UInt8[Tensor, "S S
 
 @torch.no_grad()
 def bake_texture(
-    textured: TexturedMesh, index: int, *, texture_size: int, rasterizer: Rasterizer
+    textured: TexturedMesh,
+    index: int,
+    *,
+    texture_size: int,
+    rasterizer: Rasterizer,
+    probed: ProbedTexels | None = None,
 ) -> UInt8[Tensor, "S S K"]:
     """A texture set's image, continued beyond the charts, on the CPU; see `bake_bytes`.
 
     Its channels are base colour, where they vary roughness and metallic, and where there is a bump the
-    normals in tangent space.
+    normals in tangent space. Where texels were `probed`, hidden ones have the values of others.
     """
     mesh, part = textured.mesh, textured.prepared.sets[index]
 
     def texels(points: Float[Tensor, "P 3"], uv: Float[Tensor, "P 2"]) -> UInt8[Tensor, "P K"]:
         sets = torch.full((len(points),), index, dtype=torch.int64, device=points.device)
-        return _channels(textured, textured.texels(points, uv, sets, texture_size=texture_size))
+        values = textured.texels(points, uv, sets, texture_size=texture_size)
+        if probed is not None:
+            values = probed.replace_hidden(textured, index, points, uv, values)
+        return _channels(textured, values)
 
     if part.wraps:
         return _repeating(texels, texture_size, mesh.vertices.device)

@@ -8,12 +8,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from pgc3d.cameras import fill_distance, orbit
+from pgc3d.geometry.normals import face_normals
 from pgc3d.interfaces import Rasterizer
 from pgc3d.rendering.mesh_renderer import project
 from pgc3d.types import Cameras
 
 GRAZING = 0.15  # cosine between a point's normal and the view below which it is not seen
-SLACK = 1.5  # pixels by which a point may lie behind the surface that is drawn
+SLACK = 1.0  # pixels by which a point may lie behind the surface that is drawn
 AT_ONCE = 32  # cameras
 AROUND = 96  # directions from which everything that is not inside is seen
 TALLEST = math.radians(89)  # elevation, beyond which a camera has no upright image
@@ -59,12 +60,15 @@ class SurfaceVisibility:
         towards = cameras.position[:, None] - points
         distance = towards.norm(dim=-1)
         nearest = (cameras.position[:, None] - drawn[view, row, column]).norm(dim=-1)
-        cosine = torch.ones_like(distance)
+        cosine, front = torch.ones_like(distance), hit
         if normals is not None:
             cosine = (normals * towards).sum(-1).abs() / distance.clamp_min(1e-9)
+            # of a thin plate, the other side lies hardly farther away
+            drawn_normal = face_normals(self.vertices, self.faces)[fragments.triangle[view, row, column]]
+            front = hit & ((drawn_normal * normals).sum(-1) > 0)
         pixel = 2 * distance / (size * cameras.clip_from_camera[:, 1, 1, None])
         slack = SLACK * pixel / cosine.clamp_min(GRAZING)
-        return inside & (~hit | (distance <= nearest + slack)) & (cosine >= GRAZING)
+        return inside & (~hit | (front & (distance <= nearest + slack))) & (cosine >= GRAZING)
 
     def reachable(
         self, points: Float[Tensor, "P 3"], normals: Float[Tensor, "P 3"] | None = None
