@@ -29,6 +29,8 @@ from pgc3d.types import Cameras, Step, seeded
 PROBES = 48  # cameras of the orbit by which it is judged which points it sees
 TILTS = ((0.0, 0.0), (45.0, 25.0), (-45.0, -25.0))  # degrees from a normal
 NEAR = (0.4,)  # distances of candidates from their points, where the orbit's own sees nothing
+HALF_WIDTH = 0.45  # of the surface in the middle of a candidate's image, in world units
+WIDEST = math.radians(80.0)  # field of view
 SATURATION = 8.0  # a point that is seen by this fraction of the probes, inverted, counts half
 STEEPEST = math.radians(80.0)  # elevation of a candidate
 
@@ -101,8 +103,8 @@ def chosen_views(config: CoverConfig, context: CameraContext) -> Cameras:
 
 def _candidates(points: Float[Tensor, "P 3"], normals: Float[Tensor, "P 3"], config: OrbitConfig) -> Cameras:
     """Cameras on both sides of points, near them and as far as the orbit, that look at them."""
-    fovy = math.radians(sum(config.fovy_degrees) / 2)
-    far = float(fill_distance(torch.tensor([fovy]), torch.tensor([sum(config.fill) / 2])))
+    middle = torch.tensor([sum(config.fovy_degrees) / 2]).deg2rad()
+    far = float(fill_distance(middle, torch.tensor([sum(config.fill) / 2])))
     rows: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     for side in (1.0, -1.0):
         direction = side * normalize(normals, dim=1)
@@ -112,9 +114,8 @@ def _candidates(points: Float[Tensor, "P 3"], normals: Float[Tensor, "P 3"], con
             place = azimuth + math.radians(turn), (elevation + math.radians(rise)).clamp(-STEEPEST, STEEPEST)
             rows += [(*place, torch.full_like(azimuth, distance), points) for distance in (*NEAR, far)]
     azimuth, elevation, distance = (torch.cat([row[index] for row in rows]) for index in range(3))
-    # the farther one sees as much of the surface as the middle one of the near ones
-    narrow = 2 * torch.atan(math.tan(fovy / 2) * (NEAR[-1] / distance).clamp(max=1.0))
-    return orbit(azimuth, elevation, distance, narrow, torch.cat([row[3] for row in rows]))
+    fovy = 2 * torch.atan(HALF_WIDTH / distance).clamp(max=WIDEST / 2)
+    return orbit(azimuth, elevation, distance, fovy, torch.cat([row[3] for row in rows]))
 
 
 def _greedy(seen: Bool[Tensor, "C P"], often: Float[Tensor, " P"], count: int) -> Tensor:

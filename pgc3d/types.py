@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 LEAST_SIDE = 64  # of the images of a texture set that is smaller than others, in texels
@@ -251,6 +251,22 @@ class FaceLabels:
 
 
 @dataclass(frozen=True)
+class SurfaceMaps:
+    """Maps of M materials of the file that a run keeps: square images, one behind the other.
+
+    Their channels are roughness, metallic, occlusion, emission (sRGB), and x and y of the normal in tangent
+    space, (n + 1) / 2. They have the file's own texture coordinates, whatever those of the texture are.
+    """
+
+    texels: UInt8[Tensor, "N 8"]  # row 0 of each image on top
+    sides: Int[Tensor, " M"]  # powers of two
+    repeats: Bool[Tensor, " M"]  # over the plane; otherwise the border is clamped
+    face_map: Int[Tensor, " F"]  # the image of each face
+    uv: Float[Tensor, "U 2"]
+    uv_faces: Int[Tensor, "F 3"]
+
+
+@dataclass(frozen=True)
 class TextureSet:
     """Faces of a prepared mesh that share the images of a material, and how their coordinates use them."""
 
@@ -286,6 +302,7 @@ class PreparedMesh:
     face_set: Int[Tensor, " F"]  # index into `sets`
     sets: tuple[TextureSet, ...] = (TextureSet(),)
     labels: FaceLabels | None = None  # None where the surface has neither nodes nor materials
+    maps: SurfaceMaps | None = None  # None where the file has none
     # For each corner, as 3 * face + corner, that of the first instance of the same part of the file, with the
     # same texture coordinates; None where nothing is instanced.
     first_corners: Int[Tensor, "F 3"] | None = None

@@ -15,6 +15,7 @@ from pgc3d.errors import InputError, RunDirectoryError
 from pgc3d.geometry.cleanup import clean
 from pgc3d.geometry.placement import place
 from pgc3d.geometry.uv import PADDING, UvAtlas, unwrap
+from pgc3d.inputs.surface_maps import maps_as_tensors, stored_maps, surface_maps
 from pgc3d.inputs.texture_coordinates import Choice, choose_coordinates, materials_of, with_new
 from pgc3d.inputs.texture_sets import Coordinates, scaled_sets
 from pgc3d.interfaces import Rasterizer
@@ -22,7 +23,7 @@ from pgc3d.mesh_io.colors import weld
 from pgc3d.mesh_io.normals import MAX_OPPOSED, complete_normals, is_inside_out
 from pgc3d.mesh_io.reader import read_source
 from pgc3d.mesh_io.source import SourceMesh
-from pgc3d.types import FaceLabels, Mesh, Placement, PreparedMesh, TextureSet
+from pgc3d.types import FaceLabels, Mesh, Placement, PreparedMesh, SurfaceMaps, TextureSet
 
 NAMES = ("nodes", "parents", "materials")  # of the labels, as JSON in the file's metadata
 STORED = (
@@ -98,8 +99,18 @@ def prepare_mesh_file(  # noqa: PLR0913 - each of them is a choice of the user
         face_set=coordinates.face_set,
         sets=scaled_sets(coordinates, world, welded_faces),
         labels=source.labels,
+        maps=_maps(source, path, notify),
         first_corners=source.first_corners,
     )
+
+
+def _maps(source: SourceMesh, path: Path, notify: Callable[[str], None]) -> SurfaceMaps | None:
+    """The maps of the file's materials; where an image cannot be opened, none, which is said."""
+    try:
+        return surface_maps(source)
+    except InputError as error:
+        notify(f"the maps of {path.name} are not rendered: {error}")
+        return None
 
 
 def _unwrapped(
@@ -189,6 +200,7 @@ def save_prepared(path: Path, prepared: PreparedMesh) -> None:
     }
     if prepared.first_corners is not None:
         tensors |= {"first_corners": prepared.first_corners}
+    tensors |= maps_as_tensors(prepared.maps)
     names = {}
     if labels is not None:
         tensors |= {"node": labels.node, "material": labels.material}
@@ -223,6 +235,7 @@ def load_prepared(path: Path) -> PreparedMesh:
             sets=_stored_sets(tensors, facts),
             labels=_stored_labels(tensors, facts),
             first_corners=tensors.get("first_corners"),
+            maps=stored_maps(tensors, len(tensors["faces"])),
         )
     except (OSError, KeyError, ValueError, TypeError, SafetensorError) as error:
         raise RunDirectoryError(

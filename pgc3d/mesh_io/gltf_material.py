@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pgc3d.errors import InputError
 from pgc3d.mesh_io.gltf_document import Document, Entry
-from pgc3d.mesh_io.source import SourceMaterial
+from pgc3d.mesh_io.source import SourceMaterial, SourceSurface
 from pgc3d.rendering.shading import linear_to_srgb
 
 WRAPS = {33071: "clamp", 33648: "mirror", 10497: "repeat"}
@@ -72,6 +72,7 @@ def _material(document: Document, entry: Entry) -> SourceMaterial:
         color=torch.cat([linear_to_srgb(linear[:3]), linear[3:]]),
         load_surface=_loader(document, surface.entry(rough)) if rough in surface else None,
         load_normal=_loader(document, entry.entry(BUMP)) if BUMP in entry else None,
+        surface=_surface(document, entry),
     )
     if any(entry.extension(name) is not None for name in SHADERS):
         return SourceMaterial(name=material.name, load_image=partial(_refuse, _shader(document)))
@@ -85,7 +86,29 @@ def _material(document: Document, entry: Entry) -> SourceMaterial:
         uv_transform=_transform(texture),
         load_surface=material.load_surface,
         load_normal=material.load_normal,
+        surface=material.surface,
         image_key=_image_key(document, texture),
+    )
+
+
+def _surface(document: Document, entry: Entry) -> SourceSurface:
+    """Factors and images of the core material besides the base colour."""
+    surface = entry.entry("pbrMetallicRoughness")
+
+    def load(holder: Entry, name: str) -> Callable[[], Image.Image] | None:
+        return _loader(document, holder.entry(name)) if name in holder else None
+
+    red, green, blue = entry.numbers("emissiveFactor", 3) or [0.0] * 3
+    return SourceSurface(
+        roughness=surface.number("roughnessFactor", 1.0),
+        metallic=surface.number("metallicFactor", 1.0),
+        load_surface=load(surface, "metallicRoughnessTexture"),
+        normal_scale=entry.entry(BUMP).number("scale", 1.0),
+        load_normal=load(entry, BUMP),
+        occlusion_strength=entry.entry("occlusionTexture").number("strength", 1.0),
+        load_occlusion=load(entry, "occlusionTexture"),
+        emission=(red, green, blue),
+        load_emission=load(entry, "emissiveTexture"),
     )
 
 

@@ -60,21 +60,24 @@ class SurfaceVisibility:
         towards = cameras.position[:, None] - points
         distance = towards.norm(dim=-1)
         nearest = (cameras.position[:, None] - drawn[view, row, column]).norm(dim=-1)
-        cosine, front = torch.ones_like(distance), hit
+        cosine, facing = torch.ones_like(distance), hit
         if normals is not None:
             cosine = (normals * towards).sum(-1).abs() / distance.clamp_min(1e-9)
             # of a thin plate, the other side lies hardly farther away
             drawn_normal = face_normals(self.vertices, self.faces)[fragments.triangle[view, row, column]]
-            front = hit & ((drawn_normal * normals).sum(-1) > 0)
+            facing = (drawn_normal * normals).sum(-1) > 0
         pixel = 2 * distance / (size * cameras.clip_from_camera[:, 1, 1, None])
         slack = SLACK * pixel / cosine.clamp_min(GRAZING)
-        return inside & (~hit | (front & (distance <= nearest + slack))) & (cosine >= GRAZING)
+        nearer = distance <= nearest + slack
+        visible = nearer | ~hit if normals is None else hit & facing & nearer
+        return inside & visible & (cosine >= GRAZING)
 
     def reachable(
         self, points: Float[Tensor, "P 3"], normals: Float[Tensor, "P 3"] | None = None
     ) -> Bool[Tensor, " P"]:
-        """Whether points can be seen from outside at all, from any direction."""
-        return self(points, normals, cameras_around()).any(dim=0)
+        """Whether points can be seen from outside at all; those beyond the unit ball can."""
+        beyond = points.to(self.vertices.device).norm(dim=1) > 1.0
+        return beyond | self(points, normals, cameras_around()).any(dim=0)
 
 
 def cameras_around(count: int = AROUND) -> Cameras:

@@ -21,7 +21,9 @@ from pgc3d.rendering.antialias import edge_topology
 from pgc3d.rendering.lighting import Lighting, bumped
 from pgc3d.rendering.mesh_renderer import Look, SurfaceSamples, render_corners, to_camera
 from pgc3d.rendering.mipmap import footprint_level, uv_gradients
+from pgc3d.rendering.shading import linear_to_srgb
 from pgc3d.representation.fields import ColorField
+from pgc3d.representation.fixed_maps import FixedMaps
 from pgc3d.representation.image_texture import ImageTextures
 from pgc3d.representation.material_losses import field_smoothness, image_smoothness, some_points
 from pgc3d.representation.uv_planes import UvPlanes
@@ -60,6 +62,7 @@ class TexturedMesh(nn.Module):
         shading: bool = True,
         lighting: Lighting | None = None,
         smoothness: float = 0.0,
+        use_maps: bool = False,
     ) -> None:
         """Store the mesh in world space on the rasteriser's device.
 
@@ -71,6 +74,7 @@ class TexturedMesh(nn.Module):
             shading: whether colours are shaded.
             lighting: of the material; the light that is fixed to the camera when None.
             smoothness: weight of differences of near base colours.
+            use_maps: whether the file's own maps are those of the material, where there is `lighting`.
         """
         super().__init__()
         self.rasterizer = rasterizer
@@ -87,6 +91,7 @@ class TexturedMesh(nn.Module):
         self._face_normals = face_normals(mesh.vertices, mesh.faces)
         self._gradients = uv_gradients(mesh)
         self._tangents = corner_tangents(mesh) if self.has_bump else None
+        self._maps = FixedMaps.of(mesh) if use_maps else None
         shared = any(part.shared for part in prepared.sets)
         self._planes = UvPlanes.of(prepared.sets, device) if shared else None
 
@@ -156,14 +161,21 @@ class TexturedMesh(nn.Module):
 
         def look(hits: SurfaceSamples) -> Look:
             material = self.texture.channels.material(self._values(hits, chain, cameras, resolution))
-            normals = hits.normals
-            if material.slope is not None and hits.tangents is not None:
+            normals, tangents, fixed = hits.normals, hits.tangents, None
+            if light is not None and self._maps is not None and hits.others is not None:
+                flat = self._face_normals.index_select(0, hits.triangle)
+                fixed = self._maps.at(hits, hits.others, flat, cameras, resolution)
+                material, tangents = fixed.on(material), hits.others[:, 2:]
+            if material.slope is not None and tangents is not None:
                 unit = normalize(normals, dim=-1)
-                normals = bumped(unit, hits.tangents, material.slope, hits.side)
+                normals = bumped(unit, tangents, material.slope, hits.side)
             if light is None:
                 return Look(shown(material), normals)
             towards = to_camera(hits.points, hits.view, cameras)
-            return Look(light(material, normalize(normals, dim=-1), towards, hits.view), normals)
+            radiance = light.linear(material, normalize(normals, dim=-1), towards, hits.view)
+            if fixed is not None:
+                radiance = radiance * fixed.occlusion + fixed.emission
+            return Look(linear_to_srgb(radiance), normals)
 
         return render_corners(
             self.mesh,
@@ -175,6 +187,7 @@ class TexturedMesh(nn.Module):
             topology=self._topology,
             face_normals=self._face_normals,
             tangents=self._tangents,
+            others=None if self._maps is None else (self._maps.corners, self._maps.maps.uv_faces),
             canonical=None if self.prepared.first_corners is None else self.canonical,
             shading=shading and light is None,
         )

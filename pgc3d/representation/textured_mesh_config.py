@@ -17,6 +17,7 @@ from pgc3d.representation.fields import ColorField, ColorFieldConfig, build_colo
 from pgc3d.representation.headlight import HeadlightConfig
 from pgc3d.representation.image_texture import ImageTexture, ImageTextures
 from pgc3d.representation.materials import MaterialConfig
+from pgc3d.representation.pbr import PbrConfig
 from pgc3d.representation.textured_mesh import TexturedMesh
 from pgc3d.requirements import Requirements
 from pgc3d.types import PreparedMesh
@@ -36,13 +37,16 @@ class TexturedMeshConfig:
     crease_degrees: float = number(40.0, 0.0, 180.0, unit="degrees")
     shading: bool = True  # shade the colours; otherwise renders show the base colour
     texture: Literal["field", "image"] = "field"
-    image_size: int = number(1024, 64, 4096, unit="pixels")  # of the texture `image`, a power of two
+    image_size: int = number(1024, 64, 8192, unit="pixels")  # of the largest `image`, a power of two
     lr_image: float = number(0.01, 0.0, MAX_RATE)
     color_field: ColorFieldConfig = field(default_factory=ColorFieldConfig)
     color: tuple[float, float, float] = number((0.5, 0.5, 0.5), 0.001, 0.999, unit="in sRGB")  # at the start
     roughness: float = number(0.8, 0.0, 1.0)
     metallic: float = number(0.0, 0.0, 1.0)
     material: MaterialConfig = field(default_factory=HeadlightConfig)
+    # Render the file's normal, roughness, metallic, occlusion and emission maps, under the lights of a
+    # material of kind pbr, unless that is what is learned.
+    maps: Literal["use", "ignore"] = "use"
 
     def __post_init__(self) -> None:
         check(self)
@@ -128,6 +132,7 @@ def build_textured_mesh(
             metallic=config.metallic,
             channels=channels,
         )
+    own = config.maps == "use" and prepared.maps is not None and not config.material.lit
     return TexturedMesh(
         rasterizer=rasterizer,
         prepared=prepared,
@@ -137,9 +142,10 @@ def build_textured_mesh(
             "texture.grid": config.color_field.lr_grid,
             "texture.mlp": config.color_field.lr_mlp,
         },
-        shading=config.shading,
-        lighting=config.material.lighting(load_light, device),
+        shading=config.shading or own,
+        lighting=(PbrConfig() if own else config.material).lighting(load_light, device),
         smoothness=config.material.smoothness,
+        use_maps=own,
     )
 
 
