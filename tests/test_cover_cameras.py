@@ -91,7 +91,8 @@ def test_a_run_with_cover_cameras_sees_every_texel_that_can_be_seen(tmp_path):
     given = context(trimesh.Trimesh(mesh.vertices, mesh.faces, process=False))
     probed = probe_texels(model, given.visibility, texture_size=64)
     found = {}
-    for name, cameras in (("orbit", LOW), ("cover", CoverConfig(close_up=CloseUpConfig(orbit=LOW)))):
+    close = CloseUpConfig(orbit=LOW, share=(1.0,))
+    for name, cameras in (("orbit", LOW), ("cover", CoverConfig(close_up=close, hidden=0.7, points=128))):
         sample = cameras.build(given)
         found[name] = probed.coverage([sample(Step(index, 16)) for index in range(16)], given.visibility)
     assert found["orbit"].unseen > 0.3

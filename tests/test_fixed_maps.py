@@ -24,9 +24,8 @@ def with_maps(tmp_path, name: str, **material):
     """A box with a material whose images are given as colours."""
     gltf = Gltf()
     surface = {key: material.pop(key) for key in list(material) if key in SURFACE}
-    made = {
-        key: gltf.texture(image(*value)) for key, value in (surface | material).items() if len(value) == 3
-    }
+    colors = {key: value for key, value in (surface | material).items() if isinstance(value, tuple)}
+    made = {key: gltf.texture(image(*value)) for key, value in colors.items()}
     entry = {key: {"index": made[key]} if key in made else value for key, value in material.items()}
     number = gltf.material(**entry)
     gltf.document["materials"][number]["pbrMetallicRoughness"] = {

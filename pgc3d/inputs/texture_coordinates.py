@@ -139,10 +139,10 @@ def _joined(source: SourceMesh, groups: Sequence[Group]) -> Coordinates:
 
 
 def _name(source: SourceMesh, group: Group) -> str:
-    """The name of a group's only material, with the number of its tile."""
-    materials = materials_of(source, group.rows)
+    """The name of a group's first material, with the number of its tile."""
+    materials = [number for number in materials_of(source, group.rows) if number >= 0]
     name = "surface"
-    if len(materials) == 1 and materials[0] >= 0:
+    if materials:
         name = source.materials[materials[0]].name or f"material_{materials[0]}"
     return f"{name}.{group.tile}" if group.tile else name
 
