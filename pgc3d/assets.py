@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from pgc3d import __version__
+from pgc3d.build.run import some_cameras
 from pgc3d.disk import free_name
 from pgc3d.errors import DivergedError
 from pgc3d.exporting.export import ExportReport, export_asset
@@ -21,14 +22,16 @@ def _write_asset(
     path = free_name(session.run.path / f"asset.{settings.format}")
     metadata = {"prompt": session.record["prompt"], "seed": session.config.run.seed, "pgc3d": __version__}
     if isinstance(representation, TexturedMesh):
+        mesh, device = representation.mesh, session.device
         return export_textured_mesh(
             representation,
             path,
             format=settings.format,
             texture_size=settings.texture_size,
             metadata=metadata,
-            document=_document(session),
             rasterizer=rasterizer,
+            cameras=some_cameras(session.config, session.stage, device, mesh, rasterizer),
+            document=_document(session),
         )
     return export_asset(
         representation,
@@ -78,7 +81,8 @@ def export_run(session: Session, representation: Representation, rasterizer: Ras
             f"an export must match the run's renders, got {comparison}; {_remedy(session, representation)}"
         )
     message = f"{report.faces} faces{report.remarks}, PSNR {comparison}"
-    session.on_event(Event("export", message=message))
+    for line in (message, *report.notes):
+        session.on_event(Event("export", message=line))
     return files
 
 

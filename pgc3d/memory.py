@@ -8,9 +8,11 @@ import torch
 
 from pgc3d.errors import OutOfMemoryError
 
-# Bytes per texel at the peak on a CPU, as measured: of an export 104 at 4096, with the comparison with the
-# file; of an optimised image (itself, gradient, moments, mip levels with theirs, checkpoint) 142 at 2048.
-BAKE_BYTES = 110
+# Bytes at the peak on a CPU, as measured, for each texel and for a band of them: an export and its
+# comparison need 0.75 GB at 4096, 0.94 GB with all maps of a material, and at 8192 1.8 GB without them. An
+# optimised image (itself, gradient, moments, mip levels, checkpoint) needs 142 for a texel at 2048.
+BAKE_BYTES = 45
+BAND_BYTES = 400_000_000
 IMAGE_BYTES = 150
 
 
@@ -25,7 +27,7 @@ def require_texture_memory(texture_size: int, image_size: int, device: torch.dev
     Raises:
         OutOfMemoryError: they do not fit.
     """
-    needed = BAKE_BYTES * texture_size**2 + IMAGE_BYTES * image_size**2
+    needed = BAND_BYTES + BAKE_BYTES * texture_size**2 + IMAGE_BYTES * image_size**2
     free = free_memory(device)
     if needed > free:
         raise OutOfMemoryError(

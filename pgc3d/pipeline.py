@@ -18,7 +18,13 @@ from pgc3d.build.inputs import (
 )
 from pgc3d.build.models import LoadedModels, LocatedModel, locate_models
 from pgc3d.build.notes import run_notes
-from pgc3d.build.run import RunContext, build_representation, build_stage, has_fixed_shape, resolve_device
+from pgc3d.build.run import (
+    RunContext,
+    build_representation,
+    build_stage,
+    has_fixed_shape,
+    resolve_device,
+)
 from pgc3d.checkpoint import unpack_representation
 from pgc3d.checkpoint_files import Checkpoint
 from pgc3d.config import Config, dump_config, load_config

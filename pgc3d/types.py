@@ -11,8 +11,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
+
+LEAST_SIDE = 64  # of the images of a texture set that is smaller than others, in texels
 
 
 def seeded(*names: object) -> torch.Generator:
@@ -90,7 +92,7 @@ class Cameras:
     def __len__(self) -> int:
         return self.azimuth.shape[0]
 
-    def __getitem__(self, views: slice) -> "Cameras":
+    def __getitem__(self, views: slice | Int[Tensor, " K"]) -> "Cameras":
         """Some of the cameras."""
         return Cameras(**{name: value[views] for name, value in vars(self).items()})
 
@@ -276,12 +278,44 @@ class Cutout:
 
 
 @dataclass(frozen=True)
+class SurfaceMaps:
+    """Maps of M materials of the file that a run keeps: square images, one behind the other.
+
+    Their channels are roughness, metallic, occlusion, emission (sRGB), and x and y of the normal in tangent
+    space, (n + 1) / 2. They have the file's own texture coordinates, whatever those of the texture are.
+    """
+
+    texels: UInt8[Tensor, "N 8"]  # row 0 of each image on top
+    sides: Int[Tensor, " M"]  # powers of two
+    repeats: Bool[Tensor, " M"]  # over the plane; otherwise the border is clamped
+    face_map: Int[Tensor, " F"]  # the image of each face
+    uv: Float[Tensor, "U 2"]
+    uv_faces: Int[Tensor, "F 3"]
+
+
+@dataclass(frozen=True)
+class TextureSet:
+    """Faces of a prepared mesh that share the images of a material, and how their coordinates use them."""
+
+    name: str = "surface"  # of its material in written files; no two sets of a mesh have the same
+    method: str = "own"  # texture coordinates of the file, or the method by which new ones were made
+    shared: bool = False  # points of the surface may share a texel: colours are a function of uv
+    wraps: bool = False  # texture coordinates lie outside the unit square: the image repeats
+    materials: tuple[int, ...] = ()  # of the file, whose faces it holds; -1 for faces without one
+    scale: float = 1.0  # side of its images as a fraction of that of the mesh's largest: 1, 1/2, 1/4 ...
+
+    def side(self, largest: int) -> int:
+        """Side of its images in texels, where the largest of the mesh have `largest`; at least 64 of them."""
+        return max(min(largest, LEAST_SIDE), round(largest * self.scale))
+
+
+@dataclass(frozen=True)
 class PreparedMesh:
     """An input mesh ready to be textured: each corner of a face has a normal and texture coordinates.
 
     In contrast to `Mesh`, normals and texture coordinates have indices of their own, so that no vertex has to
     be duplicated where they differ between faces. (0, 0) is the lower left corner of the texture image, whose
-    row 0 is on top.
+    row 0 is on top. Each texture set has images of its own, and coordinates in the unit square of its own.
     """
 
     vertices: Float[Tensor, "V 3"]  # in the axes and the scale of the file, in its order
@@ -292,10 +326,10 @@ class PreparedMesh:
     uv_faces: Int[Tensor, "F 3"]
     welded_faces: Int[Tensor, "F 3"]  # the faces, with the same vertex for all vertices at one position
     placement: Placement  # of the vertices in the world
-    uv_method: str  # "own", or the method by which new texture coordinates were made
-    uv_shared: bool = False  # points of the surface may share a texel: colours are a function of uv
-    uv_wraps: bool = False  # texture coordinates lie outside the unit square: the image repeats
+    face_set: Int[Tensor, " F"]  # index into `sets`
+    sets: tuple[TextureSet, ...] = (TextureSet(),)
     labels: FaceLabels | None = None  # None where the surface has neither nodes nor materials
+    maps: SurfaceMaps | None = None  # None where the file has none
     # For each corner, as 3 * face + corner, that of the first instance of the same part of the file, with the
     # same texture coordinates; None where nothing is instanced.
     first_corners: Int[Tensor, "F 3"] | None = None
@@ -317,6 +351,15 @@ class PreparedMesh:
         moved = self.vertices.clone()
         moved[self.faces.reshape(-1)] = self.vertices[self.faces.reshape(-1)[self.first_corners.reshape(-1)]]
         return moved
+
+    @property
+    def uv_method(self) -> str:
+        """The methods by which the texture coordinates of the sets were made."""
+        return " and ".join(dict.fromkeys(part.method for part in self.sets))
+
+    def faces_of(self, index: int) -> Int[Tensor, " R"]:
+        """The faces of a texture set."""
+        return (self.face_set == index).nonzero()[:, 0]
 
     def in_world(self) -> "PreparedMesh":
         """The mesh in the world's coordinates, inside the unit sphere; its placement changes nothing."""

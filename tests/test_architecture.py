@@ -37,6 +37,7 @@ LAYERS = (
     ("rendering",),
     ("diffusion", "geometry", "kernels", "mini"),
     ("image_config", "images", "stopwatch"),
+    ("cover_cameras",),
     ("cameras", "prompts", "pgc"),
     ("ranges", "requirements"),
     ("schedules",),

@@ -1,11 +1,11 @@
 """Export into the document that the mesh came from: the same file, with new images of its materials."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
@@ -28,7 +28,7 @@ def write_document(
     archive: Path,
     path: Path,
     prepared: PreparedMesh,
-    images: MaterialImages,
+    images: Sequence[MaterialImages],
     *,
     rasterizer: Rasterizer,
     metadata: Mapping[str, str | int | float] | None = None,
@@ -39,7 +39,7 @@ def write_document(
         archive: of `pack_document`.
         path: the file to write, of the document's format.
         prepared: the mesh that was made from the document.
-        images: for its texture coordinates.
+        images: of its texture sets.
         rasterizer: on the CPU or the device of its tensors, for the alpha channel.
         metadata: for example prompt and seed.
 
@@ -48,8 +48,11 @@ def write_document(
         InputError: the folder cannot be written or the disk is full; nothing is left behind.
     """
     with opened_document(archive) as source:
-        shown = _with_alpha(images, read_source(source), prepared, rasterizer)
-        repainting = Repainting.of_all(shown, prepared.uv.cpu(), prepared.uv_faces.cpu())
+        mesh = read_source(source)
+        shown = tuple(
+            _with_alpha(image, mesh, prepared, index, rasterizer) for index, image in enumerate(images)
+        )
+        repainting = Repainting(shown, prepared.face_set.cpu(), prepared.uv.cpu(), prepared.uv_faces.cpu())
         if document_format(source) == "glb":
             contents = {path: repaint_gltf(source, repainting, metadata)}
         else:
@@ -59,11 +62,11 @@ def write_document(
 
 
 def _with_alpha(
-    images: MaterialImages, source: SourceMesh, prepared: PreparedMesh, rasterizer: Rasterizer
+    images: MaterialImages, source: SourceMesh, prepared: PreparedMesh, index: int, rasterizer: Rasterizer
 ) -> MaterialImages:
     """The images with the alpha channel of the file's own ones in the base colour, where it is used."""
     size = len(images.base_color)
-    alpha = baked_alpha(source, prepared, size, rasterizer)
+    alpha = baked_alpha(source, prepared, index, size, rasterizer)
     if alpha is None:
         return images
     channel = (255 * alpha.clamp(0, 1)).round().to(torch.uint8)[..., None].cpu()
@@ -76,34 +79,35 @@ def _with_alpha(
 
 
 def baked_alpha(
-    source: SourceMesh, prepared: PreparedMesh, size: int, rasterizer: Rasterizer
+    source: SourceMesh, prepared: PreparedMesh, index: int, size: int, rasterizer: Rasterizer
 ) -> Float[Tensor, "S S"] | None:
-    """The alpha channel of a document's base colours in a mesh's texture coordinates; None without one."""
-    channels = _alpha_channels(source)
-    if not channels or source.uv is None or source.uv_faces is None or source.face_material is None:
+    """The alpha channel of a document's base colours in the image of a texture set; None without one."""
+    if source.uv is None or source.uv_faces is None or source.face_material is None:
         return None
-    device = prepared.uv.device
-    drawn = draw_atlas(prepared.uv, prepared.uv_faces, size, rasterizer)
+    faces, device = prepared.faces_of(index), prepared.uv.device
+    own = source.face_material[faces.cpu()]
+    channels = _alpha_channels(source, own)
+    if not channels:
+        return None
+    drawn = draw_atlas(prepared.uv, prepared.uv_faces[faces], size, rasterizer)
     triangle = drawn.triangle[0].flatten()
     covered = triangle >= 0
     owner, alpha = (
-        source.face_material.to(device)[triangle[covered]],
+        own.to(device)[triangle[covered]],
         torch.ones(size * size, 1, device=device),
     )
-    texel, uv_faces = covered.nonzero()[:, 0], source.uv_faces.to(device).clamp_min(0)
-    for index, channel in channels.items():
-        rows, material = texel[owner == index], source.materials[index]
+    texel, uv_faces = covered.nonzero()[:, 0], source.uv_faces.to(device)[faces].clamp_min(0)
+    for number, channel in channels.items():
+        rows, material = texel[owner == number], source.materials[number]
         uv = rasterizer.interpolate(transformed(source.uv, material).to(device)[None], drawn, uv_faces)
         small = channel.reduce(max(1, min(channel.size) // size))
         levels = torch.from_numpy(np.array(small, dtype=np.float32))[..., None].to(device) / 255
         alpha[rows] = sample_texture(levels, uv[0].flatten(0, 1)[rows], material.wrap)
-    return fill(alpha.view(size, size, 1), covered.view(size, size), padding=4)[..., 0]
+    return fill(alpha.view(size, size, 1), covered.view(size, size))[..., 0]
 
 
-def _alpha_channels(source: SourceMesh) -> dict[int, Image.Image]:
-    """The alpha channels of materials that faces use, by their index, where they are not opaque."""
-    if source.face_material is None:
-        return {}
-    used = torch.unique(source.face_material).tolist()
+def _alpha_channels(source: SourceMesh, of_face: Int[Tensor, " R"]) -> dict[int, Image.Image]:
+    """The alpha channels of materials that some faces use, by their index, where they are not opaque."""
+    used = torch.unique(of_face).tolist()
     found = {index: alpha_channel(source.materials[index]) for index in used if index >= 0}
     return {index: channel for index, channel in found.items() if channel is not None}

@@ -50,6 +50,7 @@ class ExportReport:
     psnr: float  # dB, of the file read back against the run's render of the cleaned surface
     seconds: Mapping[str, float]  # by part
     lost: tuple[str, ...] = ()  # noun phrases of what the format has no place for
+    notes: tuple[str, ...] = ()  # lines about the texture
 
     @property
     def remarks(self) -> str:

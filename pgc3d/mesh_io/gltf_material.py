@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pgc3d.errors import InputError
 from pgc3d.mesh_io.gltf_document import Document, Entry
-from pgc3d.mesh_io.source import SourceMaterial
+from pgc3d.mesh_io.source import SourceMaterial, SourceSurface
 from pgc3d.rendering.shading import linear_to_srgb
 
 WRAPS = {33071: "clamp", 33648: "mirror", 10497: "repeat"}
@@ -76,6 +76,7 @@ def _material(document: Document, entry: Entry) -> SourceMaterial:
         load_normal=_loader(document, entry.entry(BUMP)) if BUMP in entry else None,
         alpha=_alpha(entry),
         cutoff=entry.number("alphaCutoff", 0.5),
+        surface=_surface(document, entry),
     )
     if any(entry.extension(name) is not None for name in SHADERS):
         return SourceMaterial(name=material.name, load_image=partial(_refuse, _shader(document)))
@@ -86,6 +87,31 @@ def _material(document: Document, entry: Entry) -> SourceMaterial:
         load_image=_loader(document, texture),
         wrap=_wrap(document, texture),
         uv_transform=_transform(texture),
+        load_surface=material.load_surface,
+        load_normal=material.load_normal,
+        surface=material.surface,
+        image_key=_image_key(document, texture),
+    )
+
+
+def _surface(document: Document, entry: Entry) -> SourceSurface:
+    """Factors and images of the core material besides the base colour."""
+    surface = entry.entry("pbrMetallicRoughness")
+
+    def load(holder: Entry, name: str) -> Callable[[], Image.Image] | None:
+        return _loader(document, holder.entry(name)) if name in holder else None
+
+    red, green, blue = entry.numbers("emissiveFactor", 3) or [0.0] * 3
+    return SourceSurface(
+        roughness=surface.number("roughnessFactor", 1.0),
+        metallic=surface.number("metallicFactor", 1.0),
+        load_surface=load(surface, "metallicRoughnessTexture"),
+        normal_scale=entry.entry(BUMP).number("scale", 1.0),
+        load_normal=load(entry, BUMP),
+        occlusion_strength=entry.entry("occlusionTexture").number("strength", 1.0),
+        load_occlusion=load(entry, "occlusionTexture"),
+        emission=(red, green, blue),
+        load_emission=load(entry, "emissiveTexture"),
     )
 
 
@@ -137,17 +163,29 @@ def _transform(info: Entry) -> Tensor | None:
     return None if np.array_equal(up, np.eye(3)[:2]) else torch.from_numpy(up).float()
 
 
+def _source(document: Document, texture: Entry) -> Entry | None:
+    """The image of a texture, None where it has none that is read."""
+    images = document.root.entries("images")
+    source = texture.index("source", len(images))
+    readable = texture.extension(OTHER_IMAGES[0]) or texture.extension(OTHER_IMAGES[1])
+    if readable is not None and source is None:
+        source = readable.index("source", len(images))
+    return None if source is None else images[source]
+
+
+def _image_key(document: Document, info: Entry) -> str:
+    entry = _texture(document, info)
+    image = None if entry is None else _source(document, entry)
+    return "" if image is None else image.place
+
+
 def _loader(document: Document, info: Entry) -> Callable[[], Image.Image] | None:
     entry = _texture(document, info)
     if entry is None:
         raise info.error("index", "an index")
-    images = document.root.entries("images")
-    source = entry.index("source", len(images))
-    readable = entry.extension(OTHER_IMAGES[0]) or entry.extension(OTHER_IMAGES[1])
-    if readable is not None and source is None:
-        source = readable.index("source", len(images))
+    source = _source(document, entry)
     if source is not None:
-        return partial(_open, document, images[source])
+        return partial(_open, document, source)
     other = [name for name in OTHER_IMAGES if entry.extension(name) is not None]
     if other:
         return partial(_refuse, _image_kind(document, other[0]))

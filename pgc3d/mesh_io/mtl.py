@@ -68,6 +68,7 @@ class MtlMaterial:
             normal,
             alpha="MASK" if self.mask else "BLEND",
             load_alpha=self._loader(self.mask),
+            image_key=self.image,
         )
 
     def _loader(self, name: str) -> Callable[[], Image.Image] | None:

@@ -13,6 +13,27 @@ from pgc3d.types import FaceLabels
 
 
 @dataclass(frozen=True)
+class SourceSurface:
+    """What a material has besides its base colour, with glTF's meaning and defaults."""
+
+    roughness: float = 1.0
+    metallic: float = 1.0
+    load_surface: Callable[[], Image.Image] | None = None  # roughness in G, metallic in B
+    normal_scale: float = 1.0
+    load_normal: Callable[[], Image.Image] | None = None  # tangent-space normals, +y along +v
+    occlusion_strength: float = 1.0
+    load_occlusion: Callable[[], Image.Image] | None = None  # in R
+    emission: tuple[float, float, float] = (0.0, 0.0, 0.0)  # linear
+    load_emission: Callable[[], Image.Image] | None = None  # sRGB
+
+    @property
+    def varies(self) -> bool:
+        """Whether there is a map, or an emission."""
+        loads = self.load_surface, self.load_normal, self.load_occlusion, self.load_emission
+        return any(load is not None for load in loads) or max(self.emission) > 0
+
+
+@dataclass(frozen=True)
 class SourceMaterial:
     """Base colour of a group of faces: sRGB `color`, times, in linear light, the image where there is one.
 
@@ -30,6 +51,8 @@ class SourceMaterial:
     alpha: Literal["OPAQUE", "MASK", "BLEND"] = "OPAQUE"  # use of the image's alpha channel, as in glTF
     load_alpha: Callable[[], Image.Image] | None = None  # an image of its own for alpha
     cutoff: float = 0.5  # alpha below which MASK shows nothing
+    surface: SourceSurface | None = None  # None where the format or the reader has none
+    image_key: str = ""  # the same for materials of a file with the same image; empty where there is none
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int, Num, Shaped
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -151,6 +151,7 @@ class SurfaceSamples:
     side: Float[Tensor, " P"]  # 1 for front faces, -1 for back faces
     canonical: Float[Tensor, "P 3"]  # the points in the first instance of their part, in the world
     tangents: Float[Tensor, "P 4"] | None = None  # see `corner_tangents`
+    others: Float[Tensor, "P C"] | None = None  # further attributes of the corners
 
 
 @dataclass(frozen=True)
@@ -173,6 +174,7 @@ def render_corners(  # noqa: PLR0913
     face_normals: Float[Tensor, "F 3"],
     tangents: Float[Tensor, "U 4"] | None = None,
     canonical: Float[Tensor, "V 3"] | None = None,
+    others: tuple[Float[Tensor, "A C"], Int[Tensor, "F 3"]] | None = None,
     shading: bool = True,
 ) -> Rendering:
     """Render a mesh with its own normals; see `render_mesh`.
@@ -191,6 +193,7 @@ def render_corners(  # noqa: PLR0913
         face_normals: Of the mesh, to the side from which its faces run counter-clockwise; of any length.
         tangents: Of the texture coordinates, where `look` needs them.
         canonical: The vertices in the first instance of their part; the vertices themselves when None.
+        others: Further attributes and the faces' corners in them, where `look` needs some.
         shading: Shade the colours of `look` as base colours; otherwise the image has them as they are.
     """
     clip = project(mesh.vertices, cameras)
@@ -205,10 +208,13 @@ def render_corners(  # noqa: PLR0913
         _views(pixel, fragments),
     )
     points, normals, uv = (_gather(value, pixel) for value in values)
+    more = None
+    if others is not None:
+        more = _gather(rasterizer.interpolate(others[0][None], fragments, others[1]), pixel)
     side = _sides(mesh, face_normals, cameras).index_select(0, view * len(mesh.faces) + triangle)
     normals, points, first = normals * side[:, None], points[:, :3], points[:, -3:]
     uv, frames = uv[:, :2], None if tangents is None else uv[:, 2:]
-    shown = look(SurfaceSamples(points, normals, uv, triangle, view, side, first, frames))
+    shown = look(SurfaceSamples(points, normals, uv, triangle, view, side, first, frames, more))
     attributes = torch.cat([points, shown.normals], dim=1)
     image, depth = _compose(shown.color, attributes, pixel, fragments, cameras, background, shading=shading)
     return _rendering(antialias(image, fragments, clip, mesh.faces, topology), depth, background)
@@ -229,10 +235,13 @@ def _sides(mesh: PreparedMesh, face_normals: Float[Tensor, "F 3"], cameras: Came
 
 
 def sample_texture(
-    texture: Float[Tensor, "H W C"], uv: Float[Tensor, "P 2"], wrap: tuple[str, str] = ("clamp", "clamp")
+    texture: Num[Tensor, "H W C"], uv: Float[Tensor, "P 2"], wrap: tuple[str, str] = ("clamp", "clamp")
 ) -> Float[Tensor, "P C"]:
-    """Bilinear lookup; v points up while row 0 is on top. `wrap` of u and v: repeat, clamp or mirror."""
-    if wrap != ("clamp", "clamp"):
+    """Bilinear lookup; v points up while row 0 is on top. `wrap` of u and v: repeat, clamp or mirror.
+
+    Of bytes, the result is in [0, 255], and no image of floating-point numbers is made.
+    """
+    if wrap != ("clamp", "clamp") or not texture.is_floating_point():
         return _sample_wrapped(texture, uv, wrap)
     grid = torch.stack([2 * uv[:, 0] - 1, 1 - 2 * uv[:, 1]], dim=-1)
     values = torch.nn.functional.grid_sample(
@@ -242,7 +251,7 @@ def sample_texture(
 
 
 def _sample_wrapped(
-    texture: Float[Tensor, "H W C"], uv: Float[Tensor, "P 2"], wrap: tuple[str, str]
+    texture: Num[Tensor, "H W C"], uv: Float[Tensor, "P 2"], wrap: tuple[str, str]
 ) -> Float[Tensor, "P C"]:
     height, width = texture.shape[:2]
     columns, x = _texels(uv[:, 0], width, wrap[0])

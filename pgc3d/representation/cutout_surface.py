@@ -22,10 +22,14 @@ class ShownSurface:
     face_normals: Float[Tensor, "G 3"]
     canonical: Float[Tensor, "V 3"]  # see `PreparedMesh.canonical`
     tangents: Float[Tensor, "U 4"] | None
+    others: tuple[Float[Tensor, "A C"], Int[Tensor, "G 3"]] | None  # see `render_corners`
 
 
 def cut_surface(
-    mesh: PreparedMesh, canonical: Float[Tensor, "V 3"], tangents: Float[Tensor, "U 4"] | None
+    mesh: PreparedMesh,
+    canonical: Float[Tensor, "V 3"],
+    tangents: Float[Tensor, "U 4"] | None,
+    others: tuple[Float[Tensor, "A C"], Int[Tensor, "F 3"]] | None = None,
 ) -> ShownSurface:
     """The shown surface of a mesh with a cutout.
 
@@ -33,6 +37,7 @@ def cut_surface(
         mesh: in the world.
         canonical: its canonical vertices.
         tangents: of its texture coordinates.
+        others: further attributes and the faces' corners in them.
     """
     cutout = mesh.cutout
     if cutout is None:
@@ -53,9 +58,14 @@ def cut_surface(
         uv_faces=cutout.faces(mesh.uv_faces, len(mesh.uv)),
         welded_faces=first[place][faces],
         labels=None,
+        face_set=mesh.face_set[cutout.parents],
+        maps=None,
         first_corners=None,
         cutout=None,
     )
+    if others is not None:
+        values, corners = others
+        others = cutout.values(values, corners), cutout.faces(corners, len(values))
     return ShownSurface(
         mesh=shown,
         parents=cutout.parents,
@@ -63,4 +73,5 @@ def cut_surface(
         face_normals=face_normals(vertices, faces),
         canonical=cutout.values(canonical, mesh.faces),
         tangents=None if tangents is None else cutout.values(tangents, mesh.uv_faces),
+        others=others,
     )

@@ -12,10 +12,12 @@ from pgc3d.geometry.placement import orientation
 from pgc3d.interfaces import Rasterizer
 from pgc3d.ranges import MAX_RATE, check, number
 from pgc3d.rendering.mesh_renderer import stored_bytes
+from pgc3d.representation.channels import Channels
 from pgc3d.representation.fields import ColorField, ColorFieldConfig, build_color_field, start_colors
 from pgc3d.representation.headlight import HeadlightConfig
-from pgc3d.representation.image_texture import ImageTexture
+from pgc3d.representation.image_texture import ImageTexture, ImageTextures
 from pgc3d.representation.materials import MaterialConfig
+from pgc3d.representation.pbr import PbrConfig
 from pgc3d.representation.textured_mesh import TexturedMesh
 from pgc3d.requirements import Requirements
 from pgc3d.types import PreparedMesh
@@ -35,13 +37,16 @@ class TexturedMeshConfig:
     crease_degrees: float = number(40.0, 0.0, 180.0, unit="degrees")
     shading: bool = True  # shade the colours; otherwise renders show the base colour
     texture: Literal["field", "image"] = "field"
-    image_size: int = number(1024, 64, 4096, unit="pixels")  # of the texture `image`, a power of two
+    image_size: int = number(1024, 64, 8192, unit="pixels")  # of the largest `image`, a power of two
     lr_image: float = number(0.01, 0.0, MAX_RATE)
     color_field: ColorFieldConfig = field(default_factory=ColorFieldConfig)
     color: tuple[float, float, float] = number((0.5, 0.5, 0.5), 0.001, 0.999, unit="in sRGB")  # at the start
     roughness: float = number(0.8, 0.0, 1.0)
     metallic: float = number(0.0, 0.0, 1.0)
     material: MaterialConfig = field(default_factory=HeadlightConfig)
+    # Render the file's normal, roughness, metallic, occlusion and emission maps, under the lights of a
+    # material of kind pbr, unless that is what is learned.
+    maps: Literal["use", "ignore"] = "use"
 
     def __post_init__(self) -> None:
         check(self)
@@ -115,17 +120,9 @@ def build_textured_mesh(
         InputError: a light cannot be read.
     """
     channels = config.material.channels(config.roughness, config.metallic)
-    texture: ColorField | ImageTexture
+    texture: ColorField | ImageTextures
     if config.texture == "image":
-        mesh = prepared.to(device)
-        covered = uv_coverage(mesh, config.image_size, rasterizer)
-        texture = ImageTexture(
-            torch.ones_like(covered) if prepared.uv_wraps else covered,
-            color=config.color,
-            roughness=config.roughness,
-            metallic=config.metallic,
-            channels=channels,
-        )
+        texture = _image_textures(config, prepared.to(device), channels, rasterizer)
     else:
         texture = build_color_field(
             config.color_field,
@@ -135,6 +132,7 @@ def build_textured_mesh(
             metallic=config.metallic,
             channels=channels,
         )
+    own = config.maps == "use" and prepared.maps is not None and not config.material.lit
     return TexturedMesh(
         rasterizer=rasterizer,
         prepared=prepared,
@@ -144,7 +142,25 @@ def build_textured_mesh(
             "texture.grid": config.color_field.lr_grid,
             "texture.mlp": config.color_field.lr_mlp,
         },
-        shading=config.shading,
-        lighting=config.material.lighting(load_light, device),
+        shading=config.shading or own,
+        lighting=(PbrConfig() if own else config.material).lighting(load_light, device),
         smoothness=config.material.smoothness,
+        use_maps=own,
     )
+
+
+def _image_textures(
+    config: TexturedMeshConfig, mesh: PreparedMesh, channels: Channels, rasterizer: Rasterizer
+) -> ImageTextures:
+    """An image for each texture set, all of one colour."""
+    images = [
+        ImageTexture(
+            uv_coverage(mesh, index, part.side(config.image_size), rasterizer),
+            color=config.color,
+            roughness=config.roughness,
+            metallic=config.metallic,
+            channels=channels,
+        )
+        for index, part in enumerate(mesh.sets)
+    ]
+    return ImageTextures(images, repeats=[part.wraps for part in mesh.sets])
