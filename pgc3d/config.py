@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf, read_write
 
 from pgc3d.cameras import ViewConfig
 from pgc3d.choices import Backend, Precision
+from pgc3d.diffusion.style import StyleConfig
 from pgc3d.errors import ConfigError
 from pgc3d.image_config import InputImageConfig
 from pgc3d.layers import build, merge, nearest, structured
@@ -52,6 +53,7 @@ class ModelConfig:
     empty_prompt: Literal["text", "zeros"] = "text"  # how an empty negative prompt is encoded
     # FILE or OWNER/NAME[:FILE], each with or without :SCALE; safetensors
     loras: tuple[str, ...] = field(default=(), metadata=PATH)
+    style: StyleConfig = field(default_factory=StyleConfig)  # for the run's style image, where it has one
     dtype: Precision = "auto"  # of the UNet and the text or image encoders
     vae: str | None = field(default=None, metadata=PATH)  # another VAE, as "sdxl-vae-fp16-fix"
     vae_dtype: Precision = "auto"

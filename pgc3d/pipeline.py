@@ -20,6 +20,7 @@ from pgc3d.disk import free_name, replace_file, require_free_space, sha256
 from pgc3d.errors import DivergedError, InputError, RunDirectoryError
 from pgc3d.exporting.export import ExportReport, export_asset
 from pgc3d.exporting.textured_mesh import export_textured_mesh
+from pgc3d.inputs.background import style_loader
 from pgc3d.inputs.mesh import save_prepared
 from pgc3d.interfaces import Meshable, Rasterizer, Representation
 from pgc3d.layers import nearest
@@ -80,7 +81,7 @@ def generate(
         on_event(Event("build", message=message))
 
     prepared = None if task.mesh is None else prepare_mesh(config, task.mesh, device, notify)
-    located = locate_models(config, device)
+    located = locate_models(config, device, styled=task.style is not None)
     if config.requires().prompt:
         require_prompt(task.prompt)
     for note in run_notes(task.prompt, config, located):
@@ -143,7 +144,7 @@ def resume(
         if not any(checkpoints.values()):
             on_event(Event("build", message=f"{path} has no checkpoint yet: starting with the first step"))
         device = resolve_device(config.run.device)
-        located = locate_models(config, device)
+        located = locate_models(config, device, styled="style" in record)
         if edited:
             record |= describe_models(config, located) | start_records(config)
         require_same_models(record, config, located)
@@ -288,11 +289,12 @@ def _execute(
             session.on_event(Event("build", message=expected))
             session.record["expected"] = expected
         config, files = session.config, []
-        models = LoadedModels(located, device, low_memory=config.run.low_memory)
-        rasterizer = build_rasterizer(config.run.rasterizer, device)
-        context = RunContext.of(
-            config, Task.from_record(session.record, run.path), rasterizer, device, models, run
+        task = Task.from_record(session.record, run.path)
+        models = LoadedModels(
+            located, device, low_memory=config.run.low_memory, style=style_loader(task.style)
         )
+        rasterizer = build_rasterizer(config.run.rasterizer, device)
+        context = RunContext.of(config, task, rasterizer, device, models, run)
         for name, stage in config.stages.items():
             checkpoint = checkpoints.pop(name, None)
             is_last = name == list(config.stages)[-1]
@@ -384,8 +386,7 @@ def _export(session: Session, representation: Representation, rasterizer: Raster
         raise DivergedError(
             f"an export must match the run's renders, got {comparison}; {_remedy(session, representation)}"
         )
-    message = f"{report.faces} faces{report.remarks}, PSNR {comparison}"
-    session.on_event(Event("export", message=message))
+    session.on_event(Event("export", message=f"{report.faces} faces{report.remarks}, PSNR {comparison}"))
     return files
 
 

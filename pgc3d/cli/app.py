@@ -29,9 +29,13 @@ from pgc3d.cli.options import (
     SeedOption,
     SetOption,
     StageOption,
+    StyleAdapterOption,
+    StyleOption,
+    StyleWeightOption,
     TextureOption,
     configured,
     configured_item,
+    style_settings,
     with_run_options,
 )
 from pgc3d.disk import default_folder
@@ -68,18 +72,23 @@ def _root(
 @with_run_options
 def text(
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help='What to make, as in "a red chair".')],
-    guidance: GuidanceOption = "auto",
-    out: OutOption = None,
     *,
+    guidance: GuidanceOption = "auto",
+    style: StyleOption = None,
+    style_weight: StyleWeightOption = None,
+    style_adapter: StyleAdapterOption = None,
+    out: OutOption = None,
     options: RunOptions,
 ) -> int:
     """Make a textured asset from a prompt."""
     from pgc3d import pipeline
     from pgc3d.task import Task
 
-    resolved = configured(guidance, options)
+    own = style_settings(options, style, style_weight, style_adapter)
+    resolved = configured(guidance, options, own=own)
     folder = out or default_folder(Path("runs"), prompt, resolved.run.seed)
-    return _run(lambda **calls: pipeline.generate(Task(prompt), out=folder, config=resolved, **calls))
+    task = Task(prompt, style=style)
+    return _run(lambda **calls: pipeline.generate(task, out=folder, config=resolved, **calls))
 
 
 @app.command()
@@ -147,6 +156,9 @@ def texture(
         list[str] | None,
         typer.Option(help="Background colour (name, '#rrggbb'), random, or an image file; repeatable."),
     ] = None,
+    style: StyleOption = None,
+    style_weight: StyleWeightOption = None,
+    style_adapter: StyleAdapterOption = None,
     out: OutOption = None,
     options: RunOptions,
 ) -> int:
@@ -170,9 +182,10 @@ def texture(
     }
     backgrounds, background_image = split_backgrounds(background or [])
     every = {"backgrounds": backgrounds or None, "guidance": {"negative_prompt": negative}}
-    resolved = configured(guidance, options, TEXTURE, {"representation": own}, every_objective=every)
+    layers = {"representation": own} | style_settings(options, style, style_weight, style_adapter)
+    resolved = configured(guidance, options, TEXTURE, layers, every_objective=every)
     folder = out or default_folder(Path("runs"), f"{mesh.stem} {prompt}", resolved.run.seed)
-    task = Task(prompt, mesh=mesh, background=background_image)
+    task = Task(prompt, mesh=mesh, background=background_image, style=style)
     return _run(lambda **calls: pipeline.generate(task, out=folder, config=resolved, **calls))
 
 
