@@ -185,6 +185,7 @@ def export(
     file_format: str | None = None,
     texture_size: int | None = None,
     faces: int | None = None,
+    placing: Mapping[str, Any] | None = None,
     stage: str | None = None,
     on_event: EventCallback = ignore,
 ) -> RunResult:
@@ -192,9 +193,10 @@ def export(
 
     Args:
         path: the run directory.
-        file_format: glb, obj, ply or stl; the run's own when None.
+        file_format: one of `choices.Format`; the run's own when None.
         texture_size: side in pixels; the run's own when None.
         faces: decimate to this many triangles, 0 for all; the run's own when None.
+        placing: settings of `PlacingConfig`; the run's own when None.
         stage: name of a stage; the last one that has begun when None.
         on_event: called for messages and for every file that was written.
 
@@ -209,8 +211,8 @@ def export(
             f"--faces must not be given for a textured input mesh, whose geometry is fixed, got {faces}; "
             "remove it"
         )
-    changes = {"export": {"format": file_format, "texture_size": texture_size, "faces": faces}}
-    with _opened(path, changes, stage, on_event) as (session, representation, rasterizer):
+    changes = {"format": file_format, "texture_size": texture_size, "faces": faces, "placing": placing}
+    with _opened(path, {"export": changes}, stage, on_event) as (session, representation, rasterizer):
         return RunResult(path, tuple(_export(session, representation, rasterizer)))
 
 
@@ -358,6 +360,7 @@ def _write_asset(
             texture_size=settings.texture_size,
             metadata=metadata,
             rasterizer=rasterizer,
+            placing=settings.placing,
         )
     return export_asset(
         representation,
@@ -367,6 +370,7 @@ def _write_asset(
         faces=settings.faces or None,
         metadata=metadata,
         rasterizer=rasterizer,
+        placing=settings.placing,
     )
 
 
@@ -381,19 +385,9 @@ def _export(session: Session, representation: Representation, rasterizer: Raster
     files = [file.path for file in report.files]
     session.made("export", files)
     session.record["export"] = {"psnr": report.psnr, "faces": report.faces, "seconds": dict(report.seconds)}
+    session.record["export"] |= {"height": report.height, "placing": session.config.export.placing.changes}
     comparison = f"{report.psnr:.1f} dB between {files[0].name} read back and the run's own render"
     if not report.faithful:
-        raise DivergedError(
-            f"an export must match the run's renders, got {comparison}; {_remedy(session, representation)}"
-        )
+        raise DivergedError(f"an export must match the run's renders, got {comparison}; {report.remedy}")
     session.on_event(Event("export", message=f"{report.faces} faces{report.remarks}, PSNR {comparison}"))
     return files
-
-
-def _remedy(session: Session, representation: Representation) -> str:
-    """What a user can change after an export that differs from the run's renders."""
-    if not isinstance(representation, TexturedMesh):
-        return "raise --texture-size or --faces"
-    if session.config.export.format == "ply":
-        return "it has too few vertices for the colours, use --format glb or obj"
-    return "raise --texture-size"

@@ -10,7 +10,17 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from pgc3d.choices import Baseline, Format, GuidanceName, ImageGuidanceName, Space, Texture, UvChoice
+from pgc3d.choices import (
+    Baseline,
+    Format,
+    GuidanceName,
+    ImageGuidanceName,
+    Origin,
+    Space,
+    Texture,
+    Unit,
+    UvChoice,
+)
 from pgc3d.cli.config_commands import config_app
 from pgc3d.cli.console import Bar, Warnings, close_stdout, deliver, emit, notify, prepare_streams
 from pgc3d.cli.options import (
@@ -131,7 +141,9 @@ def image(
 @app.command()
 @with_run_options
 def texture(
-    mesh: Annotated[Path, typer.Argument(metavar="MESH", help="A glb, gltf, obj, ply or stl file.")],
+    mesh: Annotated[
+        Path, typer.Argument(metavar="MESH", help="A glb, gltf, obj, ply, stl, usdz, off, 3mf or fbx file.")
+    ],
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help='The object, as in "a wooden chair".')],
     *,
     guidance: GuidanceOption = "auto",
@@ -201,20 +213,33 @@ def resume(
 
 
 @app.command()
-def export(
+def export(  # noqa: PLR0917 - one option each
     run: RunArgument,
     format_: Annotated[Format | None, typer.Option("--format", help="The run's own when not given.")] = None,
     texture_size: TextureOption = None,
     faces: FacesOption = None,
+    height: Annotated[float | None, typer.Option(help="Scale the mesh to this height, in --unit.")] = None,
+    unit: Annotated[
+        Unit | None,
+        typer.Option(help="Of --height, and of the file's numbers; m when not given. glTF and USDZ: metres."),
+    ] = None,
+    up: Annotated[
+        str | None, typer.Option(metavar="AXIS", help="Turn the mesh so that +y, or +z, -x ... is up.")
+    ] = None,
+    origin: Annotated[
+        Origin | None, typer.Option(help="Point at (0, 0, 0): middle of the bottom, centre, or as it is.")
+    ] = None,
     stage: StageOption = None,
 ) -> int:
     """Write the asset of a run as a mesh file."""
     from pgc3d import pipeline
 
     bar = Bar()
+    placing = {"height": height, "unit": unit, "up": up, "origin": origin}
     pipeline.export(
-        run, file_format=format_, texture_size=texture_size, faces=faces, stage=stage, on_event=bar
-    )
+        run, file_format=format_, texture_size=texture_size, faces=faces, placing=placing, stage=stage,
+        on_event=bar,
+    )  # fmt: skip
     bar.close()
     return 0
 

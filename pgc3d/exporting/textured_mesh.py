@@ -14,16 +14,19 @@ from pgc3d.choices import Format
 from pgc3d.errors import InputError
 from pgc3d.exporting.bake import fill, shown_normals, shown_surface, surface_texels
 from pgc3d.exporting.export import CHECK_RESOLUTION, ExportReport, describe_file, read_parts
+from pgc3d.exporting.placing import PlacingConfig, height_of, place_asset
 from pgc3d.exporting.roundtrip import Part, comparison_views, round_trip_psnr
 from pgc3d.geometry.tangents import corner_tangents
 from pgc3d.images import to_bytes
 from pgc3d.interfaces import Rasterizer
 from pgc3d.mesh_io.asset import MeshAsset
+from pgc3d.mesh_io.formats import FORMATS, WRITABLE
 from pgc3d.mesh_io.mesh_file import write_mesh
 from pgc3d.representation.textured_mesh import TexturedMesh
 from pgc3d.stopwatch import Stopwatch
 from pgc3d.types import PreparedMesh, Rendering, Views
 
+FEW_VERTICES = "it has too few vertices for the colours, use --format glb or obj"
 FINEST = 1 << 16  # texels, larger than every texture, so that look-ups are not filtered
 
 
@@ -31,10 +34,13 @@ def require_colors(format: Format) -> None:
     """Check that a format holds colours.
 
     Raises:
-        InputError: it is STL.
+        InputError: it has none, as STL.
     """
-    if format == "stl":
-        raise InputError("a textured mesh must be written as glb, obj or ply, got stl, which has no colours")
+    if FORMATS[format].carries == "surface":
+        others = ", ".join(name for name in WRITABLE if FORMATS[name].carries != "surface")
+        raise InputError(
+            f"a textured mesh must be written as one of {others}, got {format}, which has no colours"
+        )
 
 
 @torch.no_grad()
@@ -46,18 +52,21 @@ def export_textured_mesh(
     rasterizer: Rasterizer,
     texture_size: int = 1024,
     metadata: Mapping[str, str | int | float] | None = None,
+    placing: PlacingConfig = PlacingConfig(),  # noqa: B008 - immutable
 ) -> ExportReport:
     """Bake into the mesh's texture coordinates, write, read back and compare the unlit textures.
 
-    Vertices and faces are those of the file that was given, in its axes, its scale and its order.
+    Vertices and faces are those of the file that was given, in its order, its axes and its scale, unless
+    `placing` changes the latter two.
 
     Args:
         textured: on the rasteriser's device.
         path: the mesh file; others go beside it.
-        format: glb and obj carry a texture, ply vertex colours.
+        format: one that carries textures or vertex colours.
         rasterizer: the backend for baking and for the comparison.
         texture_size: side of the texture in texels.
         metadata: for example prompt and seed; goes into the file where the format has a place.
+        placing: size, axes and origin of the mesh in the file; by default those of the mesh that was given.
 
     Returns:
         The report; the files exist even where `faithful` is false.
@@ -66,6 +75,7 @@ def export_textured_mesh(
         InputError: the folder cannot be written or the disk is full, or the format has no colours.
     """
     require_colors(format)
+    with_texture = FORMATS[format].carries == "textures"
     watch, given = Stopwatch(torch.device("cpu")), textured.prepared
     asset = MeshAsset(
         given.vertices,
@@ -75,13 +85,14 @@ def export_textured_mesh(
         metadata=dict(metadata or {}),
     )
     with watch.part("bake"):
-        if format == "ply":
-            asset = _with_vertex_colors(asset, textured)
-        else:
+        if with_texture:
             image = bake_texture(textured, texture_size=texture_size, rasterizer=rasterizer)
             asset = _with_textures(asset, textured, image)
+        else:
+            asset = _with_vertex_colors(asset, textured)
     with watch.part("write"):
-        written = write_mesh(path, asset, format)
+        placed, placement = place_asset(asset, placing, given.placement, format)
+        written = write_mesh(path, placed, format)
     with watch.part("compare"):
         cameras, background = comparison_views(textured.mesh.vertices.device)
         own = partial(textured.shaded, Views(cameras, background), CHECK_RESOLUTION, shading=False)
@@ -95,7 +106,7 @@ def export_textured_mesh(
             own(),
             cameras,
             rasterizer=rasterizer,
-            placement=textured.prepared.placement,
+            placement=placement,
             shading=False,
             others=others,
         )
@@ -103,11 +114,13 @@ def export_textured_mesh(
         files=tuple(describe_file(file) for file in written),
         vertices=len(given.vertices),
         faces=len(given.faces),
-        uv_method=None if format == "ply" else textured.prepared.uv_method,
+        uv_method=textured.prepared.uv_method if with_texture else None,
         dropped=0.0,
         psnr=psnr,
         seconds=read_parts(watch),
-        lost=_losses(textured) if format == "ply" else (),
+        lost=() if with_texture else _losses(textured),
+        remedy="raise --texture-size" if with_texture else FEW_VERTICES,
+        height=height_of(placed, placement),
     )
 
 
