@@ -281,7 +281,9 @@ def test_unknown_format_missing_file_and_compression_are_one_line(tmp_path):
     with pytest.raises(InputError, match=r"must be readable, got .*: File name too long"):
         read_source(tmp_path / f"{'long' * 100}.glb")
     (tmp_path / "a.unknown").write_bytes(b"x")
-    assert_line(tmp_path / "a.unknown", "must be one of glb, gltf, obj, ply, stl, got a.unknown")
+    assert_line(
+        tmp_path / "a.unknown", "must be one of glb, gltf, obj, ply, stl, usdz, off, 3mf, fbx, got a.unknown"
+    )
     assert_line(tmp_path / "a.glb", "must exist")
     required = {"extensionsRequired": ["KHR_draco_mesh_compression", "KHR_materials_unlit"]}
     path = edit_gltf(gltf(tmp_path), lambda document: document.update(required))

@@ -114,7 +114,7 @@ def _placing(
     if config.height:
         if not extent > 0:
             raise InputError(
-                f"a mesh must not be flat for --height, got {config.height:g} for one without a height; remove it"
+                f"a mesh must not be flat for --height, got {config.height:g} for one that is; remove it"
             )
         scale = config.height * (METRES[config.unit] if framed else 1.0) / extent
     low, high = scale * points.amin(dim=0), scale * points.amax(dim=0)

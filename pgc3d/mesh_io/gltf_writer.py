@@ -86,7 +86,10 @@ def encode_glb(asset: MeshAsset, *, generator: str, name: str) -> bytes:
                 "wrapT": WRAPS[asset.wrap[1]],
             }
         ],
-        "images": [{"bufferView": view, "mimeType": "image/png"} for view in views],
+        "images": [
+            {"bufferView": view, "mimeType": "image/png", "name": key}
+            for key, view in zip(images, views, strict=True)
+        ],
         "accessors": buffer.accessors,
         "bufferViews": buffer.views,
         "buffers": [{"byteLength": len(buffer.data)}],
