@@ -2,7 +2,7 @@
 
     python blender_scene.py JOB.json
 
-The job has the file, the one to render, a camera and the names of the results; `check_in_blender.py` writes it.
+The job, which `check_in_blender.py` writes, has the file, the one to render, a camera and names of results.
 Colours are those of the textures: every material emits its base colour, and the view transform is plain sRGB.
 """
 

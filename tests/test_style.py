@@ -1,5 +1,7 @@
 """A style image by IP-Adapter: equal to diffusers' own pipelines, exact without weight, beside the rest."""
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -77,8 +79,7 @@ def predict(models: LoadedModels, *, styled=True, change=None, residuals=None):
     )
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("weight", [1.0, 0.4])
+@pytest.mark.parametrize(("kind", "weight"), [*((kind, 1.0) for kind in KINDS), ("sdxl", 0.4)])
 @pytest.mark.filterwarnings("ignore:The configuration file of this scheduler")
 def test_predictions_are_those_of_diffusers_own_adapter(root, kind, weight):
     from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
@@ -162,6 +163,38 @@ def test_the_accelerated_network_gives_the_same(root, kind):
 
     found = predict(models, change=fused)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * expected.abs().max().item())
+
+
+TRACE = """
+import sys
+import torch
+from pgc3d.diffusion.fast.accelerate import BLOCKS
+from pgc3d.diffusion.fast.unet import fuse_projections, replace_resnets
+from pgc3d.diffusion.models import load_latent_diffusion
+from pgc3d.diffusion.style import StyleConfig, load_style, resolve_style
+from pgc3d.diffusion.models import resolve_model
+
+folder = resolve_model(sys.argv[1])
+adapter = resolve_style(StyleConfig(adapter=sys.argv[2]), folder)
+unet = load_latent_diffusion(folder).unet
+load_style(unet, adapter)
+replace_resnets(unet)
+fuse_projections(unet)
+for block in unet.modules():
+    if type(block).__name__ in BLOCKS:
+        block.compile(dynamic=False, fullgraph=True, backend="eager")
+tokens = torch.zeros(2, 77 + adapter.tokens, unet.config.cross_attention_dim)
+with torch.no_grad():
+    unet(torch.zeros(2, 4, 8, 8), torch.tensor([5, 5]), encoder_hidden_states=tokens)
+"""
+
+
+@pytest.mark.slow
+def test_blocks_with_a_style_are_compiled_as_one_graph_each(root):
+    """A break in a graph is an error here; without the checks of shapes, which the compiler cannot trace."""
+    arguments = [sys.executable, "-c", TRACE, str(root / "sd"), str(root / "sd-adapter")]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_controlnets_see_the_texts_without_the_image(root):
