@@ -3,8 +3,8 @@
     python scripts/check_in_blender.py FILE... --blender PYTHON [--out FOLDER]
 
 PYTHON is one with the package `bpy` (`python -m venv blender; blender/bin/pip install bpy`), which is under
-the GPL, so that pgc3d does not depend on it. Every file is rendered unlit from the same camera by both; printed
-are the PSNR over the pixels that either covers, and what Blender counts. The exit code is 1 where a PSNR is
+the GPL, so that pgc3d does not depend on it. Every file is rendered unlit from the same camera by both. The
+output is the PSNR over the pixels that either covers, and what Blender counts; the exit code is 1 where one is
 below --least. Both renders and their difference go to --out.
 """
 

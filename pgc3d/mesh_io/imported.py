@@ -20,6 +20,7 @@ from pgc3d.mesh_io.packages import require_package
 from pgc3d.mesh_io.side_images import image_loader, is_file, is_inside
 from pgc3d.mesh_io.source import SourceMaterial, SourceMesh
 from pgc3d.mesh_io.surface import in_single
+from pgc3d.rendering.shading import linear_to_srgb
 
 DIFFUSE, BASE_COLOR = 1, 12  # kinds of textures in assimp
 CONVERT = 'blender -b --python-expr "import bpy; bpy.ops.wm.read_factory_settings(use_empty=True); '
@@ -169,12 +170,14 @@ def _joined(
 
 
 def _material(entry: Mapping[str, Any], path: Path) -> SourceMaterial:
-    color = [*(entry.get("COLOR_BASE") or entry.get("COLOR_DIFFUSE") or (1.0, 1.0, 1.0))][:3]
+    # Blender, too, takes the numbers of an FBX material as linear; with an image they are not used.
+    linear = [*(entry.get("COLOR_BASE") or entry.get("COLOR_DIFFUSE") or (1.0, 1.0, 1.0))][:3]
     textures = entry.get("TEXTURES", {})
     images = textures.get(BASE_COLOR) or textures.get(DIFFUSE) or []
+    color = torch.tensor([1.0, 1.0, 1.0] if images else linear).clamp(0.0, 1.0)
     return SourceMaterial(
         name=str(entry.get("NAME", "")),
-        color=torch.tensor([*(1.0, 1.0, 1.0), 1.0] if images else [*color, 1.0]).clamp(0.0, 1.0),
+        color=torch.cat([linear_to_srgb(color), torch.ones(1)]),
         load_image=_image(images[0], path) if images else None,
     )
 
