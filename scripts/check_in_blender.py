@@ -4,7 +4,7 @@
 
 PYTHON is one with the package `bpy` (`python -m venv blender; blender/bin/pip install bpy`), which is under
 the GPL, so that pgc3d does not depend on it. Every file is rendered unlit from the same camera by both. The
-output is the PSNR over the pixels that either covers, and what Blender counts; the exit code is 1 where one is
+output is the PSNR over the pixels that either covers, and what Blender counts; the exit code is 1 where it is
 below --least. Both renders and their difference go to --out.
 """
 
