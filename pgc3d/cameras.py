@@ -8,10 +8,10 @@ its -z with x to the right of the image, and det(R) = +1: nothing is mirrored.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -29,6 +29,23 @@ CameraSampler: TypeAlias = Callable[[Step], Cameras]
 SurfaceSampler: TypeAlias = Callable[
     [int, torch.Generator], tuple[Float[Tensor, "N 3"], Float[Tensor, "N 3"]]
 ]
+
+
+@runtime_checkable
+class Visibility(Protocol):
+    """Which points of a surface cameras see; `rendering.visibility` has it."""
+
+    def __call__(
+        self, points: Float[Tensor, "P 3"], normals: Float[Tensor, "P 3"] | None, cameras: Cameras
+    ) -> Bool[Tensor, "B P"]:
+        """Whether each camera sees each point."""
+        ...
+
+    def reachable(
+        self, points: Float[Tensor, "P 3"], normals: Float[Tensor, "P 3"] | None = None
+    ) -> Bool[Tensor, " P"]:
+        """Whether points can be seen from outside at all."""
+        ...
 
 
 def perspective(fovy: Float[Tensor, " B"]) -> Float[Tensor, "B 4 4"]:
@@ -166,6 +183,8 @@ class CameraContext:
     device: torch.device
     view: ViewConfig = field(default_factory=ViewConfig)  # of the input image
     surface: SurfaceSampler | None = None  # of a given mesh, in the world
+    texels: SurfaceSampler | None = None  # of it too, with as many points as there are texels
+    visibility: Visibility | None = None  # on it
 
 
 def fill_distance(fovy: Float[Tensor, " B"], fill: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
@@ -347,11 +366,11 @@ def sample_close_ups(
     # A narrower view from the same place: the camera never enters the object.
     narrow = 2 * torch.atan(torch.tan(fovy / 2) / PiecewiseLinear(config.zoom)(progress))
     near = orbit(azimuth, elevation.clamp(low, high), fill_distance(fovy, fill), narrow, points)
-    return _choose(close, near, whole).to(device)
+    return choose(close, near, whole).to(device)
 
 
-def _choose(condition: Tensor, first: Cameras, second: Cameras) -> Cameras:
-    """The first cameras where `condition` [B] is true, else the second ones."""
+def choose(condition: Bool[Tensor, " B"], first: Cameras, second: Cameras) -> Cameras:
+    """The first cameras where `condition` is true, else the second ones."""
 
     def select(name: str) -> Tensor:
         if_true, if_false = getattr(first, name), getattr(second, name)

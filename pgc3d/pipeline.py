@@ -8,26 +8,29 @@ from typing import Any, cast
 
 import torch
 
-from pgc3d import __version__
+from pgc3d.assets import export_run
 from pgc3d.build.inputs import prepare_images, prepare_mesh, require_fitting, require_prompt
 from pgc3d.build.models import LoadedModels, LocatedModel, locate_models
 from pgc3d.build.notes import run_notes
-from pgc3d.build.run import RunContext, build_representation, build_stage, has_fixed_shape, resolve_device
+from pgc3d.build.run import (
+    RunContext,
+    build_representation,
+    build_stage,
+    has_fixed_shape,
+    resolve_device,
+)
 from pgc3d.checkpoint import unpack_representation
 from pgc3d.checkpoint_files import Checkpoint
 from pgc3d.config import Config, dump_config, load_config
 from pgc3d.disk import free_name, replace_file, require_free_space, sha256
-from pgc3d.errors import DivergedError, InputError, RunDirectoryError
-from pgc3d.exporting.export import ExportReport, export_asset
-from pgc3d.exporting.textured_mesh import export_textured_mesh
+from pgc3d.errors import InputError, RunDirectoryError
 from pgc3d.inputs.background import style_loader
 from pgc3d.inputs.mesh import save_prepared
-from pgc3d.interfaces import Meshable, Rasterizer, Representation
+from pgc3d.interfaces import Rasterizer, Representation
 from pgc3d.layers import nearest
 from pgc3d.model_record import describe_models, require_same_models, with_absolute_paths
 from pgc3d.plan import plan_run
 from pgc3d.rendering import build_rasterizer
-from pgc3d.representation.textured_mesh import TexturedMesh
 from pgc3d.run_directory import RunDirectory
 from pgc3d.session import Event, EventCallback, Session, explain_memory
 from pgc3d.signals import StopFlag
@@ -213,7 +216,7 @@ def export(
         )
     changes = {"format": file_format, "texture_size": texture_size, "faces": faces, "placing": placing}
     with _opened(path, {"export": changes}, stage, on_event) as (session, representation, rasterizer):
-        return RunResult(path, tuple(_export(session, representation, rasterizer)))
+        return RunResult(path, tuple(export_run(session, representation, rasterizer)))
 
 
 def render(path: Path | str, *, stage: str | None = None, on_event: EventCallback = ignore) -> RunResult:
@@ -306,7 +309,7 @@ def _execute(
             if representation is None:
                 break
             if is_last:
-                files = _export(session, representation, rasterizer)
+                files = export_run(session, representation, rasterizer)
         return RunResult(run.path, tuple(files), session.stopped_by)
 
 
@@ -344,50 +347,3 @@ def _write_sheet(path: Path, render_views: Callable[[Cameras], Rendering]) -> No
     from pgc3d.exporting.turntable import write_sheet
 
     write_sheet(path, render_views)
-
-
-def _write_asset(
-    session: Session, representation: TexturedMesh | Meshable, rasterizer: Rasterizer
-) -> ExportReport:
-    settings = session.config.export
-    path = free_name(session.run.path / f"asset.{settings.format}")
-    metadata = {"prompt": session.record["prompt"], "seed": session.config.run.seed, "pgc3d": __version__}
-    if isinstance(representation, TexturedMesh):
-        return export_textured_mesh(
-            representation,
-            path,
-            format=settings.format,
-            texture_size=settings.texture_size,
-            metadata=metadata,
-            rasterizer=rasterizer,
-            placing=settings.placing,
-        )
-    return export_asset(
-        representation,
-        path,
-        format=settings.format,
-        texture_size=settings.texture_size,
-        faces=settings.faces or None,
-        metadata=metadata,
-        rasterizer=rasterizer,
-        placing=settings.placing,
-    )
-
-
-def _export(session: Session, representation: Representation, rasterizer: Rasterizer) -> list[Path]:
-    session.on_event(Event("export"))
-    if not isinstance(representation, (TexturedMesh, Meshable)):
-        message = f"the asset has no surface to export; `pgc3d render {session.run.path}` shows it"
-        session.on_event(Event("export", message=message))
-        return []
-    with session.timed("export"):
-        report = _write_asset(session, representation, rasterizer)
-    files = [file.path for file in report.files]
-    session.made("export", files)
-    session.record["export"] = {"psnr": report.psnr, "faces": report.faces, "seconds": dict(report.seconds)}
-    session.record["export"] |= {"height": report.height, "placing": session.config.export.placing.changes}
-    comparison = f"{report.psnr:.1f} dB between {files[0].name} read back and the run's own render"
-    if not report.faithful:
-        raise DivergedError(f"an export must match the run's renders, got {comparison}; {report.remedy}")
-    session.on_event(Event("export", message=f"{report.faces} faces{report.remarks}, PSNR {comparison}"))
-    return files

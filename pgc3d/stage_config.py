@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias
 
 from pgc3d.cameras import CloseUpConfig, OrbitConfig, ReferenceCameraConfig
 from pgc3d.colors import COLORS, named_color
+from pgc3d.cover_cameras import CoverConfig
 from pgc3d.guidance.bgt import BgtConfig
 from pgc3d.guidance.reference import ReferenceConfig
 from pgc3d.guidance.sds import SdsConfig
@@ -29,7 +30,7 @@ RESERVED = ("seconds", "regularizers")  # other prefixes in the metrics of a ste
 
 GuidanceConfig: TypeAlias = SdsConfig | Zero123Config | ReferenceConfig | VsdConfig | BgtConfig
 RepresentationConfig: TypeAlias = DMTetConfig | NerfConfig | TexturedMeshConfig
-CameraConfig: TypeAlias = OrbitConfig | ReferenceCameraConfig | CloseUpConfig
+CameraConfig: TypeAlias = OrbitConfig | ReferenceCameraConfig | CloseUpConfig | CoverConfig
 
 
 @dataclass(frozen=True)

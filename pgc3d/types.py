@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+LEAST_SIDE = 64  # of the images of a texture set that is smaller than others, in texels
+
 
 def seeded(*names: object) -> torch.Generator:
     """A new CPU generator, seeded by a hash of the names: a seed, a stage, a use."""
@@ -90,7 +92,7 @@ class Cameras:
     def __len__(self) -> int:
         return self.azimuth.shape[0]
 
-    def __getitem__(self, views: slice) -> "Cameras":
+    def __getitem__(self, views: slice | Int[Tensor, " K"]) -> "Cameras":
         """Some of the cameras."""
         return Cameras(**{name: value[views] for name, value in vars(self).items()})
 
@@ -231,12 +233,46 @@ class Placement:
 
 
 @dataclass(frozen=True)
+class FaceLabels:
+    """The node and the material of the file that each face belongs to, as indices in lists of names.
+
+    Nodes of an OBJ are its objects and the groups in them. Without a name they are "node 0", "material 0".
+    """
+
+    node: Int[Tensor, " F"]  # -1 where a face belongs to none
+    material: Int[Tensor, " F"]  # likewise
+    nodes: tuple[str, ...]
+    parents: tuple[int, ...]  # of each node, -1 for roots
+    materials: tuple[str, ...]
+
+    def to(self, device: torch.device | str) -> "FaceLabels":
+        """The same labels on another device."""
+        return replace(self, node=self.node.to(device), material=self.material.to(device))
+
+
+@dataclass(frozen=True)
+class TextureSet:
+    """Faces of a prepared mesh that share the images of a material, and how their coordinates use them."""
+
+    name: str = "surface"  # of its material in written files; no two sets of a mesh have the same
+    method: str = "own"  # texture coordinates of the file, or the method by which new ones were made
+    shared: bool = False  # points of the surface may share a texel: colours are a function of uv
+    wraps: bool = False  # texture coordinates lie outside the unit square: the image repeats
+    materials: tuple[int, ...] = ()  # of the file, whose faces it holds; -1 for faces without one
+    scale: float = 1.0  # side of its images as a fraction of that of the mesh's largest: 1, 1/2, 1/4 ...
+
+    def side(self, largest: int) -> int:
+        """Side of its images in texels, where the largest of the mesh have `largest`; at least 64 of them."""
+        return max(min(largest, LEAST_SIDE), round(largest * self.scale))
+
+
+@dataclass(frozen=True)
 class PreparedMesh:
     """An input mesh ready to be textured: each corner of a face has a normal and texture coordinates.
 
     In contrast to `Mesh`, normals and texture coordinates have indices of their own, so that no vertex has to
     be duplicated where they differ between faces. (0, 0) is the lower left corner of the texture image, whose
-    row 0 is on top.
+    row 0 is on top. Each texture set has images of its own, and coordinates in the unit square of its own.
     """
 
     vertices: Float[Tensor, "V 3"]  # in the axes and the scale of the file, in its order
@@ -247,9 +283,38 @@ class PreparedMesh:
     uv_faces: Int[Tensor, "F 3"]
     welded_faces: Int[Tensor, "F 3"]  # the faces, with the same vertex for all vertices at one position
     placement: Placement  # of the vertices in the world
-    uv_method: str  # "own", or the method by which new texture coordinates were made
-    uv_shared: bool = False  # points of the surface may share a texel: colours are a function of uv
-    uv_wraps: bool = False  # texture coordinates lie outside the unit square: the image repeats
+    face_set: Int[Tensor, " F"]  # index into `sets`
+    sets: tuple[TextureSet, ...] = (TextureSet(),)
+    labels: FaceLabels | None = None  # None where the surface has neither nodes nor materials
+    # For each corner, as 3 * face + corner, that of the first instance of the same part of the file, with the
+    # same texture coordinates; None where nothing is instanced.
+    first_corners: Int[Tensor, "F 3"] | None = None
+
+    @property
+    def first_faces(self) -> Bool[Tensor, " F"]:
+        """The faces of first instances: each part of the file once."""
+        if self.first_corners is None:
+            return torch.ones_like(self.faces[:, 0], dtype=torch.bool)
+        own = torch.arange(len(self.faces), device=self.faces.device)
+        return self.first_corners[:, 0] // 3 == own
+
+    @property
+    def canonical(self) -> Float[Tensor, "V 3"]:
+        """The position of each vertex in the first instance of its part, where fields have its colour."""
+        if self.first_corners is None:
+            return self.vertices
+        moved = self.vertices.clone()
+        moved[self.faces.reshape(-1)] = self.vertices[self.faces.reshape(-1)[self.first_corners.reshape(-1)]]
+        return moved
+
+    @property
+    def uv_method(self) -> str:
+        """The methods by which the texture coordinates of the sets were made."""
+        return " and ".join(dict.fromkeys(part.method for part in self.sets))
+
+    def faces_of(self, index: int) -> Int[Tensor, " R"]:
+        """The faces of a texture set."""
+        return (self.face_set == index).nonzero()[:, 0]
 
     def in_world(self) -> "PreparedMesh":
         """The mesh in the world's coordinates, inside the unit sphere; its placement changes nothing."""
@@ -263,6 +328,8 @@ class PreparedMesh:
     def to(self, device: torch.device | str) -> "PreparedMesh":
         """The same mesh with its tensors on another device; the placement stays where it is."""
         tensors: dict[str, Any] = {
-            name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
+            name: value.to(device)
+            for name, value in vars(self).items()
+            if isinstance(value, (Tensor, FaceLabels))
         }
         return replace(self, **tensors)

@@ -19,7 +19,7 @@ from pgc3d.cameras import orbit
 from pgc3d.interfaces import Rasterizer
 from pgc3d.optimize import Objective, Problem, optimize
 from pgc3d.rendering.cpu import CpuRasterizer
-from pgc3d.representation.image_texture import ImageTexture
+from pgc3d.representation.image_texture import ImageTextures
 from pgc3d.representation.pbr import PbrConfig
 from pgc3d.representation.textured_mesh import TexturedMesh
 from pgc3d.representation.textured_mesh_config import TexturedMeshConfig, build_textured_mesh
@@ -55,7 +55,15 @@ def sphere(rows: int = 24) -> PreparedMesh:
     grid[0], grid[-1] = grid[0, 0], grid[-1, 0]
     welded = grid.reshape(-1)[faces]
     return PreparedMesh(
-        vertices, faces, vertices.clone(), faces, uv, faces, welded, Placement.identity(), "own"
+        vertices,
+        faces,
+        vertices.clone(),
+        faces,
+        uv,
+        faces,
+        welded,
+        Placement.identity(),
+        torch.zeros_like(faces[:, 0]),
     )
 
 
@@ -110,8 +118,8 @@ def build(material: PbrConfig, size: int, rasterizer: Rasterizer, rate: float = 
 
 def texels(asset: TexturedMesh) -> Tensor:
     """The image that a sphere is textured with."""
-    assert isinstance(asset.texture, ImageTexture)
-    return asset.texture.image
+    assert isinstance(asset.texture, ImageTextures)
+    return asset.texture[0].image
 
 
 @dataclass(frozen=True)

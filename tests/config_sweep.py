@@ -104,7 +104,7 @@ def _walk_hint(hint: object, where: str, base: tuple[str, ...], place: tuple[typ
             chosen = (*base, f"{where}.kind={kind}") if len(members) > 1 else base
             if kind == "reference" and where.endswith("guidance"):
                 chosen = (*chosen, f"{STAGE}.objectives.color.cameras.kind=reference")
-            if kind == "close_up":
+            if kind in ("close_up", "cover"):
                 chosen = (PAINTED, *chosen)
             yield from _walk(member, f"{where}.", chosen)
         elif typing.get_origin(member) is dict:

@@ -97,5 +97,5 @@ def wavy_strip() -> PreparedMesh:
         faces,
         welded_faces=faces,
         placement=Placement.identity(),
-        uv_method="own",
+        face_set=torch.zeros_like(faces[:, 0]),
     )

@@ -5,7 +5,7 @@ import torch
 import trimesh
 from torch import Tensor
 
-from pgc3d.exporting.bake import bake, fill, query, texel_positions, vertex_colors
+from pgc3d.exporting.bake import TexelSurface, bake, fill, query, surface_texels, vertex_colors
 from pgc3d.geometry.uv import UvAtlas, unwrap
 from pgc3d.rendering import build_rasterizer
 from pgc3d.types import Material
@@ -50,8 +50,10 @@ def test_texture_returns_the_field_everywhere_on_the_surface(sphere, rasterizer)
     points = torch.einsum("fsc,fcd->fsd", weights, vertices[atlas.vertex[atlas.uv_faces]]).reshape(-1, 3)
     uv = torch.einsum("fsc,fcd->fsd", weights, atlas.uv[atlas.uv_faces]).reshape(-1, 2)
     expected = textured(points)
-    tolerance = 0.05 if atlas.method == "xatlas" else 0.15  # triangles of a few texels
-    assert (sample(textures.base_color, uv) - expected.base_color).abs().max() < tolerance
+    tolerance = 0.05 if atlas.method == "xatlas" else 0.25  # triangles of a few texels
+    error = (sample(textures.base_color, uv) - expected.base_color).abs()
+    assert error.max() < tolerance
+    assert error.mean() < 0.01
     surface = sample(textures.metallic_roughness, uv)
     assert (surface[:, 1:2] - expected.roughness).abs().max() < tolerance
     torch.testing.assert_close(surface[:, 2:], expected.metallic, atol=1 / 255, rtol=0)
@@ -61,7 +63,7 @@ def test_charts_smaller_than_a_texel_have_their_own_colour(rasterizer):
     mesh, generator = trimesh.creation.icosphere(subdivisions=4), torch.Generator().manual_seed(0)
     vertices, faces = torch.tensor(mesh.vertices, dtype=torch.float32), torch.tensor(mesh.faces)
     vertices = vertices * (1 + 0.03 * torch.randn(len(vertices), 1, generator=generator))
-    atlas = unwrap(vertices, faces, texture_size=128)
+    atlas = unwrap(vertices, faces, texture_size=128, padding=0)
     image = bake(vertices, atlas, textured, texture_size=128, rasterizer=rasterizer).base_color
     middle = vertices[faces].mean(dim=1)
     error = (sample(image, atlas.uv[atlas.uv_faces].mean(dim=1)) - textured(middle).base_color).abs()
@@ -71,7 +73,9 @@ def test_charts_smaller_than_a_texel_have_their_own_colour(rasterizer):
 
 def test_texels_lie_on_the_surface(sphere, rasterizer):
     vertices, atlas = sphere
-    points, covered = texel_positions(vertices, atlas, texture_size=SIZE, rasterizer=rasterizer)
+    points, covered = surface_texels(
+        TexelSurface.of(vertices, atlas), texture_size=SIZE, rasterizer=rasterizer
+    )
     assert covered.float().mean() > 0.3
     radius = points[covered].norm(dim=1)
     assert radius.max() <= 1 + 1e-5
@@ -102,7 +106,7 @@ def test_smallest_mip_level_has_the_charts_brightness(rasterizer):
 def test_row_zero_is_the_top_of_the_texture(rasterizer):
     vertices = torch.tensor([[0.0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0]])
     atlas = UvAtlas(vertices[:, :2], torch.tensor([[0, 1, 2], [0, 2, 3]]), torch.arange(4), "triangles")
-    points, covered = texel_positions(vertices, atlas, texture_size=16, rasterizer=rasterizer)
+    points, covered = surface_texels(TexelSurface.of(vertices, atlas), texture_size=16, rasterizer=rasterizer)
     assert covered.all()
     centre = (torch.arange(16) + 0.5) / 16
     torch.testing.assert_close(points[0, :, 0], centre, atol=1e-5, rtol=0)
@@ -115,7 +119,7 @@ def test_fill_keeps_what_is_known_and_stays_in_its_range(shape):
     values = 0.3 + 0.4 * torch.rand(*shape, 2, generator=generator)
     known = torch.rand(*shape, generator=generator) > 0.7
     known[0, 0] = True
-    filled = fill(values * known[..., None], known, padding=1)
+    filled = fill(values * known[..., None], known)
     torch.testing.assert_close(filled[known], values[known])
     assert filled.min() >= values[known].min() - 1e-6
     assert filled.max() <= values[known].max() + 1e-6
@@ -125,7 +129,7 @@ def test_padding_continues_the_nearest_chart():
     values = torch.zeros(16, 16, 1)
     values[:, :4], values[:, 12:] = 0.2, 0.8
     known = (values > 0)[..., 0]
-    filled = fill(values, known, padding=3)
+    filled = fill(values, known)
     assert math.isclose(filled[8, 6, 0].item(), 0.2, abs_tol=1e-6)
     assert math.isclose(filled[8, 9, 0].item(), 0.8, abs_tol=1e-6)
 
@@ -137,3 +141,17 @@ def test_query_in_chunks_is_the_query_at_once(monkeypatch):
     torch.testing.assert_close(query(textured, points)[:, :3], expected.base_color)
     assert query(textured, points[:0]).shape == (0, 5)
     assert vertex_colors(points, textured).shape == (30, 3)
+
+
+@pytest.mark.parametrize("texels", [1, 700, 96 * 33])
+def test_an_image_baked_in_bands_is_the_image_at_once(sphere, rasterizer, monkeypatch, texels):
+    vertices, atlas = sphere
+    whole = bake(vertices, atlas, textured, texture_size=SIZE, rasterizer=rasterizer)
+    monkeypatch.setattr("pgc3d.exporting.bake.BAND", texels)
+    bands = bake(vertices, atlas, textured, texture_size=SIZE, rasterizer=rasterizer)
+    other = bands.covered != whole.covered  # by rounding, texels at the very edge of a face
+    assert other.float().mean() < 1e-3
+    for name in ("base_color", "metallic_roughness"):
+        difference = (getattr(bands, name).int() - getattr(whole, name).int()).abs()
+        assert difference[whole.covered & ~other].max() <= 1
+        assert (difference > 1).float().mean() < 5e-3

@@ -94,7 +94,8 @@ def test_what_is_handed_over_is_the_surface_in_the_world_with_its_colours(tmp_pa
     assert (handover.surface.normals * outwards).sum(1).min() > 0.5
     assert handover.sdf is None
     corners, uv = mesh.vertices[mesh.faces].flatten(0, 1), mesh.uv[mesh.uv_faces].flatten(0, 1)
-    colors = model.texels(corners, uv, texture_size=64)
+    sets = mesh.face_set.repeat_interleave(3)
+    colors = model.texels(corners, uv, sets, texture_size=64)
     found = handover.material(corners)
     assert not found.base_color.requires_grad
     same_place = (corners[:, None] - corners).norm(dim=-1) < 1e-5  # three sides meet there
@@ -107,4 +108,4 @@ def test_what_is_handed_over_is_the_surface_in_the_world_with_its_colours(tmp_pa
     other.texture.load_state_dict(
         {name.removeprefix("color."): value for name, value in handover.state.items()}, strict=False
     )
-    assert torch.equal(other.texels(corners, uv, texture_size=64), colors)
+    assert torch.equal(other.texels(corners, uv, sets, texture_size=64), colors)

@@ -89,13 +89,13 @@ def test_the_material_starts_as_configured_and_stays_in_its_bounds(cube, texture
         cube, material, texture=texture, color=(0.2, 0.5, 0.7), roughness=0.6, metallic=0.4, lr_image=1.0
     )
     uv = cube.uv
-    points = torch.zeros(len(uv), 3)
-    values = model.texels(points, uv, texture_size=64)
+    points, sets = torch.zeros(len(uv), 3), torch.zeros(len(uv), dtype=torch.int64)
+    values = model.texels(points, uv, sets, texture_size=64)
     start = torch.tensor([0.2, 0.5, 0.7, 0.6, 0.4] + [0.0, 0.0] * bump)
     torch.testing.assert_close(values, start.expand_as(values), atol=2e-3, rtol=0)
     disturb(model, scale=30.0)
     low, high = torch.tensor(PbrChannels(slope=0.5 * bump).bounds).unbind(1)
-    values = model.texels(torch.randn(len(uv), 3, generator=generator()), uv, texture_size=64)
+    values = model.texels(torch.randn(len(uv), 3, generator=generator()), uv, sets, texture_size=64)
     assert (values >= low - 1e-6).all()
     assert (values <= high + 1e-6).all()
     assert (values.amax(0) - values.amin(0) > 0.1 * (high - low)).all()
@@ -129,7 +129,7 @@ def test_all_channels_get_gradients_and_steps_reduce_the_loss(cube, make):
     assert "regularizers/smoothness" in reports[-1].metrics
     assert error(model) < 0.9 * before
     field = model.color if make == "dmtet" else model.texture
-    last = field.image.grad if make == "image" else field.mlp.layers[-1].weight.grad
+    last = field[0].image.grad if make == "image" else field.mlp.layers[-1].weight.grad
     channels = last.flatten(0, 1).T if make == "image" else last
     assert (channels.abs().amax(1) > 0).all()
 
@@ -258,7 +258,8 @@ def test_everything_is_exported_and_comes_back(cube, tmp_path, out, texture):
 
 def corners(cube, model):
     mesh = model.mesh
-    return mesh.vertices[mesh.faces].flatten(0, 1), mesh.uv[mesh.uv_faces].flatten(0, 1)
+    sets = mesh.face_set.repeat_interleave(3)
+    return mesh.vertices[mesh.faces].flatten(0, 1), mesh.uv[mesh.uv_faces].flatten(0, 1), sets
 
 
 def flat_normals(slope):

@@ -14,6 +14,7 @@ from test_mesh_file import letter, plate
 
 from pgc3d.choices import Format
 from pgc3d.errors import InputError
+from pgc3d.mesh_io.asset import AssetMaterial
 from pgc3d.mesh_io.formats import FORMATS, READABLE, WRITABLE
 from pgc3d.mesh_io.gltf_files import separate
 from pgc3d.mesh_io.gltf_writer import pack_glb
@@ -33,8 +34,8 @@ def test_a_gltf_of_files_holds_what_the_glb_holds(tmp_path):
     glb = read_mesh(write_mesh(tmp_path / "a.glb", asset, "glb")[0])
     mesh, *others = write_mesh(tmp_path / "an object.gltf", asset, "gltf")
     assert sorted(file.name for file in others) == [
-        "an_object.bin", "an_object_base_color.png", "an_object_metallic_roughness.png",
-        "an_object_normal.png",
+        "an_object.bin", "an_object_surface_base_color.png", "an_object_surface_metallic_roughness.png",
+        "an_object_surface_normal.png",
     ]  # fmt: skip
     assert set(source_files(mesh)) == {mesh, *others}
     found = read_mesh(mesh)
@@ -49,6 +50,26 @@ def test_a_gltf_of_files_holds_what_the_glb_holds(tmp_path):
         "normal_map",
     ):
         assert torch.equal(getattr(found, name), getattr(glb, name)), name
+
+
+@pytest.mark.parametrize("format", ["gltf", "usdz"])
+def test_several_materials_come_back_each_on_its_faces(tmp_path, format):
+    looks = (
+        AssetMaterial(torch.ones(3), letter(), name="a"),
+        AssetMaterial(torch.ones(3), 255 - letter(), name="b"),
+    )
+    parts = {"materials": looks, "face_material": torch.tensor([0, 1, 1, 0])}
+    asset = plate(base_color=None, metallic_roughness=None, vertex_color=None, **parts)
+    found = read_mesh(write_mesh(tmp_path / f"plate.{format}", asset, format)[0])
+
+    def rows(one):
+        """Corners of each face with their image, in an order that does not depend on the file's."""
+        places = one.vertices[one.faces].flatten(1)
+        images = [one.materials[index].image.flatten().float()[:500] for index in one.face_material.tolist()]
+        rows = torch.cat([places, one.uv[one.uv_faces].flatten(1), torch.stack(images)], dim=1)
+        return torch.tensor(sorted(rows.tolist()))
+
+    torch.testing.assert_close(rows(found), rows(asset))
 
 
 def test_separate_files_keep_references_of_extensions_and_unknown_parts(tmp_path):

@@ -43,7 +43,8 @@ def textured(tmp_path, gltf: Gltf, *, uv: str, texture: str) -> TexturedMesh:
     )
     with torch.no_grad():
         if texture == "image":
-            model.texture.image.copy_(pattern())
+            for image in model.texture.images:
+                image.image.copy_(pattern(len(image.image)))
         else:  # a pattern that is coarse enough for the file's texels
             model.texture.grid.table.copy_(
                 2 * torch.rand(model.texture.grid.table.shape, generator=generator) - 1
@@ -83,8 +84,8 @@ def test_the_file_shows_what_the_run_shows(tmp_path, make, uv, texture, out):
     assert report.psnr > 30
     found, given = read_source(path), read_source(tmp_path / "given.glb")
     torch.testing.assert_close(found.vertices[found.faces], given.vertices[given.faces])
-    image = read_mesh(path).base_color.float()
-    assert float(image.std(dim=(0, 1)).max()) > 5  # it is a pattern, not one colour
+    for surface in read_mesh(path).surfaces:
+        assert float(surface.image.float().std(dim=(0, 1)).max()) > 5  # it is a pattern, not one colour
 
 
 def test_mirrored_halves_have_one_paint(tmp_path):
@@ -95,7 +96,8 @@ def test_mirrored_halves_have_one_paint(tmp_path):
         left, right = (mesh.uv[mesh.uv_faces[index]].mean(0) for index in (face, face + 12))
         torch.testing.assert_close(left, right)
     points = mesh.vertices[mesh.faces].mean(1)
-    colors = model.texels(points, mesh.uv[mesh.uv_faces].mean(1), texture_size=128)
+    uv = mesh.uv[mesh.uv_faces].mean(1)
+    colors = model.texels(points, uv, mesh.face_set, texture_size=128)
     torch.testing.assert_close(colors[:12], colors[12:])
     assert float(colors.std(dim=0).max()) > 0.01
 

@@ -37,8 +37,6 @@ def test_sane_coordinates_are_kept(tmp_path, name):
 
 WORDS = {
     "one part": (cases.one_part_without, "one of 2 parts of a.glb has no texture coordinates", False),
-    "tiles": (lambda: two_boxes(shift=(1, 0)), "lie in 2 UDIM tiles 1001, 1002", True),
-    "tiles above": (lambda: two_boxes(shift=(2, -1)), "lie in 2 UDIM tiles 1001, 1013", True),
     "mirrored": (cases.mirrored_halves, "overlap on 50% of their area", True),
     "crossing": (lambda: two_boxes(shift=(0.3, 0)), "leave the unit square", True),
     "none": (lambda: two_boxes(second_uv=False), "the texture coordinates of a.glb are missing", False),
@@ -49,15 +47,15 @@ WORDS = {
 def test_why_new_coordinates_are_made_is_said_with_the_way_out(tmp_path, make, words, usable):
     path = make().write(tmp_path / "a.glb")
     prepared, said = canvas_of(path)
-    assert prepared.uv_method != "own"
+    assert prepared.uv_method == ("own and xatlas" if "one of 2 parts" in words else "xatlas")
     line = said[-1]
     assert words in line
     assert ("--uv own" in line) == usable
     if usable:
         kept, _ = canvas_of(path, uv="own")
         assert kept.uv_method == "own"
-        assert kept.uv_shared
-        assert kept.uv_wraps == ("leave" in words)
+        assert [part.shared for part in kept.sets] == [True]
+        assert [part.wraps for part in kept.sets] == ["leave" in words]
     else:
         assert_line(lambda: canvas_of(path, uv="own"), "--uv own must have texture coordinates")
 

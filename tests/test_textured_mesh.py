@@ -1,3 +1,6 @@
+import json
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 import torch
@@ -23,7 +26,7 @@ from pgc3d.optimize import Objective, Problem, optimize
 from pgc3d.rendering.cpu import CpuRasterizer
 from pgc3d.representation.fields import ColorFieldConfig
 from pgc3d.representation.textured_mesh_config import TexturedMeshConfig, build_textured_mesh
-from pgc3d.types import Views
+from pgc3d.types import TextureSet, Views
 
 CPU = CpuRasterizer()
 PAIRS = [(up, front) for up in AXES for front in AXES if up[1] != front[1]]
@@ -153,14 +156,14 @@ def test_constant_wish_is_baked_into_every_texel(tmp_path, texture):
         lr_scale=lambda progress: 1 - 0.98 * progress,
     )
     list(optimize(problem, steps=150, resolution_at=lambda _: 64))
-    image = bake_texture(model, texture_size=64, rasterizer=CPU)
+    image = bake_texture(model, 0, texture_size=64, rasterizer=CPU) / 255
     torch.testing.assert_close(image, torch.tensor(wish).expand(64, 64, 3), atol=0.02, rtol=0)
 
 
 def letters(prepared):
     model = textured(prepared, texture="image", image_size=256, shading=False)
     with torch.no_grad():
-        model.texture.image.copy_(letter_texture())
+        model.texture[0].image.copy_(letter_texture())
     return model
 
 
@@ -182,14 +185,16 @@ def test_a_step_has_gradients_and_no_regularisers_and_evaluation_has_none(tmp_pa
 def test_texels_are_in_range_after_a_step_and_not_changed_by_a_render(tmp_path):
     model = textured(canvas_of(write_cube(tmp_path / "cube.glb")), texture="image", image_size=64)
     with torch.no_grad():
-        model.texture.image.copy_(3 * torch.rand(64, 64, 3, generator=torch.Generator().manual_seed(0)) - 1)
-    before = model.texture.image.detach().clone()
+        model.texture[0].image.copy_(
+            3 * torch.rand(64, 64, 3, generator=torch.Generator().manual_seed(0)) - 1
+        )
+    before = model.texture[0].image.detach().clone()
     model.begin_step(FIRST)
     for step in (FIRST, None):
         model.render(Views(turntable(1), torch.ones(1, 3)), 16, step)
-    assert torch.equal(model.texture.image, before)
+    assert torch.equal(model.texture[0].image, before)
     model.end_step(FIRST)
-    assert torch.equal(model.texture.image, before.clamp(0, 1))
+    assert torch.equal(model.texture[0].image, before.clamp(0, 1))
 
 
 @pytest.mark.parametrize(("up", "front"), [("+y", "+z"), ("+z", "-y"), ("-x", "+y")])
@@ -228,7 +233,7 @@ def test_canvas_comes_back_from_its_file(tmp_path):
     for name, value in vars(prepared).items():
         same = torch.equal(value, getattr(found, name)) if isinstance(value, torch.Tensor) else True
         assert same, name
-    assert (prepared.uv_method, prepared.uv_shared) == (found.uv_method, found.uv_shared)
+    assert prepared.sets == found.sets
     points = prepared.vertices
     assert torch.equal(prepared.placement.to_world(points), found.placement.to_world(points))
     world = found.in_world()
@@ -255,6 +260,8 @@ def test_canvas_comes_back_from_its_file(tmp_path):
         ("scale", lambda scale: -scale),
         ("scale", lambda scale: scale / 0),
         ("centre", None),
+        ("face_set", lambda sets: sets + 1),
+        ("face_set", lambda sets: sets[1:]),
     ],
 )
 def test_canvas_of_someone_else_is_checked(tmp_path, name, change):
@@ -263,7 +270,7 @@ def test_canvas_of_someone_else_is_checked(tmp_path, name, change):
     value = tensors.pop(name)
     if change is not None:
         tensors[name] = change(value).contiguous()
-    save_file(tensors, tmp_path / "canvas", metadata={"uv_method": "own"})
+    save_file(tensors, tmp_path / "canvas", metadata={"sets": json.dumps([asdict(TextureSet())])})
     with pytest.raises(RunDirectoryError, match=rf"missing or damaged.*{name}"):
         load_prepared(tmp_path / "canvas")
 
@@ -305,9 +312,9 @@ def test_faces_that_are_wound_the_wrong_way_look_the_same(tmp_path, turned):
 
 def test_image_follows_the_atlas_cell_by_cell(tmp_path):
     prepared = canvas_of(write_cube(tmp_path / "cube.glb"))
-    image = bake_texture(letters(prepared), texture_size=256, rasterizer=CPU)
+    image = bake_texture(letters(prepared), 0, texture_size=256, rasterizer=CPU)
     covered = draw_atlas(prepared.uv, prepared.uv_faces, 256, CPU).triangle[0] >= 0
-    torch.testing.assert_close(image[covered], letter_texture()[covered])
+    torch.testing.assert_close(image[covered] / 255, letter_texture()[covered], atol=0.5 / 255, rtol=0)
 
 
 def test_formats_without_colours_are_refused(tmp_path):

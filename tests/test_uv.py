@@ -4,14 +4,26 @@ import numpy as np
 import pytest
 import torch
 import trimesh
+from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
+from pgc3d.exporting.bake import fill
+from pgc3d.geometry.own_uv import draw_atlas
 from pgc3d.geometry.uv import UvAtlas, triangle_atlas, unwrap
+from pgc3d.rendering.cpu import CpuRasterizer
 
 
 def torus() -> tuple[Tensor, Tensor]:
     mesh = trimesh.creation.torus(1.0, 0.4, major_sections=16, minor_sections=8)
     return torch.tensor(mesh.vertices, dtype=torch.float32), torch.tensor(mesh.faces, dtype=torch.int64)
+
+
+def crumpled() -> tuple[Tensor, Tensor]:
+    """A rough ball, which falls into many charts."""
+    mesh, generator = trimesh.creation.icosphere(subdivisions=2), torch.Generator().manual_seed(0)
+    vertices = torch.tensor(mesh.vertices, dtype=torch.float32)
+    vertices = vertices * (1 + 0.06 * torch.randn(len(vertices), 1, generator=generator))
+    return vertices, torch.tensor(mesh.faces, dtype=torch.int64)
 
 
 def hits(atlas: UvAtlas, size: int) -> np.ndarray:
@@ -77,3 +89,49 @@ def test_larger_faces_get_more_texture():
     corners = triangle_atlas(vertices, faces, texture_size=256).uv.reshape(-1, 3, 2)
     edge = (corners[:, 1] - corners[:, 0]).norm(dim=1)
     assert edge[0] > 4 * edge[1]
+
+
+def least_padding(atlas: UvAtlas, size: int) -> float:
+    """Texels of the thinnest seam of baked charts: the distance of a chart from where another one begins."""
+    fragments = draw_atlas(atlas.uv, atlas.uv_faces, size, CpuRasterizer())
+    edges = np.concatenate([atlas.uv_faces[:, :2], atlas.uv_faces[:, 1:]])
+    charts = trimesh.graph.connected_component_labels(edges, node_count=len(atlas.uv))
+    face, covered = fragments.triangle[0], fragments.mask[0, ..., 0] > 0
+    label = torch.from_numpy(charts)[atlas.uv_faces[face.clamp(min=0), 0]].double() * covered
+    label, distance = (
+        fill(label[..., None], covered)[..., 0].numpy(),
+        distance_transform_edt(~covered.numpy()),
+    )
+    assert len(np.unique(label)) > 5
+    across = [(label[:-1] != label[1:], distance[:-1], distance[1:])]
+    across += [(label[:, :-1] != label[:, 1:], distance[:, :-1], distance[:, 1:])]
+    return min(np.minimum(first, second)[border].min() for border, first, second in across)
+
+
+@pytest.mark.parametrize(("size", "padding"), [(256, 2), (256, 4), (512, 4), (512, 8)])
+@pytest.mark.parametrize("make", [torus, crumpled], ids=["smooth", "many charts"])
+def test_each_chart_is_continued_by_all_of_its_padding(make, size, padding):
+    atlas = unwrap(*make(), texture_size=size, padding=padding)
+    assert (atlas.method, atlas.padding) == ("xatlas", padding)
+    assert least_padding(atlas, size) >= padding
+
+
+def test_an_image_that_is_too_small_for_its_charts_has_less_padding():
+    atlas = unwrap(*crumpled(), texture_size=64, padding=8)
+    assert atlas.method == "xatlas"
+    assert atlas.padding < 8
+    assert least_padding(atlas, 64) >= atlas.padding
+
+
+def test_charts_have_the_same_density_of_texels():
+    vertices, faces = crumpled()
+    atlas = unwrap(vertices, faces, texture_size=512)
+    corners, flat = vertices[faces], atlas.uv[atlas.uv_faces].double()
+    area = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]).norm(dim=1) / 2
+    first, second = flat[:, 1] - flat[:, 0], flat[:, 2] - flat[:, 0]
+    drawn = (first[:, 0] * second[:, 1] - first[:, 1] * second[:, 0]).abs() / 2
+    density = (drawn / area).sqrt()
+    order = density.argsort()
+    share = area[order].cumsum(0) / area.sum()
+    low, high = (density[order][int((share < part).sum())] for part in (0.05, 0.95))
+    assert high / low < 1.35

@@ -9,12 +9,13 @@ import torch
 
 from pgc3d import pgc
 from pgc3d.backgrounds import Background
-from pgc3d.cameras import CameraContext, SurfaceSampler, reference_view
+from pgc3d.cameras import CameraContext, ViewConfig, reference_view
 from pgc3d.choices import MapName
 from pgc3d.colors import COLORS, named_color
 from pgc3d.config import Config, ObjectiveConfig, StageConfig, load_config
 from pgc3d.context import GuidanceContext, ModelStore, RepresentationContext
 from pgc3d.errors import BackendUnavailableError
+from pgc3d.geometry.own_uv import chart_areas
 from pgc3d.geometry.sampling import sample_surface
 from pgc3d.inputs.background import load_backdrop
 from pgc3d.inputs.image import load_prepared_image
@@ -23,10 +24,13 @@ from pgc3d.inputs.maps import load_map
 from pgc3d.inputs.mesh import load_prepared
 from pgc3d.interfaces import Rasterizer, Representation, Stateful, SupportsMicroBatch
 from pgc3d.optimize import Objective, ParameterClipper, Problem
+from pgc3d.rendering.visibility import SurfaceVisibility
 from pgc3d.run_directory import RunDirectory
 from pgc3d.schedules import PiecewiseLinear
 from pgc3d.task import Task
-from pgc3d.types import Handover, PreparedMesh, seeded
+from pgc3d.types import Cameras, Handover, PreparedMesh, Step, seeded
+
+CAMERA_STEPS = 40  # whose cameras are looked at for the report of what a run saw
 
 
 @dataclass(frozen=True)
@@ -174,13 +178,14 @@ def build_objectives(context: RunContext, stage_name: str) -> dict[str, Objectiv
     """The objectives of a stage, by their names."""
     stage = context.config.stages[stage_name]
     shared = _guidance_context(context)
-    surface = _surface(context) if "mesh" in stage.requires().inputs else None
+    mesh = context.mesh().in_world() if "mesh" in stage.requires().inputs else None
+    cameras = camera_context(context.config.view, context.device, mesh, context.rasterizer)
     return {
         name: _build_objective(
             context,
             objective,
             replace(shared, generator=seeded(context.config.run.seed, stage_name, name, "guidance")),
-            surface,
+            replace(cameras, batch=objective.batch),
         )
         for name, objective in stage.objectives.items()
     }
@@ -212,21 +217,56 @@ def _guidance_context(context: RunContext) -> GuidanceContext:
     )
 
 
-def _surface(context: RunContext) -> SurfaceSampler:
-    mesh = context.mesh().in_world()
-    return partial(sample_surface, mesh.vertices, mesh.faces)
+def camera_context(
+    view: ViewConfig,
+    device: torch.device,
+    mesh: PreparedMesh | None = None,
+    rasterizer: Rasterizer | None = None,
+) -> CameraContext:
+    """What cameras of one view are built from.
+
+    Args:
+        view: of the input image.
+        device: of the cameras.
+        mesh: in the world, that close-ups are of.
+        rasterizer: on `device`, where there is a mesh.
+    """
+    plain = CameraContext(batch=1, device=device, view=view)
+    if mesh is None or rasterizer is None:
+        return plain
+    host = mesh.to("cpu")
+    sides = torch.tensor([part.scale for part in host.sets], dtype=torch.float64)[host.face_set]
+    texels = chart_areas(host.uv, host.uv_faces) * sides**2
+    return replace(
+        plain,
+        surface=partial(sample_surface, host.vertices, host.faces),
+        texels=partial(sample_surface, host.vertices, host.faces, weight=texels),
+        visibility=SurfaceVisibility(mesh.vertices.to(device), mesh.faces.to(device), rasterizer),
+    )
+
+
+def some_cameras(
+    config: Config, name: str, device: torch.device, mesh: PreparedMesh, rasterizer: Rasterizer
+) -> list[Cameras]:
+    """The cameras of some steps of a stage of a textured mesh, spread over all its steps."""
+    found, stage = [], config.stages[name]
+    context = camera_context(config.view, device, mesh, rasterizer)
+    stride = max(1, stage.steps // CAMERA_STEPS)
+    for objective, settings in stage.objectives.items():
+        sample = settings.cameras.build(replace(context, batch=settings.batch))
+        for index in range(0, stage.steps, stride):
+            step = Step(index=index, total=stage.steps, seed=config.run.seed, stage=name)
+            found.append(sample(step.within(objective)))
+    return found
 
 
 def _build_objective(
-    context: RunContext, config: ObjectiveConfig, guidance: GuidanceContext, surface: SurfaceSampler | None
+    context: RunContext, config: ObjectiveConfig, guidance: GuidanceContext, cameras: CameraContext
 ) -> Objective:
     run = context.config.run
     built = config.guidance.build(guidance)
     if isinstance(built, SupportsMicroBatch):
         built.micro_batch = 1 if run.low_memory else run.micro_batch
-    cameras = CameraContext(
-        batch=config.batch, device=context.device, view=context.config.view, surface=surface
-    )
     return Objective(
         sample_cameras=config.cameras.build(cameras),
         guidance=built,

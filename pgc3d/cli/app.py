@@ -163,6 +163,9 @@ def texture(
             "file's, even where points share texels or the image repeats; new: new ones."
         ),
     ] = None,
+    pbr: Annotated[
+        bool, typer.Option("--pbr", help="Also learn roughness and metallic, under environment lights.")
+    ] = False,
     negative: Annotated[str | None, typer.Option(help="What the images should not show.")] = None,
     background: Annotated[
         list[str] | None,
@@ -191,7 +194,7 @@ def texture(
         "texture": texture,
         "image_size": image_size,
         "uv": uv,
-    }
+    } | ({"material": {"kind": "pbr"}, "shading": True} if pbr else {})
     backgrounds, background_image = split_backgrounds(background or [])
     every = {"backgrounds": backgrounds or None, "guidance": {"negative_prompt": negative}}
     layers = {"representation": own} | style_settings(options, style, style_weight, style_adapter)

@@ -110,7 +110,7 @@ def texture_per_face(
         normals=normals.reshape(-1, 3).contiguous(),
         uv=atlas.uv,
         uv_faces=atlas.uv_faces,
-        base_color=to_bytes(fill(image, covered, padding=4)),
+        base_color=to_bytes(fill(image, covered)),
         normal_faces=atlas.uv_faces,
     )
 

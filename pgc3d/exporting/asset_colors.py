@@ -20,7 +20,7 @@ def surface_colors(asset: MeshAsset, fragments: Fragments, rasterizer: Rasterize
         return _mixed(asset, fragments, rasterizer)
     if asset.uv is not None and asset.uv_faces is not None and asset.base_color is not None:
         uv = rasterizer.interpolate(asset.uv[None], fragments, asset.uv_faces)[hit]
-        return sample_texture(asset.base_color.float() / 255, uv, asset.wrap)
+        return sample_texture(asset.base_color, uv, asset.wrap) / 255
     if asset.vertex_color is None:
         return torch.full((int(hit.sum()), 3), BARE, device=hit.device)
     if asset.linear_colors:
@@ -58,7 +58,7 @@ def _mixed(asset: MeshAsset, fragments: Fragments, rasterizer: Rasterizer) -> Fl
         rows = (chosen == index).nonzero()[:, 0]
         factor = srgb_to_linear(material.color).expand(len(rows), 3)
         if material.image is not None and uv is not None:
-            texel = sample_texture(material.image.float() / 255, uv[rows], material.wrap)
+            texel = sample_texture(material.image, uv[rows], material.wrap) / 255
             factor = factor * srgb_to_linear(texel)
         light[rows] = light[rows] * factor
     return linear_to_srgb(light)

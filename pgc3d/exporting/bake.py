@@ -4,9 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, Num, UInt8
 from torch import Tensor
-from torch.nn.functional import avg_pool2d, interpolate, max_pool2d, normalize, pad
+from torch.nn.functional import normalize
 
 from pgc3d.geometry.own_uv import draw_atlas
 from pgc3d.geometry.uv import UvAtlas
@@ -14,6 +14,7 @@ from pgc3d.images import to_bytes
 from pgc3d.interfaces import Rasterizer
 from pgc3d.types import Material
 
+BAND = 1 << 22  # texels that are computed at once: bounds the memory of a large image
 CHUNK = 1 << 17  # points per query: bounds the memory of a field's hidden layers
 
 
@@ -26,6 +27,22 @@ class Textures:
     covered: Bool[Tensor, "S S"]
 
 
+@dataclass(frozen=True)
+class TexelSurface:
+    """Faces of a mesh and their charts in an image, on one device."""
+
+    vertices: Float[Tensor, "V 3"]  # of the world
+    faces: Int[Tensor, "F 3"]
+    uv: Float[Tensor, "U 2"]
+    uv_faces: Int[Tensor, "F 3"]
+
+    @classmethod
+    def of(cls, vertices: Float[Tensor, "V 3"], atlas: UvAtlas) -> "TexelSurface":
+        """The surface of an atlas, on the device of its vertices."""
+        uv, uv_faces, vertex = (part.to(vertices.device) for part in (atlas.uv, atlas.uv_faces, atlas.vertex))
+        return cls(vertices, vertex[uv_faces], uv, uv_faces)
+
+
 @torch.no_grad()
 def bake(
     vertices: Float[Tensor, "V 3"],
@@ -34,12 +51,10 @@ def bake(
     *,
     texture_size: int,
     rasterizer: Rasterizer,
-    padding: int = 4,
 ) -> Textures:
     """Textures of `material` at the surface point of every texel, computed on the device of `vertices`.
 
-    Texels outside the charts continue the nearest chart for `padding` texels, against seams in filtering; the
-    remaining texels are filled smoothly, so that small mip levels do not darken.
+    Texels outside the charts continue the nearest chart, against seams in filtering, see `fill`.
 
     Args:
         vertices: world positions.
@@ -47,12 +62,65 @@ def bake(
         material: surface properties at world points.
         texture_size: side of the images in texels.
         rasterizer: on the device of `vertices`.
-        padding: texels around every chart.
     """
-    points, covered = texel_positions(vertices, atlas, texture_size=texture_size, rasterizer=rasterizer)
-    values = torch.zeros(texture_size, texture_size, 5, device=vertices.device)
-    values[covered] = query(material, points[covered])
-    return finish(values, covered, padding=padding)
+    image, covered = bake_bytes(
+        TexelSurface.of(vertices, atlas),
+        lambda points, _: to_bytes(query(material, points)),
+        texture_size=texture_size,
+        rasterizer=rasterizer,
+    )
+    occlusion = torch.full_like(image[..., :1], 255)  # unused by the material, white in viewers that read it
+    return Textures(
+        base_color=image[..., :3].contiguous(),
+        metallic_roughness=torch.cat([occlusion, image[..., 3:]], dim=-1),
+        covered=covered,
+    )
+
+
+def bake_bytes(
+    surface: TexelSurface,
+    texels: Callable[[Float[Tensor, "P 3"], Float[Tensor, "P 2"]], UInt8[Tensor, "P K"]],
+    *,
+    texture_size: int,
+    rasterizer: Rasterizer,
+) -> tuple[UInt8[Tensor, "S S K"], Bool[Tensor, "S S"]]:
+    """An image on the CPU, filled where no chart covers it, and whether one does.
+
+    It is computed in bands of rows, so that besides the image itself, its distances and a band nothing is
+    held.
+
+    Args:
+        surface: its charts.
+        texels: the image's channels at world points with their texture coordinates.
+        texture_size: side of the image in texels.
+        rasterizer: on the device of the surface.
+    """
+    bands = texel_bands(texture_size)
+    small = _faces_between_texels(surface, texture_size, rasterizer)
+    parts, masks = [], []
+    for rows in bands:
+        points, covered = surface_texels(
+            surface, texture_size=texture_size, rasterizer=rasterizer, rows=rows, small=small
+        )
+        found = texels(points[covered], centres(covered, texture_size, rows))
+        image = torch.zeros(*covered.shape, found.shape[1], dtype=torch.uint8)
+        image[covered.cpu()] = found.cpu()
+        parts.append(image)
+        masks.append(covered.cpu())
+    covered = torch.cat(masks)
+    return fill(torch.cat(parts), covered), covered
+
+
+def texel_bands(texture_size: int) -> list[range]:
+    """The rows of an image in bands of at most `BAND` texels, or one row."""
+    height = max(1, BAND // texture_size)
+    return [range(start, min(start + height, texture_size)) for start in range(0, texture_size, height)]
+
+
+def centres(covered: Bool[Tensor, "H S"], texture_size: int, rows: range) -> Float[Tensor, "P 2"]:
+    """Texture coordinates of the centres of texels in some rows of an image; v points up."""
+    row, column = covered.nonzero().unbind(1)
+    return torch.stack([column + 0.5, texture_size - rows.start - row - 0.5], dim=1) / texture_size
 
 
 def shown_surface(material: Material) -> Float[Tensor, "P 3"]:
@@ -69,56 +137,55 @@ def shown_normals(material: Material) -> Float[Tensor, "P 3"]:
     return 0.5 * normalize(torch.cat([material.slope, up], dim=1), dim=1) + 0.5
 
 
-def finish(values: Float[Tensor, "S S 5"], covered: Bool[Tensor, "S S"], *, padding: int = 4) -> Textures:
-    """8 bit images of base colour, roughness and metallic in [0, 1], filled where no chart covers them."""
-    image = fill(values, covered, padding=padding)
-    image = to_bytes(image)
-    occlusion = torch.full_like(image[..., :1], 255)  # unused by the material, white in viewers that read it
-    return Textures(
-        base_color=image[..., :3].contiguous(),
-        metallic_roughness=torch.cat([occlusion, image[..., 3:]], dim=-1),
-        covered=covered.cpu(),
-    )
-
-
-def texel_positions(
-    vertices: Float[Tensor, "V 3"], atlas: UvAtlas, *, texture_size: int, rasterizer: Rasterizer
-) -> tuple[Float[Tensor, "S S 3"], Bool[Tensor, "S S"]]:
-    """World position of each texel and whether it lies on the surface; see `surface_texels`."""
-    device = vertices.device
-    uv, uv_faces = atlas.uv.to(device), atlas.uv_faces.to(device)
-    faces = atlas.vertex.to(device)[uv_faces]
-    return surface_texels(vertices, faces, uv, uv_faces, texture_size=texture_size, rasterizer=rasterizer)
-
-
 def surface_texels(
-    vertices: Float[Tensor, "V 3"],
-    faces: Int[Tensor, "F 3"],
-    uv: Float[Tensor, "U 2"],
-    uv_faces: Int[Tensor, "F 3"],
+    surface: TexelSurface,
     *,
     texture_size: int,
     rasterizer: Rasterizer,
-) -> tuple[Float[Tensor, "S S 3"], Bool[Tensor, "S S"]]:
+    rows: range | None = None,
+    small: Int[Tensor, " R"] | None = None,
+) -> tuple[Float[Tensor, "H S 3"], Bool[Tensor, "H S"]]:
     """World position of each texel and whether it lies on the surface.
 
     A face covers the texels whose centres it contains. A face that contains none, as in charts smaller than a
     texel, gets the texel of its centroid, where no other face covers that.
+
+    Args:
+        surface: its charts.
+        texture_size: side of the image in texels.
+        rasterizer: on the device of the surface.
+        rows: of the image, all when None.
+        small: the faces that contain no texel, found when None.
     """
-    fragments = draw_atlas(uv, uv_faces, texture_size, rasterizer)
+    rows = range(texture_size) if rows is None else rows
+    if small is None:
+        small = _faces_between_texels(surface, texture_size, rasterizer)
+    fragments = draw_atlas(surface.uv, surface.uv_faces, texture_size, rasterizer, rows)
     triangle = fragments.triangle[0].flatten()
-    points = rasterizer.interpolate(vertices[None], fragments, faces)[0].reshape(-1, 3)
-    covered, missed = triangle >= 0, torch.ones(len(faces), dtype=torch.bool, device=uv.device)
-    missed[triangle[covered]] = False
-    small = missed.nonzero()[:, 0]
-    column, row = (texture_size * _middle(uv, uv_faces[small])).long().clamp(0, texture_size - 1).unbind(1)
-    texel = (texture_size - 1 - row) * texture_size + column
+    points = rasterizer.interpolate(surface.vertices[None], fragments, surface.faces)[0].reshape(-1, 3)
+    covered = triangle >= 0
+    middle = texture_size * _middle(surface.uv, surface.uv_faces[small])
+    column, row = middle.long().clamp(0, texture_size - 1).unbind(1)
+    row = texture_size - 1 - row - rows.start
+    inside = (row >= 0) & (row < len(rows))
+    texel, small = row[inside] * texture_size + column[inside], small[inside]
     # of several in one texel the last one, so that every run makes the same image
     chosen = torch.full_like(triangle, -1).scatter_reduce(0, texel, small, "amax")
     free = (chosen >= 0) & ~covered
-    points[free] = _middle(vertices, faces[chosen[free]])
-    shape = (texture_size, texture_size)
+    points[free] = _middle(surface.vertices, surface.faces[chosen[free]])
+    shape = (len(rows), texture_size)
     return points.view(*shape, 3), (covered | free).view(shape)
+
+
+def _faces_between_texels(
+    surface: TexelSurface, texture_size: int, rasterizer: Rasterizer
+) -> Int[Tensor, " R"]:
+    """The faces that contain no texel's centre."""
+    missed = torch.ones(len(surface.faces), dtype=torch.bool, device=surface.uv.device)
+    for rows in texel_bands(texture_size):
+        triangle = draw_atlas(surface.uv, surface.uv_faces, texture_size, rasterizer, rows).triangle
+        missed[triangle[triangle >= 0]] = False
+    return missed.nonzero()[:, 0]
 
 
 def _middle(values: Float[Tensor, "V C"], faces: Int[Tensor, "F 3"]) -> Float[Tensor, "F C"]:
@@ -137,51 +204,23 @@ def query(
     return torch.cat(parts)
 
 
-def fill(
-    values: Float[Tensor, "H W C"], known: Bool[Tensor, "H W"], *, padding: int
-) -> Float[Tensor, "H W C"]:
-    """The image with unknown texels filled from known ones, which keep their values.
+def fill(values: Num[Tensor, "H W C"], known: Bool[Tensor, "H W"]) -> Num[Tensor, "H W C"]:
+    """The image with the value of the nearest known texel in each unknown one.
 
-    For `padding` rings each texel takes the mean of its known neighbours, then a pyramid of averages fills
-    the remaining texels from the coarsest level down (pull-push, Gortler et al. 1996).
+    So charts continue by half of the distance to the next one, and in mip levels their colours mix with
+    nothing but those of other charts. Distances are Euclidean (Maurer et al. 2003, as in scipy).
     """
-    image, weight = _grow(values * known[..., None], known.to(values.dtype), rings=padding)
-    filled = _pull_push(image.permute(2, 0, 1)[None], weight[None, None])
-    return filled[0].permute(1, 2, 0)
+    from scipy.ndimage import distance_transform_edt
 
-
-def _grow(image: Tensor, weight: Tensor, *, rings: int) -> tuple[Tensor, Tensor]:
-    """Fill texels next to known ones with the mean of their known neighbours, ring by ring.
-
-    Only the texels of a ring are written: they are few, and filters over the whole image would cost seconds.
-    """
-    height, width, channels = image.shape
-    values = pad(image, (0, 0, 1, 1, 1, 1)).reshape(-1, channels)  # a border, so that neighbours exist
-    known = pad(weight, (1, 1, 1, 1))
-    offsets = [row * (width + 2) + column for row in (-1, 0, 1) for column in (-1, 0, 1)]
-    for _ in range(rings):
-        near = max_pool2d(known[None, None, 1:-1, 1:-1], 3, stride=1, padding=1)[0, 0]
-        ring = pad((near > known[1:-1, 1:-1]).to(known.dtype), (1, 1, 1, 1)).reshape(-1).nonzero()[:, 0]
-        flat = known.reshape(-1)
-        count = torch.stack([flat.index_select(0, ring + offset) for offset in offsets]).sum(0)
-        total = torch.stack([values.index_select(0, ring + offset) for offset in offsets]).sum(0)
-        values[ring] = total / count[:, None]
-        flat[ring] = 1.0
-    grown = values.reshape(height + 2, width + 2, channels)[1:-1, 1:-1]
-    return grown, known[1:-1, 1:-1]
-
-
-def _pull_push(image: Tensor, weight: Tensor) -> Tensor:
-    """Fill texels of weight 0; `image` is 0 there."""
-    height, width = image.shape[-2:]
-    if max(height, width) <= 1 or bool((weight > 0).all()):
-        return image
-    odd = (0, width % 2, 0, height % 2)
-    fraction = avg_pool2d(pad(weight, odd), 2)
-    mean = avg_pool2d(pad(image, odd), 2) / fraction.clamp_min(0.25)
-    coarse = _pull_push(mean, (fraction > 0).to(weight.dtype))
-    smooth = interpolate(coarse, size=(height, width), mode="bilinear", align_corners=False)
-    return torch.where(weight > 0, image, smooth)
+    if bool(known.all()) or not bool(known.any()):
+        return values
+    nearest = distance_transform_edt(~known.cpu().numpy(), return_distances=False, return_indices=True)
+    filled = values.clone()
+    for rows in texel_bands(max(values.shape[:2])):  # indices are larger than the image
+        band = slice(rows.start, rows.stop)
+        row, column = (torch.from_numpy(index[band]).to(values.device).long() for index in nearest)
+        filled[band] = values[row, column]
+    return filled
 
 
 def vertex_colors(

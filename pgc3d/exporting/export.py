@@ -54,6 +54,7 @@ class ExportReport:
     lost: tuple[str, ...] = ()  # noun phrases of what the format has no place for
     remedy: str = ""  # what a user can change where the file is not faithful
     height: float = 0.0  # extent of the file's vertices along the axis that points up, in the file's numbers
+    notes: tuple[str, ...] = ()  # lines about the texture
 
     @property
     def remarks(self) -> str:

@@ -72,8 +72,14 @@ def round_trip_psnr(
 
 def _showing(asset: MeshAsset, part: Part) -> MeshAsset:
     """The asset with one of its other textures as base colours; black where the file has none."""
-    image = getattr(asset, part)
-    return replace(asset, base_color=torch.zeros(1, 1, 3, dtype=torch.uint8) if image is None else image)
+    black = torch.zeros(1, 1, 3, dtype=torch.uint8)
+    shown = [
+        replace(surface, image=black if (image := getattr(surface, part)) is None else image)
+        for surface in asset.surfaces
+    ]
+    if asset.base_color is None:
+        return replace(asset, materials=tuple(shown))
+    return replace(asset, base_color=shown[0].image)
 
 
 def _compare(

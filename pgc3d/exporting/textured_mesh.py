@@ -1,33 +1,42 @@
 """Export of a textured mesh: the given geometry unchanged, with a new material."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from pgc3d.choices import Format
 from pgc3d.errors import InputError
-from pgc3d.exporting.bake import fill, shown_normals, shown_surface, surface_texels
+from pgc3d.exporting.bake import (
+    TexelSurface,
+    bake_bytes,
+    centres,
+    shown_normals,
+    shown_surface,
+    texel_bands,
+)
+from pgc3d.exporting.coverage import ProbedTexels, probe_texels
 from pgc3d.exporting.export import CHECK_RESOLUTION, ExportReport, describe_file, read_parts
 from pgc3d.exporting.placing import PlacingConfig, height_of, place_asset
 from pgc3d.exporting.roundtrip import Part, comparison_views, round_trip_psnr
 from pgc3d.geometry.tangents import corner_tangents
 from pgc3d.images import to_bytes
 from pgc3d.interfaces import Rasterizer
-from pgc3d.mesh_io.asset import MeshAsset
+from pgc3d.mesh_io.asset import AssetMaterial, MeshAsset
 from pgc3d.mesh_io.formats import FORMATS, WRITABLE
 from pgc3d.mesh_io.mesh_file import write_mesh
+from pgc3d.rendering.visibility import SurfaceVisibility
 from pgc3d.representation.textured_mesh import TexturedMesh
 from pgc3d.stopwatch import Stopwatch
-from pgc3d.types import PreparedMesh, Rendering, Views
+from pgc3d.types import Cameras, PreparedMesh, Rendering, TextureSet, Views
 
 FEW_VERTICES = "it has too few vertices for the colours, use --format glb or obj"
-FINEST = 1 << 16  # texels, larger than every texture, so that look-ups are not filtered
 
 
 def require_colors(format: Format) -> None:
@@ -53,6 +62,7 @@ def export_textured_mesh(
     texture_size: int = 1024,
     metadata: Mapping[str, str | int | float] | None = None,
     placing: PlacingConfig = PlacingConfig(),  # noqa: B008 - immutable
+    cameras: Sequence[Cameras] = (),
 ) -> ExportReport:
     """Bake into the mesh's texture coordinates, write, read back and compare the unlit textures.
 
@@ -64,9 +74,10 @@ def export_textured_mesh(
         path: the mesh file; others go beside it.
         format: one that carries textures or vertex colours.
         rasterizer: the backend for baking and for the comparison.
-        texture_size: side of the texture in texels.
+        texture_size: side in texels of the largest texture set's images.
         metadata: for example prompt and seed; goes into the file where the format has a place.
         placing: size, axes and origin of the mesh in the file; by default those of the mesh that was given.
+        cameras: some of the run's, for the report of what they saw.
 
     Returns:
         The report; the files exist even where `faithful` is false.
@@ -76,7 +87,7 @@ def export_textured_mesh(
     """
     require_colors(format)
     with_texture = FORMATS[format].carries == "textures"
-    watch, given = Stopwatch(torch.device("cpu")), textured.prepared
+    watch, given, coverage = Stopwatch(torch.device("cpu")), textured.prepared, None
     asset = MeshAsset(
         given.vertices,
         given.faces,
@@ -85,26 +96,38 @@ def export_textured_mesh(
         metadata=dict(metadata or {}),
     )
     with watch.part("bake"):
-        if with_texture:
-            image = bake_texture(textured, texture_size=texture_size, rasterizer=rasterizer)
-            asset = _with_textures(asset, textured, image)
-        else:
+        if not with_texture:
             asset = _with_vertex_colors(asset, textured)
+        else:
+            visibility = SurfaceVisibility(textured.mesh.vertices, textured.mesh.faces, rasterizer)
+            probed = probe_texels(textured, visibility, texture_size=texture_size)
+            coverage = probed.coverage(cameras, visibility) if cameras else None
+            images = [
+                bake_texture(
+                    textured,
+                    index,
+                    texture_size=part.side(texture_size),
+                    rasterizer=rasterizer,
+                    probed=probed,
+                )
+                for index, part in enumerate(given.sets)
+            ]
+            asset = _with_textures(asset, textured, images)
     with watch.part("write"):
         placed, placement = place_asset(asset, placing, given.placement, format)
         written = write_mesh(path, placed, format)
     with watch.part("compare"):
-        cameras, background = comparison_views(textured.mesh.vertices.device)
-        own = partial(textured.shaded, Views(cameras, background), CHECK_RESOLUTION, shading=False)
+        views, background = comparison_views(textured.mesh.vertices.device)
+        own = partial(textured.shaded, Views(views, background), CHECK_RESOLUTION, shading=False)
         others: dict[Part, Rendering] = {}
-        if asset.metallic_roughness is not None:
+        if with_texture:
             others["metallic_roughness"] = own(shown=shown_surface)
-        if asset.normal_map is not None:
+        if with_texture and textured.has_bump:
             others["normal_map"] = own(shown=shown_normals)
         psnr = round_trip_psnr(
             path,
             own(),
-            cameras,
+            views,
             rasterizer=rasterizer,
             placement=placement,
             shading=False,
@@ -121,6 +144,7 @@ def export_textured_mesh(
         lost=() if with_texture else _losses(textured),
         remedy="raise --texture-size" if with_texture else FEW_VERTICES,
         height=height_of(placed, placement),
+        notes=(coverage.remark,) if coverage is not None else (),
     )
 
 
@@ -130,64 +154,108 @@ def _losses(textured: TexturedMesh) -> tuple[str, ...]:
     return (*lost, "the bump") if textured.has_bump else lost
 
 
-def _with_textures(asset: MeshAsset, textured: TexturedMesh, image: Float[Tensor, "S S C"]) -> MeshAsset:
-    """The asset with the textures of a material whose channels are baked; constants are a single texel."""
-    given, size = textured.prepared, len(image)
-    material = textured.texture.channels.material(image.flatten(0, 1))
-    surface = to_bytes(shown_surface(material))
-    normal_map, tangents = None, None
-    if material.slope is not None:
-        normal_map = to_bytes(shown_normals(material)).reshape(size, size, 3)
-        tangents = corner_tangents(given)
+def _with_textures(
+    asset: MeshAsset, textured: TexturedMesh, images: Sequence[UInt8[Tensor, "S S K"]]
+) -> MeshAsset:
+    """The asset with a material for each texture set, whose channels are baked; constants are one texel."""
+    given = textured.prepared
+    surfaces = [_surface(textured, part, image) for part, image in zip(given.sets, images, strict=True)]
+    drawn: dict[str, Any] = {
+        "uv": given.uv,
+        "uv_faces": given.uv_faces,
+        "tangents": corner_tangents(given) if textured.has_bump else None,
+    }
+    if len(surfaces) > 1:
+        return replace(asset, materials=tuple(surfaces), face_material=given.face_set, **drawn)
     return replace(
         asset,
-        uv=given.uv,
-        uv_faces=given.uv_faces,
-        base_color=to_bytes(material.base_color).reshape(size, size, 3),
-        wrap=("repeat", "repeat") if textured.prepared.uv_wraps else ("clamp", "clamp"),
-        metallic_roughness=surface.reshape(size, size, 3) if textured.varies else surface[:1, None],
-        normal_map=normal_map,
-        tangents=tangents,
+        base_color=surfaces[0].image,
+        wrap=surfaces[0].wrap,
+        metallic_roughness=surfaces[0].metallic_roughness,
+        normal_map=surfaces[0].normal_map,
+        **drawn,
+    )
+
+
+def _surface(textured: TexturedMesh, part: TextureSet, image: UInt8[Tensor, "S S K"]) -> AssetMaterial:
+    base, surface, normals = image[..., :3], image[..., 3:5], image[..., 5:]
+    if not textured.varies:
+        constant = textured.texture.channels.material(torch.zeros(1, 3))
+        surface = to_bytes(torch.cat([constant.roughness, constant.metallic], dim=1))[None]
+    occlusion = torch.full_like(surface[..., :1], 255)
+    return AssetMaterial(
+        torch.ones(3),
+        base.contiguous(),
+        ("repeat", "repeat") if part.wraps else ("clamp", "clamp"),
+        part.name,
+        metallic_roughness=torch.cat([occlusion, surface], dim=2),
+        normal_map=normals.contiguous() if textured.has_bump else None,
     )
 
 
 @torch.no_grad()
 def bake_texture(
-    textured: TexturedMesh, *, texture_size: int, rasterizer: Rasterizer, padding: int = 4
-) -> Float[Tensor, "S S C"]:
-    """The texture's channels at every texel, continued beyond the charts; see `bake`."""
-    mesh = textured.mesh
-    if textured.prepared.uv_wraps:
-        return _repeating(textured, texture_size)
-    points, covered = surface_texels(
-        mesh.vertices, mesh.faces, mesh.uv, mesh.uv_faces, texture_size=texture_size, rasterizer=rasterizer
-    )
-    image = torch.zeros(*covered.shape, len(textured.texture.channels.bounds), device=points.device)
-    image[covered] = textured.texels(points[covered], _centres(covered), texture_size=texture_size)
-    return fill(image, covered, padding=padding)
+    textured: TexturedMesh,
+    index: int,
+    *,
+    texture_size: int,
+    rasterizer: Rasterizer,
+    probed: ProbedTexels | None = None,
+) -> UInt8[Tensor, "S S K"]:
+    """A texture set's image, continued beyond the charts, on the CPU; see `bake_bytes`.
+
+    Its channels are base colour, where they vary roughness and metallic, and where there is a bump the
+    normals in tangent space. Where texels were `probed`, hidden ones have the values of others.
+    """
+    mesh, part = textured.mesh, textured.prepared.sets[index]
+
+    def texels(points: Float[Tensor, "P 3"], uv: Float[Tensor, "P 2"]) -> UInt8[Tensor, "P K"]:
+        sets = torch.full((len(points),), index, dtype=torch.int64, device=points.device)
+        values = textured.texels(points, uv, sets, texture_size=texture_size)
+        if probed is not None:
+            values = probed.replace_hidden(textured, index, points, uv, values)
+        return _channels(textured, values)
+
+    if part.wraps:
+        return _repeating(texels, texture_size, mesh.vertices.device)
+    rows = mesh.faces_of(index)
+    surface = TexelSurface(textured.canonical, mesh.faces[rows], mesh.uv, mesh.uv_faces[rows])
+    image, _ = bake_bytes(surface, texels, texture_size=texture_size, rasterizer=rasterizer)
+    return image
 
 
-def _repeating(textured: TexturedMesh, texture_size: int) -> Float[Tensor, "S S C"]:
+def _channels(textured: TexturedMesh, values: Float[Tensor, "P C"]) -> UInt8[Tensor, "P K"]:
+    material = textured.texture.channels.material(values)
+    parts = [material.base_color]
+    if textured.varies:
+        parts += [material.roughness, material.metallic]
+    if material.slope is not None:
+        parts.append(shown_normals(material))
+    return to_bytes(torch.cat(parts, dim=1))
+
+
+def _repeating(
+    texels: Callable[[Float[Tensor, "P 3"], Float[Tensor, "P 2"]], UInt8[Tensor, "P K"]],
+    texture_size: int,
+    device: torch.device,
+) -> UInt8[Tensor, "S S K"]:
     """A repeating image: every texel may be visible, and colours are functions of texture coordinates."""
-    device = textured.mesh.vertices.device
-    everywhere = torch.ones(texture_size, texture_size, dtype=torch.bool, device=device)
-    nowhere = torch.zeros(texture_size**2, 3, device=device)
-    colors = textured.texels(nowhere, _centres(everywhere), texture_size=texture_size)
-    return colors.view(texture_size, texture_size, -1)
-
-
-def _centres(covered: Bool[Tensor, "S S"]) -> Float[Tensor, "P 2"]:
-    """Texture coordinates of the centres of texels; v points up."""
-    row, column = covered.nonzero().unbind(1)
-    return torch.stack([column + 0.5, len(covered) - row - 0.5], dim=1) / len(covered)
+    parts = []
+    for rows in texel_bands(texture_size):
+        everywhere = torch.ones(len(rows), texture_size, dtype=torch.bool, device=device)
+        nowhere = torch.zeros(everywhere.numel(), 3, device=device)
+        found = texels(nowhere, centres(everywhere, texture_size, rows)).cpu()
+        parts.append(found.view(len(rows), texture_size, -1))
+    return torch.cat(parts)
 
 
 def _with_vertex_colors(asset: MeshAsset, textured: TexturedMesh) -> MeshAsset:
     """The asset with colours and normals of the vertices, for a format without textures."""
     mesh = textured.mesh
-    uv = mesh.uv.new_zeros(len(mesh.vertices), 2)
+    uv, sets = mesh.uv.new_zeros(len(mesh.vertices), 2), torch.zeros_like(mesh.vertices[:, 0]).long()
     uv[mesh.faces.reshape(-1)] = mesh.uv[mesh.uv_faces.reshape(-1)]
-    colors = textured.texels(mesh.vertices, uv, texture_size=FINEST)[:, :3]
+    sets[mesh.faces.reshape(-1)] = mesh.face_set.repeat_interleave(3)
+    colors = textured.texels(textured.canonical, uv, sets)[:, :3]
     return replace(
         asset,
         normals=_mean_normals(textured.prepared),

@@ -12,13 +12,20 @@ RESOLUTION = 2048  # at which the overlap is measured
 MAX_OVERLAP = 0.02  # fraction of the charts' area that lies below other charts
 MAX_DEGENERATE = 0.01  # fraction of the surface whose faces have no area in the image
 MIN_AREA = 0.01  # fraction of the image that the charts cover at least
+FARTHEST = 1e6  # tile that coordinates are translated from
 TOLERANCE = 1e-3  # how far coordinates may leave the unit square
 
 
-def unit_square(uv: Float[Tensor, "U 2"]) -> Float[Tensor, "U 2"]:
-    """The coordinates, translated to the unit square where all of them lie in one other tile."""
-    low = (uv.amin(dim=0) + TOLERANCE).floor()
-    return uv - low if bool(torch.isfinite(low).all()) and bool((low != 0).any()) else uv
+def to_unit_square(
+    uv: Float[Tensor, "U 2"], uv_faces: Int[Tensor, "F 3"]
+) -> tuple[Float[Tensor, "N 2"], Int[Tensor, "F 3"]]:
+    """The coordinates of some faces, translated to the unit square where all lie in one other tile."""
+    if not 0 <= int(uv_faces.min()) <= int(uv_faces.max()) < len(uv):
+        return uv, uv_faces
+    low = (uv[uv_faces].flatten(0, 1).amin(dim=0).double() + TOLERANCE).floor()
+    if not bool(torch.isfinite(low).all()) or not bool((low != 0).any()) or float(low.abs().max()) > FARTHEST:
+        return uv, uv_faces
+    return translated(uv, uv_faces, low.long().expand(len(uv_faces), 2))
 
 
 def uv_error(
@@ -86,15 +93,26 @@ def _bounds(uv: Tensor, uv_faces: Tensor) -> tuple[Int[Tensor, "F 2"], Int[Tenso
     return low.floor().long(), high.ceil().long()
 
 
+def tiles_of(uv: Float[Tensor, "U 2"], uv_faces: Int[Tensor, "F 3"]) -> Int[Tensor, "F 2"] | None:
+    """Column and row of the tile that each face lies in, None where a face crosses the edge of one."""
+    low, high = _bounds(uv, uv_faces)
+    return None if bool((high - low > 1).any()) else low
+
+
+def udim_number(tile: Int[Tensor, " 2"]) -> int:
+    """The number of a tile: 1001 for the unit square, 10 in a row; meaningless outside the first ten."""
+    return int(1001 + tile[0] + 10 * tile[1])
+
+
 def _tiles(uv: Tensor, uv_faces: Tensor) -> str | None:
     """The tiles that the charts lie in, None where a face crosses the edge of one."""
-    low, high = _bounds(uv, uv_faces)
-    if bool((high - low > 1).any()):
+    low = tiles_of(uv, uv_faces)
+    if low is None:
         return None
     tiles = torch.unique(low, dim=0)
     if bool((tiles < 0).any()) or bool((tiles[:, 0] > 9).any()):
         return f"lie in {len(tiles)} tiles"
-    names = sorted((1001 + tiles[:, 0] + 10 * tiles[:, 1]).tolist())
+    names = sorted(udim_number(tile) for tile in tiles)
     listed = ", ".join(map(str, names[:6])) + (" ..." if len(names) > 6 else "")
     return f"lie in {len(tiles)} UDIM tiles {listed}"
 
@@ -112,20 +130,39 @@ def fold_tiles(
     wraps = bool((high - low > 1).any())
     if not bool((low != 0).any()):
         return uv, uv_faces, wraps
+    return *translated(uv, uv_faces, low), wraps
+
+
+def translated(
+    uv: Float[Tensor, "U 2"], uv_faces: Int[Tensor, "F 3"], low: Int[Tensor, "F 2"]
+) -> tuple[Float[Tensor, "N 2"], Int[Tensor, "F 3"]]:
+    """The coordinates of each face less a whole number of tiles, which become the unit square."""
     keys = torch.cat([uv_faces.reshape(-1, 1), low.repeat_interleave(3, dim=0)], dim=1)
     unique, index = torch.unique(keys, dim=0, return_inverse=True)
-    return uv[unique[:, 0]] - unique[:, 1:].to(uv.dtype), index.reshape(-1, 3), wraps
+    return uv[unique[:, 0]] - unique[:, 1:].to(uv.dtype), index.reshape(-1, 3)
 
 
 def draw_atlas(
-    uv: Float[Tensor, "U 2"], uv_faces: Int[Tensor, "F 3"], size: int, rasterizer: Rasterizer
+    uv: Float[Tensor, "U 2"],
+    uv_faces: Int[Tensor, "F 3"],
+    size: int,
+    rasterizer: Rasterizer,
+    rows: range | None = None,
 ) -> Fragments:
-    """The face at each texel's centre, from a rasterisation in texture space; row 0 at v = 1."""
-    depth_and_w = torch.tensor([[0.0, 1.0]], device=uv.device).expand(len(uv), 2)
-    clip = torch.cat([2 * uv - 1, depth_and_w], dim=1)[None]
-    return rasterizer.rasterize(clip, uv_faces, (size, size))
+    """The face at each texel's centre, from a rasterisation in texture space; row 0 at v = 1.
+
+    `rows` are those of the image to draw, all when None.
+    """
+    rows = range(size) if rows is None else rows
+    column, row = size * uv[:, 0].double(), size * (1 - uv[:, 1].double())
+    place = [2 * column / size - 1, 1 - 2 * (row - rows.start) / len(rows)]
+    flat = torch.zeros_like(column)
+    clip = torch.stack([*place, flat, flat + 1], dim=1).to(uv.dtype)[None]
+    return rasterizer.rasterize(clip, uv_faces, (len(rows), size))
 
 
-def uv_coverage(mesh: PreparedMesh, size: int, rasterizer: Rasterizer) -> Float[Tensor, "S S"]:
-    """1 where a face covers a texel's centre, else 0."""
-    return draw_atlas(mesh.uv, mesh.uv_faces, size, rasterizer).mask[0, ..., 0]
+def uv_coverage(mesh: PreparedMesh, index: int, size: int, rasterizer: Rasterizer) -> Float[Tensor, "S S"]:
+    """1 where a face of a texture set covers a texel's centre, or everywhere for an image that repeats."""
+    if mesh.sets[index].wraps:
+        return torch.ones(size, size, device=mesh.uv.device)
+    return draw_atlas(mesh.uv, mesh.uv_faces[mesh.faces_of(index)], size, rasterizer).mask[0, ..., 0]

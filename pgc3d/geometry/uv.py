@@ -20,6 +20,9 @@ from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
+PADDING = 4  # texels around a chart
+PACKED = 2048  # largest image in which charts are packed, for the time grows with its texels
+
 
 @dataclass(frozen=True)
 class UvAtlas:
@@ -32,6 +35,9 @@ class UvAtlas:
     uv_faces: Int[Tensor, "F 3"]
     vertex: Int[Tensor, " U"]
     method: Literal["xatlas", "triangles"]
+    padding: int = (
+        0  # texels around every chart that no other one comes nearer to, at the size it is made for
+    )
 
 
 def unwrap(
@@ -39,7 +45,7 @@ def unwrap(
     faces: Int[Tensor, "F 3"],
     *,
     texture_size: int,
-    padding: int = 4,
+    padding: int = PADDING,
     time_limit: float = 60.0,
 ) -> UvAtlas:
     """Texture coordinates of a surface on a square texture.
@@ -52,7 +58,8 @@ def unwrap(
         vertices: world positions.
         faces: counter-clockwise seen from outside.
         texture_size: side of the texture in texels, on which `padding` depends.
-        padding: approximate number of texels between charts.
+        padding: texels around every chart that are nearer to no other one; half as many, a quarter and so on
+            where the image is too small for so many charts, see `UvAtlas.padding`.
         time_limit: seconds for xatlas; 0 skips it.
     """
     if time_limit > 0:
@@ -67,14 +74,16 @@ def _xatlas(
     vertices: Tensor, faces: Tensor, size: int, padding: int, time_limit: float
 ) -> tuple[UvAtlas | None, str]:
     """An atlas, or None and the reason."""
+    drawn = min(size, PACKED)
+    ratio = size / drawn
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "mesh.npz", Path(folder) / "atlas.npz"
         np.savez(
             source,
             vertices=vertices.detach().cpu().numpy().astype(np.float32),
             faces=faces.cpu().numpy().astype(np.uint32),
-            size=size,
-            padding=padding,
+            size=drawn,
+            padding=math.ceil(padding / ratio),
         )
         # -P keeps the worker's own folder off the import path.
         command = [
@@ -99,6 +108,7 @@ def _xatlas(
                 uv_faces=torch.from_numpy(arrays["uv_faces"].astype(np.int64)),
                 vertex=torch.from_numpy(arrays["vertex"].astype(np.int64)),
                 method="xatlas",
+                padding=min(padding, int(ratio * arrays["padding"])),
             )
     if not torch.equal(atlas.vertex[atlas.uv_faces], faces.cpu().long()):
         return None, "changed the faces"

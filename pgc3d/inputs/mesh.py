@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -13,16 +14,26 @@ from pgc3d.disk import write_files
 from pgc3d.errors import InputError, RunDirectoryError
 from pgc3d.geometry.cleanup import clean
 from pgc3d.geometry.placement import place
-from pgc3d.geometry.uv import unwrap
-from pgc3d.inputs.texture_coordinates import Coordinates, choose_coordinates
+from pgc3d.geometry.uv import PADDING, UvAtlas, unwrap
+from pgc3d.inputs.texture_coordinates import Choice, choose_coordinates, materials_of, with_new
+from pgc3d.inputs.texture_sets import Coordinates, scaled_sets
 from pgc3d.interfaces import Rasterizer
 from pgc3d.mesh_io.colors import weld
 from pgc3d.mesh_io.normals import MAX_OPPOSED, complete_normals, is_inside_out
 from pgc3d.mesh_io.reader import read_source
 from pgc3d.mesh_io.source import SourceMesh
-from pgc3d.types import Mesh, Placement, PreparedMesh
+from pgc3d.types import FaceLabels, Mesh, Placement, PreparedMesh, TextureSet
 
-STORED = ("vertices", "faces", "normals", "normal_faces", "uv", "uv_faces")  # under their names in the file
+NAMES = ("nodes", "parents", "materials")  # of the labels, as JSON in the file's metadata
+STORED = (
+    "vertices",
+    "faces",
+    "normals",
+    "normal_faces",
+    "uv",
+    "uv_faces",
+    "face_set",
+)  # under their names in the file
 
 
 def prepare_mesh_file(  # noqa: PLR0913 - each of them is a choice of the user
@@ -63,26 +74,49 @@ def prepare_mesh_file(  # noqa: PLR0913 - each of them is a choice of the user
         source, welded, welded_faces, crease=math.radians(crease_degrees)
     )
     _report(source, path, notify, opposed=opposed, inside_out=is_inside_out(welded, welded_faces))
-    own = choose_coordinates(source, path, choice=uv, rasterizer=rasterizer, device=device)
-    method = "own"
-    if isinstance(own, str):
-        atlas = unwrap(placement.to_world(welded), welded_faces, texture_size=texture_size)
+    choice = choose_coordinates(source, path, choice=uv, rasterizer=rasterizer, device=device)
+    world, method, coordinates = placement.to_world(welded), "", choice.kept
+    if bool(choice.fresh.any()):
+        coordinates, atlas = _unwrapped(source, choice, world, welded_faces, texture_size)
         method = atlas.method
-        notify(own.format(method=method))
-        own = Coordinates(atlas.uv, atlas.uv_faces)
+    if choice.message:
+        notify(choice.message.format(method=method))
+    if method == "xatlas" and atlas.padding < PADDING:
+        notify(
+            f"the {texture_size} pixels of the texture are few for so many charts: {atlas.padding} texels of "
+            f"padding around each in place of {PADDING}; --texture-size {2 * texture_size} has room for more"
+        )
     return PreparedMesh(
         vertices=source.vertices,
         faces=source.faces,
         normals=normals,
         normal_faces=normal_faces,
-        uv=own.uv,
-        uv_faces=own.uv_faces,
+        uv=coordinates.uv,
+        uv_faces=coordinates.uv_faces,
         welded_faces=_representatives(source.faces, welded_faces),
         placement=placement,
-        uv_method=method,
-        uv_shared=own.shared,
-        uv_wraps=own.wraps,
+        face_set=coordinates.face_set,
+        sets=scaled_sets(coordinates, world, welded_faces),
+        labels=source.labels,
+        first_corners=source.first_corners,
     )
+
+
+def _unwrapped(
+    source: SourceMesh, choice: Choice, vertices: Tensor, faces: Tensor, texture_size: int
+) -> tuple[Coordinates, UvAtlas]:
+    """All coordinates, new ones the same for all instances of a part, and the atlas of these."""
+    first = source.first_corners
+    if first is None:
+        atlas = unwrap(vertices, faces[choice.fresh], texture_size=texture_size)
+        uv_faces = atlas.uv_faces
+    else:
+        first = first[choice.fresh]
+        once, place = torch.unique(first // 3, return_inverse=True)
+        atlas = unwrap(vertices, faces[once], texture_size=texture_size)
+        uv_faces = atlas.uv_faces[place, first % 3]
+    new = TextureSet("new", atlas.method, materials=materials_of(source, choice.fresh))
+    return with_new(choice, atlas.uv, uv_faces, new), atlas
 
 
 def prepare_surface(surface: Mesh, *, faces: int | None, texture_size: int) -> PreparedMesh:
@@ -107,7 +141,8 @@ def prepare_surface(surface: Mesh, *, faces: int | None, texture_size: int) -> P
         uv_faces=atlas.uv_faces,
         welded_faces=mesh.faces,
         placement=Placement.identity(),
-        uv_method=atlas.method,
+        face_set=torch.zeros_like(mesh.faces[:, 0]),
+        sets=(TextureSet(method=atlas.method),),
     )
 
 
@@ -145,20 +180,22 @@ def save_prepared(path: Path, prepared: PreparedMesh) -> None:
     """
     from safetensors.torch import save
 
-    tensors = {name: getattr(prepared, name) for name in STORED}
+    tensors, labels = {name: getattr(prepared, name) for name in STORED}, prepared.labels
     tensors |= {
         "joined": prepared.welded_faces,
         "rotation": prepared.placement.rotation,
         "centre": prepared.placement.centre,
         "scale": torch.tensor(prepared.placement.scale, dtype=torch.float64),
     }
+    if prepared.first_corners is not None:
+        tensors |= {"first_corners": prepared.first_corners}
+    names = {}
+    if labels is not None:
+        tensors |= {"node": labels.node, "material": labels.material}
+        names = {name: json.dumps(getattr(labels, name)) for name in NAMES}
     content = save(
         {name: tensor.contiguous().clone() for name, tensor in tensors.items()},
-        metadata={
-            "uv_method": prepared.uv_method,
-            "uv_shared": json.dumps(prepared.uv_shared),
-            "uv_wraps": json.dumps(prepared.uv_wraps),
-        },
+        metadata={"sets": json.dumps([asdict(part) for part in prepared.sets]), **names},
     )
     write_files({path: content})
 
@@ -176,20 +213,71 @@ def load_prepared(path: Path) -> PreparedMesh:
             tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
             facts = stream.metadata() or {}
         _require_prepared(tensors)
-        stored = {name: tensors[name] for name in STORED}
+        stored = {name: tensors[name] for name in STORED[:-1]}
         placement = Placement(tensors["rotation"], tensors["centre"], float(tensors["scale"]))
         return PreparedMesh(
             **stored,
             welded_faces=tensors["joined"],
             placement=placement,
-            uv_method=facts["uv_method"],
-            uv_shared=facts.get("uv_shared") == "true",
-            uv_wraps=facts.get("uv_wraps") == "true",
+            face_set=tensors["face_set"],
+            sets=_stored_sets(tensors, facts),
+            labels=_stored_labels(tensors, facts),
+            first_corners=tensors.get("first_corners"),
         )
     except (OSError, KeyError, ValueError, TypeError, SafetensorError) as error:
         raise RunDirectoryError(
             f"{path} must be the run's prepared mesh, but is missing or damaged ({error}); start a new run"
         ) from error
+
+
+def _stored_sets(tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> tuple[TextureSet, ...]:
+    """The texture sets in an untrusted file.
+
+    Raises:
+        ValueError: they do not fit the faces.
+        KeyError: they are missing.
+        TypeError: an entry is unknown.
+    """
+    sets = []
+    for entry in json.loads(facts["sets"]):
+        part = TextureSet(**{**entry, "materials": tuple(entry["materials"])})
+        typed = isinstance(part.name, str) and isinstance(part.method, str)
+        typed &= isinstance(part.shared, bool) and isinstance(part.wraps, bool)
+        if not typed or not all(type(index) is int for index in part.materials):
+            raise ValueError("sets must have names, methods, flags and numbers of materials")
+        if not isinstance(part.scale, float) or not 0.0 < part.scale <= 1.0:
+            raise ValueError("the scale of sets must lie in (0, 1]")
+        sets.append(part)
+    index = tensors["face_set"]
+    if index.shape != tensors["faces"].shape[:1] or index.dtype != torch.int64:
+        raise ValueError("face_set must be a whole number for each face")
+    if not 0 <= int(index.min()) <= int(index.max()) < len(sets):
+        raise ValueError("face_set must be the index of a set")
+    return tuple(sets)
+
+
+def _stored_labels(tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> FaceLabels | None:
+    """The labels in an untrusted file, None where it has none.
+
+    Raises:
+        ValueError: they do not fit the faces.
+        KeyError: one is missing.
+    """
+    if "node" not in tensors:
+        return None
+    names = {name: tuple(json.loads(facts[name])) for name in NAMES}
+    for name, known in (("node", names["nodes"]), ("material", names["materials"])):
+        index = tensors[name]
+        if index.shape != tensors["faces"].shape[:1] or index.dtype != torch.int64:
+            raise ValueError(f"{name} must be a whole number for each face")
+        if not -1 <= int(index.min()) <= int(index.max()) < len(known):
+            raise ValueError(f"{name} must be -1 or the index of a name")
+        if not all(isinstance(item, str) for item in known):
+            raise ValueError(f"the names of {name} must be text")
+    parents = names["parents"]
+    if len(parents) != len(names["nodes"]) or not all(type(item) is int for item in parents):
+        raise ValueError("parents must be one whole number for each node")
+    return FaceLabels(tensors["node"], tensors["material"], **names)
 
 
 def _require_prepared(tensors: Mapping[str, Tensor]) -> None:
@@ -214,3 +302,8 @@ def _require_prepared(tensors: Mapping[str, Tensor]) -> None:
             raise ValueError(f"{name} must be rows of 3 whole numbers, as many as there are faces")
         if int(faces.min()) < 0 or int(faces.max()) >= len(points) or not bool(points.isfinite().all()):
             raise ValueError(f"{name} must be indices of finite {target}")
+    first = tensors.get("first_corners", torch.zeros(count, 3, dtype=torch.int64))
+    if first.shape != (count, 3) or first.dtype != torch.int64:
+        raise ValueError("first_corners must be rows of 3 whole numbers, as many as there are faces")
+    if not 0 <= int(first.min()) <= int(first.max()) < 3 * count:
+        raise ValueError("first_corners must be corners of the faces")

@@ -11,16 +11,21 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class AssetMaterial:
-    """Base colour of some faces: sRGB `color` times, in linear light, the image where there is one."""
+    """The surface of some faces; its base colour is sRGB `color` times, in linear light, the image."""
 
     color: Float[Tensor, " 3"]  # in [0, 1]
     image: UInt8[Tensor, "H W 3"] | None = None  # sRGB
     wrap: tuple[str, str] = ("repeat", "repeat")  # of u and v: repeat, clamp or mirror
+    name: str = ""
+    metallic_roughness: UInt8[Tensor, "R S 3"] | None = None  # linear: 255, roughness, metallic, as in glTF
+    normal_map: UInt8[Tensor, "J K 3"] | None = None  # linear: tangent-space normals (n + 1) / 2, +y along +v
 
     def to(self, device: torch.device | str) -> "AssetMaterial":
         """The same material on another device."""
-        image = None if self.image is None else self.image.to(device)
-        return replace(self, color=self.color.to(device), image=image)
+        tensors: dict[str, Any] = {
+            name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        return replace(self, **tensors)
 
 
 @dataclass(frozen=True)
@@ -30,9 +35,9 @@ class MeshAsset:
     In contrast to a `SourceMesh`, its images are pixels and its indices are all valid.
     The normals belong to the vertices, or to the corners of the faces through `normal_faces`.
     `uv`, `uv_faces` and `base_color` are there together or not at all. (0, 0) is the lower left of the image,
-    whose row 0 is on top. A PLY file carries `vertex_color` instead, an STL file neither. A file of another
-    program may have several `materials` in place of `base_color`, indexed by `face_material` (-1 is white);
-    they are multiplied with the vertex colours in linear light.
+    whose row 0 is on top. A PLY file carries `vertex_color` instead, an STL file neither. There may be
+    several `materials` in place of `base_color`, indexed by `face_material` (-1 is white); in files of other
+    programs they are multiplied with the vertex colours in linear light.
     """
 
     vertices: Float[Tensor, "V 3"]
@@ -65,6 +70,23 @@ class MeshAsset:
     def bare(self) -> bool:
         """Whether there are no colours at all."""
         return self.base_color is None and self.vertex_color is None and not self.materials
+
+    @property
+    def surfaces(self) -> tuple[AssetMaterial, ...]:
+        """The materials with images, or the one that `base_color` makes; `face_surface` indexes them."""
+        if self.base_color is None:
+            return self.materials
+        whole = AssetMaterial(
+            torch.ones(3), self.base_color, self.wrap, "surface", self.metallic_roughness, self.normal_map
+        )
+        return (whole,)
+
+    @property
+    def face_surface(self) -> Int[Tensor, " F"]:
+        """The entry of `surfaces` of each face."""
+        if self.base_color is None and self.face_material is not None:
+            return self.face_material
+        return torch.zeros_like(self.faces[:, 0])
 
     @property
     def normals_of_corners(self) -> Int[Tensor, "F 3"]:

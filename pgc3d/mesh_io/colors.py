@@ -167,11 +167,12 @@ def _with_materials(tinted: MeshAsset, source: SourceMesh, looks: _Looks) -> Mes
             uv.append(_transformed(source.uv, look))
             start += len(source.uv)
             wrap = _wrap(uv[-1][source.uv_faces[rows[known]]], look)
-            materials.append(AssetMaterial(look.color[:3], image, wrap))
+            surface, normals = looks.image(look.load_surface), looks.image(look.load_normal)
+            materials.append(AssetMaterial(look.color[:3], image, wrap, look.name, surface, normals))
             plain = rows[~known]
         if len(plain):
             face_material[plain] = len(materials)
-            materials.append(AssetMaterial(look.color[:3]))
+            materials.append(AssetMaterial(look.color[:3], name=look.name))
     if not uv:
         return replace(tinted, materials=tuple(materials), face_material=face_material)
     return replace(

@@ -1,6 +1,7 @@
 """Encoders of mesh assets: from the path of the mesh file and the asset to the bytes of all its files."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from torch import Tensor
 
 import pgc3d
 from pgc3d.images import encode_png
-from pgc3d.mesh_io.asset import MeshAsset
+from pgc3d.mesh_io.asset import AssetMaterial, MeshAsset
 from pgc3d.mesh_io.gltf_files import plain_stem, separate
 from pgc3d.mesh_io.gltf_writer import encode_glb
 
@@ -40,18 +41,24 @@ def encode_obj(path: Path, asset: MeshAsset) -> dict[Path, bytes]:
     Raises:
         ValueError: the asset lacks data that the format requires.
     """
-    if asset.uv is None or asset.uv_faces is None or asset.base_color is None:
-        raise ValueError("an OBJ must have texture coordinates and a base colour image")
+    surfaces = asset.surfaces
+    if asset.uv is None or asset.uv_faces is None or any(surface.image is None for surface in surfaces):
+        raise ValueError("an OBJ must have texture coordinates and images of the base colour")
     stem = plain_stem(path)
-    images = {"map_Kd": (f"{stem}_base_color.png", asset.base_color)}
-    if asset.metallic_roughness is not None:
-        images["map_Pr"] = (f"{stem}_roughness.png", asset.metallic_roughness[..., 1])
-        images["map_Pm"] = (f"{stem}_metallic.png", asset.metallic_roughness[..., 2])
-    if asset.normal_map is not None:
-        images["norm"] = (f"{stem}_normal.png", asset.normal_map)
-    material = [f"# {GENERATOR}", "newmtl surface", "Kd 1 1 1", "Ks 0 0 0", "d 1", "illum 1"]
-    material += [f"{key} {name}" for key, (name, _) in images.items()]
+    names = _material_names(surfaces)
+    material, contents = [f"# {GENERATOR}"], dict[Path, bytes]()
+    for name, surface in zip(names, surfaces, strict=True):
+        images = _obj_images(stem if len(surfaces) == 1 else f"{stem}_{name}", surface)
+        material += [f"newmtl {name}", "Kd 1 1 1", "Ks 0 0 0", "d 1", "illum 1"]
+        material += [f"{key} {file}" for key, (file, _) in images.items()]
+        contents |= {path.with_name(file): encode_png(image) for file, image in images.values()}
     corners = torch.stack([asset.faces, asset.uv_faces, asset.normals_of_corners], dim=-1).reshape(-1, 9) + 1
+    of_face, rows = asset.face_surface, _rows("f %d/%d/%d %d/%d/%d %d/%d/%d", corners)
+    runs, lengths = torch.unique_consecutive(of_face, return_counts=True)
+    faces, start = [], 0
+    for index, length in zip(runs.tolist(), lengths.tolist(), strict=True):
+        faces += [f"usemtl {names[index]}", *rows[start : start + length]]
+        start += length
     text = [
         f"# {GENERATOR}",
         f"# {_metadata_line(asset)}",
@@ -59,13 +66,41 @@ def encode_obj(path: Path, asset: MeshAsset) -> dict[Path, bytes]:
         *_rows("v %.9g %.9g %.9g", asset.vertices),
         *_rows("vt %.9g %.9g", asset.uv),
         *_rows("vn %.6f %.6f %.6f", asset.normals),
-        "usemtl surface",
-        *_rows("f %d/%d/%d %d/%d/%d %d/%d/%d", corners),
+        *faces,
     ]
-    contents = {path.with_name(name): encode_png(image) for name, image in images.values()}
     contents[path.with_name(f"{stem}.mtl")] = _lines(material)
     contents[path] = _lines(text)
     return contents
+
+
+def _word(text: str) -> str:
+    """A name without blanks and separators of paths."""
+    return "_".join(text.replace("/", " ").replace("\\", " ").split())
+
+
+def _material_names(surfaces: Sequence[AssetMaterial]) -> list[str]:
+    """Names of materials that OBJ files can hold, all different, also as names of files."""
+    names: list[str] = []
+    for surface in surfaces:
+        name, taken = _word(surface.name)[:100] or "surface", {known.casefold() for known in names}
+        number, found = 1, name
+        while found.casefold() in taken:
+            number += 1
+            found = f"{name}_{number}"
+        names.append(found)
+    return names
+
+
+def _obj_images(stem: str, surface: AssetMaterial) -> dict[str, tuple[str, Tensor]]:
+    """The images of a surface and the names of their files, by the statements that name them."""
+    assert surface.image is not None
+    images = {"map_Kd": (f"{stem}_base_color.png", surface.image)}
+    if surface.metallic_roughness is not None:
+        images["map_Pr"] = (f"{stem}_roughness.png", surface.metallic_roughness[..., 1])
+        images["map_Pm"] = (f"{stem}_metallic.png", surface.metallic_roughness[..., 2])
+    if surface.normal_map is not None:
+        images["norm"] = (f"{stem}_normal.png", surface.normal_map)
+    return images
 
 
 def _rows(pattern: str, values: Tensor) -> list[str]:

@@ -122,6 +122,10 @@ class Entry:
         place = f"{self.place}.{key}" if self.place else key
         return [Entry(value, f"{place}[{index}]", self.file) for index, value in enumerate(values)]
 
+    def name(self, kind: str) -> str:
+        """Its name; `kind` and its index in the file where it has none, as "node 3"."""
+        return self.text("name") or f"{kind} {self.place.rpartition('[')[2].removesuffix(']')}"
+
     def extension(self, name: str) -> "Entry | None":
         """An extension of this object."""
         extensions = self.entry("extensions")

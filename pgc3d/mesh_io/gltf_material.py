@@ -85,6 +85,7 @@ def _material(document: Document, entry: Entry) -> SourceMaterial:
         uv_transform=_transform(texture),
         load_surface=material.load_surface,
         load_normal=material.load_normal,
+        image_key=_image_key(document, texture),
     )
 
 
@@ -131,17 +132,29 @@ def _transform(info: Entry) -> Tensor | None:
     return None if np.array_equal(up, np.eye(3)[:2]) else torch.from_numpy(up).float()
 
 
+def _source(document: Document, texture: Entry) -> Entry | None:
+    """The image of a texture, None where it has none that is read."""
+    images = document.root.entries("images")
+    source = texture.index("source", len(images))
+    readable = texture.extension(OTHER_IMAGES[0]) or texture.extension(OTHER_IMAGES[1])
+    if readable is not None and source is None:
+        source = readable.index("source", len(images))
+    return None if source is None else images[source]
+
+
+def _image_key(document: Document, info: Entry) -> str:
+    entry = _texture(document, info)
+    image = None if entry is None else _source(document, entry)
+    return "" if image is None else image.place
+
+
 def _loader(document: Document, info: Entry) -> Callable[[], Image.Image] | None:
     entry = _texture(document, info)
     if entry is None:
         raise info.error("index", "an index")
-    images = document.root.entries("images")
-    source = entry.index("source", len(images))
-    readable = entry.extension(OTHER_IMAGES[0]) or entry.extension(OTHER_IMAGES[1])
-    if readable is not None and source is None:
-        source = readable.index("source", len(images))
+    source = _source(document, entry)
     if source is not None:
-        return partial(_open, document, images[source])
+        return partial(_open, document, source)
     other = [name for name in OTHER_IMAGES if entry.extension(name) is not None]
     if other:
         return partial(_refuse, _image_kind(document, other[0]))

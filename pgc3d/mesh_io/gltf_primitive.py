@@ -1,6 +1,6 @@
 """Triangles and attributes of a glTF primitive, in the coordinates of its mesh."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -37,6 +37,33 @@ class Primitive:
     faces: Int[np.ndarray, "F 3"]
     uv: Float[np.ndarray, "V 2"] | None  # v downwards
     material: int | None
+    number: int = 0  # in the mesh's list
+
+
+@dataclass(frozen=True)
+class Part:
+    """Successive faces of a scene: those of one primitive at one node, in one instance of it."""
+
+    node: int  # -1 in a file without nodes
+    mesh: int
+    primitive: int  # in the mesh's list
+    faces: Int[np.ndarray, "F 3"]  # vertices of the primitive, in the order of the scene's corners
+
+
+def first_corners(parts: Sequence[Part]) -> Int[np.ndarray, "F 3"]:
+    """For each corner of a scene's faces, the same corner of the first part with that primitive.
+
+    Corners are counted as 3 * face + corner; those of a first part are their own.
+    """
+    firsts: dict[tuple[int, int], tuple[int, Indices]] = {}
+    found, start = [np.zeros((0, 3), dtype=np.int64)], 0
+    for part in parts:
+        begin, faces = firsts.setdefault((part.mesh, part.primitive), (start, part.faces))
+        # a mirrored instance has its corners in the reverse order
+        turned = (part.faces != faces).any(axis=1, keepdims=True)
+        found.append(3 * (begin + np.arange(len(faces)))[:, None] + np.where(turned, [2, 1, 0], [0, 1, 2]))
+        start += len(part.faces)
+    return np.concatenate(found)
 
 
 def repeated(primitive: Primitive, copies: int, vertices: int) -> Primitive:

@@ -19,8 +19,10 @@ from pgc3d.mesh_io.gltf_primitive import (
     Block,
     Floats,
     Indices,
+    Part,
     Primitive,
     block_key,
+    first_corners,
     is_cut,
     is_surface,
     read_block,
@@ -35,6 +37,7 @@ from pgc3d.mesh_io.limits import inside, require_counts
 from pgc3d.mesh_io.source import SourceMesh
 from pgc3d.mesh_io.surface import in_single
 from pgc3d.rendering.shading import linear_to_srgb
+from pgc3d.types import FaceLabels
 
 READ = (INSTANCING, "KHR_mesh_quantization", "KHR_node_visibility", "KHR_texture_transform", *SHADERS)
 # they do not change where the surface is
@@ -63,6 +66,18 @@ def read_gltf(data: bytes, path: Path) -> SourceMesh:
     for shown in scene.shown:
         builder.add(shown)
     return builder.finish(tuple(notes), losses(document, scene))
+
+
+def read_parts(document: Document) -> tuple[Part, ...]:
+    """The parts of the default scene, whose faces are those of `read_gltf` in the same order.
+
+    Raises:
+        InputError: as `read_gltf`.
+    """
+    builder = _Builder(document, read_scene(document))
+    for shown in builder.scene.shown:
+        builder.add(shown)
+    return tuple(builder.pieces)
 
 
 def gltf_files(data: bytes, path: Path) -> list[Path]:
@@ -157,6 +172,8 @@ class _Builder:
     colors: list[Floats] = field(default_factory=list)
     materials: list[Indices] = field(default_factory=list)
     parts: list[Indices] = field(default_factory=list)
+    local: list[Indices] = field(default_factory=list)  # the faces, in vertices of the primitive's copies
+    pieces: list[Part] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=lambda: {"vertices": 0, "normals": 0, "uv": 0, "parts": 0})
     colored: bool = False
     meshes: dict[tuple[int, tuple[float, ...]], tuple[list[Block], list[Primitive]]] = field(
@@ -165,7 +182,7 @@ class _Builder:
 
     def add(self, shown: Shown) -> None:
         """All copies of a mesh at a node."""
-        mesh = self.document.meshes[shown.mesh]
+        mesh, before = self.document.meshes[shown.mesh], len(self.local)
         weights = shown.weights
         if weights is None:
             weights = tuple(mesh.numbers("weights", None) or ())
@@ -176,10 +193,21 @@ class _Builder:
         matrices = placements(self.document, shown)
         if shown.skin is None:
             self._add_copies(blocks, primitives, matrices)
-            return
-        joints = joint_matrices(self.document, shown.skin, self.scene)
-        for matrix in matrices:
-            self._add_skinned(blocks, primitives, matrix, joints, instanced=shown.instances is not None)
+        else:
+            joints = joint_matrices(self.document, shown.skin, self.scene)
+            for matrix in matrices:
+                self._add_skinned(blocks, primitives, matrix, joints, instanced=shown.instances is not None)
+        for place, faces in enumerate(self.local[before:]):
+            primitive = primitives[place % len(primitives)]
+            self._add_parts(faces % len(blocks[primitive.block].positions), primitive, shown)
+
+    def _add_parts(self, faces: Indices, primitive: Primitive, shown: Shown) -> None:
+        """The parts of all copies, whose faces are in vertices of the primitive."""
+        each = max(len(primitive.faces), 1)
+        self.pieces += [
+            Part(shown.node, shown.mesh, primitive.number, faces[start : start + each])
+            for start in range(0, len(faces), each)
+        ]
 
     def _add_copies(self, blocks: list[Block], primitives: list[Primitive], matrices: Floats) -> None:
         starts = []
@@ -227,6 +255,7 @@ class _Builder:
         turned = located.mirrored[faces].sum(axis=1) >= 2
         if turned.any():
             faces = np.where(turned[:, None], faces[:, ::-1], faces)
+        self.local.append(faces)
         nowhere = np.full_like(faces, -1)
         self.faces.append(faces + vertex)
         self.normal_faces.append(nowhere if located.normals is None else faces + normal)
@@ -247,6 +276,7 @@ class _Builder:
         if colors is not None:
             colors = torch.cat([linear_to_srgb(colors[:, :3]), colors[:, 3:]], dim=1)
         faces = np.concatenate(self.faces)
+        first, own = first_corners(self.pieces), np.arange(faces.size).reshape(-1, 3)
         vertices, more = in_single(np.concatenate(self.vertices), faces, self.document.path)
         return SourceMesh(
             vertices=vertices,
@@ -262,6 +292,18 @@ class _Builder:
             lost=lost,
             face_part=torch.from_numpy(np.concatenate(self.parts)),
             linear_colors=True,
+            labels=self._labels(),
+            first_corners=None if np.array_equal(first, own) else torch.from_numpy(first),
+        )
+
+    def _labels(self) -> FaceLabels:
+        materials = self.document.root.entries("materials")
+        return FaceLabels(
+            node=_indices([np.full(len(piece.faces), piece.node, dtype=np.int64) for piece in self.pieces]),
+            material=_indices(self.materials),
+            nodes=tuple(node.name("node") for node in self.document.nodes),
+            parents=self.scene.parents,
+            materials=tuple(material.name("material") for material in materials),
         )
 
 
@@ -281,7 +323,7 @@ def _read_mesh(
     blocks: list[Block] = []
     places: dict[str, int] = {}
     primitives = []
-    for entry in mesh.entries("primitives"):
+    for number, entry in enumerate(mesh.entries("primitives")):
         if not is_surface(entry):
             continue
         key = block_key(entry)
@@ -289,9 +331,9 @@ def _read_mesh(
             places[key] = len(blocks)
             blocks.append(read_block(document, entry, entry.entries("targets"), weights))
         material = entry.index("material", len(materials))
-        number = coordinate_set(None if material is None else materials[material])
-        uv = read_uv(document, entry, number)
-        if uv is None and number:
+        coordinates = coordinate_set(None if material is None else materials[material])
+        uv = read_uv(document, entry, coordinates)
+        if uv is None and coordinates:
             uv = read_uv(document, entry, 0)
-        primitives.append(Primitive(places[key], read_faces(document, entry), uv, material))
+        primitives.append(Primitive(places[key], read_faces(document, entry), uv, material, number))
     return blocks, primitives

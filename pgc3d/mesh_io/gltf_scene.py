@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import itemgetter
 
 import numpy as np
 from jaxtyping import Float
@@ -32,6 +33,7 @@ class Shown:
     skin: int | None
     instances: Entry | None  # the attributes of EXT_mesh_gpu_instancing
     copies: int = 1
+    node: int = -1  # -1 in a file without nodes
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class Scene:
     matrices: Float[np.ndarray, "nodes 4 4"]  # of all nodes of the file
     nodes: int  # with a mesh, seen or hidden
     hidden: int  # nodes with a mesh that are not visible
+    parents: tuple[int, ...]  # of all nodes, -1 for roots
 
 
 def read_scene(document: Document) -> Scene:
@@ -62,7 +65,7 @@ def read_scene(document: Document) -> Scene:
         visible[index] = here and (parent is None or visible[parent])
     if not document.nodes:  # a library of meshes
         shown = [Shown(mesh, np.eye(4), None, None, None) for mesh in range(len(document.meshes))]
-        return Scene(tuple(shown), matrices, 0, 0)
+        return Scene(tuple(shown), matrices, 0, 0, ())
     reached = list(_below(_scene_roots(document, roots), children))
     with_mesh = [index for index in reached if "mesh" in document.nodes[index]]
     return Scene(
@@ -70,6 +73,7 @@ def read_scene(document: Document) -> Scene:
         matrices=matrices,
         nodes=len(with_mesh),
         hidden=sum(not visible[index] for index in with_mesh),
+        parents=tuple(-1 if parent is None else parent for parent, _ in sorted(order, key=itemgetter(1))),
     )
 
 
@@ -169,6 +173,7 @@ def _shown(document: Document, index: int, matrix: Matrix) -> Shown:
         skin=node.index("skin", len(document.skins)),
         instances=attributes,
         copies=copies,
+        node=index,
     )
 
 

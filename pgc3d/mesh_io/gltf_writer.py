@@ -1,11 +1,11 @@
-"""Binary glTF 2.0: one mesh, one material, everything in one file.
+"""Binary glTF 2.0: one mesh, a primitive for each material, everything in one file.
 
 https://registry.khronos.org/glTF/specs/2.0/glTF-2.0.html
 """
 
 import json
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,12 +16,17 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from pgc3d.images import encode_png
-from pgc3d.mesh_io.asset import MeshAsset
+from pgc3d.mesh_io.asset import AssetMaterial, MeshAsset
 from pgc3d.mesh_io.gltf_document import BINARY_CHUNK, JSON_CHUNK, MAGIC, split_glb
 
 FLOAT, UINT16, UINT32 = 5126, 5123, 5125
 VERTEX_BUFFER, INDEX_BUFFER = 34962, 34963
 LINEAR, LINEAR_MIPMAP_LINEAR = 9729, 9987
+NAMES = {
+    "baseColorTexture": "base_color",
+    "metallicRoughnessTexture": "metallic_roughness",
+    "normalTexture": "normal",
+}
 WRAPS = {"clamp": 33071, "mirror": 33648, "repeat": 10497}
 
 
@@ -48,8 +53,9 @@ def corner_vertices(
 
 def encode_glb(asset: MeshAsset, *, generator: str, name: str) -> bytes:
     """Bytes of a GLB file; metadata goes to `asset.extras`, `generator` is the writing program."""
-    if asset.uv is None or asset.base_color is None:
-        raise ValueError("a GLB must have texture coordinates and a base colour image")
+    surfaces = asset.surfaces
+    if asset.uv is None or not surfaces or any(surface.image is None for surface in surfaces):
+        raise ValueError("a GLB must have texture coordinates and images of the base colour")
     vertex, normal, uv_vertex, faces = corner_vertices(asset)
     uv = asset.uv[uv_vertex]
     buffer = _Buffer()
@@ -62,33 +68,33 @@ def encode_glb(asset: MeshAsset, *, generator: str, name: str) -> bytes:
     if asset.tangents is not None:
         frames = _tangents(asset.normals[normal], asset.tangents[uv_vertex])
         attributes["TANGENT"] = buffer.add_vectors(frames, "VEC4")
-    indices = buffer.add_indices(faces, len(vertex))
-    textures = {
-        "base_color": asset.base_color,
-        "metallic_roughness": asset.metallic_roughness,
-        "normal": asset.normal_map,
-    }
-    images = {name: image for name, image in textures.items() if image is not None}
-    views = [buffer.add(encode_png(image)) for image in images.values()]
+    of_face, primitives = asset.face_surface, []
+    for index in torch.unique(of_face).tolist():
+        indices = buffer.add_indices(faces[of_face == index], len(vertex))
+        primitives.append({"attributes": attributes, "indices": indices, "material": index})
+    images: dict[str, int] = {}  # buffer views by the names of images
+    materials = [_material(surface, images, buffer) for surface in surfaces]
+    samplers = list(dict.fromkeys(surface.wrap for surface in surfaces))
+    wraps = [surface.wrap for surface in surfaces for _ in _images_of(surface)]
     document = {
         "asset": {"version": "2.0", "generator": generator, "extras": dict(asset.metadata)},
         "scene": 0,
         "scenes": [{"nodes": [0]}],
         "nodes": [{"mesh": 0, "name": name}],
-        "meshes": [{"primitives": [{"attributes": attributes, "indices": indices, "material": 0}]}],
-        "materials": [_material(list(images))],
-        "textures": [{"source": image, "sampler": 0} for image in range(len(images))],
+        "meshes": [{"primitives": primitives}],
+        "materials": materials,
+        "textures": [{"source": image, "sampler": samplers.index(wrap)} for image, wrap in enumerate(wraps)],
         "samplers": [
             {
                 "magFilter": LINEAR,
                 "minFilter": LINEAR_MIPMAP_LINEAR,
-                "wrapS": WRAPS[asset.wrap[0]],
-                "wrapT": WRAPS[asset.wrap[1]],
+                "wrapS": WRAPS[wrap[0]],
+                "wrapT": WRAPS[wrap[1]],
             }
+            for wrap in samplers
         ],
         "images": [
-            {"bufferView": view, "mimeType": "image/png", "name": key}
-            for key, view in zip(images, views, strict=True)
+            {"bufferView": view, "mimeType": "image/png", "name": key} for key, view in images.items()
         ],
         "accessors": buffer.accessors,
         "bufferViews": buffer.views,
@@ -99,18 +105,37 @@ def encode_glb(asset: MeshAsset, *, generator: str, name: str) -> bytes:
     return pack_glb(document, bytes(buffer.data))
 
 
-def _material(images: Sequence[str]) -> Mapping[str, Any]:
-    """The material of textures with these names, in their order."""
-    surface: dict[str, Any] = {"baseColorTexture": {"index": 0}}
-    if "metallic_roughness" in images:
-        surface["metallicRoughnessTexture"] = {"index": images.index("metallic_roughness")}
-    else:
-        surface |= {"metallicFactor": 0.0, "roughnessFactor": 1.0}
+def _images_of(surface: AssetMaterial) -> dict[str, Tensor]:
+    """The images of a surface, by their names in glTF."""
+    named = {
+        "baseColorTexture": surface.image,
+        "metallicRoughnessTexture": surface.metallic_roughness,
+        "normalTexture": surface.normal_map,
+    }
+    return {name: image for name, image in named.items() if image is not None}
+
+
+def _free(name: str, taken: Collection[str]) -> str:
+    """The name, with the first number from 2 that makes it another one where it is taken."""
+    number, found = 1, name
+    while found in taken:
+        number += 1
+        found = f"{name}_{number}"
+    return found
+
+
+def _material(surface: AssetMaterial, images: dict[str, int], buffer: "_Buffer") -> Mapping[str, Any]:
+    """The material of a surface, whose images are added to the buffer, and their views to `images`."""
+    textures = {}
+    for name, image in _images_of(surface).items():
+        textures[name] = {"index": len(images)}
+        named = "_".join(filter(None, (surface.name, NAMES[name])))
+        images[_free(named, images)] = buffer.add(encode_png(image))
+    normal = textures.pop("normalTexture", None)
+    plain = {} if "metallicRoughnessTexture" in textures else {"metallicFactor": 0.0, "roughnessFactor": 1.0}
     # Optimised surfaces may be open; both sides are shown, as in the renders of the run.
-    material = {"name": "surface", "pbrMetallicRoughness": surface, "doubleSided": True}
-    if "normal" in images:
-        material["normalTexture"] = {"index": images.index("normal")}
-    return material
+    material = {"name": surface.name, "pbrMetallicRoughness": {**textures, **plain}, "doubleSided": True}
+    return material if normal is None else {**material, "normalTexture": normal}
 
 
 def _tangents(normal: Tensor, tangent: Tensor) -> Tensor:

@@ -52,7 +52,7 @@ class MtlMaterial:
             move = torch.tensor([[u, 0.0, du], [0.0, v, dv]])
         surface, normal = self._surface(), self._loader(self.normal)
         return SourceMaterial(
-            name, torch.tensor([*rgb, self.alpha]), load, (wrap, wrap), move, surface, normal
+            name, torch.tensor([*rgb, self.alpha]), load, (wrap, wrap), move, surface, normal, self.image
         )
 
     def _loader(self, name: str) -> Callable[[], Image.Image] | None:

@@ -16,6 +16,7 @@ from pgc3d.mesh_io.mtl import read_libraries
 from pgc3d.mesh_io.obj_faces import Faces, read_faces
 from pgc3d.mesh_io.source import SourceMaterial, SourceMesh
 from pgc3d.mesh_io.surface import cut_polygons, in_single, own_normals, own_uv
+from pgc3d.types import FaceLabels
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -72,6 +73,9 @@ class _Directives:
     material_rows: list[int] = field(default_factory=list)
     material_index: list[int] = field(default_factory=list)
     part_rows: list[int] = field(default_factory=list)
+    part_node: list[int] = field(default_factory=list)
+    nodes: dict[tuple[str, int], int] = field(default_factory=dict)  # by name and parent, -1 for roots
+    owner: int = -1  # the node of the object that the following groups belong to
     groups: set[str] = field(default_factory=set)
     objects: set[str] = field(default_factory=set)
     smooth: bool = False
@@ -103,7 +107,8 @@ def read_obj(data: bytes, path: Path, *, colors: bool = True) -> SourceMesh:
     notes += _notes(directives, faces)
     uv = own_uv(*_slot(lines, faces, 1, cut))
     normals = own_normals(*_slot(lines, faces, 2, cut))
-    material = _face_material(directives, faces.rows[polygon])
+    rows = faces.rows[polygon]
+    material = _preceding(rows, directives.material_rows, directives.material_index)
     libraries = read_libraries(directives.libraries, path) if colors else None
     if libraries is not None:
         notes += libraries.notes(directives.materials)
@@ -115,11 +120,18 @@ def read_obj(data: bytes, path: Path, *, colors: bool = True) -> SourceMesh:
         uv=None if uv is None else uv.values,
         uv_faces=None if uv is None else uv.faces,
         vertex_color=_colors(extra),
-        face_material=None if material is None else torch.from_numpy(material),
+        face_material=material if directives.materials else None,
         materials=libraries.sources(directives.materials) if libraries else _bare(directives.materials),
         notes=tuple(notes),
         lost=_lost(directives, extra),
-        face_part=_face_part(directives, faces.rows[polygon]),
+        face_part=_face_part(directives, rows),
+        labels=FaceLabels(
+            node=_preceding(rows, directives.part_rows, directives.part_node),
+            material=material,
+            nodes=tuple(name or f"node {index}" for (name, _), index in directives.nodes.items()),
+            parents=tuple(parent for _, parent in directives.nodes),
+            materials=tuple(name or f"material {index}" for name, index in directives.materials.items()),
+        ),
     )
 
 
@@ -169,8 +181,12 @@ def _add_line(directives: _Directives, row: int, key: str, arguments: bytes) -> 
     elif key == "mtllib":
         directives.libraries.append(decoded(arguments).strip())
     elif key in ("g", "o"):
+        name = decoded(arguments).strip()
         directives.part_rows.append(row)
-        (directives.groups if key == "g" else directives.objects).add(decoded(arguments).strip())
+        (directives.groups if key == "g" else directives.objects).add(name)
+        place = (name, directives.owner if key == "g" else -1)
+        directives.part_node.append(directives.nodes.setdefault(place, len(directives.nodes)))
+        directives.owner = directives.owner if key == "g" else directives.part_node[-1]
     elif key == "s":
         directives.smooth |= arguments.strip() not in (b"", b"off", b"0")
     elif key in ("l", "p") or key in FREE_FORM:
@@ -211,12 +227,10 @@ def _notes(directives: _Directives, faces: Faces) -> list[str]:
     return notes
 
 
-def _face_material(directives: _Directives, rows: Ints) -> Ints | None:
-    if not directives.materials:
-        return None
-    last = np.searchsorted(np.array(directives.material_rows), rows) - 1
-    index = np.array(directives.material_index)
-    return np.where(last < 0, -1, index[last.clip(0)]).astype(np.int64)
+def _preceding(rows: Ints, lines: list[int], index: list[int]) -> Tensor:
+    """The index of the last of `lines` before each row, -1 where there is none."""
+    last = np.searchsorted(np.array(lines, dtype=np.int64), rows)
+    return torch.from_numpy(np.array([-1, *index], dtype=np.int64)[last])
 
 
 def _bare(names: Iterable[str]) -> tuple[SourceMaterial, ...]:

@@ -69,7 +69,8 @@ def read_ply(data: bytes, path: Path) -> SourceMesh:
     uv = own_uv(*_uv(tables[vertex.name], own, surface, notes))
     normals = own_normals(*_normals(tables[vertex.name], surface))
     materials = tuple(
-        SourceMaterial(name, load_image=image_loader(name, path)) for name in (header.images if uv else ())
+        SourceMaterial(name, load_image=image_loader(name, path), image_key=name)
+        for name in (header.images if uv else ())
     )
     return SourceMesh(
         vertices=vertices,

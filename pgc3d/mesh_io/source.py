@@ -8,6 +8,8 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
+from pgc3d.types import FaceLabels
+
 
 @dataclass(frozen=True)
 class SourceMaterial:
@@ -24,6 +26,7 @@ class SourceMaterial:
     uv_transform: Float[Tensor, "2 3"] | None = None  # of texture coordinates before the look-up
     load_surface: Callable[[], Image.Image] | None = None  # roughness in G, metallic in B, as in glTF
     load_normal: Callable[[], Image.Image] | None = None  # tangent-space normals, +y along +v
+    image_key: str = ""  # the same for materials of a file with the same image; empty where there is none
 
 
 @dataclass(frozen=True)
@@ -48,3 +51,7 @@ class SourceMesh:
     lost: tuple[str, ...] = ()  # noun phrases of contents that a textured copy lacks, as "2 animations"
     face_part: Int[Tensor, " F"] | None = None  # the part of the file that a face belongs to, from 0 on
     linear_colors: bool = False  # vertex colours are mixed in linear light between vertices, as in glTF
+    labels: FaceLabels | None = None  # None where the format has neither nodes nor materials
+    # For each corner, as 3 * face + corner, that of the first instance of the same part of the file, with the
+    # same texture coordinates; None where nothing is instanced.
+    first_corners: Int[Tensor, "F 3"] | None = None

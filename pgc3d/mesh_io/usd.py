@@ -1,7 +1,8 @@
 """USDZ: written for viewers as Quick Look, and read, with the package usd-core.
 
-One mesh with UsdPreviewSurface (https://openusd.org/release/spec_usdpreviewsurface.html), y up, metres. The
-archive is that of the USDZ specification: nothing is compressed, and every file starts on a multiple of 64.
+One mesh, y up, in metres, with materials of the kind UsdPreviewSurface
+(https://openusd.org/release/spec_usdpreviewsurface.html). The archive is that of the USDZ specification:
+nothing is compressed, and every file starts on a multiple of 64.
 """
 
 import tempfile
@@ -13,14 +14,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from pgc3d.errors import InputError
 from pgc3d.images import encode_png
-from pgc3d.mesh_io.asset import MeshAsset
+from pgc3d.mesh_io.asset import AssetMaterial, MeshAsset
 from pgc3d.mesh_io.gltf_material import decode_image
 from pgc3d.mesh_io.packages import require_package
 from pgc3d.mesh_io.polygons import triangulate
@@ -43,26 +44,38 @@ def encode_usdz(path: Path, asset: MeshAsset) -> dict[Path, bytes]:
     require_package("pxr", "usd", "writing USDZ")
     from pxr import UsdUtils
 
-    if asset.uv is None or asset.uv_faces is None or asset.base_color is None:
-        raise ValueError("a USDZ must have texture coordinates and a base colour image")
-    images = {"base_color": asset.base_color}
-    if asset.metallic_roughness is not None:
-        images["metallic_roughness"] = asset.metallic_roughness
-    if asset.normal_map is not None:
-        images["normal"] = asset.normal_map
+    surfaces = asset.surfaces
+    if (
+        asset.uv is None
+        or asset.uv_faces is None
+        or not surfaces
+        or any(item.image is None for item in surfaces)
+    ):
+        raise ValueError("a USDZ must have texture coordinates and images of the base colour")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for key, image in images.items():
-            (folder / f"{key}.png").write_bytes(encode_png(image))
-        _write_stage(folder / "asset.usdc", asset, set(images))
+        for number, surface in enumerate(surfaces):
+            for key, image in _images(surface).items():
+                (folder / f"{key}_{number}.png").write_bytes(encode_png(image))
+        _write_stage(folder / "asset.usdc", asset)
         archive = folder / "asset.usdz"
         if not UsdUtils.CreateNewUsdzPackage(str(folder / "asset.usdc"), str(archive)):
             raise ValueError(f"usd-core must be able to pack {path}, but it failed")
         return {path: archive.read_bytes()}
 
 
-def _write_stage(path: Path, asset: MeshAsset, images: set[str]) -> None:
-    from pxr import Usd, UsdGeom, UsdShade
+def _images(surface: AssetMaterial) -> dict[str, UInt8[Tensor, "H W 3"]]:
+    """The images of a surface by the stems of their files."""
+    named = {
+        "base_color": surface.image,
+        "metallic_roughness": surface.metallic_roughness,
+        "normal": surface.normal_map,
+    }
+    return {name: image for name, image in named.items() if image is not None}
+
+
+def _write_stage(path: Path, asset: MeshAsset) -> None:
+    from pxr import Usd, UsdGeom, UsdShade, Vt
 
     stage = Usd.Stage.CreateNew(str(path))
     UsdGeom.SetStageUpAxis(stage, UsdGeom.Tokens.y)
@@ -72,7 +85,16 @@ def _write_stage(path: Path, asset: MeshAsset, images: set[str]) -> None:
     stage.GetRootLayer().customLayerData = dict(asset.metadata)
     mesh = UsdGeom.Mesh.Define(stage, f"{ROOT}/mesh")
     _write_geometry(mesh, asset)
-    UsdShade.MaterialBindingAPI.Apply(mesh.GetPrim()).Bind(_write_material(stage, asset, images))
+    materials = [_write_material(stage, number, surface) for number, surface in enumerate(asset.surfaces)]
+    binding = UsdShade.MaterialBindingAPI.Apply(mesh.GetPrim())
+    if len(materials) == 1:
+        binding.Bind(materials[0])
+    else:
+        binding.SetMaterialBindSubsetsFamilyType(UsdGeom.Tokens.partition)
+        for number, material in enumerate(materials):
+            rows = (asset.face_surface == number).nonzero()[:, 0]
+            part = binding.CreateMaterialBindSubset(f"part_{number}", Vt.IntArray.FromNumpy(_flat(rows)))
+            UsdShade.MaterialBindingAPI.Apply(part.GetPrim()).Bind(material)
     stage.GetRootLayer().Save()
 
 
@@ -101,22 +123,24 @@ def _flat(faces: Tensor) -> NDArray[np.int32]:
     return np.ascontiguousarray(faces.reshape(-1).numpy(), dtype=np.int32)
 
 
-def _write_material(stage: Any, asset: MeshAsset, images: set[str]) -> Any:
+def _write_material(stage: Any, number: int, asset: AssetMaterial) -> Any:
     from pxr import Gf, Sdf, UsdShade
 
-    material = UsdShade.Material.Define(stage, f"{ROOT}/surface")
-    surface = UsdShade.Shader.Define(stage, f"{ROOT}/surface/preview")
+    images, place = _images(asset), f"{ROOT}/surface_{number}"
+    material = UsdShade.Material.Define(stage, place)
+    material.GetPrim().SetDisplayName(asset.name)
+    surface = UsdShade.Shader.Define(stage, f"{place}/preview")
     surface.CreateIdAttr("UsdPreviewSurface")
     material.CreateSurfaceOutput().ConnectToSource(surface.ConnectableAPI(), "surface")
-    reader = UsdShade.Shader.Define(stage, f"{ROOT}/surface/st")
+    reader = UsdShade.Shader.Define(stage, f"{place}/st")
     reader.CreateIdAttr("UsdPrimvarReader_float2")
     reader.CreateInput("varname", Sdf.ValueTypeNames.String).Set("st")
     types = Sdf.ValueTypeNames
 
     def texture(name: str, space: str) -> Any:
-        shader = UsdShade.Shader.Define(stage, f"{ROOT}/surface/{name}")
+        shader = UsdShade.Shader.Define(stage, f"{place}/{name}")
         shader.CreateIdAttr("UsdUVTexture")
-        shader.CreateInput("file", types.Asset).Set(f"./{name}.png")
+        shader.CreateInput("file", types.Asset).Set(f"./{name}_{number}.png")
         shader.CreateInput("sourceColorSpace", types.Token).Set(space)
         for key, wrap in zip(("wrapS", "wrapT"), asset.wrap, strict=True):
             shader.CreateInput(key, types.Token).Set(WRAPS[wrap])
@@ -188,7 +212,8 @@ class _Part:
         self.vertices, self.faces = vertices, faces
         self.normals: NDArray[Any] | None = None  # [F, 3, 3]
         self.uv: NDArray[Any] | None = None  # [F, 3, 2]
-        self.material: SourceMaterial | None = None
+        self.materials: list[SourceMaterial] = []
+        self.face_material = np.full(len(faces), -1)  # in `materials`
 
     @classmethod
     def of(cls, mesh: Any, transform: Any, upright: NDArray[np.float64]) -> "_Part":
@@ -199,7 +224,7 @@ class _Part:
         points = np.array(mesh.GetPointsAttr().Get() or [], dtype=np.float64).reshape(-1, 3)
         counts = np.array(mesh.GetFaceVertexCountsAttr().Get() or [], dtype=np.int64)
         index = np.array(mesh.GetFaceVertexIndicesAttr().Get() or [], dtype=np.int64)
-        corners, _ = triangulate(points, index, counts)
+        corners, polygon = triangulate(points, index, counts)
         left = mesh.GetOrientationAttr().Get() == UsdGeom.Tokens.leftHanded
         if left != (np.linalg.det(linear) < 0):
             corners = corners[:, ::-1].copy()
@@ -214,8 +239,28 @@ class _Part:
         kinds = ("texCoord2f[]", "float2[]")
         first = next((item for item in found if item and str(item.GetTypeName()) in kinds), None)
         part.uv = None if first is None else _values(first, index, corners, 2)
-        part.material = _read_material(mesh.GetPrim())
+        part._read_materials(mesh, polygon)
         return part
+
+    def _read_materials(self, mesh: Any, polygon: NDArray[np.int64]) -> None:
+        """The material of the mesh, and those of groups of its polygons.
+
+        Args:
+            mesh: of the stage.
+            polygon: of each triangle.
+        """
+        from pxr import UsdShade
+
+        groups = UsdShade.MaterialBindingAPI(mesh.GetPrim()).GetMaterialBindSubsets()
+        for prim, rows in [
+            (mesh.GetPrim(), None),
+            *((part.GetPrim(), part.GetIndicesAttr().Get()) for part in groups),
+        ]:
+            material = _read_material(prim)
+            if material is not None:
+                inside = np.ones(len(polygon), bool) if rows is None else np.isin(polygon, np.array(rows))
+                self.face_material[inside] = len(self.materials)
+                self.materials.append(material)
 
 
 def _values(
@@ -231,7 +276,7 @@ def _values(
 
 
 def _read_material(prim: Any) -> SourceMaterial | None:
-    """The base colour of the material of a mesh; that of a group of faces is not read."""
+    """The base colour of the material that is bound to a mesh or a group of its faces."""
     from pxr import UsdShade
 
     material, _ = UsdShade.MaterialBindingAPI(prim).ComputeBoundMaterial()
@@ -289,11 +334,11 @@ def _joined(parts: list[_Part], path: Path) -> SourceMesh:
     starts = np.cumsum([0, *(len(part.vertices) for part in parts)])
     faces = np.concatenate([start + part.faces for start, part in zip(starts[:-1], parts, strict=True)])
     vertices, notes = in_single(np.concatenate([part.vertices for part in parts]), faces, path)
-    materials = [part.material for part in parts if part.material is not None]
+    materials = [material for part in parts for material in part.materials]
     numbers, count = [], 0
     for part in parts:
-        numbers.append(np.full(len(part.faces), -1 if part.material is None else count))
-        count += part.material is not None
+        numbers.append(np.where(part.face_material < 0, -1, part.face_material + count))
+        count += len(part.materials)
     uv, uv_faces = _corner_values([(part.uv, len(part.faces)) for part in parts], 2)
     normals, normal_faces = _corner_values([(part.normals, len(part.faces)) for part in parts], 3)
     return SourceMesh(

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int, Num, Shaped
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -149,6 +149,7 @@ class SurfaceSamples:
     triangle: Int[Tensor, " P"]
     view: Int[Tensor, " P"]
     side: Float[Tensor, " P"]  # 1 for front faces, -1 for back faces
+    canonical: Float[Tensor, "P 3"]  # the points in the first instance of their part, in the world
     tangents: Float[Tensor, "P 4"] | None = None  # see `corner_tangents`
 
 
@@ -171,6 +172,7 @@ def render_corners(  # noqa: PLR0913
     topology: EdgeTopology,
     face_normals: Float[Tensor, "F 3"],
     tangents: Float[Tensor, "U 4"] | None = None,
+    canonical: Float[Tensor, "V 3"] | None = None,
     shading: bool = True,
 ) -> Rendering:
     """Render a mesh with its own normals; see `render_mesh`.
@@ -188,12 +190,14 @@ def render_corners(  # noqa: PLR0913
         topology: Of faces that are welded along the seams of texture and normals.
         face_normals: Of the mesh, to the side from which its faces run counter-clockwise; of any length.
         tangents: Of the texture coordinates, where `look` needs them.
+        canonical: The vertices in the first instance of their part; the vertices themselves when None.
         shading: Shade the colours of `look` as base colours; otherwise the image has them as they are.
     """
     clip = project(mesh.vertices, cameras)
     fragments = rasterizer.rasterize(clip, mesh.faces, (resolution, resolution))
     textured = mesh.uv if tangents is None else torch.cat([mesh.uv, tangents], dim=1)
-    parts = [(mesh.vertices, mesh.faces), (mesh.normals, mesh.normal_faces), (textured, mesh.uv_faces)]
+    placed = mesh.vertices if canonical is None else torch.cat([mesh.vertices, canonical], dim=1)
+    parts = [(placed, mesh.faces), (mesh.normals, mesh.normal_faces), (textured, mesh.uv_faces)]
     values = [rasterizer.interpolate(part[None], fragments, faces) for part, faces in parts]
     pixel = None if clip.is_cuda else _visible(fragments)
     triangle, view = (
@@ -202,9 +206,9 @@ def render_corners(  # noqa: PLR0913
     )
     points, normals, uv = (_gather(value, pixel) for value in values)
     side = _sides(mesh, face_normals, cameras).index_select(0, view * len(mesh.faces) + triangle)
-    normals = normals * side[:, None]
+    normals, points, first = normals * side[:, None], points[:, :3], points[:, -3:]
     uv, frames = uv[:, :2], None if tangents is None else uv[:, 2:]
-    shown = look(SurfaceSamples(points, normals, uv, triangle, view, side, frames))
+    shown = look(SurfaceSamples(points, normals, uv, triangle, view, side, first, frames))
     attributes = torch.cat([points, shown.normals], dim=1)
     image, depth = _compose(shown.color, attributes, pixel, fragments, cameras, background, shading=shading)
     return _rendering(antialias(image, fragments, clip, mesh.faces, topology), depth, background)
@@ -225,10 +229,13 @@ def _sides(mesh: PreparedMesh, face_normals: Float[Tensor, "F 3"], cameras: Came
 
 
 def sample_texture(
-    texture: Float[Tensor, "H W C"], uv: Float[Tensor, "P 2"], wrap: tuple[str, str] = ("clamp", "clamp")
+    texture: Num[Tensor, "H W C"], uv: Float[Tensor, "P 2"], wrap: tuple[str, str] = ("clamp", "clamp")
 ) -> Float[Tensor, "P C"]:
-    """Bilinear lookup; v points up while row 0 is on top. `wrap` of u and v: repeat, clamp or mirror."""
-    if wrap != ("clamp", "clamp"):
+    """Bilinear lookup; v points up while row 0 is on top. `wrap` of u and v: repeat, clamp or mirror.
+
+    Of bytes, the result is in [0, 255], and no image of floating-point numbers is made.
+    """
+    if wrap != ("clamp", "clamp") or not texture.is_floating_point():
         return _sample_wrapped(texture, uv, wrap)
     grid = torch.stack([2 * uv[:, 0] - 1, 1 - 2 * uv[:, 1]], dim=-1)
     values = torch.nn.functional.grid_sample(
@@ -238,7 +245,7 @@ def sample_texture(
 
 
 def _sample_wrapped(
-    texture: Float[Tensor, "H W C"], uv: Float[Tensor, "P 2"], wrap: tuple[str, str]
+    texture: Num[Tensor, "H W C"], uv: Float[Tensor, "P 2"], wrap: tuple[str, str]
 ) -> Float[Tensor, "P C"]:
     height, width = texture.shape[:2]
     columns, x = _texels(uv[:, 0], width, wrap[0])

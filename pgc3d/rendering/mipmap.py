@@ -1,7 +1,9 @@
 """Mipmapped texture look-ups by the footprint of a pixel, differentiable in the image."""
 
+from dataclasses import dataclass
+
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
@@ -26,6 +28,15 @@ def mip_chain(
     return torch.cat(chain)
 
 
+@dataclass(frozen=True)
+class ChainPlace:
+    """The place of an image in a tensor of mip chains, one behind the other; of one image or of P points."""
+
+    size: int | Int[Tensor, " P"]  # texels of the image's side
+    start: int | Int[Tensor, " P"] = 0  # the image's first texel
+    repeat: bool | Bool[Tensor, " P"] = False  # over the plane; otherwise the border is clamped
+
+
 def sample_chain(
     chain: Float[Tensor, "N C"],
     size: int,
@@ -34,39 +45,52 @@ def sample_chain(
     *,
     repeat: bool = False,
 ) -> Float[Tensor, "P C"]:
-    """Trilinear look-up in the mip chain of an image of `size` texels a side.
+    """Trilinear look-up in the mip chain of an image of `size` texels a side; see `sample_chains`."""
+    return sample_chains(chain, ChainPlace(size, repeat=repeat), uv, level)
+
+
+def sample_chains(
+    chains: Float[Tensor, "N C"], place: ChainPlace, uv: Float[Tensor, "P 2"], level: Float[Tensor, " P"]
+) -> Float[Tensor, "P C"]:
+    """Trilinear look-up in the mip chains of images, for each point in one of them.
 
     v points up while row 0 is on top; the border is clamped, or the image repeats. `level` 0 and below is the
     bilinear lookup in the image itself, log2(size) and above the mean.
     """
-    last = size.bit_length() - 1
-    level = level.clamp(0, last)
+    size = place.size
+    last = size.bit_length() - 1 if isinstance(size, int) else torch.log2(size.float()).round().long()
+    level = _at_most(level.clamp(min=0), last)
     fine = level.floor().long()
-    lower = _bilinear(chain, size, uv, fine, repeat=repeat)
-    upper = _bilinear(chain, size, uv, (fine + 1).clamp(max=last), repeat=repeat)
+    lower = _bilinear(chains, place, uv, fine)
+    upper = _bilinear(chains, place, uv, _at_most(fine + 1, last))
     return lower + (level - fine)[:, None] * (upper - lower)
 
 
+def _at_most(values: Tensor, bound: int | Tensor) -> Tensor:
+    return values.clamp(max=bound) if isinstance(bound, int) else torch.minimum(values, bound)
+
+
+def _repeated(image: ChainPlace, first: Tensor, second: Tensor) -> Tensor:
+    """`first` of the points whose image repeats, else `second`."""
+    if isinstance(image.repeat, bool):
+        return first if image.repeat else second
+    return torch.where(image.repeat.reshape(-1, *[1] * (first.dim() - 1)), first, second)
+
+
 def _bilinear(
-    chain: Float[Tensor, "N C"],
-    size: int,
-    uv: Float[Tensor, "P 2"],
-    level: Int[Tensor, " P"],
-    *,
-    repeat: bool,
+    chain: Float[Tensor, "N C"], image: ChainPlace, uv: Float[Tensor, "P 2"], level: Int[Tensor, " P"]
 ) -> Float[Tensor, "P C"]:
-    side = size >> level  # [P]
-    start = 4 * (size * size - side * side) // 3  # texels of the finer levels
+    side = image.size >> level  # [P]
+    start = image.start + 4 * (image.size * image.size - side * side) // 3  # texels of the finer levels
     place = torch.stack([uv[:, 0], 1 - uv[:, 1]], dim=1) * side[:, None] - 0.5
-    if not repeat:
-        place = torch.minimum(place.clamp(min=0), (side - 1)[:, None])
+    place = _repeated(image, place, torch.minimum(place.clamp(min=0), (side - 1)[:, None]))
     corner = place.floor()
     x, y = (place - corner)[:, :1], (place - corner)[:, 1:]
     column, row = corner.long().unbind(1)
-    if repeat:
-        right, below, column, row = (index % side for index in (column + 1, row + 1, column, row))
-    else:
-        right, below = torch.minimum(column + 1, side - 1), torch.minimum(row + 1, side - 1)
+    right, below = (
+        _repeated(image, (index + 1) % side, torch.minimum(index + 1, side - 1)) for index in (column, row)
+    )
+    column, row = column % side, row % side  # without an effect where the border is clamped
 
     def texel(rows: Tensor, columns: Tensor) -> Tensor:
         return chain.index_select(0, start + rows * side + columns)
@@ -99,7 +123,7 @@ def footprint_level(
     cameras: Cameras,
     *,
     resolution: int,
-    texture_size: int,
+    texture_size: int | Int[Tensor, " P"],
 ) -> Float[Tensor, " P"]:
     """Mip level at the surface `points` of pixels: log2 of the longer side of a pixel's footprint in texels.
 

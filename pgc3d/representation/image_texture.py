@@ -1,11 +1,13 @@
-"""A texture of a mesh as the texels of an image."""
+"""A texture of a mesh as the texels of images, one for each of its texture sets."""
+
+from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import max_pool2d
 
-from pgc3d.rendering.mipmap import mip_chain
+from pgc3d.rendering.mipmap import ChainPlace, mip_chain, sample_chains
 from pgc3d.representation.channels import Channels, ColorChannels, first_values
 
 GUTTER_WEIGHT = 1e-4  # of texels that no face covers, in the means of the mip levels
@@ -51,3 +53,57 @@ class ImageTexture(nn.Module):
         """Clamp the texels to the bounds of their channels."""
         low, high = self.bounds.unbind(1)
         self.image.clamp_(low, high)
+
+
+class ImageTextures(nn.Module):
+    """The images of K texture sets with the same channels."""
+
+    sides: Int[Tensor, " K"]
+    starts: Int[Tensor, " K"]
+    repeats: Bool[Tensor, " K"]
+
+    def __init__(self, images: Sequence[ImageTexture], *, repeats: Sequence[bool]) -> None:
+        """Hold the images of the sets in their order; `repeats` are those that repeat over the plane."""
+        super().__init__()
+        self.images = nn.ModuleList(images)
+        self.channels = images[0].channels
+        self.repeated = tuple(repeats)
+        sides = torch.tensor([len(image.image) for image in images])
+        texels = torch.cumsum((4 * sides * sides - 1) // 3, dim=0)
+        starts = torch.cat([texels.new_zeros(1), texels[:-1]])
+        for name, value in (("sides", sides), ("starts", starts), ("repeats", torch.tensor(repeats))):
+            self.register_buffer(name, value, persistent=False)
+
+    def __getitem__(self, index: int) -> ImageTexture:
+        image = self.images[index]
+        assert isinstance(image, ImageTexture)
+        return image
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def chains(self) -> Float[Tensor, "N C"]:
+        """The texels of all mip levels of all images."""
+        return torch.cat([self[index].chain() for index in range(len(self))])
+
+    def side(self, sets: Int[Tensor, " P"]) -> int | Int[Tensor, " P"]:
+        """Side in texels of the images of sets; one number where there is one image."""
+        return len(self[0].image) if len(self) == 1 else self.sides.index_select(0, sets)
+
+    def sample(
+        self,
+        chains: Float[Tensor, "N C"],
+        sets: Int[Tensor, " P"],
+        uv: Float[Tensor, "P 2"],
+        level: Float[Tensor, " P"],
+    ) -> Float[Tensor, "P C"]:
+        """Filtered look-up of points in the images of their sets; see `sample_chains`."""
+        if len(self) == 1:
+            return sample_chains(chains, ChainPlace(len(self[0].image), repeat=self.repeated[0]), uv, level)
+        chosen = (values.index_select(0, sets) for values in (self.sides, self.starts, self.repeats))
+        return sample_chains(chains, ChainPlace(*chosen), uv, level)
+
+    def project(self) -> None:
+        """Clamp the texels to the bounds of their channels."""
+        for index in range(len(self)):
+            self[index].project()

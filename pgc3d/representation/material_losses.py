@@ -1,5 +1,7 @@
 """Regularisers of a material."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -23,15 +25,17 @@ def field_smoothness(field: ColorField, points: Float[Tensor, "P 3"], step: Step
     return (first - second).abs().mean()
 
 
-def image_smoothness(image: Float[Tensor, "S S C"], weight: Float[Tensor, "S S"]) -> Float[Tensor, ""]:
+def image_smoothness(
+    images: Sequence[tuple[Float[Tensor, "S S C"], Float[Tensor, "S S"]]],
+) -> Float[Tensor, ""]:
     """Mean absolute difference of the base colours of neighbouring texels, by the weight of both."""
-    color = image[..., :3]
-    total, weights = color.new_zeros(()), weight.new_zeros(())
-    for axis in (0, 1):
-        size = len(image) - 1
-        pair = weight.narrow(axis, 0, size) * weight.narrow(axis, 1, size)
-        total = total + (color.diff(dim=axis).abs().mean(-1) * pair).sum()
-        weights = weights + pair.sum()
+    total, weights = images[0][0].new_zeros(()), images[0][0].new_zeros(())
+    for image, weight in images:
+        for axis in (0, 1):
+            size = len(image) - 1
+            pair = weight.narrow(axis, 0, size) * weight.narrow(axis, 1, size)
+            total = total + (image[..., :3].diff(dim=axis).abs().mean(-1) * pair).sum()
+            weights = weights + pair.sum()
     return total / weights
 
 

@@ -1,15 +1,14 @@
 """A given mesh of fixed shape whose colours are optimised.
 
-The colours are a hash-grid field on the surface, baked on export, or the texels of an image.
+The colours are a hash-grid field on the surface, baked on export, or the texels of images.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
@@ -21,10 +20,11 @@ from pgc3d.parameters import ParameterGroup, ParameterStore
 from pgc3d.rendering.antialias import edge_topology
 from pgc3d.rendering.lighting import Lighting, bumped
 from pgc3d.rendering.mesh_renderer import Look, SurfaceSamples, render_corners, to_camera
-from pgc3d.rendering.mipmap import footprint_level, sample_chain, uv_gradients
+from pgc3d.rendering.mipmap import footprint_level, uv_gradients
 from pgc3d.representation.fields import ColorField
-from pgc3d.representation.image_texture import ImageTexture
+from pgc3d.representation.image_texture import ImageTextures
 from pgc3d.representation.material_losses import field_smoothness, image_smoothness, some_points
+from pgc3d.representation.uv_planes import UvPlanes
 from pgc3d.types import (
     Cameras,
     Handover,
@@ -55,7 +55,7 @@ class TexturedMesh(nn.Module):
         *,
         rasterizer: Rasterizer,
         prepared: PreparedMesh,
-        texture: ColorField | ImageTexture,
+        texture: ColorField | ImageTextures,
         learning_rates: dict[str, float],
         shading: bool = True,
         lighting: Lighting | None = None,
@@ -83,9 +83,12 @@ class TexturedMesh(nn.Module):
         device = next(texture.parameters()).device
         self.mesh = mesh = prepared.in_world().to(device)
         self._topology = edge_topology(prepared.welded_faces.to(device), len(mesh.vertices))
+        self.canonical = mesh.canonical
         self._face_normals = face_normals(mesh.vertices, mesh.faces)
         self._gradients = uv_gradients(mesh)
         self._tangents = corner_tangents(mesh) if self.has_bump else None
+        shared = any(part.shared for part in prepared.sets)
+        self._planes = UvPlanes.of(prepared.sets, device) if shared else None
 
     @property
     def has_bump(self) -> bool:
@@ -102,15 +105,16 @@ class TexturedMesh(nn.Module):
 
     def end_step(self, step: Step) -> None:
         """Keep the texels of an image in their bounds."""
-        if isinstance(self.texture, ImageTexture):
+        if isinstance(self.texture, ImageTextures):
             self.texture.project()
 
     def regularizers(self, step: Step) -> dict[str, Float[Tensor, ""]]:
         """That of the material: the geometry is fixed."""
         if not self.smoothness > 0:
             return {}
-        if isinstance(self.texture, ImageTexture):
-            loss = image_smoothness(self.texture.image, self.texture.weight)
+        if isinstance(self.texture, ImageTextures):
+            images = [self.texture[index] for index in range(len(self.texture))]
+            loss = image_smoothness([(image.image, image.weight) for image in images])
         else:
             loss = field_smoothness(self.texture, some_points(self._points(), step), step)
         return {"smoothness": self.smoothness * loss}
@@ -119,10 +123,11 @@ class TexturedMesh(nn.Module):
         """Points of the surface at which a field is compared with itself, the same in every run."""
         if self._pool is None:
             mesh = self.mesh
-            corners = mesh.vertices[mesh.faces].flatten(0, 1), mesh.uv[mesh.uv_faces].flatten(0, 1)
+            corners = self.canonical[mesh.faces].flatten(0, 1), mesh.uv[mesh.uv_faces].flatten(0, 1)
             generator = seeded("points of a surface")
-            sampled, _ = sample_surface(mesh.vertices, mesh.faces, POOL, generator)
-            self._pool = self._field_points(*corners) if self.prepared.uv_shared else sampled
+            sampled, _ = sample_surface(self.canonical, mesh.faces, POOL, generator)
+            sets = self.mesh.face_set.repeat_interleave(3)
+            self._pool = self._field_points(*corners, sets) if self._planes is not None else sampled
         return self._pool
 
     def render(self, views: Views, resolution: int, step: Step | None) -> Rendering:
@@ -144,7 +149,7 @@ class TexturedMesh(nn.Module):
         `step` draws the lights of a material that has some, see `Lighting`.
         """
         cameras = views.cameras
-        chain = self.texture.chain() if isinstance(self.texture, ImageTexture) else None
+        chain = self.texture.chains() if isinstance(self.texture, ImageTextures) else None
         light = None
         if shading and self.lighting is not None:
             light = self.lighting.for_views(len(views), step)
@@ -170,6 +175,7 @@ class TexturedMesh(nn.Module):
             topology=self._topology,
             face_normals=self._face_normals,
             tangents=self._tangents,
+            canonical=None if self.prepared.first_corners is None else self.canonical,
             shading=shading and light is None,
         )
 
@@ -177,9 +183,9 @@ class TexturedMesh(nn.Module):
         self, hits: SurfaceSamples, chain: Tensor | None, cameras: Cameras, resolution: int
     ) -> Float[Tensor, "P C"]:
         """The channels of the texture at pixels; those of an image filtered over the pixels' footprints."""
+        sets = self.mesh.face_set.index_select(0, hits.triangle)
         if isinstance(self.texture, ColorField):
-            return self.texture.values(self._field_points(hits.points, hits.uv))
-        size = len(self.texture.image)
+            return self.texture.values(self._field_points(hits.canonical, hits.uv, sets))
         level = footprint_level(
             self._gradients.index_select(0, hits.triangle),
             hits.points,
@@ -187,20 +193,19 @@ class TexturedMesh(nn.Module):
             hits.view,
             cameras,
             resolution=resolution,
-            texture_size=size,
+            texture_size=self.texture.side(sets),
         )
         assert chain is not None
-        return sample_chain(chain, size, hits.uv, level, repeat=self.prepared.uv_wraps)
+        return self.texture.sample(chain, sets, hits.uv, level)
 
-    def _field_points(self, points: Float[Tensor, "P 3"], uv: Float[Tensor, "P 2"]) -> Float[Tensor, "P 3"]:
+    def _field_points(
+        self, points: Float[Tensor, "P 3"], uv: Float[Tensor, "P 2"], sets: Int[Tensor, " P"]
+    ) -> Float[Tensor, "P 3"]:
         """The points at which the field is evaluated: surface points, or texture coordinates on a plane.
 
         Where surface points share a texel, the file has one colour for them, and so must the field.
         """
-        if not self.prepared.uv_shared:
-            return points
-        flat = 2 * (uv - uv.floor() if self.prepared.uv_wraps else uv) - 1
-        return torch.cat([flat, torch.zeros_like(flat[:, :1])], dim=1)
+        return points if self._planes is None else self._planes(points, uv, sets)
 
     def parameter_store(self) -> ParameterStore:
         """The texture's parameters."""
@@ -223,20 +228,24 @@ class TexturedMesh(nn.Module):
     def _nearest_material(self, points: Float[Tensor, "P 3"]) -> Material:
         """Material of a field at the points, of an image at the nearest corner of a face."""
         texture = self.texture
-        if isinstance(texture, ColorField) and not self.prepared.uv_shared:
+        instanced = self.prepared.first_corners is not None
+        if isinstance(texture, ColorField) and self._planes is None and not instanced:
             return replace(cast("Material", texture(points)), slope=None)
-        corners, uv = self.mesh.vertices[self.mesh.faces].flatten(0, 1), self.mesh.uv[self.mesh.uv_faces]
+        mesh = self.mesh
+        corners = mesh.vertices[mesh.faces].flatten(0, 1)
         parts = torch.split(points, max(1, (1 << 24) // len(corners)))  # 64 MB of distances
-        nearest = [torch.cdist(part, corners).argmin(dim=1) for part in parts]
-        nearest_uv = uv.flatten(0, 1)[torch.cat(nearest)]
-        size = len(texture.image) if isinstance(texture, ImageTexture) else 1  # no filtering
-        values = self.texels(points, nearest_uv, texture_size=size)
+        nearest = torch.cat([torch.cdist(part, corners).argmin(dim=1) for part in parts])
+        uv, canonical = (
+            mesh.uv[mesh.uv_faces.flatten()[nearest]],
+            self.canonical[mesh.faces.flatten()[nearest]],
+        )
+        values = self.texels(canonical, uv, mesh.face_set[nearest // 3])
         return replace(texture.channels.material(values), slope=None)
 
     def _groups(self) -> list[ParameterGroup]:
         groups: dict[str, list[Tensor]]
-        if isinstance(self.texture, ImageTexture):
-            groups = {"texture.image": [self.texture.image]}
+        if isinstance(self.texture, ImageTextures):
+            groups = {"texture.image": list(self.texture.parameters())}
         else:
             groups = {
                 "texture.grid": list(self.texture.grid.parameters()),
@@ -249,18 +258,23 @@ class TexturedMesh(nn.Module):
 
     @torch.no_grad()
     def texels(
-        self, points: Float[Tensor, "P 3"], uv: Float[Tensor, "P 2"], *, texture_size: int
+        self,
+        points: Float[Tensor, "P 3"],
+        uv: Float[Tensor, "P 2"],
+        sets: Int[Tensor, " P"],
+        *,
+        texture_size: int | None = None,
     ) -> Float[Tensor, "P C"]:
-        """The channels of the texture at world points with their texture coordinates.
+        """The channels of the texture at canonical points with their texture coordinates and texture sets.
 
         `texture_size` is the side of the image to bake in texels; for one smaller than the texture it is
-        filtered.
+        filtered. Without it, nothing is.
         """
         texture, parts = self.texture, torch.split(torch.arange(len(points), device=points.device), CHUNK)
         if isinstance(texture, ColorField):
-            field_points = self._field_points(points, uv)
+            field_points = self._field_points(points, uv, sets)
             return torch.cat([texture.values(field_points[part]) for part in parts])
-        chain, size = texture.chain(), len(texture.image)
-        level = torch.full_like(uv[:, 0], math.log2(max(size / texture_size, 1.0)))
-        repeat = self.prepared.uv_wraps
-        return torch.cat([sample_chain(chain, size, uv[part], level[part], repeat=repeat) for part in parts])
+        chains, level = texture.chains(), torch.zeros_like(uv[:, 0])
+        if texture_size is not None:
+            level = level + torch.log2(texture.sides[sets] / texture_size).clamp_min(0.0)
+        return torch.cat([texture.sample(chains, sets[part], uv[part], level[part]) for part in parts])

@@ -12,9 +12,10 @@ from pgc3d.geometry.placement import orientation
 from pgc3d.interfaces import Rasterizer
 from pgc3d.ranges import MAX_RATE, check, number
 from pgc3d.rendering.mesh_renderer import stored_bytes
+from pgc3d.representation.channels import Channels
 from pgc3d.representation.fields import ColorField, ColorFieldConfig, build_color_field, start_colors
 from pgc3d.representation.headlight import HeadlightConfig
-from pgc3d.representation.image_texture import ImageTexture
+from pgc3d.representation.image_texture import ImageTexture, ImageTextures
 from pgc3d.representation.materials import MaterialConfig
 from pgc3d.representation.textured_mesh import TexturedMesh
 from pgc3d.requirements import Requirements
@@ -115,17 +116,9 @@ def build_textured_mesh(
         InputError: a light cannot be read.
     """
     channels = config.material.channels(config.roughness, config.metallic)
-    texture: ColorField | ImageTexture
+    texture: ColorField | ImageTextures
     if config.texture == "image":
-        mesh = prepared.to(device)
-        covered = uv_coverage(mesh, config.image_size, rasterizer)
-        texture = ImageTexture(
-            torch.ones_like(covered) if prepared.uv_wraps else covered,
-            color=config.color,
-            roughness=config.roughness,
-            metallic=config.metallic,
-            channels=channels,
-        )
+        texture = _image_textures(config, prepared.to(device), channels, rasterizer)
     else:
         texture = build_color_field(
             config.color_field,
@@ -148,3 +141,20 @@ def build_textured_mesh(
         lighting=config.material.lighting(load_light, device),
         smoothness=config.material.smoothness,
     )
+
+
+def _image_textures(
+    config: TexturedMeshConfig, mesh: PreparedMesh, channels: Channels, rasterizer: Rasterizer
+) -> ImageTextures:
+    """An image for each texture set, all of one colour."""
+    images = [
+        ImageTexture(
+            uv_coverage(mesh, index, part.side(config.image_size), rasterizer),
+            color=config.color,
+            roughness=config.roughness,
+            metallic=config.metallic,
+            channels=channels,
+        )
+        for index, part in enumerate(mesh.sets)
+    ]
+    return ImageTextures(images, repeats=[part.wraps for part in mesh.sets])

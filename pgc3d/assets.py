@@ -1,0 +1,69 @@
+"""The asset file of a run: written from its representation, and compared with the run's own renders."""
+
+from pathlib import Path
+
+from pgc3d import __version__
+from pgc3d.build.run import some_cameras
+from pgc3d.disk import free_name
+from pgc3d.errors import DivergedError
+from pgc3d.exporting.export import ExportReport, export_asset
+from pgc3d.exporting.textured_mesh import export_textured_mesh
+from pgc3d.interfaces import Meshable, Rasterizer, Representation
+from pgc3d.representation.textured_mesh import TexturedMesh
+from pgc3d.session import Event, Session
+
+
+def _write_asset(
+    session: Session, representation: TexturedMesh | Meshable, rasterizer: Rasterizer
+) -> ExportReport:
+    settings = session.config.export
+    path = free_name(session.run.path / f"asset.{settings.format}")
+    metadata = {"prompt": session.record["prompt"], "seed": session.config.run.seed, "pgc3d": __version__}
+    if isinstance(representation, TexturedMesh):
+        mesh, device = representation.mesh, session.device
+        return export_textured_mesh(
+            representation,
+            path,
+            format=settings.format,
+            texture_size=settings.texture_size,
+            metadata=metadata,
+            rasterizer=rasterizer,
+            placing=settings.placing,
+            cameras=some_cameras(session.config, session.stage, device, mesh, rasterizer),
+        )
+    return export_asset(
+        representation,
+        path,
+        format=settings.format,
+        texture_size=settings.texture_size,
+        faces=settings.faces or None,
+        metadata=metadata,
+        rasterizer=rasterizer,
+        placing=settings.placing,
+    )
+
+
+def export_run(session: Session, representation: Representation, rasterizer: Rasterizer) -> list[Path]:
+    """Export the asset of a run; the written files.
+
+    Raises:
+        DivergedError: the renders of the file differ from the run's own.
+    """
+    session.on_event(Event("export"))
+    if not isinstance(representation, (TexturedMesh, Meshable)):
+        message = f"the asset has no surface to export; `pgc3d render {session.run.path}` shows it"
+        session.on_event(Event("export", message=message))
+        return []
+    with session.timed("export"):
+        report = _write_asset(session, representation, rasterizer)
+    files = [file.path for file in report.files]
+    session.made("export", files)
+    session.record["export"] = {"psnr": report.psnr, "faces": report.faces, "seconds": dict(report.seconds)}
+    session.record["export"] |= {"height": report.height, "placing": session.config.export.placing.changes}
+    comparison = f"{report.psnr:.1f} dB between {files[0].name} read back and the run's own render"
+    if not report.faithful:
+        raise DivergedError(f"an export must match the run's renders, got {comparison}; {report.remedy}")
+    message = f"{report.faces} faces{report.remarks}, PSNR {comparison}"
+    for line in (message, *report.notes):
+        session.on_event(Event("export", message=line))
+    return files
