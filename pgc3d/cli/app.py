@@ -10,17 +10,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from pgc3d.choices import (
-    Baseline,
-    Format,
-    GuidanceName,
-    ImageGuidanceName,
-    Origin,
-    Space,
-    Texture,
-    Unit,
-    UvChoice,
-)
+from pgc3d.choices import Baseline, Format, GuidanceName, ImageGuidanceName, Space, Texture, UvChoice
 from pgc3d.cli.config_commands import config_app
 from pgc3d.cli.console import Bar, Warnings, close_stdout, deliver, emit, notify, prepare_streams
 from pgc3d.cli.options import (
@@ -31,8 +21,10 @@ from pgc3d.cli.options import (
     FacesOption,
     FrameOption,
     GuidanceOption,
+    HeightOption,
     ModelOption,
     NormalOption,
+    OriginOption,
     OutOption,
     RunArgument,
     RunOptions,
@@ -43,6 +35,8 @@ from pgc3d.cli.options import (
     StyleOption,
     StyleWeightOption,
     TextureOption,
+    UnitOption,
+    UpOption,
     configured,
     configured_item,
     style_settings,
@@ -221,17 +215,10 @@ def export(  # noqa: PLR0917 - one option each
     format_: Annotated[Format | None, typer.Option("--format", help="The run's own when not given.")] = None,
     texture_size: TextureOption = None,
     faces: FacesOption = None,
-    height: Annotated[float | None, typer.Option(help="Scale the mesh to this height, in --unit.")] = None,
-    unit: Annotated[
-        Unit | None,
-        typer.Option(help="Of --height, and of the file's numbers; m when not given. glTF and USDZ: metres."),
-    ] = None,
-    up: Annotated[
-        str | None, typer.Option(metavar="AXIS", help="Turn the mesh so that +y, or +z, -x ... is up.")
-    ] = None,
-    origin: Annotated[
-        Origin | None, typer.Option(help="Point at (0, 0, 0): middle of the bottom, centre, or as it is.")
-    ] = None,
+    height: HeightOption = None,
+    unit: UnitOption = None,
+    up: UpOption = None,
+    origin: OriginOption = None,
     stage: StageOption = None,
 ) -> int:
     """Write the asset of a run as a mesh file."""

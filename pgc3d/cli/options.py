@@ -10,7 +10,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
-from pgc3d.choices import Backend, Baseline, Device, Frame, Quality, TextGuidanceName
+from pgc3d.choices import Backend, Baseline, Device, Frame, Origin, Quality, TextGuidanceName, Unit
 from pgc3d.cli.console import notify
 
 # typer has no options that are lists of a Literal
@@ -50,6 +50,17 @@ NormalOption = Annotated[
 ]
 FrameOption = Annotated[
     Frame, typer.Option(help="own: each mesh centred and scaled on its own; shared: by the truth alone.")
+]
+HeightOption = Annotated[float | None, typer.Option(help="Scale the mesh to this height, in --unit.")]
+UnitOption = Annotated[
+    Unit | None,
+    typer.Option(help="Of --height, and of the file's numbers; m when not given. glTF and USDZ: metres."),
+]
+UpOption = Annotated[
+    str | None, typer.Option(metavar="AXIS", help="Turn the mesh so that +y, or +z, -x ... is up.")
+]
+OriginOption = Annotated[
+    Origin | None, typer.Option(help="Point at (0, 0, 0): middle of the bottom, centre, or as it is.")
 ]
 TextureOption = Annotated[int | None, typer.Option(help="Side of the texture in pixels.")]
 FacesOption = Annotated[int | None, typer.Option(help="Decimate to this many triangles, 0 keeps all.")]
