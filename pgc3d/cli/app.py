@@ -88,8 +88,7 @@ def text(
     from pgc3d import pipeline
     from pgc3d.task import Task
 
-    own = style_settings(options, style, style_weight, style_adapter)
-    resolved = configured(guidance, options, own=own)
+    resolved = configured(guidance, options, own=style_settings(options, style, style_weight, style_adapter))
     folder = out or default_folder(Path("runs"), prompt, resolved.run.seed)
     task = Task(prompt, style=style)
     return _run(lambda **calls: pipeline.generate(task, out=folder, config=resolved, **calls))
@@ -179,13 +178,7 @@ def texture(
     if options.faces:
         raise InputError(f"--faces must not be given with an input mesh, got {options.faces}; remove it")
     image_size = options.texture_size if texture == "image" else None
-    own = {
-        "up": up,
-        "front": front,
-        "texture": texture,
-        "image_size": image_size,
-        "uv": uv,
-    }
+    own = {"up": up, "front": front, "texture": texture, "image_size": image_size, "uv": uv}
     backgrounds, background_image = split_backgrounds(background or [])
     every = {"backgrounds": backgrounds or None, "guidance": {"negative_prompt": negative}}
     layers = {"representation": own} | style_settings(options, style, style_weight, style_adapter)
@@ -222,10 +215,9 @@ def export(  # noqa: PLR0917 - one option each
     from pgc3d import pipeline
 
     bar = Bar()
-    placing = {"height": height, "unit": unit, "up": up, "origin": origin}
     pipeline.export(
-        run, file_format=format_, texture_size=texture_size, faces=faces, placing=placing, stage=stage,
-        on_event=bar,
+        run, file_format=format_, texture_size=texture_size, faces=faces, stage=stage, on_event=bar,
+        placing={"height": height, "unit": unit, "up": up, "origin": origin},
     )  # fmt: skip
     bar.close()
     return 0
