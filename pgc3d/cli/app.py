@@ -88,8 +88,7 @@ def text(
     from pgc3d import pipeline
     from pgc3d.task import Task
 
-    own = style_settings(options, style, style_weight, style_adapter)
-    resolved = configured(guidance, options, own=own)
+    resolved = configured(guidance, options, own=style_settings(options, style, style_weight, style_adapter))
     folder = out or default_folder(Path("runs"), prompt, resolved.run.seed)
     task = Task(prompt, style=style)
     return _run(lambda **calls: pipeline.generate(task, out=folder, config=resolved, **calls))
@@ -225,10 +224,9 @@ def export(  # noqa: PLR0917 - one option each
     from pgc3d import pipeline
 
     bar = Bar()
-    placing = {"height": height, "unit": unit, "up": up, "origin": origin}
     pipeline.export(
-        run, file_format=format_, texture_size=texture_size, faces=faces, placing=placing, stage=stage,
-        on_event=bar,
+        run, file_format=format_, texture_size=texture_size, faces=faces, stage=stage, on_event=bar,
+        placing={"height": height, "unit": unit, "up": up, "origin": origin},
     )  # fmt: skip
     bar.close()
     return 0
