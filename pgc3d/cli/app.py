@@ -181,13 +181,8 @@ def texture(
     if options.faces:
         raise InputError(f"--faces must not be given with an input mesh, got {options.faces}; remove it")
     image_size = options.texture_size if texture == "image" else None
-    own = {
-        "up": up,
-        "front": front,
-        "texture": texture,
-        "image_size": image_size,
-        "uv": uv,
-    } | ({"material": {"kind": "pbr"}, "shading": True} if pbr else {})
+    own: dict[str, Any] = {"up": up, "front": front, "texture": texture, "image_size": image_size, "uv": uv}
+    own |= {"material": {"kind": "pbr"}, "shading": True} if pbr else {}
     backgrounds, background_image = split_backgrounds(background or [])
     every = {"backgrounds": backgrounds or None, "guidance": {"negative_prompt": negative}}
     layers = {"representation": own} | style_settings(options, style, style_weight, style_adapter)
