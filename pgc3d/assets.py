@@ -30,6 +30,7 @@ def _write_asset(
             texture_size=settings.texture_size,
             metadata=metadata,
             rasterizer=rasterizer,
+            placing=settings.placing,
             cameras=some_cameras(session.config, session.stage, device, mesh, rasterizer),
             document=_document(session),
         )
@@ -41,6 +42,7 @@ def _write_asset(
         faces=settings.faces or None,
         metadata=metadata,
         rasterizer=rasterizer,
+        placing=settings.placing,
     )
 
 
@@ -75,21 +77,11 @@ def export_run(session: Session, representation: Representation, rasterizer: Ras
     files = [file.path for file in report.files]
     session.made("export", files)
     session.record["export"] = {"psnr": report.psnr, "faces": report.faces, "seconds": dict(report.seconds)}
+    session.record["export"] |= {"height": report.height, "placing": session.config.export.placing.changes}
     comparison = f"{report.psnr:.1f} dB between {files[0].name} read back and the run's own render"
     if not report.faithful:
-        raise DivergedError(
-            f"an export must match the run's renders, got {comparison}; {_remedy(session, representation)}"
-        )
+        raise DivergedError(f"an export must match the run's renders, got {comparison}; {report.remedy}")
     message = f"{report.faces} faces{report.remarks}, PSNR {comparison}"
     for line in (message, *report.notes):
         session.on_event(Event("export", message=line))
     return files
-
-
-def _remedy(session: Session, representation: Representation) -> str:
-    """What a user can change after an export that differs from the run's renders."""
-    if not isinstance(representation, TexturedMesh):
-        return "raise --texture-size or --faces"
-    if session.config.export.format == "ply":
-        return "it has too few vertices for the colours, use --format glb or obj"
-    return "raise --texture-size"

@@ -21,8 +21,10 @@ import yaml
 from omegaconf import DictConfig, OmegaConf, read_write
 
 from pgc3d.cameras import ViewConfig
-from pgc3d.choices import Backend, Precision
+from pgc3d.choices import Backend, Format, Precision
+from pgc3d.diffusion.style import StyleConfig
 from pgc3d.errors import ConfigError
+from pgc3d.exporting.placing import PlacingConfig
 from pgc3d.image_config import InputImageConfig
 from pgc3d.layers import build, merge, nearest, structured
 from pgc3d.prompts import ViewPromptConfig
@@ -52,6 +54,7 @@ class ModelConfig:
     empty_prompt: Literal["text", "zeros"] = "text"  # how an empty negative prompt is encoded
     # FILE or OWNER/NAME[:FILE], each with or without :SCALE; safetensors
     loras: tuple[str, ...] = field(default=(), metadata=PATH)
+    style: StyleConfig = field(default_factory=StyleConfig)  # for the run's style image, where it has one
     dtype: Precision = "auto"  # of the UNet and the text or image encoders
     vae: str | None = field(default=None, metadata=PATH)  # another VAE, as "sdxl-vae-fp16-fix"
     vae_dtype: Precision = "auto"
@@ -84,9 +87,10 @@ class RunConfig:
 class ExportConfig:
     """The mesh file that is written at the end."""
 
-    format: Literal["glb", "obj", "ply", "stl"] = "glb"
+    format: Format = "glb"
     texture_size: int = number(1024, 64, 8192, unit="pixels")
     faces: int = number(20_000, 4, 10**9, also={0: "all of them"})  # decimate to this many
+    placing: PlacingConfig = field(default_factory=PlacingConfig)
 
     def __post_init__(self) -> None:
         check(self)

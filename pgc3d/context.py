@@ -16,6 +16,7 @@ from torch import Tensor
 from pgc3d.choices import MapName
 from pgc3d.diffusion.files import ModelFolder
 from pgc3d.diffusion.latent import LatentDiffusion
+from pgc3d.diffusion.style import StyleTokens
 from pgc3d.diffusion.zero123 import Zero123
 from pgc3d.interfaces import Guidance, Rasterizer, Representation
 from pgc3d.prompts import ViewPromptConfig
@@ -49,6 +50,10 @@ class ModelStore(Protocol):
 
     def embed(self, name: str, texts: tuple[str, ...]) -> TextEmbedding:
         """The texts encoded for the model's UNet; the text encoders are loaded for the call only."""
+        ...
+
+    def style(self, name: str) -> StyleTokens | None:
+        """The tokens of the run's style image for the model's UNet; None where it has none."""
         ...
 
     def view_prompts(self, name: str) -> ViewPromptConfig:

@@ -10,6 +10,7 @@ from pgc3d.build.models import LocatedModel
 from pgc3d.config import Config
 from pgc3d.diffusion.files import ModelFolder
 from pgc3d.diffusion.lora import parse_lora
+from pgc3d.diffusion.style import StyleAdapter
 from pgc3d.errors import RunDirectoryError, WeightsNotFoundError
 
 BUNDLED = "mini"
@@ -124,6 +125,8 @@ def describe_models(config: Config, located: Mapping[str, LocatedModel]) -> dict
         for part, file in {"vae": model.config.vae, "base": model.config.base}.items():
             if file is not None and (path := _local(file)) is not None:
                 described[f"{entry} {part}"] = _describe_file(file, path)
+        if model.style is not None:
+            described[f"{entry} style"] = _describe_style(model.style)
         loras += [
             {"path": str(item.path), "scale": item.scale, "sha256": item.sha256} for item in model.loras
         ]
@@ -131,6 +134,12 @@ def describe_models(config: Config, located: Mapping[str, LocatedModel]) -> dict
         if (path := _local(name)) is not None:
             described[key] = _describe_file(name, path)
     return {"models": described, "loras": loras}
+
+
+def _describe_style(style: StyleAdapter) -> dict[str, Any]:
+    digest = hashlib.sha256("".join(map(fingerprint, (style.path, style.encoder))).encode())
+    place = {} if style.commit else {"path": str(style.path.absolute())}
+    return {"name": style.name, "commit": style.commit, **place, "sha256": digest.hexdigest()}
 
 
 def _describe_file(name: str, path: Path) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from pgc3d.checkpoint_files import Checkpoint
 from pgc3d.config import Config, dump_config, load_config
 from pgc3d.disk import free_name, replace_file, require_free_space, sha256
 from pgc3d.errors import InputError, RunDirectoryError
+from pgc3d.inputs.background import style_loader
 from pgc3d.inputs.mesh import save_prepared
 from pgc3d.interfaces import Rasterizer, Representation
 from pgc3d.layers import nearest
@@ -92,7 +93,7 @@ def generate(
     if task.mesh is not None:
         prepared = prepare_mesh(config, task.mesh, device, notify)
         document = prepare_document(task.mesh, notify)
-    located = locate_models(config, device)
+    located = locate_models(config, device, styled=task.style is not None)
     if config.requires().prompt:
         require_prompt(task.prompt)
     for note in run_notes(task.prompt, config, located):
@@ -163,7 +164,7 @@ def resume(
         if not any(checkpoints.values()):
             on_event(Event("build", message=f"{path} has no checkpoint yet: starting with the first step"))
         device = resolve_device(config.run.device)
-        located = locate_models(config, device)
+        located = locate_models(config, device, styled="style" in record)
         if edited:
             record |= describe_models(config, located) | start_records(config)
         require_same_models(record, config, located)
@@ -204,6 +205,7 @@ def export(
     file_format: str | None = None,
     texture_size: int | None = None,
     faces: int | None = None,
+    placing: Mapping[str, Any] | None = None,
     stage: str | None = None,
     on_event: EventCallback = ignore,
 ) -> RunResult:
@@ -211,9 +213,10 @@ def export(
 
     Args:
         path: the run directory.
-        file_format: glb, obj, ply or stl; the run's own when None.
+        file_format: one of `choices.Format`; the run's own when None.
         texture_size: side in pixels; the run's own when None.
         faces: decimate to this many triangles, 0 for all; the run's own when None.
+        placing: settings of `PlacingConfig`; the run's own when None.
         stage: name of a stage; the last one that has begun when None.
         on_event: called for messages and for every file that was written.
 
@@ -228,8 +231,8 @@ def export(
             f"--faces must not be given for a textured input mesh, whose geometry is fixed, got {faces}; "
             "remove it"
         )
-    changes = {"export": {"format": file_format, "texture_size": texture_size, "faces": faces}}
-    with _opened(path, changes, stage, on_event) as (session, representation, rasterizer):
+    changes = {"format": file_format, "texture_size": texture_size, "faces": faces, "placing": placing}
+    with _opened(path, {"export": changes}, stage, on_event) as (session, representation, rasterizer):
         return RunResult(path, tuple(export_run(session, representation, rasterizer)))
 
 
@@ -313,11 +316,12 @@ def _execute(
             session.on_event(Event("build", message=expected))
             session.record["expected"] = expected
         config, files = session.config, []
-        models = LoadedModels(located, device, low_memory=config.run.low_memory)
-        rasterizer = build_rasterizer(config.run.rasterizer, device)
-        context = RunContext.of(
-            config, Task.from_record(session.record, run.path), rasterizer, device, models, run
+        task = Task.from_record(session.record, run.path)
+        models = LoadedModels(
+            located, device, low_memory=config.run.low_memory, style=style_loader(task.style)
         )
+        rasterizer = build_rasterizer(config.run.rasterizer, device)
+        context = RunContext.of(config, task, rasterizer, device, models, run)
         for name, stage in config.stages.items():
             checkpoint = checkpoints.pop(name, None)
             is_last = name == list(config.stages)[-1]

@@ -14,7 +14,8 @@ the UNet's activations, kept for the backward pass, and the encoder's the larger
 diffusers' own modules, with weights of its own where the frozen one is accelerated.
 
 ControlNets add weights, arithmetic, and residuals that are kept while the UNet runs; they run before it, when
-less memory is used. LoRAs are added to the weights and cost nothing.
+less memory is used. LoRAs are added to the weights and cost nothing. A style adds the weights of its adapter;
+its few tokens are not counted, and the image encoder is freed before the UNet is loaded.
 
 Time is the number of operations over a fraction of the rate at which this GPU multiplies large matrices.
 `Costs` holds the constants, fitted to steps of SDXL at 1024 x 1024 and SD at 512 on an H100, one to four
@@ -25,17 +26,15 @@ GPU waits for the host. `scripts/benchmark_step.py` prints estimates beside meas
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 import torch
 
 from pgc3d.build.models import LocatedModel, is_fast
 from pgc3d.config import Config, ObjectiveConfig, StageConfig
 from pgc3d.diffusion.fast.accelerate import SMALL
-from pgc3d.diffusion.files import WEIGHTS, ModelFolder, read_json, weight_files
-from pgc3d.diffusion.single_file import count_unet
 from pgc3d.errors import OutOfMemoryError
+from pgc3d.model_size import ModelSize, read_size
 from pgc3d.requirements import ModelUse
 from pgc3d.stopwatch import matmul_rate
 
@@ -80,64 +79,11 @@ FAST_LOW = replace(FAST, encoder_tensors=1.0, encoder_work=2.4, matmul_fraction=
 
 
 @dataclass(frozen=True)
-class ModelSize:
-    """The sizes of a latent diffusion model that the estimate needs."""
-
-    unet_parameters: int
-    unet_channels: int  # of its first layer
-    vae_channels: tuple[int, ...]  # of its levels
-    vae_layers: int
-    resolution: int  # side in pixels of the images that it was trained on
-    controls: Mapping[str, int] = field(default_factory=dict)  # parameters of the ControlNets beside it
-
-    @property
-    def downscale(self) -> int:
-        """Pixels per latent pixel along a side."""
-        return int(2 ** (len(self.vae_channels) - 1))
-
-
-@dataclass(frozen=True)
 class Estimate:
     """The cost of a step."""
 
     bytes: float  # peak memory
     operations: float  # floating-point operations
-
-
-def read_size(folder: ModelFolder, controls: Mapping[str, ModelFolder]) -> ModelSize:
-    """The sizes of a model and its ControlNets, from their configs and the headers of their weights.
-
-    Args:
-        folder: of the model.
-        controls: the folders of its ControlNets, by name.
-    """
-    parts = (folder.path / "unet", folder.vae or folder.path / "vae")
-    unet, vae = (read_json(part / "config.json") for part in parts)
-    channels = tuple(vae["block_out_channels"])
-    return ModelSize(
-        unet_parameters=count_unet(folder.file) if folder.file else _parameters_of(folder.path / "unet"),
-        unet_channels=int(unet["block_out_channels"][0]),
-        vae_channels=channels,
-        vae_layers=int(vae.get("layers_per_block", 1)),
-        resolution=int(unet["sample_size"]) * 2 ** (len(channels) - 1),
-        controls={name: _parameters_of(control.path) for name, control in controls.items()},
-    )
-
-
-def _parameters_of(network: Path) -> int:
-    """Number of parameters of a UNet or a ControlNet; their weights have the same file names."""
-    return count_parameters(weight_files(network, WEIGHTS["unet"], prefer_half=True))
-
-
-def count_parameters(files: Sequence[Path]) -> int:
-    """Number of tensor entries in some safetensors files, from their headers."""
-    from safetensors import safe_open
-
-    total = 0
-    for file in files:
-        with safe_open(file, framework="pt") as handle:
-            total += sum(math.prod(handle.get_slice(name).get_shape()) for name in handle.keys())  # noqa: SIM118
-    return total
 
 
 def estimate(  # noqa: PLR0913 - one for each size
@@ -188,7 +134,7 @@ def estimate(  # noqa: PLR0913 - one for each size
 
 
 def _weights(size: ModelSize, item: int) -> float:
-    return float((size.unet_parameters + sum(size.controls.values())) * item)
+    return float((size.unet_parameters + size.style + sum(size.controls.values())) * item)
 
 
 def _operations(
@@ -247,7 +193,11 @@ def _all_weights(config: Config, name: str, use: ModelUse, sizes: Mapping[str, M
     weights, item = _weights(sizes[name], _item(config, name)), _item(config, name)
     if not use.trains:
         return weights
-    second = sizes[name].unet_parameters * item if is_fast(config.models[name], FROZEN) else 0
+    second = (
+        (sizes[name].unet_parameters + sizes[name].style) * item
+        if is_fast(config.models[name], FROZEN)
+        else 0
+    )
     return weights + second + ADAPTER_BYTES
 
 
@@ -350,7 +300,9 @@ def plan_run(config: Config, located: Mapping[str, LocatedModel], device: torch.
     if device.type != "cuda" or not located:
         return config, ""
     free, _ = torch.cuda.mem_get_info(device)
-    sizes = {name: read_size(model.folder, model.controls) for name, model in located.items()}
+    sizes = {
+        name: read_size(model.folder, model.controls, model.style_size) for name, model in located.items()
+    }
     fitting, expected = fit(config, sizes, free)
     rate = matmul_rate(device, torch.float16)
     seconds = sum(

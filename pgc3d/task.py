@@ -1,4 +1,4 @@
-"""The inputs of a run, apart from its settings: a prompt, an image and its maps, a mesh, a background."""
+"""The inputs of a run, apart from its settings: a prompt, an image and its maps, a mesh, other images."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,12 +8,13 @@ from typing import Any
 from pgc3d.errors import RunDirectoryError
 from pgc3d.plain_files import require_inside
 
-FILES = ("image", "depth", "normal", "mesh", "document", "background")
+FILES = ("image", "depth", "normal", "mesh", "document", "background", "style")
 PREPARED_NAMES = {  # of the prepared files in the run's folder
     "image": "input.png",
     "depth": "depth.png",
     "normal": "normal.png",
     "background": "background.png",
+    "style": "style.png",
     "mesh": "mesh.safetensors",
     "document": "document.zip",
 }
@@ -30,6 +31,7 @@ class Task:
     background: Path | None = None  # an image, for objectives with the background "image"
     depth: Path | None = None  # depth map of the image, see `inputs.maps.prepare_map`
     normal: Path | None = None  # normal map of the image, likewise
+    style: Path | None = None  # an image whose look the asset gets, for models with an IP-Adapter
 
     @property
     def files(self) -> dict[str, Path]:

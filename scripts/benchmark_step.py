@@ -31,6 +31,7 @@ from pgc3d.diffusion.fast.cuda_graph import GraphedNetwork
 from pgc3d.diffusion.fast.encoder import FastEncoder
 from pgc3d.diffusion.latent import LatentDiffusion
 from pgc3d.kernels.attention import SMALL_SCORE_BYTES
+from pgc3d.model_size import ModelSize
 from pgc3d.stopwatch import matmul_rate
 
 PARTS = ("encode", "unet", "gradient")
@@ -217,7 +218,7 @@ def expectation(code: Code, batch: int, rate: float) -> dict[str, float]:
     """The planner's estimates for a step, all views at once."""
     model, costs = code.model, code.costs
     vae, unet = model.vae.config, model.unet
-    size = plan.ModelSize(
+    size = ModelSize(
         unet_parameters=sum(p.numel() for p in unet.parameters()),
         unet_channels=unet.config.block_out_channels[0],
         vae_channels=tuple(vae.block_out_channels),

@@ -90,7 +90,7 @@ def test_the_alpha_channel_is_in_the_new_image(tmp_path, uv, mode):
     path, out = card(mode).write(tmp_path / "card.glb"), tmp_path / "out.glb"
     (tmp_path / "document.zip").write_bytes(pack_document(path))
     mesh = prepared(path, uv=uv)
-    write_document(tmp_path / "document.zip", out, mesh, MaterialImages(GREEN), rasterizer=CpuRasterizer())
+    write_document(tmp_path / "document.zip", out, mesh, [MaterialImages(GREEN)], rasterizer=CpuRasterizer())
     again = prepared(out)
     document, binary = unpack_glb(out.read_bytes())
     view = document["bufferViews"][document["images"][0]["bufferView"]]

@@ -22,7 +22,7 @@ LAYERS = (
     ("pipeline", "presets", "pipelines"),
     ("stages", "assets"),
     ("session",),
-    ("checkpoint", "plan", "model_record"),
+    ("checkpoint", "plan", "model_record", "model_size"),
     ("build",),
     ("run_directory",),
     ("checkpoint_files",),

@@ -20,21 +20,15 @@ def zipped(*names):
 
 
 FOREIGN = {
-    "a.fbx": (
-        b"Kaydara FBX Binary  \0\x1a\0",
-        "an FBX file; import it into Blender and use File > Export > glTF",
-    ),
-    "ascii.fbx": (b"; FBX 7.3.0 project file\n", "an FBX file"),
-    "fbx_named.glb": (b"Kaydara FBX Binary  \0", "an FBX file"),
+    "ascii_fbx.obj": (b"; FBX 7.3.0 project file\n", "an FBX file"),
+    "fbx_named.glb": (b"Kaydara FBX Binary  \0", "an FBX file; rename it to .fbx"),
     "a.dae": (b'<?xml version="1.0"?>\n<COLLADA xmlns="">', "a COLLADA file"),
     "dae_named.obj": (b"<COLLADA>", "a COLLADA file"),
-    "a.3mf": (zipped("3D/3dmodel.model"), "a 3MF file"),
-    "3mf.zip": (zipped("[Content_Types].xml", "3D/3dmodel.model"), "a 3MF file"),
-    "a.usdz": (zipped("a.usdc"), "a USD file"),
+    "3mf.zip": (zipped("[Content_Types].xml", "3D/3dmodel.model"), "a 3MF file; rename it to .3mf"),
+    "usdz.zip": (zipped("a.usdc"), "a USDZ archive; rename it to .usdz"),
     "a.usda": (b"#usda 1.0\n", "a USD file"),
     "a.usdc": (b"PXR-USDC\0", "a USD file"),
-    "a.off": (b"OFF\n3 1 0\n", "an OFF file; open it in MeshLab"),
-    "off_named.ply": (b"OFF\n3 1 0\n", "an OFF file"),
+    "off_named.ply": (b"OFF\n3 1 0\n", "an OFF file; rename it to .off"),
     "a.blend": (b"BLENDER-v300", "a Blender file; open it in Blender"),
     "packed.blend": (b"\x28\xb5\x2f\xfd\0\0", "Zstandard"),
     "a.zip": (zipped("readme.txt", "chair.obj"), "a ZIP archive; unpack it and give 'chair.obj'"),
@@ -71,7 +65,7 @@ def test_foreign_file_is_named_with_a_way_to_convert_it(tmp_path, name):
 
 def test_folder_is_named(tmp_path):
     assert "a folder; give the mesh file inside" in explain_foreign(tmp_path, b"")
-    assert "an FBX file" in explain_foreign(tmp_path / "missing.fbx", b"")
+    assert "a COLLADA file" in explain_foreign(tmp_path / "missing.dae", b"")
     assert explain_foreign(tmp_path / "missing.glb", b"") is None
 
 
@@ -81,6 +75,10 @@ def test_own_formats_are_not_foreign(tmp_path, name):
 
 
 def test_own_glb_and_gltf_are_not_foreign(tmp_path):
+    assert explain_foreign(tmp_path / "a.fbx", b"Kaydara FBX Binary  \0\x1a\0") is None
+    assert explain_foreign(tmp_path / "a.3mf", zipped("3D/3dmodel.model")) is None
+    assert explain_foreign(tmp_path / "a.usdz", zipped("a.usdc")) is None
+    assert explain_foreign(tmp_path / "a.off", b"OFF\n3 1 0\n") is None
     assert explain_foreign(tmp_path / "a.glb", b"glTF\2\0\0\0") is None
     assert explain_foreign(tmp_path / "a.gltf", b'{"asset": {}}') is None
     assert explain_foreign(tmp_path / "a.glb", b'{"asset": {}}') is None

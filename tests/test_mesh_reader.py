@@ -276,12 +276,14 @@ def test_an_archive_is_named_with_the_mesh_at_its_end(tmp_path):
 
 
 def test_unknown_format_missing_file_and_compression_are_one_line(tmp_path):
-    assert_line(tmp_path / "a.fbx", "must be one of glb, gltf, obj, ply, stl, but .*a.fbx is an FBX file")
+    assert_line(tmp_path / "a.dae", r"must be one of glb, gltf, obj, ply, stl, .*, but .*a.dae is a COLLADA")
     assert_line(tmp_path / "a.unknown", "must exist")
     with pytest.raises(InputError, match=r"must be readable, got .*: File name too long"):
         read_source(tmp_path / f"{'long' * 100}.glb")
     (tmp_path / "a.unknown").write_bytes(b"x")
-    assert_line(tmp_path / "a.unknown", "must be one of glb, gltf, obj, ply, stl, got a.unknown")
+    assert_line(
+        tmp_path / "a.unknown", "must be one of glb, gltf, obj, ply, stl, usdz, off, 3mf, fbx, got a.unknown"
+    )
     assert_line(tmp_path / "a.glb", "must exist")
     required = {"extensionsRequired": ["KHR_draco_mesh_compression", "KHR_materials_unlit"]}
     path = edit_gltf(gltf(tmp_path), lambda document: document.update(required))

@@ -54,6 +54,12 @@ def write_tiny_controlnet(folder: Path, model: Path, *, seed: int = 0) -> Path:
     return folder
 
 
+def write_tiny_adapter(folder: Path, model: Path, *, plus: bool = False, seed: int = 0) -> Path:
+    """The file of an IP-Adapter for a tiny checkpoint, with its image encoder, in the authors' layout."""
+    write = _script("make_random_ip_adapter").write_random_adapter
+    return write(folder, model, full_size=False, plus=plus, seed=seed)
+
+
 def write_tiny_zero123(folder: Path, *, pose: str | None = "radius", seed: int = 0) -> Path:
     """A Zero123-layout checkpoint; `pose` goes into its zero123.json, None leaves that out."""
     _script("make_random_zero123").write_random_zero123(folder, full_size=False, seed=seed)

@@ -23,6 +23,7 @@ from pgc3d.rendering import build_rasterizer
 from pgc3d.task import Task
 from pgc3d.types import PreparedMesh
 
+STYLE_SIDE = 512  # pixels of the stored style image; image encoders take 224 to 336
 COMMANDS = {"mesh": "pgc3d texture MESH PROMPT", "image": "pgc3d image FILE"}
 
 
@@ -62,12 +63,11 @@ def require_fitting(config: Config, task: Task) -> None:
         raise ConfigError(
             f"representation.kind must be textured_mesh for a mesh, got {kinds}; use `{COMMANDS['mesh']}`"
         )
-    for name in CHANNELS:
+    users = dict.fromkeys(CHANNELS, "an objective of kind 'reference' with a weight for it")
+    for name, user in (users | {"style": "a text-to-image model"}).items():
         if getattr(task, name) is not None and name not in needed.accepts:
-            raise InputError(
-                f"a {name} map must be used by an objective of kind 'reference' with a weight for it, got "
-                f"none; remove --{name}"
-            )
+            what = f"a {name} {'image' if name == 'style' else 'map'}"
+            raise InputError(f"{what} must be used by {user}, got none; remove --{name}")
     if "image" in needed.inputs and task.image is None:
         raise InputError(f"the configuration must have an input image, got none; use `{COMMANDS['image']}`")
     if task.image is not None and "image" not in needed.inputs:
@@ -91,7 +91,7 @@ def _require_files(files: Collection[tuple[str, str]]) -> None:
 
 
 def prepare_images(config: Config, task: Task, notify: Notify = ignore) -> Mapping[str, bytes]:
-    """The task's image, maps and background, prepared: the contents of PNG files by their names in the task.
+    """The task's images, prepared: the contents of PNG files by their names in the task.
 
     Args:
         config: of the run.
@@ -105,6 +105,8 @@ def prepare_images(config: Config, task: Task, notify: Notify = ignore) -> Mappi
     if task.background is not None:
         side = max(max(stage.resolution) for stage in config.stages.values())
         prepared["background"] = prepare_backdrop(task.background, side, notify)
+    if task.style is not None:
+        prepared["style"] = prepare_backdrop(task.style, STYLE_SIDE, notify, what="a style image")
     if task.image is None:
         return prepared
     framed = frame_image(

@@ -1,8 +1,8 @@
 """The diffusion models of a run: located and checked before it begins, and loaded once per use."""
 
 import gc
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from pgc3d.diffusion.kinds import zeros_for_empty_prompt
 from pgc3d.diffusion.latent import LatentDiffusion
 from pgc3d.diffusion.lora import Lora, read_lora
 from pgc3d.diffusion.models import load_latent_diffusion, local_model, resolve_model
+from pgc3d.diffusion.style import StyleAdapter, StyleTokens, encode_style, load_style, resolve_style
 from pgc3d.diffusion.text import encode_prompts
 from pgc3d.diffusion.zero123 import Zero123, condition, require_zero123
 from pgc3d.errors import ConfigError, WeightsNotFoundError
@@ -45,10 +46,16 @@ class LocatedModel:
     folder: ModelFolder
     controls: Mapping[str, ModelFolder] = field(default_factory=dict)  # by their names in the uses
     loras: tuple[Lora, ...] = ()
+    style: StyleAdapter | None = None  # None where the run has no style image
+
+    @property
+    def style_size(self) -> int:
+        """Number of parameters that the style's adapter adds to the UNet."""
+        return 0 if self.style is None else self.style.parameters
 
 
 def locate_models(
-    config: Config, device: torch.device, needed: Requirements | None = None
+    config: Config, device: torch.device, needed: Requirements | None = None, *, styled: bool = False
 ) -> dict[str, LocatedModel]:
     """The weights that a run needs, by the entry of `models`, located and checked without loading them.
 
@@ -56,22 +63,26 @@ def locate_models(
         config: of the run.
         device: determines the precision, and so the files.
         needed: of a part of the run; the requirements of all its stages when None.
+        styled: whether the run has a style image.
 
     Raises:
         WeightsNotFoundError: they are missing or broken.
         ConfigError: they do not fit together.
     """
     uses = (config.requires() if needed is None else needed).models
-    return {name: locate_model(config.models[name], use, device) for name, use in uses.items()}
+    return {name: locate_model(config.models[name], use, device, styled=styled) for name, use in uses.items()}
 
 
-def locate_model(config: ModelConfig, use: ModelUse, device: torch.device) -> LocatedModel:
+def locate_model(
+    config: ModelConfig, use: ModelUse, device: torch.device, *, styled: bool = False
+) -> LocatedModel:
     """One model for a use, located and checked without loading it.
 
     Args:
         config: of the model.
         use: of all guidances together.
         device: determines the precision, and so the files.
+        styled: whether the run has a style image, which a text-to-image model uses.
 
     Raises:
         WeightsNotFoundError: its weights are missing or broken.
@@ -91,11 +102,15 @@ def locate_model(config: ModelConfig, use: ModelUse, device: torch.device) -> Lo
             "empty_prompt=zeros must go with a model whose own pipeline has force_zeros_for_empty_prompt, "
             f"got {config.name} without it; use empty_prompt=text"
         )
+    style = None
+    if styled and folder.layout != NOVEL_VIEW:
+        style = resolve_style(config.style, replace(folder, name=config.name))
     return LocatedModel(
         config=config,
         folder=folder,
         controls={name: resolve_control(name, folder, half=half) for name in use.controls},
         loras=tuple(read_lora(file, folder.layout) for file in config.loras),
+        style=style,
     )
 
 
@@ -155,6 +170,7 @@ class LoadedModels:
         *,
         low_memory: bool = False,
         decoders: bool = False,
+        style: Callable[[], Float[Tensor, "S S 3"]] | None = None,
     ) -> None:
         """Load nothing yet.
 
@@ -163,11 +179,14 @@ class LoadedModels:
             device: to load them to.
             low_memory: use implementations that need less memory and more time.
             decoders: keep the VAEs' decoders, even where a use does not need them.
+            style: loads the run's style image, sRGB in [0, 1].
         """
         self.located, self.device, self.low_memory, self.decoders = located, device, low_memory, decoders
+        self._style = style
         self._networks: dict[tuple[str, bool, bool], LatentDiffusion] = {}
         self._controls: dict[tuple[str, str, bool], Any] = {}
         self._embedded: dict[tuple[str, tuple[str, ...]], TextEmbedding] = {}
+        self._styles: dict[str, StyleTokens] = {}
 
     def get(self, name: str, use: ModelUse) -> LoadedModel:
         """The model of an entry of `models`, with the ControlNets of a use.
@@ -201,6 +220,18 @@ class LoadedModels:
             )
         return self._embedded[name, texts]
 
+    def style(self, name: str) -> StyleTokens | None:
+        """The tokens of the run's style image; the image encoder is on the device for the first call only."""
+        located = self._located(name)
+        if located.style is None:
+            return None
+        if self._style is None:
+            raise ValueError("a model with a style's adapter must have a style image, got none")
+        if name not in self._styles:
+            dtype = compute_dtype(located.config.dtype, self.device)
+            self._styles[name] = encode_style(located.style, self._style(), device=self.device, dtype=dtype)
+        return self._styles[name]
+
     def view_prompts(self, name: str) -> ViewPromptConfig:
         """The words for cameras in prompts: the configuration's, else the model folder's, else defaults."""
         located = self._located(name)
@@ -222,6 +253,7 @@ class LoadedModels:
         self._networks = {key: value for key, value in self._networks.items() if key[0] in remaining}
         self._controls = {key: value for key, value in self._controls.items() if key[0] in remaining}
         self._embedded = {key: value for key, value in self._embedded.items() if key[0] in remaining}
+        self._styles = {name: value for name, value in self._styles.items() if name in remaining}
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -243,6 +275,9 @@ class LoadedModels:
             vae_dtype=None if config.vae_dtype == "auto" else compute_dtype(config.vae_dtype, self.device),
             loras=located.loras,
         )
+        if located.style is not None:
+            load_style(model.unet, located.style)
+            model = replace(model, style_tokens=located.style.tokens)
         if self._is_fast(located, use):
             model = accelerate(model, low_memory=self.low_memory)
         elif self.low_memory:

@@ -23,17 +23,25 @@ from pgc3d.cli.options import (
     FacesOption,
     FrameOption,
     GuidanceOption,
+    HeightOption,
     ModelOption,
     NormalOption,
+    OriginOption,
     OutOption,
     RunArgument,
     RunOptions,
     SeedOption,
     SetOption,
     StageOption,
+    StyleAdapterOption,
+    StyleOption,
+    StyleWeightOption,
     TextureOption,
+    UnitOption,
+    UpOption,
     configured,
     configured_item,
+    style_settings,
     with_run_options,
 )
 from pgc3d.disk import default_folder
@@ -71,18 +79,22 @@ def _root(
 @with_run_options
 def text(
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help='What to make, as in "a red chair".')],
-    guidance: GuidanceOption = "auto",
-    out: OutOption = None,
     *,
+    guidance: GuidanceOption = "auto",
+    style: StyleOption = None,
+    style_weight: StyleWeightOption = None,
+    style_adapter: StyleAdapterOption = None,
+    out: OutOption = None,
     options: RunOptions,
 ) -> int:
     """Make a textured asset from a prompt."""
     from pgc3d import pipeline
     from pgc3d.task import Task
 
-    resolved = configured(guidance, options)
+    resolved = configured(guidance, options, own=style_settings(options, style, style_weight, style_adapter))
     folder = out or default_folder(Path("runs"), prompt, resolved.run.seed)
-    return _run(lambda **calls: pipeline.generate(Task(prompt), out=folder, config=resolved, **calls))
+    task = Task(prompt, style=style)
+    return _run(lambda **calls: pipeline.generate(task, out=folder, config=resolved, **calls))
 
 
 @app.command()
@@ -125,7 +137,9 @@ def image(
 @app.command()
 @with_run_options
 def texture(
-    mesh: Annotated[Path, typer.Argument(metavar="MESH", help="A glb, gltf, obj, ply or stl file.")],
+    mesh: Annotated[
+        Path, typer.Argument(metavar="MESH", help="A glb, gltf, obj, ply, stl, usdz, off, 3mf or fbx file.")
+    ],
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help='The object, as in "a wooden chair".')],
     *,
     guidance: GuidanceOption = "auto",
@@ -153,6 +167,9 @@ def texture(
         list[str] | None,
         typer.Option(help="Background colour (name, '#rrggbb'), random, or an image file; repeatable."),
     ] = None,
+    style: StyleOption = None,
+    style_weight: StyleWeightOption = None,
+    style_adapter: StyleAdapterOption = None,
     out: OutOption = None,
     options: RunOptions,
 ) -> int:
@@ -167,21 +184,17 @@ def texture(
     if options.faces:
         raise InputError(f"--faces must not be given with an input mesh, got {options.faces}; remove it")
     image_size = options.texture_size if texture == "image" else None
-    own = {
-        "up": up,
-        "front": front,
-        "texture": texture,
-        "image_size": image_size,
-        "uv": uv,
-    } | ({"material": {"kind": "pbr"}, "shading": True} if pbr else {})
+    own: dict[str, Any] = {"up": up, "front": front, "texture": texture, "image_size": image_size, "uv": uv}
+    own |= {"material": {"kind": "pbr"}, "shading": True} if pbr else {}
     backgrounds, background_image = split_backgrounds(background or [])
     every = {"backgrounds": backgrounds or None, "guidance": {"negative_prompt": negative}}
+    layers = {"representation": own} | style_settings(options, style, style_weight, style_adapter)
     # an OBJ comes back as one; of the other formats, GLB holds all contents
     defaults = {"export": {"format": "obj"}} if mesh.suffix.lower() == ".obj" else {}
     command = replace(TEXTURE, defaults=defaults)
-    resolved = configured(guidance, options, command, {"representation": own}, every_objective=every)
+    resolved = configured(guidance, options, command, layers, every_objective=every)
     folder = out or default_folder(Path("runs"), f"{mesh.stem} {prompt}", resolved.run.seed)
-    task = Task(prompt, mesh=mesh, background=background_image)
+    task = Task(prompt, mesh=mesh, background=background_image, style=style)
     return _run(lambda **calls: pipeline.generate(task, out=folder, config=resolved, **calls))
 
 
@@ -197,11 +210,15 @@ def resume(
 
 
 @app.command()
-def export(
+def export(  # noqa: PLR0917 - one option each
     run: RunArgument,
     format_: Annotated[Format | None, typer.Option("--format", help="The run's own when not given.")] = None,
     texture_size: TextureOption = None,
     faces: FacesOption = None,
+    height: HeightOption = None,
+    unit: UnitOption = None,
+    up: UpOption = None,
+    origin: OriginOption = None,
     stage: StageOption = None,
 ) -> int:
     """Write the asset of a run as a mesh file."""
@@ -209,8 +226,9 @@ def export(
 
     bar = Bar()
     pipeline.export(
-        run, file_format=format_, texture_size=texture_size, faces=faces, stage=stage, on_event=bar
-    )
+        run, file_format=format_, texture_size=texture_size, faces=faces, stage=stage, on_event=bar,
+        placing={"height": height, "unit": unit, "up": up, "origin": origin},
+    )  # fmt: skip
     bar.close()
     return 0
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
-from pgc3d.choices import Backend, Baseline, Device, Frame, Quality, TextGuidanceName
+from pgc3d.choices import Backend, Baseline, Device, Frame, Origin, Quality, TextGuidanceName, Unit
 from pgc3d.cli.console import notify
 
 # typer has no options that are lists of a Literal
@@ -51,8 +51,34 @@ NormalOption = Annotated[
 FrameOption = Annotated[
     Frame, typer.Option(help="own: each mesh centred and scaled on its own; shared: by the truth alone.")
 ]
+HeightOption = Annotated[float | None, typer.Option(help="Scale the mesh to this height, in --unit.")]
+UnitOption = Annotated[
+    Unit | None,
+    typer.Option(help="Of --height, and of the file's numbers; m when not given. glTF and USDZ: metres."),
+]
+UpOption = Annotated[
+    str | None, typer.Option(metavar="AXIS", help="Turn the mesh so that +y, or +z, -x ... is up.")
+]
+OriginOption = Annotated[
+    Origin | None, typer.Option(help="Point at (0, 0, 0): middle of the bottom, centre, or as it is.")
+]
 TextureOption = Annotated[int | None, typer.Option(help="Side of the texture in pixels.")]
 FacesOption = Annotated[int | None, typer.Option(help="Decimate to this many triangles, 0 keeps all.")]
+StyleOption = Annotated[
+    Path | None,
+    typer.Option(metavar="IMAGE", help="Image whose look the asset gets (SDXL, SD 1.5); its central square."),
+]
+StyleWeightOption = Annotated[
+    float | None, typer.Option(metavar="WEIGHT", help="Weight of --style; 1 when not given, 0 is without it.")
+]
+StyleAdapterOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="IP-Adapter for --style: safetensors file, folder, OWNER/NAME[:FILE] of the hub; else h94's.",
+        callback=_given,
+    ),
+]
 ModelOption = Annotated[
     str | None,
     typer.Option(
@@ -146,6 +172,23 @@ def with_run_options(command: Callable[..., int]) -> Callable[..., int]:
     parameters = [parameter for parameter in own if parameter.name != "options"]
     flat.__signature__ = inspect.Signature([*parameters, *shared.values()])  # type: ignore[attr-defined]
     return flat
+
+
+def style_settings(
+    options: RunOptions, style: Path | None, weight: float | None, adapter: str | None
+) -> dict[str, Any]:
+    """The settings of the text-to-image model, with those of `--style-weight` and `--style-adapter`.
+
+    Raises:
+        InputError: one of them is given without a style image.
+    """
+    from pgc3d.errors import InputError
+
+    for option, value in (("--style-weight", weight), ("--style-adapter", adapter)):
+        if value is not None and style is None:
+            raise InputError(f"{option} must go with --style IMAGE, got {value} and none; add it")
+    shared = options.settings()["models"]["text"]
+    return {"models": {"text": shared | {"style": {"adapter": adapter, "weight": weight}}}}
 
 
 def configured(

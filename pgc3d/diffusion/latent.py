@@ -35,6 +35,7 @@ class LatentDiffusion:
     # Replaces the forward pass of the VAE's encoder, from pixels to the mean and log variance of latents.
     encoder: Callable[[Float[Tensor, "B 3 H W"]], Float[Tensor, "B C h w"]] | None = None
     predictor: Callable[..., Any] | None = None  # replaces the forward pass of the UNet
+    style_tokens: int = 0  # the last tokens of each text, which are an image's and not for ControlNets
 
     @property
     def device(self) -> torch.device:
@@ -152,7 +153,7 @@ class LatentDiffusion:
             timesteps: on the device, in [0, train_steps).
             texts: each with one prompt per image.
             time_ids: from `time_ids`; for the SDXL layout, where they are required.
-            residuals: computes ControlNet residuals from the UNet's batch.
+            residuals: computes ControlNet residuals from the UNet's batch, without tokens of a style.
             beside: further channels of the UNet's batch.
         """
         return self.differentiable_prediction(
@@ -186,6 +187,7 @@ class LatentDiffusion:
         repeated, levels = torch.cat([noisy] * count), torch.cat([timesteps] * count)
         inputs = (repeated if beside is None else torch.cat([repeated, beside], dim=1)).to(dtype)
         added = self._added_conditions(texts, time_ids)
+        words = tokens[:, : tokens.shape[1] - self.style_tokens]
         output = (self.predictor or self.unet)(
             inputs,
             levels,
@@ -193,7 +195,7 @@ class LatentDiffusion:
             added_cond_kwargs=added,
             return_dict=False,
             **({} if labels is None else {"class_labels": labels}),
-            **(residuals(inputs, levels, tokens, added) if residuals else {}),
+            **(residuals(inputs, levels, words, added) if residuals else {}),
         )[0].float()
         if self.prediction == "v_prediction":
             output = epsilon_from_velocity(output, repeated, self.alphas_cumprod[levels])

@@ -25,7 +25,7 @@ from pgc3d.evaluation.items import Item
 from pgc3d.evaluation.measure import Measure, Result, record_key, score
 from pgc3d.evaluation.processes import in_processes
 from pgc3d.evaluation.results import Record, from_json, table, to_json, write_results
-from pgc3d.mesh_io.mesh_file import FORMATS, write_mesh
+from pgc3d.mesh_io.mesh_file import WRITABLE, write_mesh
 from pgc3d.run_directory import MANIFEST, RunDirectory
 from pgc3d.session import EventCallback
 from pgc3d.signals import stop_on_signals
@@ -113,7 +113,7 @@ def find_results(folder: Path, items: Sequence[Item]) -> list[Result]:
     by_name = {item.name: item for item in items}
     meshes: dict[tuple[str, int], Path] = {}
     for path in sorted(folder.iterdir()):
-        stem = path.stem if path.suffix.removeprefix(".") in FORMATS and path.is_file() else path.name
+        stem = path.stem if path.suffix.removeprefix(".") in WRITABLE and path.is_file() else path.name
         mesh = path if path.is_file() else _asset(path)
         name, seed = (stem, 0) if stem in by_name else _split(stem)
         if name not in by_name or mesh is None or (path.is_file() and stem == path.name):
@@ -131,7 +131,7 @@ def _split(stem: str) -> tuple[str, int]:
 
 
 def _asset(folder: Path) -> Path | None:
-    paths = [folder / f"asset.{suffix}" for suffix in FORMATS]
+    paths = [folder / f"asset.{suffix}" for suffix in WRITABLE]
     return next((path for path in paths if path.is_file()), None)
 
 

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from pgc3d.disk import write_files
 from pgc3d.exporting.bake import fill
+from pgc3d.exporting.placing import Placing
 from pgc3d.geometry.own_uv import draw_atlas
 from pgc3d.interfaces import Rasterizer
 from pgc3d.mesh_io.bundle import document_format, opened_document
 from pgc3d.mesh_io.colors import alpha_channel, transformed
 from pgc3d.mesh_io.gltf_repaint import repaint_gltf
-from pgc3d.mesh_io.obj_repaint import repaint_obj
+from pgc3d.mesh_io.obj_repaint import moved_obj, repaint_obj
 from pgc3d.mesh_io.reader import read_source
 from pgc3d.mesh_io.repaint import MaterialImages, Repainting
 from pgc3d.mesh_io.source import SourceMesh
@@ -32,6 +33,7 @@ def write_document(
     *,
     rasterizer: Rasterizer,
     metadata: Mapping[str, str | int | float] | None = None,
+    placing: Placing | None = None,
 ) -> list[Path]:
     """Write a document with new images on all its faces; the written files, the mesh first.
 
@@ -42,6 +44,7 @@ def write_document(
         images: of its texture sets.
         rasterizer: on the CPU or the device of its tensors, for the alpha channel.
         metadata: for example prompt and seed.
+        placing: of the whole document, which stays where it is when None.
 
     Raises:
         RunDirectoryError: the archive is missing or damaged.
@@ -54,9 +57,12 @@ def write_document(
         )
         repainting = Repainting(shown, prepared.face_set.cpu(), prepared.uv.cpu(), prepared.uv_faces.cpu())
         if document_format(source) == "glb":
-            contents = {path: repaint_gltf(source, repainting, metadata)}
+            matrix = None if placing is None else placing.matrix
+            contents = {path: repaint_gltf(source, repainting, metadata, matrix)}
         else:
             contents = repaint_obj(source, path, repainting, metadata)
+            if placing is not None:
+                contents[path] = moved_obj(contents[path], placing.matrix, placing.rotation)
     write_files(contents)
     return [path, *(file for file in contents if file != path)]
 

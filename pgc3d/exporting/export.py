@@ -13,16 +13,18 @@ from torch import Tensor
 from pgc3d.choices import Format
 from pgc3d.disk import sha256
 from pgc3d.exporting.bake import bake, query, shown_surface, vertex_colors
+from pgc3d.exporting.placing import PlacingConfig, height_of, place_asset
 from pgc3d.exporting.roundtrip import MIN_PSNR, Part, comparison_views, round_trip_psnr
 from pgc3d.geometry.cleanup import clean
 from pgc3d.geometry.normals import face_vectors
 from pgc3d.geometry.uv import UvAtlas, unwrap
 from pgc3d.interfaces import Meshable, Rasterizer
 from pgc3d.mesh_io.asset import MeshAsset
+from pgc3d.mesh_io.formats import FORMATS
 from pgc3d.mesh_io.mesh_file import write_mesh
 from pgc3d.rendering.mesh_renderer import render_mesh
 from pgc3d.stopwatch import Stopwatch
-from pgc3d.types import Material, Mesh, Rendering
+from pgc3d.types import Material, Mesh, Placement, Rendering
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +52,8 @@ class ExportReport:
     psnr: float  # dB, of the file read back against the run's render of the cleaned surface
     seconds: Mapping[str, float]  # by part
     lost: tuple[str, ...] = ()  # noun phrases of what the format has no place for
+    remedy: str = ""  # what a user can change where the file is not faithful
+    height: float = 0.0  # extent of the file's vertices along the axis that points up, in the file's numbers
     notes: tuple[str, ...] = ()  # lines about the texture
 
     @property
@@ -66,7 +70,7 @@ class ExportReport:
 
 
 @torch.no_grad()
-def export_asset(
+def export_asset(  # noqa: PLR0913 - flat on purpose
     representation: Meshable,
     path: Path,
     *,
@@ -76,18 +80,20 @@ def export_asset(
     faces: int | None = 20_000,
     metadata: Mapping[str, str | int | float] | None = None,
     uv_time_limit: float = 60.0,
+    placing: PlacingConfig = PlacingConfig(),  # noqa: B008 - immutable
 ) -> ExportReport:
     """Clean, decimate, unwrap, bake, write, read back and compare.
 
     Args:
         representation: on the rasteriser's device.
         path: the mesh file; others go beside it.
-        format: glb and obj carry textures, ply vertex colours, stl the surface alone.
+        format: what it carries is in `mesh_io.formats`: textures, vertex colours, or the surface alone.
         rasterizer: the backend for baking and for the comparison.
         texture_size: side of the textures in texels.
         faces: upper bound on the faces; None keeps all.
         metadata: for example prompt and seed; goes into the file where the format has a place.
         uv_time_limit: seconds for xatlas, see `unwrap`.
+        placing: size, axes and origin of the mesh in the file.
 
     Returns:
         The report; the files exist even where `faithful` is false.
@@ -106,7 +112,8 @@ def export_asset(
     bare = MeshAsset(mesh.vertices, mesh.faces, mesh.normals, metadata=dict(metadata or {}))
     asset, method = bare, None
     lost: tuple[str, ...] = ()
-    if format in ("glb", "obj"):
+    carries = FORMATS[format].carries
+    if carries == "textures":
         with watch.part("uv"):
             atlas = unwrap(mesh.vertices, mesh.faces, texture_size=texture_size, time_limit=uv_time_limit)
         with watch.part("bake"):
@@ -114,14 +121,15 @@ def export_asset(
                 bare, atlas, representation, texture_size=texture_size, device=device, rasterizer=rasterizer
             )
         method = atlas.method
-    if format == "ply":
+    if carries == "vertex colors":
         with watch.part("bake"):
             vertices = mesh.vertices.to(device)
             colors = vertex_colors(vertices, representation.material)
         asset = replace(bare, vertex_color=colors)
         lost = _losses(query(representation.material, vertices))
     with watch.part("write"):
-        written = write_mesh(path, asset, format)
+        placed, placement = place_asset(asset, placing, Placement.identity(), format)
+        written = write_mesh(path, placed, format)
     with watch.part("compare"):
         cameras, background = comparison_views(device)
         surface = Mesh(whole.vertices.to(device), whole.faces.to(device), whole.normals.to(device))
@@ -129,7 +137,9 @@ def export_asset(
         reference, others = own(material=representation.material), dict[Part, Rendering]()
         if asset.metallic_roughness is not None:
             others["metallic_roughness"] = own(material=_surface_of(representation), shading=False)
-        psnr = round_trip_psnr(path, reference, cameras, rasterizer=rasterizer, others=others)
+        psnr = round_trip_psnr(
+            path, reference, cameras, rasterizer=rasterizer, placement=placement, others=others
+        )
     return ExportReport(
         files=tuple(describe_file(file) for file in written),
         vertices=len(mesh.vertices),
@@ -139,6 +149,8 @@ def export_asset(
         psnr=psnr,
         seconds=read_parts(watch),
         lost=lost,
+        remedy="raise --texture-size or --faces",
+        height=height_of(placed, placement),
     )
 
 

@@ -24,11 +24,13 @@ from pgc3d.exporting.bake import (
 from pgc3d.exporting.coverage import ProbedTexels, probe_texels
 from pgc3d.exporting.document import write_document
 from pgc3d.exporting.export import CHECK_RESOLUTION, ExportReport, describe_file, read_parts
+from pgc3d.exporting.placing import PlacingConfig, height_of, placed_by, placing_of
 from pgc3d.exporting.roundtrip import Part, comparison_views, round_trip_psnr
 from pgc3d.geometry.tangents import corner_tangents
 from pgc3d.images import to_bytes
 from pgc3d.interfaces import Rasterizer
 from pgc3d.mesh_io.asset import AssetMaterial, MeshAsset
+from pgc3d.mesh_io.formats import FORMATS, WRITABLE
 from pgc3d.mesh_io.mesh_file import write_mesh
 from pgc3d.mesh_io.repaint import MaterialImages
 from pgc3d.rendering.visibility import SurfaceVisibility
@@ -36,15 +38,20 @@ from pgc3d.representation.textured_mesh import TexturedMesh
 from pgc3d.stopwatch import Stopwatch
 from pgc3d.types import Cameras, PreparedMesh, Rendering, TextureSet, Views
 
+FEW_VERTICES = "it has too few vertices for the colours, use --format glb or obj"
+
 
 def require_colors(format: Format) -> None:
     """Check that a format holds colours.
 
     Raises:
-        InputError: it is STL.
+        InputError: it has none, as STL.
     """
-    if format == "stl":
-        raise InputError("a textured mesh must be written as glb, obj or ply, got stl, which has no colours")
+    if FORMATS[format].carries == "surface":
+        others = ", ".join(name for name in WRITABLE if FORMATS[name].carries != "surface")
+        raise InputError(
+            f"a textured mesh must be written as one of {others}, got {format}, which has no colours"
+        )
 
 
 @torch.no_grad()
@@ -57,21 +64,24 @@ def export_textured_mesh(
     texture_size: int = 1024,
     metadata: Mapping[str, str | int | float] | None = None,
     document: Path | None = None,
+    placing: PlacingConfig = PlacingConfig(),  # noqa: B008 - immutable
     cameras: Sequence[Cameras] = (),
 ) -> ExportReport:
     """Bake into the mesh's texture coordinates, write, read back and compare the unlit textures.
 
-    Vertices and faces are those of the file that was given, in its axes, its scale and its order.
+    Vertices and faces are those of the file that was given, in its order, its axes and its scale, unless
+    `placing` changes the latter two.
 
     Args:
         textured: on the rasteriser's device.
         path: the mesh file; others go beside it.
-        format: glb and obj carry a texture, ply vertex colours.
+        format: one that carries textures or vertex colours.
         rasterizer: the backend for baking and for the comparison.
         texture_size: side in texels of the largest texture set's images.
         metadata: for example prompt and seed; goes into the file where the format has a place.
         document: archive of the mesh's file in this format, which comes back with all its contents; a file of
             the surface alone is written when None.
+        placing: size, axes and origin of the mesh in the file; by default those of the mesh that was given.
         cameras: some of the run's, for the report of what they saw.
 
     Returns:
@@ -82,6 +92,7 @@ def export_textured_mesh(
         RunDirectoryError: the archive is missing or damaged.
     """
     require_colors(format)
+    with_texture = FORMATS[format].carries == "textures"
     watch, given, coverage = Stopwatch(torch.device("cpu")), textured.prepared, None
     asset = MeshAsset(
         given.vertices,
@@ -91,7 +102,7 @@ def export_textured_mesh(
         metadata=dict(metadata or {}),
     )
     with watch.part("bake"):
-        if format == "ply":
+        if not with_texture:
             asset = _with_vertex_colors(asset, textured)
         else:
             visibility = SurfaceVisibility(textured.mesh.vertices, textured.mesh.faces, rasterizer)
@@ -109,28 +120,30 @@ def export_textured_mesh(
             ]
             asset = _with_textures(asset, textured, images)
     with watch.part("write"):
+        placing_used = placing_of(asset, placing, given.placement, format)
+        placed, placement = placed_by(placing_used, asset, given.placement)
         if document is None:
-            written = write_mesh(path, asset, format)
+            written = write_mesh(path, placed, format)
         else:
             written = write_document(
                 document, path, textured.mesh, _images(asset, textured), rasterizer=rasterizer,
-                metadata=asset.metadata,
+                metadata=asset.metadata, placing=placing_used,
             )  # fmt: skip
     with watch.part("compare"):
         views, background = comparison_views(textured.mesh.vertices.device)
         own = partial(textured.shaded, Views(views, background), CHECK_RESOLUTION, shading=False, holes=False)
         others: dict[Part, Rendering] = {}
         whole = document is None  # of a document's materials, the base colours are compared
-        if format != "ply" and whole:
+        if with_texture and whole:
             others["metallic_roughness"] = own(shown=shown_surface)
-        if format != "ply" and whole and textured.has_bump:
+        if with_texture and whole and textured.has_bump:
             others["normal_map"] = own(shown=shown_normals)
         psnr = round_trip_psnr(
             path,
             own(),
             views,
             rasterizer=rasterizer,
-            placement=textured.prepared.placement,
+            placement=placement,
             shading=False,
             others=others,
         )
@@ -138,11 +151,13 @@ def export_textured_mesh(
         files=tuple(describe_file(file) for file in written),
         vertices=len(given.vertices),
         faces=len(given.faces),
-        uv_method=None if format == "ply" else textured.prepared.uv_method,
+        uv_method=textured.prepared.uv_method if with_texture else None,
         dropped=0.0,
         psnr=psnr,
         seconds=read_parts(watch),
-        lost=_losses(textured) if format == "ply" else (),
+        lost=() if with_texture else _losses(textured),
+        remedy="raise --texture-size" if with_texture else FEW_VERTICES,
+        height=height_of(placed, placement),
         notes=(coverage.remark,) if coverage is not None else (),
     )
 

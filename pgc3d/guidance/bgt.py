@@ -48,10 +48,10 @@ class BgtConfig:
 
     def requires(self) -> Requirements:
         """A prompt, and a text-to-image model with its decoder."""
-        use = self._frozen().requires().models[self.model]
+        frozen = self._frozen().requires()
         steps = math.ceil(self.timesteps[1] / self.stride)
-        use = replace(use, decoder=True, evaluations=2 * max(steps, 1))
-        return Requirements(prompt=True, models={self.model: use})
+        use = replace(frozen.models[self.model], decoder=True, evaluations=2 * max(steps, 1))
+        return replace(frozen, models={self.model: use})
 
     def _frozen(self) -> SdsConfig:
         return SdsConfig(

@@ -14,6 +14,7 @@ from pgc3d.context import GuidanceContext
 from pgc3d.diffusion.controlnet import Control, ControlConfig, condition_image, control_residuals
 from pgc3d.diffusion.latent import LatentDiffusion, Latents, interpolate, select
 from pgc3d.diffusion.linear_encoder import LinearEncoder, read_linear_encoder
+from pgc3d.diffusion.style import with_style
 from pgc3d.errors import ConfigError
 from pgc3d.guidance import score
 from pgc3d.guidance.distillation import (
@@ -81,9 +82,14 @@ class SdsConfig:
         check_timestep_range(PiecewiseLinear(self.t_min), PiecewiseLinear(self.t_max))
 
     def requires(self) -> Requirements:
-        """A prompt, and a text-to-image model with its ControlNets."""
+        """A prompt, and a text-to-image model with its ControlNets; a style image can be used."""
         files = {("guidance.linear_encoder", self.linear_encoder)} if self.linear_encoder else ()
-        return Requirements(prompt=True, models={self.model: self._use()}, files=frozenset(files))
+        return Requirements(
+            prompt=True,
+            accepts=frozenset({"style"}),
+            models={self.model: self._use()},
+            files=frozenset(files),
+        )
 
     def _use(self) -> ModelUse:
         names = dict.fromkeys(control.model for control in self.controls.values())
@@ -99,7 +105,9 @@ class SdsConfig:
         return rendered if self.resolution < 0 else self.resolution or model
 
     def build(self, context: GuidanceContext, *, decoder: bool = False) -> "ScoreDistillation":
-        """The guidance; prompts are encoded before the network is loaded, for a lower memory peak.
+        """The guidance; prompts and the style are encoded before the network is loaded, for a lower peak.
+
+        The prompt's texts have the style image, the negative prompt and the formula's texts an empty one.
 
         Args:
             context: of the run.
@@ -110,15 +118,19 @@ class SdsConfig:
         if self.perp_neg:
             require_views(views, self.model)
         encoded = context.models.embed(self.model, (*texts, self.negative_prompt, *self.formula.texts))
+        style = context.models.style(self.model)
         loaded = context.models.get(self.model, replace(self._use(), decoder=decoder))
         index = torch.arange(len(encoded.tokens), device=loaded.diffusion.device)
+        positive, negative = select(encoded, index[: len(texts)]), select(encoded, index[len(texts) :])
+        if style is not None:
+            positive, negative = with_style(positive, style.image), with_style(negative, style.empty)
         if self.as_latent:
             _require_four_channels(loaded.diffusion, loaded.folder.name)
         linear = self.linear_encoder
         return ScoreDistillation(
             model=loaded.diffusion,
-            positive=select(encoded, index[: len(texts)]),
-            negative=select(encoded, index[len(texts) :]),
+            positive=positive,
+            negative=negative,
             view_prompts_config=views,
             guidance_scale=self.guidance_scale,
             **timestep_range(self.t_min, self.t_max, self.dreamtime),

@@ -12,6 +12,7 @@ from torch import Tensor
 from pgc3d.context import GuidanceContext
 from pgc3d.diffusion.adapters import AdaptedModel, camera_labels
 from pgc3d.diffusion.latent import Latents, select
+from pgc3d.diffusion.style import with_style
 from pgc3d.guidance import score
 from pgc3d.guidance.distillation import NoiseSample, distill, send
 from pgc3d.guidance.micro_batch import in_micro_batches
@@ -56,8 +57,8 @@ class VsdConfig:
 
     def requires(self) -> Requirements:
         """A prompt, and a text-to-image model that is evaluated and trained."""
-        use = self._frozen().requires().models[self.model]
-        return Requirements(prompt=True, models={self.model: replace(use, trains=True)})
+        frozen = self._frozen().requires()
+        return replace(frozen, models={self.model: replace(frozen.models[self.model], trains=True)})
 
     def _frozen(self) -> SdsConfig:
         """The settings that the evaluation of the frozen model has in common with `sds`."""
@@ -74,11 +75,12 @@ class VsdConfig:
         """The guidance, over the frozen network and one with diffusers' own modules."""
         frozen = self._frozen().build(context)
         text = context.models.embed(self.model, (context.prompt,))
+        style = context.models.style(self.model)
         plain = context.models.get(self.model, ModelUse(trains=True)).diffusion
         return VariationalDistillation(
             frozen=frozen,
             adapted=AdaptedModel(plain, self.rank, context.generator),
-            text=text,
+            text=text if style is None else with_style(text, style.image),
             lora_lr=self.lora_lr,
             camera_dropout=self.camera_dropout,
         )

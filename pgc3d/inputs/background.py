@@ -1,10 +1,13 @@
-"""The background image of a run: prepared from the user's file, and loaded from the run directory."""
+"""Background and style image of a run: prepared from the user's file, and loaded from the run directory."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from PIL import Image, ImageOps
+from torch import Tensor
 
 from pgc3d.backgrounds import Backdrop
 from pgc3d.errors import InputError
@@ -13,13 +16,14 @@ from pgc3d.inputs.decode import Size, decode_image, drop_idle_alpha, ignore
 from pgc3d.inputs.formats import Notify
 
 
-def prepare_backdrop(path: Path, size: int, notify: Notify = ignore) -> bytes:
+def prepare_backdrop(path: Path, size: int, notify: Notify = ignore, *, what: str = "a background") -> bytes:
     """The central square of an image, scaled to `size` pixels, as a PNG file.
 
     Args:
         path: an image.
         size: side of the square in pixels.
         notify: receives one line for each thing that could not be interpreted.
+        what: the image is, for messages.
 
     Raises:
         InputError: the file is no image, too large or damaged, or not opaque.
@@ -33,8 +37,7 @@ def prepare_backdrop(path: Path, size: int, notify: Notify = ignore) -> bytes:
     image = drop_idle_alpha(decode_image(path, target=working_size, notify=notify).image)
     if image.mode != "RGB":
         raise InputError(
-            f"a background must be opaque, got {path} with transparent pixels; save it without "
-            "an alpha channel"
+            f"{what} must be opaque, got {path} with transparent pixels; save it without an alpha channel"
         )
     return encode_png(ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS))
 
@@ -53,3 +56,8 @@ def load_backdrop(path: Path, device: torch.device) -> Backdrop:
     values = torch.from_numpy(np.array(image)).float() / 255.0
     red, green, blue = values.mean(dim=(0, 1)).tolist()
     return Backdrop(image=values.to(device), color=(red, green, blue))
+
+
+def style_loader(path: Path | None) -> Callable[[], Float[Tensor, "S S 3"]] | None:
+    """A function that loads the prepared style image, sRGB in [0, 1] on the CPU; None where there is none."""
+    return None if path is None else lambda: load_backdrop(path, torch.device("cpu")).image

@@ -7,6 +7,7 @@ from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 
+from pgc3d.mesh_io.formats import READABLE
 from pgc3d.mesh_io.lines import quoted
 from pgc3d.mesh_io.side_images import is_file, is_folder
 
@@ -20,12 +21,12 @@ UNPACK = "unpack it and give the mesh inside"
 # by suffix: what it is, and what to do
 SUFFIXES = {
     "3ds": ("a 3D Studio file", IMPORT),
-    "3mf": ("a 3MF file", "open it in a slicer and export STL"),
+    "3mf": ("a 3MF file", "rename it to .3mf"),
     "abc": ("an Alembic file", IMPORT),
     "blend": ("a Blender file", BLENDER),
     "c4d": ("a Cinema 4D file", "open it in Cinema 4D and export glTF"),
     "dae": ("a COLLADA file", "open it in Blender up to 4.5 or MeshLab and export glTF or OBJ"),
-    "fbx": ("an FBX file", IMPORT),
+    "fbx": ("an FBX file", "rename it to .fbx"),
     "iges": ("a CAD file", "open it in FreeCAD and export OBJ or glTF"),
     "igs": ("a CAD file", "open it in FreeCAD and export OBJ or glTF"),
     "las": ("a point cloud", "make a surface of it first, as with MeshLab's Poisson reconstruction"),
@@ -33,7 +34,7 @@ SUFFIXES = {
     "ma": ("a Maya file", "open it in Maya and export FBX or OBJ, then glTF from Blender"),
     "max": ("a 3ds Max file", "open it in 3ds Max and export OBJ"),
     "mb": ("a Maya file", "open it in Maya and export FBX or OBJ, then glTF from Blender"),
-    "off": ("an OFF file", "open it in MeshLab and export PLY or OBJ"),
+    "off": ("an OFF file", "rename it to .off"),
     "pcd": ("a point cloud", "make a surface of it first, as with MeshLab's Poisson reconstruction"),
     "skp": ("a SketchUp file", "open it in SketchUp and export glTF or OBJ"),
     "splat": ("a cloud of Gaussians", "make a mesh of it first"),
@@ -42,7 +43,7 @@ SUFFIXES = {
     "usd": ("a USD file", IMPORT),
     "usda": ("a USD file", IMPORT),
     "usdc": ("a USD file", IMPORT),
-    "usdz": ("a USD file", IMPORT),
+    "usdz": ("a USDZ archive", "rename it to .usdz"),
     "vrm": ("a VRM avatar, which is a GLB", "rename it to .glb"),
     "x": ("a DirectX file", "open it in MeshLab and export OBJ"),
     "x3d": ("an X3D file", IMPORT),
@@ -84,11 +85,13 @@ def explain_foreign(path: Path, data: bytes) -> str | None:
     if is_file(path) and not data[:HEAD].strip(BLANK) and not data.strip(BLANK):
         return _line(path, "empty", "export or download it again")
     kind = _by_content(data, suffix) or SUFFIXES.get(suffix)
-    return None if kind is None else _line(path, *kind)
+    if kind is None or (suffix in READABLE and kind is SUFFIXES.get(suffix)):
+        return None
+    return _line(path, *kind)
 
 
 def _line(path: Path, what: str, advice: str) -> str:
-    return f"a mesh file must be one of glb, gltf, obj, ply, stl, but {path} is {what}; {advice}"
+    return f"a mesh file must be one of {', '.join(READABLE)}, but {path} is {what}; {advice}"
 
 
 def _by_content(data: bytes, suffix: str) -> tuple[str, str] | None:

@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+from torch import Tensor
 
+from pgc3d.errors import InputError
 from pgc3d.mesh_io.gltf_accessor import read_floats
 from pgc3d.mesh_io.gltf_document import Document, parse_document
-from pgc3d.mesh_io.gltf_edit import Editor
+from pgc3d.mesh_io.gltf_edit import Editor, entries
 from pgc3d.mesh_io.gltf_material import coordinate_set, read_materials
 from pgc3d.mesh_io.gltf_pieces import Piece, drop_compressed, painted_pieces, set_faces
 from pgc3d.mesh_io.gltf_primitive import sizes
@@ -23,7 +25,10 @@ TINT = "COLOR_0"  # multiplied with the base colour in all viewers
 
 
 def repaint_gltf(
-    path: Path, repainting: Repainting, metadata: Mapping[str, str | int | float] | None = None
+    path: Path,
+    repainting: Repainting,
+    metadata: Mapping[str, str | int | float] | None = None,
+    matrix: Float[Tensor, "4 4"] | None = None,
 ) -> bytes:
     """The GLB of a glTF or GLB whose faces have new images.
 
@@ -36,9 +41,10 @@ def repaint_gltf(
         path: of the document.
         repainting: for the faces of its default scene.
         metadata: for example prompt and seed.
+        matrix: of a node above the default scene's, which moves the whole document; none when None.
 
     Raises:
-        InputError: the document is damaged.
+        InputError: the document is damaged, or it has to be moved and its scenes share nodes.
     """
     data = read_limited(path)
     editor = Editor.of(parse_document(data, path), data)
@@ -55,7 +61,23 @@ def repaint_gltf(
     coordinates = {key: found[key] or Coordinates(new[key]) for key in groups}
     paint_materials(editor, groups, coordinates, repainting.images)
     _add_metadata(editor.root, metadata or {})
+    if matrix is not None:
+        _move(editor.root, matrix, path)
     return editor.pack()
+
+
+def _move(root: dict[str, Any], matrix: Float[Tensor, "4 4"], path: Path) -> None:
+    """Put a node with a matrix above the nodes of the default scene."""
+    scenes, chosen = entries(root, "scenes"), root.get("scene", 0)
+    roots = set(scenes[chosen]["nodes"])
+    if any(roots & set(scene.get("nodes", ())) for index, scene in enumerate(scenes) if index != chosen):
+        raise InputError(
+            f"a file whose scenes share nodes must be exported without --height, --up and --origin, got "
+            f"{path.name}; remove them, or use --format ply"
+        )
+    columns = matrix.T.flatten().tolist()
+    root["nodes"].append({"name": "placed", "matrix": columns, "children": scenes[chosen]["nodes"]})
+    scenes[chosen]["nodes"] = [len(root["nodes"]) - 1]
 
 
 def _untint(editor: Editor, primitive: dict[str, Any]) -> None:

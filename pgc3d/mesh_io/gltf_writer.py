@@ -5,7 +5,7 @@ https://registry.khronos.org/glTF/specs/2.0/glTF-2.0.html
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,11 @@ from pgc3d.mesh_io.gltf_document import BINARY_CHUNK, JSON_CHUNK, MAGIC, split_g
 FLOAT, UINT16, UINT32 = 5126, 5123, 5125
 VERTEX_BUFFER, INDEX_BUFFER = 34962, 34963
 LINEAR, LINEAR_MIPMAP_LINEAR = 9729, 9987
+NAMES = {
+    "baseColorTexture": "base_color",
+    "metallicRoughnessTexture": "metallic_roughness",
+    "normalTexture": "normal",
+}
 WRAPS = {"clamp": 33071, "mirror": 33648, "repeat": 10497}
 
 
@@ -67,7 +72,7 @@ def encode_glb(asset: MeshAsset, *, generator: str, name: str) -> bytes:
     for index in torch.unique(of_face).tolist():
         indices = buffer.add_indices(faces[of_face == index], len(vertex))
         primitives.append({"attributes": attributes, "indices": indices, "material": index})
-    images: list[int] = []  # buffer views
+    images: dict[str, int] = {}  # buffer views by the names of images
     materials = [_material(surface, images, buffer) for surface in surfaces]
     samplers = list(dict.fromkeys(surface.wrap for surface in surfaces))
     wraps = [surface.wrap for surface in surfaces for _ in _images_of(surface)]
@@ -88,7 +93,9 @@ def encode_glb(asset: MeshAsset, *, generator: str, name: str) -> bytes:
             }
             for wrap in samplers
         ],
-        "images": [{"bufferView": view, "mimeType": "image/png"} for view in images],
+        "images": [
+            {"bufferView": view, "mimeType": "image/png", "name": key} for key, view in images.items()
+        ],
         "accessors": buffer.accessors,
         "bufferViews": buffer.views,
         "buffers": [{"byteLength": len(buffer.data)}],
@@ -108,12 +115,22 @@ def _images_of(surface: AssetMaterial) -> dict[str, Tensor]:
     return {name: image for name, image in named.items() if image is not None}
 
 
-def _material(surface: AssetMaterial, images: list[int], buffer: "_Buffer") -> Mapping[str, Any]:
-    """The material of a surface, whose images are added to the buffer and to the list of their views."""
+def _free(name: str, taken: Collection[str]) -> str:
+    """The name, with the first number from 2 that makes it another one where it is taken."""
+    number, found = 1, name
+    while found in taken:
+        number += 1
+        found = f"{name}_{number}"
+    return found
+
+
+def _material(surface: AssetMaterial, images: dict[str, int], buffer: "_Buffer") -> Mapping[str, Any]:
+    """The material of a surface, whose images are added to the buffer, and their views to `images`."""
     textures = {}
     for name, image in _images_of(surface).items():
         textures[name] = {"index": len(images)}
-        images.append(buffer.add(encode_png(image)))
+        named = "_".join(filter(None, (surface.name, NAMES[name])))
+        images[_free(named, images)] = buffer.add(encode_png(image))
     normal = textures.pop("normalTexture", None)
     plain = {} if "metallicRoughnessTexture" in textures else {"metallicFactor": 0.0, "roughnessFactor": 1.0}
     # Optimised surfaces may be open; both sides are shown, as in the renders of the run.

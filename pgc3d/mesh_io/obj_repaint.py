@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Int
+import torch
+from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
+from torch import Tensor
 
 from pgc3d.mesh_io.colors import transformed
 from pgc3d.mesh_io.limits import read_limited
@@ -213,3 +215,23 @@ class _Writer:
                 parts[1] = b"%d" % (int(parts[1]) + self.added)
             corners.append(b"/".join(parts))
         return b" ".join([self.source.text(row).split(None, 1)[0], *corners])
+
+
+def moved_obj(data: bytes, matrix: Float[Tensor, "4 4"], rotation: Float[Tensor, "3 3"]) -> bytes:
+    """The lines of an OBJ with its vertices moved and its normals turned; all others stay.
+
+    Args:
+        data: of the file.
+        matrix: for columns of homogeneous coordinates.
+        rotation: of the same similarity.
+    """
+    lines = data.split(b"\n")
+    for index, line in enumerate(lines):
+        words = line.split()
+        if len(words) < 4 or words[0] not in {b"v", b"vn"}:
+            continue
+        point = torch.tensor([float(word) for word in words[1:4]], dtype=torch.float64)
+        moved = matrix[:3, :3] @ point + matrix[:3, 3] if words[0] == b"v" else rotation @ point
+        numbers = [f"{value:.9g}".encode() for value in moved.tolist()]
+        lines[index] = b" ".join([words[0], *numbers, *words[4:]])
+    return b"\n".join(lines)

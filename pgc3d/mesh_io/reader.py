@@ -3,33 +3,22 @@
 Images are opened when their colours are used; a file can refer only to files in its own folder.
 """
 
-from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 
 from pgc3d.errors import InputError
 from pgc3d.mesh_io.foreign import explain_foreign
-from pgc3d.mesh_io.gltf_reader import gltf_files, read_gltf
+from pgc3d.mesh_io.formats import FORMATS, READABLE
+from pgc3d.mesh_io.gltf_reader import gltf_files
 from pgc3d.mesh_io.limits import read_limited, require_counts
 from pgc3d.mesh_io.mtl import source_files as obj_files
-from pgc3d.mesh_io.obj import read_obj
-from pgc3d.mesh_io.ply import read_ply
 from pgc3d.mesh_io.side_images import is_file
 from pgc3d.mesh_io.source import SourceMesh
-from pgc3d.mesh_io.stl import read_stl
-
-READERS: Mapping[str, Callable[[bytes, Path], SourceMesh]] = {
-    "glb": read_gltf,
-    "gltf": read_gltf,
-    "obj": read_obj,
-    "ply": read_ply,
-    "stl": read_stl,
-}
 
 
 def read_source(path: Path) -> SourceMesh:
-    """The mesh of a GLB, glTF, OBJ, PLY or STL; meshes of a scene are merged with their transforms.
+    """The mesh of a file in a format of `formats`; meshes of a scene are merged with their transforms.
 
     Raises:
         InputError: the file is missing, too large, damaged, without faces or not finite, or its surface is in
@@ -43,10 +32,11 @@ def read_source(path: Path) -> SourceMesh:
         raise InputError(advice)
     if not is_file(path):
         read_limited(path)  # raises the error about a missing file
-    if kind not in READERS:
-        raise InputError(f"a mesh file must be one of {', '.join(READERS)}, got {path.name}; convert it")
+    read = FORMATS[kind].read if kind in FORMATS else None
+    if read is None:
+        raise InputError(f"a mesh file must be one of {', '.join(READABLE)}, got {path.name}; convert it")
     try:
-        mesh = READERS[kind](data, path)
+        mesh = read(data, path)
     except (InputError, MemoryError):
         raise
     except Exception as error:  # unforeseen errors of readers on damaged files also become one line

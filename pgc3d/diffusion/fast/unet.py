@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pgc3d.diffusion.fast.encoder import is_plain_resnet, residual_branch
+from pgc3d.diffusion.style_attention import StyleAttention
 from pgc3d.kernels import group_norm as gn
 
 
@@ -49,9 +50,12 @@ def fuse_projections(network: Any) -> None:
     from diffusers.models.attention_processor import Attention, AttnProcessor2_0, FusedAttnProcessor2_0
 
     for attention in network.modules():
-        if isinstance(attention, Attention) and isinstance(attention.processor, AttnProcessor2_0):
+        if not isinstance(attention, Attention) or attention.fused_projections:
+            continue
+        if isinstance(attention.processor, AttnProcessor2_0 | StyleAttention):
             attention.fuse_projections()
-            attention.set_processor(FusedAttnProcessor2_0())
+            if isinstance(attention.processor, AttnProcessor2_0):
+                attention.set_processor(FusedAttnProcessor2_0())
             attention.to_k = attention.to_v = None
             if not attention.is_cross_attention:
                 attention.to_q = None
