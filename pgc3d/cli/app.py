@@ -13,6 +13,8 @@ import typer
 from pgc3d.choices import Baseline, Format, GuidanceName, ImageGuidanceName, Space, Texture, UvChoice
 from pgc3d.cli.config_commands import config_app
 from pgc3d.cli.console import Bar, Warnings, close_stdout, deliver, emit, notify, prepare_streams
+from pgc3d.cli.doctor_command import doctor
+from pgc3d.cli.models_commands import models_app
 from pgc3d.cli.options import (
     BaselineName,
     ConfigOption,
@@ -30,6 +32,7 @@ from pgc3d.cli.options import (
     SetOption,
     StageOption,
     TextureOption,
+    collected,
     configured,
     configured_item,
     with_run_options,
@@ -47,6 +50,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(config_app, name="config")
+app.add_typer(models_app, name="models")
+app.command()(doctor)
 
 
 def _version(show: bool | None) -> None:
@@ -74,12 +79,11 @@ def text(
     options: RunOptions,
 ) -> int:
     """Make a textured asset from a prompt."""
-    from pgc3d import pipeline
     from pgc3d.task import Task
 
     resolved = configured(guidance, options)
     folder = out or default_folder(Path("runs"), prompt, resolved.run.seed)
-    return _run(lambda **calls: pipeline.generate(Task(prompt), out=folder, config=resolved, **calls))
+    return _generate(Task(prompt), folder, resolved)
 
 
 @app.command()
@@ -105,7 +109,6 @@ def image(
     options: RunOptions,
 ) -> int:
     """Make a textured asset from an image of it."""
-    from pgc3d import pipeline
     from pgc3d.presets import IMAGE
     from pgc3d.task import Task
 
@@ -115,8 +118,7 @@ def image(
     }
     resolved = configured(guidance, options, IMAGE, own, prompted=bool(prompt))
     folder = out or default_folder(Path("runs"), input_image.stem, resolved.run.seed)
-    task = Task(prompt, image=input_image, depth=depth, normal=normal)
-    return _run(lambda **calls: pipeline.generate(task, out=folder, config=resolved, **calls))
+    return _generate(Task(prompt, image=input_image, depth=depth, normal=normal), folder, resolved)
 
 
 @app.command()
@@ -151,7 +153,6 @@ def texture(
     options: RunOptions,
 ) -> int:
     """Texture a mesh from a prompt; its geometry does not change."""
-    from pgc3d import pipeline
     from pgc3d.build.inputs import require_prompt
     from pgc3d.errors import InputError
     from pgc3d.presets import TEXTURE, split_backgrounds
@@ -172,8 +173,7 @@ def texture(
     every = {"backgrounds": backgrounds or None, "guidance": {"negative_prompt": negative}}
     resolved = configured(guidance, options, TEXTURE, {"representation": own}, every_objective=every)
     folder = out or default_folder(Path("runs"), f"{mesh.stem} {prompt}", resolved.run.seed)
-    task = Task(prompt, mesh=mesh, background=background_image)
-    return _run(lambda **calls: pipeline.generate(task, out=folder, config=resolved, **calls))
+    return _generate(Task(prompt, mesh=mesh, background=background_image), folder, resolved)
 
 
 @app.command()
@@ -320,6 +320,16 @@ def ablate(  # noqa: PLR0917 - one option each
     )  # fmt: skip
     bar.close()
     return 0
+
+
+def _generate(task: Any, folder: Path, config: Any) -> int:
+    """Make the asset, or only note the configuration where that is asked for."""
+    from pgc3d import pipeline
+
+    if (configurations := collected.get()) is not None:
+        configurations.append(config)
+        return 0
+    return _run(lambda **calls: pipeline.generate(task, out=folder, config=config, **calls))
 
 
 def _run(work: Callable[..., Any]) -> int:
