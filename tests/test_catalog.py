@@ -41,9 +41,7 @@ def run(capsys, *arguments):
     return caught.value.code, output.out, output.err
 
 
-def test_what_is_fetched_is_listed_with_its_commit_size_and_licence_without_a_network(
-    hub, monkeypatch, capsys
-):
+def test_what_is_fetched_is_listed_without_a_network(hub, monkeypatch, capsys):
     assert TINY not in {item.name for item in entries()}
     code, printed, _ = run(capsys, "models", "pull", TINY, "--half")
     assert code == 0

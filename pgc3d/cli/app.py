@@ -323,7 +323,7 @@ def ablate(  # noqa: PLR0917 - one option each
 
 
 def _generate(task: Any, folder: Path, config: Any) -> int:
-    """Make the asset, or only note the configuration where that is asked for."""
+    """Make the asset, or only collect the configuration, see `configurations_of`."""
     from pgc3d import pipeline
 
     if (configurations := collected.get()) is not None:

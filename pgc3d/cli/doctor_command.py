@@ -8,7 +8,7 @@ from pgc3d.cli.options import JsonOption
 
 
 def doctor(*, json_: JsonOption = False) -> int:
-    """Check this machine and say how to mend it; exit code 1 where a run would fail."""
+    """Check this machine and print how to mend it; exit code 1 where a run would fail."""
     from pgc3d.doctor import examine
 
     findings = []

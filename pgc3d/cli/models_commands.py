@@ -17,7 +17,7 @@ NamesArgument = Annotated[
 
 
 @models_app.command("list")
-def list_(json_: JsonOption = False) -> int:
+def list_(*, json_: JsonOption = False) -> int:
     """Print the aliases, the commits they are pinned to, and what is on this disk; uses no network."""
     from pgc3d.diffusion.catalog import entries
 
@@ -49,6 +49,7 @@ def pull(
             help='What a command needs, as in "texture --guidance sdxl"; its inputs may be left out.',
         ),
     ] = None,
+    *,
     half: Annotated[bool, typer.Option("--half", help="Files for a CUDA device: half the size.")] = False,
 ) -> int:
     """Fetch models, or exactly the files that a command needs, into the hub's cache."""

@@ -69,8 +69,8 @@ def entry(name: str, cache: Path | None = None) -> Entry:
         WeightsNotFoundError: the name is none of these.
     """
     if name == BUNDLED:
-        folders = (text_model(), image_model()[0], clip_model())
-        return Entry(name, "", "", "Apache-2.0, data see ATTRIBUTIONS.md", folders, _size(folders))
+        own = (text_model(), image_model()[0], clip_model())
+        return Entry(name, "", "", "Apache-2.0, data see ATTRIBUTIONS.md", own, _size(own))
     repository = ALIASES.get(name, name)
     if not is_hub_id(repository):
         raise WeightsNotFoundError(

@@ -1,4 +1,4 @@
-"""A quick check that a device's rasteriser finds what the geometry says, for machines nobody has tried."""
+"""A quick check that a device's rasteriser agrees with the geometry, for machines nobody has tried."""
 
 import torch
 
