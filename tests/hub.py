@@ -20,6 +20,7 @@ class Repository:
     commit: str = "a" * 40
     earlier: tuple[str, ...] = ()
     gated: bool = False
+    licence: str = ""  # of its card
 
     def read(self, name: str) -> bytes:
         content = self.files[name]
@@ -104,6 +105,8 @@ class Handler(BaseHTTPRequestHandler):
             ]
         else:
             body = {"id": name, "sha": commit, "siblings": [{"rfilename": file} for file in repository.files]}
+            if repository.licence:
+                body["cardData"] = {"license": repository.licence}
         self.answer(json.dumps(body).encode(), {"Content-Type": "application/json"})
 
     def resolve(self, name: str, revision: str, file: str) -> None:

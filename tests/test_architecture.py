@@ -19,7 +19,7 @@ LAYERS = (
     ("__main__",),
     ("cli",),
     ("evaluation",),
-    ("pipeline", "presets", "pipelines"),
+    ("pipeline", "presets", "pipelines", "doctor"),
     ("stages", "assets"),
     ("session",),
     ("checkpoint", "plan", "model_record", "model_size"),

@@ -1,37 +1,32 @@
 """The command line: parse, call one library function, print, and map errors to a line and an exit code."""
 
-import functools
 import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import typer
 
-from pgc3d.choices import Baseline, Format, GuidanceName, ImageGuidanceName, Space, Texture, UvChoice
+from pgc3d.choices import Format, ImageGuidanceName, Texture, UvChoice
 from pgc3d.cli.config_commands import config_app
 from pgc3d.cli.console import Bar, Warnings, close_stdout, deliver, emit, notify, prepare_streams
+from pgc3d.cli.doctor_command import doctor
+from pgc3d.cli.evaluation_commands import ablate, evaluate
 from pgc3d.cli.inspect_command import inspect
+from pgc3d.cli.models_commands import models_app
 from pgc3d.cli.options import (
-    BaselineName,
-    ConfigOption,
     DepthOption,
-    DeviceOption,
     FacesOption,
-    FrameOption,
     GuidanceOption,
     HeightOption,
-    ModelOption,
     NormalOption,
     OriginOption,
     OutOption,
     RunArgument,
     RunOptions,
-    SeedOption,
-    SetOption,
     StageOption,
     StyleAdapterOption,
     StyleOption,
@@ -39,8 +34,8 @@ from pgc3d.cli.options import (
     TextureOption,
     UnitOption,
     UpOption,
+    collected,
     configured,
-    configured_item,
     style_settings,
     with_run_options,
 )
@@ -57,7 +52,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(config_app, name="config")
+app.add_typer(models_app, name="models")
 app.command()(inspect)
+app.command()(doctor)
 
 
 def _version(show: bool | None) -> None:
@@ -88,13 +85,11 @@ def text(
     options: RunOptions,
 ) -> int:
     """Make a textured asset from a prompt."""
-    from pgc3d import pipeline
     from pgc3d.task import Task
 
     resolved = configured(guidance, options, own=style_settings(options, style, style_weight, style_adapter))
     folder = out or default_folder(Path("runs"), prompt, resolved.run.seed)
-    task = Task(prompt, style=style)
-    return _run(lambda **calls: pipeline.generate(task, out=folder, config=resolved, **calls))
+    return _generate(Task(prompt, style=style), folder, resolved)
 
 
 @app.command()
@@ -120,7 +115,6 @@ def image(
     options: RunOptions,
 ) -> int:
     """Make a textured asset from an image of it."""
-    from pgc3d import pipeline
     from pgc3d.presets import IMAGE
     from pgc3d.task import Task
 
@@ -130,8 +124,7 @@ def image(
     }
     resolved = configured(guidance, options, IMAGE, own, prompted=bool(prompt))
     folder = out or default_folder(Path("runs"), input_image.stem, resolved.run.seed)
-    task = Task(prompt, image=input_image, depth=depth, normal=normal)
-    return _run(lambda **calls: pipeline.generate(task, out=folder, config=resolved, **calls))
+    return _generate(Task(prompt, image=input_image, depth=depth, normal=normal), folder, resolved)
 
 
 @app.command()
@@ -174,7 +167,6 @@ def texture(
     options: RunOptions,
 ) -> int:
     """Texture a mesh from a prompt; its geometry does not change."""
-    from pgc3d import pipeline
     from pgc3d.build.inputs import require_prompt
     from pgc3d.errors import InputError
     from pgc3d.presets import TEXTURE, split_backgrounds
@@ -195,7 +187,7 @@ def texture(
     resolved = configured(guidance, options, command, layers, every_objective=every)
     folder = out or default_folder(Path("runs"), f"{mesh.stem} {prompt}", resolved.run.seed)
     task = Task(prompt, mesh=mesh, background=background_image, style=style)
-    return _run(lambda **calls: pipeline.generate(task, out=folder, config=resolved, **calls))
+    return _generate(task, folder, resolved)
 
 
 @app.command()
@@ -244,109 +236,18 @@ def render(run: RunArgument, stage: StageOption = None) -> int:
     return 0
 
 
-@app.command("eval")
-@with_run_options
-def evaluate(
-    items: Annotated[Path, typer.Argument(metavar="LIST", help="JSON lines: input, truth, caption.")],
-    results: Annotated[
-        list[Path] | None,
-        typer.Argument(metavar="FOLDER...", help="Results of a method: ITEM[-SEED].glb or run folders."),
-    ] = None,
-    *,
-    options: RunOptions,
-    out: Annotated[Path, typer.Option(help="Folder of measurements, may exist.")] = Path("evaluation"),
-    baseline: Annotated[
-        list[BaselineName] | None, typer.Option(help="Also measure this baseline; may be repeated.")
-    ] = None,
-    align: Annotated[bool, typer.Option("--align", help="Rotate results to fit the truth.")] = False,
-    frame: FrameOption = "own",
-    retriever: Annotated[Path | None, typer.Option(help="CLIP for r_precision, else bundled.")] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Number of parallel processes.")] = 1,
-    run: Annotated[bool, typer.Option("--run", help="First make the results that FOLDER lacks.")] = False,
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds per item with --run, from --seed on.")] = 1,
-    guidance: Annotated[GuidanceName, typer.Option(help="With --run.")] = "auto",
-) -> int:
-    """Compare results with ground truth; the options from --model on belong to --run."""
-    from pgc3d.build.run import resolve_device
-    from pgc3d.errors import InputError
-    from pgc3d.evaluation import benchmark
-    from pgc3d.evaluation.items import read_items
-    from pgc3d.evaluation.measure import Measure
-    from pgc3d.evaluation.protocol import Protocol
-    from pgc3d.evaluation.results import table
-    from pgc3d.mini import clip_model
-    from pgc3d.pipeline import ignore
-
-    if align and frame == "shared":
-        raise InputError("--align must go with --frame own, got --frame shared; remove one of both")
-    unused = [name for name in options.given() if name != "--device"]
-    if not run and (unused or guidance != "auto" or seeds != 1):
-        names = ", ".join(unused) or "--guidance and --seeds"
-        raise InputError(f"{names} must go with --run, got none; remove them or add --run")
-    folders, listed = results or [], read_items(items)
-    measure = Measure(
-        protocol=Protocol(alignment="rotation" if align else "none", frame=frame),
-        device=resolve_device(options.device or "auto").type,
-        retriever=retriever or clip_model(),
-    )
-
-    if run:
-        config_of = functools.partial(configured_item, guidance=guidance, options=options)
-        make = functools.partial(
-            benchmark.make_item, configured=config_of, on_event=Bar() if jobs == 1 else ignore
-        )
-        first = options.seed or 0
-        benchmark.make_missing(
-            listed, folders, make, seeds=range(first, first + seeds), jobs=jobs, notify=notify
-        )
-    records = benchmark.evaluate(
-        listed, folders, out=out, measure=measure, jobs=jobs, notify=notify,
-        baselines=cast("list[Baseline]", [name.value for name in baseline or []]),
-    )  # fmt: skip
-    deliver(f"{table(records, frame)}\n")
-    return 0
+app.command("eval")(evaluate)
+app.command()(ablate)
 
 
-@app.command()
-def ablate(  # noqa: PLR0917 - one option each
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="Content of the image.")],
-    guidance: GuidanceOption = "auto",
-    rules: Annotated[
-        str, typer.Option(help="none, pixel, l2, channel, pngd, global, parameter, adaptive; pngd=0.3; 0.3.")
-    ] = "none,channel,pngd,pixel",
-    space: Annotated[Space, typer.Option(help="What is optimised.")] = "pixels",
-    learning_rate: Annotated[float, typer.Option(help="Learning rate of Adam.")] = 0.03,
-    start: Annotated[str, typer.Option(help="Colour of the initial image, or noise.")] = "#bfbfbf",
-    out: OutOption = None,
-    model: ModelOption = None,
-    seed: SeedOption = None,
-    device: DeviceOption = None,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of each rule.")] = 100,
-    resolution: Annotated[
-        int | None, typer.Option(help="Side in pixels; a run's first phase when not given.")
-    ] = None,
-    config: ConfigOption = None,
-    set_: SetOption = None,
-) -> int:
-    """Optimise one image under several clipping rules: the cheapest way to compare them."""
-    from pgc3d.evaluation.ablation import ablate as run_ablation
-    from pgc3d.task import Task
+def _generate(task: Any, folder: Path, config: Any) -> int:
+    """Make the asset, or only collect the configuration, see `configurations_of`."""
+    from pgc3d import pipeline
 
-    sets = [
-        *([f"run.resolution=[{resolution}]", "run.resolution_until=[]"] if resolution else []),
-        *(set_ or []),
-    ]
-    options = RunOptions(model=model, seed=seed, device=device, steps=steps, config=config, set_=sets)
-    resolved = configured(guidance, options)
-    folder = out or default_folder(Path("runs"), f"ablate {prompt}", resolved.run.seed)
-    names = [rule.strip() for rule in rules.split(",") if rule.strip()]
-    bar = Bar()
-    run_ablation(
-        Task(prompt), out=folder, config=resolved, rules=names, space=space,
-        learning_rate=learning_rate, start=start, on_event=bar,
-    )  # fmt: skip
-    bar.close()
-    return 0
+    if (configurations := collected.get()) is not None:
+        configurations.append(config)
+        return 0
+    return _run(lambda **calls: pipeline.generate(task, out=folder, config=config, **calls))
 
 
 def _run(work: Callable[..., Any]) -> int:

@@ -2,7 +2,9 @@
 
 import functools
 import inspect
+import shlex
 from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from pathlib import Path
@@ -88,9 +90,16 @@ ModelOption = Annotated[
 SeedOption = Annotated[int | None, typer.Option(help="Same seed, same result (on a CPU).")]
 DeviceOption = Annotated[Device | None, typer.Option(help="auto is CUDA where there is one.")]
 ConfigOption = Annotated[list[Path] | None, typer.Option("--config", help="YAML file; may be repeated.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="For other programs.")]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting; may be repeated.")
 ]
+
+
+# Where commands that would make an asset put its configuration instead, see `configurations_of`.
+collected: ContextVar[list[Any] | None] = ContextVar("collected", default=None)
+MAKERS = ("text", "image", "texture")  # commands that make an asset
+PLACEHOLDER = "a"  # of inputs that a command line lacks
 
 
 @dataclass(frozen=True)
@@ -241,3 +250,36 @@ def configured_item(item: Any, *, guidance: str, options: RunOptions) -> Any:
 
     own = {"view": {"elevation_degrees": item.elevation_degrees}} if item.image else {}
     return configured(guidance, options, IMAGE if item.image else TEXT, own)
+
+
+def configurations_of(line: str) -> list[Any]:
+    """The configurations of the runs that a command line would begin, without running it.
+
+    Args:
+        line: as behind `pgc3d` on the command line, as "texture --guidance sdxl"; inputs may be missing.
+
+    Raises:
+        InputError: the line begins no run.
+        UsageError: an option is unknown, or its value is not valid.
+    """
+    from pgc3d.cli.app import app
+    from pgc3d.errors import InputError
+
+    arguments = shlex.split(line)
+    if not arguments or arguments[0] not in MAKERS:
+        raise InputError(f"--for must begin with {', '.join(MAKERS)}, got {line!r}")
+    found: list[Any] = []
+    token = collected.set(found)
+    try:
+        for _ in range(3):  # a command has two inputs at most
+            try:
+                app(arguments, standalone_mode=False)
+            except Exception as error:
+                if type(error).__name__ != "MissingParameter":
+                    raise
+                arguments.append(PLACEHOLDER)
+            else:
+                break
+    finally:
+        collected.reset(token)
+    return found

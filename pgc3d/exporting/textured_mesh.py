@@ -55,7 +55,7 @@ def require_colors(format: Format) -> None:
 
 
 @torch.no_grad()
-def export_textured_mesh(
+def export_textured_mesh(  # noqa: PLR0913 - flat on purpose
     textured: TexturedMesh,
     path: Path,
     *,
