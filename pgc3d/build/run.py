@@ -30,7 +30,7 @@ from pgc3d.schedules import PiecewiseLinear
 from pgc3d.task import Task
 from pgc3d.types import Cameras, Handover, PreparedMesh, Step, seeded
 
-CAMERA_STEPS = 40  # whose cameras are looked at for the report of what a run saw
+CAMERA_STEPS = 40  # whose cameras the report of what a run saw is made from
 
 
 @dataclass(frozen=True)
