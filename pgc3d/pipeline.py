@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 
 from pgc3d import __version__
-from pgc3d.build.inputs import prepare_images, prepare_mesh, require_fitting, require_prompt
+from pgc3d.build.inputs import prepare_files, prepare_task_mesh, require_fitting, require_prompt
 from pgc3d.build.models import LoadedModels, LocatedModel, locate_models
 from pgc3d.build.notes import run_notes
 from pgc3d.build.run import RunContext, build_representation, build_stage, has_fixed_shape, resolve_device
@@ -79,13 +79,13 @@ def generate(
     def notify(message: str) -> None:
         on_event(Event("build", message=message))
 
-    prepared = None if task.mesh is None else prepare_mesh(config, task.mesh, device, notify)
+    prepared = prepare_task_mesh(config, task, device, notify)
     located = locate_models(config, device)
     if config.requires().prompt:
         require_prompt(task.prompt)
     for note in run_notes(task.prompt, config, located):
         notify(note)
-    images = prepare_images(config, task, notify)
+    images = prepare_files(config, task, prepared, device, notify)
     inputs = {name: {"name": path.name, "sha256": sha256(path)} for name, path in task.files.items()}
     require_free_space(out, FREE_SPACE)
     described = describe_models(config, located) | start_records(config)
@@ -378,7 +378,7 @@ def _export(session: Session, representation: Representation, rasterizer: Raster
         report = _write_asset(session, representation, rasterizer)
     files = [file.path for file in report.files]
     session.made("export", files)
-    session.record["export"] = {"psnr": report.psnr, "faces": report.faces, "seconds": dict(report.seconds)}
+    session.record["export"] = report.record()
     comparison = f"{report.psnr:.1f} dB between {files[0].name} read back and the run's own render"
     if not report.faithful:
         raise DivergedError(

@@ -162,7 +162,9 @@ MANIFEST: Check = fields(
         "format": whole(1),
         "status": text,
         "prompt": text,
-        **dict.fromkeys(("image", "depth", "normal", "mesh", "background"), text),  # names inside the folder
+        **dict.fromkeys(
+            ("image", "depth", "normal", "mesh", "background", "texture", "mask"), text
+        ),  # names inside the folder
         "seed": whole(0, 2**63 - 1),
         "config": text,  # SHA-256 of config.yaml
         "starts": mapping_of(fields({"path": text, "sha256": text})),

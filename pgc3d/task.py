@@ -8,13 +8,15 @@ from typing import Any
 from pgc3d.errors import RunDirectoryError
 from pgc3d.plain_files import require_inside
 
-FILES = ("image", "depth", "normal", "mesh", "background")
+FILES = ("image", "depth", "normal", "mesh", "background", "texture", "mask")
 PREPARED_NAMES = {  # of the prepared files in the run's folder
     "image": "input.png",
     "depth": "depth.png",
     "normal": "normal.png",
     "background": "background.png",
     "mesh": "mesh.safetensors",
+    "texture": "texture.safetensors",
+    "mask": "mask.png",
 }
 
 
@@ -26,6 +28,10 @@ class Task:
     image: Path | None = None
     mesh: Path | None = None
     background: Path | None = None  # an image, for objectives with the background "image"
+    texture: Path | None = None  # of the mesh, in place of those of its file; a run has those of all sets
+    mask: Path | None = None  # of the mesh's texture: white where it may change; a run has it in `texture`
+    only: tuple[str, ...] = ()  # nodes and materials of the mesh that are textured, all when empty
+    keep: tuple[str, ...] = ()  # nodes and materials of the mesh that are not
     depth: Path | None = None  # depth map of the image, see `inputs.maps.prepare_map`
     normal: Path | None = None  # normal map of the image, likewise
 
@@ -50,7 +56,7 @@ class Task:
         Raises:
             RunDirectoryError: the name of a file is not one inside the folder.
         """
-        files = {}
+        files: dict[str, Any] = {}
         for name in FILES:
             if name in record:
                 try:

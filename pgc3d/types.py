@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 LEAST_SIDE = 64  # of the images of a texture set that is smaller than others, in texels
@@ -289,6 +289,7 @@ class PreparedMesh:
     # For each corner, as 3 * face + corner, that of the first instance of the same part of the file, with the
     # same texture coordinates; None where nothing is instanced.
     first_corners: Int[Tensor, "F 3"] | None = None
+    kept: Bool[Tensor, " F"] | None = None  # faces that keep their own look; None where all are textured
 
     @property
     def first_faces(self) -> Bool[Tensor, " F"]:
@@ -333,3 +334,11 @@ class PreparedMesh:
             if isinstance(value, (Tensor, FaceLabels))
         }
         return replace(self, **tensors)
+
+
+@dataclass(frozen=True)
+class SourceTexture:
+    """The base colours that a texture set has before a run, and where they may change."""
+
+    image: UInt8[Tensor, "H W 3"]  # sRGB, row 0 at v = 1
+    mask: UInt8[Tensor, "H W"] | None = None  # 255 where they may change, 0 where they stay; None: everywhere

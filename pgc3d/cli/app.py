@@ -11,6 +11,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from pgc3d.choices import Baseline, Format, GuidanceName, ImageGuidanceName, Space, Texture, UvChoice
+from pgc3d.cli import refine_options as parts
 from pgc3d.cli.config_commands import config_app
 from pgc3d.cli.console import Bar, Warnings, close_stdout, deliver, emit, notify, prepare_streams
 from pgc3d.cli.options import (
@@ -147,6 +148,12 @@ def texture(
         list[str] | None,
         typer.Option(help="Background colour (name, '#rrggbb'), random, or an image file; repeatable."),
     ] = None,
+    refine: parts.RefineOption = False,
+    init: parts.InitOption = None,
+    strength: parts.StrengthOption = None,
+    mask: parts.MaskOption = None,
+    only: parts.OnlyOption = None,
+    keep: parts.KeepOption = None,
     out: OutOption = None,
     options: RunOptions,
 ) -> int:
@@ -160,19 +167,35 @@ def texture(
     require_prompt(prompt)
     if options.faces:
         raise InputError(f"--faces must not be given with an input mesh, got {options.faces}; remove it")
-    image_size = options.texture_size if texture == "image" else None
+    given = parts.RefineOptions(
+        refine=refine, init=init, strength=strength, mask=mask, only=tuple(only or ()), keep=tuple(keep or ())
+    )
+    source = given.source(options.texture_size)
+    image_size = options.texture_size if texture == "image" and not source else None
     own = {
         "up": up,
         "front": front,
         "texture": texture,
         "image_size": image_size,
         "uv": uv,
+        "source": source,
     }
     backgrounds, background_image = split_backgrounds(background or [])
-    every = {"backgrounds": backgrounds or None, "guidance": {"negative_prompt": negative}}
-    resolved = configured(guidance, options, TEXTURE, {"representation": own}, every_objective=every)
+    guided = {"negative_prompt": negative, **given.guidance()}
+    every = {"backgrounds": backgrounds or None, "guidance": guided}
+    resolved = configured(
+        guidance,
+        options,
+        TEXTURE,
+        {"representation": own},
+        every_objective=every,
+        refine=given.starts,
+    )
     folder = out or default_folder(Path("runs"), f"{mesh.stem} {prompt}", resolved.run.seed)
-    task = Task(prompt, mesh=mesh, background=background_image)
+    task = Task(
+        prompt, mesh=mesh, background=background_image, texture=init, mask=mask, only=given.only,
+        keep=given.keep,
+    )  # fmt: skip
     return _run(lambda **calls: pipeline.generate(task, out=folder, config=resolved, **calls))
 
 

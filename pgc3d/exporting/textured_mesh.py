@@ -22,6 +22,7 @@ from pgc3d.exporting.bake import (
     texel_bands,
 )
 from pgc3d.exporting.export import CHECK_RESOLUTION, ExportReport, describe_file, read_parts
+from pgc3d.exporting.refined import with_refined
 from pgc3d.exporting.roundtrip import Part, comparison_views, round_trip_psnr
 from pgc3d.geometry.tangents import corner_tangents
 from pgc3d.images import to_bytes
@@ -72,7 +73,7 @@ def export_textured_mesh(
         InputError: the folder cannot be written or the disk is full, or the format has no colours.
     """
     require_colors(format)
-    watch, given = Stopwatch(torch.device("cpu")), textured.prepared
+    watch, given, change = Stopwatch(torch.device("cpu")), textured.prepared, None
     asset = MeshAsset(
         given.vertices,
         given.faces,
@@ -89,6 +90,8 @@ def export_textured_mesh(
                 for index, part in enumerate(given.sets)
             ]
             asset = _with_textures(asset, textured, images)
+            if textured.refinement is not None:
+                asset, change = with_refined(asset, textured, textured.refinement, rasterizer=rasterizer)
     with watch.part("write"):
         written = write_mesh(path, asset, format)
     with watch.part("compare"):
@@ -117,6 +120,7 @@ def export_textured_mesh(
         psnr=psnr,
         seconds=read_parts(watch),
         lost=_losses(textured) if format == "ply" else (),
+        change=change,
     )
 
 
