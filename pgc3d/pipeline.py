@@ -112,7 +112,7 @@ def _store_inputs(
     if prepared is not None:
         stored["mesh"] = run.path / PREPARED_NAMES["mesh"]
         save_prepared(stored["mesh"], prepared)
-    return replace(task, **stored)
+    return replace(task, mask=None, **stored)  # a mask is in the file of the textures
 
 
 def resume(

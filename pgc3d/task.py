@@ -16,7 +16,6 @@ PREPARED_NAMES = {  # of the prepared files in the run's folder
     "background": "background.png",
     "mesh": "mesh.safetensors",
     "texture": "texture.safetensors",
-    "mask": "mask.png",
 }
 
 

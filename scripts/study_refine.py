@@ -257,9 +257,8 @@ def sheet(lines: Sequence[Mapping[str, Any]], out: Path, path: Path) -> None:
     cells, labels = [], []
     for line in lines:
         folder, kind = out / "items" / line["item"], line["degradation"]
-        files = (
-            folder / "clean.glb", folder / f"{kind}.glb", out / "runs" / f"{line['item']}-{kind}" / "asset.glb"
-        )  # fmt: skip
+        made = out / "runs" / f"{line['item']}-{kind}"
+        files = (folder / "clean.glb", folder / f"{kind}.glb", made / "asset.glb")
         cameras, background = comparison_views(CPU)
         for file, label in zip(files, (line["item"], kind, "refined"), strict=True):
             rendered = render_asset(

@@ -9,12 +9,14 @@ from torch import Tensor
 from torch.nn.functional import interpolate, max_pool2d
 
 from pgc3d.exporting.bake import fill, surface_texels
+from pgc3d.exporting.roundtrip import render_asset
 from pgc3d.geometry.uv import PADDING
 from pgc3d.interfaces import Rasterizer
 from pgc3d.mesh_io.asset import MeshAsset
 from pgc3d.representation.image_texture import ImageTextures
 from pgc3d.representation.refinement import Refinement, Refinements
 from pgc3d.representation.textured_mesh import TexturedMesh
+from pgc3d.types import Rendering, Views
 
 LEVELS = 255
 
@@ -52,6 +54,20 @@ def with_refined(
         return replace(asset, base_color=images[0]), change
     pairs = zip(asset.materials, images, strict=True)
     return replace(asset, materials=tuple(replace(item, image=image) for item, image in pairs)), change
+
+
+def rendered_asset(
+    asset: MeshAsset, textured: TexturedMesh, views: Views, resolution: int, *, rasterizer: Rasterizer
+) -> Rendering:
+    """An asset of a textured mesh as a reader of its file should render it, without shading.
+
+    A run's own render filters its texels by the footprints of pixels, which a file's images with fine grain
+    do not match; the images of a refined texture are right by construction.
+    """
+    placed = replace(asset, vertices=textured.prepared.placement.to_world(asset.vertices))
+    return render_asset(
+        placed, views.cameras, resolution, background=views.background, rasterizer=rasterizer, shading=False
+    )
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ from pgc3d.exporting.bake import (
     texel_bands,
 )
 from pgc3d.exporting.export import CHECK_RESOLUTION, ExportReport, describe_file, read_parts
-from pgc3d.exporting.refined import with_refined
+from pgc3d.exporting.refined import rendered_asset, with_refined
 from pgc3d.exporting.roundtrip import Part, comparison_views, round_trip_psnr
 from pgc3d.geometry.tangents import corner_tangents
 from pgc3d.images import to_bytes
@@ -102,9 +102,13 @@ def export_textured_mesh(
             others["metallic_roughness"] = own(shown=shown_surface)
         if format != "ply" and textured.has_bump:
             others["normal_map"] = own(shown=shown_normals)
+        reference = own()
+        if textured.refinement is not None and format != "ply":
+            views = Views(cameras, background)
+            reference = rendered_asset(asset, textured, views, CHECK_RESOLUTION, rasterizer=rasterizer)
         psnr = round_trip_psnr(
             path,
-            own(),
+            reference,
             cameras,
             rasterizer=rasterizer,
             placement=textured.prepared.placement,

@@ -26,7 +26,7 @@ from pgc3d.inputs.formats import Notify
 from pgc3d.inputs.texture_images import opaque_image, read_mask, showing
 from pgc3d.interfaces import Rasterizer
 from pgc3d.mesh_io.asset import MeshAsset
-from pgc3d.mesh_io.colors import colored
+from pgc3d.mesh_io.colors import WHITE, colored
 from pgc3d.mesh_io.reader import read_source
 from pgc3d.types import Fragments, PreparedMesh, SourceTexture
 
@@ -110,7 +110,9 @@ def own_image(asset: MeshAsset, prepared: PreparedMesh, index: int) -> UInt8[Ten
         return None
     used = [asset.surfaces[number] for number in chosen]
     image, wrap = used[0].image, used[0].wrap
-    plain = all(item.image is image and item.wrap == wrap and bool((item.color >= 1).all()) for item in used)
+    plain = all(
+        item.image is image and item.wrap == wrap and bool((item.color > WHITE).all()) for item in used
+    )
     if image is None or not plain or asset.uv is None or asset.uv_faces is None:
         return None
     shift = (
