@@ -108,7 +108,7 @@ def test_texels_that_are_not_painted_keep_their_bytes(cube, texture, size):
     found, change = result(model)
     assert torch.equal(found[mask == 0], source[mask == 0])
     assert (found[mask == 255] != source[mask == 255]).any(dim=1).float().mean() > 0.5
-    assert change.painted == pytest.approx(float((mask > 0).float().mean()))
+    assert change.included == pytest.approx(float((mask > 0).float().mean()))
 
 
 @pytest.mark.parametrize("texture", ["image", "field"])
@@ -295,7 +295,7 @@ def prepared_files(path, tmp_path, *, uv="auto", mask=None, init=None, sizes=(0,
         if image is not None:
             Image.fromarray(image.numpy()).save(paths[name])
     said = []
-    request = SourceRequest(**paths, starts=starts, wanted=sizes[0], sampled=sizes[1])
+    request = SourceRequest(**paths, starts=starts, side=sizes[0], sampled=sizes[1])
     made = prepare_sources(path, prepared, request, rasterizer=CPU, notify=said.append)
     (tmp_path / "sources").write_bytes(pack_sources(made))
     (found,) = load_sources(tmp_path / "sources", 1)

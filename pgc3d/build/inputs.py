@@ -220,7 +220,7 @@ def prepare_texture(
         image=task.texture,
         mask=task.mask,
         starts=settings.source.use == "start",
-        wanted=settings.source.size,
+        side=settings.source.size,
         sampled=config.export.texture_size,
     )
     rasterizer = build_rasterizer(config.run.rasterizer, device)

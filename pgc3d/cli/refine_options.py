@@ -23,7 +23,9 @@ StrengthOption = Annotated[
 ]
 MaskOption = Annotated[
     Path | None,
-    typer.Option(metavar="IMAGE", help="Texture image, white where to paint; other texels stay as they are."),
+    typer.Option(
+        metavar="IMAGE", help="Texture image, white where it may change; other texels stay as they are."
+    ),
 ]
 OnlyOption = Annotated[
     list[str] | None,

@@ -29,7 +29,7 @@ class TextureChange:
     changed: float  # fraction of the texels that differ from the source in any channel
     largest: int  # change of a channel, in levels of 255
     bound: int  # of this change, which no texel exceeds
-    painted: float  # fraction of the texels that the masks include
+    included: float  # fraction of the texels that the masks include
 
     @property
     def remark(self) -> str:
@@ -153,5 +153,5 @@ def measured(images: Sequence[UInt8[Tensor, "_ _ 3"]], refinement: Refinements) 
         changed=float((difference > 0).float().mean()),
         largest=int(difference.max()),
         bound=bound_in_levels(refinement.parts[0]),
-        painted=float((torch.cat([mask.float() for mask in masks]) > 0).float().mean()),
+        included=float((torch.cat([mask.float() for mask in masks]) > 0).float().mean()),
     )

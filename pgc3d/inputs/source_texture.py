@@ -41,8 +41,8 @@ class SourceRequest:
     image: Path | None = None  # in place of the file's textures, in its texture coordinates
     mask: Path | None = None  # white where they may change, likewise
     starts: bool = True  # whether colours start from the source, so that there must be some
-    wanted: int = 0  # the longer side of the largest result, 0 for that of the file's image
-    sampled: int = 1024  # the same of colours that are no single image, where none is wanted
+    side: int = 0  # the longer one of the largest result, 0 for that of the file's image
+    sampled: int = 1024  # the same of colours that are no single image, where `side` is 0
 
 
 def prepare_sources(
@@ -178,14 +178,14 @@ def _images(
     """The image of each texture set, at the size of the result."""
     own = [own_image(asset, prepared, index) for index in range(len(prepared.sets))]
     sides = [max(image.shape[:2]) for image in own if image is not None]
-    if request.wanted and sides and request.wanted < max(sides):
+    if request.side and sides and request.side < max(sides):
         raise InputError(
             "--texture-size must not be less than the longer side of the file's texture, "
-            f"{max(sides)} pixels, got {request.wanted}; remove it"
+            f"{max(sides)} pixels, got {request.side}; remove it"
         )
-    factor = request.wanted / max(sides) if request.wanted and sides else 1.0
+    factor = request.side / max(sides) if request.side and sides else 1.0
     return [
-        _sampled(asset, prepared, index, part.side(request.wanted or request.sampled), rasterizer)
+        _sampled(asset, prepared, index, part.side(request.side or request.sampled), rasterizer)
         if image is None
         else _enlarged(image, factor)
         for index, (part, image) in enumerate(zip(prepared.sets, own, strict=True))

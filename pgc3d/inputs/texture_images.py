@@ -44,7 +44,7 @@ def read_mask(path: Path) -> Image.Image:
         )
     if not pixels.any():
         raise InputError(
-            f"--mask must be white where the texture changes, but {path} is black everywhere; paint some of "
+            f"--mask must be white where the texture changes, but {path} is black everywhere; make some of "
             "it white"
         )
     return image.getchannel("G")

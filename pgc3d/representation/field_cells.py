@@ -39,7 +39,9 @@ class FieldCells:
         self.points, self.refinement = points, refinement
         self.source = refinement.source(sets, uv, torch.zeros_like(uv[:, 0]))  # with the mask
 
-    def loss(self, values: Callable[[Float[Tensor, "P 3"]], Tensor], step: Step) -> Float[Tensor, ""]:
+    def loss(
+        self, values: Callable[[Float[Tensor, "P 3"]], Float[Tensor, "P C"]], step: Step
+    ) -> Float[Tensor, ""]:
         """An unbiased estimate of `Refinements.low_frequencies` from some of the cells."""
         device = self.points.device
         chosen = torch.randint(len(self.rows), (CELLS,), generator=step.generator("cells"))

@@ -327,8 +327,13 @@ def start_colors(
     fit_field(field, draw, steps=steps)
 
 
-def fit_field(field: ColorField, draw: Callable[[], tuple[Tensor, Tensor]], *, steps: int = 300) -> None:
-    """Fit a field by Adam to values at points, which `draw` returns anew for each step: [P, 3] and [P, C]."""
+def fit_field(
+    field: ColorField,
+    draw: Callable[[], tuple[Float[Tensor, "P 3"], Float[Tensor, "P C"]]],
+    *,
+    steps: int = 300,
+) -> None:
+    """Fit a field by Adam to values at points, which `draw` returns anew for each step."""
     optimizer = torch.optim.Adam(field.parameters(), lr=0.01, betas=(0.9, 0.99), eps=1e-15)
     for step in range(steps):
         points, target = draw()
