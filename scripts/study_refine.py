@@ -171,8 +171,7 @@ def retriever() -> Retriever:
 
 def unlit(asset: MeshAsset) -> tuple[Float[Tensor, "B H W 3"], Float[Tensor, "B H W 1"]]:
     """Renders of the base colours with four samples a pixel, and the coverage."""
-    cameras = Protocol().novel_cameras()
-    background = torch.ones(len(cameras), 3)
+    cameras, background = comparison_views(CPU)
     rendered = render_asset(
         asset, cameras, 2 * RESOLUTION, background=background, rasterizer=RASTERIZER, shading=False
     )
@@ -278,6 +277,7 @@ def main() -> None:
     parser.add_argument("--part", choices=("report", "tune"), default="report")
     parser.add_argument("--size", type=int, default=512, help="side of the textures in pixels")
     parser.add_argument("--limit", type=int, default=None, help="run only so many models")
+    parser.add_argument("--shard", default="0/1", help="I/N: every Nth job from I on, for N processes at once")
     parser.add_argument("--summary", action="store_true", help="only print the table of what is done")
     parser.add_argument("--sheet", type=Path, help="write images before and after")
     arguments, options = parser.parse_known_args()
@@ -285,7 +285,8 @@ def main() -> None:
     if not arguments.summary:
         done = {(line["item"], line["degradation"]) for line in read_results(results)}
         chosen = list(jobs(read_items(arguments.items), arguments.out, arguments.part))
-        for job in chosen[: arguments.limit]:
+        first, count = map(int, arguments.shard.split("/"))
+        for job in chosen[: arguments.limit][first::count]:
             if (job.item.name, job.degradation) not in done:
                 line = run(job, arguments.out, options, arguments.size)
                 with results.open("a", encoding="utf-8") as stream:

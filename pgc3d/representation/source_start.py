@@ -7,7 +7,7 @@ from pgc3d.representation.fields import fit_field
 from pgc3d.representation.image_texture import ImageTextures
 from pgc3d.representation.textured_mesh import TexturedMesh
 
-STEPS, BATCH = 300, 16384  # of the regression of a field
+STEPS, BATCH = 300, 4096  # of the regression of a field
 
 
 @torch.no_grad()
