@@ -277,7 +277,7 @@ def main() -> None:
     parser.add_argument("--part", choices=("report", "tune"), default="report")
     parser.add_argument("--size", type=int, default=512, help="side of the textures in pixels")
     parser.add_argument("--limit", type=int, default=None, help="run only so many models")
-    parser.add_argument("--shard", default="0/1", help="I/N: every Nth job from I on, for N processes at once")
+    parser.add_argument("--shard", default="0/1", help="I/N: every Nth job from I on, for N processes")
     parser.add_argument("--summary", action="store_true", help="only print the table of what is done")
     parser.add_argument("--sheet", type=Path, help="write images before and after")
     arguments, options = parser.parse_known_args()
