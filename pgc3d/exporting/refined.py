@@ -8,7 +8,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn.functional import interpolate, max_pool2d
 
-from pgc3d.exporting.bake import fill, surface_texels
+from pgc3d.exporting.bake import TexelSurface, centres, fill, surface_texels
 from pgc3d.exporting.roundtrip import render_asset
 from pgc3d.geometry.uv import PADDING
 from pgc3d.interfaces import Rasterizer
@@ -112,20 +112,14 @@ def _padded_change(
         points = torch.zeros_like(part.image)
     else:
         rows = mesh.faces_of(index)
-        points, covered = surface_texels(
-            textured.canonical,
-            mesh.faces[rows],
-            mesh.uv,
-            mesh.uv_faces[rows],
-            texture_size=size,
-            rasterizer=rasterizer,
-        )
+        surface = TexelSurface(textured.canonical, mesh.faces[rows], mesh.uv, mesh.uv_faces[rows])
+        points, covered = surface_texels(surface, texture_size=size, rasterizer=rasterizer)
     if isinstance(texture, ImageTextures):
         values = texture[index].image[..., :3][covered]
     else:
-        row, column = covered.nonzero().unbind(1)
-        uv = torch.stack([column + 0.5, size - row - 0.5], dim=1) / size
-        values = textured.field_colors(points[covered], uv, torch.full_like(row, index))
+        uv = centres(covered, size, range(size))
+        sets = torch.full_like(uv[:, 0], index, dtype=torch.int64)
+        values = textured.field_colors(points[covered], uv, sets)
     change = torch.zeros_like(part.image)
     change[covered] = (values - part.image[covered]).clamp(-part.bound, part.bound)
     reach = max_pool2d(covered.float()[None, None], 2 * padding + 1, stride=1, padding=padding)[0, 0]
