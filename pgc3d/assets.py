@@ -76,8 +76,7 @@ def export_run(session: Session, representation: Representation, rasterizer: Ras
         report = _write_asset(session, representation, rasterizer)
     files = [file.path for file in report.files]
     session.made("export", files)
-    session.record["export"] = {"psnr": report.psnr, "faces": report.faces, "seconds": dict(report.seconds)}
-    session.record["export"] |= {"height": report.height, "placing": session.config.export.placing.changes}
+    session.record["export"] = report.record() | {"placing": session.config.export.placing.changes}
     comparison = f"{report.psnr:.1f} dB between {files[0].name} read back and the run's own render"
     if not report.faithful:
         raise DivergedError(f"an export must match the run's renders, got {comparison}; {report.remedy}")

@@ -21,7 +21,7 @@ from pgc3d.diffusion.zero123 import Zero123
 from pgc3d.interfaces import Guidance, Rasterizer, Representation
 from pgc3d.prompts import ViewPromptConfig
 from pgc3d.requirements import ModelUse, Requirements
-from pgc3d.types import Cameras, Handover, PreparedMesh, TextEmbedding
+from pgc3d.types import Cameras, Handover, PreparedMesh, SourceTexture, TextEmbedding
 
 LightLoader: TypeAlias = Callable[[Path], Float[Tensor, "H W 3"]]  # linear radiance, see `environment`
 
@@ -29,6 +29,11 @@ LightLoader: TypeAlias = Callable[[Path], Float[Tensor, "H W 3"]]  # linear radi
 def no_lights(path: Path) -> Float[Tensor, "H W 3"]:
     """Raise ValueError: where nothing loads the images of lights."""
     raise ValueError(f"a light's image must have something that loads it, got none for {path}")
+
+
+def no_sources() -> tuple[SourceTexture, ...]:
+    """Raise ValueError: where there is no texture to start from."""
+    raise ValueError("a representation that uses the mesh's texture must have one, got none")
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,7 @@ class RepresentationContext:
     start: Handover | None = None  # the result of an earlier stage
     low_memory: bool = False
     light: LightLoader = no_lights
+    sources: Callable[[], tuple[SourceTexture, ...]] = no_sources  # of the mesh's texture sets
     fill: float = 1.0  # largest fraction of the image's half height that the unit ball covers in a view
 
 

@@ -11,8 +11,8 @@ import torch
 from pgc3d.assets import export_run
 from pgc3d.build.inputs import (
     prepare_document,
-    prepare_images,
-    prepare_mesh,
+    prepare_files,
+    prepare_task_mesh,
     require_fitting,
     require_prompt,
 )
@@ -89,16 +89,14 @@ def generate(
     def notify(message: str) -> None:
         on_event(Event("build", message=message))
 
-    prepared, document = None, None
-    if task.mesh is not None:
-        prepared = prepare_mesh(config, task.mesh, device, notify)
-        document = prepare_document(task.mesh, notify)
+    prepared = prepare_task_mesh(config, task, device, notify)
+    document = None if task.mesh is None else prepare_document(task.mesh, notify)
     located = locate_models(config, device, styled=task.style is not None)
     if config.requires().prompt:
         require_prompt(task.prompt)
     for note in run_notes(task.prompt, config, located):
         notify(note)
-    images = prepare_images(config, task, notify)
+    images = prepare_files(config, task, prepared, device, notify)
     inputs = {name: {"name": path.name, "sha256": sha256(path)} for name, path in task.files.items()}
     require_free_space(out, FREE_SPACE)
     described = describe_models(config, located) | start_records(config)
@@ -133,7 +131,7 @@ def _store_inputs(
     if document is not None:
         stored["document"] = run.path / PREPARED_NAMES["document"]
         replace_file(stored["document"], document)
-    return replace(task, **stored)
+    return replace(task, mask=None, **stored)  # a mask is in the file of the textures
 
 
 def resume(

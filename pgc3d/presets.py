@@ -70,6 +70,7 @@ def configure(  # noqa: PLR0913 - one for each layer
     pipeline: str | None = None,
     clip: ClipConfig | None = None,
     prompted: bool = False,
+    refine: bool = False,
     files: Sequence[Path] = (),
     options: Mapping[str, Any] | None = None,
     resolution: int | None = None,
@@ -87,6 +88,7 @@ def configure(  # noqa: PLR0913 - one for each layer
         pipeline: see `pipelines`; None for the guidance's own presets.
         clip: of the objectives with a diffusion model, over the files.
         prompted: whether there is a prompt in addition to an image, for which there is a preset.
+        refine: whether a texture is refined, for which there is a preset.
         files: YAML files over the presets.
         options: a nested mapping over the files.
         resolution: of the last phase of the last stage in pixels; the earlier phases keep their ratio to it.
@@ -110,7 +112,7 @@ def configure(  # noqa: PLR0913 - one for each layer
     chosen, named, notes = _choose(command, guidance, given)
     layers: list[Path | Mapping[str, Any]]
     if staged is None:
-        names = _preset_names(chosen, quality, prompted=prompted)
+        names = _preset_names(chosen, quality, prompted=prompted, refine=refine)
         layers = [preset(f"{command.presets}{name}") for name in names]
     else:
         layers = [*staged.files, *(staged.mini if chosen == "mini" else ())]
@@ -238,9 +240,10 @@ def _choose(command: Command, guidance: GuidanceName, given: _Given) -> tuple[Gu
     return guidance, str(named), []
 
 
-def _preset_names(guidance: str, quality: Quality | None, *, prompted: bool) -> list[str]:
+def _preset_names(guidance: str, quality: Quality | None, *, prompted: bool, refine: bool) -> list[str]:
     """The presets, later ones over earlier ones."""
-    names = [guidance, *([] if quality in {None, "standard"} else [f"{guidance}-{quality}"])]
+    names = [guidance, *([f"{guidance}-refine"] if refine else [])]
+    names += [] if quality in {None, "standard"} else [f"{guidance}-{quality}"]
     return [*names, f"{guidance}-prompt"] if prompted else names
 
 

@@ -163,7 +163,7 @@ MANIFEST: Check = fields(
         "status": text,
         "prompt": text,
         **dict.fromkeys(
-            ("image", "depth", "normal", "mesh", "document", "background"), text
+            ("image", "depth", "normal", "mesh", "document", "background", "style", "texture", "mask"), text
         ),  # names inside the folder
         "seed": whole(0, 2**63 - 1),
         "config": text,  # SHA-256 of config.yaml

@@ -8,7 +8,7 @@ from typing import Any
 from pgc3d.errors import RunDirectoryError
 from pgc3d.plain_files import require_inside
 
-FILES = ("image", "depth", "normal", "mesh", "document", "background", "style")
+FILES = ("image", "depth", "normal", "mesh", "document", "background", "style", "texture", "mask")
 PREPARED_NAMES = {  # of the prepared files in the run's folder
     "image": "input.png",
     "depth": "depth.png",
@@ -17,6 +17,7 @@ PREPARED_NAMES = {  # of the prepared files in the run's folder
     "style": "style.png",
     "mesh": "mesh.safetensors",
     "document": "document.zip",
+    "texture": "texture.safetensors",
 }
 
 
@@ -29,6 +30,10 @@ class Task:
     mesh: Path | None = None
     document: Path | None = None  # the mesh's file with those it names, see `pack_document`; made by the run
     background: Path | None = None  # an image, for objectives with the background "image"
+    texture: Path | None = None  # of the mesh, in place of those of its file; a run has those of all sets
+    mask: Path | None = None  # of the mesh's texture: white where it may change; a run has it in `texture`
+    only: tuple[str, ...] = ()  # nodes and materials of the mesh that are textured, all when empty
+    keep: tuple[str, ...] = ()  # nodes and materials of the mesh that are not
     depth: Path | None = None  # depth map of the image, see `inputs.maps.prepare_map`
     normal: Path | None = None  # normal map of the image, likewise
     style: Path | None = None  # an image whose look the asset gets, for models with an IP-Adapter
@@ -54,7 +59,7 @@ class Task:
         Raises:
             RunDirectoryError: the name of a file is not one inside the folder.
         """
-        files = {}
+        files: dict[str, Any] = {}
         for name in FILES:
             if name in record:
                 try:

@@ -334,6 +334,7 @@ class PreparedMesh:
     # same texture coordinates; None where nothing is instanced.
     first_corners: Int[Tensor, "F 3"] | None = None
     cutout: Cutout | None = None  # None where no material has holes
+    kept: Bool[Tensor, " F"] | None = None  # faces that keep their own look; None where all are textured
 
     @property
     def first_faces(self) -> Bool[Tensor, " F"]:
@@ -378,3 +379,11 @@ class PreparedMesh:
             if isinstance(value, (Tensor, FaceLabels, Cutout))
         }
         return replace(self, **tensors)
+
+
+@dataclass(frozen=True)
+class SourceTexture:
+    """The base colours that a texture set has before a run, and where they may change."""
+
+    image: UInt8[Tensor, "H W 3"]  # sRGB, row 0 at v = 1
+    mask: UInt8[Tensor, "H W"] | None = None  # 255 where they may change, 0 where they stay; None: everywhere

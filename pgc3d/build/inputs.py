@@ -1,6 +1,7 @@
 """The user's inputs, checked against the configuration's requirements and prepared for the run."""
 
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,14 @@ from pgc3d.choices import MapName
 from pgc3d.config import Config
 from pgc3d.errors import ConfigError, InputError
 from pgc3d.exporting.textured_mesh import require_colors
+from pgc3d.geometry.selection import select_faces
 from pgc3d.inputs.background import prepare_backdrop
 from pgc3d.inputs.decode import ignore
 from pgc3d.inputs.formats import Notify
 from pgc3d.inputs.image import frame_image
 from pgc3d.inputs.maps import CHANNELS, prepare_map
 from pgc3d.inputs.mesh import prepare_mesh_file
+from pgc3d.inputs.source_texture import SourceRequest, pack_sources, prepare_sources
 from pgc3d.memory import require_texture_memory
 from pgc3d.mesh_io.bundle import document_format, pack_document
 from pgc3d.records import is_utf8
@@ -68,6 +71,7 @@ def require_fitting(config: Config, task: Task) -> None:
         if getattr(task, name) is not None and name not in needed.accepts:
             what = f"a {name} {'image' if name == 'style' else 'map'}"
             raise InputError(f"{what} must be used by {user}, got none; remove --{name}")
+    _require_source(needed.accepts, task)
     if "image" in needed.inputs and task.image is None:
         raise InputError(f"the configuration must have an input image, got none; use `{COMMANDS['image']}`")
     if task.image is not None and "image" not in needed.inputs:
@@ -82,6 +86,16 @@ def require_fitting(config: Config, task: Task) -> None:
         raise InputError(
             f"the background {task.background} must be used, but no backgrounds name 'image'; remove it"
         )
+
+
+def _require_source(accepted: Collection[str], task: Task) -> None:
+    given = {"texture": task.texture, "mask": task.mask, "choice of parts": task.only or task.keep}
+    for name, value in given.items():
+        if value and "texture" not in accepted:
+            raise InputError(
+                f"a {name} must go with representation.source.use 'keep' or 'start', got 'none'; remove the "
+                f"{name}, or set it"
+            )
 
 
 def _require_files(files: Collection[tuple[str, str]]) -> None:
@@ -121,6 +135,22 @@ def prepare_images(config: Config, task: Task, notify: Notify = ignore) -> Mappi
     return prepared | {name: prepare_map(name, path, framed) for name, path in maps.items()}
 
 
+def prepare_files(
+    config: Config,
+    task: Task,
+    prepared: PreparedMesh | None,
+    device: torch.device,
+    notify: Notify = ignore,
+) -> Mapping[str, bytes]:
+    """The images of `prepare_images` and `prepare_texture` together.
+
+    Raises:
+        InputError: a file cannot be read or used.
+    """
+    texture = {} if prepared is None else prepare_texture(config, task, prepared, device, notify)
+    return {**prepare_images(config, task, notify), **texture}
+
+
 def prepare_document(path: Path, notify: Callable[[str], None] = ignore) -> bytes | None:
     """The archive of a mesh's file, for a result with all its contents; None where it is a surface alone.
 
@@ -152,11 +182,7 @@ def prepare_mesh(
         InputError: the file cannot be used.
         OutOfMemoryError: a texture of this size does not fit.
     """
-    settings: Any = next(
-        stage.representation
-        for stage in config.stages.values()
-        if "mesh" in stage.representation.requires().inputs
-    )
+    settings = _mesh_settings(config)
     require_colors(config.export.format)
     image_size = settings.image_size if settings.texture == "image" else 0
     require_texture_memory(config.export.texture_size, image_size, device)
@@ -171,4 +197,61 @@ def prepare_mesh(
         uv=settings.uv,
         whole=document_format(path) == config.export.format,
         notify=notify,
+    )
+
+
+def prepare_task_mesh(
+    config: Config, task: Task, device: torch.device, notify: Callable[[str], None] = ignore
+) -> PreparedMesh | None:
+    """The task's mesh by `prepare_mesh`, with the faces that it keeps; None where it has none.
+
+    Raises:
+        InputError: the file cannot be used, or a name in `only` or `keep` fits nothing.
+    """
+    if task.mesh is None:
+        return None
+    prepared = prepare_mesh(config, task.mesh, device, notify)
+    if not task.only and not task.keep:
+        return prepared
+    chosen = select_faces(prepared.labels, only=task.only, keep=task.keep)
+    notify(f"{int(chosen.sum())} of {len(chosen)} faces are textured, the others keep their look")
+    return replace(prepared, kept=~chosen)
+
+
+def prepare_texture(
+    config: Config, task: Task, prepared: PreparedMesh, device: torch.device, notify: Notify = ignore
+) -> Mapping[str, bytes]:
+    """The mesh's own texture and the mask, where a run uses them: PNG files by their names in the task.
+
+    Args:
+        config: of the run.
+        task: its inputs.
+        prepared: the task's mesh.
+        device: that colours are sampled on.
+        notify: called with a line about the texture and the mask.
+
+    Raises:
+        InputError: a file cannot be used, or there are no colours to start from.
+    """
+    settings = _mesh_settings(config)
+    if task.mesh is None or settings.source.use == "none":
+        return {}
+    request = SourceRequest(
+        image=task.texture,
+        mask=task.mask,
+        starts=settings.source.use == "start",
+        side=settings.source.size,
+        sampled=config.export.texture_size,
+    )
+    rasterizer = build_rasterizer(config.run.rasterizer, device)
+    sources = prepare_sources(task.mesh, prepared.to(device), request, rasterizer=rasterizer, notify=notify)
+    return {"texture": pack_sources(sources)}
+
+
+def _mesh_settings(config: Config) -> Any:
+    """The settings of the first stage that textures the task's mesh."""
+    return next(
+        stage.representation
+        for stage in config.stages.values()
+        if "mesh" in stage.representation.requires().inputs
     )

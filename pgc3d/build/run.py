@@ -22,13 +22,14 @@ from pgc3d.inputs.image import load_prepared_image
 from pgc3d.inputs.light import load_light
 from pgc3d.inputs.maps import load_map
 from pgc3d.inputs.mesh import load_prepared
+from pgc3d.inputs.source_texture import load_sources
 from pgc3d.interfaces import Rasterizer, Representation, Stateful, SupportsMicroBatch
 from pgc3d.optimize import Objective, ParameterClipper, Problem
 from pgc3d.rendering.visibility import SurfaceVisibility
 from pgc3d.run_directory import RunDirectory
 from pgc3d.schedules import PiecewiseLinear
 from pgc3d.task import Task
-from pgc3d.types import Cameras, Handover, PreparedMesh, Step, seeded
+from pgc3d.types import Cameras, Handover, PreparedMesh, SourceTexture, Step, seeded
 
 CAMERA_STEPS = 40  # whose cameras the report of what a run saw is made from
 
@@ -67,6 +68,7 @@ class RunContext:
     rasterizer: Rasterizer
     device: torch.device
     mesh: Callable[[], PreparedMesh]
+    sources: Callable[[], tuple[SourceTexture, ...]]
     models: ModelStore | None = None  # None where only the representation is built
     run: RunDirectory | None = None  # None where no stage textures the surface of another one
 
@@ -91,7 +93,7 @@ class RunContext:
             run: its directory, where stages have meshes.
 
         Raises:
-            ValueError: by `mesh()`, where the task has none.
+            ValueError: by `mesh()` and `sources()`, where the task has none.
         """
 
         @cache
@@ -100,7 +102,13 @@ class RunContext:
                 raise ValueError("a representation of a given mesh must have a mesh, got none")
             return load_prepared(task.mesh)
 
-        return cls(config, task, rasterizer, device, mesh, models, run)
+        @cache
+        def sources() -> tuple[SourceTexture, ...]:
+            if task.texture is None:
+                raise ValueError("a representation that uses the mesh's texture must have one, got none")
+            return load_sources(task.texture, len(mesh().sets))
+
+        return cls(config, task, rasterizer, device, mesh, sources, models, run)
 
     def mesh_of(self, stage: str) -> PreparedMesh:
         """The mesh that a stage textures: the task's, or the surface that it starts from.
@@ -134,6 +142,7 @@ def build_representation(context: RunContext, name: str, start: Handover | None 
             start=start,
             low_memory=config.run.low_memory,
             light=load_light,
+            sources=context.sources,
             fill=max(fills),
         )
     )

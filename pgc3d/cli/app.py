@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from pgc3d.choices import Format, ImageGuidanceName, Texture, UvChoice
+from pgc3d.cli import refine_options as parts
 from pgc3d.cli.config_commands import config_app
 from pgc3d.cli.console import Bar, Warnings, close_stdout, deliver, emit, notify, prepare_streams
 from pgc3d.cli.doctor_command import doctor
@@ -163,6 +164,12 @@ def texture(
     style: StyleOption = None,
     style_weight: StyleWeightOption = None,
     style_adapter: StyleAdapterOption = None,
+    refine: parts.RefineOption = False,
+    init: parts.InitOption = None,
+    strength: parts.StrengthOption = None,
+    mask: parts.MaskOption = None,
+    only: parts.OnlyOption = None,
+    keep: parts.KeepOption = None,
     out: OutOption = None,
     options: RunOptions,
 ) -> int:
@@ -175,18 +182,26 @@ def texture(
     require_prompt(prompt)
     if options.faces:
         raise InputError(f"--faces must not be given with an input mesh, got {options.faces}; remove it")
-    image_size = options.texture_size if texture == "image" else None
+    given = parts.RefineOptions(
+        refine=refine, init=init, strength=strength, mask=mask, only=tuple(only or ()), keep=tuple(keep or ())
+    )
+    source = given.source(options.texture_size)
+    image_size = options.texture_size if texture == "image" and not source else None
     own: dict[str, Any] = {"up": up, "front": front, "texture": texture, "image_size": image_size, "uv": uv}
-    own |= {"material": {"kind": "pbr"}, "shading": True} if pbr else {}
+    own |= {"source": source} | ({"material": {"kind": "pbr"}, "shading": True} if pbr else {})
     backgrounds, background_image = split_backgrounds(background or [])
-    every = {"backgrounds": backgrounds or None, "guidance": {"negative_prompt": negative}}
+    guided = {"negative_prompt": negative, **given.guidance()}
+    every = {"backgrounds": backgrounds or None, "guidance": guided}
     layers = {"representation": own} | style_settings(options, style, style_weight, style_adapter)
     # an OBJ comes back as one; of the other formats, GLB holds all contents
     defaults = {"export": {"format": "obj"}} if mesh.suffix.lower() == ".obj" else {}
     command = replace(TEXTURE, defaults=defaults)
-    resolved = configured(guidance, options, command, layers, every_objective=every)
+    resolved = configured(guidance, options, command, layers, every_objective=every, refine=given.starts)
     folder = out or default_folder(Path("runs"), f"{mesh.stem} {prompt}", resolved.run.seed)
-    task = Task(prompt, mesh=mesh, background=background_image, style=style)
+    task = Task(
+        prompt, mesh=mesh, background=background_image, style=style, texture=init, mask=mask,
+        only=given.only, keep=given.keep,
+    )  # fmt: skip
     return _generate(task, folder, resolved)
 
 

@@ -207,6 +207,7 @@ def configured(
     own: dict[str, Any] | None = None,
     *,
     prompted: bool = False,
+    refine: bool = False,
     every_objective: dict[str, Any] | None = None,
 ) -> Any:
     """The configuration of a command; automatic choices and options without effect are printed.
@@ -217,6 +218,7 @@ def configured(
         command: a `presets.Command`; text when None.
         own: a nested mapping of the settings of the command's own options.
         prompted: whether there is a prompt in addition to an image.
+        refine: whether a texture is refined.
         every_objective: a nested mapping for each of the objectives.
 
     Raises:
@@ -229,6 +231,7 @@ def configured(
         command or TEXT,
         guidance=guidance,
         prompted=prompted,
+        refine=refine,
         model=options.model,
         quality=options.quality,
         pipeline=options.pipeline,

@@ -55,7 +55,7 @@ def write_document(
         shown = tuple(
             _with_alpha(image, mesh, prepared, index, rasterizer) for index, image in enumerate(images)
         )
-        repainting = Repainting(shown, prepared.face_set.cpu(), prepared.uv.cpu(), prepared.uv_faces.cpu())
+        repainting = Repainting(shown, _painted(prepared), prepared.uv.cpu(), prepared.uv_faces.cpu())
         if document_format(source) == "glb":
             matrix = None if placing is None else placing.matrix
             contents = {path: repaint_gltf(source, repainting, metadata, matrix)}
@@ -65,6 +65,13 @@ def write_document(
                 contents[path] = moved_obj(contents[path], placing.matrix, placing.rotation)
     write_files(contents)
     return [path, *(file for file in contents if file != path)]
+
+
+def _painted(prepared: PreparedMesh) -> Int[Tensor, " F"]:
+    """The texture set of each face, -1 where it keeps its own look."""
+    if prepared.kept is None:
+        return prepared.face_set.cpu()
+    return torch.where(prepared.kept, -1, prepared.face_set).cpu()
 
 
 def _with_alpha(

@@ -2,9 +2,10 @@
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -14,6 +15,7 @@ from pgc3d.choices import Format
 from pgc3d.disk import sha256
 from pgc3d.exporting.bake import bake, query, shown_surface, vertex_colors
 from pgc3d.exporting.placing import PlacingConfig, height_of, place_asset
+from pgc3d.exporting.refined import TextureChange
 from pgc3d.exporting.roundtrip import MIN_PSNR, Part, comparison_views, round_trip_psnr
 from pgc3d.geometry.cleanup import clean
 from pgc3d.geometry.normals import face_vectors
@@ -55,13 +57,21 @@ class ExportReport:
     remedy: str = ""  # what a user can change where the file is not faithful
     height: float = 0.0  # extent of the file's vertices along the axis that points up, in the file's numbers
     notes: tuple[str, ...] = ()  # lines about the texture
+    change: TextureChange | None = None  # of a source texture
 
     @property
     def remarks(self) -> str:
         """What the file lacks of the surface and of its material, to be put behind the number of faces."""
         loose = f", loose parts removed ({self.dropped:.1%} of the surface)" if self.dropped > 1e-3 else ""
         lost = " and ".join(self.lost)
-        return f"{loose}, without {lost}, which the format does not hold" if lost else loose
+        change = f", {self.change.remark}" if self.change is not None else ""
+        return f"{loose}{change}, without {lost}, which the format does not hold" if lost else loose + change
+
+    def record(self) -> dict[str, Any]:
+        """The entries of a manifest."""
+        entries: dict[str, Any] = {"psnr": self.psnr, "faces": self.faces, "seconds": dict(self.seconds)}
+        entries["height"] = self.height
+        return entries | ({"texture": asdict(self.change)} if self.change is not None else {})
 
     @property
     def faithful(self) -> bool:

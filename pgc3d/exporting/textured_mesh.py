@@ -25,6 +25,7 @@ from pgc3d.exporting.coverage import ProbedTexels, probe_texels
 from pgc3d.exporting.document import write_document
 from pgc3d.exporting.export import CHECK_RESOLUTION, ExportReport, describe_file, read_parts
 from pgc3d.exporting.placing import PlacingConfig, height_of, placed_by, placing_of
+from pgc3d.exporting.refined import rendered_asset, with_refined
 from pgc3d.exporting.roundtrip import Part, comparison_views, round_trip_psnr
 from pgc3d.geometry.tangents import corner_tangents
 from pgc3d.images import to_bytes
@@ -93,7 +94,7 @@ def export_textured_mesh(  # noqa: PLR0913 - flat on purpose
     """
     require_colors(format)
     with_texture = FORMATS[format].carries == "textures"
-    watch, given, coverage = Stopwatch(torch.device("cpu")), textured.prepared, None
+    watch, given, coverage, change = Stopwatch(torch.device("cpu")), textured.prepared, None, None
     asset = MeshAsset(
         given.vertices,
         given.faces,
@@ -119,6 +120,8 @@ def export_textured_mesh(  # noqa: PLR0913 - flat on purpose
                 for index, part in enumerate(given.sets)
             ]
             asset = _with_textures(asset, textured, images)
+            if textured.refinement is not None:
+                asset, change = with_refined(asset, textured, textured.refinement, rasterizer=rasterizer)
     with watch.part("write"):
         placing_used = placing_of(asset, placing, given.placement, format)
         placed, placement = placed_by(placing_used, asset, given.placement)
@@ -138,9 +141,13 @@ def export_textured_mesh(  # noqa: PLR0913 - flat on purpose
             others["metallic_roughness"] = own(shown=shown_surface)
         if with_texture and whole and textured.has_bump:
             others["normal_map"] = own(shown=shown_normals)
+        reference = own()
+        if textured.refinement is not None and with_texture:
+            compared = Views(views, background)
+            reference = rendered_asset(asset, textured, compared, CHECK_RESOLUTION, rasterizer=rasterizer)
         psnr = round_trip_psnr(
             path,
-            own(),
+            reference,
             views,
             rasterizer=rasterizer,
             placement=placement,
@@ -159,6 +166,7 @@ def export_textured_mesh(  # noqa: PLR0913 - flat on purpose
         remedy="raise --texture-size" if with_texture else FEW_VERTICES,
         height=height_of(placed, placement),
         notes=(coverage.remark,) if coverage is not None else (),
+        change=change,
     )
 
 

@@ -208,6 +208,8 @@ def save_prepared(path: Path, prepared: PreparedMesh) -> None:
     if prepared.cutout is not None:
         tensors |= {name: getattr(prepared.cutout, key) for name, key in CUTOUT.items()}
     tensors |= maps_as_tensors(prepared.maps)
+    if prepared.kept is not None:
+        tensors |= {"kept": prepared.kept}
     names = {}
     if labels is not None:
         tensors |= {"node": labels.node, "material": labels.material}
@@ -244,6 +246,7 @@ def load_prepared(path: Path) -> PreparedMesh:
             first_corners=tensors.get("first_corners"),
             maps=stored_maps(tensors, len(tensors["faces"])),
             cutout=_stored_cutout(tensors),
+            kept=_stored_kept(tensors),
         )
     except (OSError, KeyError, ValueError, TypeError, SafetensorError) as error:
         raise RunDirectoryError(
@@ -275,6 +278,18 @@ def _stored_sets(tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> tup
     if not 0 <= int(index.min()) <= int(index.max()) < len(sets):
         raise ValueError("face_set must be the index of a set")
     return tuple(sets)
+
+
+def _stored_kept(tensors: Mapping[str, Tensor]) -> Tensor | None:
+    """The mask of kept faces in an untrusted file, None where it has none.
+
+    Raises:
+        ValueError: it does not fit the faces.
+    """
+    kept = tensors.get("kept")
+    if kept is not None and (kept.shape != tensors["faces"].shape[:1] or kept.dtype != torch.bool):
+        raise ValueError("kept must be a truth value for each face")
+    return kept
 
 
 def _stored_labels(tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> FaceLabels | None:

@@ -1,6 +1,6 @@
 """Neural fields: a multi-resolution hash grid, a small MLP, and SDF and colour fields built from them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, cast
@@ -316,13 +316,27 @@ def start_colors(
         return
     if start.surface is None:
         return
-    optimizer = torch.optim.Adam(field.parameters(), lr=0.01, betas=(0.9, 0.99), eps=1e-15)
     vertices, faces = start.surface.vertices, start.surface.faces
-    for step in range(steps):
+
+    def draw() -> tuple[Tensor, Tensor]:
         points, _ = sample_surface(vertices, faces, batch, generator)
         points = points + 0.01 * torch.randn(points.shape, generator=generator).to(points.device)
         with torch.no_grad():
-            target = field.channels.values(start.material(points))
+            return points, field.channels.values(start.material(points))
+
+    fit_field(field, draw, steps=steps)
+
+
+def fit_field(
+    field: ColorField,
+    draw: Callable[[], tuple[Float[Tensor, "P 3"], Float[Tensor, "P C"]]],
+    *,
+    steps: int = 300,
+) -> None:
+    """Fit a field by Adam to values at points, which `draw` returns anew for each step."""
+    optimizer = torch.optim.Adam(field.parameters(), lr=0.01, betas=(0.9, 0.99), eps=1e-15)
+    for step in range(steps):
+        points, target = draw()
         optimizer.param_groups[0]["lr"] = 0.01 * (1.0 - step / steps)
         optimizer.zero_grad(set_to_none=True)
         loss = (field.values(points) - target).square().mean()

@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import max_pool2d
 
-from pgc3d.rendering.mipmap import ChainPlace, mip_chain, sample_chains
+from pgc3d.rendering.mipmap import mip_chain
 from pgc3d.representation.channels import Channels, ColorChannels, first_values
+from pgc3d.representation.image_places import ImagePlaces
+from pgc3d.representation.refinement import Refinement, Refinements
 
 GUTTER_WEIGHT = 1e-4  # of texels that no face covers, in the means of the mip levels
 
@@ -44,35 +46,34 @@ class ImageTexture(nn.Module):
             first = first_values(self.channels, color=color, roughness=roughness, metallic=metallic)
         self.image = nn.Parameter(first.to(covered.device).expand(*covered.shape, len(first)).clone())
 
-    def chain(self) -> Float[Tensor, "N C"]:
-        """The texels of all mip levels."""
-        return mip_chain(self.image, self.weight)
+    def chain(self, refinement: Refinement | None = None) -> Float[Tensor, "N C"]:
+        """The texels of all mip levels, as a refinement of a source limits them."""
+        image = self.image if refinement is None else refinement.texels(self.image)
+        return mip_chain(image, self.weight)
 
     @torch.no_grad()
-    def project(self) -> None:
-        """Clamp the texels to the bounds of their channels."""
+    def project(self, refinement: Refinement | None = None) -> None:
+        """Clamp the texels to the bounds of their channels, and to those of a refinement."""
         low, high = self.bounds.unbind(1)
         self.image.clamp_(low, high)
+        if refinement is not None:
+            refinement.clamp(self.image)
 
 
 class ImageTextures(nn.Module):
     """The images of K texture sets with the same channels."""
-
-    sides: Int[Tensor, " K"]
-    starts: Int[Tensor, " K"]
-    repeats: Bool[Tensor, " K"]
 
     def __init__(self, images: Sequence[ImageTexture], *, repeats: Sequence[bool]) -> None:
         """Hold the images of the sets in their order; `repeats` are those that repeat over the plane."""
         super().__init__()
         self.images = nn.ModuleList(images)
         self.channels = images[0].channels
-        self.repeated = tuple(repeats)
-        sides = torch.tensor([len(image.image) for image in images])
-        texels = torch.cumsum((4 * sides * sides - 1) // 3, dim=0)
-        starts = torch.cat([texels.new_zeros(1), texels[:-1]])
-        for name, value in (("sides", sides), ("starts", starts), ("repeats", torch.tensor(repeats))):
-            self.register_buffer(name, value, persistent=False)
+        self.places = ImagePlaces([len(image.image) for image in images], repeats=repeats)
+
+    @property
+    def sides(self) -> Int[Tensor, " K"]:
+        """Side in texels of each image."""
+        return self.places.sides
 
     def __getitem__(self, index: int) -> ImageTexture:
         image = self.images[index]
@@ -82,13 +83,14 @@ class ImageTextures(nn.Module):
     def __len__(self) -> int:
         return len(self.images)
 
-    def chains(self) -> Float[Tensor, "N C"]:
-        """The texels of all mip levels of all images."""
-        return torch.cat([self[index].chain() for index in range(len(self))])
+    def chains(self, refinement: Refinements | None = None) -> Float[Tensor, "N C"]:
+        """The texels of all mip levels of all images, as a refinement of their sources limits them."""
+        limits = [None] * len(self) if refinement is None else refinement.parts
+        return torch.cat([self[index].chain(limit) for index, limit in enumerate(limits)])
 
     def side(self, sets: Int[Tensor, " P"]) -> int | Int[Tensor, " P"]:
         """Side in texels of the images of sets; one number where there is one image."""
-        return len(self[0].image) if len(self) == 1 else self.sides.index_select(0, sets)
+        return self.places.side(sets)
 
     def sample(
         self,
@@ -98,12 +100,10 @@ class ImageTextures(nn.Module):
         level: Float[Tensor, " P"],
     ) -> Float[Tensor, "P C"]:
         """Filtered look-up of points in the images of their sets; see `sample_chains`."""
-        if len(self) == 1:
-            return sample_chains(chains, ChainPlace(len(self[0].image), repeat=self.repeated[0]), uv, level)
-        chosen = (values.index_select(0, sets) for values in (self.sides, self.starts, self.repeats))
-        return sample_chains(chains, ChainPlace(*chosen), uv, level)
+        return self.places.sample(chains, sets, uv, level)
 
-    def project(self) -> None:
-        """Clamp the texels to the bounds of their channels."""
-        for index in range(len(self)):
-            self[index].project()
+    def project(self, refinement: Refinements | None = None) -> None:
+        """Clamp the texels to the bounds of their channels, and to those of a refinement."""
+        limits = [None] * len(self) if refinement is None else refinement.parts
+        for index, limit in enumerate(limits):
+            self[index].project(limit)

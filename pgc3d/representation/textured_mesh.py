@@ -23,10 +23,12 @@ from pgc3d.rendering.mesh_renderer import Look, SurfaceSamples, render_corners, 
 from pgc3d.rendering.mipmap import footprint_level, uv_gradients
 from pgc3d.rendering.shading import linear_to_srgb
 from pgc3d.representation.cutout_surface import ShownSurface, cut_surface
+from pgc3d.representation.field_cells import FieldCells, atlas_points
 from pgc3d.representation.fields import ColorField
 from pgc3d.representation.fixed_maps import FixedMaps
 from pgc3d.representation.image_texture import ImageTextures
 from pgc3d.representation.material_losses import field_smoothness, image_smoothness, some_points
+from pgc3d.representation.refinement import Refinements
 from pgc3d.representation.uv_planes import UvPlanes
 from pgc3d.types import (
     Cameras,
@@ -53,7 +55,7 @@ def base_color(material: Material) -> Float[Tensor, "P 3"]:
 class TexturedMesh(nn.Module):
     """A `Representation` whose geometry never changes."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - flat arguments instead of a config
         self,
         *,
         rasterizer: Rasterizer,
@@ -64,6 +66,7 @@ class TexturedMesh(nn.Module):
         lighting: Lighting | None = None,
         smoothness: float = 0.0,
         use_maps: bool = False,
+        refinement: Refinements | None = None,
     ) -> None:
         """Store the mesh in world space on the rasteriser's device.
 
@@ -76,6 +79,7 @@ class TexturedMesh(nn.Module):
             lighting: of the material; the light that is fixed to the camera when None.
             smoothness: weight of differences of near base colours.
             use_maps: whether the file's own maps are those of the material, where there is `lighting`.
+            refinement: limits the change of source textures; None without them.
         """
         super().__init__()
         self.rasterizer = rasterizer
@@ -83,8 +87,10 @@ class TexturedMesh(nn.Module):
         self.texture = texture
         self.learning_rates = learning_rates
         self.shading, self.lighting, self.smoothness = shading, lighting, smoothness
+        self.refinement = refinement
         self._store: ParameterStore | None = None
         self._pool: Tensor | None = None
+        self._cells: FieldCells | None = None
         device = next(texture.parameters()).device
         self.mesh = mesh = prepared.in_world().to(device)
         self._topology = edge_topology(prepared.welded_faces.to(device), len(mesh.vertices))
@@ -117,18 +123,40 @@ class TexturedMesh(nn.Module):
     def end_step(self, step: Step) -> None:
         """Keep the texels of an image in their bounds."""
         if isinstance(self.texture, ImageTextures):
-            self.texture.project()
+            self.texture.project(self.refinement)
 
     def regularizers(self, step: Step) -> dict[str, Float[Tensor, ""]]:
-        """That of the material: the geometry is fixed."""
-        if not self.smoothness > 0:
-            return {}
-        if isinstance(self.texture, ImageTextures):
-            images = [self.texture[index] for index in range(len(self.texture))]
-            loss = image_smoothness([(image.image, image.weight) for image in images])
-        else:
-            loss = field_smoothness(self.texture, some_points(self._points(), step), step)
-        return {"smoothness": self.smoothness * loss}
+        """Those of the material and of a refinement: the geometry is fixed."""
+        texture, refinement, losses = self.texture, self.refinement, {}
+        if isinstance(texture, ImageTextures):
+            images = [texture[index] for index in range(len(texture))]
+            pairs = [(image.image, image.weight) for image in images]
+            if self.smoothness > 0:
+                losses["smoothness"] = self.smoothness * image_smoothness(pairs)
+            if refinement is not None and refinement.keep > 0:
+                losses["keep"] = refinement.low_frequencies(*zip(*pairs, strict=True))
+            return losses
+        if self.smoothness > 0:
+            points = some_points(self._points(), step)
+            losses["smoothness"] = self.smoothness * field_smoothness(texture, points, step)
+        if refinement is not None and refinement.keep > 0:
+            losses["keep"] = self.field_cells().loss(texture.values, step)
+        return losses
+
+    def field_cells(self) -> FieldCells:
+        """The points at which a field is compared with its source, the same in every run."""
+        if self._cells is None:
+            if self.refinement is None:
+                raise ValueError("a field that is compared with a source must have one, got none")
+            parts = [
+                atlas_points(self.mesh, index, self.canonical, self.rasterizer)
+                for index in range(len(self.mesh.sets))
+            ]
+            points, uv = (torch.cat(values) for values in zip(*parts, strict=True))
+            counts = torch.tensor([len(part) for part, _ in parts], device=points.device)
+            sets = torch.arange(len(parts), device=points.device).repeat_interleave(counts)
+            self._cells = FieldCells(self._field_points(points, uv, sets), uv, sets, self.refinement)
+        return self._cells
 
     def _points(self) -> Float[Tensor, "P 3"]:
         """Points of the surface at which a field is compared with itself, the same in every run."""
@@ -162,7 +190,7 @@ class TexturedMesh(nn.Module):
         alpha channel cuts away is not shown.
         """
         cameras = views.cameras
-        chain = self.texture.chains() if isinstance(self.texture, ImageTextures) else None
+        chain = self.texture.chains(self.refinement) if isinstance(self.texture, ImageTextures) else None
         light = None
         if shading and self.lighting is not None:
             light = self.lighting.for_views(len(views), step)
@@ -215,18 +243,28 @@ class TexturedMesh(nn.Module):
         """The channels of the texture at pixels; those of an image filtered over the pixels' footprints."""
         sets = self.mesh.face_set.index_select(0, hits.triangle)
         if isinstance(self.texture, ColorField):
-            return self.texture.values(self._field_points(hits.canonical, hits.uv, sets))
-        level = footprint_level(
+            values = self.texture.values(self._field_points(hits.canonical, hits.uv, sets))
+            if self.refinement is None:
+                return values
+            level = self._levels(hits, cameras, resolution, self.refinement.places.side(sets))
+            return self.refinement.at(values, sets, hits.uv, level)
+        assert chain is not None
+        level = self._levels(hits, cameras, resolution, self.texture.side(sets))
+        return self.texture.sample(chain, sets, hits.uv, level)
+
+    def _levels(
+        self, hits: SurfaceSamples, cameras: Cameras, resolution: int, side: int | Int[Tensor, " P"]
+    ) -> Float[Tensor, " P"]:
+        """Mip levels of pixels in images of `side` texels a side."""
+        return footprint_level(
             self._gradients.index_select(0, hits.triangle),
             hits.points,
             self._face_normals.index_select(0, hits.triangle),
             hits.view,
             cameras,
             resolution=resolution,
-            texture_size=self.texture.side(sets),
+            texture_size=side,
         )
-        assert chain is not None
-        return self.texture.sample(chain, sets, hits.uv, level)
 
     def _field_points(
         self, points: Float[Tensor, "P 3"], uv: Float[Tensor, "P 2"], sets: Int[Tensor, " P"]
@@ -236,6 +274,15 @@ class TexturedMesh(nn.Module):
         Where surface points share a texel, the file has one colour for them, and so must the field.
         """
         return points if self._planes is None else self._planes(points, uv, sets)
+
+    @torch.no_grad()
+    def field_colors(
+        self, points: Float[Tensor, "P 3"], uv: Float[Tensor, "P 2"], sets: Int[Tensor, " P"]
+    ) -> Float[Tensor, "P 3"]:
+        """The base colours of a field itself at canonical points, which a refinement does not limit."""
+        assert isinstance(self.texture, ColorField)
+        parts = torch.split(self._field_points(points, uv, sets), CHUNK)
+        return torch.cat([points[:0], *(self.texture.values(part)[:, :3] for part in parts)])
 
     def parameter_store(self) -> ParameterStore:
         """The texture's parameters."""
@@ -303,8 +350,11 @@ class TexturedMesh(nn.Module):
         texture, parts = self.texture, torch.split(torch.arange(len(points), device=points.device), CHUNK)
         if isinstance(texture, ColorField):
             field_points = self._field_points(points, uv, sets)
-            return torch.cat([texture.values(field_points[part]) for part in parts])
-        chains, level = texture.chains(), torch.zeros_like(uv[:, 0])
+            values = torch.cat([texture.values(field_points[part]) for part in parts])
+            if self.refinement is None:
+                return values
+            return self.refinement.at(values, sets, uv, torch.zeros_like(uv[:, 0]))
+        chains, level = texture.chains(self.refinement), torch.zeros_like(uv[:, 0])
         if texture_size is not None:
             level = level + torch.log2(texture.sides[sets] / texture_size).clamp_min(0.0)
         return torch.cat([texture.sample(chains, sets[part], uv[part], level[part]) for part in parts])

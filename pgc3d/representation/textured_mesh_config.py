@@ -1,5 +1,6 @@
 """The configuration of a given mesh whose material is optimised."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -18,9 +19,12 @@ from pgc3d.representation.headlight import HeadlightConfig
 from pgc3d.representation.image_texture import ImageTexture, ImageTextures
 from pgc3d.representation.materials import MaterialConfig
 from pgc3d.representation.pbr import PbrConfig
+from pgc3d.representation.refinement import Refinement, Refinements, power_of_two
+from pgc3d.representation.source_config import SourceConfig
+from pgc3d.representation.source_start import start_from_source
 from pgc3d.representation.textured_mesh import TexturedMesh
 from pgc3d.requirements import Requirements
-from pgc3d.types import PreparedMesh
+from pgc3d.types import PreparedMesh, SourceTexture
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,7 @@ class TexturedMeshConfig:
     # Render the file's normal, roughness, metallic, occlusion and emission maps, under the lights of a
     # material of kind pbr, unless that is what is learned.
     maps: Literal["use", "ignore"] = "use"
+    source: SourceConfig = field(default_factory=SourceConfig)  # what becomes of the file's own texture
 
     def __post_init__(self) -> None:
         check(self)
@@ -57,14 +62,23 @@ class TexturedMeshConfig:
             raise ValueError(
                 f"shading must be true for a material of kind {self.material.kind}, got false; remove it"
             )
+        if self.source.use != "none" and self.mesh == "start":
+            raise ValueError(
+                f"source.use must be none for the surface of an earlier stage, got {self.source.use}; "
+                "remove it"
+            )
 
     fixed_shape: ClassVar[bool] = True
     memory_settings: ClassVar[tuple[str, ...]] = ()
 
     def requires(self) -> Requirements:
-        """A mesh file or a stage to start from, and the files of the material's lights."""
+        """A mesh file with its texture, or a stage to start from, and the files of the material's lights."""
         given = self.mesh == "given"
-        mesh = Requirements(inputs=frozenset({"mesh"} if given else ()), start=not given)
+        mesh = Requirements(
+            inputs=frozenset({"mesh"} if given else ()),
+            accepts=frozenset({"texture", "mask"} if self.source.use != "none" else ()),
+            start=not given,
+        )
         return mesh | self.material.requires()
 
     def render_bytes(self, *, low_memory: bool) -> int:
@@ -84,6 +98,7 @@ class TexturedMeshConfig:
             generator=context.generator,
             device=context.device,
             load_light=context.light,
+            sources=context.sources() if self.source.use != "none" else None,
         )
         if isinstance(made.texture, ColorField):
             made.texture.recompute = context.low_memory
@@ -105,6 +120,7 @@ def build_textured_mesh(
     generator: torch.Generator,
     device: torch.device | str = "cpu",
     load_light: LightLoader = no_lights,
+    sources: Sequence[SourceTexture] | None = None,
 ) -> TexturedMesh:
     """The representation of a configuration.
 
@@ -115,14 +131,20 @@ def build_textured_mesh(
         generator: on the CPU; draws the initial weights of a field.
         device: of the texture.
         load_light: the linear radiance of a light's file.
+        sources: for each texture set what is kept or refined, whose size its image then has.
 
     Raises:
         InputError: a light cannot be read.
+        ConfigError: a mask is used with a material that varies more than the base colour.
     """
     channels = config.material.channels(config.roughness, config.metallic)
     texture: ColorField | ImageTextures
     if config.texture == "image":
-        texture = _image_textures(config, prepared.to(device), channels, rasterizer)
+        sides = [
+            part.side(config.image_size) if sources is None else power_of_two(sources[index])
+            for index, part in enumerate(prepared.sets)
+        ]
+        texture = _image_textures(config, prepared.to(device), sides, channels, rasterizer)
     else:
         texture = build_color_field(
             config.color_field,
@@ -132,11 +154,14 @@ def build_textured_mesh(
             metallic=config.metallic,
             channels=channels,
         )
+    texture = texture.to(device)
+    refinement = None if sources is None else _refined(config, prepared, texture, sources)
     own = config.maps == "use" and prepared.maps is not None and not config.material.lit
-    return TexturedMesh(
+    textured = TexturedMesh(
         rasterizer=rasterizer,
         prepared=prepared,
-        texture=texture.to(device),
+        texture=texture,
+        refinement=refinement,
         learning_rates={
             "texture.image": config.lr_image,
             "texture.grid": config.color_field.lr_grid,
@@ -147,20 +172,53 @@ def build_textured_mesh(
         smoothness=config.material.smoothness,
         use_maps=own,
     )
+    if config.source.use == "start" and refinement is not None:
+        start_from_source(textured, generator)
+    return textured
+
+
+def _refined(
+    config: TexturedMeshConfig,
+    prepared: PreparedMesh,
+    texture: ColorField | ImageTextures,
+    sources: Sequence[SourceTexture],
+) -> Refinements:
+    """The limits of a change of the sources."""
+    if any(source.mask is not None for source in sources) and len(texture.channels.bounds) > 3:
+        raise ConfigError(
+            f"--mask must go with a material of the base colour alone, got the kind {config.material.kind}; "
+            "remove one of both"
+        )
+    device, settings = next(texture.parameters()).device, config.source
+    parts = []
+    for index, source in enumerate(sources):
+        if isinstance(texture, ImageTextures):
+            weight = texture[index].weight
+        else:
+            side = power_of_two(source)
+            weight = torch.ones(side, side, device=device)
+        limits = {"bound": settings.largest_change, "keep": settings.keep_weight}
+        parts.append(Refinement(source, weight, cells=settings.cells, **limits))
+    refinements = Refinements(parts, repeats=[part.wraps for part in prepared.sets])
+    return refinements.to(device)
 
 
 def _image_textures(
-    config: TexturedMeshConfig, mesh: PreparedMesh, channels: Channels, rasterizer: Rasterizer
+    config: TexturedMeshConfig,
+    mesh: PreparedMesh,
+    sides: Sequence[int],
+    channels: Channels,
+    rasterizer: Rasterizer,
 ) -> ImageTextures:
     """An image for each texture set, all of one colour."""
     images = [
         ImageTexture(
-            uv_coverage(mesh, index, part.side(config.image_size), rasterizer),
+            uv_coverage(mesh, index, side, rasterizer),
             color=config.color,
             roughness=config.roughness,
             metallic=config.metallic,
             channels=channels,
         )
-        for index, part in enumerate(mesh.sets)
+        for index, side in enumerate(sides)
     ]
     return ImageTextures(images, repeats=[part.wraps for part in mesh.sets])

@@ -1,0 +1,83 @@
+"""The options of `texture` that keep, mask or refine the texture that a mesh has."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pgc3d.errors import InputError
+
+RefineOption = Annotated[
+    bool, typer.Option("--refine", help="Start from the file's own texture and change it within bounds.")
+]
+InitOption = Annotated[
+    Path | None,
+    typer.Option(metavar="IMAGE", help="Refine this texture image in place of the file's own."),
+]
+StrengthOption = Annotated[
+    float | None,
+    typer.Option(
+        min=0.0, max=1.0, metavar="0..1", help="Of --refine: 0 changes nothing, 1 is as free as without it."
+    ),
+]
+MaskOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="IMAGE", help="Texture image, white where it may change; other texels stay as they are."
+    ),
+]
+OnlyOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME", help="Texture this node or material only, as 'Wheel*'; repeatable."),
+]
+KeepOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME", help="Keep the look of this node or material; repeatable."),
+]
+
+T_MAX = (0.98, 0.4)  # first and last largest timestep of a run without refinement, as a fraction
+T_LEAST = 0.04  # above the smallest timestep of all presets
+
+
+@dataclass(frozen=True)
+class RefineOptions:
+    """The values of these options."""
+
+    refine: bool = False
+    init: Path | None = None
+    strength: float | None = None
+    mask: Path | None = None
+    only: tuple[str, ...] = ()
+    keep: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.strength is not None and not self.starts:
+            raise InputError(
+                f"--strength must go with --refine or --init, got {self.strength} without; add --refine"
+            )
+
+    @property
+    def starts(self) -> bool:
+        """Whether colours start from a texture."""
+        return self.refine or self.init is not None
+
+    def source(self, texture_size: int | None) -> dict[str, Any]:
+        """The settings of the representation's source; `texture_size` is that of the result, if given."""
+        if not self.starts and self.mask is None and not self.only and not self.keep:
+            return {}
+        use = "start" if self.starts else "keep"
+        return {"use": use, "strength": self.strength, "size": texture_size}
+
+    def guidance(self) -> dict[str, Any]:
+        """The settings of the guidances."""
+        return {} if self.strength is None else {"t_max": timesteps(self.strength)}
+
+
+def timesteps(strength: float) -> list[float]:
+    """The schedule of the largest timestep t_max for a strength s: linear from 0.98 s^1.3 to 0.4 s^3.
+
+    At s = 1 these are the ends of a run without refinement, at 0.5 they are 0.4 and 0.05.
+    """
+    first, last = T_MAX[0] * strength**1.3, T_MAX[1] * strength**3
+    return [0.0, max(first, T_LEAST), 1.0, max(last, T_LEAST)]
