@@ -26,7 +26,7 @@ from pgc3d.requirements import Requirements
 from pgc3d.schedules import PiecewiseLinear
 from pgc3d.types import Cameras, Step, seeded
 
-PROBES = 48  # cameras of the orbit by which it is judged which points it sees
+PROBES = 48  # cameras of the orbit that measure which points it sees
 TILTS = ((0.0, 0.0), (45.0, 25.0), (-45.0, -25.0))  # degrees from a normal
 NEAR = (0.4,)  # distances of candidates from their points, where the orbit's own sees nothing
 HALF_WIDTH = 0.45  # of the surface in the middle of a candidate's image, in world units
@@ -102,7 +102,7 @@ def chosen_views(config: CoverConfig, context: CameraContext) -> Cameras:
 
 
 def _candidates(points: Float[Tensor, "P 3"], normals: Float[Tensor, "P 3"], config: OrbitConfig) -> Cameras:
-    """Cameras on both sides of points, near them and as far as the orbit, that look at them."""
+    """Cameras on both sides of points, near them and as far as the orbit, which are in their middles."""
     middle = torch.tensor([sum(config.fovy_degrees) / 2]).deg2rad()
     far = float(fill_distance(middle, torch.tensor([sum(config.fill) / 2])))
     rows: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []

@@ -91,7 +91,7 @@ def prepare_mesh_file(  # noqa: PLR0913 - each of them is a choice of the user
     if method == "xatlas" and atlas.padding < PADDING:
         notify(
             f"the {texture_size} pixels of the texture are few for so many charts: {atlas.padding} texels of "
-            f"padding around each in place of {PADDING}; --texture-size {2 * texture_size} has room for more"
+            f"padding around each in place of {PADDING}; --texture-size {2 * texture_size} holds more"
         )
     return PreparedMesh(
         vertices=source.vertices,
@@ -112,7 +112,7 @@ def prepare_mesh_file(  # noqa: PLR0913 - each of them is a choice of the user
 
 
 def _maps(source: SourceMesh, path: Path, notify: Callable[[str], None]) -> SurfaceMaps | None:
-    """The maps of the file's materials; where an image cannot be opened, none, which is said."""
+    """The maps of the file's materials; none, with a note, where an image cannot be opened."""
     try:
         return surface_maps(source)
     except InputError as error:
