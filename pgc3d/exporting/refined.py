@@ -64,7 +64,9 @@ def rendered_asset(
     A run's own render filters its texels by the footprints of pixels, which a file's images with fine grain
     do not match; the images of a refined texture are right by construction.
     """
-    placed = replace(asset, vertices=textured.prepared.placement.to_world(asset.vertices))
+    given = textured.prepared
+    # a reader welds vertices, by which it antialiases; seams of texture coordinates are no silhouettes
+    placed = replace(asset, vertices=given.placement.to_world(asset.vertices), faces=given.welded_faces)
     return render_asset(
         placed, views.cameras, resolution, background=views.background, rasterizer=rasterizer, shading=False
     )
