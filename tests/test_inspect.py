@@ -37,7 +37,7 @@ def test_the_tree_has_nodes_triangles_and_materials(tmp_path, capsys):
     ]  # fmt: skip
     assert "  wood: 24 triangles; coordinates usable" in text
     assert "  (none): 12 triangles; coordinates usable" in text
-    assert "for one texture of all" not in text  # they can have an image each
+    assert "for the textures of all faces: usable" in text  # an image for each material
 
 
 def test_the_same_is_in_json(tmp_path, capsys):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from members import CPU, SHAPE, STEPS, VolumeConfig, folders, make_config, require_equal, work_on  # noqa: F401 - fixtures
 
-from pgc3d import pipeline
+from pgc3d import assets
 from pgc3d.build.models import LoadedModels, locate_models
 from pgc3d.build.run import RunContext, build_representation, build_stage
 from pgc3d.cameras import turntable
@@ -85,5 +85,5 @@ def test_a_run_of_something_without_a_surface_ends_without_an_export(folders, tm
     config, messages = make_config(folders.sd, VolumeConfig()), []
     built, _, record = work_on(tmp_path / "run", config)
     session = Session(RunDirectory(tmp_path / "run"), config, CPU, messages.append, StopFlag(), record)
-    assert pipeline._export(session, built.problem.representation, CpuRasterizer()) == []
+    assert assets.export_run(session, built.problem.representation, CpuRasterizer()) == []
     assert "no surface" in messages[-1].message

@@ -41,7 +41,7 @@ def _lines(report: Any, *, most: int | None) -> Iterator[str]:
     for item in report.materials:
         facts = [f"{item.triangles} triangles", f"coordinates {item.coordinates}", item.details]
         materials.append(f"{item.name}: {'; '.join(fact for fact in facts if fact)}")
-    verdict = [*report.sets, f"for one texture of all: {report.coordinates}"]
+    verdict = [*report.sets, f"for the textures of all faces: {report.coordinates}"]
     for title, items in (
         ("nodes", tree_lines(report.nodes)),
         ("materials", materials),

@@ -48,7 +48,7 @@ class MeshReport:
     size: tuple[float, float, float]  # extent along x, y and z in the file's unit
     nodes: tuple[NodeReport, ...]
     materials: tuple[MaterialReport, ...]
-    coordinates: str  # as of a material, for one texture of the whole mesh
+    coordinates: str  # as of a material, for the textures of the whole mesh
     sets: tuple[str, ...]  # of texture coordinates
     images: tuple[str, ...]
     others: tuple[str, ...]  # skins, animations, cameras ...

@@ -101,7 +101,7 @@ def why_unusable(
 
     Args:
         source: the mesh.
-        faces: those that are asked about.
+        faces: a mask of some of its faces.
         rasterizer: on `device`, to find overlapping charts.
         device: of the rasteriser.
     """
