@@ -1,5 +1,6 @@
 """From a document to the same document textured, on the command line, with a tiny random SDXL."""
 
+import pytest
 from test_cli import checkpoint, run  # noqa: F401 - fixtures
 from test_documents import BASE, IMAGE, differences, rich
 from test_obj_documents import lines_of, scene
@@ -64,3 +65,34 @@ def test_a_document_with_a_missing_buffer_gives_its_surface(run, checkpoint, tmp
         "the result will have the surface of given.glb alone: the buffer of given.glb must exist"
         in printed + err
     )
+
+
+def test_a_placed_document_is_moved_as_a_whole(run, checkpoint, tmp_path):
+    path = rich().write(tmp_path / "given.glb")
+    assert run("texture", path, "a chair", "--model", checkpoint, *TINY, "--out", "out")[0] in (0, 5)
+    out = tmp_path / "out"
+    assert run("export", out, "--height", "3", "--origin", "bottom")[0] in (0, 5)
+    height = read_mesh(out / "asset-2.glb").vertices[:, 1]
+    assert (float(height.min()), float(height.max())) == (pytest.approx(0.0, abs=1e-5), pytest.approx(3.0))
+    found = differences(out / "asset.glb", out / "asset-2.glb")
+    assert {place.split("[")[0].split(".")[0] for place, _ in found} <= {"nodes", "scenes"}
+
+
+def test_a_placed_obj_keeps_its_other_lines(run, checkpoint, tmp_path):
+    path = scene(tmp_path)
+    assert run("texture", path, "a chair", "--model", checkpoint, *TINY, "--out", "out")[0] in (0, 5)
+    out = tmp_path / "out"
+    assert run("export", out, "--height", "50", "--unit", "cm")[0] in (0, 5)
+    height = read_mesh(out / "asset-2.obj").vertices[:, 1]
+    assert float(height.max() - height.min()) == pytest.approx(50.0)
+    kinds = ("o", "g", "s", "usemtl", "f", "vt")
+    assert lines_of(out / "asset-2.obj", *kinds) == lines_of(out / "asset.obj", *kinds)
+
+
+def test_learned_roughness_and_metallic_are_those_of_the_document(run, checkpoint, tmp_path):
+    path = rich().write(tmp_path / "given.glb")
+    code, _, err = run("texture", path, "a chair", "--model", checkpoint, *TINY, "--pbr", "--out", "out")
+    assert code in (0, 5), err
+    found = {place for place, _ in differences(path, tmp_path / "out" / "asset.glb")}
+    assert any("metallicRoughnessTexture" in place for place in found)
+    assert not any("normalTexture" in place or "skins" in place or "animations" in place for place in found)
