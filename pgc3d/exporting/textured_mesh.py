@@ -1,7 +1,7 @@
 """Export of a textured mesh: the given geometry unchanged, with a new material."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,11 @@ from pgc3d.exporting.bake import (
     shown_surface,
     texel_bands,
 )
-from pgc3d.exporting.coverage import ProbedTexels, probe_texels
+from pgc3d.exporting.coverage import Coverage, ProbedTexels, probe_texels
 from pgc3d.exporting.document import write_document
 from pgc3d.exporting.export import CHECK_RESOLUTION, ExportReport, describe_file, read_parts
 from pgc3d.exporting.placing import PlacingConfig, height_of, placed_by, placing_of
-from pgc3d.exporting.refined import rendered_asset, with_refined
+from pgc3d.exporting.refined import TextureChange, rendered_asset, with_refined
 from pgc3d.exporting.roundtrip import Part, comparison_views, round_trip_psnr
 from pgc3d.geometry.tangents import corner_tangents
 from pgc3d.images import to_bytes
@@ -37,7 +37,7 @@ from pgc3d.mesh_io.repaint import MaterialImages
 from pgc3d.rendering.visibility import SurfaceVisibility
 from pgc3d.representation.textured_mesh import TexturedMesh
 from pgc3d.stopwatch import Stopwatch
-from pgc3d.types import Cameras, PreparedMesh, Rendering, TextureSet, Views
+from pgc3d.types import Cameras, Placement, PreparedMesh, Rendering, TextureSet, Views
 
 FEW_VERTICES = "it has too few vertices for the colours, use --format glb or obj"
 
@@ -94,8 +94,8 @@ def export_textured_mesh(  # noqa: PLR0913 - flat on purpose
     """
     require_colors(format)
     with_texture = FORMATS[format].carries == "textures"
-    watch, given, coverage, change = Stopwatch(torch.device("cpu")), textured.prepared, None, None
-    asset = MeshAsset(
+    watch, given = Stopwatch(torch.device("cpu")), textured.prepared
+    bare = MeshAsset(
         given.vertices,
         given.faces,
         given.normals,
@@ -103,57 +103,25 @@ def export_textured_mesh(  # noqa: PLR0913 - flat on purpose
         metadata=dict(metadata or {}),
     )
     with watch.part("bake"):
-        if not with_texture:
-            asset = _with_vertex_colors(asset, textured)
+        if with_texture:
+            baked = _baked(bare, textured, texture_size=texture_size, rasterizer=rasterizer, cameras=cameras)
         else:
-            visibility = SurfaceVisibility(textured.mesh.vertices, textured.mesh.faces, rasterizer)
-            probed = probe_texels(textured, visibility, texture_size=texture_size)
-            coverage = probed.coverage(cameras, visibility) if cameras else None
-            images = [
-                bake_texture(
-                    textured,
-                    index,
-                    texture_size=part.side(texture_size),
-                    rasterizer=rasterizer,
-                    probed=probed,
-                )
-                for index, part in enumerate(given.sets)
-            ]
-            asset = _with_textures(asset, textured, images)
-            if textured.refinement is not None:
-                asset, change = with_refined(asset, textured, textured.refinement, rasterizer=rasterizer)
+            baked = _Baked(_with_vertex_colors(bare, textured))
     with watch.part("write"):
-        placing_used = placing_of(asset, placing, given.placement, format)
-        placed, placement = placed_by(placing_used, asset, given.placement)
+        moved = placing_of(baked.asset, placing, given.placement, format)
+        placed, placement = placed_by(moved, baked.asset, given.placement)
         if document is None:
             written = write_mesh(path, placed, format)
         else:
+            images = _images(baked.asset, textured)
             written = write_document(
-                document, path, textured.mesh, _images(asset, textured), rasterizer=rasterizer,
-                metadata=asset.metadata, placing=placing_used,
+                document, path, textured.mesh, images, rasterizer=rasterizer, metadata=bare.metadata,
+                placing=moved,
             )  # fmt: skip
     with watch.part("compare"):
-        views, background = comparison_views(textured.mesh.vertices.device)
-        own = partial(textured.shaded, Views(views, background), CHECK_RESOLUTION, shading=False, holes=False)
-        others: dict[Part, Rendering] = {}
-        whole = document is None  # of a document's materials, the base colours are compared
-        if with_texture and whole:
-            others["metallic_roughness"] = own(shown=shown_surface)
-        if with_texture and whole and textured.has_bump:
-            others["normal_map"] = own(shown=shown_normals)
-        reference = own()
-        if textured.refinement is not None and with_texture:
-            compared = Views(views, background)
-            reference = rendered_asset(asset, textured, compared, CHECK_RESOLUTION, rasterizer=rasterizer)
-        psnr = round_trip_psnr(
-            path,
-            reference,
-            views,
-            rasterizer=rasterizer,
-            placement=placement,
-            shading=False,
-            others=others,
-        )
+        # of a document's materials, the base colours are compared
+        maps = with_texture and document is None
+        psnr = _compared(path, baked.asset, textured, placement, rasterizer, maps=maps, textures=with_texture)
     return ExportReport(
         files=tuple(describe_file(file) for file in written),
         vertices=len(given.vertices),
@@ -165,8 +133,74 @@ def export_textured_mesh(  # noqa: PLR0913 - flat on purpose
         lost=() if with_texture else _losses(textured),
         remedy="raise --texture-size" if with_texture else FEW_VERTICES,
         height=height_of(placed, placement),
-        notes=(coverage.remark,) if coverage is not None else (),
-        change=change,
+        notes=(baked.coverage.remark,) if baked.coverage is not None else (),
+        change=baked.change,
+    )
+
+
+@dataclass(frozen=True)
+class _Baked:
+    """An asset with its colours, and what is reported about them."""
+
+    asset: MeshAsset
+    coverage: Coverage | None = None
+    change: TextureChange | None = None
+
+
+def _baked(
+    bare: MeshAsset,
+    textured: TexturedMesh,
+    *,
+    texture_size: int,
+    rasterizer: Rasterizer,
+    cameras: Sequence[Cameras],
+) -> _Baked:
+    """The asset with the images of all texture sets."""
+    visibility = SurfaceVisibility(textured.mesh.vertices, textured.mesh.faces, rasterizer)
+    probed = probe_texels(textured, visibility, texture_size=texture_size)
+    coverage = probed.coverage(cameras, visibility) if cameras else None
+    images = [
+        bake_texture(
+            textured, index, texture_size=part.side(texture_size), rasterizer=rasterizer, probed=probed
+        )
+        for index, part in enumerate(textured.prepared.sets)
+    ]
+    asset = _with_textures(bare, textured, images)
+    if textured.refinement is None:
+        return _Baked(asset, coverage)
+    asset, change = with_refined(asset, textured, textured.refinement, rasterizer=rasterizer)
+    return _Baked(asset, coverage, change)
+
+
+def _compared(
+    path: Path,
+    asset: MeshAsset,
+    textured: TexturedMesh,
+    placement: Placement,
+    rasterizer: Rasterizer,
+    *,
+    maps: bool,
+    textures: bool,
+) -> float:
+    """PSNR in dB of the written file against the run's own unlit render; see `round_trip_psnr`."""
+    cameras, background = comparison_views(textured.mesh.vertices.device)
+    views = Views(cameras, background)
+    own = partial(textured.shaded, views, CHECK_RESOLUTION, shading=False, holes=False)
+    others: dict[Part, Rendering] = {"metallic_roughness": own(shown=shown_surface)} if maps else {}
+    if maps and textured.has_bump:
+        others["normal_map"] = own(shown=shown_normals)
+    if textured.refinement is not None and textures:
+        reference = rendered_asset(asset, textured, views, CHECK_RESOLUTION, rasterizer=rasterizer)
+    else:
+        reference = own()
+    return round_trip_psnr(
+        path,
+        reference,
+        cameras,
+        rasterizer=rasterizer,
+        placement=placement,
+        shading=False,
+        others=others,
     )
 
 
