@@ -197,7 +197,9 @@ def dream_time(
     below, above = (flat[0] - fraction).clamp_min(0.0), (fraction - flat[1]).clamp_min(0.0)
     weights = torch.exp(-0.5 * ((below / spread[0]) ** 2 + (above / spread[1]) ** 2))
     progress = (weights.cumsum(0) / weights.sum()).clamp_max(1.0)
-    return PiecewiseLinear(tuple(torch.stack([progress, fraction], dim=1).flatten().tolist()))
+    moves = torch.ones_like(progress, dtype=torch.bool)  # a timestep whose weight is rounded away has no part
+    moves[1:] = progress[1:] > progress[:-1]
+    return PiecewiseLinear(tuple(torch.stack([progress, fraction], dim=1)[moves].flatten().tolist()))
 
 
 def sample_timesteps(

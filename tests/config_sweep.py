@@ -3,7 +3,7 @@
 import types
 import typing
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cache, partial
 from itertools import islice
 from pathlib import Path
@@ -16,10 +16,8 @@ from PIL import Image
 
 from pgc3d.build.inputs import prepare_mesh
 from pgc3d.build.models import LoadedModels, locate_models
-from pgc3d.build.run import RunContext, build_representation, build_stage
-from pgc3d.cameras import CameraContext
+from pgc3d.build.run import RunContext, build_representation, build_stage, camera_context
 from pgc3d.config import Config, load_config
-from pgc3d.geometry.sampling import sample_surface
 from pgc3d.inputs.image import frame_image
 from pgc3d.inputs.mesh import save_prepared
 from pgc3d.optimize import Objective, Problem, optimize
@@ -153,11 +151,8 @@ class Bench:
         """The stage with a guidance that takes no time."""
         stage, objective = config.last, config.last.objectives["color"]
         representation = build_representation(context, "main")
-        surface = None
-        if "mesh" in stage.requires().inputs:
-            mesh = context.mesh().in_world()
-            surface = partial(sample_surface, mesh.vertices, mesh.faces)
-        cameras = CameraContext(batch=objective.batch, device=CPU, view=config.view, surface=surface)
+        mesh = context.mesh().in_world() if "mesh" in stage.requires().inputs else None
+        cameras = replace(camera_context(config.view, CPU, mesh, self.rasterizer), batch=objective.batch)
         representation.parameter_store().use_adam(betas=stage.optimizer.betas, eps=stage.optimizer.eps)
         norms = stage.parameter_norms()
         return Problem(

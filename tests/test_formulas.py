@@ -1,6 +1,7 @@
 """Formulas of score distillation against their definitions in float64, written image by image."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -150,6 +151,14 @@ def test_dream_time_is_that_of_the_released_code():
     falling = dream_time(0.2, 0.681)
     found = [round(1000 * falling(progress)) for progress in (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)]
     assert found == [680, 650, 605, 528, 450, 385, 200]
+
+
+def test_dream_time_takes_weights_that_vanish():
+    """Beside a narrow plateau all other timesteps have no part of the run."""
+    falling = dream_time(0.02, 0.98, spread=(1e-3, 1e-3))
+    found = [falling(progress / 100) for progress in range(101)]
+    assert all(later <= earlier for earlier, later in pairwise(found))
+    assert 0.49 <= found[50] <= 0.81
 
 
 def test_dream_time_never_rises_and_spends_steps_by_weight():
