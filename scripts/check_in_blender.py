@@ -132,7 +132,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Open exported meshes in Blender and compare the renders")
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE")
     parser.add_argument("--blender", default=sys.executable, metavar="PYTHON", help="a Python with bpy")
-    parser.add_argument("--out", type=Path, help="folder for pictures")
+    parser.add_argument("--out", type=Path, help="folder for images")
     parser.add_argument("--side", type=int, default=384, help="of the renders in pixels")
     parser.add_argument("--view", type=int, default=1, help="of twelve around the object")
     parser.add_argument("--least", type=float, default=25.0, help="PSNR in dB")

@@ -81,8 +81,8 @@ def test_emission_adds_light_and_files_without_maps_are_lit_as_before(tmp_path):
 
 def test_maps_can_be_ignored_and_come_back_from_the_file_of_the_run(tmp_path):
     prepared = with_maps(tmp_path, "e", **CASES["metal"])
-    save_prepared(tmp_path / "canvas", prepared)
-    found = load_prepared(tmp_path / "canvas")
+    save_prepared(tmp_path / "prepared", prepared)
+    found = load_prepared(tmp_path / "prepared")
     for name, value in vars(prepared.maps).items():
         assert torch.equal(value, getattr(found.maps, name)), name
     without = dataclasses.replace(prepared, maps=None)

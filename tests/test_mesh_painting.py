@@ -33,13 +33,13 @@ def textured(tmp_path, gltf: Gltf, *, uv: str, texture: str) -> TexturedMesh:
         gltf.write(tmp_path / "given.glb"), up="+y", front="auto", crease_degrees=40.0, texture_size=128,
         rasterizer=CPU, uv=uv,
     )  # fmt: skip
-    save_prepared(tmp_path / "canvas", prepared)
+    save_prepared(tmp_path / "prepared", prepared)
     config = TexturedMeshConfig(
         texture=texture, image_size=64, color_field=ColorFieldConfig(levels=4), shading=False
     )
     generator = torch.Generator().manual_seed(0)
     model = build_textured_mesh(
-        config, load_prepared(tmp_path / "canvas"), rasterizer=CPU, generator=generator
+        config, load_prepared(tmp_path / "prepared"), rasterizer=CPU, generator=generator
     )
     with torch.no_grad():
         if texture == "image":

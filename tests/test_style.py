@@ -40,7 +40,7 @@ def root(tmp_path_factory):
     return folder
 
 
-def picture():
+def style_image():
     return torch.rand(SIDE, SIDE, 3, generator=torch.Generator().manual_seed(3))
 
 
@@ -55,7 +55,7 @@ def located(root, kind, weight=1.0, **settings) -> LocatedModel:
 
 
 def store(model: LocatedModel) -> LoadedModels:
-    return LoadedModels({"text": model}, CPU, style=picture)
+    return LoadedModels({"text": model}, CPU, style=style_image)
 
 
 def predict(models: LoadedModels, *, styled=True, change=None, residuals=None):
@@ -119,7 +119,7 @@ def _features(adapter):
 
     encoder = CLIPVisionModelWithProjection.from_pretrained(adapter.encoder)
     settings = {"size": 32, "image_mean": OPENAI_CLIP_MEAN, "image_std": OPENAI_CLIP_STD}
-    pixels = clip_pixels(picture()[None], settings)
+    pixels = clip_pixels(style_image()[None], settings)
     if adapter.patches:
         hidden = [encoder(part, output_hidden_states=True).hidden_states[-2] for part in (0 * pixels, pixels)]
         return torch.cat(hidden)[:, None]
@@ -131,7 +131,7 @@ def test_pixels_are_those_of_the_librarys_image_processor():
     from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-    smooth = torch.nn.functional.avg_pool2d(picture().permute(2, 0, 1), 5, stride=1, padding=2)
+    smooth = torch.nn.functional.avg_pool2d(style_image().permute(2, 0, 1), 5, stride=1, padding=2)
     stored = (255 * smooth.permute(1, 2, 0)).round().to(torch.uint8)  # noise would overshoot in both
     processor = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
     expected = processor(Image.fromarray(stored.numpy()), return_tensors="pt").pixel_values
@@ -218,7 +218,7 @@ def test_controlnets_see_the_texts_without_the_image(root):
 def test_the_negative_prompt_has_an_empty_image(root):
     """The prediction without the prompt does not depend on the style image."""
     found = []
-    for image in (picture(), 1 - picture()):
+    for image in (style_image(), 1 - style_image()):
         models = LoadedModels({"text": located(root, "sdxl")}, CPU, style=lambda image=image: image)
         found.append(predict(models))
     assert torch.equal(found[0][0], found[1][0])

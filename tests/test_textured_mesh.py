@@ -228,8 +228,8 @@ def test_letters_read_correctly_from_every_side(tmp_path, up, front, out):
 
 def test_canvas_comes_back_from_its_file(tmp_path):
     prepared = canvas_of(write_cube(tmp_path / "cube.glb"), "+z")
-    save_prepared(tmp_path / "canvas", prepared)
-    found = load_prepared(tmp_path / "canvas")
+    save_prepared(tmp_path / "prepared", prepared)
+    found = load_prepared(tmp_path / "prepared")
     for name, value in vars(prepared).items():
         same = torch.equal(value, getattr(found, name)) if isinstance(value, torch.Tensor) else True
         assert same, name
@@ -239,9 +239,9 @@ def test_canvas_comes_back_from_its_file(tmp_path):
     world = found.in_world()
     assert torch.equal(world.in_world().vertices, world.vertices)
     assert torch.equal(world.in_world().normals, world.normals)
-    (tmp_path / "canvas").write_bytes(b"damaged")
+    (tmp_path / "prepared").write_bytes(b"damaged")
     with pytest.raises(RunDirectoryError, match="missing or damaged"):
-        load_prepared(tmp_path / "canvas")
+        load_prepared(tmp_path / "prepared")
 
 
 @pytest.mark.parametrize(
@@ -265,14 +265,14 @@ def test_canvas_comes_back_from_its_file(tmp_path):
     ],
 )
 def test_canvas_of_someone_else_is_checked(tmp_path, name, change):
-    save_prepared(tmp_path / "canvas", canvas_of(write_cube(tmp_path / "cube.glb")))
-    tensors = load_file(tmp_path / "canvas")
+    save_prepared(tmp_path / "prepared", canvas_of(write_cube(tmp_path / "cube.glb")))
+    tensors = load_file(tmp_path / "prepared")
     value = tensors.pop(name)
     if change is not None:
         tensors[name] = change(value).contiguous()
-    save_file(tensors, tmp_path / "canvas", metadata={"sets": json.dumps([asdict(TextureSet())])})
+    save_file(tensors, tmp_path / "prepared", metadata={"sets": json.dumps([asdict(TextureSet())])})
     with pytest.raises(RunDirectoryError, match=rf"missing or damaged.*{name}"):
-        load_prepared(tmp_path / "canvas")
+        load_prepared(tmp_path / "prepared")
 
 
 def test_seams_are_no_outlines_and_creases_are_sharp(tmp_path):

@@ -19,6 +19,7 @@ from pgc3d.diffusion.hub import (
     recorded,
 )
 from pgc3d.diffusion.models import find_part, resolve_model
+from pgc3d.disk import sha256
 from pgc3d.errors import WeightsNotFoundError
 from pgc3d.mini import clip_model, image_model, text_model
 
@@ -121,12 +122,12 @@ def verify(found: Entry) -> Verification:
 
 def _faults(file: Path, expected: str | None) -> Iterator[str]:
     try:
-        if expected is not None and _hash(file, git=len(expected) == 40) != expected:
+        if expected is not None and _hash(file, expected) != expected:
             yield "its content is not what its hash states; fetch it again"
         elif file.suffix == ".safetensors":
             tensor_names(file)
         elif expected is None:
-            _hash(file, git=False)
+            sha256(file)
     except (OSError, WeightsNotFoundError) as error:
         yield str(error)
 
@@ -137,12 +138,13 @@ def _stated_hash(file: Path) -> str | None:
     return name if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", name) else None
 
 
-def _hash(file: Path, *, git: bool) -> str:
-    """SHA-256 of a file, or SHA-1 of git's blob with its content."""
+def _hash(file: Path, stated: str) -> str:
+    """SHA-256 of a file, or SHA-1 of git's blob with its content, as the length of the stated one is."""
+    if len(stated) == 64:
+        return sha256(file)
     with file.open("rb") as stream:
-        digest = hashlib.sha1(usedforsecurity=False) if git else hashlib.sha256()
-        if git:
-            digest.update(f"blob {file.stat().st_size}\0".encode())
+        digest = hashlib.sha1(usedforsecurity=False)
+        digest.update(f"blob {file.stat().st_size}\0".encode())
         while block := stream.read(BLOCK):
             digest.update(block)
     return digest.hexdigest()

@@ -6,7 +6,7 @@ from pathlib import Path
 from pgc3d.evaluation.documents import Difference
 from pgc3d.mesh_io.limits import read_limited
 from pgc3d.mesh_io.lines import Lines, decoded
-from pgc3d.mesh_io.mtl import library_paths, map_name
+from pgc3d.mesh_io.mtl import library_names, library_paths, map_name
 from pgc3d.mesh_io.obj import read_obj
 
 KEPT = ("v", "vn", "o", "g", "s", "usemtl", "l", "p")  # kinds of lines in their order
@@ -64,8 +64,7 @@ def _libraries(first: Path, second: Path) -> Iterator[Difference]:
 def _materials(path: Path) -> dict[str, list[str]]:
     """The lines of each material; those of images without the image's name."""
     lines, found, name = Lines(read_limited(path), path), dict[str, list[str]](), ""
-    rows = lines.starting_with(b"mtllib").tolist()
-    texts = [decoded(lines.text(row).replace(b"\t", b" ").partition(b" ")[2]) for row in rows]
+    texts = library_names(lines)
     for library in dict.fromkeys(file for text in texts for file in library_paths(text, path)):
         for line in decoded(read_limited(library)).splitlines():
             key, _, rest = line.strip().partition(" ")

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int, Num, UInt8
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from pgc3d.geometry.own_uv import draw_atlas
+from pgc3d.geometry.own_uv import draw_atlas, texel_centres
 from pgc3d.geometry.uv import UvAtlas
 from pgc3d.images import to_bytes
 from pgc3d.interfaces import Rasterizer
@@ -102,7 +102,7 @@ def bake_bytes(
         points, covered = surface_texels(
             surface, texture_size=texture_size, rasterizer=rasterizer, rows=rows, small=small
         )
-        found = texels(points[covered], centres(covered, texture_size, rows))
+        found = texels(points[covered], texel_centres(covered, texture_size, rows))
         image = torch.zeros(*covered.shape, found.shape[1], dtype=torch.uint8)
         image[covered.cpu()] = found.cpu()
         parts.append(image)
@@ -115,12 +115,6 @@ def texel_bands(texture_size: int) -> list[range]:
     """The rows of an image in bands of at most `BAND` texels, or one row."""
     height = max(1, BAND // texture_size)
     return [range(start, min(start + height, texture_size)) for start in range(0, texture_size, height)]
-
-
-def centres(covered: Bool[Tensor, "H S"], texture_size: int, rows: range) -> Float[Tensor, "P 2"]:
-    """Texture coordinates of the centres of texels in some rows of an image; v points up."""
-    row, column = covered.nonzero().unbind(1)
-    return torch.stack([column + 0.5, texture_size - rows.start - row - 0.5], dim=1) / texture_size
 
 
 def shown_surface(material: Material) -> Float[Tensor, "P 3"]:

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,9 +11,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from pgc3d.exporting.bake import TexelSurface, centres, fill, surface_texels
+from pgc3d.exporting.bake import TexelSurface, fill, surface_texels
 from pgc3d.geometry.normals import face_normals
-from pgc3d.geometry.own_uv import draw_atlas
+from pgc3d.geometry.own_uv import draw_atlas, texel_centres
 from pgc3d.rendering.visibility import SurfaceVisibility
 from pgc3d.representation.textured_mesh import TexturedMesh
 from pgc3d.types import Cameras
@@ -64,20 +66,29 @@ class ProbedTexels:
         values: Float[Tensor, "P C"],
     ) -> Float[Tensor, "P C"]:
         """The values of a set's texels, in hidden ones those of the nearest point that can be seen."""
-        from scipy.spatial import KDTree
-
         mask, size = self.hidden[index], len(self.hidden[index])
         if not bool(mask.any()) or not bool(self.reachable.any()):
             return values
         column = (uv[:, 0] * size).long().clamp(0, size - 1)
         row = ((1 - uv[:, 1]) * size).long().clamp(0, size - 1)
         inside = mask[row, column].nonzero()[:, 0]
-        shown = self.reachable.nonzero()[:, 0]
-        _, nearest = KDTree(self.points[shown].cpu().numpy()).query(points[inside].cpu().numpy())
-        source = shown[torch.from_numpy(np.asarray(nearest)).to(shown.device)]
+        _, nearest = self._tree.query(points[inside].cpu().numpy())
+        source = self._shown[torch.from_numpy(np.asarray(nearest)).to(self._shown.device)]
         filled = values.clone()
         filled[inside] = textured.texels(self.points[source], self.uv[source], self.sets[source])
         return filled
+
+    @cached_property
+    def _shown(self) -> Int[Tensor, " R"]:
+        """Indices of the texels that a camera outside can see."""
+        return self.reachable.nonzero()[:, 0]
+
+    @cached_property
+    def _tree(self) -> Any:
+        """Their points, for every band of every texture set."""
+        from scipy.spatial import KDTree
+
+        return KDTree(self.points[self._shown].cpu().numpy())
 
     def coverage(self, cameras: Iterable[Cameras], visibility: SurfaceVisibility) -> Coverage:
         """The fractions of the texels that the cameras see, and that none can see."""
@@ -129,4 +140,4 @@ def _texels_of(
     triangle = draw_atlas(surface.uv, surface.uv_faces, size, textured.rasterizer).triangle[0]
     covered &= triangle >= 0
     towards = normals[rows][triangle[covered]]
-    return (points[covered], towards, centres(covered, size, range(size))), covered
+    return (points[covered], towards, texel_centres(covered, size)), covered

@@ -1,6 +1,7 @@
 """Export into the document that the mesh came from: the same file, with new images of its materials."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -83,12 +84,7 @@ def _with_alpha(
     if alpha is None:
         return images
     channel = (255 * alpha.clamp(0, 1)).round().to(torch.uint8)[..., None].cpu()
-    return MaterialImages(
-        torch.cat([images.base_color, channel], dim=2),
-        images.metallic_roughness,
-        images.normal_map,
-        images.wrap,
-    )
+    return replace(images, base_color=torch.cat([images.base_color, channel], dim=2))
 
 
 def baked_alpha(

@@ -8,8 +8,9 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn.functional import interpolate, max_pool2d
 
-from pgc3d.exporting.bake import TexelSurface, centres, fill, surface_texels
+from pgc3d.exporting.bake import TexelSurface, fill, surface_texels
 from pgc3d.exporting.roundtrip import render_asset
+from pgc3d.geometry.own_uv import texel_centres
 from pgc3d.geometry.uv import PADDING
 from pgc3d.interfaces import Rasterizer
 from pgc3d.mesh_io.asset import MeshAsset
@@ -119,7 +120,7 @@ def _padded_change(
     if isinstance(texture, ImageTextures):
         values = texture[index].image[..., :3][covered]
     else:
-        uv = centres(covered, size, range(size))
+        uv = texel_centres(covered, size)
         sets = torch.full_like(uv[:, 0], index, dtype=torch.int64)
         values = textured.field_colors(points[covered], uv, sets)
     change = torch.zeros_like(part.image)

@@ -16,7 +16,6 @@ from pgc3d.errors import InputError
 from pgc3d.exporting.bake import (
     TexelSurface,
     bake_bytes,
-    centres,
     shown_normals,
     shown_surface,
     texel_bands,
@@ -27,6 +26,7 @@ from pgc3d.exporting.export import CHECK_RESOLUTION, ExportReport, describe_file
 from pgc3d.exporting.placing import PlacingConfig, height_of, placed_by, placing_of
 from pgc3d.exporting.refined import TextureChange, rendered_asset, with_refined
 from pgc3d.exporting.roundtrip import Part, comparison_views, round_trip_psnr
+from pgc3d.geometry.own_uv import texel_centres
 from pgc3d.geometry.tangents import corner_tangents
 from pgc3d.images import to_bytes
 from pgc3d.interfaces import Rasterizer
@@ -311,7 +311,7 @@ def _repeating(
     for rows in texel_bands(texture_size):
         everywhere = torch.ones(len(rows), texture_size, dtype=torch.bool, device=device)
         nowhere = torch.zeros(everywhere.numel(), 3, device=device)
-        found = texels(nowhere, centres(everywhere, texture_size, rows)).cpu()
+        found = texels(nowhere, texel_centres(everywhere, texture_size, rows)).cpu()
         parts.append(found.view(len(rows), texture_size, -1))
     return torch.cat(parts)
 

@@ -1,7 +1,7 @@
 """Checks of a mesh's own texture coordinates: whether a texture can have one texel for each point."""
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from pgc3d.geometry.normals import face_vectors
@@ -159,6 +159,13 @@ def draw_atlas(
     flat = torch.zeros_like(column)
     clip = torch.stack([*place, flat, flat + 1], dim=1).to(uv.dtype)[None]
     return rasterizer.rasterize(clip, uv_faces, (len(rows), size))
+
+
+def texel_centres(covered: Bool[Tensor, "H S"], size: int, rows: range | None = None) -> Float[Tensor, "P 2"]:
+    """Texture coordinates of the centres of some texels in an image's `rows`, all when None; v points up."""
+    first = 0 if rows is None else rows.start
+    row, column = covered.nonzero().unbind(1)
+    return torch.stack([column + 0.5, size - first - row - 0.5], dim=1) / size
 
 
 def uv_coverage(mesh: PreparedMesh, index: int, size: int, rasterizer: Rasterizer) -> Float[Tensor, "S S"]:

@@ -78,8 +78,9 @@ def prepare_sources(
             f"--refine must have colours to start from, got none in {path.name}; remove --refine, or give "
             "an image with --init"
         )
-    images = _images(asset, prepared, request, rasterizer)
-    notify(_said(images, asset, prepared, path))
+    own = [own_image(asset, prepared, index) for index in range(len(prepared.sets))]
+    images = _images(asset, prepared, own, request, rasterizer)
+    notify(_said(images, sum(image is None for image in own), path))
     masks: list[UInt8[Tensor, "H W"] | None] = [None] * len(images)
     if request.mask is not None:
         grey = read_mask(request.mask)
@@ -173,10 +174,13 @@ def _decoded(content: UInt8[Tensor, " N"], mode: str) -> UInt8[Tensor, "H W *C"]
 
 
 def _images(
-    asset: MeshAsset, prepared: PreparedMesh, request: SourceRequest, rasterizer: Rasterizer
+    asset: MeshAsset,
+    prepared: PreparedMesh,
+    own: Sequence[UInt8[Tensor, "_ _ 3"] | None],
+    request: SourceRequest,
+    rasterizer: Rasterizer,
 ) -> list[UInt8[Tensor, "_ _ 3"]]:
-    """The image of each texture set, at the size of the result."""
-    own = [own_image(asset, prepared, index) for index in range(len(prepared.sets))]
+    """The image of each texture set, at the size of the result: its own, or sampled where it has none."""
     sides = [max(image.shape[:2]) for image in own if image is not None]
     if request.side and sides and request.side < max(sides):
         raise InputError(
@@ -192,13 +196,12 @@ def _images(
     ]
 
 
-def _said(images: Sequence[Tensor], asset: MeshAsset, prepared: PreparedMesh, path: Path) -> str:
-    """A line about the textures."""
+def _said(images: Sequence[Tensor], sampled: int, path: Path) -> str:
+    """A line about the textures, of which some were sampled."""
     sizes = ", ".join(f"{image.shape[1]} x {image.shape[0]}" for image in images[:6])
-    sampled = [own_image(asset, prepared, index) is None for index in range(len(images))]
-    if not any(sampled):
+    if not sampled:
         return f"texels of {path.name} that do not change keep their bytes ({sizes})"
-    return f"the colours of {path.name} were sampled into {sum(sampled)} of {len(images)} textures ({sizes})"
+    return f"the colours of {path.name} were sampled into {sampled} of {len(images)} textures ({sizes})"
 
 
 def _mask(

@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from pgc3d.mesh_io.colors import transformed_by_material
 from pgc3d.mesh_io.source import SourceMaterial, SourceMesh, SourceSurface
 from pgc3d.rendering.shading import linear_to_srgb, srgb_to_linear
 from pgc3d.types import SurfaceMaps
@@ -33,20 +34,14 @@ def surface_maps(source: SourceMesh) -> SurfaceMaps | None:
     uv, uv_faces = source.uv, source.uv_faces
     if uv is None or uv_faces is None or not len(uv):
         uv, uv_faces = torch.zeros(1, 2), torch.zeros_like(source.faces)
-    keys = torch.stack([uv_faces.clamp_min(0), face_map[:, None].expand(-1, 3)], dim=-1).reshape(-1, 2)
-    unique, index = torch.unique(keys, dim=0, return_inverse=True)
-    moved = uv[unique[:, 0]].double()
-    for number, material in enumerate(used):
-        if material.uv_transform is not None:
-            rows, move = unique[:, 1] == number, material.uv_transform.double()
-            moved[rows] = moved[rows] @ move[:, :2].T + move[:, 2]
+    uv, uv_faces = transformed_by_material(uv, uv_faces.clamp_min(0), face_map, used)
     return SurfaceMaps(
         torch.cat([image.flatten(0, 1) for image in images]),
         torch.tensor([len(image) for image in images]),
         torch.tensor([material.wrap != ("clamp", "clamp") for material in used]),
         face_map,
-        moved.float().nan_to_num(),
-        index.reshape(-1, 3),
+        uv.float().nan_to_num(),
+        uv_faces,
     )
 
 

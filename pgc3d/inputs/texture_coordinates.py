@@ -12,6 +12,7 @@ from pgc3d.choices import UvChoice
 from pgc3d.errors import InputError
 from pgc3d.inputs.texture_sets import MAX_SETS, Coordinates, Group, divide
 from pgc3d.interfaces import Rasterizer
+from pgc3d.mesh_io.names import unused_name
 from pgc3d.mesh_io.source import SourceMesh
 from pgc3d.types import TextureSet
 
@@ -124,7 +125,7 @@ def with_new(
         return Coordinates(uv, uv_faces, torch.zeros_like(kept.face_set), (replace(new, name="surface"),))
     faces, sets = kept.uv_faces.clone(), kept.face_set.clone()
     faces[fresh], sets[fresh] = uv_faces + len(kept.uv), len(kept.sets)
-    named = replace(new, name=_unused(new.name, {part.name for part in kept.sets}))
+    named = replace(new, name=unused_name(new.name, {part.name for part in kept.sets}))
     return Coordinates(torch.cat([kept.uv, uv]), faces, sets, (*kept.sets, named))
 
 
@@ -154,7 +155,7 @@ def _joined(source: SourceMesh, groups: Sequence[Group]) -> Coordinates:
         found.uv_faces[group.rows], found.face_set[group.rows] = group.uv_faces + start, index
         start += 0 if together else len(group.uv)
         whole = len(group.rows) == len(source.faces)
-        name = "surface" if whole else _unused(_name(source, group), names)
+        name = "surface" if whole else unused_name(_name(source, group), names)
         names.add(name)
         materials = materials_of(source, group.rows)
         sets.append(TextureSet(name, "own", group.shared, group.wraps, materials))
@@ -170,15 +171,6 @@ def _name(source: SourceMesh, group: Group) -> str:
     if materials:
         name = source.materials[materials[0]].name or f"material_{materials[0]}"
     return f"{name}.{group.tile}" if group.tile else name
-
-
-def _unused(name: str, taken: set[str]) -> str:
-    """The name, with a number where it is taken."""
-    number, found = 1, name
-    while found in taken:
-        number += 1
-        found = f"{name}_{number}"
-    return found
 
 
 def _kept(kept: Coordinates, path: Path) -> str:

@@ -19,6 +19,7 @@ from pgc3d.geometry.own_uv import (
     uv_unusable,
 )
 from pgc3d.interfaces import Rasterizer
+from pgc3d.mesh_io.colors import transformed_by_material
 from pgc3d.mesh_io.source import SourceMesh
 from pgc3d.types import TextureSet
 
@@ -191,14 +192,7 @@ def _candidates(source: SourceMesh) -> list[tuple[Tensor, Tensor]]:
     if source.uv is None or source.uv_faces is None:
         return []
     stored = (source.uv, source.uv_faces)
-    moves = [material.uv_transform for material in source.materials]
-    if source.face_material is None or not any(move is not None for move in moves):
+    moves = any(material.uv_transform is not None for material in source.materials)
+    if source.face_material is None or not moves:
         return [stored]
-    keys = torch.stack([source.uv_faces, source.face_material[:, None].expand(-1, 3)], dim=-1).reshape(-1, 2)
-    unique, index = torch.unique(keys, dim=0, return_inverse=True)
-    uv = source.uv[unique[:, 0]].double()
-    for number, move in enumerate(moves):
-        if move is not None:
-            rows = unique[:, 1] == number
-            uv[rows] = uv[rows] @ move[:, :2].double().T + move[:, 2].double()
-    return [(uv.float(), index.reshape(-1, 3)), stored]
+    return [transformed_by_material(*stored, source.face_material, source.materials), stored]

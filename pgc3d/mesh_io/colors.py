@@ -1,6 +1,6 @@
 """Conversion of a source mesh to a mesh asset with its base colours."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -207,6 +207,26 @@ def transformed(uv: Float[Tensor, "U 2"], look: SourceMaterial) -> Float[Tensor,
     if look.uv_transform is None:
         return uv
     return (uv.double() @ look.uv_transform[:, :2].double().T + look.uv_transform[:, 2].double()).to(uv.dtype)
+
+
+def transformed_by_material(
+    uv: Float[Tensor, "U 2"],
+    uv_faces: Int[Tensor, "F 3"],
+    face_material: Int[Tensor, " F"],
+    materials: Sequence[SourceMaterial],
+) -> tuple[Float[Tensor, "N 2"], Int[Tensor, "F 3"]]:
+    """Texture coordinates as the images of the faces' materials are looked up with, and their faces.
+
+    Faces without a material, -1, keep theirs.
+    """
+    keys = torch.stack([uv_faces, face_material[:, None].expand(-1, 3)], dim=-1).reshape(-1, 2)
+    unique, index = torch.unique(keys, dim=0, return_inverse=True)
+    moved = uv[unique[:, 0]]
+    for number, material in enumerate(materials):
+        if material.uv_transform is not None:
+            rows = unique[:, 1] == number
+            moved[rows] = transformed(moved[rows], material)
+    return moved, index.reshape(-1, 3)
 
 
 def _wrap(uv: Float[Tensor, "F 3 2"], look: SourceMaterial) -> tuple[str, str]:

@@ -13,8 +13,8 @@ from pgc3d.mesh_io.gltf_accessor import count
 from pgc3d.mesh_io.gltf_document import Document, Entry, parse_document
 from pgc3d.mesh_io.gltf_scene import INSTANCING
 from pgc3d.mesh_io.limits import inside, read_limited
-from pgc3d.mesh_io.lines import Lines, counted, decoded
-from pgc3d.mesh_io.mtl import MtlMaterial, library_paths, map_names, parse_mtl
+from pgc3d.mesh_io.lines import Lines, counted
+from pgc3d.mesh_io.mtl import MtlMaterial, library_names, library_paths, map_names, parse_mtl
 from pgc3d.mesh_io.obj import read_obj
 from pgc3d.mesh_io.side_images import is_inside
 
@@ -154,8 +154,7 @@ def _seconds(document: Document, animation: Entry) -> float:
 def _obj(path: Path) -> Contents:
     data = read_limited(path)
     lines, names = Lines(data, path), [material.name for material in read_obj(data, path).materials]
-    rows = lines.starting_with(b"mtllib").tolist()
-    texts = [decoded(lines.text(row).replace(b"\t", b" ").partition(b" ")[2]) for row in rows]
+    texts = library_names(lines)
     libraries = list(dict.fromkeys(file for text in texts for file in library_paths(text, path)))
     found: dict[str, MtlMaterial] = {}
     for library in libraries:

@@ -11,8 +11,9 @@ from torch import Tensor
 import pgc3d
 from pgc3d.images import encode_png
 from pgc3d.mesh_io.asset import AssetMaterial, MeshAsset
-from pgc3d.mesh_io.gltf_files import plain_stem, separate
+from pgc3d.mesh_io.gltf_files import separate
 from pgc3d.mesh_io.gltf_writer import encode_glb
+from pgc3d.mesh_io.names import plain_stem
 
 GENERATOR = f"pgc3d {pgc3d.__version__}"
 

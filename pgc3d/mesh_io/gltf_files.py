@@ -7,14 +7,10 @@ from typing import Any
 from urllib.parse import quote
 
 from pgc3d.mesh_io.gltf_writer import unpack_glb
+from pgc3d.mesh_io.names import plain_stem
 
 VIEW = "bufferView"  # the key by which accessors, images and extensions refer to a part of a buffer
 SUFFIXES = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp", "image/ktx2": "ktx2"}
-
-
-def plain_stem(path: Path) -> str:
-    """The stem for the names of files beside a mesh: without blanks, at which many readers split a line."""
-    return "_".join(path.stem.split()) or "mesh"
 
 
 def separate(glb: bytes, path: Path) -> dict[Path, bytes]:

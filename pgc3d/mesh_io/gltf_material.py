@@ -87,9 +87,6 @@ def _material(document: Document, entry: Entry) -> SourceMaterial:
         load_image=_loader(document, texture),
         wrap=_wrap(document, texture),
         uv_transform=_transform(texture),
-        load_surface=material.load_surface,
-        load_normal=material.load_normal,
-        surface=material.surface,
         image_key=_image_key(document, texture),
     )
 

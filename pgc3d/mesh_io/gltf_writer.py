@@ -5,7 +5,7 @@ https://registry.khronos.org/glTF/specs/2.0/glTF-2.0.html
 
 import json
 import struct
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from torch.nn.functional import normalize
 from pgc3d.images import encode_png
 from pgc3d.mesh_io.asset import AssetMaterial, MeshAsset
 from pgc3d.mesh_io.gltf_document import BINARY_CHUNK, JSON_CHUNK, MAGIC, split_glb
+from pgc3d.mesh_io.names import unused_name
 
 FLOAT, UINT16, UINT32 = 5126, 5123, 5125
 VERTEX_BUFFER, INDEX_BUFFER = 34962, 34963
@@ -115,22 +116,13 @@ def _images_of(surface: AssetMaterial) -> dict[str, Tensor]:
     return {name: image for name, image in named.items() if image is not None}
 
 
-def _free(name: str, taken: Collection[str]) -> str:
-    """The name, with the first number from 2 that makes it another one where it is taken."""
-    number, found = 1, name
-    while found in taken:
-        number += 1
-        found = f"{name}_{number}"
-    return found
-
-
 def _material(surface: AssetMaterial, images: dict[str, int], buffer: "_Buffer") -> Mapping[str, Any]:
     """The material of a surface, whose images are added to the buffer, and their views to `images`."""
     textures = {}
     for name, image in _images_of(surface).items():
         textures[name] = {"index": len(images)}
         named = "_".join(filter(None, (surface.name, NAMES[name])))
-        images[_free(named, images)] = buffer.add(encode_png(image))
+        images[unused_name(named, images)] = buffer.add(encode_png(image))
     normal = textures.pop("normalTexture", None)
     plain = {} if "metallicRoughnessTexture" in textures else {"metallicFactor": 0.0, "roughnessFactor": 1.0}
     # Optimised surfaces may be open; both sides are shown, as in the renders of the run.

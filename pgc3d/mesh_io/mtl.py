@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from pgc3d.mesh_io.limits import inside
-from pgc3d.mesh_io.lines import decoded, number, plain_text, quoted
+from pgc3d.mesh_io.lines import Lines, decoded, number, plain_text, quoted
 from pgc3d.mesh_io.side_images import image_loader, is_file, is_inside, refusal
 from pgc3d.mesh_io.source import SourceMaterial
 
@@ -164,6 +164,12 @@ def map_name(line: str) -> str:
     """The image that a line of a library names, "" for other lines."""
     key, _, arguments = line.strip().replace("\t", " ").partition(" ")
     return _with_map(MtlMaterial(), arguments.strip()).image if MAP_LINE.fullmatch(key.lower()) else ""
+
+
+def library_names(lines: Lines) -> list[str]:
+    """What the lines of an OBJ name as its material libraries, as read_obj has it; see `library_paths`."""
+    rows = lines.starting_with(b"mtllib").tolist()
+    return [decoded(lines.text(row).replace(b"\t", b" ").partition(b" ")[2]).strip() for row in rows]
 
 
 def library_paths(name: str, path: Path) -> Iterator[Path]:

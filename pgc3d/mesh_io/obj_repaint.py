@@ -14,7 +14,9 @@ from torch import Tensor
 from pgc3d.mesh_io.colors import transformed
 from pgc3d.mesh_io.limits import read_limited
 from pgc3d.mesh_io.lines import Lines, decoded
+from pgc3d.mesh_io.mtl import library_names
 from pgc3d.mesh_io.mtl_repaint import NewMaterial, repaint_libraries
+from pgc3d.mesh_io.names import plain_stem
 from pgc3d.mesh_io.obj import read_obj, read_polygons
 from pgc3d.mesh_io.repaint import Repainting, shift_between
 from pgc3d.mesh_io.source import SourceMesh
@@ -61,7 +63,7 @@ def repaint_obj(
     states = _states(mesh, repainting)
     new = None in states.values()
     materials = _new_materials(mesh, repainting, states, new=new)
-    stem = "_".join(path.stem.split()) or "mesh"
+    stem = plain_stem(path)
     head = [f"# {json.dumps(dict(metadata))}"] if metadata else []
     head.append(f"mtllib {stem}.mtl")
     if new:
@@ -70,15 +72,15 @@ def repaint_obj(
     ending = b"\r\n" if b"\r\n" in data else b"\n"
     text = ending.join([*(line.encode() for line in head), *writer.lines()]) + ending
     contents = repaint_libraries(
-        source, path, materials, repainting.images, stem=stem, libraries=_libraries(lines), keeps_maps=not new
+        source,
+        path,
+        materials,
+        repainting.images,
+        stem=stem,
+        libraries=library_names(lines),
+        keeps_maps=not new,
     )
     return contents | {path: text}
-
-
-def _libraries(lines: Lines) -> list[str]:
-    """The names of the material libraries, as read_obj has them."""
-    rows = lines.starting_with(b"mtllib").tolist()
-    return [decoded(lines.text(row).replace(b"\t", b" ").partition(b" ")[2]).strip() for row in rows]
 
 
 def _states(mesh: SourceMesh, repainting: Repainting) -> dict[int, bool | None]:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -46,6 +47,10 @@ class SurfaceVisibility:
             seen.append(self._seen(points, normals, cameras[start : start + AT_ONCE].to(device)))
         return torch.cat(seen)
 
+    @cached_property
+    def _face_normals(self) -> Float[Tensor, "F 3"]:
+        return face_normals(self.vertices, self.faces)
+
     def _seen(self, points: Tensor, normals: Tensor | None, cameras: Cameras) -> Bool[Tensor, "B P"]:
         size = self.resolution
         fragments = self.rasterizer.rasterize(project(self.vertices, cameras), self.faces, (size, size))
@@ -64,7 +69,7 @@ class SurfaceVisibility:
         if normals is not None:
             cosine = (normals * towards).sum(-1).abs() / distance.clamp_min(1e-9)
             # of a thin plate, the other side lies hardly farther away
-            drawn_normal = face_normals(self.vertices, self.faces)[fragments.triangle[view, row, column]]
+            drawn_normal = self._face_normals[fragments.triangle[view, row, column]]
             facing = (drawn_normal * normals).sum(-1) > 0
         pixel = 2 * distance / (size * cameras.clip_from_camera[:, 1, 1, None])
         slack = SLACK * pixel / cosine.clamp_min(GRAZING)

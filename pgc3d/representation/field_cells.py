@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pgc3d.geometry.own_uv import draw_atlas
+from pgc3d.geometry.own_uv import draw_atlas, texel_centres
 from pgc3d.interfaces import Rasterizer
 from pgc3d.representation.refinement import PIXELS, Refinements
 from pgc3d.types import PreparedMesh, Step
@@ -71,5 +71,4 @@ def atlas_points(
     fragments = draw_atlas(mesh.uv, mesh.uv_faces[rows], ATLAS, rasterizer)
     hit = fragments.triangle[0] >= 0
     points = rasterizer.interpolate(positions[None], fragments, mesh.faces[rows])[0][hit]
-    row, column = hit.nonzero().unbind(1)
-    return points, torch.stack([column + 0.5, ATLAS - row - 0.5], dim=1) / ATLAS
+    return points, texel_centres(hit, ATLAS)

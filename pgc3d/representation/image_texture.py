@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import max_pool2d
 
@@ -70,11 +70,6 @@ class ImageTextures(nn.Module):
         self.channels = images[0].channels
         self.places = ImagePlaces([len(image.image) for image in images], repeats=repeats)
 
-    @property
-    def sides(self) -> Int[Tensor, " K"]:
-        """Side in texels of each image."""
-        return self.places.sides
-
     def __getitem__(self, index: int) -> ImageTexture:
         image = self.images[index]
         assert isinstance(image, ImageTexture)
@@ -87,20 +82,6 @@ class ImageTextures(nn.Module):
         """The texels of all mip levels of all images, as a refinement of their sources limits them."""
         limits = [None] * len(self) if refinement is None else refinement.parts
         return torch.cat([self[index].chain(limit) for index, limit in enumerate(limits)])
-
-    def side(self, sets: Int[Tensor, " P"]) -> int | Int[Tensor, " P"]:
-        """Side in texels of the images of sets; one number where there is one image."""
-        return self.places.side(sets)
-
-    def sample(
-        self,
-        chains: Float[Tensor, "N C"],
-        sets: Int[Tensor, " P"],
-        uv: Float[Tensor, "P 2"],
-        level: Float[Tensor, " P"],
-    ) -> Float[Tensor, "P C"]:
-        """Filtered look-up of points in the images of their sets; see `sample_chains`."""
-        return self.places.sample(chains, sets, uv, level)
 
     def project(self, refinement: Refinements | None = None) -> None:
         """Clamp the texels to the bounds of their channels, and to those of a refinement."""

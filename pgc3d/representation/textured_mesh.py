@@ -249,8 +249,8 @@ class TexturedMesh(nn.Module):
             level = self._levels(hits, cameras, resolution, self.refinement.places.side(sets))
             return self.refinement.at(values, sets, hits.uv, level)
         assert chain is not None
-        level = self._levels(hits, cameras, resolution, self.texture.side(sets))
-        return self.texture.sample(chain, sets, hits.uv, level)
+        level = self._levels(hits, cameras, resolution, self.texture.places.side(sets))
+        return self.texture.places.sample(chain, sets, hits.uv, level)
 
     def _levels(
         self, hits: SurfaceSamples, cameras: Cameras, resolution: int, side: int | Int[Tensor, " P"]
@@ -356,5 +356,5 @@ class TexturedMesh(nn.Module):
             return self.refinement.at(values, sets, uv, torch.zeros_like(uv[:, 0]))
         chains, level = texture.chains(self.refinement), torch.zeros_like(uv[:, 0])
         if texture_size is not None:
-            level = level + torch.log2(texture.sides[sets] / texture_size).clamp_min(0.0)
-        return torch.cat([texture.sample(chains, sets[part], uv[part], level[part]) for part in parts])
+            level = level + torch.log2(texture.places.sides[sets] / texture_size).clamp_min(0.0)
+        return torch.cat([texture.places.sample(chains, sets[part], uv[part], level[part]) for part in parts])
