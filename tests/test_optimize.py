@@ -1,4 +1,3 @@
-import math
 from dataclasses import replace
 from functools import partial
 
@@ -234,17 +233,6 @@ def test_only_pixels_of_the_object_are_clipped_and_counted():
     # of the background only the column along the silhouette counts: 1 of 9
     torch.testing.assert_close(output.metrics["a/clipped_fraction"], torch.tensor(1 / 9))
     torch.testing.assert_close(output.metrics["a/gradient_p50"], torch.tensor(0.01), atol=1e-4, rtol=0)
-
-
-@pytest.mark.parametrize("stratified", [True, False])
-def test_cameras_of_a_batch_stand_around_the_object(stratified):
-    gaps = []
-    for seed in range(60):
-        config = OrbitConfig(stratified=stratified)
-        azimuth = sample_orbit(4, config, torch.Generator().manual_seed(seed)).azimuth.sort().values
-        gaps.append(torch.cat([azimuth.diff(), azimuth[:1] + 2 * math.pi - azimuth[-1:]]).max().item())
-    # a quarter for each, anywhere in it: less than two quarters from one to the next
-    assert (max(gaps) < math.pi) == stratified
 
 
 def test_weight_and_threshold_follow_their_schedules():

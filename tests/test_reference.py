@@ -5,7 +5,7 @@ import torch
 from steps import FIRST, backpropagate, show
 
 from pgc3d import pgc
-from pgc3d.cameras import ViewConfig, orbit, reference_view, sample_orbit
+from pgc3d.cameras import ViewConfig, reference_view
 from pgc3d.config import ObjectiveConfig, load_config
 from pgc3d.errors import ConfigError
 from pgc3d.guidance.reference import SIDE as STATED
@@ -175,14 +175,3 @@ def test_reference_goes_with_its_own_camera():
         load_config(overrides=["view.elevation_degrees=95"])
     with pytest.raises(ValueError, match=r"color must lie in \[0, 1000000\]"):
         ReferenceConfig(color=-1.0)
-
-
-def test_novel_views_at_the_reference_cameras_distance_have_its_distance():
-    from pgc3d.cameras import OrbitConfig
-
-    config = OrbitConfig(fovy_degrees=(40.0, 40.0), fill=(1.0, 1.0))
-    cameras = sample_orbit(5, config, torch.Generator().manual_seed(0))
-    reference = reference_view(ViewConfig(fovy_degrees=40.0, fill=1.0))
-    torch.testing.assert_close(cameras.distance, reference.distance.expand(5))
-    same = orbit(torch.zeros(1), torch.zeros(1), reference.distance, torch.tensor([math.radians(40.0)]))
-    torch.testing.assert_close(same.clip_from_camera, reference.clip_from_camera)
