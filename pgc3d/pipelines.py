@@ -7,7 +7,7 @@ A pipeline of a command is the file `configs/pipeline-COMMAND-NAME.yaml`, whose 
 from dataclasses import dataclass
 from pathlib import Path
 
-from pgc3d.config import PRESETS
+from pgc3d.config import PRESETS, load_config
 from pgc3d.errors import ConfigError
 from pgc3d.layers import nearest
 
@@ -54,6 +54,16 @@ def find_pipeline(command: str, name: str) -> Pipeline:
     if name not in known:
         raise ConfigError(f"--pipeline must be one of {', '.join(known)}, got {name!r}{nearest(name, known)}")
     return known[name]
+
+
+def takes_prompt(command: str, name: str | None) -> bool:
+    """Whether a pipeline's stages use a prompt; None is that of the guidance's own presets, as `ONE_STAGE`.
+
+    Raises:
+        ConfigError: the command has no such pipeline.
+    """
+    files = find_pipeline(command, name).files if name is not None else ()
+    return bool(files) and load_config(files).requires().prompt
 
 
 def _first_comment(path: Path) -> str:

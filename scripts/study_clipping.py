@@ -18,8 +18,8 @@ and the fine-tuned VAE are made at the start where a rule needs them. At the end
     OUT/views/          the views, by run
 
 A rule is one of `pgc3d ablate`, with +linear behind it for gradients through the linear encoder (prompts
-only), or +vae for the fine-tuned VAE. It clips the gradient of the text-to-image or novel-view model, never
-that of the reference view.
+only), or +vae for the fine-tuned VAE; with --pipeline also `own`, those of its preset. It clips the gradient
+of the text-to-image or novel-view model, never that of the reference view.
 """
 
 import argparse

@@ -17,7 +17,7 @@ from pgc3d import pipeline
 from pgc3d.build.run import resolve_device
 from pgc3d.choices import Frame, GuidanceName, Quality
 from pgc3d.clip_rules import parse_rule
-from pgc3d.config import Config, load_config
+from pgc3d.config import Config
 from pgc3d.disk import replace_file
 from pgc3d.errors import InputError, Pgc3dError
 from pgc3d.evaluation.image_metrics import statistics
@@ -29,7 +29,7 @@ from pgc3d.exporting.roundtrip import comparison_views, render_asset
 from pgc3d.images import encode_png, to_bytes
 from pgc3d.mesh_io.mesh_file import read_mesh
 from pgc3d.mini import clip_model
-from pgc3d.pipelines import find_pipeline
+from pgc3d.pipelines import takes_prompt
 from pgc3d.presets import IMAGE, TEXT, configure
 from pgc3d.rendering import build_rasterizer
 from pgc3d.task import Task
@@ -42,6 +42,7 @@ AGAINST_TRUTH = (
     "psnr", "ssim", "mask_iou", "vae_distance", "chamfer", "f_score_0.05", "volume_iou", "input_psnr",
 )  # fmt: skip
 VIEW_SIZE = 256
+OWN = "own"  # the rule of a pipeline's preset
 
 
 @dataclass(frozen=True)
@@ -77,10 +78,7 @@ class Settings:
     @property
     def prompted(self) -> bool:
         """Whether the pipeline takes an image and a prompt, which is then the item's caption."""
-        if self.pipeline is None or not self.items:
-            return False
-        files = find_pipeline(IMAGE.name, self.pipeline).files
-        return bool(files) and load_config(files).requires().prompt
+        return bool(self.items) and takes_prompt(IMAGE.name, self.pipeline)
 
     @property
     def linear_encoder(self) -> Path:
@@ -136,7 +134,7 @@ def job_config(job: Job, settings: Settings) -> Config:
         model=settings.model,
         quality=settings.quality if settings.pipeline is None else None,
         pipeline=settings.pipeline,
-        clip=parse_rule(job.rule) if settings.pipeline is not None else None,
+        clip=parse_rule(job.rule) if settings.pipeline is not None and job.rule != OWN else None,
         prompted=settings.prompted,
         options=options,
         overrides=settings.overrides,

@@ -13,6 +13,7 @@ from PIL import Image
 
 from pgc3d.cameras import ViewConfig, fill_distance, orbit, reference_view
 from pgc3d.cli.app import main
+from pgc3d.cli.options import RunOptions, configured_item
 from pgc3d.errors import InputError, RunDirectoryError, WeightsNotFoundError
 from pgc3d.evaluation import benchmark
 from pgc3d.evaluation.alignment import normalize_mesh, rigid
@@ -31,6 +32,7 @@ from pgc3d.kernels import use_threads
 from pgc3d.mesh_io.mesh_file import read_mesh, write_mesh
 from pgc3d.mini import text_model
 from pgc3d.rendering.cpu import CpuRasterizer
+from pgc3d.task import Task
 
 CPU = torch.device("cpu")
 SMALL = Protocol(views=3, resolution=64, points=1024, surface_views=8, grid=24)
@@ -323,6 +325,17 @@ def test_missing_results_are_made_once(folder, tmp_path, chair):
     assert len(benchmark.find_results(tmp_path / "runs", items)) == 2
     with pytest.raises(InputError, match="FOLDER"):
         benchmark.make_missing(items, [], make, seeds=[0], notify=said.append)
+
+
+@pytest.mark.parametrize(("pipeline", "prompt"), [(None, ""), ("zero123", ""), ("magic123", "a chair")])
+def test_a_pipeline_that_needs_a_prompt_gets_the_caption(folder, pipeline, prompt):
+    item = replace(read_items(folder / "items.jsonl")[0], caption="a chair")
+    config = configured_item(item, guidance="mini", options=RunOptions(pipeline=pipeline, device="cpu"))
+    assert config.view.elevation_degrees == item.elevation_degrees
+    assert benchmark.task_of(item, config) == Task(prompt, image=item.image)
+    horse = Item(name="horse", prompt="a horse")
+    config = configured_item(horse, guidance="mini", options=RunOptions())
+    assert benchmark.task_of(horse, config) == Task("a horse")
 
 
 @pytest.fixture(scope="module")

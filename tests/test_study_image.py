@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 from PIL import Image
@@ -10,6 +11,7 @@ from tiny import ROOT, write_tiny_zero123
 from pgc3d.evaluation.items import read_items
 from pgc3d.evaluation.procedural import write_procedural_set
 from pgc3d.evaluation.protocol import Protocol
+from pgc3d.pgc import PixelClip
 from pgc3d.rendering.cpu import CpuRasterizer
 
 pytestmark = pytest.mark.scripts
@@ -52,6 +54,24 @@ def test_rules_are_about_the_novel_views(scripts, tmp_path, benchmark, model):
         assert config.last.objectives["reference"].clip.kind == "none"
         assert (config.run.seed, config.view.elevation_degrees) == (5, 20.0)
         assert config.models["image"].name == model
+
+
+def test_a_pipelines_own_clips_are_a_rule(scripts, tmp_path, benchmark):
+    from study_jobs import Job, Settings, job_config
+
+    settings = Settings(out=tmp_path, device="cpu", pipeline="magic123", items=tuple(read_items(benchmark)))
+    own, none = (job_config(Job("image", "torus", rule, 0), settings) for rule in ("own", "none"))
+    assert {objective.clip.kind for objective in none.last.objectives.values()} == {"none"}
+    assert "pixel" in {objective.clip.kind for objective in own.last.objectives.values()}
+    assert without_clips(own) == without_clips(none)
+
+
+def without_clips(config):
+    """The objectives of all stages without their clips."""
+    return [
+        {name: replace(objective, clip=PixelClip()) for name, objective in stage.objectives.items()}
+        for stage in config.stages.values()
+    ]
 
 
 def test_a_run_is_measured_against_the_truth_in_both_frames(scripts, tmp_path, benchmark, model):

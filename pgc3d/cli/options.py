@@ -249,10 +249,14 @@ def configured(
 
 def configured_item(item: Any, *, guidance: str, options: RunOptions) -> Any:
     """The configuration of a benchmark's item; at module level, so that it can be sent to other processes."""
+    from pgc3d.pipelines import takes_prompt
     from pgc3d.presets import IMAGE, TEXT
 
-    own = {"view": {"elevation_degrees": item.elevation_degrees}} if item.image else {}
-    return configured(guidance, options, IMAGE if item.image else TEXT, own)
+    if item.image is None:
+        return configured(guidance, options, TEXT)
+    own = {"view": {"elevation_degrees": item.elevation_degrees}}
+    prompted = takes_prompt(IMAGE.name, options.pipeline)
+    return configured(guidance, options, IMAGE, own, prompted=prompted)
 
 
 def configurations_of(line: str) -> list[Any]:

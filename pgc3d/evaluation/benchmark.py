@@ -182,10 +182,17 @@ def make_item(
         else:
             config = configured(item)
             seeded = replace(config, run=replace(config.run, seed=seed))
-            task = Task(item.prompt or "", image=item.image)
+            task = task_of(item, config)
             result = pipeline.generate(task, out=folder, config=seeded, on_event=on_event, stop=stop)
     if result.stopped_by is not None:
         raise KeyboardInterrupt
+
+
+def task_of(item: Item, config: Config) -> Task:
+    """The task of an item; its caption is the prompt where a configuration needs one beside the image."""
+    if item.image is None:
+        return Task(item.prompt or "")
+    return Task(item.caption if config.requires().prompt else "", image=item.image)
 
 
 def _notify_missing(folder: Path, items: Sequence[Item], results: Sequence[Result], notify: Notify) -> None:
