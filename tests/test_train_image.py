@@ -292,13 +292,13 @@ def test_first_views_are_framed_and_inputs_are_whole(text, dataset):
 
 
 def test_groups_show_one_object_from_their_cameras(text, dataset):
-    """The latents and pictures of a view are those of the same camera, in every colour."""
+    """The latents and images of a view are those of the same camera, in every colour."""
     settings, vae = PairSettings(1, 6, 1, SIZE, 7, 1), vae_of(text)
     pairs = build_pairs(dataset, settings, vae, CpuRasterizer())
     own, textured = pairs.azimuth[0], pairs.azimuth[1]
     assert torch.equal(own, textured)
-    assert not torch.equal(pairs.image[0], pairs.picture[1])
-    assert torch.equal((pairs.image[0] < 250).any(1), (pairs.picture[1] < 250).any(1))
+    assert not torch.equal(pairs.image[0], pairs.image[1])
+    assert torch.equal((pairs.image[0] < 250).any(1), (pairs.image[1] < 250).any(1))
     mean, std = posterior(vae, pairs.image.flatten(0, 1) / 255)
     assert_close(pairs.mean.flatten(0, 1).float(), mean.float(), atol=2e-2, rtol=0)
     assert_close(pairs.std.flatten(0, 1).float(), std.float(), atol=2e-2, rtol=0)
