@@ -239,6 +239,19 @@ def test_thin_parts_that_are_lost_are_said():
     assert "thinner than the grid" in notes[1]
 
 
+def test_a_scene_ends_with_its_rays():
+    """Noise beyond the unit ball, which no ray meets, is no part of the surface, and the cut is smooth."""
+    generator = torch.Generator().manual_seed(0)
+
+    def function(points):
+        noise = 200.0 * torch.rand(len(points), generator=generator)
+        return torch.where(points.norm(dim=1) < 1, 100.0, noise)
+
+    radius = extract_surface(Density(function), 48, RASTERIZER).mesh.vertices.norm(dim=1)
+    assert radius.min() > 0.98
+    assert radius.max() < 1.01
+
+
 def test_an_empty_volume_has_no_surface():
     with pytest.raises(DivergedError, match="must have a surface"):
         extract_surface(Density(lambda points: torch.zeros(len(points))), 16, RASTERIZER)

@@ -3,11 +3,13 @@
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from pgc3d.errors import DivergedError
 from pgc3d.interfaces import Rasterizer
@@ -25,7 +27,7 @@ from pgc3d.types import Handover, Material, Mesh, Rendering, Step, Views
 
 logger = logging.getLogger(__name__)
 
-CHUNK = 1 << 18  # points that are evaluated at once without gradients
+CHUNK = 1 << 18  # points that are evaluated at once without gradients, and where fields are recomputed
 ALWAYS = PiecewiseLinear((1.0,))
 
 
@@ -68,6 +70,8 @@ class Nerf(nn.Module):
         super().__init__()
         self.rasterizer, self.density, self.color, self.settings = rasterizer, density, color, settings
         self.occupancy = occupancy
+        # Evaluate the fields again in the backward pass, chunk by chunk, instead of storing activations.
+        self.recompute = False
         self.recoveries = 0
         self._prepared = -1  # the last step that was begun
         self._levels = density.levels
@@ -201,17 +205,30 @@ class Nerf(nn.Module):
     ) -> Rendering:
         key = key_direction(views.cameras).repeat_interleave(resolution**2, dim=0)
         key = samples.spans.spread(key)
+        shown = partial(self._shown, lit=lit, textureless=textureless)
 
         def radiance(points: Tensor) -> Radiance:
-            density = self.density(points, self._levels)
-            color = self.color(points).base_color
-            if not lit:
-                return Radiance(density, color, torch.zeros_like(points))
-            normal = self.density.normals(points, self._levels)
-            shown = torch.full_like(color, 0.75) if textureless else color
-            return Radiance(density, shade(shown, normal, key), normal)
+            if not self.recompute or not torch.is_grad_enabled():
+                return Radiance(*shown(points, key))
+            parts = [
+                checkpoint(shown, *part, use_reentrant=False, preserve_rng_state=False)
+                for part in zip(torch.split(points, CHUNK), torch.split(key, CHUNK), strict=True)
+            ]
+            return Radiance(*(torch.cat(values) for values in zip(*parts, strict=True)))
 
         return render_volume(rays, samples, radiance, views.background, resolution)
+
+    def _shown(
+        self, points: Float[Tensor, "K 3"], key: Float[Tensor, "K 3"], *, lit: bool, textureless: bool
+    ) -> tuple[Float[Tensor, " K"], Float[Tensor, "K 3"], Float[Tensor, "K 3"]]:
+        """Density, shaded colour and normal at points, which are lit from the directions `key`."""
+        density = self.density(points, self._levels)
+        color = self.color(points).base_color
+        if not lit:
+            return density, color, torch.zeros_like(points)
+        normal = self.density.normals(points, self._levels)
+        base = torch.full_like(color, 0.75) if textureless else color
+        return density, shade(base, normal, key), normal
 
     @torch.no_grad()
     def _evaluate(self, views: Views, resolution: int) -> Rendering:

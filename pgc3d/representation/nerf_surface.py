@@ -24,6 +24,7 @@ VIEWS, SIDE = 8, 128  # in which silhouettes are compared
 # at one half, legs that are visible would be left out.
 SEEN = 0.3
 LEAST_ISLAND = 0.02  # of the largest component's volume
+CLAMP = 4.0  # largest absolute value of a field
 LEAST = 1e-3  # distance of a field's values from 0
 LOST = 0.02  # fraction of the volume's silhouette whose loss is stated
 
@@ -54,6 +55,29 @@ class ExtractedSurface:
     notes: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class _Grid:
+    """A density at the points of a grid over [-1, 1]^3; rays end at the unit ball and see nothing beyond it."""
+
+    density: Float[Tensor, "X Y Z"]
+    outside: Float[Tensor, "X Y Z"]  # distance to the unit ball, negative in it
+
+    def inside(self, level: float) -> Bool[Tensor, "X Y Z"]:
+        """Where the density is above a level."""
+        return (self.density > level) & (self.outside < 0)
+
+    def level_set(self, level: float, inside: Bool[Tensor, "X Y Z"]) -> Float[Tensor, "X Y Z"]:
+        """A field that is negative on a set of points, with its zero where the density is a level.
+
+        The logarithm is closer to linear across the surface than the density itself. Where a dense scene
+        reaches the unit ball, the zero is on that.
+        """
+        density = self.density.clamp_min(1e-6).where(self.outside < 0, torch.inf)
+        slope = CLAMP * (len(density) - 1) / 4.0  # the field is linear within two cells of the ball
+        field = (level / density).log().maximum(slope * self.outside).clamp(-CLAMP, CLAMP)
+        return torch.where(inside, field.clamp(max=-LEAST), field.clamp(min=LEAST))
+
+
 def extract_surface(volume: Volume, resolution: int, rasterizer: Rasterizer) -> ExtractedSurface:
     """The surface on a grid of `resolution` cells along an axis; islands and inner surfaces are removed.
 
@@ -62,11 +86,15 @@ def extract_surface(volume: Volume, resolution: int, rasterizer: Rasterizer) -> 
     """
     size = resolution + 1
     device = volume.device
-    density = volume.density_at(grid_points(resolution, device)).reshape(size, size, size)
+    points = grid_points(resolution, device)
+    grid = _Grid(
+        density=volume.density_at(points).reshape(size, size, size),
+        outside=(points.norm(dim=-1) - 1.0).reshape(size, size, size),
+    )
     cameras = turntable(VIEWS).to(device)
     seen = volume.render(Views(cameras, torch.ones(VIEWS, 3, device=device)), SIDE, None).alpha > SEEN
-    level = _best_level(density, seen, cameras, rasterizer)
-    field = _level_set(density, level, _solid(density > level))
+    level = _best_level(grid, seen, cameras, rasterizer)
+    field = grid.level_set(level, _solid(grid.inside(level)))
     mesh = _mesh(field)
     shown = _silhouettes(mesh, cameras, rasterizer)
     agreement = _agreement(seen, shown)
@@ -89,7 +117,7 @@ def _notes(level: float, agreement: float, lost: float) -> tuple[str, ...]:
 
 
 def _best_level(
-    density: Float[Tensor, "X Y Z"], seen: Bool[Tensor, "B H W 1"], cameras: Cameras, rasterizer: Rasterizer
+    grid: "_Grid", seen: Bool[Tensor, "B H W 1"], cameras: Cameras, rasterizer: Rasterizer
 ) -> float:
     """The level of `LEVELS` whose silhouettes agree best with those of the volume.
 
@@ -98,9 +126,9 @@ def _best_level(
     """
     found: list[tuple[float, float]] = []
     for level in LEVELS:
-        inside = _inner(density > level)
+        inside = _inner(grid.inside(level))
         if bool(inside.any()):
-            mesh = _mesh(_level_set(density, level, inside))
+            mesh = _mesh(grid.level_set(level, inside))
             found.append((_agreement(seen, _silhouettes(mesh, cameras, rasterizer)), level))
     if not found:
         raise DivergedError(
@@ -109,17 +137,6 @@ def _best_level(
         )
     _, level = max(found)
     return level
-
-
-def _level_set(
-    density: Float[Tensor, "X Y Z"], level: float, inside: Bool[Tensor, "X Y Z"]
-) -> Float[Tensor, "X Y Z"]:
-    """A field that is negative on a set of points, with its zero where the density is a level.
-
-    Its logarithm is closer to linear across the surface than the density itself.
-    """
-    field = (level / density.clamp_min(1e-6)).log().clamp(-4.0, 4.0)
-    return torch.where(inside, field.clamp(max=-LEAST), field.clamp(min=LEAST))
 
 
 def _inner(inside: Bool[Tensor, "X Y Z"]) -> Bool[Tensor, "X Y Z"]:
