@@ -57,7 +57,7 @@ class ExtractedSurface:
 
 @dataclass(frozen=True)
 class _Grid:
-    """A density at the points of a grid over [-1, 1]^3; rays end at the unit ball and see nothing beyond it."""
+    """A density at the points of a grid over [-1, 1]^3; rays see nothing of it beyond the unit ball."""
 
     density: Float[Tensor, "X Y Z"]
     outside: Float[Tensor, "X Y Z"]  # distance to the unit ball, negative in it
