@@ -6,6 +6,7 @@ import os
 for name, value in {
     "OMP_NUM_THREADS": "1",
     "GOMP_SPINCOUNT": "0",
+    "MKL_CBWR": "AUTO",  # as for runs, see `resolve_device`
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",

@@ -1,5 +1,6 @@
 """Builds the objects of a stage that the optimisation uses, from the configuration and the inputs."""
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -46,9 +47,14 @@ class Built:
 def resolve_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
     """The device to run on; `auto` is CUDA where there is one.
 
+    MKL is set to reproducible products, unless `MKL_CBWR` is set already. On some processors the same product
+    is otherwise rounded in another way from one call to the next, and a resumed run would not be the
+    uninterrupted one. It is read at the first product of a process.
+
     Raises:
         BackendUnavailableError: "cuda" where there is no CUDA device.
     """
+    os.environ.setdefault("MKL_CBWR", "AUTO")
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
         reason = "this torch was built without it" if torch.version.cuda is None else "no device was found"
