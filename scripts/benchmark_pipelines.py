@@ -17,6 +17,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import torch
+
 from pgc3d import pipeline
 from pgc3d.choices import Device, GuidanceName
 from pgc3d.config import Config
@@ -83,6 +85,9 @@ def measure(config: Config, task: Task, out: Path) -> dict[str, Any]:
     stop, last = StopFlag(), list(config.stages)[-1]
     watch = Watch(last, stop, max(1, config.last.steps // 2), {})
     record: dict[str, Any] = {"stages": list(config.stages), "resumed": False, "error": ""}
+    if torch.cuda.is_available():  # the run before had a peak of its own
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
     start = time.perf_counter()
     try:
         pipeline.generate(task, out=out, config=config, on_event=watch, stop=stop)
