@@ -1,4 +1,4 @@
-"""Clipping rules as short texts, for options and tables."""
+"""All clipping rules: their configurations, and short texts of them for options and tables."""
 
 import re
 from collections.abc import Callable
@@ -8,8 +8,19 @@ from pgc3d import pgc
 from pgc3d.errors import ConfigError
 from pgc3d.layers import nearest
 from pgc3d.ranges import check
+from pgc3d.relative_clip import RelativeClip
 
-RULES: dict[str, Callable[..., pgc.ClipConfig]] = {
+ClipConfig = (
+    pgc.PixelClip
+    | pgc.ChannelClip
+    | pgc.PngdClip
+    | pgc.GlobalScale
+    | pgc.ParameterClip
+    | pgc.NoClip
+    | pgc.AdaptiveClip
+    | RelativeClip
+)
+RULES: dict[str, Callable[..., ClipConfig]] = {
     "none": pgc.NoClip,
     "pixel": pgc.PixelClip,
     "l2": partial(pgc.PixelClip, norm="l2"),
@@ -18,11 +29,13 @@ RULES: dict[str, Callable[..., pgc.ClipConfig]] = {
     "global": pgc.GlobalScale,
     "parameter": pgc.ParameterClip,
     "adaptive": pgc.AdaptiveClip,
+    "relative": RelativeClip,
 }
-NUMBERS = {"parameter": "max_norm", "adaptive": "quantile"}  # what a number sets, if not the threshold
+# What a number sets, if not the threshold.
+NUMBERS = {"parameter": "max_norm", "adaptive": "quantile", "relative": "factor"}
 
 
-def parse_rule(text: str) -> pgc.ClipConfig:
+def parse_rule(text: str) -> ClipConfig:
     """The rule of a short text: a kind, a kind and its number as in "pngd=0.3", or the threshold of `pixel`.
 
     Raises:

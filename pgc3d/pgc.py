@@ -27,6 +27,7 @@ from torch import Tensor
 
 Norm = Literal["linf", "l2"]
 Scalar: TypeAlias = float | Float[Tensor, ""]
+Threshold: TypeAlias = float | Float[Tensor, "..."]
 Clipper = Callable[[Tensor], Tensor]
 _SAMPLE = 65536  # at most so many pixels are sorted for a percentile
 # Ranges of settings, for documentation and for configuration files: beyond, products leave single precision.
@@ -45,7 +46,7 @@ def count_nonfinite(gradient: Float[Tensor, "..."], *, dim: int = -1) -> Int[Ten
 
 
 def clip_pixelwise(
-    gradient: Float[Tensor, "..."], threshold: Scalar = 0.1, *, norm: Norm = "linf", dim: int = -1
+    gradient: Float[Tensor, "..."], threshold: Threshold = 0.1, *, norm: Norm = "linf", dim: int = -1
 ) -> Float[Tensor, "..."]:
     """Shorten every pixel vector that is longer than the threshold (PGC, eq. 9).
 
@@ -53,7 +54,8 @@ def clip_pixelwise(
 
     Args:
         gradient: d loss / d image.
-        threshold: c, positive; may be a scalar tensor, so that one that changes needs no host copy.
+        threshold: c, positive; may be a tensor, so that one that changes needs no host copy, which broadcasts
+            with the lengths: they have the gradient's shape, with 1 along `dim`.
         norm: how a pixel vector is measured over its channels.
         dim: the channel axis.
     """
@@ -345,10 +347,7 @@ class AdaptiveClip:
         return AdaptivePixelClip(quantile=self.quantile, decay=self.decay, norm=self.norm)
 
 
-ClipConfig = PixelClip | ChannelClip | PngdClip | GlobalScale | ParameterClip | NoClip | AdaptiveClip
-
-
-def _check_threshold(threshold: Scalar, name: str = "threshold") -> None:
+def _check_threshold(threshold: Threshold, name: str = "threshold") -> None:
     if not isinstance(threshold, Tensor) and not 0 < threshold < float("inf"):
         raise ValueError(f"a clipping {name} must be positive and finite, got {threshold}")
 

@@ -9,12 +9,12 @@ from typing import Any
 from pgc3d.build.models import local_image_model
 from pgc3d.build.run import resolve_device
 from pgc3d.choices import GuidanceName, Quality
+from pgc3d.clip_rules import ClipConfig
 from pgc3d.config import STAGE_NUMBERS, Config, ObjectiveConfig, load_config, preset
 from pgc3d.diffusion.hub import ALIASES, POSES, is_hub_id
 from pgc3d.diffusion.latent import Layout
 from pgc3d.diffusion.models import local_model, model_layout
 from pgc3d.errors import ConfigError, InputError, WeightsNotFoundError
-from pgc3d.pgc import ClipConfig
 from pgc3d.pipelines import Pipeline, find_pipeline
 from pgc3d.yaml_text import parse_override, read_yaml
 

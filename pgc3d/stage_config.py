@@ -7,6 +7,7 @@ from operator import or_
 from typing import Literal, TypeAlias
 
 from pgc3d.cameras import CloseUpConfig, OrbitConfig, ReferenceCameraConfig
+from pgc3d.clip_rules import ClipConfig
 from pgc3d.colors import COLORS, named_color
 from pgc3d.cover_cameras import CoverConfig
 from pgc3d.guidance.bgt import BgtConfig
@@ -15,7 +16,7 @@ from pgc3d.guidance.sds import SdsConfig
 from pgc3d.guidance.vsd import VsdConfig
 from pgc3d.guidance.zero123 import Zero123Config
 from pgc3d.layers import nearest
-from pgc3d.pgc import ClipConfig, PixelClip
+from pgc3d.pgc import PixelClip
 from pgc3d.ranges import LEAST_EPS, check, number, schedule, shown
 from pgc3d.representation.dmtet_config import DMTetConfig
 from pgc3d.representation.nerf_config import NerfConfig

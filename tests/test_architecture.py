@@ -38,7 +38,7 @@ LAYERS = (
     ("diffusion", "geometry", "kernels", "mini"),
     ("image_config", "images", "stopwatch"),
     ("cover_cameras",),
-    ("cameras", "prompts", "pgc"),
+    ("cameras", "prompts", "pgc", "relative_clip"),
     ("ranges", "requirements"),
     ("schedules",),
     ("interfaces",),

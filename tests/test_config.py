@@ -111,7 +111,7 @@ ERRORS = {
     ),
     "objectives.color.clip.kind=adaptve": (
         "--set: stages.main.objectives.color.clip.kind must be one of pixel, channel, pngd, global, "
-        "parameter, none, adaptive, got 'adaptve'; did you mean 'adaptive'?"
+        "parameter, none, adaptive, relative, got 'adaptve'; did you mean 'adaptive'?"
     ),
     "objectives.color.clip.treshold=1": (
         "--set: stages.main.objectives.color.clip.treshold: Key 'treshold' not in 'PixelClip'. "

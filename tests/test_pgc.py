@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pgc3d import pgc
+from pgc3d.relative_clip import RelativeClip
 
 DTYPES = (torch.float32, torch.bfloat16)
 NORMS = ("linf", "l2")
@@ -120,6 +121,7 @@ RULES = {
     "parameter": pgc.ParameterClip(),
     "none": pgc.NoClip(),
     "adaptive": pgc.AdaptiveClip(),
+    "relative": RelativeClip(),
 }
 
 

@@ -92,7 +92,8 @@ def ablate(  # noqa: PLR0917 - one option each
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="Content of the image.")],
     guidance: GuidanceOption = "auto",
     rules: Annotated[
-        str, typer.Option(help="none, pixel, l2, channel, pngd, global, parameter, adaptive; pngd=0.3; 0.3.")
+        str,
+        typer.Option(help="none, pixel, l2, channel, pngd, global, parameter, adaptive, relative; 0.3."),
     ] = "none,channel,pngd,pixel",
     space: Annotated[Space, typer.Option(help="What is optimised.")] = "pixels",
     learning_rate: Annotated[float, typer.Option(help="Learning rate of Adam.")] = 0.03,

@@ -29,7 +29,7 @@ from pgc3d.build.notes import run_notes
 from pgc3d.build.run import RunContext, build_objectives, resolve_device
 from pgc3d.cameras import turntable
 from pgc3d.choices import Space
-from pgc3d.clip_rules import parse_rule
+from pgc3d.clip_rules import ClipConfig, parse_rule
 from pgc3d.colors import COLORS, named_color
 from pgc3d.config import Config, StageConfig, dump_config
 from pgc3d.disk import new_folder, write_files
@@ -172,7 +172,7 @@ def _restart_of(guidance: Guidance) -> Callable[[], None]:
     return restart
 
 
-def _check_options(clips: Mapping[str, pgc.ClipConfig], learning_rate: float) -> None:
+def _check_options(clips: Mapping[str, ClipConfig], learning_rate: float) -> None:
     if not clips:
         raise ConfigError("--rules must name at least one rule, got none")
     if not 0 < learning_rate <= MAX_RATE:
@@ -278,7 +278,7 @@ def _latent_image(
 
 def optimize_image(
     variable: OptimizedImage,
-    clip: pgc.ClipConfig,
+    clip: ClipConfig,
     *,
     stage: StageConfig,
     learning_rate: float,
