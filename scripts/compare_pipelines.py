@@ -18,8 +18,6 @@ once.
 """
 
 import argparse
-import hashlib
-import json
 import tempfile
 import time
 from collections.abc import Sequence
@@ -31,9 +29,9 @@ from typing import Any
 import numpy as np
 import torch
 from make_gallery import PROMPTS
-from sample_images import LoadedFolder, load_model, sample
+from sample_images import LoadedFolder, draw_views, load_model
 from study_clipping import work_off, write_sheets
-from study_jobs import Device, Job, make_jobs, measure_views
+from study_jobs import Device, Job, hash_of, make_jobs, measure_views
 from study_summary import read_results, summarize
 
 from pgc3d import pipeline
@@ -41,23 +39,18 @@ from pgc3d.build.run import resolve_device
 from pgc3d.cameras import turntable
 from pgc3d.clip_rules import parse_rule
 from pgc3d.config import Config
-from pgc3d.diffusion.latent import select
-from pgc3d.diffusion.text import encode_prompts
 from pgc3d.disk import replace_file
 from pgc3d.errors import Pgc3dError
 from pgc3d.evaluation.wholeness import image_silhouettes, mesh_silhouettes, silhouette_iou, wholeness
 from pgc3d.mesh_io.mesh_file import read_mesh
 from pgc3d.presets import TEXT, configure
-from pgc3d.prompts import view_index, view_prompts
 from pgc3d.rendering import build_rasterizer
 from pgc3d.task import Task
 
 ARMS = ("dmtet", "magic3d")
-BACKGROUNDS = ("blue", "white", "black")  # of the prior's images: the first one that the prompt does not name
 VIEWS, ELEVATION_DEGREES = 6, 20.0
 SIDE = 128  # of silhouettes
 SAMPLES = 4  # images of the prior for each view
-GUIDANCE_SCALE = 5.0
 
 
 @dataclass(frozen=True)
@@ -101,10 +94,7 @@ def job_config(job: Job, settings: Settings) -> Config:
 
 def fingerprint(job: Job, settings: Settings) -> str:
     """Hash of a run's settings except seed and device."""
-    record = asdict(job_config(job, settings))
-    for name in ("seed", "device"):
-        record["run"].pop(name)
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]
+    return hash_of(job_config(job, settings))
 
 
 def require_same_settings(jobs: Sequence[Job], results: Path, settings: Settings) -> None:
@@ -118,26 +108,13 @@ def require_same_settings(jobs: Sequence[Job], results: Path, settings: Settings
             )
 
 
-@torch.no_grad()
 def draw_silhouettes(prompt: str, loaded: LoadedFolder, settings: Settings) -> torch.Tensor:
     """Silhouettes of the prior's images of a prompt from the compared views: bool [N, B, H, W]."""
-    device, views = loaded.model.device, loaded.views
-    name = next((name for name in BACKGROUNDS if name in views.backgrounds and name not in prompt), "white")
-    color = views.backgrounds.get(name, (1.0, 1.0, 1.0))
     cameras = turntable(VIEWS, elevation_degrees=ELEVATION_DEGREES)
-    rows = view_index(cameras.azimuth, cameras.elevation, torch.tensor([color]).expand(VIEWS, 3), views)
-    texts = [view_prompts(prompt, views)[row] for row in rows.tolist()]
-    encoded = encode_prompts(loaded.folder, [*texts, ""], device=device)
-    index = torch.arange(VIEWS + 1, device=device)
-    drawn = []
-    for seed in range(settings.samples):
-        *_, last = sample(
-            loaded, select(encoded, index[:-1]), select(encoded, index[-1:]), size=SIDE,
-            steps=settings.sampling_steps, guidance_scale=GUIDANCE_SCALE,
-            generator=torch.Generator().manual_seed(seed),
-        )  # fmt: skip
-        drawn.append(image_silhouettes(loaded.model.decode(last.clean)).cpu())
-    return torch.stack(drawn)
+    drawn = draw_views(
+        loaded, prompt, cameras, count=settings.samples, size=SIDE, steps=settings.sampling_steps
+    )
+    return torch.stack([image_silhouettes(images).cpu() for images in drawn])
 
 
 def prepare(prompts: Sequence[str], settings: Settings) -> None:

@@ -16,9 +16,9 @@ from pgc3d.diffusion.files import ModelFolder, read_json
 from pgc3d.diffusion.latent import LatentDiffusion, select
 from pgc3d.diffusion.models import load_latent_diffusion
 from pgc3d.diffusion.text import encode_prompts
-from pgc3d.prompts import ViewPromptConfig, view_prompts
+from pgc3d.prompts import ViewPromptConfig, view_index, view_prompts
 from pgc3d.requirements import ModelUse
-from pgc3d.types import TextEmbedding
+from pgc3d.types import Cameras, TextEmbedding
 
 # Objects of the bundled prior's training set; prompts of samples and studies.
 PROMPTS = (
@@ -27,6 +27,8 @@ PROMPTS = (
     "a toilet", "a wooden table", "a white lamp", "a motorcycle", "a purple bed", "a brown backpack",
     "a guitar", "a helmet", "a gray laptop", "an orange mug", "a mailbox",
 )  # fmt: skip
+BACKGROUNDS = ("blue", "white", "black")  # of drawn views: the first one that the prompt does not name
+GUIDANCE_SCALE = 5.0
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
 
 
@@ -123,11 +125,41 @@ def draw_images(
     for rows in chunks(torch.arange(count, device=loaded.model.device), batch):
         trajectory = sample(
             loaded, select(positive, rows), negative,
-            size=size, steps=steps, guidance_scale=5.0, generator=generator,
+            size=size, steps=steps, guidance_scale=GUIDANCE_SCALE, generator=generator,
         )  # fmt: skip
         *_, last = trajectory
         images.append(loaded.model.decode(last.clean))
     return torch.cat(images)
+
+
+def draw_views(
+    loaded: LoadedFolder, prompt: str, cameras: Cameras, *, count: int, size: int, steps: int = 30
+) -> list[Float[Tensor, "B H W 3"]]:
+    """Samples of the model of a prompt from B cameras, `count` times, each with a seed of its own."""
+    device = loaded.model.device
+    positive, negative = encode_cameras(loaded, prompt, cameras)
+    drawn = []
+    for seed in range(count):
+        *_, last = sample(
+            loaded, positive, negative, size=size, steps=steps, guidance_scale=GUIDANCE_SCALE,
+            generator=torch.Generator().manual_seed(seed),
+        )  # fmt: skip
+        drawn.append(loaded.model.decode(last.clean.to(device)))
+    return drawn
+
+
+def encode_cameras(
+    loaded: LoadedFolder, prompt: str, cameras: Cameras
+) -> tuple[TextEmbedding, TextEmbedding]:
+    """The embeddings of a prompt from each camera, over a plain background, and the empty prompt's."""
+    views, count = loaded.views, len(cameras)
+    name = next((name for name in BACKGROUNDS if name in views.backgrounds and name not in prompt), "white")
+    color = torch.tensor([views.backgrounds.get(name, (1.0, 1.0, 1.0))]).expand(count, 3)
+    rows = view_index(cameras.azimuth.cpu(), cameras.elevation.cpu(), color, views)
+    texts = [view_prompts(prompt, views)[row] for row in rows.tolist()]
+    encoded = encode_prompts(loaded.folder, [*texts, ""], device=loaded.model.device)
+    index = torch.arange(count + 1, device=loaded.model.device)
+    return select(encoded, index[:-1]), select(encoded, index[-1:])
 
 
 def read_images(folder: Path, *, size: int, limit: int | None = None) -> Float[Tensor, "N H W 3"]:

@@ -28,10 +28,10 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image
@@ -47,6 +47,7 @@ from pgc3d.evaluation.items import Item, read_items
 from pgc3d.evaluation.processes import in_processes
 from pgc3d.exporting.turntable import tile
 
+AnyJob = TypeVar("AnyJob", bound=Any)
 RULES = (
     "none", "parameter", "channel=0.1", "pngd=0.1", "pixel=0.01", "pixel=0.03", "pixel=0.1", "pixel=0.3",
     "pixel=1", "l2=0.1", "adaptive", "none+linear", "pixel=0.1+linear", "none+vae", "pixel=0.1+vae",
@@ -56,18 +57,23 @@ SMALL_RULES = ("none", "pixel=0.1", "pngd=0.1")
 
 
 def work_off(
-    jobs: Iterable[Job], results: Path, work: Callable[[Job], dict[str, Any]], *, processes: int
+    jobs: Sequence[AnyJob], results: Path, work: Callable[[AnyJob], dict[str, Any]], *, processes: int
 ) -> None:
-    """Run the jobs that have no line yet and append a line for each when it ends."""
+    """Run the jobs that have no line yet and append a line for each when it ends.
+
+    A job is a dataclass whose fields are entries of its line.
+    """
     _end_last_line(results)
-    done = {(line["kind"], line["task"], line["rule"], line["seed"]) for line in read_results(results)}
-    left = [job for job in jobs if (job.kind, job.task, job.rule, job.seed) not in done]
+    names = [field.name for field in fields(jobs[0])] if jobs else []
+    done = {tuple(line[name] for name in names) for line in read_results(results)}
+    left = [job for job in jobs if tuple(getattr(job, name) for name in names) not in done]
     print(f"{len(left)} runs to do, {len(done)} lines are there already", flush=True)
     for job, line in in_processes(work, {job: (job,) for job in left}, processes=processes):
         # One short line in one write: whole, or cut off at the end of the file and then left out.
         with results.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")
-        print(f"{job.task}, {job.rule}, seed {job.seed}: {line['error'] or 'done'}", flush=True)
+        facts = ", ".join(str(getattr(job, name)) for name in names)
+        print(f"{facts}: {line['error'] or 'done'}", flush=True)
 
 
 def require_same_settings(jobs: Sequence[Job], results: Path, settings: Settings) -> None:

@@ -144,8 +144,15 @@ def job_config(job: Job, settings: Settings) -> Config:
 
 def fingerprint(job: Job, settings: Settings) -> str:
     """Hash of a run's settings except rule, seed and device; only runs with equal ones are compared."""
-    config = job_config(replace(job, rule="none", seed=0), replace(settings, device="auto"))
-    return hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode()).hexdigest()[:16]
+    return hash_of(job_config(replace(job, rule="none"), settings))
+
+
+def hash_of(config: Config) -> str:
+    """Hash of a configuration except seed and device."""
+    record = asdict(config)
+    for name in ("seed", "device"):
+        record["run"].pop(name)
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def run_job(job: Job, settings: Settings) -> dict[str, Any]:

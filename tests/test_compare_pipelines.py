@@ -60,6 +60,7 @@ def test_two_arms_are_run_measured_and_compared_once(scripts, folder, tmp_path, 
 
 def test_the_priors_images_have_a_background_that_the_prompt_does_not_name(scripts, tmp_path, monkeypatch):
     import compare_pipelines
+    import sample_images
     from sample_images import load_model
 
     loaded, seen = load_model("mini", torch.device("cpu")), []
@@ -68,7 +69,7 @@ def test_the_priors_images_have_a_background_that_the_prompt_does_not_name(scrip
         seen.extend(texts)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(compare_pipelines, "encode_prompts", encode)
+    monkeypatch.setattr(sample_images, "encode_prompts", encode)
     for prompt in ("a horse", "a blue chair"):
         with pytest.raises(KeyboardInterrupt):
             compare_pipelines.draw_silhouettes(prompt, loaded, compare_pipelines.Settings(tmp_path))

@@ -1,0 +1,211 @@
+"""Time to quality: meshes textured by the bundled prior with few and with many images, under many arms.
+
+    python scripts/mini/make_benchmark.py DATASET BENCHMARK
+    python scripts/study_time.py BENCHMARK/items.jsonl OUT --device cuda --jobs 14
+    python scripts/study_time.py BENCHMARK/items.jsonl OUT --arms none,0.1,relative --budgets 80,160 --count 4
+    python scripts/study_time.py BENCHMARK/items.jsonl OUT --summary
+
+An arm is a clipping rule of `pgc3d ablate`, and behind plus signs what else it changes of the preset
+`texture-mini`: `rate=F` (all learning rates times F), `scale=S` (guidance scale), `annealed` and `level`
+(timesteps that fall; all images of a step at one timestep), `csd`, `nfsd`, `x0` (the score), `linear=FILE`
+(gradients through a linear encoder), `pixels=N` (one render resolution), `views=N` (of a step). Schedules are
+stretched over each budget, so that every budget is a run of its own.
+
+OUT/results.jsonl grows by a line with every run; runs that are in it are not repeated. OUT/summary.md has
+the curves of quality against images, and T90: the images with which an arm reaches 90 % of what the first
+arm gains over the grey mesh with its largest budget, with 95 % bootstrap intervals over meshes.
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from study_clipping import work_off
+from study_summary import read_results
+from time_jobs import GRAY, Job, Settings, draw, fingerprint, make_jobs, run_job
+
+from pgc3d.disk import replace_file
+from pgc3d.errors import Pgc3dError
+from pgc3d.evaluation.items import Item, read_items
+from pgc3d.evaluation.results import interval
+
+ARMS = (
+    "0.1", "none", "1", "relative", "adaptive",
+    "0.1+rate=2", "none+rate=2", "1+rate=2", "relative+rate=2",
+    "0.1+rate=3", "none+rate=3", "1+rate=3", "relative+rate=3",
+    "0.1+annealed", "0.1+level", "0.1+csd", "0.1+nfsd", "0.1+x0", "0.1+scale=10", "0.1+pixels=256",
+)  # fmt: skip
+BUDGETS = (40, 80, 160, 320, 600)
+QUALITIES = (
+    "similarity", "r_precision", "sample_distance", "prior_loss", "speckle", "disagreement", "seconds",
+)  # fmt: skip
+FALLING = ("sample_distance", "prior_loss", "speckle", "disagreement", "seconds")
+GAINED = 0.9  # of the first arm's gain
+RESAMPLES = 2000
+
+Curves = Float[np.ndarray, "items budgets"]
+
+
+def values_of(lines: Sequence[Mapping[str, Any]], arm: str, metric: str, budgets: Sequence[int]) -> Curves:
+    """A metric of an arm by item and budget, mean over seeds; NaN where there is none."""
+    items = sorted({line["item"] for line in lines})
+    found = np.full((len(items), len(budgets)), np.nan)
+    for row, item in enumerate(items):
+        for column, images in enumerate(budgets):
+            own = [
+                line["metrics"][metric]
+                for line in lines
+                if (line["item"], line["arm"], line["images"]) == (item, arm, images) and line["metrics"]
+            ]
+            if own:
+                found[row, column] = np.mean(own)
+    return found
+
+
+def images_to_reach(curve: Float[np.ndarray, " budgets"], budgets: Sequence[int], target: float) -> float:
+    """The number of images at which a rising curve crosses a target, between budgets by their logarithm.
+
+    The smallest budget where the curve starts above the target, infinity where it never reaches it.
+    """
+    places = np.flatnonzero(curve >= target)
+    if not len(places):
+        return float("inf")
+    place = int(places[0])
+    if place == 0:
+        return float(budgets[0])
+    low, high = curve[place - 1], curve[place]
+    first, second = np.log(budgets[place - 1]), np.log(budgets[place])
+    return float(np.exp(first + (target - low) / (high - low) * (second - first)))
+
+
+def t90(
+    own: Curves, reference: Curves, gray: Float[np.ndarray, " items"], budgets: Sequence[int]
+) -> tuple[float, float, float]:
+    """T90 of an arm, and the ends of its 95 % interval over items, see the head of the script.
+
+    Args:
+        own: quality of the arm, larger is better; items that lack a budget are left out.
+        reference: of the first arm.
+        gray: of the grey meshes.
+        budgets: in images, rising.
+    """
+    whole = np.isfinite(own).all(1) & np.isfinite(reference).all(1) & np.isfinite(gray)
+    own, reference, gray = own[whole], reference[whole], gray[whole]
+
+    def reached(rows: np.ndarray) -> float:
+        start = gray[rows].mean()
+        target = start + GAINED * (reference[rows, -1].mean() - start)
+        return images_to_reach(own[rows].mean(0), budgets, target)
+
+    generator = np.random.default_rng(0)
+    resampled = [reached(generator.integers(len(own), size=len(own))) for _ in range(RESAMPLES)]
+    return reached(np.arange(len(own))), *interval(np.array(resampled))
+
+
+def summarize(lines: Sequence[Mapping[str, Any]], arms: Sequence[str], budgets: Sequence[int]) -> str:
+    """The tables of all metrics, and of T90 by similarity and R-precision."""
+    there = [arm for arm in arms if any(line["arm"] == arm for line in lines)]
+    parts = []
+    for metric in QUALITIES:
+        title = f"## {metric} ({'lower' if metric in FALLING else 'higher'} is better)"
+        rows = [f"| arm | {' | '.join(f'{images} images' for images in budgets)} |"]
+        rows.append("|---" * (len(budgets) + 1) + "|")
+        for arm in there:
+            means = np.nanmean(values_of(lines, arm, metric, budgets), axis=0)
+            rows.append(f"| {arm} | {' | '.join(f'{mean:.3f}' for mean in means)} |")
+        parts.append("\n".join([title, "", *rows]))
+    rows = ["## T90, images", "", "| arm | similarity | R-precision |", "|---|---|---|"]
+    for arm in there:
+        cells = []
+        for metric in ("similarity", "r_precision"):
+            own, first = (values_of(lines, name, metric, budgets) for name in (arm, there[0]))
+            gray = values_of(lines, GRAY, metric, [0])[:, 0]
+            middle, low, high = t90(own, first, gray, budgets)
+            cells.append(f"{middle:.0f} [{low:.0f}, {high:.0f}]")
+        rows.append(f"| {arm} | {' | '.join(cells)} |")
+    return "\n\n".join(["\n".join(rows), *parts]) + "\n"
+
+
+def require_same_settings(jobs: Sequence[Job], results: Path, settings: Settings) -> None:
+    """Check that the lines that are there come from the settings of the command line."""
+    expected = {(job.arm, job.images): job for job in jobs}
+    known = {key: fingerprint(job, settings) for key, job in expected.items()}
+    for line in read_results(results):
+        if line["settings"] != known.get((line["arm"], line["images"]), line["settings"]):
+            raise SystemExit(
+                f"error: {results} must hold runs with these settings, but those of {line['arm']} were made "
+                "with others, or the preset has changed; use another OUT"
+            )
+
+
+def run(settings: Settings, jobs: Sequence[Job], *, processes: int) -> None:
+    """Draw the prior's images that are missing, and run the jobs that have no line yet."""
+    (settings.out / "views").mkdir(parents=True, exist_ok=True)
+    results = settings.out / "results.jsonl"
+    require_same_settings(jobs, results, settings)
+    for item in settings.captions:
+        if not settings.drawn(item).exists():
+            draw(item, settings)
+    gray = [Job(item, GRAY, 0, 0) for item in settings.captions]
+    work_off([*gray, *jobs], results, partial(run_job, settings=settings), processes=processes)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("items", type=Path, nargs="+", help="lists of benchmarks; the last one is OUT")
+    parser.add_argument("--arms", default=",".join(ARMS))
+    parser.add_argument("--budgets", default=",".join(map(str, BUDGETS)), help="images of a run")
+    parser.add_argument("--count", type=int, default=24, help="meshes, in equal parts of each list")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=1, help="processes at once, on one device")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--samples", type=int, default=4, help="images of the prior for each view")
+    parser.add_argument("--sampling-steps", type=int, default=30)
+    parser.add_argument("--set", action="append", dest="overrides", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--summary", action="store_true", help="run nothing")
+    return parser.parse_args()
+
+
+def choose(lists: Sequence[Path], count: int) -> list[Item]:
+    """Items with a truth and a caption, evenly spread over each list."""
+    found: list[Item] = []
+    for place, path in enumerate(lists):
+        share = count * (place + 1) // len(lists) - count * place // len(lists)
+        own = [item for item in read_items(path) if item.truth is not None and item.caption]
+        found += [own[len(own) * index // share] for index in range(min(share, len(own)))]
+    return found
+
+
+def main() -> None:
+    """Command line."""
+    arguments = parse_arguments()
+    *lists, out = arguments.items
+    arms, budgets = arguments.arms.split(","), sorted(int(part) for part in arguments.budgets.split(","))
+    if not arguments.summary:
+        items = choose(lists, arguments.count)
+        settings = Settings(
+            out=out.absolute(), device=arguments.device, samples=arguments.samples,
+            meshes={item.name: item.truth for item in items if item.truth is not None},
+            captions={item.name: item.caption for item in items},
+            sampling_steps=arguments.sampling_steps, overrides=tuple(arguments.overrides),
+        )  # fmt: skip
+        jobs = make_jobs(list(settings.captions), arms, budgets, arguments.seeds)
+        try:
+            run(settings, jobs, processes=arguments.jobs)
+        except Pgc3dError as error:
+            raise SystemExit(f"error: {error}") from error
+    lines = read_results(out / "results.jsonl")
+    if not lines:
+        raise SystemExit(f"{out} must have results to sum up, got none")
+    text = summarize(lines, arms, budgets)
+    replace_file(out / "summary.md", text.encode())
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

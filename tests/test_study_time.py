@@ -1,0 +1,108 @@
+"""The study of time to quality: its arms, its curves, and one small run."""
+
+import sys
+
+import numpy as np
+import pytest
+from tiny import ROOT
+
+from pgc3d.evaluation.procedural import write_procedural_set
+from pgc3d.pgc import NoClip, PixelClip
+from pgc3d.relative_clip import RelativeClip
+from pgc3d.rendering.cpu import CpuRasterizer
+
+BUDGETS = (40, 80, 160)
+
+
+@pytest.fixture
+def scripts(monkeypatch):
+    """Import by name, as the scripts do among each other."""
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+
+
+def test_a_target_is_reached_between_budgets_by_their_logarithm(scripts):
+    from study_time import images_to_reach
+
+    curve = np.array([0.0, 1.0, 3.0])
+    assert images_to_reach(curve, BUDGETS, 0.5) == pytest.approx(40 * 2**0.5)
+    assert images_to_reach(curve, BUDGETS, 1.0) == pytest.approx(80)
+    assert images_to_reach(curve, BUDGETS, -1.0) == 40
+    assert images_to_reach(curve, BUDGETS, 3.1) == float("inf")
+
+
+def test_an_arm_that_is_twice_as_fast_needs_half_the_images(scripts):
+    from study_time import t90
+
+    generator, gray = np.random.default_rng(0), np.zeros(12)
+    size = generator.uniform(0.5, 1.0, (12, 1))
+    slow, fast = size * [0.25, 0.5, 1.0], size * [0.5, 1.0, 1.0]
+    needed = [t90(arm, slow, gray, BUDGETS) for arm in (slow, fast)]
+    assert needed[0][0] == pytest.approx(2 * needed[1][0])
+    assert all(low <= middle <= high for middle, low, high in needed)
+    missing = fast.copy()
+    missing[3, 1] = np.nan
+    assert np.isfinite(t90(missing, slow, gray, BUDGETS)).all()
+
+
+def test_arms_change_what_they_name_and_nothing_else(scripts, tmp_path):
+    from time_jobs import Job, Settings, job_config
+
+    settings = Settings(out=tmp_path, meshes={}, captions={}, device="cpu")
+
+    def last(arm, images=80):
+        return job_config(Job("chair", arm, images, 3), settings).last
+
+    base = last("0.1")
+    assert (base.steps, base.objectives["color"].clip) == (40, PixelClip(threshold=0.1))
+    assert last("none").objectives["color"].clip == NoClip()
+    assert last("relative=2").objectives["color"].clip == RelativeClip(factor=2.0)
+    faster = last("0.1+rate=2").optimizer.lr_scale
+    assert faster[1::2] == pytest.approx([2 * rate for rate in base.optimizer.lr_scale[1::2]])
+    assert faster[::2] == base.optimizer.lr_scale[::2]
+    level = last("0.1+level").objectives["color"].guidance
+    assert level.t_min == level.t_max
+    assert last("none+csd+views=4").objectives["color"].guidance.formula.kind == "csd"
+    assert last("none+views=4").steps == 20
+
+
+@pytest.mark.parametrize(
+    ("arm", "images", "message"),
+    [
+        ("0.1+fast", 80, "behind a rule there may be rate=F, .*, got 'fast' in '0.1\\+fast'"),
+        ("nonne", 80, "a rule must be one of"),
+        ("0.1", 81, "a number of images must be a multiple of the 2 of a step, got 81"),
+    ],
+)
+def test_wrong_arms_are_refused(scripts, tmp_path, arm, images, message):
+    from time_jobs import Job, Settings, job_config
+
+    from pgc3d.errors import Pgc3dError
+
+    with pytest.raises(Pgc3dError, match=message):
+        job_config(Job("chair", arm, images, 0), Settings(out=tmp_path, meshes={}, captions={}, device="cpu"))
+
+
+@pytest.mark.scripts
+def test_a_small_study_runs_goes_on_and_is_summed_up(scripts, tmp_path, monkeypatch, capsys):
+    import study_time
+
+    items = write_procedural_set(tmp_path / "benchmark", rasterizer=CpuRasterizer())
+    command = [
+        "study_time.py",
+        str(items),
+        str(tmp_path / "out"),
+        "--arms",
+        "none,relative",
+        "--budgets",
+        "2,4",
+    ]
+    command += ["--count", "1", "--seeds", "1", "--samples", "1", "--sampling-steps", "2", "--device", "cpu"]
+    monkeypatch.setattr(sys, "argv", command)
+    study_time.main()
+    assert "5 runs to do, 0 lines are there already" in capsys.readouterr().out
+    study_time.main()
+    printed = capsys.readouterr().out
+    assert "0 runs to do, 5 lines are there already" in printed
+    assert "## T90, images" in printed
+    assert printed.count("| relative |") == 8
+    assert len(list((tmp_path / "out" / "views").glob("*.png"))) == 4
