@@ -22,7 +22,7 @@ from pgc3d.report.images import encode_jpeg
 from pgc3d.report.mesh_health import MeshHealth, measure_mesh
 
 LARGEST = 64_000_000  # bytes of a GLB in a page
-FRAMES, SIDE = 24, 320  # of the turntable
+FRAMES, SIDE = 24, 256  # of the turntable
 
 
 @dataclass(frozen=True)
@@ -63,13 +63,12 @@ def asset_facts(path: Path, *, rasterizer: Rasterizer) -> AssetFacts:
         asset = read_mesh(path)
     except InputError as error:
         return AssetFacts(path.name, len(content), notes=(str(error),))
-    notes = []
+    notes, health, frames = [], None, None
     try:
         health = measure_mesh(asset, rasterizer=rasterizer)
         frames = _turntable(asset, rasterizer)
     except (InputError, ValueError) as error:
         notes.append(f"{path.name} cannot be measured: {error}")
-        health = frames = None
     glb = own or _as_glb(asset, path.stem)
     if len(glb) > LARGEST:
         notes.append(f"{path.name} has {len(glb) / 1e6:.0f} MB, more than a page holds, and is not displayed")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 460, 220
-LEFT, RIGHT, TOP, BOTTOM = 56, 10, 10, 26  # margins
+LEFT, RIGHT, TOP, BOTTOM = 56, 20, 10, 26  # margins
 POINTS = 400  # of a line, at most
 COLORS = 6  # that the style sheet has
 
@@ -57,8 +57,8 @@ def draw(chart: Chart) -> str:
         return ""
     low, high = _limits(min(values), max(values), logarithmic=chart.logarithmic)
     first, last = min(steps), max(steps)
-    x = _Scale(first, max(last, first + 1), LEFT, WIDTH - RIGHT)
-    y = _Scale(low, high, HEIGHT - BOTTOM, TOP, chart.logarithmic)
+    x = _Scale(float(first), float(max(last, first + 1)), float(LEFT), float(WIDTH - RIGHT))
+    y = _Scale(low, high, float(HEIGHT - BOTTOM), float(TOP), chart.logarithmic)
     lines = "".join(_line(item, x, y) for item in chart.series)
     legend = "".join(
         f'<span class="key c{item.color % COLORS}{" dashed" if item.dashed else ""}">{escape(item.label)}'
@@ -117,7 +117,7 @@ def _line(item: Series, x: _Scale, y: _Scale) -> str:
             runs.append([])
             continue
         place = min(max(y(max(value, y.low)), TOP), HEIGHT - BOTTOM)
-        runs[-1].append(f"{x(step):.1f},{place:.1f}")
+        runs[-1].append(f"{x(float(step)):.1f},{place:.1f}")
     marks = {"class": f"line c{item.color % COLORS}{' dashed' if item.dashed else ''}"}
     drawn = []
     for run in runs:

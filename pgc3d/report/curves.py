@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-LARGEST = 1e300  # of a value; others are left out as those that are not finite
+LARGEST, LEAST = 1e300, 1e-290  # magnitudes of values: larger ones are not finite, smaller ones 0
 
 
 @dataclass(frozen=True)
@@ -60,4 +60,5 @@ def _numbers(record: dict[str, Any]) -> Iterator[tuple[str, float]]:
     for name, value in record.items():
         if name in {"stage", "step"} or isinstance(value, bool) or not isinstance(value, int | float):
             continue
-        yield name, float(value) if abs(value) < LARGEST else math.nan
+        magnitude = abs(value)
+        yield name, float(value) if LEAST < magnitude < LARGEST else 0.0 if magnitude < 1 else math.nan

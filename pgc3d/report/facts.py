@@ -1,6 +1,7 @@
 """The facts of a run, gathered from its folder, which is only read."""
 
 import hashlib
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +10,10 @@ from typing import Any
 from pgc3d.errors import ConfigError
 from pgc3d.interfaces import Rasterizer
 from pgc3d.mesh_io.formats import READABLE
-from pgc3d.plain_files import read_file, require_inside
+from pgc3d.plain_files import read_file, require_folder
 from pgc3d.report.asset import AssetFacts, asset_facts
 from pgc3d.report.curves import Curve, read_curves
-from pgc3d.report.images import RunImage, newest, run_images
+from pgc3d.report.images import RunImage, is_inside, newest, run_images
 from pgc3d.run_directory import METRICS, RunDirectory
 from pgc3d.yaml_text import read_yaml
 
@@ -155,20 +156,29 @@ def _curves(run: RunDirectory, notes: list[str]) -> tuple[Curve, ...]:
 
 
 def _asset_name(folder: Path, record: Mapping[str, Any]) -> str | None:
-    """The mesh file that was exported last and is still in the folder."""
-    for name in reversed(list(record.get("files", {}))):
-        kind = Path(name).suffix.lower().removeprefix(".")
-        if kind in READABLE and _is_inside(name) and (folder / name).exists():
-            return str(name)
-    return None
+    """The mesh file that was exported last and is still in the folder; a GLB before other formats."""
+    names = [
+        str(name)
+        for name in record.get("files", {})
+        if Path(name).suffix.lower().removeprefix(".") in READABLE
+        and is_inside(name)
+        and _own_file(folder, name) is not None
+    ]
+    return max(reversed(names), key=_is_glb, default=None)
 
 
-def _is_inside(name: str) -> bool:
-    try:
-        require_inside(name)
-    except ValueError:
-        return False
-    return True
+def _is_glb(name: str) -> bool:
+    return name.lower().endswith(".glb")
+
+
+def _own_file(folder: Path, name: str) -> Path | None:
+    """The path of a file that the manifest names, None where it is missing; its folders must not be links."""
+    path = folder / name
+    for parent in path.relative_to(folder).parents[:-1]:
+        if not os.path.lexists(folder / parent):
+            return None
+        require_folder(folder / parent)
+    return path if os.path.lexists(path) else None
 
 
 def _files(run: RunDirectory, record: Mapping[str, Any]) -> Iterator[FileFacts]:
@@ -176,11 +186,10 @@ def _files(run: RunDirectory, record: Mapping[str, Any]) -> Iterator[FileFacts]:
     recorded = {run.config.name: record["config"]} if "config" in record else {}
     for name, sha256 in (recorded | record.get("files", {})).items():
         state = OUTSIDE
-        if _is_inside(name):
-            path = run.path / name
-            state = MISSING
-            if path.exists():
-                state = SAME if hashlib.sha256(read_file(path)).hexdigest() == sha256 else CHANGED
+        if is_inside(name):
+            path = _own_file(run.path, name)
+            digest = None if path is None else hashlib.sha256(read_file(path)).hexdigest()
+            state = MISSING if digest is None else SAME if digest == sha256 else CHANGED
         yield FileFacts(name, sha256, state)
 
 

@@ -58,7 +58,7 @@ def data_uri(content: bytes, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
-def bytes_text(size: float) -> str:
+def bytes_text(size: int | float) -> str:
     """A number of bytes for people."""
     for unit, one in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if size >= one:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from pgc3d.plain_files import read_file, require_folder
+from pgc3d.plain_files import read_file, require_folder, require_inside
 from pgc3d.run_directory import PREVIEWS
 from pgc3d.task import PREPARED_NAMES
 
@@ -45,7 +45,7 @@ def run_images(folder: Path, stages: Sequence[str]) -> tuple[tuple[RunImage, ...
         try:
             images.append(RunImage(group, label, as_jpeg(read_file(path))))
         except (OSError, ValueError, Image.DecompressionBombError) as error:
-            notes.append(f"{path.relative_to(folder)} cannot be read: {error or type(error).__name__}")
+            notes.append(f"{path.relative_to(folder)} cannot be read: {error}")
     return tuple(images), tuple(notes)
 
 
@@ -57,9 +57,8 @@ def as_jpeg(content: bytes) -> bytes:
     """
     with Image.open(io.BytesIO(content), formats=("PNG",)) as opened:
         opened.thumbnail((SIDE, SIDE))
-        if opened.mode.startswith("I"):  # 16 bits, as of depth maps
-            opened = opened.point(lambda value: value / 257).convert("L")  # noqa: PLW2901
-        layer = opened.convert("RGBA")
+        deep = opened.mode.startswith("I")  # 16 bits, as of depth maps
+        layer = (opened.point(lambda value: value / 257).convert("L") if deep else opened).convert("RGBA")
     white = Image.new("RGBA", layer.size, "white")
     return encode_jpeg(Image.alpha_composite(white, layer).convert("RGB"))
 
@@ -69,6 +68,15 @@ def encode_jpeg(image: Image.Image) -> bytes:
     stream = io.BytesIO()
     image.save(stream, format="JPEG", quality=85, optimize=True)
     return stream.getvalue()
+
+
+def is_inside(name: str) -> bool:
+    """Whether a name from a record is that of a file inside the folder."""
+    try:
+        require_inside(name)
+    except ValueError:
+        return False
+    return True
 
 
 def newest(folder: Path, stem: str, suffix: str) -> Path | None:
@@ -84,15 +92,17 @@ def _paths(folder: Path, stages: Sequence[str]) -> Iterator[tuple[str, str, Path
         if (folder / file).exists():
             yield "inputs", name, folder / file
     for stage in stages:
-        for step, path in _spread(_previews(folder / PREVIEWS / stage)):
+        for step, path in _spread(_previews(folder, stage)):
             yield stage, f"step {step}", path
     sheet = newest(folder, "views", ".png")
     if sheet is not None:
         yield "views", sheet.name, sheet
 
 
-def _previews(folder: Path) -> list[tuple[int, Path]]:
-    if not folder.exists():
+def _previews(folder: Path, stage: str) -> list[tuple[int, Path]]:
+    """The previews of a stage, by their steps; none where its name is not that of a folder."""
+    folder = folder / PREVIEWS / stage
+    if "/" in stage or not is_inside(stage) or not folder.exists():
         return []
     require_folder(folder)
     return sorted(

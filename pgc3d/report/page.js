@@ -21,6 +21,7 @@
       return;
     }
     viewers.push(viewer);
+    viewer.setBackground(matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
     try {
       await viewer.load(bytes(document.getElementById(place.dataset.asset)));
       state.textContent = "";
@@ -36,13 +37,13 @@
   }
 
   // Buttons of which one is pressed.
-  function choice(names, chosen) {
+  function choice(names, current, chosen) {
     const group = document.createElement("div");
-    for (const [index, name] of names.entries()) {
+    for (const name of names) {
       const button = document.createElement("button");
       button.type = "button";
       button.textContent = name;
-      button.setAttribute("aria-pressed", String(index === 0));
+      button.setAttribute("aria-pressed", String(name === current));
       button.addEventListener("click", () => {
         for (const one of group.children) one.setAttribute("aria-pressed", String(one === button));
         chosen(name);
@@ -71,8 +72,8 @@
     turning.setAttribute("aria-pressed", "false");
     others.append(turning, button("reset view", () => { for (const viewer of viewers) viewer.reset(); }));
     bar.append(
-      choice(Pgc3dViewer.MODES, (mode) => { for (const viewer of viewers) viewer.show(mode); }),
-      choice(Pgc3dViewer.BACKGROUNDS, (name) => { for (const viewer of viewers) viewer.setBackground(name); }),
+      choice(Pgc3dViewer.MODES, viewers[0].mode, (mode) => { for (const viewer of viewers) viewer.show(mode); }),
+      choice(Pgc3dViewer.BACKGROUNDS, viewers[0].background, (name) => { for (const viewer of viewers) viewer.setBackground(name); }),
       others,
     );
     bar.hidden = false;

@@ -7,7 +7,7 @@ from pgc3d.report.curves import Curve
 
 CLIPPING = ("clipped_fraction", "nonfinite_fraction", "skipped_steps", "skipped_in_a_row")
 GRADIENT = "gradient_"  # p50, p90, p99 and max of the gradient's magnitude before clipping
-SECONDS = "seconds/"
+SECONDS, TIMES = "seconds/", "seconds per step"
 
 
 def is_clipping(name: str) -> bool:
@@ -40,13 +40,13 @@ def _charts(runs: list[list[Curve]]) -> Iterator[Chart]:
             if all(value == 0 for item in series for value in item.values):
                 continue  # as nonfinite_fraction in most runs
             prefix = f"{stage}: " if len(stages) > 1 else ""
-            yield Chart(f"{prefix}{title}", series, logarithmic=GRADIENT in title)
+            yield Chart(f"{prefix}{title}", series, logarithmic=GRADIENT in title or title == TIMES)
 
 
 def _title(name: str) -> str:
     """The chart that a metric belongs to."""
     if name.startswith(SECONDS):
-        return "seconds per step"
+        return TIMES
     start, slash, last = name.rpartition("/")
     return f"{start}{slash}{GRADIENT}*" if last.startswith(GRADIENT) else name
 

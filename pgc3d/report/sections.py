@@ -220,13 +220,12 @@ def records(runs: Runs) -> str:
 
 def _steps(run: RunFacts) -> str:
     stages = [
-        f"{stage.name}: {stage.steps} of {'unknown' if stage.planned is None else stage.planned}, {stage.status}"
-        for stage in run.stages
+        f"{stage.name}: {stage.steps} of {stage.planned or 'unknown'}, {stage.status}" for stage in run.stages
     ]
     return "; ".join(stages) or ABSENT
 
 
-def _seconds(value: float | None) -> str:
+def _seconds(value: int | float | None) -> str:
     return ABSENT if value is None else f"{value:,.1f} s"
 
 
@@ -235,10 +234,12 @@ def _mapping(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _joined(value: Any) -> str:
-    """Any entry of a manifest as text."""
+def _joined(value: Any, depth: int = 3) -> str:
+    """Any entry of a manifest as text; what is nested deeper is left out."""
     if value is None:
         return ABSENT
+    if isinstance(value, dict | list) and not depth:
+        return "..."
     if isinstance(value, dict):
-        return ", ".join(f"{key} {_joined(inner)}" for key, inner in value.items())
-    return "; ".join(map(_joined, value)) if isinstance(value, list) else str(value)
+        return ", ".join(f"{key} {_joined(inner, depth - 1)}" for key, inner in value.items())
+    return "; ".join(_joined(item, depth - 1) for item in value) if isinstance(value, list) else str(value)

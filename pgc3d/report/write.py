@@ -17,8 +17,8 @@ def write_report(paths: Sequence[Path], out: Path | None = None) -> Path:
 
     Args:
         paths: the folders of one run or two, finished or not.
-        out: the file; `NAME` in the first folder when None. A file that exists is not replaced: the name gets
-            a number.
+        out: the file, or a folder for it; `NAME` in the first run's folder when None. A file that exists is
+            not replaced: the new name gets a number.
 
     Returns:
         The file.
@@ -32,6 +32,7 @@ def write_report(paths: Sequence[Path], out: Path | None = None) -> Path:
         raise InputError(f"a report must have one run or two, got {len(paths)}; leave some out")
     rasterizer = CpuRasterizer()
     runs = [gather_run(path, rasterizer=rasterizer) for path in paths]
-    target = free_name(paths[0] / NAME if out is None else out)
+    target = paths[0] if out is None else out
+    target = free_name(target / NAME if target.is_dir() else target)
     write_files({target: render_page(runs).encode("utf-8", errors="backslashreplace")})
     return target
