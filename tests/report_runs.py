@@ -10,10 +10,18 @@ from pgc3d.run_directory import RunDirectory
 MAGENTA = (220, 0, 200)
 
 
-def write_colored_cube(path, color=MAGENTA):
+def write_colored_cube(path):
+    """A magenta cube of roughness 0.25 and metallic 0.5, both in a texture."""
     vertices, faces, uv = cube_arrays()
     mesh = trimesh.Trimesh(vertices, faces, process=False)
-    mesh.visual = trimesh.visual.TextureVisuals(uv=uv, image=Image.new("RGB", (60, 40), color))
+    material = trimesh.visual.material.PBRMaterial(
+        baseColorTexture=Image.new("RGB", (60, 40), MAGENTA),
+        metallicRoughnessTexture=Image.new("RGB", (60, 40), (0, 64, 128)),
+        baseColorFactor=[255, 255, 255, 255],
+        roughnessFactor=1.0,
+        metallicFactor=1.0,
+    )
+    mesh.visual = trimesh.visual.TextureVisuals(uv=uv, material=material)
     return write(mesh, path)
 
 

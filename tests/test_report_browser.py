@@ -1,78 +1,82 @@
 """A report in a real browser with WebGL, where Chromium is installed."""
 
-import re
-import shutil
-import subprocess
-from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
-from PIL import Image
-from report_runs import make_run
+from browser import CHROMIUM, Browser
+from report_runs import MAGENTA, make_run
 
-from pgc3d.rendering.cpu import CpuRasterizer
-from pgc3d.report.facts import gather_run
-from pgc3d.report.page import render_page
+from pgc3d.report.write import write_report
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
-# presses every button, and ends with the normals
-PRESS = """<script>
-const ready = setInterval(() => {
-  if (!document.documentElement.dataset.ready) return;
-  clearInterval(ready);
-  const buttons = [...document.querySelectorAll("#controls button")];
-  const names = buttons.map((button) => button.textContent);
-  buttons.push(buttons[names.indexOf("turn")], buttons[names.indexOf("normals")]);
-  buttons.forEach((button, index) => setTimeout(() => button.click(), 300 * index));
-}, 50);
-</script>"""
+CANVAS = "document.querySelectorAll('canvas')"
 
 
-def browse(page, folder, *, milliseconds):
-    """The image of a page in the browser [H, W, 3], and the lines that it wrote to its console."""
-    (folder / "page.html").write_text(page)
-    command = [
-        CHROMIUM, "--headless=new", "--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader",
-        "--enable-unsafe-swiftshader", "--disable-background-networking", f"--user-data-dir={folder}/profile",
-        "--enable-logging=stderr", "--window-size=600,700", f"--virtual-time-budget={milliseconds}",
-        f"--screenshot={folder}/page.png", f"file://{folder}/page.html",
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True)
-    with Image.open(folder / "page.png") as image:
-        return np.asarray(image.convert("RGB")).astype(int), re.findall(r".*CONSOLE.*", done.stderr)
+def pressed(browser, name):
+    """The page after a click on the button of a name."""
+    browser.evaluate(
+        f"[...document.querySelectorAll('button')].find((one) => one.textContent === {name!r}).click()"
+    )
+    return browser.image()
 
 
-@pytest.fixture
-def page(tmp_path):
-    """A page on which nothing but the viewer can be magenta."""
-    facts = gather_run(make_run(tmp_path / "run"), rasterizer=CpuRasterizer())
-    return render_page([replace(facts, images=(), asset=replace(facts.asset, turntable=None))])
+def near(image, *color, by=6):
+    """The fraction of an image that has a colour."""
+    return np.mean(np.abs(image - np.array(color)).max(-1) <= by)
 
 
-def fractions(image):
-    """Of the image: magenta, as the cube's texture, and blue, as normals that point to the camera."""
-    red, green, blue = np.moveaxis(image, -1, 0)
-    return np.mean((red > green + 90) & (blue > green + 80)), np.mean((blue > 200) & (blue > red + 40))
+def changed(first, second):
+    return np.mean(np.abs(first - second).max(-1) > 30)
 
 
-def test_the_asset_is_visible_and_the_console_is_empty(page, tmp_path):
-    image, console = browse(page, tmp_path, milliseconds=10_000)
-    assert console == []
-    magenta, _ = fractions(image)
-    assert magenta > 0.05
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    """A comparison of two runs; another script was added to it."""
+    folder = tmp_path_factory.mktemp("runs")
+    runs = [make_run(folder / name) for name in ("one", "two")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pgc3d.report.asset.FRAMES", 2)
+        path = write_report(runs, folder / "page.html")
+    path.write_text(path.read_text().replace("</body>", "<script>window.foreign = 1</script></body>"))
+    return path
 
 
-def test_every_button_works(page, tmp_path):
-    free = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page)
-    image, console = browse(free.replace("</body>", f"{PRESS}</body>"), tmp_path, milliseconds=15_000)
-    assert console == []
-    magenta, blue = fractions(image)
-    assert blue > 0.05
-    assert magenta < 0.01
+def test_a_report_in_the_browser(page, tmp_path):
+    with Browser(tmp_path / "profile", size=(800, 450)) as browser:
+        browser.open(page)
+        browser.evaluate("document.querySelector('#controls').scrollIntoView()")
+        assert browser.evaluate(f"{CANVAS}.length") == 2
+        assert browser.evaluate("window.foreign") is None
+        assert ["Content Security Policy" in text for text in browser.console] == [True]
+
+        modes = ("lit", "base colour", "normals", "wireframe", "UV checker", "roughness", "metallic")
+        seen = dict(zip(modes, map(partial(pressed, browser), modes), strict=True))
+        for half in (slice(0, 400), slice(400, 800)):  # one asset in each
+            assert near(seen["base colour"][:, half], *MAGENTA) > 0.15
+        assert near(seen["lit"], *MAGENTA, by=120) > 0.15
+        assert near(seen["lit"], *MAGENTA) < 0.9 * near(seen["base colour"], *MAGENTA)
+        assert near(seen["normals"], 85, 95, 245, by=12) > 0.1  # the front
+        assert near(seen["roughness"], 64, 64, 64) > 0.15
+        assert near(seen["metallic"], 128, 128, 128) > 0.15
+        assert 0.002 < near(seen["wireframe"], 32, 38, 43, by=20) < 0.1
+        assert 0.002 < near(seen["UV checker"], 16, 20, 24, by=20) < 0.1  # names of cells
+        assert changed(seen["lit"], pressed(browser, "lit")) < 0.02
+
+        drag(browser)
+        turned = browser.image()
+        for half in (slice(0, 400), slice(400, 800)):  # the other camera follows
+            assert changed(turned[:, half], seen["lit"][:, half]) > 0.02
+        assert near(pressed(browser, "dark"), 27, 30, 33) > 0.2
+        assert len(browser.console) == 1
+        assert {address.split(":")[0] for address in browser.requests} <= {"file", "data", "blob"}
 
 
-def test_the_policy_stops_other_scripts(page, tmp_path):
-    _, console = browse(page.replace("</body>", f"{PRESS}</body>"), tmp_path, milliseconds=3_000)
-    assert len(console) == 1
-    assert "Content Security Policy" in console[0]
+def drag(browser):
+    """Orbit the first asset with the mouse."""
+    box = browser.evaluate(f"(({{x, y}}) => [x, y])({CANVAS}[0].getBoundingClientRect())")
+    x, y = box[0] + 100, box[1] + 200
+    browser.mouse("mousePressed", x, y)
+    for step in range(1, 6):
+        browser.mouse("mouseMoved", x + 20 * step, y + 5 * step)
+    browser.mouse("mouseReleased", x + 100, y + 25)

@@ -13,9 +13,13 @@
 
   async function start(place) {
     const state = place.querySelector(".state");
+    const canvas = document.createElement("canvas");
+    canvas.tabIndex = 0;
+    canvas.setAttribute("aria-label", "the asset; drag to orbit");
+    place.prepend(canvas);
     let viewer;
     try {
-      viewer = new Pgc3dViewer.Viewer(place.querySelector("canvas"));
+      viewer = new Pgc3dViewer.Viewer(canvas);
     } catch (error) {
       state.textContent = "WebGL is not available here; the turntable below needs none.";
       return;

@@ -39,7 +39,7 @@ def summary(runs: Runs) -> str:
 
 
 def viewers(runs: Runs) -> str:
-    """A canvas for the asset of each run, with the data and the buttons that `page.js` connects."""
+    """A viewer for the asset of each run, with the data and the buttons that `page.js` connects."""
     parts = []
     for index, run in enumerate(runs):
         asset, head = run.asset, escape("".join(labels(runs)[index : index + 1]))
@@ -49,8 +49,7 @@ def viewers(runs: Runs) -> str:
             continue
         data = base64.b64encode(asset.glb).decode("ascii")
         parts.append(
-            f'{title}<div class="viewer" data-asset="asset-{index}"><canvas tabindex="0" '
-            f'aria-label="the asset; drag to orbit"></canvas><p class="state">loading ...</p></div>'
+            f'{title}<div class="viewer" data-asset="asset-{index}"><p class="state">loading ...</p></div>'
             f'<script type="application/octet-stream" id="asset-{index}">{data}</script>'
         )
     return section("asset", "Asset", f'<div id="controls" class="buttons" hidden></div>{columns(parts)}')

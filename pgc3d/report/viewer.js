@@ -169,7 +169,7 @@ const Pgc3dViewer = (() => {
 
   function environment(renderer) {
     const generator = new THREE.PMREMGenerator(renderer);
-    const texture = generator.fromScene(new THREE.RoomEnvironment(), 0.04).texture;
+    const texture = generator.fromScene(new THREE.RoomEnvironment(), 0.04, 0.1, 100, { size: 128 }).texture;
     generator.dispose();
     return texture;
   }
