@@ -15,6 +15,7 @@ from test_cli import run  # noqa: F401 - a fixture
 
 from pgc3d.config import dump_config
 from pgc3d.errors import InputError, RunDirectoryError
+from pgc3d.mesh_io.gltf_writer import unpack_glb
 from pgc3d.mesh_io.mesh_file import read_mesh
 from pgc3d.records import seal
 from pgc3d.rendering.cpu import CpuRasterizer
@@ -174,6 +175,12 @@ def test_other_formats_are_displayed_as_glb(tmp_path, suffix):
     asset = facts(folder).asset
     (tmp_path / "shown.glb").write_bytes(asset.glb)
     assert len(read_mesh(tmp_path / "shown.glb").faces) == 12
+    document, _ = unpack_glb(asset.glb)
+    [material] = document["materials"]
+    assert material["pbrMetallicRoughness"]["metallicFactor"] == 0
+    [primitive] = document["meshes"][0]["primitives"]
+    assert primitive["material"] == 0
+    assert "NORMAL" in primitive["attributes"]
     assert asset.notes == (f"asset{suffix} is displayed as a GLB",)
 
 

@@ -14,7 +14,7 @@ from pgc3d.images import to_bytes
 from pgc3d.interfaces import Rasterizer
 from pgc3d.mesh_io.asset import MeshAsset
 from pgc3d.mesh_io.encoders import GENERATOR
-from pgc3d.mesh_io.gltf_writer import encode_glb
+from pgc3d.mesh_io.gltf_writer import encode_glb, pack_glb, unpack_glb
 from pgc3d.mesh_io.mesh_file import read_mesh
 from pgc3d.plain_files import read_file
 from pgc3d.rendering.shading import srgb_to_linear
@@ -22,6 +22,7 @@ from pgc3d.report.images import encode_jpeg
 from pgc3d.report.mesh_health import MeshHealth, measure_mesh
 
 LARGEST = 64_000_000  # bytes of a GLB in a page
+MATTE = {"pbrMetallicRoughness": {"metallicFactor": 0.0, "roughnessFactor": 0.8}}  # glTF's default is a metal
 FRAMES, SIDE = 24, 256  # of the turntable
 
 
@@ -90,7 +91,10 @@ def _as_glb(asset: MeshAsset, name: str) -> bytes:
         linear = srgb_to_linear(asset.vertex_color.float() / 255)  # as glTF has them
         colors = to_bytes(linear).numpy()
     mesh = trimesh.Trimesh(asset.vertices.numpy(), asset.faces.numpy(), vertex_colors=colors, process=False)
-    return bytes(mesh.export(file_type="glb", include_normals=True))
+    document, binary = unpack_glb(mesh.export(file_type="glb", include_normals=True))
+    for primitive in document["meshes"][0]["primitives"]:
+        primitive["material"] = 0
+    return pack_glb(document | {"materials": [MATTE]}, binary)
 
 
 def _turntable(asset: MeshAsset, rasterizer: Rasterizer) -> Turntable:
