@@ -40,6 +40,7 @@ from pgc3d.cli.options import (
     style_settings,
     with_run_options,
 )
+from pgc3d.cli.report_command import report
 from pgc3d.disk import default_folder
 from pgc3d.errors import Pgc3dError
 
@@ -253,6 +254,7 @@ def render(run: RunArgument, stage: StageOption = None) -> int:
 
 app.command("eval")(evaluate)
 app.command()(ablate)
+app.command()(report)
 
 
 def _generate(task: Any, folder: Path, config: Any) -> int:

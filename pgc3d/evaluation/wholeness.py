@@ -53,7 +53,7 @@ def wholeness(
     """
     if not 0.0 <= least_area <= 1.0:
         raise ValueError(f"least_area must lie in [0, 1], got {least_area}")
-    points, corners = _welded(vertices, faces)
+    points, corners = welded(vertices, faces)
     if not len(corners):
         raise ValueError("a mesh must have faces to be measured, got none")
     label = components(corners, len(points))[corners[:, 0]]
@@ -72,7 +72,9 @@ def wholeness(
     )
 
 
-def _welded(vertices: Tensor, faces: Tensor) -> tuple[NDArray[np.float64], Index]:
+def welded(
+    vertices: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"]
+) -> tuple[Float[np.ndarray, "P 3"], Int[np.ndarray, "K 3"]]:
     """One vertex for each position, and the faces with three different vertices."""
     given = vertices.detach().cpu().double().numpy()
     points, owner = np.unique(given, axis=0, return_inverse=True)
@@ -96,13 +98,13 @@ def _handles(faces: Index) -> tuple[int, int]:
     """Genus and number of boundary loops of a component."""
     sides = np.sort(np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]]), axis=1)
     edges, uses = np.unique(sides, axis=0, return_counts=True)
-    loops = _loops(edges[uses == 1])
+    loops = boundary_loops(edges[uses == 1])
     characteristic = len(np.unique(faces)) - len(edges) + len(faces)
     return max(0, (2 - characteristic - loops) // 2), loops
 
 
-def _loops(edges: Index) -> int:
-    """Connected components of a graph without lone vertices."""
+def boundary_loops(edges: Int[np.ndarray, "E 2"]) -> int:
+    """Connected components of the graph of edges with one face."""
     used, index = np.unique(edges, return_inverse=True)
     pairs = index.reshape(-1, 2).astype(np.int64)
     if not len(pairs):

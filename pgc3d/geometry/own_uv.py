@@ -37,10 +37,7 @@ def uv_error(
     rasterizer: Rasterizer,
     device: torch.device | str = "cpu",
 ) -> str | None:
-    """The reason why a texture cannot have one texel for each point, None where it can.
-
-    The overlap is the fraction of the charts' summed area that their union does not cover.
-    """
+    """The reason why a texture cannot have one texel for each point, None where it can."""
     reason = _unusable(uv, uv_faces)
     if reason is not None:
         return reason
@@ -55,11 +52,29 @@ def uv_error(
     total = float(area.sum())
     if total < MIN_AREA:
         return f"use {total:.2%} of the image only"
-    drawn = draw_atlas(uv.to(device), uv_faces.to(device), RESOLUTION, rasterizer)
-    overlap = 1 - float(drawn.mask.mean()) / total
+    overlap = uv_overlap(uv, uv_faces, rasterizer=rasterizer, device=device)
     if overlap > MAX_OVERLAP:
         return f"overlap on {overlap:.0%} of their area"
     return None
+
+
+def uv_overlap(
+    uv: Float[Tensor, "U 2"],
+    uv_faces: Int[Tensor, "F 3"],
+    *,
+    rasterizer: Rasterizer,
+    device: torch.device | str = "cpu",
+) -> float:
+    """The fraction of the charts' summed area that their union does not cover, in [0, 1].
+
+    Args:
+        uv: coordinates in the unit square.
+        uv_faces: with an area above 0.
+        rasterizer: on `device`.
+        device: of the rasteriser.
+    """
+    drawn = draw_atlas(uv.to(device), uv_faces.to(device), RESOLUTION, rasterizer)
+    return max(0.0, 1 - float(drawn.mask.mean()) / float(chart_areas(uv, uv_faces).sum()))
 
 
 def uv_unusable(uv: Float[Tensor, "U 2"], uv_faces: Int[Tensor, "F 3"]) -> str | None:
