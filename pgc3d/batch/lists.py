@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from pgc3d.disk import folder_name
-from pgc3d.errors import ConfigError, InputError
+from pgc3d.errors import InputError
 from pgc3d.ranges import shown
 from pgc3d.yaml_text import read_yaml_list
 
@@ -52,17 +52,14 @@ def read_rows(path: Path) -> list[Row]:
 
     Raises:
         InputError: the file cannot be read, is of another format, or is empty.
+        ConfigError: the file is not YAML, or exceeds a limit.
     """
     if path.suffix.lower() not in FORMATS:
         raise InputError(f"the list must be one of {', '.join(FORMATS)}, got {path}; rename or convert it")
     if not path.is_file():
         raise InputError(f"the list must be a file, got none at {path}")
     if path.suffix.lower() in {".yaml", ".yml"}:
-        try:
-            entries = read_yaml_list(path)
-        except ConfigError as error:
-            raise InputError(f"the list cannot be read: {error}") from error
-        rows = [_row(f"entry {number}", entry) for number, entry in enumerate(entries, 1)]
+        rows = [_row(f"entry {number}", entry) for number, entry in enumerate(read_yaml_list(path), 1)]
     else:
         text = _read_text(path)
         rows = _read_csv(path, text) if path.suffix.lower() == ".csv" else _read_json_lines(text)

@@ -18,13 +18,12 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from pgc3d.kernels import use_threads
-from pgc3d.session import Event, EventCallback
 from pgc3d.signals import STOPPING, StopFlag
 
 POLL = 0.2  # seconds between two reads of the parent's stop flag
 STEP_EVENTS = 0.5  # seconds between two events of steps; each is a message to the parent
 Work = Callable[..., Any]  # (*arguments, on_event=, stop=) -> the answer
+Event = Any  # `session.Event`; importing it here would delay each process by the seconds that torch takes
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ def run_processes(
     Args:
         work: pickled, as are arguments and answers.
         tasks: arguments by key; begun in their order.
-        processes: how many at once; more than one share the cores.
+        processes: how many at once.
         stop: once its `signal` is set, no further task begins, and those that run receive it.
         on_begin: called with the key of each task that begins.
         on_event: called with the key and each event of a task.
@@ -73,7 +72,6 @@ def run_processes(
     Yields:
         A key, and the answer or a `Died`.
     """
-    threads = max(1, (os.cpu_count() or 1) // processes) if processes > 1 else 0
     remaining, running = list(tasks), dict[str, _Running]()
     resource_tracker.ensure_running()  # which changes the signal mask, see `_held_signals`
     try:
@@ -81,7 +79,7 @@ def run_processes(
             while remaining and len(running) < processes and stop.signal is None:
                 key = remaining.pop(0)
                 on_begin(key)
-                running[key] = _start(work, tasks[key], threads)
+                running[key] = _start(work, tasks[key])
             wait([item.connection for item in running.values()], timeout=POLL)
             for key, item in list(running.items()):
                 _send_stop(item, stop)
@@ -93,10 +91,10 @@ def run_processes(
             item.process.kill()
 
 
-def _start(work: Work, arguments: tuple[Any, ...], threads: int) -> _Running:
+def _start(work: Work, arguments: tuple[Any, ...]) -> _Running:
     context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
     ours, theirs = context.Pipe()
-    process = context.Process(target=_child, args=(work, arguments, theirs, threads), daemon=True)
+    process = context.Process(target=_child, args=(work, arguments, theirs), daemon=True)
     with _held_signals():
         process.start()
     theirs.close()  # so that the end of the child closes the pipe
@@ -143,7 +141,7 @@ def _receive(key: str, item: _Running, on_event: Callable[[str, Event], None]) -
         return True
 
 
-def _child(work: Work, arguments: tuple[Any, ...], connection: Connection, threads: int) -> None:
+def _child(work: Work, arguments: tuple[Any, ...], connection: Connection) -> None:
     numbers = [getattr(signal, name) for name in STOPPING]
     for number in numbers:
         signal.signal(number, lambda *_: None)
@@ -151,8 +149,6 @@ def _child(work: Work, arguments: tuple[Any, ...], connection: Connection, threa
     logging.basicConfig(level=logging.WARNING, format="warning: %(message)s")
     stop = StopFlag()
     threading.Thread(target=_listen, args=(connection, stop), daemon=True).start()
-    if threads:
-        use_threads(threads)
     connection.send(("answer", work(*arguments, on_event=_sender(connection), stop=stop)))
 
 
@@ -165,7 +161,7 @@ def _listen(connection: Connection, stop: StopFlag) -> None:
         os._exit(1)
 
 
-def _sender(connection: Connection) -> EventCallback:
+def _sender(connection: Connection) -> Callable[[Event], None]:
     """An event callback that sends events to the parent, those of steps now and then."""
     last = 0.0
 

@@ -64,11 +64,12 @@ def run_batch(
         RunDirectoryError: another batch uses the folder, or its status file is damaged.
     """
     with locked(out):
-        queue = _Queue(out, _matched(jobs, read_status(out), out, retry=options.retry), options, observer)
+        queue = _Queue(out, match_jobs(jobs, read_status(out), out, retry=options.retry), options, observer)
         queue.refuse(jobs)
         waiting = {job.name: job for job in jobs if queue.entries[job.name].state in {"waiting", "running"}}
         queue.begin()
-        tasks = {name: (job, out, options.sweep_steps, options.retriever) for name, job in waiting.items()}
+        shared = (out, options.sweep_steps, options.retriever, options.processes)
+        tasks = {name: (job, *shared) for name, job in waiting.items()}
         for name, answer in run_processes(
             run_job,
             tasks,
@@ -81,10 +82,20 @@ def run_batch(
         return queue.entries
 
 
-def _matched(
+def match_jobs(
     jobs: Sequence[Job], earlier: Mapping[str, Entry], out: Path, *, retry: bool
 ) -> dict[str, Entry]:
-    """The record of each job: an earlier one, or a new one."""
+    """The record of each job: an earlier one, or a new one.
+
+    Args:
+        jobs: of the list.
+        earlier: the records of the status file.
+        out: the folder.
+        retry: run failed jobs again.
+
+    Raises:
+        InputError: a job has changed since its run began.
+    """
     entries, changed = {}, []
     for job in jobs:
         entry = earlier.get(job.name)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pgc3d import __version__
-from pgc3d.batch.job import Entry, Ranked
+from pgc3d.batch.job import Entry, Ranked, State
 from pgc3d.batch.lists import STATUS
 from pgc3d.disk import replace_file, writing
 from pgc3d.errors import RunDirectoryError
@@ -24,7 +24,7 @@ from pgc3d.records import fields, list_of, mapping_of, maybe, number, parse, tex
 
 FORMAT = 1
 LOCK = ".lock"
-STATES = ("waiting", "running", "done", "failed")
+STATES: tuple[State, ...] = ("waiting", "running", "done", "failed")
 RANKED = fields(
     {"seed": whole(0, 2**63 - 1)},
     {"similarity": number, "consistency": number, "score": number, "error": text},

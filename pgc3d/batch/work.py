@@ -19,6 +19,7 @@ from pgc3d.config import Config
 from pgc3d.disk import replace_file, writing
 from pgc3d.errors import DivergedError, Pgc3dError, RunDirectoryError
 from pgc3d.evaluation.retrieval import load_retriever
+from pgc3d.kernels import use_threads
 from pgc3d.pipeline import RunResult
 from pgc3d.run_directory import RunDirectory
 from pgc3d.session import Event, EventCallback, peak_memory
@@ -34,6 +35,7 @@ def run_job(
     out: Path,
     sweep_steps: int | None,
     retriever: Path,
+    processes: int,
     *,
     on_event: EventCallback,
     stop: StopFlag,
@@ -45,9 +47,12 @@ def run_job(
         out: the batch's folder.
         sweep_steps: of each seed; a quarter of all when None.
         retriever: folder of the CLIP model that ranks seeds.
+        processes: that run at once; more than one share the cores.
         on_event: called after every step, for messages, and for every file that was written.
         stop: once its `signal` is set, the run saves after the current step.
     """
+    if processes > 1:
+        use_threads(max(1, (os.cpu_count() or 1) // processes))
     try:
         outcome = _run(job, out, sweep_steps, retriever, on_event, stop)
     except Pgc3dError as error:
@@ -58,7 +63,7 @@ def run_job(
     except Exception as error:  # an error of pgc3d itself must not stop the other jobs
         lines = str(error).splitlines() or [""]
         outcome = Outcome("failed", f"an unexpected error: {type(error).__name__}: {lines[0]}")
-    device = torch.device("cuda" if torch.cuda.is_available() and torch.cuda.is_initialized() else "cpu")
+    device = torch.device("cuda" if torch.cuda.is_available() and job.config.run.device != "cpu" else "cpu")
     return replace(outcome, peak_memory_bytes=peak_memory(device) | _peak_resident())
 
 
@@ -146,21 +151,26 @@ def _ranked_seeds(
     stop: StopFlag,
 ) -> tuple[Ranked, ...]:
     """Make the first steps of each seed and rank them; empty where a signal stopped that."""
-    steps, ranked = sweep_steps or max(1, _all_steps(job.config) // 4), []
+    steps, failed = sweep_steps or max(1, _all_steps(job.config) // 4), dict[int, str]()
     for number, seed in enumerate(job.seeds, 1):
         on_event(Event("build", message=f"seed {seed}, {number} of {len(job.seeds)}: {steps} steps"))
         try:
             if not _make_part(job, seed, folder / str(seed), steps, on_event, stop):
                 return ()
-            model = load_retriever(retriever, torch.device("cpu"))
-            ranked.append(rank_run(folder / str(seed), seed, job.task.prompt, model))
         except DivergedError as error:
-            ranked.append(Ranked(seed, error=str(error)))
+            failed[seed] = str(error)
         _free_memory()
-    ranking = best_first(ranked)
-    if ranking[0].error:
-        raise DivergedError(f"at least one seed must not fail, but all did: {ranking[0].error}")
-    return ranking
+    if len(failed) == len(job.seeds):
+        raise DivergedError(f"at least one seed must not fail, but all did: {failed[job.seeds[0]]}")
+    model = load_retriever(retriever, torch.device("cpu"))
+    return best_first(
+        [
+            Ranked(seed, error=failed[seed])
+            if seed in failed
+            else rank_run(folder / str(seed), seed, job.task.prompt, model)
+            for seed in job.seeds
+        ]
+    )
 
 
 def _shown(ranking: Sequence[Ranked]) -> str:
@@ -222,7 +232,7 @@ def _steps_done(folder: Path) -> int:
 
 def _free_memory() -> None:
     gc.collect()
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 

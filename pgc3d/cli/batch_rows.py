@@ -161,7 +161,9 @@ def parameters_of(command: str) -> dict[str, Parameter]:
     found = {}
     for name, parameter in inspect.signature(function).parameters.items():
         kind, info = _annotated(parameter.annotation)
-        flags = [flag for flag in getattr(info, "param_decls", None) or () if flag.startswith("--")]
+        # inside Annotated the first flag is where a default would be
+        named = [getattr(info, "default", None), *(getattr(info, "param_decls", None) or ())]
+        flags = [flag for flag in named if isinstance(flag, str) and flag.startswith("--")]
         flag = flags[0] if flags else f"--{name.replace('_', '-')}"
         is_option = type(info).__name__ == "OptionInfo"
         key = flag.removeprefix("--") if is_option else INPUTS.get(name, name)
