@@ -4,6 +4,9 @@ import csv
 import json
 import os
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -222,6 +225,8 @@ def test_the_status_file_comes_back_and_damage_is_one_line(tmp_path):
     )
     write_status(tmp_path, {"a": entry})
     assert read_status(tmp_path) == {"a": entry}
+    write_status(tmp_path, {}, {"a": entry})  # an entry that is no longer on the list is kept
+    assert read_status(tmp_path) == {"a": entry}
     for content in (b"{", b'{"format": 2, "jobs": []}', b'{"format": 1, "jobs": [{"name": "a"}]}'):
         (tmp_path / "status.json").write_bytes(content)
         with pytest.raises(RunDirectoryError, match="must be the status file of a batch, but is damaged"):
@@ -271,6 +276,10 @@ def test_what_a_status_holds_decides_what_runs(tmp_path):
     assert matched["changed"].digest == "1"
     matched = match_jobs(jobs, earlier, tmp_path, retry=True)
     assert (matched["failed"].state, matched["failed"].seconds) == ("waiting", 2.0)
+    (tmp_path / "sweeps" / "changed").mkdir(parents=True)  # its seeds have begun, with the former entry
+    with pytest.raises(InputError, match="but changed: changed; give them other names"):
+        match_jobs(jobs, earlier, tmp_path, retry=False)
+    (tmp_path / "sweeps" / "changed").rmdir()
     (tmp_path / "done").rmdir()
     assert match_jobs(jobs, earlier, tmp_path, retry=False)["done"].state == "waiting"
 

@@ -67,7 +67,7 @@ class Entry:
 
 
 def digest_of(values: Mapping[str, Any], files: Mapping[str, Path]) -> str:
-    """SHA-256 over an entry's values and the contents of its input files."""
-    content = {name: sha256(path) for name, path in files.items()}
-    text = json.dumps([dict(values), content], sort_keys=True, default=str)
+    """SHA-256 over an entry's values and the contents of the files that it names."""
+    contents = sorted(sha256(path) for path in files.values())  # without the folder, which may be moved
+    text = json.dumps([dict(values), contents], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()

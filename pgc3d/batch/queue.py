@@ -8,7 +8,7 @@ OUT holds
 
 The same list and folder resume a batch that was stopped or killed: jobs that are done stay, runs that have
 begun are resumed, and jobs that failed stay so unless they are retried. A job is matched by its name and a
-hash of its entry and input files.
+hash of its entry, its input files and its configuration files.
 """
 
 import time
@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pgc3d.batch.job import Entry, Job, Outcome
+from pgc3d.batch.lists import SWEEPS
 from pgc3d.batch.processes import Died, run_processes
 from pgc3d.batch.status import locked, read_status, write_status
 from pgc3d.batch.work import run_job
@@ -64,7 +65,10 @@ def run_batch(
         RunDirectoryError: another batch uses the folder, or its status file is damaged.
     """
     with locked(out):
-        queue = _Queue(out, match_jobs(jobs, read_status(out), out, retry=options.retry), options, observer)
+        earlier = read_status(out)
+        entries = match_jobs(jobs, earlier, out, retry=options.retry)
+        unlisted = {name: entry for name, entry in earlier.items() if name not in entries}
+        queue = _Queue(out, entries, unlisted, options, observer)
         queue.refuse(jobs)
         waiting = {job.name: job for job in jobs if queue.entries[job.name].state in {"waiting", "running"}}
         queue.begin()
@@ -101,7 +105,7 @@ def match_jobs(
         entry = earlier.get(job.name)
         new = Entry(job.name, job.digest, folder=str(out / job.name))
         same = entry is not None and (entry.digest == job.digest or (job.error and not job.is_invalid))
-        if entry is None or (not same and not RunDirectory(out / job.name).has_begun()):
+        if entry is None or (not same and not _has_begun(out, job.name)):
             entry = new
         elif not same:
             changed.append(job.name)
@@ -109,22 +113,34 @@ def match_jobs(
             entry.state == "failed" and (retry or job.error)
         ):
             entry = replace(new, seconds=entry.seconds)
-        entries[job.name] = replace(entry, folder=new.folder)  # the batch may have been moved
+        asset = str(out / job.name / Path(entry.asset).name) if entry.asset else ""
+        entries[job.name] = replace(entry, folder=new.folder, asset=asset)  # it may have been moved
     if changed:
         raise InputError(
             f"the entries of runs must be as when they began, but changed: {', '.join(changed)}; give them "
-            f"other names, or remove their folders in {out}"
+            f"other names, or remove their folders in {out} and {out / SWEEPS}"
         )
     return entries
+
+
+def _has_begun(out: Path, name: str) -> bool:
+    """Whether there is a run of a job, or of one of its seeds."""
+    return RunDirectory(out / name).has_begun() or (out / SWEEPS / name).exists()
 
 
 class _Queue:
     """The records of the jobs, in memory and on the disk, and the lines about them."""
 
     def __init__(
-        self, out: Path, entries: dict[str, Entry], options: BatchOptions, observer: Observer
+        self,
+        out: Path,
+        entries: dict[str, Entry],
+        unlisted: Mapping[str, Entry],
+        options: BatchOptions,
+        observer: Observer,
     ) -> None:
-        self.out, self.entries, self.options, self.notify = out, entries, options, observer.notify
+        self.out, self.entries, self.unlisted = out, entries, unlisted
+        self.options, self.notify = options, observer.notify
         self._begun: dict[str, float] = {}  # time of the clock, of those that run
         self._took: list[float] = []  # seconds of those that ended here
 
@@ -137,14 +153,14 @@ class _Queue:
 
     def begin(self) -> None:
         """Write the first status, and a line about the whole."""
-        write_status(self.out, self.entries)
+        self._write()
         self.notify(self._summary())
 
     def started(self, name: str) -> None:
         """Record that the process of a job begins."""
         self._begun[name] = time.monotonic()
         self._set(name, state="running", reason="")
-        write_status(self.out, self.entries)
+        self._write()
         self.notify(f"[{name}] begins, job {list(self.entries).index(name) + 1} of {len(self.entries)}")
 
     def ended(self, name: str, answer: Outcome | Died) -> None:
@@ -161,7 +177,7 @@ class _Queue:
             seconds=round(self.entries[name].seconds + took, 1),
             peak_memory_bytes=dict(outcome.peak_memory_bytes),
         )
-        write_status(self.out, self.entries)
+        self._write()
         if outcome.state != "stopped":
             self._took.append(took)
         self.notify(self._line(self.entries[name], outcome.state))
@@ -183,6 +199,9 @@ class _Queue:
             mean = sum(self._took) / len(self._took)
             text += f", about {duration(mean * left / min(self.options.processes, left))}"
         return text
+
+    def _write(self) -> None:
+        write_status(self.out, self.entries, self.unlisted)
 
     def _set(self, name: str, **values: object) -> None:
         self.entries[name] = replace(self.entries[name], **values)  # type: ignore[arg-type]

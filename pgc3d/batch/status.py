@@ -100,8 +100,15 @@ def _entry(job: Mapping[str, Any]) -> Entry:
     return Entry(**{**job, "ranking": tuple(Ranked(**ranked) for ranked in job.get("ranking", ()))})
 
 
-def write_status(folder: Path, entries: Mapping[str, Entry]) -> None:
+def write_status(
+    folder: Path, entries: Mapping[str, Entry], unlisted: Mapping[str, Entry] | None = None
+) -> None:
     """Replace the status file.
+
+    Args:
+        folder: of the batch.
+        entries: of the jobs of the list.
+        unlisted: of jobs that were on the list earlier; not counted.
 
     Raises:
         RunDirectoryError: the folder cannot be written or the disk is full.
@@ -111,6 +118,6 @@ def write_status(folder: Path, entries: Mapping[str, Entry]) -> None:
         "format": FORMAT,
         "pgc3d": __version__,
         "counts": {state: counts[state] for state in STATES},
-        "jobs": [asdict(entry) for entry in entries.values()],
+        "jobs": [asdict(entry) for entry in [*entries.values(), *(unlisted or {}).values()]],
     }
     replace_file(folder / STATUS, (json.dumps(record, indent=1) + "\n").encode())

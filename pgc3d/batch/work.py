@@ -84,7 +84,7 @@ def _run(
     result = _make(job, seed, out / job.name, on_event, stop)
     if result.stopped_by is not None:
         return Outcome("stopped", seed=seed, ranking=ranking)
-    return Outcome("done", asset=_asset(result), seed=seed, ranking=ranking)
+    return Outcome("done", asset=_asset(result, job.config.export.format), seed=seed, ranking=ranking)
 
 
 def _make(job: Job, seed: int, folder: Path, on_event: EventCallback, stop: StopFlag) -> RunResult:
@@ -98,10 +98,10 @@ def _make(job: Job, seed: int, folder: Path, on_event: EventCallback, stop: Stop
     return pipeline.generate(job.task, out=folder, config=config, on_event=on_event, stop=stop)
 
 
-def _asset(result: RunResult) -> str:
-    """The path of the newest asset of a run."""
+def _asset(result: RunResult, suffix: str) -> str:
+    """The path of the newest asset of a run; the format may have other files beside it."""
     manifest = RunDirectory(result.path).read_manifest()
-    names = [name for name in manifest.get("files", {}) if re.fullmatch(r"asset(-\d+)?\.\w+", name)]
+    names = [name for name in manifest.get("files", {}) if re.fullmatch(rf"asset(-\d+)?\.{suffix}", name)]
     if not names:
         raise RunDirectoryError(
             f"{result.path} must have an asset, but its manifest names none; use `pgc3d export {result.path}`"
@@ -135,7 +135,7 @@ def _sweep(
             return ()
         content = json.dumps([asdict(item) for item in ranking], indent=1)
         replace_file(folder / RANKING, f"{content}\n".encode())
-    if not (out / job.name).exists():
+    if not (out / job.name).exists() and (folder / str(ranking[0].seed)).exists():
         on_event(Event("build", message=f"seed {ranking[0].seed} continues: {_shown(ranking)}"))
         with writing(out / job.name):
             os.rename(folder / str(ranking[0].seed), out / job.name)  # noqa: PTH104 - atomic

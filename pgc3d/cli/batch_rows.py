@@ -60,9 +60,9 @@ def read_jobs(path: Path, notify: Callable[[str], None]) -> list[Job]:
 
 
 def _job(row: Row, name: str, folder: Path, note: Callable[[str], Any]) -> Job:
-    command = _command(row.values)
+    arguments = arguments_of(_command(row.values), row, folder)
     try:
-        runs = runs_of(arguments_of(command, row, folder), notify=note)
+        runs = runs_of(arguments, notify=note)
     except (WeightsNotFoundError, BackendUnavailableError) as error:  # of this machine, not of the list
         return Job(name, digest_of(row.values, {}), error=str(error))
     except Pgc3dError:
@@ -82,9 +82,10 @@ def _job(row: Row, name: str, folder: Path, note: Callable[[str], Any]) -> Job:
     require_fitting(config, task)
     if config.requires().prompt:
         require_prompt(task.prompt)
+    settings = [text.removeprefix("--config=") for text in arguments if text.startswith("--config=")]
     return Job(
         name,
-        digest_of(row.values, task.files),
+        digest_of(row.values, task.files | {text: Path(text) for text in settings}),
         task=task,
         config=config,
         seeds=parse_seeds(row.values.get("seeds"), config.run.seed),
