@@ -142,8 +142,12 @@ def write_files(contents: Mapping[Path, bytes]) -> None:
 
 def default_folder(parent: Path, prompt: str, seed: int) -> Path:
     """A path below `parent` that does not exist, named after the prompt and the seed."""
-    slug = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:48].strip("-") or "run"
-    return free_name(parent / f"{slug}-{seed}")
+    return free_name(parent / f"{folder_name(prompt)}-{seed}")
+
+
+def folder_name(text: str) -> str:
+    """A name of up to 48 small letters, digits and dashes from a prompt or a file's name."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:48].strip("-") or "run"
 
 
 def free_name(path: Path) -> Path:

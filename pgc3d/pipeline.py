@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from jaxtyping import Float
 
 from pgc3d.assets import export_run
 from pgc3d.build.inputs import (
@@ -255,6 +256,20 @@ def render(path: Path | str, *, stage: str | None = None, on_event: EventCallbac
             write_turntable(video, _asset_renderer(session, representation))
         session.made("render", [sheet, video])
         return RunResult(path, (sheet, video))
+
+
+def rendered_views(path: Path | str, cameras: Cameras) -> Float[torch.Tensor, "B H W 3"]:
+    """A run's newest checkpoint on white, in sRGB on the CPU, at the resolution of previews.
+
+    Args:
+        path: the run directory.
+        cameras: B views.
+
+    Raises:
+        RunDirectoryError: the folder is not a run, is in use, or has no valid checkpoint.
+    """
+    with _opened(Path(path), {}, None, ignore) as (session, representation, _), torch.no_grad():
+        return _asset_renderer(session, representation)(cameras).color.detach().cpu()
 
 
 @contextmanager

@@ -123,6 +123,24 @@ class RunDirectory:
             and all(_is_empty(entries[name]) for name in entries.keys() & set(FOLDERS))
         )
 
+    def has_begun(self) -> bool:
+        """Whether the folder holds a run that can be resumed."""
+        return (self.path / MANIFEST).is_file() and not self.is_unused()
+
+    def is_locked(self) -> bool:
+        """Whether a process is writing the folder."""
+        if not os.path.lexists(self.path / LOCK):
+            return False
+        with writing(self.path / LOCK):
+            descriptor = open_in_place(self.path, LOCK, os.O_RDWR)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(descriptor)
+        return False
+
     def _is_preparing(self) -> bool:
         try:
             return self.read_manifest().get("status") == PREPARING

@@ -28,12 +28,31 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: there is no such file, or it is not a YAML mapping, or exceeds a limit.
     """
-    text = one_line(lambda: _read_text(path), "")
-    layer = one_line(lambda: _parse(text, lambda: OmegaConf.load(StringIO(text))), str(path))
+    layer = _load(path)
     if not isinstance(layer, dict):
         raise ConfigError(f"{path} must hold keys and values, got a {type(layer).__name__}")
     one_line(lambda: check_values(layer), str(path))
     return cast("dict[str, Any]", layer)
+
+
+def read_yaml_list(path: Path) -> list[Any]:
+    """The entries of a YAML file that holds a list; mappings among them have text as keys.
+
+    Raises:
+        ConfigError: there is no such file, or it is not a YAML list, or exceeds a limit.
+    """
+    entries = _load(path)
+    if not isinstance(entries, list):
+        raise ConfigError(f"{path} must hold a list, got a {type(entries).__name__}; begin each entry with -")
+    for entry in entries:
+        if isinstance(entry, dict):
+            one_line(partial(check_values, entry), str(path))
+    return entries
+
+
+def _load(path: Path) -> Any:
+    text = one_line(lambda: _read_text(path), "")
+    return one_line(lambda: _parse(text, lambda: OmegaConf.load(StringIO(text))), str(path))
 
 
 def parse_override(override: str) -> dict[str, Any]:

@@ -19,6 +19,7 @@ LAYERS = (
     ("__main__",),
     ("cli",),
     ("report",),
+    ("batch",),
     ("evaluation",),
     ("pipeline", "presets", "pipelines", "doctor"),
     ("stages", "assets"),

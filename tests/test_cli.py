@@ -120,6 +120,8 @@ ERRORS = {
         2,
         "must have a mesh, got none; use `pgc3d texture MESH PROMPT`",
     ),
+    "no such list": (["batch", "none.yaml"], 2, "error: the list must be a file, got none at none.yaml"),
+    "list of another format": (["batch", "none.txt"], 2, "error: the list must be one of .yaml, .yml, .csv"),
     "wrong config file": (["config", "validate", "none.yaml"], 2, "none.yaml does not"),
 }
 

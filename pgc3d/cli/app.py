@@ -12,6 +12,7 @@ import typer
 
 from pgc3d.choices import Format, ImageGuidanceName, Texture, UvChoice
 from pgc3d.cli import refine_options as parts
+from pgc3d.cli.batch_command import batch
 from pgc3d.cli.config_commands import config_app
 from pgc3d.cli.console import Bar, Warnings, close_stdout, deliver, emit, notify, prepare_streams
 from pgc3d.cli.doctor_command import doctor
@@ -255,14 +256,15 @@ def render(run: RunArgument, stage: StageOption = None) -> int:
 app.command("eval")(evaluate)
 app.command()(ablate)
 app.command()(report)
+app.command()(batch)
 
 
 def _generate(task: Any, folder: Path, config: Any) -> int:
-    """Make the asset, or only collect the configuration, see `configurations_of`."""
+    """Make the asset, or only collect its task and configuration, see `runs_of`."""
     from pgc3d import pipeline
 
-    if (configurations := collected.get()) is not None:
-        configurations.append(config)
+    if (collector := collected.get()) is not None:
+        collector.runs.append((task, config))
         return 0
     return _run(lambda **calls: pipeline.generate(task, out=folder, config=config, **calls))
 

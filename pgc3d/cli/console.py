@@ -131,9 +131,18 @@ class Bar:
     On a terminal and in a notebook the progress is a bar; elsewhere, as in a log file, a line now and then.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, *, prefix: str = "", drawn: bool = True
+    ) -> None:
+        """Begin without a bar.
+
+        Args:
+            clock: in seconds.
+            prefix: of every line on stderr, as where several runs are at work.
+            drawn: whether there may be a bar.
+        """
         self._bar: Any = None
-        self._clock = clock
+        self._clock, self._prefix, self._drawn = clock, prefix, drawn
         self._start: tuple[float, int] | None = None  # time, and steps that were done at it
         self._last = 0.0
         self._measured = ""
@@ -141,7 +150,7 @@ class Bar:
 
     def __call__(self, event: Any) -> None:
         if event.message:
-            notify(event.message)
+            notify(f"{self._prefix}{event.message}")
         elif event.file is not None:
             self.close()
             emit(str(event.file))
@@ -149,7 +158,7 @@ class Bar:
             self._step(event)
         else:
             self.close()
-            notify(f"{event.phase} ...")
+            notify(f"{self._prefix}{event.phase} ...")
 
     def _step(self, event: Any) -> None:
         report = event.report
@@ -160,7 +169,7 @@ class Bar:
             clipped = [v for name, v in report.metrics.items() if name.endswith("/clipped_fraction")]
             fraction = f"clipped {100 * sum(clipped) / len(clipped):.0f} %, " if clipped else ""
             self._measured = f"{fraction}memory {event.memory / 1e9:.2f} GB"
-        if _draws_bars():
+        if self._drawn and _draws_bars():
             self._draw(event)
         else:
             self._print_step(event)
@@ -171,7 +180,8 @@ class Bar:
         report = event.report
         try:
             if self._bar is None:
-                self._bar = tqdm(total=report.steps, initial=report.step - 1, desc=_label(event), unit="step")
+                label = f"{self._prefix}{_label(event)}"
+                self._bar = tqdm(total=report.steps, initial=report.step - 1, desc=label, unit="step")
             self._bar.update(report.step - self._bar.n)
             if report.metrics:
                 self._bar.set_postfix_str(self._measured)
@@ -189,7 +199,8 @@ class Bar:
         start, done = self._start
         remaining = (now - start) / max(report.step - done, 1) * (report.steps - report.step)
         place = f"{_label(event)}: step {report.step} of {report.steps}"
-        notify(", ".join(part for part in (place, self._measured, f"{_minutes(remaining)} left") if part))
+        parts = (place, self._measured, f"{_minutes(remaining)} left")
+        notify(f"{self._prefix}{', '.join(part for part in parts if part)}")
 
     def close(self) -> None:
         """End the current bar; the next step starts a new one."""

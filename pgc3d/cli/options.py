@@ -3,9 +3,9 @@
 import functools
 import inspect
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_type_hints
@@ -37,6 +37,14 @@ GuidanceOption = Annotated[
 OutOption = Annotated[
     Path | None,
     typer.Option(help="New folder; runs/NAME-SEED when not given.", parser=_folder, metavar="PATH"),
+]
+BatchOutOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder of the runs, which resumes an earlier batch; runs/LIST when not given.",
+        parser=_folder,
+        metavar="PATH",
+    ),
 ]
 StageOption = Annotated[
     str | None, typer.Option(metavar="NAME", help="Stage of the run; the last one when not given.")
@@ -96,8 +104,15 @@ SetOption = Annotated[
 ]
 
 
-# Where commands that would make an asset put its configuration instead, see `configurations_of`.
-collected: ContextVar[list[Any] | None] = ContextVar("collected", default=None)
+@dataclass(frozen=True)
+class Collector:
+    """Where commands that would make an asset put its task and configuration instead, see `runs_of`."""
+
+    notify: Callable[[str], None] = notify  # receives the lines about automatic choices
+    runs: list[tuple[Any, Any]] = field(default_factory=list)  # a `Task` and a `Config` each
+
+
+collected: ContextVar[Collector | None] = ContextVar("collected", default=None)
 MAKERS = ("text", "image", "texture")  # commands that make an asset
 PLACEHOLDER = "a"  # of inputs that a command line lacks
 
@@ -242,8 +257,9 @@ def configured(
         every_objective=every_objective,
         overrides=options.set_ or [],
     )
+    collector = collected.get()
     for note in notes:
-        notify(note)
+        (collector.notify if collector is not None else notify)(note)
     return config
 
 
@@ -269,24 +285,38 @@ def configurations_of(line: str) -> list[Any]:
         InputError: the line begins no run.
         UsageError: an option is unknown, or its value is not valid.
     """
-    from pgc3d.cli.app import app
     from pgc3d.errors import InputError
 
     arguments = shlex.split(line)
     if not arguments or arguments[0] not in MAKERS:
         raise InputError(f"--for must begin with {', '.join(MAKERS)}, got {line!r}")
-    found: list[Any] = []
-    token = collected.set(found)
+    for _ in range(3):  # a command has two inputs at most
+        try:
+            return [config for _, config in runs_of(arguments)]
+        except Exception as error:
+            if type(error).__name__ != "MissingParameter":
+                raise
+            arguments.append(PLACEHOLDER)
+    return []
+
+
+def runs_of(arguments: Sequence[str], *, notify: Callable[[str], None] = notify) -> list[tuple[Any, Any]]:
+    """The `Task` and the `Config` of each run that a command line would begin, without running it.
+
+    Args:
+        arguments: those behind `pgc3d`.
+        notify: receives the lines about automatic choices.
+
+    Raises:
+        UsageError: an option is unknown, its value is not valid, or an input is missing.
+        Pgc3dError: see `errors`.
+    """
+    from pgc3d.cli.app import app
+
+    collector = Collector(notify)
+    token = collected.set(collector)
     try:
-        for _ in range(3):  # a command has two inputs at most
-            try:
-                app(arguments, standalone_mode=False)
-            except Exception as error:
-                if type(error).__name__ != "MissingParameter":
-                    raise
-                arguments.append(PLACEHOLDER)
-            else:
-                break
+        app(list(arguments), standalone_mode=False)
     finally:
         collected.reset(token)
-    return found
+    return collector.runs

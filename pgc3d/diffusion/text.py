@@ -111,7 +111,7 @@ def load_clip(kind: Any, folder: Path, *, dtype: torch.dtype, file: Path | None 
         source, place = file, None
         state = dict(read_part(file, folder.name, read_json(folder / "config.json"), "cpu"))
         where = {"config": kind.config_class.from_pretrained(str(folder)), "state_dict": state}
-    with _quiet_transformers():
+    with quiet_transformers():
         encoder, info = kind.from_pretrained(place, dtype=dtype, output_loading_info=True, **where)
     if info["missing_keys"] or info["mismatched_keys"]:
         missing = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
@@ -135,7 +135,7 @@ _UNUSED = re.compile(
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Suppress progress bars and warnings of transformers; the caller raises errors instead."""
     from transformers.utils import logging as transformers_logging
 

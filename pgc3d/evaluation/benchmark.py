@@ -26,7 +26,7 @@ from pgc3d.evaluation.measure import Measure, Result, record_key, score
 from pgc3d.evaluation.processes import in_processes
 from pgc3d.evaluation.results import Record, from_json, table, to_json, write_results
 from pgc3d.mesh_io.mesh_file import WRITABLE, write_mesh
-from pgc3d.run_directory import MANIFEST, RunDirectory
+from pgc3d.run_directory import RunDirectory
 from pgc3d.session import EventCallback
 from pgc3d.signals import stop_on_signals
 from pgc3d.task import Task
@@ -177,7 +177,7 @@ def make_item(
         KeyboardInterrupt: a signal stopped it, after it saved.
     """
     with stop_on_signals() as stop:
-        if (folder / MANIFEST).is_file() and not RunDirectory(folder).is_unused():
+        if RunDirectory(folder).has_begun():
             result = pipeline.resume(folder, on_event=on_event, stop=stop)
         else:
             config = configured(item)

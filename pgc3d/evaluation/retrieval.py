@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 
 from pgc3d.diffusion.files import loading
+from pgc3d.diffusion.text import quiet_transformers
 from pgc3d.errors import WeightsNotFoundError
 
 CANDIDATES = 100  # texts to retrieve from, the true one included
@@ -81,7 +82,7 @@ def load_retriever(folder: Path, device: torch.device) -> Retriever:
         )
     from transformers import CLIPModel, CLIPTokenizer
 
-    with loading(folder):
+    with loading(folder), quiet_transformers():
         model = CLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True).float()
         tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
         captions = tuple(str(text) for text in json.loads((folder / "captions.json").read_text()))

@@ -1,0 +1,81 @@
+"""`pgc3d batch`: the jobs of a list, one after the other or in parallel."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pgc3d.cli.console import Bar, notify
+from pgc3d.cli.options import BatchOutOption
+
+
+def batch(
+    jobs_list: Annotated[
+        Path, typer.Argument(metavar="LIST", help="YAML, CSV or JSON lines (.jsonl): a job each.")
+    ],
+    *,
+    out: BatchOutOption = None,
+    jobs: Annotated[int, typer.Option(min=1, max=256, help="Number of parallel processes.")] = 1,
+    retry: Annotated[bool, typer.Option("--retry", help="Run failed jobs again, too.")] = False,
+    skip_invalid: Annotated[
+        bool, typer.Option("--skip-invalid", help="Run the others where entries are not valid.")
+    ] = False,
+    sweep_steps: Annotated[
+        int | None, typer.Option(min=1, help="Steps of each of several seeds; a quarter if not given.")
+    ] = None,
+    retriever: Annotated[Path | None, typer.Option(help="CLIP that ranks seeds, else bundled.")] = None,
+) -> int:
+    """Run many jobs; the same command again resumes them. Exit code 1 where a job failed."""
+    from pgc3d.batch.queue import BatchOptions, Observer, run_batch
+    from pgc3d.cli.batch_rows import read_jobs
+    from pgc3d.errors import InputError
+    from pgc3d.mini import clip_model
+    from pgc3d.signals import stop_on_signals
+
+    listed = read_jobs(jobs_list, notify)
+    invalid = [job for job in listed if job.error and job.is_invalid]
+    if invalid and not skip_invalid:
+        for job in invalid:
+            notify(f"{jobs_list}, {job.error}")
+        raise InputError(
+            f"every entry of {jobs_list} must be valid, but {len(invalid)} of {len(listed)} are not, see "
+            "above; correct them, or use --skip-invalid"
+        )
+    options = BatchOptions(retriever or clip_model(), jobs, sweep_steps, retry)
+    folder = out or Path("runs") / jobs_list.stem
+    bars = _Bars(drawn=jobs == 1)
+    with stop_on_signals() as stop:
+        try:
+            entries = run_batch(
+                listed, out=folder, options=options, observer=Observer(bars.notify, bars), stop=stop
+            )
+        finally:
+            bars.close()
+    if stop.signal is not None:
+        notify("stopped and saved; continue with the same command")
+        return 128 + int(stop.signal)
+    return 1 if any(entry.state == "failed" for entry in entries.values()) else 0
+
+
+class _Bars:
+    """The progress of each job that runs."""
+
+    def __init__(self, *, drawn: bool) -> None:
+        self._drawn = drawn
+        self._bars: dict[str, Bar] = {}
+
+    def __call__(self, name: str, event: Any) -> None:
+        if name not in self._bars:
+            self.close(others=self._drawn)
+            self._bars[name] = Bar(prefix=f"[{name}] ", drawn=self._drawn)
+        self._bars[name](event)
+
+    def notify(self, line: str) -> None:
+        """Print a line below the bars."""
+        self.close(others=self._drawn)
+        notify(line)
+
+    def close(self, *, others: bool = True) -> None:
+        """End the bars, where they are drawn."""
+        for bar in self._bars.values() if others else ():
+            bar.close()
