@@ -34,6 +34,7 @@ from pgc3d.build.models import LocatedModel, is_fast
 from pgc3d.config import Config, ObjectiveConfig, StageConfig
 from pgc3d.diffusion.fast.accelerate import SMALL
 from pgc3d.errors import OutOfMemoryError
+from pgc3d.memory import free_memory
 from pgc3d.model_size import ModelSize, read_size
 from pgc3d.requirements import ModelUse
 from pgc3d.stopwatch import matmul_rate
@@ -286,8 +287,8 @@ def fit(config: Config, sizes: Mapping[str, ModelSize], free: int) -> tuple[Conf
 def plan_run(config: Config, located: Mapping[str, LocatedModel], device: torch.device) -> tuple[Config, str]:
     """The configuration with which a run fits the GPU, and a line about it for the user.
 
-    On a CPU and for runs without a model, for which there is no estimate, the configuration is unchanged and
-    the line is empty.
+    On a CPU and for runs without a model there is no estimate of the models: the renders alone must fit, and
+    the line is empty unless they need --low-memory.
 
     Args:
         config: of the run.
@@ -297,9 +298,9 @@ def plan_run(config: Config, located: Mapping[str, LocatedModel], device: torch.
     Raises:
         OutOfMemoryError: the run does not fit with any of the alternatives.
     """
+    free = free_memory(device)
     if device.type != "cuda" or not located:
-        return config, ""
-    free, _ = torch.cuda.mem_get_info(device)
+        return _fit_renders(config, free)
     sizes = {
         name: read_size(model.folder, model.controls, model.style_size) for name, model in located.items()
     }
@@ -312,6 +313,26 @@ def plan_run(config: Config, located: Mapping[str, LocatedModel], device: torch.
         for stage in fitting.stages.values()
     )
     return fitting, describe(config, fitting, expected, seconds, free, torch.cuda.get_device_name(device))
+
+
+def _fit_renders(config: Config, free: int) -> tuple[Config, str]:
+    """The configuration, or that with --low-memory, whose renders fit; a volume's can need tens of GB."""
+    for low_memory in (config.run.low_memory, True):
+        needed = max(
+            objective.batch
+            * max(stage.resolution) ** 2
+            * stage.representation.render_bytes(low_memory=low_memory)
+            for stage in config.stages.values()
+            for objective in stage.objectives.values()
+        )
+        if needed <= free * (1 - RESERVE):
+            changed = low_memory != config.run.low_memory
+            line = "more memory is not free, so this run is as with --low-memory" if changed else ""
+            return replace(config, run=replace(config.run, low_memory=low_memory)), line
+    raise OutOfMemoryError(
+        f"the renders of a step must fit the memory, where {free / 1e9:.1f} GB are free, but need about "
+        f"{needed / 1e9:.1f} GB even with --low-memory; lower {', '.join(config.memory_settings())}"
+    )
 
 
 def _matmul_fraction(config: Config, stage: StageConfig) -> float:

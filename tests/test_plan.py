@@ -11,11 +11,12 @@ from tiny import ROOT, write_tiny_controlnet, write_tiny_sdxl
 
 from pgc3d import plan
 from pgc3d.build.models import LocatedModel
-from pgc3d.config import Config, ModelConfig, ObjectiveConfig, RunConfig, StageConfig
+from pgc3d.config import Config, ModelConfig, ObjectiveConfig, RunConfig, StageConfig, load_config
 from pgc3d.diffusion.controlnet import ControlConfig, load_control_network, resolve_control
 from pgc3d.diffusion.models import load_latent_diffusion, resolve_model
 from pgc3d.errors import OutOfMemoryError
 from pgc3d.guidance.sds import SdsConfig
+from pgc3d.pipelines import find_pipeline
 
 SDXL = plan.ModelSize(
     unet_parameters=2_567_463_684,
@@ -176,8 +177,20 @@ def test_low_memory_and_micro_batches_are_part_of_the_estimate():
     assert whole.operations == halves.operations < low.operations
 
 
-def test_nothing_is_planned_on_a_cpu():
-    assert plan.plan_run(config(), {}, torch.device("cpu")) == (config(), "")
+def test_on_a_cpu_the_renders_must_fit(monkeypatch):
+    cpu = torch.device("cpu")
+    assert plan.plan_run(config(), {}, cpu) == (config(), "")
+    volume = load_config(find_pipeline("text", "prolificdreamer").files)  # 512 px: 61 GB, or 1.1 with little
+    monkeypatch.setattr(plan, "free_memory", lambda device: 8 * GIB)
+    found, line = plan.plan_run(volume, {}, cpu)
+    assert found == replace(volume, run=replace(volume.run, low_memory=True))
+    assert line == "more memory is not free, so this run is as with --low-memory"
+    monkeypatch.setattr(plan, "free_memory", lambda device: GIB // 2)
+    message = (
+        r"need about 1\.\d GB even with --low-memory; lower --resolution \(now 512\), stages.volume.*stations"
+    )
+    with pytest.raises(OutOfMemoryError, match=message):
+        plan.plan_run(volume, {}, cpu)
 
 
 def test_matmul_rate_is_a_rate():
