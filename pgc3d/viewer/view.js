@@ -11,6 +11,7 @@
     return { place, state, viewer, version: "", busy: false };
   });
   const viewers = slots.map((slot) => slot.viewer).filter(Boolean);
+  const croppers = []; // of the previews of each run
   let drawn = "";
 
   async function fetched(address) {
@@ -50,6 +51,12 @@
     }));
   }
 
+  // The same view in the previews of all runs.
+  function chooseView(name) {
+    for (const crop of croppers) crop(name);
+    for (const button of document.querySelectorAll(".preview button")) button.setAttribute("aria-pressed", String(button.textContent === name));
+  }
+
   // The previews of a run: the newest, an earlier one, or one of its views.
   function previews(index, figure) {
     const [image, slider, caption] = ["img", "input", "figcaption"].map((name) => figure.querySelector(name));
@@ -71,7 +78,8 @@
       sheet.style.aspectRatio = whole ? "" : `${image.naturalWidth / columns} / ${image.naturalHeight / rows}`;
     };
     const names = ["all views", ...Array.from({ length: columns * rows }, (_, number) => String(number + 1))];
-    figure.querySelector(".buttons").append(Pgc3dControls.choice(names, names[0], (name) => { view = name; crop(); }));
+    figure.querySelector(".buttons").append(Pgc3dControls.choice(names, names[0], chooseView));
+    croppers.push((name) => { view = name; crop(); });
     image.addEventListener("load", crop);
     slider.addEventListener("input", show);
     return (next) => {
