@@ -178,12 +178,14 @@ def test_the_state_follows_a_run(tmp_path):
         assert (state(server)["status"], state(server)["planned"]) == (PREPARING, None)
 
         run.config.write_text("stages:\n  coarse: {steps: 10}\n")
-        run.write_manifest(RUNNING)
-        assert (state(server)["step"], state(server)["planned"]) == (5, 10)
+        run.write_manifest({"status": "running"})
+        assert (state(server)["stage"], state(server)["planned"]) == (None, 10)
+        assert state(server)["stages"][0]["status"] == "not begun"
         for step in (6, 7):
             run.log_metrics({"stage": "coarse", "step": step, "loss": step / 2, "bad": float("nan")})
             found = state(server)
             assert (found["step"], found["newest"]) == (step, {"loss": step / 2, "bad": None})
+            assert (found["stage"], found["stages"][0]["status"]) == ("coarse", "begun")
         with (run.path / "metrics.jsonl").open("a") as stream:
             stream.write('{"stage": "coarse", "st')  # being written
         assert (state(server)["step"], state(server)["asset"]) == (7, None)

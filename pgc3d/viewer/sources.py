@@ -19,7 +19,7 @@ from pgc3d.run_directory import MANIFEST, METRICS, RunDirectory
 from pgc3d.viewer.latest import Latest, stamp
 from pgc3d.viewer.state import Displayed, Preview, Source, State
 
-NOT_BEGUN, UNREADABLE, A_FILE = "not begun", "not readable", "mesh file"
+NOT_BEGUN, BEGUN, UNREADABLE, A_FILE = "not begun", "begun", "not readable", "mesh file"
 
 
 def open_source(path: Path) -> Source:
@@ -180,9 +180,10 @@ def _curves(path: Path) -> tuple[Curve, ...]:
 
 
 def _with_metrics(stage: StageFacts, curves: tuple[Curve, ...]) -> StageFacts:
-    """A stage whose steps are those of its newest metrics, as the manifest is written more seldom."""
+    """A stage with the steps of its newest metrics: the manifest has its steps once it has ended."""
     steps = [curve.steps[-1] for curve in curves if curve.stage == stage.name and curve.steps]
-    return replace(stage, steps=max([stage.steps, *steps]))
+    status = BEGUN if steps and stage.status == NOT_BEGUN else stage.status
+    return replace(stage, status=status, steps=max([stage.steps, *steps]))
 
 
 def _is_whole(glb: bytes) -> bool:
