@@ -52,9 +52,9 @@ class Browser:
         os.close(self._input)
         os.close(self._output)
 
-    def open(self, path):
-        """Open a page and wait until its script is done."""
-        self._call("Page.navigate", url=path.as_uri())
+    def open(self, page):
+        """Open a path or an address, and wait until the page's script is done."""
+        self._call("Page.navigate", url=page if isinstance(page, str) else page.as_uri())
         self.wait("document.documentElement?.dataset.ready === 'true'")
 
     def evaluate(self, expression):

@@ -18,6 +18,7 @@ MAX_LINES = 400
 LAYERS = (
     ("__main__",),
     ("cli",),
+    ("viewer",),
     ("report",),
     ("batch",),
     ("evaluation",),

@@ -42,6 +42,7 @@ from pgc3d.cli.options import (
     with_run_options,
 )
 from pgc3d.cli.report_command import report
+from pgc3d.cli.view_command import view
 from pgc3d.disk import default_folder
 from pgc3d.errors import Pgc3dError
 
@@ -257,6 +258,7 @@ app.command("eval")(evaluate)
 app.command()(ablate)
 app.command()(report)
 app.command()(batch)
+app.command()(view)
 
 
 def _generate(task: Any, folder: Path, config: Any) -> int:

@@ -70,7 +70,7 @@ def asset_facts(path: Path, *, rasterizer: Rasterizer) -> AssetFacts:
         frames = _turntable(asset, rasterizer)
     except (InputError, ValueError) as error:
         notes.append(f"{path.name} cannot be measured: {error}")
-    glb = own or _as_glb(asset, path.stem)
+    glb = own or as_glb(asset, path.stem)
     if len(glb) > LARGEST:
         notes.append(f"{path.name} has {len(glb) / 1e6:.0f} MB, more than a page holds, and is not displayed")
     elif own is None:
@@ -80,7 +80,7 @@ def asset_facts(path: Path, *, rasterizer: Rasterizer) -> AssetFacts:
     )
 
 
-def _as_glb(asset: MeshAsset, name: str) -> bytes:
+def as_glb(asset: MeshAsset, name: str) -> bytes:
     """A GLB of a mesh in any format, with its images, or else its vertex colours, or grey."""
     if asset.uv is not None and asset.surfaces and all(item.image is not None for item in asset.surfaces):
         return encode_glb(asset, generator=GENERATOR, name=name)

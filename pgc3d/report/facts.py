@@ -83,11 +83,11 @@ def gather_run(path: Path, *, rasterizer: Rasterizer) -> RunFacts:
     run = RunDirectory.open(path)
     record = run.read_manifest()
     notes: list[str] = []
-    settings = _settings(run, notes)
-    stages = _stages(record, settings)
+    settings = read_settings(run, notes)
+    stages = stage_facts(record, settings)
     curves = _curves(run, notes)
     images, unreadable = run_images(path, [stage.name for stage in stages])
-    name = _asset_name(path, record)
+    name = asset_name(path, record)
     asset = None if name is None else asset_facts(path / name, rasterizer=rasterizer)
     if asset is None:
         notes.append("the run has no asset file")
@@ -107,7 +107,8 @@ def gather_run(path: Path, *, rasterizer: Rasterizer) -> RunFacts:
     )
 
 
-def _settings(run: RunDirectory, notes: list[str]) -> Mapping[str, str]:
+def read_settings(run: RunDirectory, notes: list[str]) -> Mapping[str, str]:
+    """The values of the configuration by their names with dots; a note where it cannot be read."""
     try:
         return dict(_flat(read_yaml(run.config)))
     except ConfigError as error:
@@ -124,7 +125,8 @@ def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
         yield name, str(value)
 
 
-def _stages(record: Mapping[str, Any], settings: Mapping[str, str]) -> tuple[StageFacts, ...]:
+def stage_facts(record: Mapping[str, Any], settings: Mapping[str, str]) -> tuple[StageFacts, ...]:
+    """The stages that a configuration plans, and those that a manifest records."""
     begun = record.get("stages", {})
     planned = {
         parts[1]: int(value)
@@ -155,7 +157,7 @@ def _curves(run: RunDirectory, notes: list[str]) -> tuple[Curve, ...]:
     return curves
 
 
-def _asset_name(folder: Path, record: Mapping[str, Any]) -> str | None:
+def asset_name(folder: Path, record: Mapping[str, Any]) -> str | None:
     """The mesh file that was exported last and is still in the folder; a GLB before other formats."""
     names = [
         str(name)

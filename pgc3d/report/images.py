@@ -92,15 +92,23 @@ def _paths(folder: Path, stages: Sequence[str]) -> Iterator[tuple[str, str, Path
         if (folder / file).exists():
             yield "inputs", name, folder / file
     for stage in stages:
-        for step, path in _spread(_previews(folder, stage)):
+        for step, path in _spread(stage_previews(folder, stage)):
             yield stage, f"step {step}", path
     sheet = newest(folder, "views", ".png")
     if sheet is not None:
         yield "views", sheet.name, sheet
 
 
-def _previews(folder: Path, stage: str) -> list[tuple[int, Path]]:
-    """The previews of a stage, by their steps; none where its name is not that of a folder."""
+def stage_previews(folder: Path, stage: str) -> list[tuple[int, Path]]:
+    """The previews of a stage, by their steps; none where its name is not that of a folder.
+
+    Args:
+        folder: of the run.
+        stage: its name.
+
+    Raises:
+        RunDirectoryError: the folder of the previews is a link.
+    """
     folder = folder / PREVIEWS / stage
     if "/" in stage or not is_inside(stage) or not folder.exists():
         return []

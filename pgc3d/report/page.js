@@ -13,74 +13,18 @@
 
   async function start(place) {
     const state = place.querySelector(".state");
-    const canvas = document.createElement("canvas");
-    canvas.tabIndex = 0;
-    canvas.setAttribute("aria-label", "the asset; drag to orbit");
-    place.prepend(canvas);
-    let viewer;
-    try {
-      viewer = new Pgc3dViewer.Viewer(canvas);
-    } catch (error) {
+    const viewer = Pgc3dControls.viewerIn(place);
+    if (!viewer) {
       state.textContent = "WebGL is not available here; the turntable below needs none.";
       return;
     }
     viewers.push(viewer);
-    viewer.setBackground(matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
     try {
       await viewer.load(bytes(document.getElementById(place.dataset.asset)));
       state.textContent = "";
     } catch (error) {
       state.textContent = `The asset cannot be displayed: ${error.message}`;
     }
-  }
-
-  function link() {
-    for (const viewer of viewers) {
-      viewer.onCamera = () => { for (const other of viewers) if (other !== viewer) other.follow(viewer); };
-    }
-  }
-
-  // Buttons of which one is pressed.
-  function choice(names, current, chosen) {
-    const group = document.createElement("div");
-    for (const name of names) {
-      const button = document.createElement("button");
-      button.type = "button";
-      button.textContent = name;
-      button.setAttribute("aria-pressed", String(name === current));
-      button.addEventListener("click", () => {
-        for (const one of group.children) one.setAttribute("aria-pressed", String(one === button));
-        chosen(name);
-      });
-      group.append(button);
-    }
-    return group;
-  }
-
-  function button(name, pressed) {
-    const made = document.createElement("button");
-    made.type = "button";
-    made.textContent = name;
-    made.addEventListener("click", () => pressed(made));
-    return made;
-  }
-
-  function controls() {
-    const bar = document.getElementById("controls");
-    const others = document.createElement("div");
-    const turning = button("turn", (self) => {
-      const on = self.getAttribute("aria-pressed") !== "true";
-      self.setAttribute("aria-pressed", String(on));
-      viewers[0].turn(on); // the others follow
-    });
-    turning.setAttribute("aria-pressed", "false");
-    others.append(turning, button("reset view", () => { for (const viewer of viewers) viewer.reset(); }));
-    bar.append(
-      choice(Pgc3dViewer.MODES, viewers[0].mode, (mode) => { for (const viewer of viewers) viewer.show(mode); }),
-      choice(Pgc3dViewer.BACKGROUNDS, viewers[0].background, (name) => { for (const viewer of viewers) viewer.setBackground(name); }),
-      others,
-    );
-    bar.hidden = false;
   }
 
   function turntable(figure) {
@@ -104,8 +48,8 @@
 
   document.querySelectorAll(".turntable").forEach(turntable);
   Promise.all(Array.from(document.querySelectorAll(".viewer"), start)).then(() => {
-    if (viewers.length) controls();
-    link();
+    if (viewers.length) Pgc3dControls.fill(document.getElementById("controls"), viewers);
+    Pgc3dControls.link(viewers);
     document.documentElement.dataset.ready = "true";
   });
 })();

@@ -11,7 +11,7 @@ from pgc3d import __version__
 from pgc3d.report import sections
 from pgc3d.report.facts import RunFacts
 
-SCRIPTS = ("vendor/three.min.js", "viewer.js", "page.js")  # in the order in which they run
+SCRIPTS = ("vendor/three.min.js", "viewer.js", "controls.js", "page.js")  # in the order in which they run
 SECTIONS: tuple[Callable[[Sequence[RunFacts]], str], ...] = (
     sections.summary,
     sections.viewers,
@@ -53,12 +53,19 @@ def package_file(name: str) -> str:
     return resources.files("pgc3d.report").joinpath(name).read_text(encoding="utf-8")
 
 
-def policy(style: str, scripts: Sequence[str]) -> str:
-    """A content security policy that allows these texts, and images, videos and textures inside the page."""
+def policy(style: str, scripts: Sequence[str], *, origin: str = "") -> str:
+    """A content security policy that allows these texts, and images, videos and textures inside the page.
+
+    Args:
+        style: the style sheet.
+        scripts: the page's scripts.
+        origin: where images and data may also come from, as `'self'`.
+    """
+    own = f"{origin} " if origin else ""
     run = " ".join(_hash(script) for script in scripts)
     return (
-        f"default-src 'none'; script-src {run}; style-src {_hash(style)}; img-src data: blob:; "
-        "media-src data:; connect-src data: blob:; base-uri 'none'; form-action 'none'"
+        f"default-src 'none'; script-src {run}; style-src {_hash(style)}; img-src {own}data: blob:; "
+        f"media-src data:; connect-src {own}data: blob:; base-uri 'none'; form-action 'none'"
     )
 
 

@@ -83,6 +83,13 @@ const Pgc3dViewer = (() => {
       this.draw();
     }
 
+    // The lights of the lit mode: turned about the vertical, and times a factor.
+    light(degrees, brightness) {
+      this.scene.environmentRotation.y = degrees * Math.PI / 180;
+      this.scene.environmentIntensity = brightness;
+      this.draw();
+    }
+
     turn(on) {
       this.controls.autoRotate = on;
       this.draw();
