@@ -28,7 +28,7 @@ from pgc3d.evaluation.render import render_views
 from pgc3d.evaluation.results import read_results
 from pgc3d.evaluation.retrieval import load_retriever
 from pgc3d.images import psnr
-from pgc3d.kernels import use_threads
+from pgc3d.kernels import share_cores
 from pgc3d.mesh_io.mesh_file import read_mesh, write_mesh
 from pgc3d.mini import text_model
 from pgc3d.rendering.cpu import CpuRasterizer
@@ -268,7 +268,7 @@ def test_a_key_follows_the_colours_of_an_obj(tmp_path, chair):
 
 @pytest.mark.usefixtures("own_threads")
 def test_processes_give_the_same_numbers(folder, tmp_path, chair):
-    use_threads(max(1, (os.cpu_count() or 1) // 2))  # as each of two has: sums are taken in as many parts
+    share_cores(2)  # as each of two has: sums are taken in as many parts
     results = tmp_path / "mine"
     results.mkdir()
     for seed in range(2):

@@ -1,10 +1,12 @@
 """What all kernels share."""
 
+import os
+
 import numba
 import pytest
 import torch
 
-from pgc3d.kernels import use_threads
+from pgc3d.kernels import share_cores, use_threads
 
 
 @pytest.mark.usefixtures("own_threads")
@@ -17,3 +19,19 @@ def test_threads_are_few_for_torch_and_for_numba() -> None:
 def test_more_threads_than_numba_has_are_no_error() -> None:
     use_threads(10_000)
     assert numba.get_num_threads() == numba.config.NUMBA_NUM_THREADS
+
+
+@pytest.mark.usefixtures("own_threads")
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity on this system")
+def test_processes_share_the_cores_that_this_one_may_use() -> None:
+    allowed = os.sched_getaffinity(0)
+    share_cores(1)
+    assert torch.get_num_threads() == len(allowed)
+    try:
+        os.sched_setaffinity(0, {min(allowed)})
+        share_cores(1)
+        assert torch.get_num_threads() == 1
+    finally:
+        os.sched_setaffinity(0, allowed)
+    share_cores(10_000)
+    assert torch.get_num_threads() == 1

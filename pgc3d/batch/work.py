@@ -19,7 +19,7 @@ from pgc3d.config import Config
 from pgc3d.disk import replace_file, writing
 from pgc3d.errors import DivergedError, Pgc3dError, RunDirectoryError
 from pgc3d.evaluation.retrieval import load_retriever
-from pgc3d.kernels import use_threads
+from pgc3d.kernels import share_cores
 from pgc3d.pipeline import RunResult
 from pgc3d.run_directory import RunDirectory
 from pgc3d.session import Event, EventCallback, peak_memory
@@ -52,7 +52,7 @@ def run_job(
         stop: once its `signal` is set, the run saves after the current step.
     """
     if processes > 1:
-        use_threads(max(1, (os.cpu_count() or 1) // processes))
+        share_cores(processes)
     try:
         outcome = _run(job, out, sweep_steps, retriever, on_event, stop)
     except Pgc3dError as error:

@@ -1,12 +1,11 @@
 """Independent jobs, one after the other or in processes beside each other."""
 
 import multiprocessing
-import os
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import Any, TypeVar
 
-from pgc3d.kernels import use_threads
+from pgc3d.kernels import share_cores
 
 Key = TypeVar("Key", bound=Hashable)
 Answer = TypeVar("Answer")
@@ -25,9 +24,8 @@ def in_processes(
         for key, arguments in tasks.items():
             yield key, work(*arguments)
         return
-    threads = max(1, (os.cpu_count() or 1) // processes)
     context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
-    with ProcessPoolExecutor(processes, context, use_threads, (threads,)) as pool:
+    with ProcessPoolExecutor(processes, context, share_cores, (processes,)) as pool:
         try:
             waiting = {pool.submit(work, *arguments): key for key, arguments in tasks.items()}
             for future in as_completed(waiting):

@@ -1,5 +1,6 @@
 """Kernels in Triton and numba, each with a reference in plain torch; imported where they are used."""
 
+import os
 from importlib import import_module
 from typing import Any
 
@@ -35,6 +36,12 @@ def use_threads(count: int) -> None:
 
     torch.set_num_threads(count)
     numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
+
+
+def share_cores(processes: int) -> None:
+    """Limit the threads of this process to its fraction of the allowed cores, beside other processes."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    use_threads(max(1, allowed // processes))
 
 
 def kernels_for(tensor: Float[torch.Tensor, "..."], name: str, part: str) -> Any:
