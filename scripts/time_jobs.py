@@ -5,7 +5,7 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -137,12 +137,8 @@ def job_config(job: Job, settings: Settings) -> Config:
     batch = sum(objective.batch for objective in config.last.objectives.values())
     if job.images % batch:
         raise ConfigError(f"a number of images must be a multiple of the {batch} of a step, got {job.images}")
-    steps = [f"run.steps={job.images // batch}"]
-    config, _ = configure(
-        TEXTURE, guidance="mini", clip=parse_rule(rule), options=options,
-        overrides=[*overrides, *settings.overrides, *steps],
-    )  # fmt: skip
-    return config
+    (name,) = config.stages
+    return replace(config, stages={name: replace(config.last, steps=job.images // batch)})
 
 
 def fingerprint(job: Job, settings: Settings) -> str:

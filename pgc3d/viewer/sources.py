@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pgc3d.errors import InputError, Pgc3dError
+from pgc3d.mesh_io.asset import MeshAsset
 from pgc3d.mesh_io.formats import READABLE
 from pgc3d.mesh_io.gltf_writer import unpack_glb
 from pgc3d.mesh_io.mesh_file import read_mesh
@@ -72,9 +73,7 @@ class FileSource:
 
     def _read(self) -> bytes:
         mesh = read_mesh(self._path)  # first, as its errors name the file and what to do
-        content = self._path.read_bytes()
-        is_whole = self._path.suffix.lower() == ".glb" and _is_whole(content)
-        return content if is_whole else as_glb(mesh, self._path.stem)
+        return _displayed(self._path, self._path.read_bytes(), mesh)
 
 
 class RunSource:
@@ -121,10 +120,8 @@ class RunSource:
         path = found.path
 
         def read() -> bytes:
-            content = read_file(path)
-            mesh = read_mesh(path)
-            is_whole = path.suffix.lower() == ".glb" and _is_whole(content)
-            return content if is_whole else as_glb(mesh, path.stem)
+            content = read_file(path)  # first, as it refuses links
+            return _displayed(path, content, read_mesh(path))
 
         return self._glb.get((path, found.version), read)
 
@@ -184,6 +181,12 @@ def _with_metrics(stage: StageFacts, curves: tuple[Curve, ...]) -> StageFacts:
     steps = [curve.steps[-1] for curve in curves if curve.stage == stage.name and curve.steps]
     status = BEGUN if steps and stage.status == NOT_BEGUN else stage.status
     return replace(stage, status=status, steps=max([stage.steps, *steps]))
+
+
+def _displayed(path: Path, content: bytes, mesh: MeshAsset) -> bytes:
+    """The file itself where it is a whole GLB, else its mesh as one."""
+    is_whole = path.suffix.lower() == ".glb" and _is_whole(content)
+    return content if is_whole else as_glb(mesh, path.stem)
 
 
 def _is_whole(glb: bytes) -> bool:
