@@ -1,8 +1,10 @@
-"""Memory of textures on any device, checked while a run's inputs are prepared.
+"""Free memory of a device, and whether textures fit, checked while a run's inputs are prepared.
 
 Apart from `plan.py`, the estimate of a step's memory on a GPU: that one needs the located models, and stands
 above `build`, where this check is made before any model is located.
 """
+
+import gc
 
 import torch
 
@@ -43,3 +45,10 @@ def free_memory(device: torch.device) -> int:
     import psutil
 
     return int(psutil.virtual_memory().available)
+
+
+def release_memory(device: torch.device) -> None:
+    """Give what is no longer used back to the device, as after a network was deleted."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

@@ -1,6 +1,5 @@
 """The work of one process on a run directory: optimisation steps, periodic files, and the manifest."""
 
-import gc
 import importlib.metadata
 import logging
 import platform
@@ -22,6 +21,7 @@ from pgc3d.checkpoint_files import Checkpoint
 from pgc3d.config import Config, StageConfig
 from pgc3d.errors import DivergedError, OutOfMemoryError, Pgc3dError
 from pgc3d.interfaces import Stateful, SupportsMicroBatch
+from pgc3d.memory import release_memory
 from pgc3d.optimize import StepReport, optimize
 from pgc3d.run_directory import RunDirectory
 from pgc3d.signals import StopFlag, interrupt_held
@@ -253,9 +253,7 @@ class Session:
     def _retry(self, built: Built, step: int, micro_batch: int) -> None:
         built.problem.representation.parameter_store().zero_grad()
         self._limit_micro_batches(built, micro_batch)
-        gc.collect()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        release_memory(self.device)
         self.record.setdefault("out_of_memory", []).append(
             {"stage": self.stage, "step": step + 1, "micro_batch": micro_batch}
         )

@@ -1,6 +1,5 @@
 """The work of one job, in the process that it has of its own."""
 
-import gc
 import json
 import os
 import re
@@ -20,6 +19,7 @@ from pgc3d.disk import replace_file, writing
 from pgc3d.errors import DivergedError, Pgc3dError, RunDirectoryError
 from pgc3d.evaluation.retrieval import load_retriever
 from pgc3d.kernels import share_cores
+from pgc3d.memory import release_memory
 from pgc3d.pipeline import RunResult
 from pgc3d.run_directory import RunDirectory
 from pgc3d.session import Event, EventCallback, peak_memory
@@ -63,8 +63,11 @@ def run_job(
     except Exception as error:  # an error of pgc3d itself must not stop the other jobs
         lines = str(error).splitlines() or [""]
         outcome = Outcome("failed", f"an unexpected error: {type(error).__name__}: {lines[0]}")
-    device = torch.device("cuda" if torch.cuda.is_available() and job.config.run.device != "cpu" else "cpu")
-    return replace(outcome, peak_memory_bytes=peak_memory(device) | _peak_resident())
+    return replace(outcome, peak_memory_bytes=peak_memory(_device(job)) | _peak_resident())
+
+
+def _device(job: Job) -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() and job.config.run.device != "cpu" else "cpu")
 
 
 def _run(
@@ -159,7 +162,7 @@ def _ranked_seeds(
                 return ()
         except DivergedError as error:
             failed[seed] = str(error)
-        _free_memory()
+        release_memory(_device(job))
     if len(failed) == len(job.seeds):
         raise DivergedError(f"at least one seed must not fail, but all did: {failed[job.seeds[0]]}")
     model = load_retriever(retriever, torch.device("cpu"))
@@ -228,12 +231,6 @@ def _steps_done(folder: Path) -> int:
         return 0
     stages = RunDirectory(folder).read_manifest().get("stages", {})
     return sum(stage.get("steps", 0) for stage in stages.values())
-
-
-def _free_memory() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def _peak_resident() -> dict[str, int]:

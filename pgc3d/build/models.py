@@ -1,6 +1,5 @@
 """The diffusion models of a run: located and checked before it begins, and loaded once per use."""
 
-import gc
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -30,6 +29,7 @@ from pgc3d.diffusion.style import StyleAdapter, StyleTokens, encode_style, load_
 from pgc3d.diffusion.text import encode_prompts
 from pgc3d.diffusion.zero123 import Zero123, condition, require_zero123
 from pgc3d.errors import ConfigError, WeightsNotFoundError
+from pgc3d.memory import release_memory
 from pgc3d.prompts import ViewPromptConfig
 from pgc3d.requirements import ModelUse, Requirements
 from pgc3d.types import TextEmbedding
@@ -254,9 +254,7 @@ class LoadedModels:
         self._controls = {key: value for key, value in self._controls.items() if key[0] in remaining}
         self._embedded = {key: value for key, value in self._embedded.items() if key[0] in remaining}
         self._styles = {name: value for name, value in self._styles.items() if name in remaining}
-        gc.collect()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        release_memory(self.device)
 
     def _located(self, name: str) -> LocatedModel:
         if name not in self.located:

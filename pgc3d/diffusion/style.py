@@ -6,7 +6,6 @@ layer for the keys and one for the values of the image's tokens for each cross a
 `style_attention`. The files have the layout of the repository of the method's authors, as safetensors.
 """
 
-import gc
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ from pgc3d.diffusion.style_attention import KEYS, VALUES, attach_style, layer_nu
 from pgc3d.diffusion.text import load_clip
 from pgc3d.diffusion.zero123 import clip_pixels
 from pgc3d.errors import ConfigError, WeightsNotFoundError
+from pgc3d.memory import release_memory
 from pgc3d.ranges import PATH, check, number
 from pgc3d.types import TextEmbedding
 
@@ -274,9 +274,7 @@ def encode_style(
         features = torch.cat([embedding, torch.zeros_like(embedding)])
     tokens = _projection(adapter).to(device, dtype)(features)
     del encoder
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
+    release_memory(device)
     return StyleTokens(image=tokens[:1], empty=tokens[1:])
 
 

@@ -1,6 +1,5 @@
 """Embeddings of prompts by CLIP text encoders, which are loaded for the call only."""
 
-import gc
 import logging
 import re
 from collections.abc import Iterator, Sequence
@@ -15,6 +14,7 @@ from pgc3d.diffusion.files import ModelFolder, loading, read_json, weight_files
 from pgc3d.diffusion.lora import Lora, fuse_loras
 from pgc3d.diffusion.single_file import read_part
 from pgc3d.errors import ConfigError, WeightsNotFoundError
+from pgc3d.memory import release_memory
 from pgc3d.types import TextEmbedding
 
 logger = logging.getLogger(__name__)
@@ -63,9 +63,7 @@ def encode_prompts(
         hidden, pooled = _encode(prompts, tokenizer, encoder, last=folder.layout == "sd")
         tokens.append(hidden)
         del encoder, tokenizer
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
+    release_memory(device)
     embeddings, pooled = torch.cat(tokens, dim=-1), pooled if folder.layout == "sdxl" else None
     if empty_zeros:
         empty = torch.tensor([not prompt for prompt in prompts], device=embeddings.device)

@@ -5,7 +5,6 @@ token of the cross attention, and by latents concatenated with the noisy ones. W
 zero.
 """
 
-import gc
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +28,7 @@ from pgc3d.diffusion.models import load_latent_diffusion
 from pgc3d.diffusion.text import load_clip
 from pgc3d.errors import ConfigError, WeightsNotFoundError
 from pgc3d.images import resize
+from pgc3d.memory import release_memory
 from pgc3d.schedules import ddim_step
 from pgc3d.types import Cameras, TextEmbedding
 
@@ -214,9 +214,7 @@ def _embed(folder: Path, resized: Image, dtype: torch.dtype) -> Float[Tensor, "1
         pixels = clip_pixels(resized, processor)
         embedding: Tensor = encoder(pixels.to(dtype)).image_embeds
     del encoder
-    gc.collect()
-    if resized.device.type == "cuda":
-        torch.cuda.empty_cache()
+    release_memory(resized.device)
     return embedding
 
 
