@@ -38,7 +38,7 @@ __all__ = ["ObjectiveConfig", "OptimizerConfig", "StageConfig", "read_yaml"]
 PRESETS = Path(__file__).parent / "configs"
 MAIN = "main"  # name of the only stage of a configuration without `stages`
 STAGE_NUMBERS = ("steps", "resolution", "resolution_until")  # also below `run`, for the last stage
-STAGE_KEYS = (*STAGE_NUMBERS, "start", "representation", "objectives", "optimizer")
+STAGE_KEYS = (*STAGE_NUMBERS, "start", "representation", "objectives", "optimizer", "init")
 
 
 @dataclass(frozen=True)

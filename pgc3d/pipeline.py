@@ -331,7 +331,11 @@ def _execute(
         config, files = session.config, []
         task = Task.from_record(session.record, run.path)
         models = LoadedModels(
-            located, device, low_memory=config.run.low_memory, style=style_loader(task.style)
+            located,
+            device,
+            low_memory=config.run.low_memory,
+            decoders=any(use.decoder for use in config.requires().models.values()),
+            style=style_loader(task.style),
         )
         rasterizer = build_rasterizer(config.run.rasterizer, device)
         context = RunContext.of(config, task, rasterizer, device, models, run)
@@ -360,7 +364,14 @@ def _optimize_stage(
     with session.timed("build"):
         # A checkpoint would replace the stage's start.
         start = handover_of(session.run, context, name, session.note) if checkpoint is None else None
-        built = build_stage(context, name, start)
+        built = build_stage(context, name, start, begun=checkpoint is not None)
+    if built.initialize is not None:
+        session.note("initial views: sampled together on the surface")
+        with session.timed("init"):
+            built.initialize()
+        built = replace(built, initialize=None)  # frees its ControlNet
+    elif config.stages[name].init is not None and checkpoint is None:
+        session.note("initial views: none, as no ControlNet is set for them (init.controls)")
     representation = built.problem.representation
     render_views = _asset_renderer(session, representation)
     finished = session.optimize(name, built, checkpoint, lambda path: _write_sheet(path, render_views))

@@ -13,6 +13,7 @@ from pgc3d.cover_cameras import CoverConfig
 from pgc3d.guidance.bgt import BgtConfig
 from pgc3d.guidance.reference import ReferenceConfig
 from pgc3d.guidance.sds import SdsConfig
+from pgc3d.guidance.synchronized import SyncConfig
 from pgc3d.guidance.vsd import VsdConfig
 from pgc3d.guidance.zero123 import Zero123Config
 from pgc3d.layers import nearest
@@ -105,6 +106,8 @@ class StageConfig:
     representation: RepresentationConfig = field(default_factory=DMTetConfig)
     objectives: dict[str, ObjectiveConfig] = field(default_factory=lambda: {"color": ObjectiveConfig()})
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    # Views that are sampled together before the first step, and that the representation is fitted to.
+    init: SyncConfig | None = None
 
     def __post_init__(self) -> None:
         check(self)
@@ -166,8 +169,10 @@ class StageConfig:
         return {norm for norm in norms if norm is not None}
 
     def requires(self) -> Requirements:
-        """The requirements of the representation and all objectives together."""
-        parts = (objective.requires() for objective in self.objectives.values())
+        """The requirements of the representation, all objectives and the initial views together."""
+        parts = [objective.requires() for objective in self.objectives.values()]
+        if self.init is not None:
+            parts.append(self.init.requires())
         return reduce(or_, parts, self.representation.requires())
 
     def resolution_at(self, progress: float) -> int:

@@ -178,7 +178,8 @@ class LoadedModels:
             located: the models, by their entries in `models`.
             device: to load them to.
             low_memory: use implementations that need less memory and more time.
-            decoders: keep the VAEs' decoders, even where a use does not need them.
+            decoders: keep the VAEs' decoders, even where a use does not need them, so that all uses of a
+                model share one network.
             style: loads the run's style image, sRGB in [0, 1].
         """
         self.located, self.device, self.low_memory, self.decoders = located, device, low_memory, decoders
@@ -199,7 +200,7 @@ class LoadedModels:
             WeightsNotFoundError: weights are damaged.
         """
         located = self._located(name)
-        key = (name, self._is_fast(located, use), use.decoder)
+        key = (name, self._is_fast(located, use), use.decoder or self.decoders)
         if key not in self._networks:
             self._networks[key] = self._load(located, use)
         model = self._networks[key]

@@ -199,10 +199,12 @@ def texture(
     # an OBJ comes back as one; of the other formats, GLB holds all contents
     defaults = {"export": {"format": "obj"}} if mesh.suffix.lower() == ".obj" else {}
     command = replace(TEXTURE, defaults=defaults)
-    resolved = configured(guidance, options, command, layers, every_objective=every, refine=given.starts)
+    resolved = configured(
+        guidance, options, command, layers, every_objective=every, refine=given.starts, sync=given.sync
+    )
     folder = out or default_folder(Path("runs"), f"{mesh.stem} {prompt}", resolved.run.seed)
     task = Task(
-        prompt, mesh=mesh, background=background_image, style=style, texture=init, mask=mask,
+        prompt, mesh=mesh, background=background_image, style=style, texture=given.texture, mask=mask,
         only=given.only, keep=given.keep,
     )  # fmt: skip
     return _generate(task, folder, resolved)

@@ -140,7 +140,8 @@ class RunOptions:
         typer.Option(help="Pixels of the renders at the end; earlier phases keep their proportion."),
     ] = None
     quality: Annotated[
-        Quality | None, typer.Option(help="Preset of steps, resolution and texture size; else standard.")
+        Quality | None,
+        typer.Option(help="Preset of steps, resolution and texture size; else standard. fast is of texture."),
     ] = None
     pipeline: Annotated[
         str | None,
@@ -223,6 +224,7 @@ def configured(
     *,
     prompted: bool = False,
     refine: bool = False,
+    sync: bool = False,
     every_objective: dict[str, Any] | None = None,
 ) -> Any:
     """The configuration of a command; automatic choices and options without effect are printed.
@@ -234,6 +236,7 @@ def configured(
         own: a nested mapping of the settings of the command's own options.
         prompted: whether there is a prompt in addition to an image.
         refine: whether a texture is refined.
+        sync: whether colours start from views that are sampled together.
         every_objective: a nested mapping for each of the objectives.
 
     Raises:
@@ -247,6 +250,7 @@ def configured(
         guidance=guidance,
         prompted=prompted,
         refine=refine,
+        sync=sync,
         model=options.model,
         quality=options.quality,
         pipeline=options.pipeline,

@@ -28,8 +28,10 @@ from pgc3d.diffusion.single_file import (
     require_parts,
 )
 from pgc3d.errors import ConfigError, WeightsNotFoundError
+from pgc3d.mini import control_model
 from pgc3d.schedules import alphas_cumprod
 
+BUNDLED_CONTROL = "mini-depth"  # the depth ControlNet of the bundled prior
 PART_NAMES = {"vae": "VAE", "controlnet": "ControlNet"}
 
 
@@ -305,11 +307,13 @@ def find_part(
 ) -> Path:
     """Folder of a single module: a local folder (also one that holds it as `part`), a hub id, or an alias.
 
+    "mini-depth" is the bundled one, whatever folders there are.
+
     Raises:
         WeightsNotFoundError: it is missing or incomplete.
     """
     set_environment()
-    folder = Path(name).expanduser()
+    folder = control_model() if str(name) == BUNDLED_CONTROL else Path(name).expanduser()
     if not folder.is_dir():
         repository = ALIASES.get(str(name), str(name))
         if not is_hub_id(repository):
