@@ -15,7 +15,7 @@ from typing import Literal
 import psutil
 import torch
 
-from pgc3d.diffusion.hub import offline, record_file, set_environment
+from pgc3d.diffusion.hub import cache_folder, offline, set_environment
 from pgc3d.errors import Pgc3dError
 from pgc3d.mini import clip_model, image_model, text_model
 from pgc3d.rendering.selftest import compare_rasterizers
@@ -135,7 +135,7 @@ def _caches() -> Iterator[Finding]:
 
     folders = {
         "cache of models": Path(constants.HF_HUB_CACHE),
-        "cache of pgc3d": record_file().parent,
+        "cache of pgc3d": cache_folder(),
         "temporary files": Path(tempfile.gettempdir()),
     }
     for name, folder in folders.items():

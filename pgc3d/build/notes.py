@@ -6,11 +6,11 @@ from typing import Any
 
 from pgc3d.build.models import NOVEL_VIEW, LocatedModel
 from pgc3d.config import Config
+from pgc3d.diffusion.catalog import BUNDLED
 from pgc3d.diffusion.kinds import why_distilled, zeros_for_empty_prompt
 from pgc3d.prompts import prompt_notes, unknown_words
 
 LARGEST_DISTILLED = 2.0  # usual guidance scales of models that were distilled for a few steps are below
-BUNDLED = "mini"
 
 
 def run_notes(prompt: str, config: Config, located: Mapping[str, LocatedModel]) -> list[str]:

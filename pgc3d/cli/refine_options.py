@@ -59,7 +59,8 @@ class RefineOptions:
     def __post_init__(self) -> None:
         if self.sync and (self.refine or self.mask is not None):
             raise InputError(
-                "--init sync must go without --refine and --mask, which start from a texture; remove one"
+                "--init sync must go without --refine and --mask, which start from a texture, got both; "
+                "remove one"
             )
         if self.strength is not None and not (self.starts or self.sync):
             raise InputError(

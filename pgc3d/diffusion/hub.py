@@ -126,10 +126,14 @@ def is_hub_id(name: str) -> bool:
     return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name) is not None
 
 
+def cache_folder() -> Path:
+    """The folder of what this package keeps between runs."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")) / "pgc3d"
+
+
 def record_file() -> Path:
     """The file with the recorded commits of downloaded models."""
-    root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(root) / "pgc3d" / "models.json"
+    return cache_folder() / "models.json"
 
 
 def set_environment() -> None:

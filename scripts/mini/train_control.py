@@ -21,12 +21,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from captions import VIEWS
 from jaxtyping import Bool, Float, Int, UInt8
 from loop import Budget, MovingAverage, load_state, save_state, start, update
 from PIL import Image
 from store import Pair, composite, named_backgrounds, posterior, render_split
 from torch import Tensor, nn
-from train_text import DIFFUSION, SIZES, VIEWS, Texts, batch_of, encode_text, make_texts, token_rows
+from train_text import DIFFUSION, SIZES, Texts, batch_of, encode_text, make_texts, token_rows
 from views import nearest_depth, random_cameras
 
 import pgc3d.mini
@@ -85,7 +86,10 @@ def build_control_store(  # noqa: PLR0913 - flat on purpose
     picks, named = torch.Generator(device).manual_seed(seed), named_backgrounds(device)
     pairs: list[Pair] = []
     moments: dict[int, list[tuple[Tensor, Tensor]]] = {size: [] for size in SIZES}
-    pair, suffix, depth_row, depths = [], [], [], []
+    pair: list[Tensor] = []
+    suffix: list[Tensor] = []
+    depth_row: list[Tensor] = []
+    depths: list[Tensor] = []
     for rendered in render_split(
         folder, split, cameras=lambda _: random_cameras(views, generator, device), recolors=recolors,
         resolution=SIZES[-1], rasterizer=rasterizer, device=device, generator=generator, limit=limit,
@@ -135,7 +139,8 @@ class Trainer:
         )  # fmt: skip
         self.alphas = alphas_cumprod(DIFFUSION).to(device)
         self.generator = torch.Generator(device)
-        for network in (prior["unet"], control):
+        networks: tuple[Any, ...] = (prior["unet"], control)
+        for network in networks:
             network.to(memory_format=torch.channels_last)
 
     def errors(
@@ -229,7 +234,7 @@ def losses(trainer: Trainer, store: ControlStore, texts: Texts) -> dict[str, flo
     report = {}
     for name, controlled in (("loss_without", False), ("loss_with", True)):
         trainer.generator.manual_seed(0)
-        parts = torch.arange(len(store.pair), device=trainer.device).split(64)
+        parts = torch.split(torch.arange(len(store.pair), device=trainer.device), 64)
         found = [trainer.errors(store, texts, SIZES[-1], part, controlled=controlled) for part in parts]
         report[name] = float(torch.cat(found).mean())
     return report
@@ -275,7 +280,7 @@ def evaluate(trainer: Trainer, store: ControlStore, texts: Texts, vae: Any, out:
     report, sheets = losses(trainer, store, texts), [depth.expand(-1, 3, -1, -1)]
     for name, condition in (("iou_without", None), ("iou_with", depth.expand(-1, 3, -1, -1))):
         latents = draw(trainer, rows, condition, size) / float(vae.config.scaling_factor)
-        images = torch.cat([vae.decode(part).sample for part in latents.split(8)]) / 2 + 0.5
+        images = torch.cat([vae.decode(part).sample for part in torch.split(latents, 8)]) / 2 + 0.5
         drawn, shown = silhouette(images), depth[:, 0] > 0
         overlap = (drawn & shown).sum((1, 2)) / (drawn | shown).sum((1, 2))
         report[name] = float(overlap.mean())
@@ -345,11 +350,12 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     training = store("train", arguments.views, arguments.paints)
     budget = Budget(arguments.minutes, device)
-    run(trainer, training, make_texts(training, tokenizer, device), budget, arguments)
+    run(trainer, training, make_texts(training.pairs, tokenizer, device), budget, arguments)
     if rank == 0:
         trainer.average.swap()
         held_out = store("test", HELD_OUT_VIEWS, 0)
-        report = evaluate(trainer, held_out, make_texts(held_out, tokenizer, device), vae, arguments.out)
+        texts = make_texts(held_out.pairs, tokenizer, device)
+        report = evaluate(trainer, held_out, texts, vae, arguments.out)
         report |= {"updates": budget.step, "minutes": budget.used / 60}
         (arguments.out / "control_report.json").write_text(json.dumps(report, indent=1) + "\n")
         save_control(trainer.control, arguments.out)
