@@ -39,9 +39,14 @@ def require_texture_memory(texture_size: int, image_size: int, device: torch.dev
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that are free on the device: of the GPU, or of the computer's memory."""
+    """Bytes that this process can use on the device: of the GPU, or of the computer's memory.
+
+    What `torch.cuda.set_per_process_memory_fraction` limits a process to is not exceeded.
+    """
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        free, total = torch.cuda.mem_get_info(device)
+        allowed = int(torch.cuda.get_per_process_memory_fraction(device) * total)
+        return min(free, max(0, allowed - torch.cuda.memory_reserved(device)))
     import psutil
 
     return int(psutil.virtual_memory().available)
