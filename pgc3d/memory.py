@@ -44,9 +44,10 @@ def free_memory(device: torch.device) -> int:
     What `torch.cuda.set_per_process_memory_fraction` limits a process to is not exceeded.
     """
     if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
-        allowed = int(torch.cuda.get_per_process_memory_fraction(device) * total)
-        return min(free, max(0, allowed - torch.cuda.memory_reserved(device)))
+        index = torch.cuda.current_device() if device.index is None else device.index
+        free, total = torch.cuda.mem_get_info(index)
+        allowed = int(torch.cuda.get_per_process_memory_fraction(index) * total)
+        return min(free, max(0, allowed - torch.cuda.memory_reserved(index)))
     import psutil
 
     return int(psutil.virtual_memory().available)
