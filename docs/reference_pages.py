@@ -191,7 +191,7 @@ def _place(section: Section) -> str:
 
 def _sentence(text: str) -> str:
     """A comment as the text of a cell; its first letter is a capital one where it begins a word."""
-    return _cell(text[:1].upper() + text[1:] if re.match(r"[a-z]+[ ,;]", text) else text)
+    return _cell(text[:1].upper() + text[1:] if re.match(r"[a-z]{2,}[ ,;]", text) else text)
 
 
 def _docstring(kind: Any) -> str:

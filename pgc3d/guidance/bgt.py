@@ -33,7 +33,7 @@ class BgtConfig:
 
     kind: Literal["bgt"] = "bgt"
     model: str = "text"  # an entry of `models`
-    guidance_scale: float = number(100.0, 0.0, 1e4)  # uncond + s (cond - uncond)
+    guidance_scale: float = number(100.0, 0.0, 1e4)  # s in uncond + s (cond - uncond)
     negative_prompt: str = ""  # what the images should not show
     timesteps: tuple[float, float] = span((0.25, 0.681), 0.0, 1.0)  # first and last, as fractions
     stride: float = number(0.25, 0.01, 1.0)  # longest step of the denoising, as a fraction

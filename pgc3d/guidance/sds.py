@@ -56,7 +56,7 @@ class SdsConfig:
     kind: Literal["sds"] = "sds"
     model: str = "text"  # an entry of `models`
     formula: FormulaConfig = field(default_factory=SdsFormula)
-    # uncond + s (cond - uncond), of the formula sds; others have their own, or none
+    # s in uncond + s (cond - uncond), of the formula sds; others have their own, or none
     guidance_scale: float = number(100.0, 0.0, 1e4)
     negative_prompt: str = ""  # what the images should not show
     perp_neg: float = number(

@@ -36,7 +36,7 @@ class VsdConfig:
 
     kind: Literal["vsd"] = "vsd"
     model: str = "text"  # an entry of `models`
-    guidance_scale: float = number(7.5, 0.0, 1e4)  # uncond + s (cond - uncond)
+    guidance_scale: float = number(7.5, 0.0, 1e4)  # s in uncond + s (cond - uncond)
     negative_prompt: str = ""  # what the images should not show
     perp_neg: float = number(0.0, 0.0, 100.0)  # factor of Perp-Neg's weights
     t_min: tuple[float, ...] = schedule((0.02,), 0.0, 1.0)  # lowest timestep

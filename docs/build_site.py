@@ -1,4 +1,4 @@
-"""Build the documentation site, without a network: `python docs/build.py [OUT]`.
+"""Build the documentation site, without a network: `python docs/build_site.py [OUT]`.
 
 The pages of `pages/` are copied to OUT (build/docs when not given), with what is generated there beside them:
 the reference pages, the changelog, and copies of the repository's files that a page links to. A link as
