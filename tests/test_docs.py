@@ -11,11 +11,13 @@ import typer
 import yaml
 from documentation import ALL, LINK, PAGES, README, ROOT
 from test_cli import checkpoint, run  # noqa: F401 - fixtures
+from test_words import PATTERN
 
 from pgc3d.cli.app import app
 from pgc3d.cli.batch_rows import read_jobs
 from pgc3d.cli.options import MAKERS, runs_of
 from pgc3d.config import load_config
+from pgc3d.evaluation.items import read_items
 
 COMMANDS = typer.main.get_command(app)
 GENERATED = ("commands/", "settings/", "changelog.md")  # in the site alone
@@ -111,6 +113,20 @@ def test_code_runs(page, tmp_path, monkeypatch, checkpoint):
             require_imports(code)
         else:
             exec(compiled, names)
+
+
+def test_the_list_of_items_is_valid(tmp_path):
+    (block,) = (block for page in ALL for block in page.blocks("json"))
+    for name in ("red-chair.png", "red-chair.glb"):
+        (tmp_path / name).touch()
+    (tmp_path / block.attributes["title"]).write_text(block.text)
+    assert len(read_items(tmp_path / block.attributes["title"])) == 2
+
+
+@of_each_page
+def test_there_are_no_private_words(page):
+    plain = re.sub(r'`[^`]*`|\]\([^)]*\)|"[^"]*"', "", page.prose)
+    assert not [match[0] for match in PATTERN.finditer(plain)]
 
 
 def require_imports(code):
