@@ -25,6 +25,7 @@ TINY = (
     "run.steps=2", "run.resolution=[32]", "run.resolution_until=[]", "objectives.color.batch=1",
     "representation.resolution=16", "export.texture_size=64", "logging.preview_every=0",
 )  # fmt: skip
+DEEPER = {"--set", "--config", "--clip", "--pipeline", "--style", "--model", "--refine", "--prompt"}
 MissingParameter = next(  # wherever typer keeps click's
     kind for kind in typer.BadParameter.__subclasses__() if kind.__name__ == "MissingParameter"
 )
@@ -48,14 +49,14 @@ def require_parsed(words, command=COMMANDS, name="pgc3d"):
 
 @of_each_page
 def test_command_lines_are_valid(page, tmp_path, monkeypatch):
-    """With the configuration of the runs that they would begin, and the files that the page has."""
+    """With the configuration of the run that they would begin, where parsing does not check their values."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     for block in page.blocks("yaml"):
         (tmp_path / block.attributes.get("title", "untitled.yaml")).write_text(block.text)
     for words in page.command_lines():
         require_parsed(words)
-        if words[0] in MAKERS:
+        if words[0] in MAKERS and DEEPER & set(words):
             assert runs_of(words, notify=lambda line: None), words
 
 
