@@ -152,6 +152,16 @@ def test_links_lead_to_files(page):
         assert (ROOT / target).is_file() or inside.startswith(GENERATED), f"{page.name}: {link}"
 
 
+def test_errors_of_the_troubleshooting_page_are_those_of_the_code():
+    page = next(page for page in ALL if page.path.stem == "troubleshooting")
+    files = [*(ROOT / "pgc3d").rglob("*.py"), *(ROOT / "scripts").glob("*.sh")]
+    code = "".join(path.read_text() for path in files)
+    quoted = re.findall(r"^\*\*`([^`]+)`\*\*", page.prose, re.MULTILINE)
+    assert len(quoted) > 3
+    for text in quoted:
+        assert text in code or text == "pgc3d: command not found"  # of the shell
+
+
 def test_the_readme_is_short_and_links_to_no_generated_page():
     assert len(README.text.splitlines()) <= 100
     for link in LINK.findall(README.prose):
