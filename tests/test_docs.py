@@ -152,6 +152,14 @@ def test_links_lead_to_files(page):
         assert (ROOT / target).is_file() or inside.startswith(GENERATED), f"{page.name}: {link}"
 
 
+@of_each_page
+def test_files_that_the_text_names_exist(page):
+    """Apart from those that an example adds."""
+    added = {block.attributes.get("title") for block in page.blocks("python")}
+    for name in re.findall(r"(?<![\w/.])(?:scripts|tests|pgc3d|configs|docs)/[\w./-]+\.[a-z]+\b", page.text):
+        assert (ROOT / name).is_file() or name in added, f"{page.name}: {name}"
+
+
 def test_errors_of_the_troubleshooting_page_are_those_of_the_code():
     page = next(page for page in ALL if page.path.stem == "troubleshooting")
     files = [*(ROOT / "pgc3d").rglob("*.py"), *(ROOT / "scripts").glob("*.sh")]
