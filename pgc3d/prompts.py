@@ -35,17 +35,24 @@ class ViewPromptConfig:
     the name of the nearest colour in `backgrounds`.
     """
 
+    # With the slots {prompt}, {azimuth}, {elevation} and {background}.
     template: str = "{prompt}, {azimuth} view"
+    # Names of the sectors, from the front on.
     azimuth_words: tuple[str, ...] = ("front", "side", "back", "side")
+    # Widths of the sectors.
     azimuth_widths_degrees: tuple[float, ...] = number(
         (90.0, 90.0, 90.0, 90.0), 0.0, 360.0, unit="degrees", above=True
     )
+    # Width of equal sectors, in place of the two lists.
     azimuth_step_degrees: float = number(0.0, 1.0, 360.0, unit="degrees", also={0: "the table"})
-    azimuth_number: str = "azimuth {degrees}"
+    azimuth_number: str = "azimuth {degrees}"  # name of such a sector
+    # Elevation from which on `overhead_word` is used; 90 disables it.
     overhead_above_degrees: float = number(60.0, -90.0, 90.0, unit="degrees")
-    overhead_word: str = "overhead"
+    overhead_word: str = "overhead"  # in place of the sector's word
+    # Between the bands of elevation.
     elevation_bounds_degrees: tuple[float, ...] = number((), -90.0, 90.0, unit="degrees")
-    elevation_words: tuple[str, ...] = ("",)
+    elevation_words: tuple[str, ...] = ("",)  # names of the bands, from below
+    # The colours that a prompt can name.
     backgrounds: dict[str, tuple[float, float, float]] = field(
         default_factory=lambda: {"white": (1.0, 1.0, 1.0), "gray": (0.5, 0.5, 0.5), "black": (0.0, 0.0, 0.0)},
         hash=False,

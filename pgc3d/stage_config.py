@@ -44,10 +44,9 @@ class ObjectiveConfig:
     cameras: CameraConfig = field(default_factory=OrbitConfig)
     backgrounds: tuple[str, ...] = ("white",)  # names or #rrggbb; one is drawn per view
     batch: int = number(4, 1, 1024, unit="views")  # per step
-    # Over progress (see `PiecewiseLinear`): of the gradient after clipping, and of the clip's threshold.
-    weight: tuple[float, ...] = schedule((1.0,), 1e-6, 1e6)
-    threshold_scale: tuple[float, ...] = schedule((1.0,), 1e-6, 1e6)
-    target: Literal["color", "normal"] = "color"
+    weight: tuple[float, ...] = schedule((1.0,), 1e-6, 1e6)  # of the gradient, after clipping
+    threshold_scale: tuple[float, ...] = schedule((1.0,), 1e-6, 1e6)  # factor of the clip's threshold
+    target: Literal["color", "normal"] = "color"  # the buffer that the guidance evaluates
 
     def __post_init__(self) -> None:
         check(self)
@@ -82,8 +81,9 @@ class ObjectiveConfig:
 class OptimizerConfig:
     """Adam; the learning rates belong to the representation."""
 
+    # Decay rates of the running means of the gradient and of its square.
     betas: tuple[float, float] = number((0.9, 0.99), 0.0, 1.0, below=True)
-    eps: float = number(1e-15, LEAST_EPS, 1.0)
+    eps: float = number(1e-15, LEAST_EPS, 1.0)  # added to the root of the mean square
     # Factor of all learning rates, a schedule (see `PiecewiseLinear`).
     lr_scale: tuple[float, ...] = schedule((1.0,), 0.0, 1000.0)
     max_skipped: int = number(20, 1, MAX_STEPS)  # non-finite steps in a row that end the run
@@ -96,7 +96,7 @@ class OptimizerConfig:
 class StageConfig:
     """One stage of a run: a representation, its objectives, and the number of steps."""
 
-    steps: int = number(500, 1, MAX_STEPS)
+    steps: int = number(500, 1, MAX_STEPS)  # optimisation steps
     # An earlier stage of the run, or a run's folder (RUN, or RUN:STAGE), from whose result this one starts.
     start: str = ""
     # Of the renders, one for each phase of the stage.

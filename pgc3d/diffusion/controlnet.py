@@ -30,8 +30,8 @@ class ControlConfig:
     """A ControlNet of the text-to-image model, conditioned on the render."""
 
     model: str = field(metadata=PATH)  # a folder, a hub id, or an alias as "sdxl-depth-small"
-    condition: Condition = "depth"
-    scale: float = number(1.0, 0.0, 100.0)
+    condition: Condition = "depth"  # the buffer of the render
+    scale: float = number(1.0, 0.0, 100.0)  # of the ControlNet's residuals
     polarity: Polarity = "near_bright"  # of depth; "far_bright" is the original PGC-3D code's
 
     def __post_init__(self) -> None:

@@ -56,25 +56,27 @@ class SdsConfig:
     kind: Literal["sds"] = "sds"
     model: str = "text"  # an entry of `models`
     formula: FormulaConfig = field(default_factory=SdsFormula)
-    # uncond + s (cond - uncond), of the formula sds; others have their own, or none
+    # s in uncond + s (cond - uncond), of the formula sds; others have their own, or none
     guidance_scale: float = number(100.0, 0.0, 1e4)
-    negative_prompt: str = ""
+    negative_prompt: str = ""  # what the images should not show
     perp_neg: float = number(
         0.0, 0.0, 100.0
     )  # factor of Perp-Neg's weights, 1 for the published ones; 0: off
-    t_min: tuple[float, ...] = schedule((0.02,), 0.0, 1.0)
-    t_max: tuple[float, ...] = schedule((0.0, 0.98, 0.5, 0.5), 0.0, 1.0)
+    t_min: tuple[float, ...] = schedule((0.02,), 0.0, 1.0)  # lowest timestep
+    t_max: tuple[float, ...] = schedule((0.0, 0.98, 0.5, 0.5), 0.0, 1.0)  # highest timestep
     dreamtime: DreamTimeConfig | None = None
-    weighting: score.Weighting = "sigma2"
+    weighting: score.Weighting = "sigma2"  # w(t): 1 - abar, sqrt(abar) (1 - abar), or 1
+    # Side of the model's input.
     resolution: int = number(
         0, 8, 4096, unit="pixels", multiple=8, also={0: "the model's own", -1: "the rendering's"}
     )
-    original_size: int = number(0, 0, 16384, unit="pixels")
-    target_size: int = number(0, 0, 16384, unit="pixels")
+    original_size: int = number(0, 0, 16384, unit="pixels")  # SDXL's size condition; 0 is the resolution
+    target_size: int = number(0, 0, 16384, unit="pixels")  # SDXL's size condition; 0 is the resolution
     controls: dict[str, ControlConfig] = field(default_factory=dict)  # by a name of your choice
+    # A file of `scripts/fit_linear_encoder.py`.
     linear_encoder: str | None = field(default=None, metadata=PATH)
-    linear_until: float = number(1.0, 0.0, 1.0)
-    as_latent: bool = False
+    linear_until: float = number(1.0, 0.0, 1.0)  # progress of the stage until which it is used
+    as_latent: bool = False  # renders are the latents
 
     def __post_init__(self) -> None:
         check(self)
