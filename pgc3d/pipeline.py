@@ -31,6 +31,8 @@ from pgc3d.checkpoint_files import Checkpoint
 from pgc3d.config import Config, dump_config, load_config
 from pgc3d.disk import free_name, replace_file, require_free_space, sha256
 from pgc3d.errors import InputError, RunDirectoryError
+from pgc3d.eta import Eta, operations_of
+from pgc3d.events import Event, EventCallback
 from pgc3d.inputs.background import style_loader
 from pgc3d.inputs.mesh import save_prepared
 from pgc3d.interfaces import Rasterizer, Representation
@@ -39,7 +41,7 @@ from pgc3d.model_record import describe_models, require_same_models, with_absolu
 from pgc3d.plan import plan_run
 from pgc3d.rendering import build_rasterizer
 from pgc3d.run_directory import RunDirectory
-from pgc3d.session import Event, EventCallback, Session, explain_memory
+from pgc3d.session import Session, explain_memory
 from pgc3d.signals import StopFlag
 from pgc3d.stages import handover_of, require_same_starts, start_records, with_absolute_starts
 from pgc3d.task import PREPARED_NAMES, Task
@@ -110,7 +112,7 @@ def generate(
         record |= {"config": run.config_digest()}
         session = Session(run, config, device, on_event, stop or StopFlag(), record)
         for name in images:
-            on_event(Event("build", file=stored.files[name]))
+            on_event(Event("build", file=stored.files[name], kind="input"))
         return _execute(session, located, {})
 
 
@@ -329,6 +331,7 @@ def _execute(
             session.on_event(Event("build", message=expected))
             session.record["expected"] = expected
         config, files = session.config, []
+        session.eta = Eta(config, operations_of(config, located), device=device.type)
         task = Task.from_record(session.record, run.path)
         models = LoadedModels(
             located, device, low_memory=config.run.low_memory, style=style_loader(task.style)

@@ -7,9 +7,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +20,8 @@ from pgc3d.checkpoint import pack, unpack
 from pgc3d.checkpoint_files import Checkpoint
 from pgc3d.config import Config, StageConfig
 from pgc3d.errors import DivergedError, OutOfMemoryError, Pgc3dError
+from pgc3d.eta import Eta
+from pgc3d.events import Event, EventCallback, Phase
 from pgc3d.interfaces import Stateful, SupportsMicroBatch
 from pgc3d.memory import release_memory
 from pgc3d.optimize import StepReport, optimize
@@ -39,23 +41,8 @@ LIBRARIES = (
     "trimesh",
     "safetensors",
 )
-Phase = Literal["build", "optimize", "export", "render"]
-
-
-@dataclass(frozen=True)
-class Event:
-    """Progress of a run: a message, a step, a file, or without any of these the start of a phase."""
-
-    phase: Phase
-    message: str = ""  # one line for the user
-    report: StepReport | None = None  # after a step
-    memory: int = 0  # bytes in use on the device, at the log interval
-    file: Path | None = None  # that was written
-    stage: str = ""  # name of the stage, with a report
-
-
-EventCallback = Callable[[Event], None]
 Preview = Callable[[Path], None]
+SECONDS_LEFT = "seconds_left"  # in the metrics: the estimate for the rest of the run
 
 
 @dataclass
@@ -70,6 +57,7 @@ class Session:
     record: dict[str, Any] = field(default_factory=dict)
     stopped_by: int | None = None  # number of the signal that stopped the optimisation
     stage: str = ""  # name of the stage that is being optimised
+    eta: Eta | None = None  # of the time that is left; by pixels alone when None
     _edge: "_Edge | None" = None  # the state before the current step, None between two steps
 
     @contextmanager
@@ -110,6 +98,7 @@ class Session:
             yield
         finally:
             self.add_seconds(part, time.perf_counter() - start)
+            self._eta.spent(part, time.perf_counter() - start)
 
     def add_seconds(self, part: str, seconds: float) -> None:
         """Add to a part's time in the manifest, a sum over all processes that worked on the run."""
@@ -151,6 +140,7 @@ class Session:
             step = checkpoint.step
         self.run.drop_metrics(stage, after=step)  # steps after the checkpoint are made, and logged, again
         reached = _Reached(step, logged=step, saved=step)
+        self._eta.begin(stage, step)
         with interrupt_held() as interrupted:
             try:
                 for report in self._steps(built, step):
@@ -164,8 +154,14 @@ class Session:
                 raise
             if reached.step > reached.saved:
                 self._save(built, reached.step)
+                self._saved()
         self.stopped_by = self.stop.signal
         return reached.step >= self._settings.steps and self.stopped_by is None
+
+    @property
+    def _eta(self) -> Eta:
+        self.eta = self.eta or Eta(self.config, device=self.device.type)
+        return self.eta
 
     @property
     def _settings(self) -> StageConfig:
@@ -179,11 +175,18 @@ class Session:
         if self.stop.signal is not None:
             return
         if config.logging.preview_every and step % config.logging.preview_every == 0:
+            path = self.run.preview(self.stage, step)
             with self.timed("preview"):
-                preview(self.run.preview(self.stage, step))
+                preview(path)
+            self.on_event(Event("optimize", file=path, kind="preview", stage=self.stage))
         if step % config.logging.checkpoint_every == 0 and step < self._settings.steps:
             self._save(built, step)
             reached.saved = step
+            self._saved()
+
+    def _saved(self) -> None:
+        newest = self.run.checkpoints(self.stage)[0]
+        self.on_event(Event("optimize", file=newest, kind="checkpoint", stage=self.stage))
 
     def _rescue(self, built: Built, reached: "_Reached", error: BaseException) -> None:
         """Save before an error is passed to the caller, if the state is one between two steps."""
@@ -269,16 +272,21 @@ class Session:
 
     def _log(self, report: StepReport, logged: int) -> int:
         """Log a step and call `on_event`; returns the number of the last step in the metrics."""
+        self._eta.stepped(report.step)
+        left = self._eta.seconds_left()
+        event = Event(
+            "optimize", report=report, stage=self.stage, progress=self._eta.progress, seconds_left=left
+        )
         if report.metrics is None:
-            self.on_event(Event("optimize", report=report, stage=self.stage))
+            self.on_event(event)
             return logged
-        self.run.log_metrics({"stage": self.stage, "step": report.step, **report.metrics})
+        estimate = {} if left is None else {SECONDS_LEFT: round(left, 1)}
+        self.run.log_metrics({"stage": self.stage, "step": report.step, **report.metrics, **estimate})
         for name, seconds in report.metrics.items():
             if name.startswith("seconds/"):
                 self.add_seconds(name.removeprefix("seconds/"), seconds * (report.step - logged))
         # Last: an exception of the caller ends the run, whose step is complete and logged.
-        memory = used_memory(self.device)
-        self.on_event(Event("optimize", report=report, memory=memory, stage=self.stage))
+        self.on_event(replace(event, memory=used_memory(self.device)))
         return report.step
 
 

@@ -25,6 +25,7 @@ LAYERS = (
     ("pipeline", "presets", "pipelines", "doctor"),
     ("stages", "assets"),
     ("session",),
+    ("events", "eta"),
     ("checkpoint", "plan", "model_record", "model_size"),
     ("build",),
     ("run_directory",),

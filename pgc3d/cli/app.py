@@ -14,10 +14,11 @@ from pgc3d.choices import Format, ImageGuidanceName, Texture, UvChoice
 from pgc3d.cli import refine_options as parts
 from pgc3d.cli.batch_command import batch
 from pgc3d.cli.config_commands import config_app
-from pgc3d.cli.console import Bar, Warnings, close_stdout, deliver, emit, notify, prepare_streams
+from pgc3d.cli.console import Bar, close_stdout, deliver, prepare_streams
 from pgc3d.cli.doctor_command import doctor
 from pgc3d.cli.evaluation_commands import ablate, evaluate
 from pgc3d.cli.inspect_command import inspect
+from pgc3d.cli.json_lines import End
 from pgc3d.cli.models_commands import models_app
 from pgc3d.cli.options import (
     DepthOption,
@@ -39,8 +40,10 @@ from pgc3d.cli.options import (
     collected,
     configured,
     style_settings,
+    with_output_options,
     with_run_options,
 )
+from pgc3d.cli.output import Warnings, choose_output, current
 from pgc3d.cli.report_command import report
 from pgc3d.cli.view_command import view
 from pgc3d.disk import default_folder
@@ -77,6 +80,7 @@ def _root(
 
 
 @app.command()
+@with_output_options
 @with_run_options
 def text(
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help='What to make, as in "a red chair".')],
@@ -97,6 +101,7 @@ def text(
 
 
 @app.command()
+@with_output_options
 @with_run_options
 def image(
     input_image: Annotated[Path, typer.Argument(metavar="INPUT", help="Image of one object.")],
@@ -132,6 +137,7 @@ def image(
 
 
 @app.command()
+@with_output_options
 @with_run_options
 def texture(
     mesh: Annotated[
@@ -209,6 +215,7 @@ def texture(
 
 
 @app.command()
+@with_output_options
 def resume(
     run: RunArgument,
     edited: Annotated[bool, typer.Option("--edited", help="Accept an edited RUN/config.yaml.")] = False,
@@ -216,7 +223,7 @@ def resume(
     """Continue a run that was stopped."""
     from pgc3d import pipeline
 
-    return _run(lambda **calls: pipeline.resume(run, edited=edited, **calls))
+    return _run(run, lambda **calls: pipeline.resume(run, edited=edited, **calls))
 
 
 @app.command()
@@ -268,23 +275,28 @@ def _generate(task: Any, folder: Path, config: Any) -> int:
     if (collector := collected.get()) is not None:
         collector.runs.append((task, config))
         return 0
-    return _run(lambda **calls: pipeline.generate(task, out=folder, config=config, **calls))
+    return _run(folder, lambda **calls: pipeline.generate(task, out=folder, config=config, **calls))
 
 
-def _run(work: Callable[..., Any]) -> int:
+def _run(folder: Path, work: Callable[..., Any]) -> int:
     """The exit code of a job that signals can stop."""
     from pgc3d.signals import stop_on_signals
 
-    bar = Bar()
+    output = current()
+    output.start(folder)
+    progress = output.progress()
     try:
         with stop_on_signals() as stop:
-            result = work(on_event=bar, stop=stop)
+            result = work(on_event=progress, stop=stop)
     finally:
-        bar.close()
+        progress.close()
     if result.stopped_by is not None:
-        notify(f"stopped and saved; continue with: pgc3d resume {result.path}")
-        return 128 + int(result.stopped_by)
-    emit(f"run: {result.path}")
+        code, run = 128 + int(result.stopped_by), str(result.path)
+        output.end(
+            End("stopped", code, run, ()), f"stopped and saved; continue with: pgc3d resume {result.path}"
+        )
+        return code
+    output.end(End("done", 0, str(result.path), tuple(map(str, result.files))))
     return 0
 
 
@@ -295,21 +307,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "4000")
     logging.basicConfig(level=logging.WARNING, handlers=[Warnings()])
     prepare_streams()
+    given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        code = app(list(arguments) if arguments is not None else None, standalone_mode=False)
+        choose_output(given)
+        code = app(given, standalone_mode=False)
     except Pgc3dError as error:
-        notify(f"error: {error}")
+        current().fail(str(error), error.exit_code)
         code = error.exit_code
     except UsageError as error:
         code = _usage_error(error)
     except (KeyboardInterrupt, typer.Abort):
-        notify("stopped")
         code = 130
+        current().end(End("stopped", code, "", ()), "stopped")
     except BrokenPipeError:  # the reader of the help text has closed its end
         code = 0
     except OSError as error:
         named = f"{error.filename}: " if error.filename else ""
-        notify(f"error: {named}{error.strerror or error}")
+        current().fail(f"{named}{error.strerror or error}", 2)
         code = 2
     close_stdout()
     sys.exit(code if isinstance(code, int) else 0)
@@ -319,5 +333,5 @@ def _usage_error(error: Any) -> int:
     if type(error).__name__ == "NoArgsIsHelpError":
         deliver(f"{error.format_message()}\n")
         return 2
-    notify(f"error: {error.format_message()}")
+    current().fail(error.format_message(), 2)
     return 2

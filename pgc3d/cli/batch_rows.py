@@ -15,7 +15,7 @@ from pgc3d.layers import nearest
 from pgc3d.ranges import shown
 
 OWN = ("command", "name", "seeds")  # keys that are no options
-NOT_HERE = ("out",)  # options that the batch sets
+NOT_HERE = ("out", "json", "quiet")  # options that the batch has
 INPUTS = {"input_image": "image"}  # keys of arguments with another name
 FILE_OR_NAME = ("model", "lora", "style-adapter", "background")  # a file, or the name of something else
 SWITCH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}

@@ -198,6 +198,28 @@ def with_run_options(command: Callable[..., int]) -> Callable[..., int]:
     return flat
 
 
+def with_output_options(command: Callable[..., int]) -> Callable[..., int]:
+    """The command with --json and --quiet, which `choose_output` has read when it begins."""
+    own = {
+        "json_lines": Annotated[
+            bool, typer.Option("--json", help="Progress as JSON lines on stdout, for other programs.")
+        ],
+        "quiet": Annotated[bool, typer.Option("--quiet", help="Print only errors and the files' names.")],
+    }
+
+    @functools.wraps(command)
+    def plain(**values: Any) -> int:
+        return command(**{name: value for name, value in values.items() if name not in own})
+
+    signature = inspect.signature(command)
+    added = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation)
+        for name, annotation in own.items()
+    ]
+    plain.__signature__ = inspect.Signature([*signature.parameters.values(), *added])  # type: ignore[attr-defined]
+    return plain
+
+
 def style_settings(
     options: RunOptions, style: Path | None, weight: float | None, adapter: str | None
 ) -> dict[str, Any]:

@@ -25,10 +25,11 @@
   function showStatus(place, run) {
     const stages = run.stages.map((one) => `${one.name}: step ${one.step} of ${one.planned ?? "unknown"}, ${one.status}`);
     const age = run.status === "done" || run.age === null ? [] : [`written ${duration(run.age)} ago`];
-    place.querySelector(".status").textContent = [run.status, ...stages, ...age].join("; ");
+    const seconds = run.newest.seconds_left, left = run.status === "running" && seconds ? [`about ${duration(seconds)} left`] : [];
+    place.querySelector(".status").textContent = [run.status, ...stages, ...left, ...age].join("; ");
     const bar = place.querySelector("progress");
     bar.value = run.status === "done" ? 1 : run.planned ? Math.min(run.step / run.planned, 1) : 0;
-    const values = Object.entries(run.newest).filter(([name]) => !name.startsWith("seconds/"));
+    const values = Object.entries(run.newest).filter(([name]) => !name.startsWith("seconds"));
     place.querySelector(".newest").replaceChildren(...values.map(([name, value]) => {
       const item = document.createElement("span"), number = document.createElement("b");
       number.textContent = value === null ? "not finite" : String(Number(value.toPrecision(4)));
