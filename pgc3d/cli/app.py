@@ -54,7 +54,6 @@ UsageError: Any = typer.BadParameter.__base__  # wherever typer keeps click's
 app = typer.Typer(
     help="Textured 3D assets from prompts, images and meshes, by clipped score distillation.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )

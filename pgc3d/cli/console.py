@@ -238,6 +238,8 @@ def _label(event: Any) -> str:
 
 def _draws_bars() -> bool:
     """Whether stderr is a terminal or a notebook, on which a line can be overwritten."""
+    if os.environ.get("TERM") == "dumb":
+        return False
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     try:
         return hasattr(shell, "kernel") or (sys.stderr is not None and sys.stderr.isatty())

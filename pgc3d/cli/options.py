@@ -13,6 +13,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 import typer
 
 from pgc3d.choices import Backend, Baseline, Device, Frame, Origin, Quality, TextGuidanceName, Unit
+from pgc3d.cli.completion import complete_model, complete_pipeline, complete_run
 from pgc3d.cli.console import notify
 
 # typer has no options that are lists of a Literal
@@ -49,7 +50,9 @@ BatchOutOption = Annotated[
 StageOption = Annotated[
     str | None, typer.Option(metavar="NAME", help="Stage of the run; the last one when not given.")
 ]
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Folder that a run wrote.")]
+RunArgument = Annotated[
+    Path, typer.Argument(metavar="RUN", help="Folder that a run wrote.", autocompletion=complete_run)
+]
 DepthOption = Annotated[
     Path | None,
     typer.Option(metavar="MAP", help="The image's relative depth, near is bright: grey PNG or .npy."),
@@ -92,7 +95,9 @@ StyleAdapterOption = Annotated[
 ModelOption = Annotated[
     str | None,
     typer.Option(
-        help="Folder in diffusers' layout, safetensors file, hub id, or alias (sdxl-turbo).", callback=_given
+        help="Folder in diffusers' layout, safetensors file, hub id, or alias (sdxl-turbo).",
+        callback=_given,
+        autocompletion=complete_model,
     ),
 ]
 SeedOption = Annotated[int | None, typer.Option(help="Same seed, same result (on a CPU).")]
@@ -144,7 +149,11 @@ class RunOptions:
     ] = None
     pipeline: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Stages of text or image, see `pgc3d config list`; else dmtet."),
+        typer.Option(
+            metavar="NAME",
+            help="Stages of text or image, see `pgc3d config list`; else dmtet.",
+            autocompletion=complete_pipeline,
+        ),
     ] = None
     clip: Annotated[
         str | None, typer.Option(metavar="RULE", help="none, pixel, pixel=0.3 ...: of every diffusion model.")
