@@ -104,6 +104,7 @@ class LoggingConfig:
     preview_every: int = number(100, 0, MAX_STEPS, unit="steps")
     checkpoint_every: int = number(200, 1, MAX_STEPS, unit="steps")
     preview_resolution: int = number(256, 16, 2048, unit="pixels")
+    tensorboard: bool = False  # also write metrics and previews for TensorBoard
 
     def __post_init__(self) -> None:
         check(self)

@@ -45,6 +45,7 @@ from pgc3d.session import Session, explain_memory
 from pgc3d.signals import StopFlag
 from pgc3d.stages import handover_of, require_same_starts, start_records, with_absolute_starts
 from pgc3d.task import PREPARED_NAMES, Task
+from pgc3d.tensorboard import require_tensorboard, written_to_tensorboard
 from pgc3d.types import Cameras, PreparedMesh, Rendering, Views
 
 FREE_SPACE = 500_000_000  # bytes: two checkpoints, the asset with its textures, previews
@@ -88,6 +89,8 @@ def generate(
     device = resolve_device(config.run.device)
     require_fitting(config, task)
     build_rasterizer(config.run.rasterizer, device)  # fails before a folder is made
+    if config.logging.tensorboard:
+        require_tensorboard()
 
     def notify(message: str) -> None:
         on_event(Event("build", message=message))
@@ -323,6 +326,15 @@ def _execute(
 
     `checkpoints` holds those that stages continue from; each is removed once it is used, to free its memory.
     """
+    if session.config.logging.tensorboard:
+        with written_to_tensorboard(session.run.path, session.on_event) as session.on_event:
+            return _run_stages(session, located, checkpoints)
+    return _run_stages(session, located, checkpoints)
+
+
+def _run_stages(
+    session: Session, located: Mapping[str, LocatedModel], checkpoints: dict[str, Checkpoint | None]
+) -> RunResult:
     run, device = session.run, session.device
     with session.recorded():
         session.on_event(Event("build"))

@@ -6,6 +6,7 @@
     RUN/previews/STAGE/         images of the asset while it grows
     RUN/checkpoints/STAGE/step-*.safetensors and .json   tensors, and the record that describes them; the
                                 newest two of a stage; the last one of a finished stage is its hand-over
+    RUN/tensorboard/STAGE/      event files of TensorBoard, with `logging.tensorboard`
     RUN/checkpoints/STAGE/mesh.safetensors   the surface that a stage textures, where it starts from it
 
 A file appears under its name only when it is complete: written to a temporary name, flushed, then renamed.

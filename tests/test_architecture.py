@@ -25,6 +25,7 @@ LAYERS = (
     ("pipeline", "presets", "pipelines", "doctor"),
     ("stages", "assets"),
     ("session",),
+    ("tensorboard",),
     ("events", "eta"),
     ("checkpoint", "plan", "model_record", "model_size"),
     ("build",),

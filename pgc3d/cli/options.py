@@ -163,6 +163,10 @@ class RunOptions:
     low_memory: Annotated[
         bool | None, typer.Option("--low-memory", help="Less memory, more time; the same result.")
     ] = None
+    tensorboard: Annotated[
+        bool | None,
+        typer.Option("--tensorboard", help="Also write metrics and previews to RUN/tensorboard, an extra."),
+    ] = None
     config: ConfigOption = None
     set_: SetOption = None
 
@@ -183,6 +187,7 @@ class RunOptions:
                 "rasterizer": self.rasterizer,
             },
             "export": {"texture_size": self.texture_size, "faces": self.faces},
+            "logging": {"tensorboard": self.tensorboard},
         }
 
 
