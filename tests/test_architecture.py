@@ -23,7 +23,7 @@ LAYERS = (
     ("batch",),
     ("evaluation",),
     ("pipeline", "presets", "pipelines", "doctor"),
-    ("stages", "assets"),
+    ("stages", "assets", "continuation"),
     ("session",),
     ("tensorboard",),
     ("events", "eta"),

@@ -218,11 +218,25 @@ def texture(
 def resume(
     run: RunArgument,
     edited: Annotated[bool, typer.Option("--edited", help="Accept an edited RUN/config.yaml.")] = False,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            help="Steps that the last stage goes on to, also of a finished run; its schedules stretch over "
+            "them, and the earlier asset stays."
+        ),
+    ] = None,
+    prompt: Annotated[str | None, typer.Option(hidden=True)] = None,
 ) -> int:
-    """Continue a run that was stopped."""
+    """Continue a run that was stopped, or go on with a finished one to more steps."""
     from pgc3d import pipeline
+    from pgc3d.errors import InputError
 
-    return _run(run, lambda **calls: pipeline.resume(run, edited=edited, **calls))
+    if prompt is not None:
+        raise InputError(
+            f"--prompt must not be given to resume, got {prompt!r}: the steps that are done were made for "
+            "the run's own prompt; start a new run"
+        )
+    return _run(run, lambda **calls: pipeline.resume(run, edited=edited, steps=steps, **calls))
 
 
 @app.command()
