@@ -1,4 +1,4 @@
-"""The checkpoints that a run continues from or is exported from, and the number of steps that it goes on to."""
+"""The checkpoints that a run continues from or is exported from, and the steps that it goes on to."""
 
 from collections.abc import Mapping
 from dataclasses import replace

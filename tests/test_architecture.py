@@ -44,6 +44,7 @@ LAYERS = (
     ("image_config", "images", "stopwatch", "memory"),
     ("cover_cameras",),
     ("cameras", "prompts", "pgc", "relative_clip"),
+    ("prompt_weights",),
     ("ranges", "requirements"),
     ("schedules",),
     ("interfaces",),

@@ -22,6 +22,7 @@ from pgc3d.events import Event, EventCallback
 from pgc3d.kernels import share_cores
 from pgc3d.memory import release_memory
 from pgc3d.pipeline import RunResult
+from pgc3d.prompt_weights import plain_text
 from pgc3d.run_directory import RunDirectory
 from pgc3d.session import peak_memory
 from pgc3d.signals import StopFlag
@@ -171,7 +172,7 @@ def _ranked_seeds(
         [
             Ranked(seed, error=failed[seed])
             if seed in failed
-            else rank_run(folder / str(seed), seed, job.task.prompt, model)
+            else rank_run(folder / str(seed), seed, plain_text(job.task.prompt), model)
             for seed in job.seeds
         ]
     )

@@ -44,6 +44,8 @@ from pgc3d.cli.options import (
     with_run_options,
 )
 from pgc3d.cli.output import Warnings, choose_output, current
+from pgc3d.cli.prompt_file import HELP as PROMPT_FILE
+from pgc3d.cli.prompt_file import read_prompt
 from pgc3d.cli.report_command import report
 from pgc3d.cli.view_command import view
 from pgc3d.disk import default_folder
@@ -82,7 +84,9 @@ def _root(
 @with_output_options
 @with_run_options
 def text(
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help='What to make, as in "a red chair".')],
+    prompt: Annotated[
+        str, typer.Argument(metavar="PROMPT", help=f'What to make, as in "a (red:1.3) chair"{PROMPT_FILE}.')
+    ],
     *,
     guidance: GuidanceOption = "auto",
     style: StyleOption = None,
@@ -92,10 +96,13 @@ def text(
     options: RunOptions,
 ) -> int:
     """Make a textured asset from a prompt."""
+    from pgc3d.prompt_weights import plain_text
     from pgc3d.task import Task
 
+    prompt = read_prompt(prompt, stdin=collected.get() is None)
+
     resolved = configured(guidance, options, own=style_settings(options, style, style_weight, style_adapter))
-    folder = out or default_folder(Path("runs"), prompt, resolved.run.seed)
+    folder = out or default_folder(Path("runs"), plain_text(prompt), resolved.run.seed)
     return _generate(Task(prompt, style=style), folder, resolved)
 
 
@@ -126,6 +133,8 @@ def image(
     from pgc3d.presets import IMAGE
     from pgc3d.task import Task
 
+    prompt = read_prompt(prompt, stdin=collected.get() is None)
+
     own = {
         "image": {"matting": False if no_matting else None, "border": border},
         "view": {"elevation_degrees": elevation},
@@ -142,7 +151,9 @@ def texture(
     mesh: Annotated[
         Path, typer.Argument(metavar="MESH", help="A glb, gltf, obj, ply, stl, usdz, off, 3mf or fbx file.")
     ],
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help='The object, as in "a wooden chair".')],
+    prompt: Annotated[
+        str, typer.Argument(metavar="PROMPT", help=f'The object, as in "a (rusty:1.3) chair"{PROMPT_FILE}.')
+    ],
     *,
     guidance: GuidanceOption = "auto",
     up: Annotated[
@@ -185,8 +196,10 @@ def texture(
     from pgc3d.build.inputs import require_prompt
     from pgc3d.errors import InputError
     from pgc3d.presets import TEXTURE, split_backgrounds
+    from pgc3d.prompt_weights import plain_text
     from pgc3d.task import Task
 
+    prompt = read_prompt(prompt, stdin=collected.get() is None)
     require_prompt(prompt)
     if options.faces:
         raise InputError(f"--faces must not be given with an input mesh, got {options.faces}; remove it")
@@ -205,7 +218,7 @@ def texture(
     defaults = {"export": {"format": "obj"}} if mesh.suffix.lower() == ".obj" else {}
     command = replace(TEXTURE, defaults=defaults)
     resolved = configured(guidance, options, command, layers, every_objective=every, refine=given.starts)
-    folder = out or default_folder(Path("runs"), f"{mesh.stem} {prompt}", resolved.run.seed)
+    folder = out or default_folder(Path("runs"), f"{mesh.stem} {plain_text(prompt)}", resolved.run.seed)
     task = Task(
         prompt, mesh=mesh, background=background_image, style=style, texture=init, mask=mask,
         only=given.only, keep=given.keep,

@@ -214,6 +214,8 @@ def _located(key: str, text: str, parameter: Parameter, folder: Path) -> str:
     """A value whose path is relative to the list, made absolute; "" stays."""
     if not text:
         return text
+    if key == "prompt" and text.startswith("@"):
+        return f"@{folder / text[1:]}"
     if parameter.is_path or (key in FILE_OR_NAME and (folder / text.partition(":")[0]).exists()):
         return str(folder / text)
     return text
