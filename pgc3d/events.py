@@ -8,7 +8,7 @@ from typing import Literal
 from pgc3d.optimize import StepReport
 
 Phase = Literal["build", "optimize", "export", "render"]
-FileKind = Literal["input", "preview", "checkpoint", "result"]
+FileKind = Literal["input", "preview", "clipping", "checkpoint", "result"]
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,6 @@
 """The work of one process on a run directory: optimisation steps, periodic files, and the manifest."""
 
-import importlib.metadata
 import logging
-import platform
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pgc3d import __version__
 from pgc3d.build.run import Built
 from pgc3d.checkpoint import pack, unpack
 from pgc3d.checkpoint_files import Checkpoint
+from pgc3d.clip_images import ClipImages
 from pgc3d.config import Config, StageConfig
+from pgc3d.environment import describe_environment, peak_memory, used_memory
 from pgc3d.errors import DivergedError, OutOfMemoryError, Pgc3dError
 from pgc3d.eta import Eta
 from pgc3d.events import Event, EventCallback, Phase
@@ -30,17 +28,6 @@ from pgc3d.signals import StopFlag, interrupt_held
 
 logger = logging.getLogger(__name__)
 
-LIBRARIES = (
-    "torch",
-    "diffusers",
-    "transformers",
-    "peft",
-    "numpy",
-    "numba",
-    "xatlas",
-    "trimesh",
-    "safetensors",
-)
 Preview = Callable[[Path], None]
 SECONDS_LEFT = "seconds_left"  # in the metrics: the estimate for the rest of the run
 
@@ -58,6 +45,7 @@ class Session:
     stopped_by: int | None = None  # number of the signal that stopped the optimisation
     stage: str = ""  # name of the stage that is being optimised
     eta: Eta | None = None  # of the time that is left; by pixels alone when None
+    _clip_images: ClipImages = field(default_factory=lambda: ClipImages({}, 0))  # of the stage
     _edge: "_Edge | None" = None  # the state before the current step, None between two steps
 
     @contextmanager
@@ -141,6 +129,9 @@ class Session:
         self.run.drop_metrics(stage, after=step)  # steps after the checkpoint are made, and logged, again
         reached = _Reached(step, logged=step, saved=step)
         self._eta.begin(stage, step)
+        self._clip_images = ClipImages(built.problem.objectives, self.config.logging.preview_every)
+        built = replace(built, problem=replace(built.problem, objectives=self._clip_images.objectives))
+        self._clip_images.begin(step + 1)
         with interrupt_held() as interrupted:
             try:
                 for report in self._steps(built, step):
@@ -175,10 +166,14 @@ class Session:
         if self.stop.signal is not None:
             return
         if config.logging.preview_every and step % config.logging.preview_every == 0:
-            path = self.run.preview(self.stage, step)
+            path, clipping = self.run.preview(self.stage, step), self.run.clip_image(self.stage, step)
             with self.timed("preview"):
                 preview(path)
+                has_clipping = self._clip_images.write(clipping)
             self.on_event(Event("optimize", file=path, kind="preview", stage=self.stage))
+            if has_clipping:
+                self.on_event(Event("optimize", file=clipping, kind="clipping", stage=self.stage))
+        self._clip_images.begin(step + 1)
         if step % config.logging.checkpoint_every == 0 and step < self._settings.steps:
             self._save(built, step)
             reached.saved = step
@@ -330,38 +325,6 @@ def copy_state(stateful: Stateful) -> dict[str, Tensor]:
 
 def _versions(built: Built) -> tuple[int, ...]:
     return tuple(tensor._version for tensor in built.problem.representation.parameter_store().tensors())
-
-
-def describe_environment(device: torch.device) -> dict[str, Any]:
-    """Versions of the libraries and the device, for the manifest."""
-    versions = {"python": platform.python_version(), "pgc3d": __version__}
-    for library in LIBRARIES:
-        try:
-            versions[library] = importlib.metadata.version(library)
-        except importlib.metadata.PackageNotFoundError:
-            versions[library] = "missing"
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu"
-    return {"versions": versions, "device": {"type": device.type, "name": name}}
-
-
-def peak_memory(device: torch.device) -> dict[str, int]:
-    """Peak memory of this process in bytes: resident, and on a CUDA device."""
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = {"resident": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
-    if device.type == "cuda":
-        peak["cuda"] = torch.cuda.max_memory_reserved(device)  # with what recorded graphs keep
-    return peak
-
-
-def used_memory(device: torch.device) -> int:
-    """Memory of this process on the device in bytes."""
-    if device.type == "cuda":
-        return torch.cuda.memory_allocated(device)
-    import psutil
-
-    return int(psutil.Process().memory_info().rss)
 
 
 @contextmanager

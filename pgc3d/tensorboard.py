@@ -17,7 +17,7 @@ from pgc3d.events import Event, EventCallback
 from pgc3d.plain_files import read_file, require_folder
 
 FOLDER = "tensorboard"
-PREVIEW = "preview"  # tag of the images
+IMAGES = ("preview", "clipping")  # kinds of files, and tags of the images
 
 
 def require_tensorboard() -> None:
@@ -55,8 +55,8 @@ def written_to_tensorboard(run: Path, on_event: EventCallback) -> Iterator[Event
         if event.report is not None and event.report.metrics is not None:
             for name, value in event.report.metrics.items():
                 writers[event.stage].add_scalar(name, value, event.report.step)
-        elif event.kind == "preview" and event.file is not None:
-            _add_image(writers[event.stage], event.file)
+        elif event.kind in IMAGES and event.file is not None:
+            _add_image(writers[event.stage], event.kind, event.file)
         on_event(event)
 
     try:
@@ -79,7 +79,7 @@ def _open(run: Path, stage: str, step: int) -> Any:
     return SummaryWriter(str(folder), purge_step=step)
 
 
-def _add_image(writer: Any, path: Path) -> None:
+def _add_image(writer: Any, tag: str, path: Path) -> None:
     import io
 
     import numpy as np
@@ -87,4 +87,4 @@ def _add_image(writer: Any, path: Path) -> None:
 
     with Image.open(io.BytesIO(read_file(path)), formats=("PNG",)) as image:
         pixels = np.asarray(image.convert("RGB"))
-    writer.add_image(PREVIEW, pixels, int(path.stem.removeprefix("step-")), dataformats="HWC")
+    writer.add_image(tag, pixels, int(path.stem.rpartition("-")[2]), dataformats="HWC")

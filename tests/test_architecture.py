@@ -26,7 +26,7 @@ LAYERS = (
     ("stages", "assets", "continuation"),
     ("session",),
     ("tensorboard",),
-    ("events", "eta"),
+    ("events", "eta", "clip_images", "environment"),
     ("checkpoint", "plan", "model_record", "model_size"),
     ("build",),
     ("run_directory",),

@@ -174,8 +174,9 @@ def test_the_state_follows_a_run(tmp_path):
         assert json.loads(request(server, "/charts.json")[2]) == {"clipping": "", "curves": ""}
 
         run = RunDirectory.create(tmp_path / "run")
-        run.begin()
-        assert (state(server)["status"], state(server)["planned"]) == (PREPARING, None)
+        with run:
+            run.begin()
+            assert (state(server)["status"], state(server)["planned"]) == (PREPARING, None)
 
         run.config.write_text("stages:\n  coarse: {steps: 10}\n")
         run.write_manifest({"status": "running"})

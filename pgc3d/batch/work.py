@@ -16,6 +16,7 @@ from pgc3d.batch.lists import SWEEPS
 from pgc3d.batch.ranking import best_first, rank_run
 from pgc3d.config import Config
 from pgc3d.disk import replace_file, writing
+from pgc3d.environment import peak_memory
 from pgc3d.errors import DivergedError, Pgc3dError, RunDirectoryError
 from pgc3d.evaluation.retrieval import load_retriever
 from pgc3d.events import Event, EventCallback
@@ -24,7 +25,6 @@ from pgc3d.memory import release_memory
 from pgc3d.pipeline import RunResult
 from pgc3d.prompt_weights import plain_text
 from pgc3d.run_directory import RunDirectory
-from pgc3d.session import peak_memory
 from pgc3d.signals import StopFlag
 
 REACHED = 0  # in a stop flag, in place of a signal's number: the steps of a sweep are done

@@ -66,8 +66,8 @@ class File:
     """A file was written."""
 
     path: str
-    kind: str  # input, preview, checkpoint or result
-    stage: str  # of a preview or a checkpoint, else ""
+    kind: str  # input, preview, clipping, checkpoint or result; clipping: see `clip_images`
+    stage: str  # of a preview, of clipping or a checkpoint, else ""
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ def view(
         if not no_browser and _has_display():
             import webbrowser
 
-            webbrowser.open(server.address)
+            webbrowser.open(server.one_time_address())
         server.run()
     return 0
 

@@ -33,6 +33,7 @@ from pgc3d.clip_rules import ClipConfig, parse_rule
 from pgc3d.colors import COLORS, named_color
 from pgc3d.config import Config, StageConfig, dump_config
 from pgc3d.disk import new_folder, write_files
+from pgc3d.environment import describe_environment, used_memory
 from pgc3d.errors import ConfigError
 from pgc3d.evaluation.ablation_sheets import Heatmap, RuleResult, columns, result_images
 from pgc3d.evaluation.image_metrics import statistics
@@ -47,7 +48,7 @@ from pgc3d.rendering import build_rasterizer
 from pgc3d.representation.dmtet_config import DMTetConfig
 from pgc3d.run_directory import CONFIG, MANIFEST
 from pgc3d.schedules import PiecewiseLinear
-from pgc3d.session import copy_state, describe_environment, explain_memory, used_memory
+from pgc3d.session import copy_state, explain_memory
 from pgc3d.task import Task
 from pgc3d.types import Rendering, Step, Views
 
