@@ -6,7 +6,7 @@ import pytest
 from sessions import CONFIG
 
 from pgc3d.config import Config, ExportConfig, LoggingConfig, StageConfig
-from pgc3d.eta import WARM_UP, Eta, export_seconds, phases_of
+from pgc3d.eta import POWER, WARM_UP, Eta, export_seconds, phases_of
 
 TWO = StageConfig(steps=100, resolution=(32, 64), resolution_until=(0.6,))
 LOGGING = LoggingConfig(preview_every=0)
@@ -58,7 +58,7 @@ def test_phases_are_the_resolutions_of_the_stages():
     assert pixels == [4 * side**2 for side in (32, 64, 128)]
 
 
-@pytest.mark.parametrize("power", [1.0, 0.8])
+@pytest.mark.parametrize("power", POWER.values())
 def test_an_estimate_is_exact_where_steps_follow_the_plan(power):
     steps = run_of(RUN, lambda stage: operations(stage) ** power, power=power)
     assert [left for _, left, _ in steps[:WARM_UP]] == [None] * WARM_UP

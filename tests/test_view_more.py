@@ -190,4 +190,9 @@ def test_a_textured_mesh_is_compared_with_its_result(tmp_path):
         slide(browser, ".step", 5)
         browser.wait("!document.querySelector('.clipping').hidden")
         browser.wait("document.querySelector('.clipping img').naturalWidth === 8")
+        with RunDirectory.open(folder) as run:
+            run.write_manifest(run.read_manifest() | {"status": "running"})
+            run.log_metrics({"stage": "fine", "step": 21, "seconds_left": 150.0})
+            browser.wait("document.querySelector('.status').textContent.includes('about 3 min left')")
+        assert "seconds_left" not in browser.evaluate("document.querySelector('.newest').textContent")
         assert browser.console == []

@@ -6,7 +6,7 @@ from pathlib import Path
 from pgc3d.errors import InputError
 
 LARGEST = 65_536  # bytes
-HELP = "; @FILE reads it from a text file, - from the standard input"
+HELP = "; parentheses without a number are text. @FILE reads it from a file, - from the standard input"
 
 
 def read_prompt(given: str, *, stdin: bool = True) -> str:

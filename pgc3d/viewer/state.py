@@ -121,4 +121,4 @@ def as_json(state: State, now: float) -> dict[str, Any]:
 
 
 def _displayed(file: Displayed | None) -> dict[str, str] | None:
-    return file and {"name": file.path.name, "version": file.version}
+    return None if file is None else {"name": file.path.name, "version": file.version}
