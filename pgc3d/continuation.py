@@ -86,7 +86,7 @@ def with_steps(
     try:
         longer = replace(config, stages={**config.stages, name: replace(stage, steps=steps)})
     except ValueError as error:
-        raise ConfigError(f"--steps: {error}") from error
+        raise ConfigError(str(error)) from error
     entry = {"stage": name, "done": done, "steps": stage.steps, "to": steps}
     progress = f"{100 * done / steps:.0f} % of {steps}, over which schedules and phases now stretch"
     on_event(Event("build", message=f"stage {name} goes on from step {done}, {progress}"))
