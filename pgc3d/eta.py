@@ -8,10 +8,11 @@ as those before.
 """
 
 import time
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import pairwise
 
 from pgc3d.build.models import LocatedModel
 from pgc3d.config import Config, StageConfig
@@ -55,11 +56,15 @@ def phases_of(config: Config, operations: Operations | None = None) -> tuple[Pha
     return tuple(Phase(*item[:3], work=one) for item, one in zip(bare, work, strict=True))
 
 
-def _by_resolution(stage: StageConfig) -> list[tuple[int, list[int]]]:
-    """The resolutions, each with the numbers of its steps."""
-    last = max(stage.steps - 1, 1)
-    grouped = groupby(range(1, stage.steps + 1), lambda number: stage.resolution_at((number - 1) / last))
-    return [(side, list(steps)) for side, steps in grouped]
+def _by_resolution(stage: StageConfig) -> list[tuple[int, range]]:
+    """The resolutions, each with the numbers of its steps; those without steps are left out."""
+    numbers, last = range(1, stage.steps + 1), max(stage.steps - 1, 1)
+    ends = [
+        bisect_left(numbers, end, key=lambda number: (number - 1) / last) for end in stage.resolution_until
+    ]
+    edges = pairwise([0, *ends, stage.steps])
+    parts = ((side, numbers[start:end]) for side, (start, end) in zip(stage.resolution, edges, strict=True))
+    return [(side, steps) for side, steps in parts if steps]
 
 
 def _pixels(stage: StageConfig) -> float:

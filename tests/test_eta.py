@@ -58,6 +58,19 @@ def test_phases_are_the_resolutions_of_the_stages():
     assert pixels == [4 * side**2 for side in (32, 64, 128)]
 
 
+@pytest.mark.parametrize("ends", [(0.0, 0.3), (0.25, 0.25), (0.5, 1.0), (1 / 3, 2 / 3)])
+@pytest.mark.parametrize("steps", [1, 2, 7, 100])
+def test_phases_are_those_of_the_steps(ends, steps):
+    stage = replace(TWO, steps=steps, resolution=(32, 64, 128), resolution_until=ends)
+    found = {
+        number: phase.work
+        for phase in phases_of(replace(RUN, stages={"main": stage}))
+        for number in range(phase.first, phase.last + 1)
+    }
+    sides = [stage.resolution_at((number - 1) / max(steps - 1, 1)) for number in range(1, steps + 1)]
+    assert found == {number: 4.0 * side**2 for number, side in enumerate(sides, 1)}
+
+
 @pytest.mark.parametrize("power", POWER.values())
 def test_an_estimate_is_exact_where_steps_follow_the_plan(power):
     steps = run_of(RUN, lambda stage: operations(stage) ** power, power=power)

@@ -1,6 +1,7 @@
 """What a command prints: text for people, JSON lines for other programs, or only errors and results."""
 
 import logging
+import os
 import time
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
@@ -209,6 +210,8 @@ def choose_output(arguments: Sequence[str]) -> None:
         note = lines.note
     elif command in COMMANDS and QUIET in options:
         output, note = Quiet(), _discard
+    if note is not None:
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # of downloads, on stderr
     _current.set(output)
     listener.set(note)
     if command in COMMANDS and {JSON, QUIET} <= set(options):
