@@ -120,7 +120,7 @@ def test_a_prompt_is_no_option(run):
 
 def test_a_stop_is_an_end(capsys):
     lines = output.JsonLines("text", lambda: 5.0)
-    lines.end(End("stopped", 143, "runs/a", ()), "continue with: pgc3d resume runs/a")
+    lines.end(End("stopped", 143, "runs/a", ()), advice="continue with: pgc3d resume runs/a")
     found = lines_of(capsys.readouterr().out)
     assert [line["event"] for line in found] == ["message", "end"]
     assert (found[1]["status"], found[1]["exit_code"], found[1]["time"]) == ("stopped", 143, 5.0)

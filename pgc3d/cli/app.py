@@ -318,11 +318,11 @@ def _run(folder: Path, work: Callable[..., Any]) -> int:
         progress.close()
     if result.stopped_by is not None:
         code, run = 128 + int(result.stopped_by), str(result.path)
-        output.end(
-            End("stopped", code, run, ()), f"stopped and saved; continue with: pgc3d resume {result.path}"
-        )
+        advice = f"stopped and saved; continue with: pgc3d resume {result.path}"
+        output.end(End("stopped", code, run, ()), advice=advice)
         return code
-    output.end(End("done", 0, str(result.path), tuple(map(str, result.files))))
+    files = tuple(map(str, result.files))
+    output.end(End("done", 0, str(result.path), files), result=f"run: {result.path}")
     return 0
 
 
@@ -344,7 +344,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = _usage_error(error)
     except (KeyboardInterrupt, typer.Abort):
         code = 130
-        current().end(End("stopped", code, "", ()), "stopped")
+        current().end(End("stopped", code, "", ()), advice="stopped")
     except BrokenPipeError:  # the reader of the help text has closed its end
         code = 0
     except OSError as error:

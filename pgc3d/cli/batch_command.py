@@ -68,7 +68,7 @@ def _end(folder: Path, entries: Mapping[str, Any], signal: int | None) -> int:
     code = 128 + int(signal) if signal is not None else 1 if failed else 0
     status = "stopped" if signal is not None else "failed" if failed else "done"
     advice = "stopped and saved; continue with the same command" if signal is not None else ""
-    current().end(End(status, code, str(folder), files), advice)
+    current().end(End(status, code, str(folder), files), advice=advice)
     return code
 
 

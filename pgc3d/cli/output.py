@@ -46,8 +46,8 @@ class Output(Protocol):
     def progress(self, job: str | None = None, *, drawn: bool = True) -> Progress:
         """What prints the events of a run, or of a batch's job."""
 
-    def end(self, end: End, advice: str = "") -> None:
-        """Print how the command ended, with what to do next."""
+    def end(self, end: End, *, result: str = "", advice: str = "") -> None:
+        """Print how the command ended: a line for stdout, or one about what to do next."""
 
 
 class Text:
@@ -71,12 +71,11 @@ class Text:
         """A bar, or lines where there is no terminal."""
         return Bar(prefix="" if job is None else f"[{job}] ", drawn=drawn)
 
-    def end(self, end: End, advice: str = "") -> None:
-        """Print the run's folder on stdout, or the advice on stderr."""
-        if advice:
-            notify(advice)
-        elif end.run:
-            emit(f"run: {end.run}")
+    def end(self, end: End, *, result: str = "", advice: str = "") -> None:
+        """Print the result on stdout, and the advice on stderr."""
+        notify(advice)
+        if result:
+            emit(result)
 
 
 class Quiet:
@@ -100,7 +99,7 @@ class Quiet:
         """What prints the paths of results."""
         return _Results()
 
-    def end(self, end: End, advice: str = "") -> None:
+    def end(self, end: End, *, result: str = "", advice: str = "") -> None:
         """Print what to do after a run that was stopped."""
         if advice:
             print_error(advice)
@@ -152,7 +151,7 @@ class JsonLines:
         """What writes each event as a line."""
         return _JsonProgress(self, job)
 
-    def end(self, end: End, advice: str = "") -> None:
+    def end(self, end: End, *, result: str = "", advice: str = "") -> None:
         """Write the last line."""
         self.note(advice)
         self.write(end)
