@@ -135,6 +135,22 @@ def test_events_of_a_batch_name_their_job(capsys):
     assert found[0]["seconds_left"] == 3.0
 
 
+def test_a_batch_with_a_failed_job_ends_as_failed(run, tmp_path):
+    (tmp_path / "jobs.yaml").write_text("- {prompt: x, qualty: draft, name: a}\n")
+    code, out, err = run("batch", "jobs.yaml", "--skip-invalid", "--json")
+    lines = lines_of(out)
+    assert (code, err) == (1, "")
+    assert [line["event"] for line in (lines[0], lines[-2], lines[-1])] == ["start", "warning", "end"]
+    assert (lines[0]["command"], lines[0]["run"]) == ("batch", "runs/jobs")
+    (warning,) = of(lines, "warning")
+    assert warning["job"].endswith("invalid") or warning["job"] == "a"
+    assert "did you mean 'quality'" in warning["text"]
+    assert (lines[-1]["status"], lines[-1]["exit_code"], lines[-1]["files"]) == ("failed", 1, [])
+    code, out, err = run("batch", "jobs.yaml", "--skip-invalid", "--quiet", "--retry")
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert err.startswith("error: [a] ")
+
+
 def test_all_commands_that_make_an_asset_have_the_options():
     assert set(MAKERS) <= set(output.COMMANDS)
 
