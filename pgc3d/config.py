@@ -105,6 +105,7 @@ class LoggingConfig:
     preview_every: int = number(100, 0, MAX_STEPS, unit="steps")  # between two previews; 0 means none
     checkpoint_every: int = number(200, 1, MAX_STEPS, unit="steps")  # between two checkpoints
     preview_resolution: int = number(256, 16, 2048, unit="pixels")  # side of a preview's views
+    tensorboard: bool = False  # also write metrics and previews for TensorBoard
 
     def __post_init__(self) -> None:
         check(self)

@@ -29,20 +29,23 @@ from pgc3d.build.run import (
 from pgc3d.checkpoint import unpack_representation
 from pgc3d.checkpoint_files import Checkpoint
 from pgc3d.config import Config, dump_config, load_config
+from pgc3d.continuation import newest_checkpoint, replace_config, stage_to_show, with_steps
 from pgc3d.disk import free_name, replace_file, require_free_space, sha256
 from pgc3d.errors import InputError, RunDirectoryError
+from pgc3d.eta import Eta, operations_of
+from pgc3d.events import Event, EventCallback
 from pgc3d.inputs.background import style_loader
 from pgc3d.inputs.mesh import save_prepared
 from pgc3d.interfaces import Rasterizer, Representation
-from pgc3d.layers import nearest
 from pgc3d.model_record import describe_models, require_same_models, with_absolute_paths
 from pgc3d.plan import plan_run
 from pgc3d.rendering import build_rasterizer
 from pgc3d.run_directory import RunDirectory
-from pgc3d.session import Event, EventCallback, Session, explain_memory
+from pgc3d.session import Session, explain_memory
 from pgc3d.signals import StopFlag
 from pgc3d.stages import handover_of, require_same_starts, start_records, with_absolute_starts
 from pgc3d.task import PREPARED_NAMES, Task
+from pgc3d.tensorboard import require_tensorboard, written_to_tensorboard
 from pgc3d.types import Cameras, PreparedMesh, Rendering, Views
 
 FREE_SPACE = 500_000_000  # bytes: two checkpoints, the asset with its textures, previews
@@ -86,6 +89,8 @@ def generate(
     device = resolve_device(config.run.device)
     require_fitting(config, task)
     build_rasterizer(config.run.rasterizer, device)  # fails before a folder is made
+    if config.logging.tensorboard:
+        require_tensorboard()
 
     def notify(message: str) -> None:
         on_event(Event("build", message=message))
@@ -110,7 +115,7 @@ def generate(
         record |= {"config": run.config_digest()}
         session = Session(run, config, device, on_event, stop or StopFlag(), record)
         for name in images:
-            on_event(Event("build", file=stored.files[name]))
+            on_event(Event("build", file=stored.files[name], kind="input"))
         return _execute(session, located, {})
 
 
@@ -136,25 +141,35 @@ def _store_inputs(
 
 
 def resume(
-    path: Path | str, *, edited: bool = False, on_event: EventCallback = ignore, stop: StopFlag | None = None
+    path: Path | str,
+    *,
+    edited: bool = False,
+    steps: int | None = None,
+    on_event: EventCallback = ignore,
+    stop: StopFlag | None = None,
 ) -> RunResult:
     """Continue a run that was stopped; on a CPU the result is that of an uninterrupted run.
 
     Args:
         path: the run directory.
         edited: accept a `config.yaml` that was edited after the run wrote it.
+        steps: that the last stage goes on to, also of a finished run, whose asset is written under a new
+            name; schedules stretch over all of them. The run's own number when None.
         on_event: called after every step, for messages, and for every file that was written.
         stop: once its `signal` is set, the run saves after the current step and returns.
 
     Raises:
         RunDirectoryError: the folder is not a run, is in use, has only damaged checkpoints, or the
             configuration, the inputs or the weights are no longer those of the run.
+        ConfigError: as many steps as `steps` are done already.
     """
     path = Path(path)
     with RunDirectory.open(path) as run:
         record = _read_record(run, on_event, edited=edited)
         config = load_config([run.config])
-        checkpoints = {name: _newest(run, config, name) for name in config.stages}
+        if steps is not None:
+            config, record = with_steps(run, config, record, steps, on_event)
+        checkpoints = {name: newest_checkpoint(run, config, name) for name in config.stages}
         last = checkpoints[next(reversed(config.stages))]
         if record.get("status") == "done" and last is not None and last.step == config.last.steps:
             on_event(Event("export", message=f"nothing to do: {path} is done; use `pgc3d export {path}`"))
@@ -168,6 +183,7 @@ def resume(
             record |= describe_models(config, located) | start_records(config)
         require_same_models(record, config, located)
         require_same_starts(record, config)
+        record = replace_config(run, config, record) if steps is not None else record
         session = Session(run, config, device, on_event, stop or StopFlag(), record)
         return _execute(session, located, checkpoints)
 
@@ -185,17 +201,6 @@ def _read_record(run: RunDirectory, on_event: EventCallback, *, edited: bool = F
         )
     run.require_same_inputs(record)
     return record | {"config": digest}
-
-
-def _newest(run: RunDirectory, config: Config, stage: str) -> Checkpoint | None:
-    """The newest checkpoint of a stage, None where it has not begun."""
-    checkpoint, steps = run.load_checkpoint(stage), config.stages[stage].steps
-    if checkpoint is not None and checkpoint.step > steps:
-        raise RunDirectoryError(
-            f"stages.{stage}.steps in {run.config} must be at least {checkpoint.step}, the steps that are "
-            f"done, got {steps}; raise it"
-        )
-    return checkpoint
 
 
 def export(
@@ -280,7 +285,7 @@ def _opened(
     with RunDirectory.open(path) as run:
         manifest = _read_record(run, on_event)
         config = load_config([run.config], options=changes)
-        name, checkpoint = _stage_to_show(run, config, stage, manifest)
+        name, checkpoint = stage_to_show(run, config, stage, manifest)
         device = resolve_device(config.run.device)
         session = Session(run, config, device, on_event, StopFlag(), manifest, stage=name)
         with explain_memory(config, device):
@@ -294,26 +299,6 @@ def _opened(
                 run.write_manifest(session.record)
 
 
-def _stage_to_show(
-    run: RunDirectory, config: Config, stage: str | None, manifest: Mapping[str, Any]
-) -> tuple[str, Checkpoint]:
-    """The stage with its newest checkpoint; without a name, the last stage that has begun."""
-    if stage is not None and stage not in config.stages:
-        raise InputError(
-            f"--stage must be one of {', '.join(config.stages)}, got {stage!r}{nearest(stage, config.stages)}"
-        )
-    for name in [stage] if stage else reversed(config.stages):
-        if (checkpoint := run.load_checkpoint(name)) is not None:
-            return name, checkpoint
-        if manifest.get("stages", {}).get(name, {}).get("steps"):
-            stage = name  # its checkpoints are gone: an earlier stage would be another result
-            break
-    raise RunDirectoryError(
-        f"{run.path} must have a checkpoint{f' of {stage}' if stage else ''}, but has none; use "
-        f"`pgc3d resume {run.path}`"
-    )
-
-
 def _execute(
     session: Session, located: Mapping[str, LocatedModel], checkpoints: dict[str, Checkpoint | None]
 ) -> RunResult:
@@ -321,6 +306,15 @@ def _execute(
 
     `checkpoints` holds those that stages continue from; each is removed once it is used, to free its memory.
     """
+    if session.config.logging.tensorboard:
+        with written_to_tensorboard(session.run.path, session.on_event) as session.on_event:
+            return _run_stages(session, located, checkpoints)
+    return _run_stages(session, located, checkpoints)
+
+
+def _run_stages(
+    session: Session, located: Mapping[str, LocatedModel], checkpoints: dict[str, Checkpoint | None]
+) -> RunResult:
     run, device = session.run, session.device
     with session.recorded():
         session.on_event(Event("build"))
@@ -329,6 +323,7 @@ def _execute(
             session.on_event(Event("build", message=expected))
             session.record["expected"] = expected
         config, files = session.config, []
+        session.eta = Eta(config, operations_of(config, located), device=device.type)
         task = Task.from_record(session.record, run.path)
         models = LoadedModels(
             located,

@@ -11,7 +11,8 @@ from pgc3d.build.run import resolve_device
 from pgc3d.choices import GuidanceName, Quality
 from pgc3d.clip_rules import ClipConfig
 from pgc3d.config import STAGE_NUMBERS, Config, ObjectiveConfig, load_config, preset
-from pgc3d.diffusion.hub import ALIASES, POSES, is_hub_id
+from pgc3d.diffusion.aliases import ALIASES
+from pgc3d.diffusion.hub import POSES, is_hub_id
 from pgc3d.diffusion.latent import Layout
 from pgc3d.diffusion.models import local_model, model_layout
 from pgc3d.errors import ConfigError, InputError, WeightsNotFoundError

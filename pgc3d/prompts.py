@@ -13,13 +13,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from pgc3d.prompt_weights import plain_text, weight_note
 from pgc3d.ranges import KEY, Range, check, number
 
 FUNCTION_WORDS = frozenset(
     {"a", "an", "the", "of", "and", "or", "with", "in", "on", "at", "to", "by", "for", "from"}
 )
-# The syntax of some image generators for the weight of a word: "(red:1.3)".
-WEIGHTED = re.compile(r"(\(([^():]*):\s*[-+]?(?:\d+\.?\d*|\.\d+)\s*\))")
 SLOTS = frozenset({"prompt", "azimuth", "elevation", "background"})
 
 
@@ -200,26 +199,23 @@ def unknown_words(prompt: str, vocabulary: Collection[str]) -> list[tuple[str, l
 
 
 def prompt_notes(prompt: str, vocabulary: Collection[str], name: str) -> list[str]:
-    """Lines about the parts of a prompt that have no effect on a model.
+    """Lines about the weights in a prompt, and the parts of it that have no effect on a model.
 
     Args:
         prompt: any text.
         vocabulary: the words that the model was trained with; empty where it has no fixed vocabulary.
         name: of the model, for the lines.
     """
-    notes = []
-    if weighted := WEIGHTED.findall(prompt):
-        example, word = weighted[0]
-        notes.append(
-            f"weights in a prompt, as in {example}, have no effect: {word.strip()!r} is used without one"
-        )
+    note = weight_note(prompt)
+    notes = [note] if note else []
     if not vocabulary:
         return notes
     unknown = unknown_words(prompt, vocabulary)
     content = [word for word in _words(prompt) if word not in FUNCTION_WORDS]
     if len(unknown) == len(content):
         notes.append(
-            f"{name} has no word of the prompt {prompt!r} in its vocabulary: the asset will be random"
+            f"{name} has no word of the prompt {plain_text(prompt)!r} in its vocabulary: the asset will be "
+            "random"
         )
     for word, close in unknown:
         hint = f"; similar words: {', '.join(close)}" if close else ""
@@ -229,5 +225,5 @@ def prompt_notes(prompt: str, vocabulary: Collection[str], name: str) -> list[st
 
 def _words(prompt: str) -> list[str]:
     """The words and numbers of a prompt in lower case, each once and without weights."""
-    plain = WEIGHTED.sub(lambda match: f" {match[2]} ", unicodedata.normalize("NFKC", prompt.lower()))
+    plain = unicodedata.normalize("NFKC", plain_text(prompt).lower())
     return list(dict.fromkeys(re.findall(r"\d+(?:[.,]\d+)+|[^\W_]+(?:['-][^\W_]+)*", plain)))

@@ -7,11 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from pgc3d.diffusion.aliases import ALIASES, CONTROL_ALIASES, VAE_ALIASES
 from pgc3d.diffusion.files import read_json, tensor_names
 from pgc3d.diffusion.hub import (
-    ALIASES,
-    CONTROL_ALIASES,
-    VAE_ALIASES,
     cached_snapshot,
     held_commit,
     is_hub_id,

@@ -10,8 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from pgc3d.diffusion.aliases import CONTROL_ALIASES
 from pgc3d.diffusion.files import ModelFolder, read_json
-from pgc3d.diffusion.hub import CONTROL_ALIASES
 from pgc3d.diffusion.latent import LatentDiffusion
 from pgc3d.diffusion.models import find_part, load_module
 from pgc3d.errors import ConfigError

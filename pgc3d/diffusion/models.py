@@ -14,9 +14,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from pgc3d.diffusion.aliases import ALIASES
 from pgc3d.diffusion.files import WEIGHTS, ModelFolder, loading, read_json, tensor_names, weight_files
 from pgc3d.diffusion.folder import open_folder
-from pgc3d.diffusion.hub import ALIASES, POSES, Request, is_hub_id, set_environment, snapshot
+from pgc3d.diffusion.hub import POSES, Request, is_hub_id, set_environment, snapshot
 from pgc3d.diffusion.kinds import check_part_listing, check_pipeline_listing, check_vae, read_schedule
 from pgc3d.diffusion.latent import LatentDiffusion, Layout, Prediction
 from pgc3d.diffusion.lora import Lora, fuse_loras
