@@ -41,7 +41,7 @@ KeepOption = Annotated[
 ]
 
 SYNC = Path("sync")  # a file of this name is ./sync
-T_MAX = (0.98, 0.4)  # first and last largest timestep of a run without refinement, as a fraction
+T_MAX = (0.98, 0.4)  # first and last largest timestep at full strength, as a fraction
 T_LEAST = 0.04  # above the smallest timestep of all presets
 
 
@@ -97,7 +97,7 @@ class RefineOptions:
 def timesteps(strength: float) -> list[float]:
     """The schedule of the largest timestep t_max for a strength s: linear from 0.98 s^1.3 to 0.4 s^3.
 
-    At s = 1 these are the ends of a run without refinement, at 0.5 they are 0.4 and 0.05.
+    At s = 1 it is from 0.98 to 0.4, at 0.5 from 0.4 to 0.05.
     """
     first, last = T_MAX[0] * strength**1.3, T_MAX[1] * strength**3
     return [0.0, max(first, T_LEAST), 1.0, max(last, T_LEAST)]

@@ -150,8 +150,9 @@ class SynchronizedViews:
             clean = clean_latents(latents, noise, alpha)
             done = (index + 1) / len(levels)
             if config.averaged_from <= done <= config.averaged_until:
-                images = surface.blend(self._decode(clean), sharpness(done))
-                clean = self._encode(images)
+                images = self._decode(clean)
+                # The difference: what the autoencoder itself changes would add up from step to step.
+                clean = clean + self._encode(surface.blend(images, sharpness(done))) - self._encode(images)
             after = model.alphas_cumprod[following] * one if following >= 0 else one
             latents = add_noise(clean, noise, after)
         return surface.blend(self._decode(clean), sharpness(1.0)).clamp(0.0, 1.0)
