@@ -8,9 +8,9 @@
 An arm is a clipping rule of `pgc3d ablate`, and behind plus signs what else it changes of the preset
 `texture-mini` with timesteps up to 0.98 and at the end to 0.4: `rate=F` (all learning rates times F),
 `scale=S` (guidance scale), `annealed` and `level` (timesteps that fall; all images of a step at one
-timestep), `t=T` (largest timestep from the fraction T to 0.05), `csd`, `nfsd`, `x0` (the score), `linear=FILE`
-(gradients through a linear encoder for the first 70 %), `pixels=N` (one render resolution), `views=N` (of a
-step), `sync` (initial views that are sampled together).
+timestep), `t=T` (largest timestep from the fraction T to 0.05), `csd`, `nfsd`, `x0` (the score),
+`linear=FILE` (gradients through a linear encoder for the first 70 %), `pixels=N` (one render resolution),
+`views=N` (of a step), `sync` (initial views that are sampled together).
 Schedules are stretched over each budget, so that every budget is a run of its own.
 
 OUT/results.jsonl grows by a line with every run; runs that are in it are not repeated. OUT/summary.md has
