@@ -177,6 +177,19 @@ def test_views_are_sampled_apart_where_they_are_never_averaged(folders, scene):
     assert not torch.allclose(apart, together, atol=1e-3)
 
 
+def test_where_views_share_no_point_averaging_changes_nothing(folders, scene):
+    """The autoencoder alone must not change latents: what it loses would add up from step to step."""
+    rendering, cameras, surface = scene
+    alone = replace(surface, cosine=torch.zeros_like(surface.cosine))
+    views = Views(cameras, rendering.background)
+    found = []
+    for averaged in ((0.0, 1.0), (1.0, 1.0)):
+        one = sampler(folders, averaged_from=averaged[0], averaged_until=averaged[1])
+        with torch.no_grad():
+            found.append(one.sample(rendering, views, alone, FIRST))
+    assert_close(*found, atol=1e-5, rtol=0)
+
+
 def run(folders, tmp_path, out, **init):
     model, _ = folders
     layer = {
