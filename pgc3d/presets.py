@@ -341,7 +341,8 @@ def _of_quality(command: Command, guidance: str, quality: Quality, last: str) ->
 
     if quality != "standard":
         return of(f"-{quality}")
-    standard, keys = of(""), of("-draft").keys() | of("-high").keys()
+    others = ["-draft", "-high", *(["-fast"] if command.name == TEXTURE.name else [])]
+    standard, keys = of(""), {key for other in others for key in of(other)}
     return {key: standard[key] for key in standard if key in keys}
 
 
