@@ -66,6 +66,11 @@ class SyncConfig:
                 f"{self.averaged_until}"
             )
 
+    @property
+    def count(self) -> int:
+        """Number of views."""
+        return self.views + len(self.more_elevation_degrees)
+
     def _guidance(self) -> SdsConfig:
         return SdsConfig(
             model=self.model,
