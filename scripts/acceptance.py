@@ -1,16 +1,16 @@
-"""Check everything with real weights, in at most 60 minutes on an H100, and pack one file to send back.
+"""Check all presets with real weights in at most 60 minutes on an H100, and pack one file to send back.
 
     python scripts/acceptance.py --models hub --out acceptance           # models of the hub, fetched first
     python scripts/acceptance.py --models MODELS --out acceptance        # MODELS/sdxl, MODELS/zero123, ...
     python scripts/acceptance.py --models MODELS --out acceptance --only clip refine-sdxl
-    python scripts/acceptance.py --models mini --steps-scale 0.05 --out trial     # the script itself, on a CPU
+    python scripts/acceptance.py --models mini --steps-scale 0.05 --out trial    # the script itself, on a CPU
 
 A part is a process of its own; one that fails does not stop the others. OUT/parts/NAME has its result, its
 images, its log and its run. A second call goes on where the first stopped: parts that are done are kept,
 those that ended with an error, or were not run, run again, and a run that was interrupted is resumed. Parts
 whose model is missing are "not run". The end of every call writes
 
-    OUT/acceptance.json    every number, hash, expectation and verdict
+    OUT/acceptance.json    all numbers, hashes, expectations and verdicts
     OUT/acceptance.html    the same for people, with the images; one file without network
     OUT/acceptance.zip     both, with the images, logs and records of all parts: the file to send back
 
@@ -43,7 +43,7 @@ from pgc3d.errors import Pgc3dError
 RESULT, SETTINGS = "result.json", "settings.json"
 GRACE = 90.0  # seconds in which an interrupted part saves its run
 SHARED_SETTINGS = ("models", "random", "tiny", "device", "steps_scale", "seed")
-Launch = Callable[[Part, Trial, float], None]
+Launch = Callable[[Part, Trial, float], None]  # the last is the limit in seconds
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,8 @@ def write_result(part: Part, trial: Trial, *, state: str, **content: Any) -> Non
     replace_file(folder / RESULT, (json.dumps(plain(record | content), indent=1) + "\n").encode())
 
 
-def execute(part: Part, trial: Trial, limit: float = 0.0) -> None:
-    """Do a part in this process, and record what it found or why it failed; `limit` is not used."""
+def execute(part: Part, trial: Trial) -> None:
+    """Do a part in this process, and record what it found or why it failed."""
     folder = folder_of(part, trial)
     folder.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
@@ -168,7 +168,8 @@ def find_problems(trial: Trial, aliases: Sequence[str]) -> dict[str, str]:
     folder = trial.weights.folder
     if trial.weights.kind == "folder" and not any((folder / alias).is_dir() for alias in USED):
         raise SystemExit(
-            f"error: --models must be a folder with at least one of {', '.join(USED)}, hub or mini, got {folder}"
+            f"error: --models must be hub, mini, or a folder with {', '.join(USED[:-1])} or {USED[-1]} in it, "
+            f"got {folder}"
         )
     return {alias: problem for alias, problem in problems.items() if problem}
 

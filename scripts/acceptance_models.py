@@ -1,4 +1,4 @@
-"""What an acceptance test measures of models alone: the tails of gradients, the time of a step, the machine."""
+"""What an acceptance test measures without a run: the machine, tails of gradients, the time of a step."""
 
 import math
 from argparse import Namespace
@@ -127,7 +127,7 @@ def encoder_tails(model: LatentDiffusion, images: Float[Tensor, "B H W 3"], seed
 
 
 def tails(lengths: Tensor) -> dict[str, float]:
-    """How heavy the tail of lengths is: percentiles, their ratios, Hill's index, and fractions beyond bounds."""
+    """Percentiles of lengths, their ratios, Hill's index of their tail, and fractions beyond bounds."""
     named = quantiles(lengths)
     ratios = {
         "p99_over_p50": named["p99"] / max(named["p50"], FLOOR),
@@ -160,7 +160,7 @@ def finite_of(numbers: Mapping[str, float]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class StepWork:
-    """The time and the memory of a guidance step, as `benchmark_step.py` measures them, with these weights."""
+    """Time and memory of a guidance step with these weights, as `benchmark_step.py` measures them."""
 
     model: str  # alias
     batches: tuple[int, ...]

@@ -1,7 +1,7 @@
 """The parts of an acceptance test, in the order in which they run, with their minutes on an H100.
 
-The minutes follow the tables of `docs/pages/results/performance.md`: steps times the milliseconds of a step, and
-half a minute for the start, loading and the export. The first part of a network also compiles it, in up to 100 s.
+The minutes follow `docs/pages/results/performance.md`: the steps times the milliseconds of a step, and half a
+minute for the start, loading and the export. The first part of a network also compiles it, in up to 100 s.
 """
 
 from collections.abc import Iterable, Sequence
@@ -85,7 +85,9 @@ def choose(names: Sequence[str], parts: Iterable[Part] = PARTS) -> list[Part]:
         if not any(part.name.startswith(name) for part in parts):
             known = ", ".join(part.name for part in parts)
             raise ValueError(f"--only must name parts or beginnings of their names ({known}), got {name}")
-    return [part for part in parts if not names or part.name.startswith(tuple(names))]
+    exact = {part.name for part in parts} & set(names)
+    beginnings = tuple(name for name in names if name not in exact)
+    return [part for part in parts if not names or part.name in exact or part.name.startswith(beginnings)]
 
 
 def aliases_of(parts: Iterable[Part]) -> list[str]:

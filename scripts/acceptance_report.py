@@ -1,4 +1,4 @@
-"""The report of an acceptance test: one JSON, one HTML page without network, one archive of all, and a table."""
+"""The report of an acceptance test: a JSON file, a page that needs no network, an archive, and a table."""
 
 import json
 import math
@@ -12,11 +12,12 @@ from typing import Any
 
 from acceptance_expected import Check, check_part, derived, tags_of, verdict_of
 from acceptance_parts import PARTS
-from acceptance_runs import RunWork, Trial, as_record
+from acceptance_runs import Trial
 
 from pgc3d import __version__
 from pgc3d.disk import atomic_path, replace_file
-from pgc3d.report.html import ABSENT, data_uri, listing, section, table as compared
+from pgc3d.report.html import ABSENT, data_uri, listing, section
+from pgc3d.report.html import table as compared
 from pgc3d.report.images import as_jpeg
 from pgc3d.report.page import package_file, policy
 
@@ -42,10 +43,11 @@ COST_NUMBERS = (
     "peak_gb",
 )
 RUN_NUMBERS = (
-    "finite", "skipped_steps", "export_psnr", "coverage_least", "coverage_most", "silhouette_iou", "similarity",
-    "similarity_gain", "r_precision", "speckle", "clipped_fraction", "input_psnr", "shared_psnr", "shared_mask_iou",
-    "shared_chamfer",
+    "finite", "skipped_steps", "export_psnr", "coverage_least", "coverage_most", "silhouette_iou",
+    "similarity", "similarity_gain", "r_precision", "speckle", "clipped_fraction", "input_psnr", "psnr",
+    "mask_iou", "chamfer",
 )  # fmt: skip
+RESULTS, RULES = ("text-", "texture-", "image-", "sync-", "refine-"), ("clip-",)  # names of parts
 PAGE = """<!DOCTYPE html>
 <html lang="en" data-ready="true">
 <head>
@@ -96,7 +98,7 @@ def summarize(results: Mapping[str, Mapping[str, Any]], trial: Trial, *, device:
             "verdict": verdict_of(result["state"], checks),
             "needed": part.needed,
             "minutes_on_h100": part.minutes,
-            "settings": as_record(part.work) if isinstance(part.work, RunWork) else asdict(part.work),  # type: ignore[call-overload]
+            "settings": vars(part.work),
             **result,
             "numbers": numbers.get(part.name, {}),
             "checks": [asdict(check) for check in checks],
@@ -175,7 +177,7 @@ def write_report(out: Path, summary: Mapping[str, Any]) -> Path:
 
 
 def packed_files(out: Path, parts: Sequence[str] | Mapping[str, Any]) -> Iterator[Path]:
-    """The files of the archive: the report, and of each part its result, its log, its images and its records."""
+    """The files of the archive: the report, and of each part its result, log, images and records."""
     yield from (out / JSON, out / HTML)
     for name in parts:
         yield from (path for file in PACKED if (path := out / "parts" / name / file).is_file())
@@ -184,24 +186,29 @@ def packed_files(out: Path, parts: Sequence[str] | Mapping[str, Any]) -> Iterato
 def render_page(out: Path, summary: Mapping[str, Any]) -> str:
     """The page: verdicts, expectations, images, clipping, tails, times, hashes, the machine, all numbers."""
     style, parts = package_file("style.css"), summary["parts"]
+    sections = {
+        "Verdicts": _verdicts(summary),
+        "Expectations": _expectations(summary),
+        "Six views of each result": _images(out, parts),
+        "Results": _numbers(_named(parts, RESULTS), RUN_NUMBERS),
+        "Clipping rules": _numbers(_named(parts, RULES), CLIP_NUMBERS),
+        "Tails of gradients": _all_numbers(_named(parts, ("gradients-",)), TAIL_NUMBERS),
+        "A guidance step": _all_numbers(_named(parts, ("step-",))),
+        "Times and memory": _numbers(_named(parts, (*RESULTS, *RULES)), COST_NUMBERS),
+        "Hashes of the weights": _weights(parts),
+        "Machine and versions": _machine(summary),
+    }
     body = "".join(
-        (
-            section("verdicts", "Verdicts", _verdicts(summary)),
-            section("expectations", "Expectations", _expectations(summary)),
-            section("images", "Six views of each result", _images(out, parts)),
-            section("runs", "Results", _numbers(_named(parts, ("text", "texture", "image", "sync", "refine")), RUN_NUMBERS)),
-            section("clipping", "Clipping rules", _numbers(_named(parts, ("clip",)), CLIP_NUMBERS)),
-            section("tails", "Tails of gradients", _numbers(_named(parts, ("gradients",)), TAIL_NUMBERS)),
-            section("steps", "A guidance step", _all_numbers(_named(parts, ("step-",)))),
-            section("costs", "Times and memory", _numbers(_named(parts, ("text", "texture", "image", "sync", "refine", "clip")), COST_NUMBERS)),
-            section("weights", "Hashes of the weights", _weights(parts)),
-            section("machine", "Machine and versions", _machine(summary)),
-        )
-    )  # fmt: skip
+        section(f"part-{index}", title, text) for index, (title, text) in enumerate(sections.items())
+    )
     title = f"pgc3d acceptance: {summary['models']} on {summary['device']}"
     return PAGE.format(
         policy=policy(style, ()), title=escape(title), style=style, body=body, version=escape(__version__)
     )
+
+
+def _yes(holds: bool) -> str:  # noqa: FBT001 - a cell
+    return "yes" if holds else "no"
 
 
 def _verdicts(summary: Mapping[str, Any]) -> str:
@@ -209,7 +216,7 @@ def _verdicts(summary: Mapping[str, Any]) -> str:
         (
             name,
             part["verdict"],
-            "yes" if part["needed"] else "no",
+            _yes(part["needed"]),
             number(part["seconds"]) if "seconds" in part else ABSENT,
             str(part.get("reason", "")),
         )
@@ -225,7 +232,7 @@ def _verdicts(summary: Mapping[str, Any]) -> str:
 def _expectations(summary: Mapping[str, Any]) -> str:
     order = {"fail": 0, "pass": 1, "not run": 2}
     rows = [
-        (item.part, item.number, number(item.value), span(item), item.verdict, "yes" if item.needed else "no", item.reason)
+        (item.part, item.number, number(item.value), span(item), item.verdict, _yes(item.needed), item.reason)
         for item in sorted(all_checks(summary), key=lambda item: order[item.verdict])
     ]  # fmt: skip
     return listing(("part", "number", "value", "range", "verdict", "needed", "why, or why not"), rows)
@@ -238,7 +245,8 @@ def _images(out: Path, parts: Mapping[str, Any]) -> str:
         if path.is_file():
             source = data_uri(as_jpeg(path.read_bytes()), "image/jpeg")
             figures.append(
-                f'<figure><img alt="{escape(name)}" src="{source}"><figcaption>{escape(name)}</figcaption></figure>'
+                f'<figure><img alt="{escape(name)}" src="{source}">'
+                f"<figcaption>{escape(name)}</figcaption></figure>"
             )
     return f'<div class="images">{"".join(figures)}</div>' if figures else ""
 
@@ -259,9 +267,10 @@ def _numbers(columns: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> 
     return listing(("part", *used), rows) if used else ""
 
 
-def _all_numbers(columns: Mapping[str, Mapping[str, Any]]) -> str:
-    """A row for each number, a column for each part."""
-    names = dict.fromkeys(name for numbers in columns.values() for name in numbers)
+def _all_numbers(columns: Mapping[str, Mapping[str, Any]], names: Sequence[str] = ()) -> str:
+    """A row for each number, of those that are named or of all, a column for each part."""
+    every = dict.fromkeys(name for numbers in columns.values() for name in numbers)
+    names = [name for name in names or every if name in every]
     rows = [(name, *(number(numbers.get(name)) for numbers in columns.values())) for name in names]
     return listing(("number", *columns), rows) if rows else ""
 

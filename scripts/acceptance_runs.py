@@ -2,9 +2,9 @@
 
 import json
 import math
-import time
+import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
@@ -24,6 +24,7 @@ from pgc3d.disk import replace_file
 from pgc3d.evaluation.image_metrics import mask_iou, statistics
 from pgc3d.evaluation.items import Item, read_items
 from pgc3d.evaluation.procedural import write_procedural_set
+from pgc3d.evaluation.protocol import Protocol
 from pgc3d.evaluation.retrieval import load_retriever
 from pgc3d.events import Event
 from pgc3d.exporting.roundtrip import comparison_views, render_asset
@@ -43,11 +44,13 @@ OBJECT = "one-armed-chair"  # of the procedural set: the mesh that is textured, 
 GRAY = 191
 SHEET_SIDE = 384  # of a view in the sheets
 RETRIEVED_SIDE = 256  # of a view for the contrastive model
-LOGS = 4  # at least, in a run, so that its steps are timed
+LOGS = 4  # at least, in a run, for the median of its times
 # What makes a run fit the random miniatures and a CPU.
 TINY = (
-    "run.resolution=[32]", "run.resolution_until=[]", "export.texture_size=128", "representation.resolution=16",
+    "run.resolution=[32]", "run.resolution_until=[]", "export.texture_size=128",
+    "representation.resolution=16",
 )  # fmt: skip
+TINY_PROTOCOL = Protocol(views=2, resolution=64, points=512, surface_views=4, grid=16)
 TINY_MESH = (*TINY[:3], "objectives.color.batch=1", "representation.color_field.log2_rows=10")
 
 
@@ -168,65 +171,55 @@ class RunWork:
 
     def __call__(self, trial: Trial, folder: Path) -> Outcome:
         """Make the run, or go on with one that was interrupted, and measure it; images go to the folder."""
-        run, watch = folder / "run", Watch()
-        start = time.perf_counter()
+        run, notes = folder / "run", Notes()
         if (run / "manifest.json").is_file():
-            pipeline.resume(run, on_event=watch)
+            pipeline.resume(run, on_event=notes)
         else:
-            pipeline.generate(self.task(trial), out=run, config=self.config(trial), on_event=watch)
-        seconds = time.perf_counter() - start
+            shutil.rmtree(run, ignore_errors=True)  # what an interrupt before the first record left
+            pipeline.generate(self.task(trial), out=run, config=self.config(trial), on_event=notes)
         manifest = json.loads((run / "manifest.json").read_text())
         file = run / next(name for name in manifest["files"] if name.startswith("asset."))
-        numbers = {"seconds": seconds, **run_numbers(run, manifest), **watch.numbers()}
+        numbers = run_numbers(run, manifest)
         numbers |= read_log(run / "metrics.jsonl", CLIPPED["image" if self.command == "image" else "text"])
         numbers |= measure_asset(self, trial, file, folder)
         if self.command == "image":
             numbers |= self._against_truth(trial, file)
         names = ("models", "seconds", "peak_memory_bytes", "device", "versions", "expected", "out_of_memory")
-        return Outcome(numbers, {name: manifest.get(name) for name in names} | {"notes": watch.notes})
+        return Outcome(numbers, {name: manifest.get(name) for name in names} | {"notes": notes.lines})
 
     def _against_truth(self, trial: Trial, file: Path) -> dict[str, float]:
         item = trial.item()
-        settings = Settings(out=trial.out, device=trial.device, items=(item,))
+        protocol = TINY_PROTOCOL if trial.tiny else Protocol()
+        settings = Settings(out=trial.out, device=trial.device, items=(item,), protocol=protocol)
         return measure_against_truth(Job("image", item.name, "own", trial.seed), item, file, settings)
 
 
 @dataclass
-class Watch:
-    """The seconds of steps between logs, where the host waits for the device, and the run's messages."""
+class Notes:
+    """The messages of a run."""
 
-    intervals: list[float] = field(default_factory=list)  # seconds a step
-    notes: list[str] = field(default_factory=list)
-    before: tuple[int, float] | None = None  # the last log's step and time
+    lines: list[str] = field(default_factory=list)
 
     def __call__(self, event: Event) -> None:
-        """Note a message or a step."""
-        if event.message:
-            self.notes.append(event.message)
-        if event.report is None or event.report.metrics is None:
-            return
-        now, step = time.perf_counter(), event.report.step
-        if self.before is not None:
-            self.intervals.append((now - self.before[1]) / (step - self.before[0]))
-        self.before = (step, now)
-
-    def numbers(self) -> dict[str, float]:
-        """The median, in milliseconds, which compiling in the first steps does not change."""
-        return {"step_ms": 1000 * median(self.intervals)} if self.intervals else {}
+        """Note a message."""
+        self.lines += [event.message] if event.message else []
 
 
 def run_numbers(run: Path, manifest: Mapping[str, Any]) -> dict[str, float]:
-    """Numbers of a run's records: steps, times, memory, the export gate, whether all logged numbers are finite."""
+    """Numbers of a run's records: steps, times, memory, the export, whether all logged numbers are finite."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     logged = [value for line in lines for value in line.values() if isinstance(value, int | float)]
-    memory = manifest["peak_memory_bytes"]
+    steps = [sum(value for name, value in line.items() if name.startswith("seconds/")) for line in lines]
+    memory, seconds = manifest["peak_memory_bytes"], manifest["seconds"]
     return {
         "steps": sum(stage["steps"] for stage in manifest["stages"].values()),
         "finite": float(bool(logged) and all(map(math.isfinite, logged))),
         "skipped_steps": max((line.get("skipped_steps", 0) for line in lines), default=0),
         "export_psnr": manifest["export"]["psnr"],
         "peak_gb": memory.get("cuda", memory["resident"]) / 1e9,
-        **{f"seconds_{name}": value for name, value in manifest["seconds"].items()},
+        "step_ms": 1000 * median(steps),  # which compiling in the first steps does not change
+        "seconds": sum(seconds.values()),
+        **{f"seconds_{name}": value for name, value in seconds.items()},
     }
 
 
@@ -280,10 +273,3 @@ def retrieval(
         "similarity_gain": similarity - float((retriever.embed_images(plain) @ text.T).mean()),
         "r_precision": retriever.r_precision(small, prompt, ()),
     }
-
-
-def as_record(work: RunWork) -> dict[str, Any]:
-    """The settings of a run that differ from their defaults, for a report."""
-    plain = asdict(RunWork(work.command, work.model, work.steps))
-    kept = {name: value for name, value in asdict(work).items() if value != plain[name]}
-    return {"command": work.command, "model": work.model, "steps": work.steps, **kept}

@@ -1,4 +1,4 @@
-"""The models of an acceptance test: where each alias lies, whether it is complete, and the hashes of its files."""
+"""The models of an acceptance test: where they are, whether they are complete, and their hashes."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -84,7 +84,7 @@ def write_tiny(folder: Path) -> None:
 
 
 def describe(weights: Weights, aliases: Iterable[str], *, half: bool) -> dict[str, Any]:
-    """Folder, repository and the SHA-256 of every weight file that is loaded, by alias; missing ones left out."""
+    """Folder, repository and SHA-256 of the loaded weight files of each model that can be used, by alias."""
     found: dict[str, Any] = {}
     for alias in aliases:
         if weights.problem(alias, half=half):
