@@ -168,8 +168,7 @@ def find_problems(trial: Trial, aliases: Sequence[str]) -> dict[str, str]:
     folder = trial.weights.folder
     if trial.weights.kind == "folder" and not any((folder / alias).is_dir() for alias in USED):
         raise SystemExit(
-            f"error: --models must be hub, mini, or a folder with {', '.join(USED[:-1])} or {USED[-1]} in it, "
-            f"got {folder}"
+            f"error: --models must be hub, mini, or a folder with one of {', '.join(USED)}, got {folder}"
         )
     return {alias: problem for alias, problem in problems.items() if problem}
 
@@ -231,6 +230,7 @@ def main(given: Sequence[str] | None = None, launch: Launch | None = None) -> in
     arguments = parse(given)
     trial, words = trial_of(arguments), list(sys.argv[1:] if given is None else given)
     if arguments.worker:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs ignore
         execute(next(part for part in PARTS if part.name == arguments.worker), trial)
         return 0
     try:

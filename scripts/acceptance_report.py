@@ -104,7 +104,7 @@ def summarize(results: Mapping[str, Mapping[str, Any]], trial: Trial, *, device:
             "checks": [asdict(check) for check in checks],
         }
     failed = [name for name, part in parts.items() if part["needed"] and part["verdict"] == "fail"]
-    return plain(
+    summary: dict[str, Any] = plain(
         {
             "format": FORMAT,
             "written": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -119,6 +119,7 @@ def summarize(results: Mapping[str, Mapping[str, Any]], trial: Trial, *, device:
             "parts": parts,
         }
     )
+    return summary
 
 
 def table(summary: Mapping[str, Any]) -> str:
