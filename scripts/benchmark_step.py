@@ -63,8 +63,8 @@ class Code:
         """All that has weights."""
         return [self.model.unet, self.model.vae, *(_own(control.network) for control in self.controls)]
 
-    def copied(self, dtype: torch.dtype) -> "Code":
-        """The same with weights of its own, in another precision."""
+    def copied(self, dtype: torch.dtype | None = None) -> "Code":
+        """The same with weights of its own, in another precision where one is given."""
         unet, vae, *networks = (
             torch.nn.Module.to(copy.deepcopy(module), dtype=dtype) for module in self.modules
         )
@@ -196,7 +196,7 @@ def agreement(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -> 
 def make_codes(model: LatentDiffusion, controls: tuple[Control, ...], *, compiled: bool) -> dict[str, Code]:
     """The compared implementations; that of pgc3d has its own copy of the weights."""
     theirs = Code(model, plan.PLAIN, controls)
-    ours = theirs.copied(next(model.unet.parameters()).dtype)
+    ours = theirs.copied()
     ours = replace(
         ours,
         model=accelerate(ours.model, compiled=compiled),

@@ -7,8 +7,6 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType
 
-import torch
-
 from pgc3d.diffusion.latent import LatentDiffusion
 from pgc3d.diffusion.models import load_latent_diffusion, resolve_model
 from pgc3d.diffusion.text import encode_prompts
@@ -41,17 +39,8 @@ def write_tiny_sd(folder: Path, *, prediction_type: str = "epsilon", seed: int =
 
 def write_tiny_controlnet(folder: Path, model: Path, *, seed: int = 0) -> Path:
     """A ControlNet for a tiny checkpoint; unlike a new one of the library it adds something."""
-    from diffusers.models.controlnets.controlnet import ControlNetModel
-    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-
-    unet = UNet2DConditionModel.from_pretrained(model / "unet", low_cpu_mem_usage=False)
-    network = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(8, 8, 8, 8))
-    _script("make_random_sdxl").randomize(network, torch.Generator().manual_seed(seed))
-    with torch.no_grad():
-        for parameter in network.controlnet_cond_embedding.parameters():
-            parameter.mul_(4.0)  # so that the condition is not drowned by the random rest
-    network.save_pretrained(folder)
-    return folder
+    write = _script("make_random_controlnet").write_random_controlnet
+    return write(folder, model, full_size=False, seed=seed)
 
 
 def write_tiny_adapter(folder: Path, model: Path, *, plus: bool = False, seed: int = 0) -> Path:
