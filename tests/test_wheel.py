@@ -111,9 +111,8 @@ def installed(built, tmp_path_factory):
 
 def call(installed, cwd, *words):
     environment = os.environ | {"PYTHONPATH": str(installed)}
-    result = subprocess.run(
-        [sys.executable, *words], cwd=cwd, env=environment, capture_output=True, text=True
-    )
+    command = [sys.executable, *words]
+    result = subprocess.run(command, check=False, cwd=cwd, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     return result.stdout
 
