@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Lint, types, licences and tests on a fresh clone: scripts/test.sh [options of pytest], as -k NAME, or -n 0 for one process
+# Lint, types, licences and tests on a fresh clone: scripts/test.sh [options of pytest], as -k NAME, or -n 0
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 source "$here/install.sh"

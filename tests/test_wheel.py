@@ -130,6 +130,20 @@ def test_a_job_from_the_wheel(installed, tmp_path):
 
 
 @pytest.mark.scripts
+def test_a_damaged_bundled_model_is_found(installed, tmp_path):
+    printed = call(installed, tmp_path, "-m", "pgc3d", "models", "verify", "mini")
+    count = sum(path.is_file() for path in (installed / "pgc3d" / "mini").glob("*/**/*"))
+    assert f"whole, {count} files" in printed
+    assert f"{count} hashed" in printed
+    file = next(installed.glob("pgc3d/mini/text/vocabulary.json"))
+    content = file.read_bytes()
+    file.write_bytes(content + b" ")
+    with pytest.raises(AssertionError):
+        call(installed, tmp_path, "-m", "pgc3d", "models", "verify", "mini")
+    file.write_bytes(content)
+
+
+@pytest.mark.scripts
 def test_the_metadata_of_the_wheel(installed):
     text = next(installed.glob("pgc3d-*.dist-info/METADATA")).read_text()
     assert f"\nVersion: {pgc3d.__version__}\n" in text
