@@ -113,8 +113,9 @@ def verify(found: Entry) -> Verification:
     compared.
     """
     files = [file for folder in found.folders for file in _files(folder)]
-    own = importlib.metadata.distribution("pgc3d")
-    installed = {} if found.repository else installed_hashes(own)
+    installed: dict[Path, str] = {}
+    for own in () if found.repository else importlib.metadata.distributions(name="pgc3d"):
+        installed |= installed_hashes(own)
     problems, hashed = [], 0
     for file in files:
         expected = installed.get(file) or _stated_hash(file)
