@@ -17,7 +17,7 @@ import torch
 
 from pgc3d.diffusion.hub import cache_folder, offline, set_environment
 from pgc3d.errors import Pgc3dError
-from pgc3d.mini import clip_model, image_model, text_model
+from pgc3d.mini import clip_model, control_model, image_model, text_model
 from pgc3d.rendering.selftest import compare_rasterizers
 
 State = Literal["ok", "missing", "broken"]  # `missing`: only an option needs it; `broken`: runs need it
@@ -123,7 +123,7 @@ def _rasterizers() -> Iterator[Finding]:
 
 def _bundled() -> Iterator[Finding]:
     try:
-        folders = (text_model(), image_model()[0], clip_model())
+        folders = (text_model(), image_model()[0], clip_model(), control_model())
     except Pgc3dError as error:
         yield Finding("bundled models", "broken", str(error), "pip install --force-reinstall pgc3d")
         return

@@ -1,6 +1,9 @@
 """`pgc3d models` against a hub on this machine."""
 
+import base64
+import hashlib
 import json
+from importlib.metadata import Distribution
 
 import pytest
 from hub import Hub, Repository, files_of, go_offline, online, serving
@@ -9,7 +12,7 @@ from tiny import write_tiny_controlnet, write_tiny_sd
 from pgc3d.cli.app import main
 from pgc3d.cli.options import configurations_of
 from pgc3d.diffusion.aliases import ALIASES
-from pgc3d.diffusion.catalog import BUNDLED, UNKNOWN, entries, entry, verify
+from pgc3d.diffusion.catalog import BUNDLED, UNKNOWN, entries, entry, installed_hashes, verify
 from pgc3d.diffusion.hub import PINNED
 from pgc3d.errors import InputError, WeightsNotFoundError
 
@@ -121,5 +124,18 @@ def test_what_is_not_there_is_one_line(hub, capsys):
 
 def test_the_bundled_models_are_whole():
     found = entry(BUNDLED)
-    assert len(found.folders) == 3
+    assert len(found.folders) == 4
     assert verify(found).problems == ()
+
+
+def test_an_installation_from_a_wheel_has_hashes(tmp_path):
+    record = tmp_path / "pgc3d-1.dist-info" / "RECORD"
+    record.parent.mkdir()
+    hashes = {name: hashlib.sha256(name.encode()) for name in ("pgc3d/mini/a.json", "pgc3d/b.py")}
+    encoded = {
+        name: base64.urlsafe_b64encode(one.digest()).decode().rstrip("=") for name, one in hashes.items()
+    }
+    lines = [f"{name},sha256={text},5" for name, text in encoded.items()]
+    record.write_text("\n".join([*lines, "pgc3d-1.dist-info/RECORD,,"]))
+    found = installed_hashes(Distribution.at(record.parent))
+    assert found == {tmp_path / name: one.hexdigest() for name, one in hashes.items()}

@@ -31,10 +31,11 @@ if os.getuid() == 0:
 if not temporary:
     tempfile._candidate_tempdir_list = lambda: ["/nonexistent"]
 sys.path.insert(0, place)
-from pgc3d.kernels import compiled, voxels_numba
+from pgc3d.kernels import compiled, regions_numba, voxels_numba
 assert compiled.__file__.startswith(place), compiled.__file__
 triangle = np.array([[0.0, 0.0, 0.0], [0.5, 0.0, 0.0], [0.0, 0.5, 0.0]])
 solid = voxels_numba.solid_voxels(triangle, np.array([[0, 1, 2]]), resolution=4, extent=1.0)
+assert regions_numba.label_regions(np.eye(3, dtype=bool), diagonal=True)[1] == 1
 print(int(solid.sum()), numba.config.CACHE_DIR)
 """
 

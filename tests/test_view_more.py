@@ -196,3 +196,20 @@ def test_a_textured_mesh_is_compared_with_its_result(tmp_path):
             browser.wait("document.querySelector('.status').textContent.includes('about 3 min left')")
         assert "seconds_left" not in browser.evaluate("document.querySelector('.newest').textContent")
         assert browser.console == []
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
+def test_a_run_without_an_asset_leaves_the_page_to_its_curves(tmp_path):
+    run = RunDirectory(make_run(tmp_path / "run", asset=False, **RUNNING))
+    height = "document.querySelector('[data-kind=asset]').offsetHeight"
+    controls = "document.querySelector('#controls').offsetParent !== null"
+    with served(run.path) as server, Browser(tmp_path / "profile", size=(900, 700)) as browser:
+        browser.open(server.address)
+        assert browser.evaluate(height) < 100
+        assert not browser.evaluate(controls)
+        assert "begun" not in browser.evaluate("document.querySelector('.status').textContent")
+        files = [write_colored_cube(run.path / "asset.glb")]
+        run.write_manifest({**RUNNING, "status": "done", "files": run.hash_files(files)})
+        browser.wait("document.querySelector('[data-kind=asset]').dataset.loaded")
+        assert browser.evaluate(height) > 300
+        assert browser.evaluate(controls)

@@ -1,9 +1,11 @@
 """The models that can be named: what is on this disk of each, and whether its files are what was fetched."""
 
+import base64
 import hashlib
+import importlib.metadata
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,22 +108,36 @@ def fetch(name: str, *, half: bool) -> Path:
 def verify(found: Entry) -> Verification:
     """Read every file of a model, compare it with its hash, and read the header of safetensors.
 
-    The hub's cache names a file by its SHA-256, or a small one by git's SHA-1 of it. A file without such a
-    name, as of the bundled models, is read, but not compared.
+    The hub's cache names a file by its SHA-256, or a small one by git's SHA-1 of it, and a wheel records the
+    hashes of the bundled models. A file without either, as in a checkout, is read, but not
+    compared.
     """
     files = [file for folder in found.folders for file in _files(folder)]
+    installed: dict[Path, str] = {}
+    for own in () if found.repository else importlib.metadata.distributions(name="pgc3d"):
+        installed |= installed_hashes(own)
     problems, hashed = [], 0
     for file in files:
-        expected = _stated_hash(file)
+        expected = installed.get(file) or _stated_hash(file)
         hashed += expected is not None
         problems += [f"{file}: {reason}" for reason in _faults(file, expected)]
     return Verification(len(files), _size(found.folders), hashed, tuple(problems))
 
 
+def installed_hashes(distribution: importlib.metadata.Distribution) -> Mapping[Path, str]:
+    """SHA-256 in hexadecimal of a wheel's files; few of an editable installation's."""
+    recorded = {}
+    for file in distribution.files or ():
+        if file.hash is not None and file.hash.mode == "sha256":
+            digest = base64.urlsafe_b64decode(file.hash.value + "=" * (-len(file.hash.value) % 4))
+            recorded[Path(os.path.normpath(distribution.locate_file(file)))] = digest.hex()
+    return recorded
+
+
 def _faults(file: Path, expected: str | None) -> Iterator[str]:
     try:
         if expected is not None and _hash(file, expected) != expected:
-            yield "its content is not what its hash states; fetch it again"
+            yield "its content is not what its hash states; fetch it again (mini: reinstall pgc3d)"
         elif file.suffix == ".safetensors":
             tensor_names(file)
         elif expected is None:

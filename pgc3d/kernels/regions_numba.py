@@ -9,10 +9,11 @@ wrapping what numba compiles.
 
 from typing import no_type_check
 
-import numba
 import numpy as np
 from jaxtyping import Bool, Int32
 from numpy.typing import NDArray
+
+from pgc3d.kernels.compiled import compiled
 
 
 def label_regions(mask: Bool[np.ndarray, "H W"], *, diagonal: bool) -> tuple[Int32[np.ndarray, "H W"], int]:
@@ -46,7 +47,7 @@ def distance(mask: Bool[np.ndarray, "H W"]) -> Int32[np.ndarray, "H W"]:
     return steps
 
 
-@numba.njit(cache=True)
+@compiled()
 @no_type_check
 def _find(parents, label):
     while parents[label] != label:
@@ -55,7 +56,7 @@ def _find(parents, label):
     return label
 
 
-@numba.njit(cache=True)
+@compiled()
 @no_type_check
 def _join(parents, first, second):
     first, second = _find(parents, first), _find(parents, second)
@@ -63,7 +64,7 @@ def _join(parents, first, second):
     return min(first, second)
 
 
-@numba.njit(cache=True)
+@compiled()
 @no_type_check
 def _label(mask, diagonal):
     height, width = mask.shape
@@ -93,7 +94,7 @@ def _label(mask, diagonal):
     return _renumber(labels, parents, count)
 
 
-@numba.njit(cache=True)
+@compiled()
 @no_type_check
 def _renumber(labels, parents, count):
     """Give every pixel its root's number; the roots are numbered without gaps."""
@@ -112,7 +113,7 @@ def _renumber(labels, parents, count):
     return labels, regions
 
 
-@numba.njit(cache=True)
+@compiled()
 @no_type_check
 def _distance(mask):
     """Two passes, each from the three neighbours in the line before and the one beside."""

@@ -23,7 +23,8 @@
   }
 
   function showStatus(place, run) {
-    const stages = run.stages.map((one) => `${one.name}: step ${one.step} of ${one.planned ?? "unknown"}, ${one.status}`);
+    const state = (one) => (one.status === "begun" ? "" : `, ${one.status}`); // which its step tells
+    const stages = run.stages.map((one) => `${one.name}: step ${one.step} of ${one.planned ?? "unknown"}${state(one)}`);
     const age = run.status === "done" || run.age === null ? [] : [`written ${duration(run.age)} ago`];
     const seconds = run.newest.seconds_left, left = run.status === "running" && seconds ? [`about ${duration(seconds)} left`] : [];
     place.querySelector(".status").textContent = [run.status, ...stages, ...left, ...age].join("; ");
