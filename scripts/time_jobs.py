@@ -39,7 +39,7 @@ from pgc3d.task import Task
 VIEWS, ELEVATION_DEGREES, SIDE = 6, 20.0, 256
 TIMESTEPS = (0.1, 0.3, 0.5, 0.7)  # of the prior's loss, as fractions of its schedule
 SAMPLES = 4  # images of the prior for each view
-TIMESTEPS = "guidance.t_max=[0.0,0.98,0.6,0.5,1.0,0.4]"  # of all arms that have no others
+SCHEDULE = "guidance.t_max=[0.0,0.98,0.6,0.5,1.0,0.4]"  # of all arms that have no others
 SYNC = "sync"  # the variant with initial views that are sampled together
 GRAY = "gray"  # the arm of the mesh without any colours, with 0 images
 # What an arm may have behind its rule: overrides of the preset, from the number behind `=`.
@@ -103,7 +103,7 @@ def arm_overrides(arm: str, preset: Config) -> tuple[str, list[str]]:
         InputError: there is no such variant.
     """
     rule, *variants = arm.split("+")
-    found = [f"objectives.color.{TIMESTEPS}"]
+    found = [f"objectives.color.{SCHEDULE}"]
     for variant in variants:
         name, _, value = variant.partition("=")
         if name == SYNC:
