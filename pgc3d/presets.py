@@ -106,9 +106,7 @@ def configure(  # noqa: PLR0913 - one for each layer
         WeightsNotFoundError: the layout of a model on the hub cannot be read.
     """
     if quality == "fast" and command.name != TEXTURE.name:
-        raise ConfigError(
-            f"--quality of pgc3d {command.name} must be draft, standard or high, got fast, which texture has"
-        )
+        raise ConfigError(f"--quality fast must go with pgc3d texture, got pgc3d {command.name}; use draft")
     given = _Given(files=files, options=options or {}, overrides=overrides, model=model)
     found = find_pipeline(command.name, pipeline) if pipeline is not None else None
     staged = found if found is not None and found.files else None
