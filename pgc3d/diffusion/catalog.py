@@ -130,7 +130,7 @@ def installed_hashes(distribution: importlib.metadata.Distribution) -> Mapping[P
     for file in distribution.files or ():
         if file.hash is not None and file.hash.mode == "sha256":
             digest = base64.urlsafe_b64decode(file.hash.value + "=" * (-len(file.hash.value) % 4))
-            recorded[Path(os.path.normpath(distribution.locate_file(file)))] = digest.hex()
+            recorded[Path(os.path.normpath(str(distribution.locate_file(file))))] = digest.hex()
     return recorded
 
 
