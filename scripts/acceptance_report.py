@@ -92,7 +92,7 @@ def summarize(results: Mapping[str, Mapping[str, Any]], trial: Trial, *, device:
     tags = tags_of(kind=weights.kind, random=weights.random, steps_scale=trial.steps_scale, device=device)
     numbers, parts = derived(results), {}
     for part in PARTS:
-        result = dict(results.get(part.name, {"state": "not run", "reason": "it was not chosen"}))
+        result = dict(results.get(part.name, {"state": "not run", "reason": "it has not begun"}))
         checks = check_part(part.name, numbers[part.name], tags) if result["state"] == "done" else []
         parts[part.name] = {
             "verdict": verdict_of(result["state"], checks),
@@ -191,8 +191,8 @@ def render_page(out: Path, summary: Mapping[str, Any]) -> str:
         "Verdicts": _verdicts(summary),
         "Expectations": _expectations(summary),
         "Six views of each result": _images(out, parts),
-        "Results": _numbers(_named(parts, RESULTS), RUN_NUMBERS),
-        "Clipping rules": _numbers(_named(parts, RULES), CLIP_NUMBERS),
+        "Results": _all_numbers(_named(parts, RESULTS), RUN_NUMBERS),
+        "Clipping rules": _all_numbers(_named(parts, RULES), CLIP_NUMBERS),
         "Tails of gradients": _all_numbers(_named(parts, ("gradients-",)), TAIL_NUMBERS),
         "A guidance step": _all_numbers(_named(parts, ("step-",))),
         "Times and memory": _numbers(_named(parts, (*RESULTS, *RULES)), COST_NUMBERS),

@@ -64,15 +64,16 @@ def build(out: Path, *, isolated: bool) -> tuple[Path, Path]:
     if any(out.iterdir()):
         sys.exit(f"error: the folder of the build must be empty, got {out}; name another one")
     environment = {"SOURCE_DATE_EPOCH": _time_of_commit()} | os.environ
-    command = [sys.executable, "-m", "build", "--outdir", out, ROOT]
+    command = [sys.executable, "-m", "build", "--outdir", str(out), str(ROOT)]
     options = [] if isolated else ["--no-isolation"]
     subprocess.run([*command, *options], check=True, env=environment, stdout=subprocess.DEVNULL)
     return next(out.glob("*.tar.gz")), next(out.glob("*.whl"))
 
 
 def _time_of_commit() -> str:
-    command = ["git", "-C", ROOT, "log", "-1", "--format=%ct"]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    command = ["git", "-C", str(ROOT), "log", "-1", "--format=%ct"]
+    found: str = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return found.strip()
 
 
 def _compare(what: str, found: set[str], expected: set[str]) -> None:

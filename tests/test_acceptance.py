@@ -308,7 +308,7 @@ def test_the_report_holds_all_and_runs_nothing_of_what_it_holds(trial):
     results = begin(parts, trial)
     summary = summarize(results, trial, device="<i>cpu</i>")
     assert summary["failed"] == ["text-sd"]
-    assert summary["parts"]["step-sd"]["reason"] == "it was not chosen"
+    assert summary["parts"]["step-sd"]["reason"] == "it has not begun"
     archive = write_report(trial.out, summary)
     with ZipFile(archive) as packed:
         assert {"acceptance.json", "acceptance.html", "parts/machine/views.png"} <= set(packed.namelist())
