@@ -9,7 +9,8 @@ Pgc3dError
 ├── BackendUnavailableError  a device or rasteriser that is not available       exit 2
 ├── WeightsNotFoundError     model weights that are missing or broken           exit 3
 ├── OutOfMemoryError         the job does not fit the device                    exit 4
-└── DivergedError            the optimisation or the export failed a check      exit 5
+├── DivergedError            the optimisation or the export failed a check      exit 5
+└── ProcessError             another process of the run failed or ended         exit 6, or its own
 """
 
 
@@ -51,3 +52,12 @@ class DivergedError(Pgc3dError):
     """The optimisation became non-finite or lost its surface, or the result failed a check."""
 
     exit_code = 5
+
+
+class ProcessError(Pgc3dError):
+    """Another one of the processes that make a run together failed or ended."""
+
+    def __init__(self, message: str, exit_code: int = 6) -> None:
+        """Store the line, and the exit code of the other process's error where it had one."""
+        super().__init__(message)
+        self.exit_code = exit_code

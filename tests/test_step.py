@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from pgc3d.cameras import OrbitConfig, sample_orbit
 from pgc3d.optimize import Objective, Problem, optimization_step
-from pgc3d.types import Shard, Step
+from pgc3d.shard import Shard
+from pgc3d.types import Step
 
 
 def draw(step, name="noise"):
