@@ -57,7 +57,7 @@ class DivergedError(Pgc3dError):
 class ProcessError(Pgc3dError):
     """Another one of the processes that make a run together failed or ended."""
 
-    def __init__(self, message: str, exit_code: int = 6) -> None:
-        """Store the line, and the exit code of the other process's error where it had one."""
+    def __init__(self, message: str, *, exit_code: int = 6, is_lost: bool = False) -> None:
+        """Store the line, the exit code of the other process's error, and whether that process is gone."""
         super().__init__(message)
-        self.exit_code = exit_code
+        self.exit_code, self.is_lost = exit_code, is_lost

@@ -5,6 +5,7 @@ above `build`, where this check is made before any model is located.
 """
 
 import gc
+import sys
 
 import torch
 
@@ -52,3 +53,23 @@ def release_memory(device: torch.device) -> None:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
+
+
+def peak_memory(device: torch.device) -> dict[str, int]:
+    """Peak memory of this process in bytes: resident, and on a CUDA device."""
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = {"resident": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    if device.type == "cuda":
+        peak["cuda"] = torch.cuda.max_memory_reserved(device)  # with what recorded graphs keep
+    return peak
+
+
+def used_memory(device: torch.device) -> int:
+    """Memory of this process on the device in bytes."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)

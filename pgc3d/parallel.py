@@ -113,6 +113,15 @@ class Processes:
         self._meet()
         return self._gather(value)
 
+    def first_then_others(self, work: Callable[[], T]) -> T:
+        """The result of some work, which the first process does before the others do it."""
+        if self.leads:
+            result = work()
+            self.gather(None)
+            return result
+        self.gather(None)
+        return work()
+
     def sum(self, values: Tensor) -> Tensor:
         """The sum of a tensor over all processes, bit by bit the same in all of them."""
         if self.size == 1:
@@ -214,8 +223,9 @@ class Processes:
         except RuntimeError as error:  # gloo's and NCCL's, when a connection was closed
             self._over = True
             raise ProcessError(
-                f"the {self.size} processes of a run must all go on, but another one ended by itself or was "
-                "killed; continue from the last checkpoint with `pgc3d resume`"
+                f"all {self.size} processes of a run must go on, but one ended or was killed; use `pgc3d "
+                "resume` to continue from the last checkpoint",
+                is_lost=True,
             ) from error
 
 
@@ -305,6 +315,6 @@ def _failure(reports: Sequence[tuple[int, str, bool] | None]) -> Exception:
         if report is not None:
             code, text, is_line = report
             if is_line:
-                return ProcessError(f"process {rank} of {len(reports)}: {text}", code)
+                return ProcessError(f"process {rank} of {len(reports)}: {text}", exit_code=code)
             return RuntimeError(f"process {rank} of {len(reports)} failed:\n{text}")
     return ProcessError("another process of the run must go on, but it failed")

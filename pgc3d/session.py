@@ -3,7 +3,6 @@
 import importlib.metadata
 import logging
 import platform
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,10 +18,11 @@ from pgc3d.build.run import Built
 from pgc3d.checkpoint import pack, unpack
 from pgc3d.checkpoint_files import Checkpoint
 from pgc3d.config import Config, StageConfig
-from pgc3d.errors import DivergedError, OutOfMemoryError, Pgc3dError
+from pgc3d.errors import DivergedError, OutOfMemoryError, Pgc3dError, ProcessError
 from pgc3d.interfaces import Stateful, SupportsMicroBatch
-from pgc3d.memory import release_memory
+from pgc3d.memory import peak_memory, release_memory, used_memory
 from pgc3d.optimize import StepReport, optimize
+from pgc3d.parallel import ALONE, Processes
 from pgc3d.run_directory import RunDirectory
 from pgc3d.signals import StopFlag, interrupt_held
 
@@ -60,7 +60,10 @@ Preview = Callable[[Path], None]
 
 @dataclass
 class Session:
-    """A locked run directory, and the manifest that this process updates."""
+    """A locked run directory, and the manifest that this process updates.
+
+    Where several processes make a run, the first one has the directory, and the others write nothing.
+    """
 
     run: RunDirectory
     config: Config
@@ -70,6 +73,7 @@ class Session:
     record: dict[str, Any] = field(default_factory=dict)
     stopped_by: int | None = None  # number of the signal that stopped the optimisation
     stage: str = ""  # name of the stage that is being optimised
+    processes: Processes = ALONE  # that make the run together
     _edge: "_Edge | None" = None  # the state before the current step, None between two steps
 
     @contextmanager
@@ -96,7 +100,8 @@ class Session:
 
     def _write(self, status: str) -> None:
         self.record |= {"status": status, "peak_memory_bytes": peak_memory(self.device)}
-        self.run.write_manifest(self.record)
+        if self.processes.leads:
+            self.run.write_manifest(self.record)
 
     def note(self, message: str) -> None:
         """Report a line about how the run is built."""
@@ -142,6 +147,7 @@ class Session:
 
         Raises:
             DivergedError: too many steps had no finite gradient; the last valid state was saved.
+            ProcessError: another process failed; where it is gone, the last checkpoint stands.
             BaseException: what `on_event` raised, or a KeyboardInterrupt, raised after the current step; the
                 state was saved.
         """
@@ -149,7 +155,8 @@ class Session:
         if checkpoint is not None:
             unpack(checkpoint, built)
             step = checkpoint.step
-        self.run.drop_metrics(stage, after=step)  # steps after the checkpoint are made, and logged, again
+        if self.processes.leads:  # steps after the checkpoint are made, and logged, again
+            self.run.drop_metrics(stage, after=step)
         reached = _Reached(step, logged=step, saved=step)
         with interrupt_held() as interrupted:
             try:
@@ -157,14 +164,14 @@ class Session:
                     self._after(built, report, reached, preview)
                     if interrupted():
                         raise KeyboardInterrupt
-                    if self.stop.signal is not None:
+                    if self.stopped_by is not None:
                         break
             except BaseException as error:
                 self._rescue(built, reached, error)
                 raise
             if reached.step > reached.saved:
                 self._save(built, reached.step)
-        self.stopped_by = self.stop.signal
+        self.stopped_by = self.processes.agree(self.stop.signal)
         return reached.step >= self._settings.steps and self.stopped_by is None
 
     @property
@@ -176,9 +183,11 @@ class Session:
         config, step = self.config, report.step
         reached.step = step
         reached.logged = self._log(report, reached.logged)
-        if self.stop.signal is not None:
+        self.stopped_by = self.processes.agree(self.stop.signal)
+        if self.stopped_by is not None:
             return
-        if config.logging.preview_every and step % config.logging.preview_every == 0:
+        every = config.logging.preview_every if self.processes.leads else 0
+        if every and step % every == 0:
             with self.timed("preview"):
                 preview(self.run.preview(self.stage, step))
         if step % config.logging.checkpoint_every == 0 and step < self._settings.steps:
@@ -187,6 +196,8 @@ class Session:
 
     def _rescue(self, built: Built, reached: "_Reached", error: BaseException) -> None:
         """Save before an error is passed to the caller, if the state is one between two steps."""
+        if isinstance(error, ProcessError) and error.is_lost:
+            return  # the device may wait for the process that is gone
         if self._edge is not None and not isinstance(error, DivergedError):
             if not self._edge.can_be_restored(built):
                 return  # the step had changed parameters: the last checkpoint stays the newest one
@@ -212,6 +223,7 @@ class Session:
                 stage=self.stage,
                 log_every=config.logging.log_every,
                 max_skipped=settings.optimizer.max_skipped,
+                processes=self.processes,
             )
             try:
                 self._edge = before = _Edge.of(built)
@@ -220,7 +232,8 @@ class Session:
                     yield report
                     self._edge = before = _Edge.of(built)
             except (MemoryError, RuntimeError) as error:
-                micro_batch = self._half_micro_batch(built) if ran_out_of_memory(error) else 0
+                again = ran_out_of_memory(error) and self.processes.can_retry(error)
+                micro_batch = self._half_micro_batch(built) if again else 0
                 if not micro_batch:
                     raise
             else:
@@ -236,7 +249,8 @@ class Session:
 
     def _micro_batches(self, built: Built) -> dict[str, int]:
         """Views that each guidance with micro-batches evaluates at once, by objective."""
-        batches = {name: self._settings.objectives[name].batch for name in built.problem.objectives}
+        share = self.processes.shard.largest
+        batches = {name: share(self._settings.objectives[name].batch) for name in built.problem.objectives}
         return {
             name: min(objective.guidance.micro_batch or batches[name], batches[name])
             for name, objective in built.problem.objectives.items()
@@ -262,6 +276,8 @@ class Session:
         self.on_event(Event("optimize", message=message))
 
     def _save(self, built: Built, step: int) -> None:
+        if not self.processes.leads:
+            return
         with self.timed("checkpoint"):
             self.run.save_checkpoint(self.stage, pack(built, step))
         status = "done" if step >= self._settings.steps else "begun"
@@ -272,7 +288,8 @@ class Session:
         if report.metrics is None:
             self.on_event(Event("optimize", report=report, stage=self.stage))
             return logged
-        self.run.log_metrics({"stage": self.stage, "step": report.step, **report.metrics})
+        if self.processes.leads:
+            self.run.log_metrics({"stage": self.stage, "step": report.step, **report.metrics})
         for name, seconds in report.metrics.items():
             if name.startswith("seconds/"):
                 self.add_seconds(name.removeprefix("seconds/"), seconds * (report.step - logged))
@@ -334,26 +351,6 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
             versions[library] = "missing"
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu"
     return {"versions": versions, "device": {"type": device.type, "name": name}}
-
-
-def peak_memory(device: torch.device) -> dict[str, int]:
-    """Peak memory of this process in bytes: resident, and on a CUDA device."""
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = {"resident": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
-    if device.type == "cuda":
-        peak["cuda"] = torch.cuda.max_memory_reserved(device)  # with what recorded graphs keep
-    return peak
-
-
-def used_memory(device: torch.device) -> int:
-    """Memory of this process on the device in bytes."""
-    if device.type == "cuda":
-        return torch.cuda.memory_allocated(device)
-    import psutil
-
-    return int(psutil.Process().memory_info().rss)
 
 
 @contextmanager

@@ -32,6 +32,10 @@ class Shard:
         place = (self.rank + self.turn) % self.size
         return slice(batch * place // self.size, batch * (place + 1) // self.size)
 
+    def largest(self, batch: int) -> int:
+        """The most rows of a batch that any process computes."""
+        return -(-batch // self.size)
+
     def of_first(self, values: Float[Tensor, "*S"]) -> Float[Tensor, "*S"]:
         """The values that the process of rank 0 has, in all processes."""
         if self.size == 1:

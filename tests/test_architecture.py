@@ -23,6 +23,7 @@ LAYERS = (
     ("batch",),
     ("evaluation",),
     ("pipeline", "presets", "pipelines", "doctor"),
+    ("execution",),
     ("stages", "assets"),
     ("session",),
     ("checkpoint", "plan", "model_record", "model_size"),

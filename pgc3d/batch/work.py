@@ -18,11 +18,11 @@ from pgc3d.config import Config
 from pgc3d.disk import replace_file, writing
 from pgc3d.errors import DivergedError, Pgc3dError, RunDirectoryError
 from pgc3d.evaluation.retrieval import load_retriever
+from pgc3d.execution import RunResult
 from pgc3d.kernels import share_cores
-from pgc3d.memory import release_memory
-from pgc3d.pipeline import RunResult
+from pgc3d.memory import peak_memory, release_memory
 from pgc3d.run_directory import RunDirectory
-from pgc3d.session import Event, EventCallback, peak_memory
+from pgc3d.session import Event, EventCallback
 from pgc3d.signals import StopFlag
 
 REACHED = 0  # in a stop flag, in place of a signal's number: the steps of a sweep are done

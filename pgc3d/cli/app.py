@@ -18,6 +18,7 @@ from pgc3d.cli.console import Bar, Warnings, close_stdout, deliver, emit, notify
 from pgc3d.cli.doctor_command import doctor
 from pgc3d.cli.evaluation_commands import ablate, evaluate
 from pgc3d.cli.inspect_command import inspect
+from pgc3d.cli.launch import be_quiet_behind_the_first, command_line, end_with_launcher, in_processes
 from pgc3d.cli.models_commands import models_app
 from pgc3d.cli.options import (
     DepthOption,
@@ -77,6 +78,7 @@ def _root(
 
 
 @app.command()
+@in_processes
 @with_run_options
 def text(
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help='What to make, as in "a red chair".')],
@@ -97,6 +99,7 @@ def text(
 
 
 @app.command()
+@in_processes
 @with_run_options
 def image(
     input_image: Annotated[Path, typer.Argument(metavar="INPUT", help="Image of one object.")],
@@ -132,6 +135,7 @@ def image(
 
 
 @app.command()
+@in_processes
 @with_run_options
 def texture(
     mesh: Annotated[
@@ -209,6 +213,7 @@ def texture(
 
 
 @app.command()
+@in_processes
 def resume(
     run: RunArgument,
     edited: Annotated[bool, typer.Option("--edited", help="Accept an edited RUN/config.yaml.")] = False,
@@ -277,7 +282,7 @@ def _run(work: Callable[..., Any]) -> int:
 
     bar = Bar()
     try:
-        with stop_on_signals() as stop:
+        with stop_on_signals(insist="RANK" not in os.environ) as stop:
             result = work(on_event=bar, stop=stop)
     finally:
         bar.close()
@@ -295,6 +300,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "4000")
     logging.basicConfig(level=logging.WARNING, handlers=[Warnings()])
     prepare_streams()
+    be_quiet_behind_the_first()
+    end_with_launcher()
+    command_line.set(sys.argv[1:] if arguments is None else arguments)
     try:
         code = app(list(arguments) if arguments is not None else None, standalone_mode=False)
     except Pgc3dError as error:

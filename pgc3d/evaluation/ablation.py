@@ -36,17 +36,18 @@ from pgc3d.disk import new_folder, write_files
 from pgc3d.errors import ConfigError
 from pgc3d.evaluation.ablation_sheets import Heatmap, RuleResult, columns, result_images
 from pgc3d.evaluation.image_metrics import statistics
+from pgc3d.execution import ignore
 from pgc3d.guidance.sds import ScoreDistillation
 from pgc3d.images import resize
 from pgc3d.interfaces import Guidance, Stateful, SupportsLatents
+from pgc3d.memory import used_memory
 from pgc3d.optimize import StepReport
-from pgc3d.pipeline import ignore
 from pgc3d.ranges import MAX_RATE
 from pgc3d.rendering import build_rasterizer
 from pgc3d.representation.dmtet_config import DMTetConfig
 from pgc3d.run_directory import CONFIG, MANIFEST
 from pgc3d.schedules import PiecewiseLinear
-from pgc3d.session import Event, EventCallback, copy_state, describe_environment, explain_memory, used_memory
+from pgc3d.session import Event, EventCallback, copy_state, describe_environment, explain_memory
 from pgc3d.task import Task
 from pgc3d.types import Rendering, Step, Views
 
