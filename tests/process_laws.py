@@ -1,4 +1,4 @@
-"""What processes of a `groups.Group` do together, in tests; every function is called in all of them."""
+"""What the processes of a `process_group.ProcessGroup` do in tests; all of them call each function."""
 
 import dataclasses
 from functools import cache

@@ -5,9 +5,8 @@ import json
 import process_laws as laws
 import pytest
 import torch
-from groups import Group
 from meshes import write_cube
-from tiny import write_tiny_sdxl
+from tiny import _script, write_tiny_sdxl
 
 from pgc3d.inputs.mesh import prepare_mesh_file, save_prepared
 from pgc3d.rendering.cpu import CpuRasterizer
@@ -19,14 +18,14 @@ CLOSE = {"rtol": 1e-5, "atol": 1e-5, "equal_nan": True}
 
 @pytest.fixture(scope="module")
 def group():
-    group = Group(2)
+    group = _script("process_group").ProcessGroup(2)
     yield group
     group.close()
 
 
 @pytest.fixture(scope="module")
 def three():
-    group = Group(3)
+    group = _script("process_group").ProcessGroup(3)
     yield group
     group.close()
 
