@@ -57,7 +57,9 @@ class DivergedError(Pgc3dError):
 class ProcessError(Pgc3dError):
     """Another one of the processes that make a run together failed or ended."""
 
-    def __init__(self, message: str, *, exit_code: int = 6, is_lost: bool = False) -> None:
+    exit_code = 6
+
+    def __init__(self, message: str, *, exit_code: int = exit_code, is_lost: bool = False) -> None:
         """Store the line, the exit code of the other process's error, and whether that process is gone."""
         super().__init__(message)
         self.exit_code, self.is_lost = exit_code, is_lost

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 
@@ -53,7 +53,8 @@ def newest_checkpoint(run: RunDirectory, config: Config, stage: str) -> Checkpoi
 def follow(session: Session) -> RunResult:
     """Take part in the run of the first process, whose directory is only read."""
     share_cores(session.processes.size)
-    shared = session.processes.gather(None)[0]
+    nothing: Any = None
+    shared = session.processes.gather(nothing)[0]
     if shared is None:
         return RunResult(session.run.path, ())
     (session.config, session.record, resumed), session.on_event = shared, ignore
@@ -97,8 +98,9 @@ def execute(
         if processes.size > 1:
             session.record["processes"] = processes.gather(peak_memory(device))
         processes.finish()
-        exported = representation is not None and processes.leads
-        files = export_run(session, representation, rasterizer) if exported else []
+        files: list[Path] = []
+        if representation is not None and processes.leads:
+            files = export_run(session, representation, rasterizer)
         return RunResult(run.path, tuple(files), session.stopped_by)
 
 

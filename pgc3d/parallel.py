@@ -7,7 +7,7 @@ and are never sent.
 
 All communication is a sequence that is the same in all processes, since it depends on reduced values alone.
 Before each exchange of tensors, and after each step, there is a meeting: a message of some bytes, by gloo
-between the hosts, in which each process says whether it can go on. One that failed says so in its next
+between the hosts, which states of each process whether it can go on. One that failed states that in its next
 meeting, whatever that is for. So no process waits on its device for another one that will not come: all of
 them take back the step together where one ran out of memory, and end together where one failed. Where one is
 gone, its connections close, and the others raise at once.
@@ -166,7 +166,7 @@ class Processes:
         self._over = True
 
     def announce(self, error: BaseException) -> None:
-        """Tell the others that this process ends by an error, so that they end too."""
+        """End all other processes too, which raise what this one failed of."""
         if self._over or self.size == 1:
             return
         self._over = True
@@ -242,7 +242,8 @@ def sum_gradients(tensors: Sequence[Tensor], total: Callable[[Tensor], Tensor], 
     """
     gradients = [tensor.grad if tensor.grad is not None else torch.zeros_like(tensor) for tensor in tensors]
     flat = total(torch.cat([extra, *(gradient.reshape(-1) for gradient in gradients)]))
-    summed, *parts = flat.split([len(extra), *(gradient.numel() for gradient in gradients)])
+    sizes = [len(extra), *(gradient.numel() for gradient in gradients)]
+    summed, *parts = torch.split(flat, sizes)
     for tensor, part in zip(tensors, parts, strict=True):
         tensor.grad = part.view_as(tensor)
     return summed
@@ -256,7 +257,7 @@ def fingerprint(tensors: Sequence[Tensor]) -> int:
 
 @contextmanager
 def joined(device: torch.device, *, automatic: bool) -> Iterator[Processes]:
-    """The processes of the run that this one belongs to, for the block; an error in it is told to the others.
+    """The processes of the run that this one belongs to, for the block; an error in it ends all of them.
 
     This process's GPU becomes the current one.
 
@@ -313,8 +314,8 @@ def _failure(reports: Sequence[tuple[int, str, bool] | None]) -> Exception:
     """The error of the first process that described one."""
     for rank, report in enumerate(reports):
         if report is not None:
-            code, text, is_line = report
+            (code, text, is_line), place = report, f"process {rank} of {len(reports)}"
             if is_line:
-                return ProcessError(f"process {rank} of {len(reports)}: {text}", exit_code=code)
-            return RuntimeError(f"process {rank} of {len(reports)} failed:\n{text}")
+                return ProcessError(f"{place}: {text}", exit_code=code)
+            return RuntimeError(f"{place} failed:\n{text}")
     return ProcessError("another process of the run must go on, but it failed")

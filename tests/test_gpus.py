@@ -11,7 +11,7 @@ from contextlib import suppress
 
 import psutil
 import pytest
-from test_kills import ENVIRONMENT, STAGES, TINY
+from test_kills import ENVIRONMENT, STAGES, TINY, status
 from tiny import write_tiny_sdxl
 
 from pgc3d.cli.launch import launch
@@ -30,7 +30,7 @@ def begin(*arguments):
 
 def command_of(folder, model, out, *, gpus):
     """The command that begins a run, or continues it."""
-    if (out / "metrics.jsonl").exists():
+    if status(out) not in {None, "preparing"}:
         return ["resume", out, "--gpus", gpus]
     config = folder / "tiny.yaml"
     stages = {

@@ -122,7 +122,7 @@ def launch(arguments: Sequence[str], count: int) -> int:
         f"error: all {count} processes of a run must go on, but process {rank} was killed"
         f"{f' by {name}' if rank == 0 else ''}; use `pgc3d resume` to continue from the last checkpoint"
     )
-    return ProcessError("").exit_code
+    return ProcessError.exit_code
 
 
 def _free_port() -> int:
