@@ -47,8 +47,7 @@ from pgc3d.task import Task
 
 PROMPT = "a red chair"
 OWN = ("cameras", "render", "guidance", "backward", "metrics", "optimizer")
-JOBS = ("sdxl", "sdxl+depth", "dmtet", "nerf")
-ORDER = [(job, views) for job in ("sdxl", "dmtet", "nerf", "sdxl+depth") for views in (4, 8)]  # then others
+JOBS = ("sdxl", "dmtet", "nerf", "sdxl+depth")  # in this order
 COLUMNS = ("job", "views", "processes", "step", "own", "reduce", "meet", "faster", "peak GB", "difference")
 
 
@@ -327,8 +326,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     release_memory(torch.device(options.device))
     group = ProcessGroup(max(options.gpus), options.device)
     print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}", flush=True)
-    order = [item for item in ORDER if item[0] in options.jobs and item[1] in options.views]
-    order += [(job, n) for job in options.jobs for n in options.views if (job, n) not in ORDER]
+    order = [(name, views) for name in JOBS if name in options.jobs for views in options.views]
     for job_name, views in order:
         if time.perf_counter() - start > options.budget_seconds:
             print(f"out of time before {job_name} with {views} views", flush=True)

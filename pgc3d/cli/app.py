@@ -18,7 +18,13 @@ from pgc3d.cli.console import Bar, Warnings, close_stdout, deliver, emit, notify
 from pgc3d.cli.doctor_command import doctor
 from pgc3d.cli.evaluation_commands import ablate, evaluate
 from pgc3d.cli.inspect_command import inspect
-from pgc3d.cli.launch import be_quiet_behind_the_first, command_line, end_with_launcher, in_processes
+from pgc3d.cli.launch import (
+    be_quiet_behind_the_first,
+    command_line,
+    end_with_launcher,
+    end_without_the_lost,
+    in_processes,
+)
 from pgc3d.cli.models_commands import models_app
 from pgc3d.cli.options import (
     DepthOption,
@@ -308,6 +314,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Pgc3dError as error:
         notify(f"error: {error}")
         code = error.exit_code
+        end_without_the_lost(error)
     except UsageError as error:
         code = _usage_error(error)
     except (KeyboardInterrupt, typer.Abort):

@@ -21,14 +21,14 @@ from typing import Annotated, Any
 
 import typer
 
-from pgc3d.cli.console import notify, print_nothing
+from pgc3d.cli.console import close_stdout, notify, print_nothing
 from pgc3d.cli.options import collected
-from pgc3d.errors import InputError, ProcessError
+from pgc3d.errors import InputError, Pgc3dError, ProcessError
 from pgc3d.signals import STOPPING
 
 LAUNCHER = "PGC3D_LAUNCHER"  # the descriptor of a pipe that is closed when the launcher ends
 POLL = 0.1  # seconds
-AFTER_A_KILL = 10.0  # seconds that the others may take to end after one was killed
+AFTER_A_KILL = 20.0  # seconds that the others may take to end after one was killed
 AFTER_AN_END = 120.0  # likewise after one ended by an error, as they may save
 command_line: ContextVar[Sequence[str]] = ContextVar("command_line", default=())  # behind `pgc3d`
 GpusOption = Annotated[
@@ -79,6 +79,13 @@ def end_with_launcher() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=wait, daemon=True).start()
+
+
+def end_without_the_lost(error: Pgc3dError) -> None:
+    """End this process at once where another one of its run is gone, for which its device may wait."""
+    if isinstance(error, ProcessError) and error.is_lost:
+        close_stdout()
+        os._exit(error.exit_code)
 
 
 def launch(arguments: Sequence[str], count: int) -> int:
