@@ -209,8 +209,10 @@ def killed_and_resumed(out: Path, options: argparse.Namespace) -> dict[str, Any]
         if rank is not None:
             os.kill(rank, signal.SIGKILL)
         text = process.communicate(timeout=120)[1]
+    except subprocess.TimeoutExpired:
+        found["hangs"], text = True, ""
     finally:
-        process.kill()
+        process.kill()  # whose end ends the others
     found |= {"ended_after_s": time.perf_counter() - killed, "code": process.returncode}
     found["errors"] = [line for line in text.splitlines() if line.startswith("error")]
     found["traceback"] = "Traceback" in text
