@@ -177,7 +177,8 @@ def test_a_run_of_three_processes_survives_kills_at_random_moments(tmp_path):
             wait_for(process, out.exists)
             time.sleep(rng.uniform(0.0, 12.0))
             victim = process_of(process, rng.randrange(3))
-            if victim is None:
+            if victim is None:  # the run is done
+                process.communicate()
                 break
             victim.kill()
             code, told = ended(process)
