@@ -23,7 +23,7 @@ def test_runs_of_one_and_two_processes_alternate_and_agree(tmp_path, capsys):
         assert row["difference"] < 0.3  # Adam follows the rounding where gradients are near zero
         assert len(row["bytes"]) == len(row["of_each"]) == row["processes"]
         assert all(part["own"] > 0 and part["step"] > 0 for part in row["of_each"])
-        assert (row["reduce"] > 0.01) == (row["processes"] == 2)
+        assert (row["meet"] > 0) == (row["processes"] == 2)
     table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     assert len(table) == 2 + len(found["rows"])
 
