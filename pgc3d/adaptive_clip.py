@@ -71,10 +71,10 @@ class AdaptiveClip:
     """Per-pixel clipping at a running quantile of the gradient's lengths."""
 
     kind: Literal["adaptive"] = "adaptive"
-    quantile: float = field(default=0.9, metadata=_FRACTION)
+    quantile: float = field(default=0.9, metadata=_FRACTION)  # of the non-zero lengths
     # Of the running mean at each call.
     decay: float = field(default=0.9, metadata={"range": {"low": 0.0, "high": 1.0, "below": True}})
-    norm: Norm = "linf"
+    norm: Norm = "linf"  # largest channel, or Euclidean length
 
     def __post_init__(self) -> None:
         if not (0 < self.quantile < 1 and 0 <= self.decay < 1):

@@ -6,12 +6,13 @@ from pgc3d import __version__
 from pgc3d.build.run import some_cameras
 from pgc3d.disk import free_name
 from pgc3d.errors import DivergedError
+from pgc3d.events import Event
 from pgc3d.exporting.export import ExportReport, export_asset
 from pgc3d.exporting.textured_mesh import export_textured_mesh
 from pgc3d.interfaces import Meshable, Rasterizer, Representation
 from pgc3d.mesh_io.bundle import archived_format
 from pgc3d.representation.textured_mesh import TexturedMesh
-from pgc3d.session import Event, Session
+from pgc3d.session import Session
 from pgc3d.task import Task
 
 

@@ -117,8 +117,11 @@ class OrbitConfig:
     """Random cameras on a sphere; ranges are [low, high]."""
 
     kind: Literal["orbit"] = "orbit"
+    # Positive above the object.
     elevation_degrees: tuple[float, float] = span((-10.0, 45.0), -89.0, 89.0, unit="degrees")
+    # 0 is the front, and grows towards +x.
     azimuth_degrees: tuple[float, float] = span((-180.0, 180.0), -720.0, 720.0, unit="degrees")
+    # Vertical field of view.
     fovy_degrees: tuple[float, float] = span((40.0, 40.0), 0.0, 150.0, unit="degrees", above=True, below=True)
     # Fraction of the image's half height that the unit sphere covers.
     fill: tuple[float, float] = span((0.85, 1.0), 0.0, MAX_FILL, above=True)
@@ -146,7 +149,8 @@ class OrbitConfig:
 class ViewConfig:
     """The camera of the input image, as far as it is known; its azimuth is 0."""
 
-    elevation_degrees: float = number(0.0, -89.0, 89.0, unit="degrees")
+    elevation_degrees: float = number(0.0, -89.0, 89.0, unit="degrees")  # positive above the object
+    # Vertical field of view.
     fovy_degrees: float = number(40.0, 0.0, 150.0, unit="degrees", above=True, below=True)
     fill: float = number(1.0, 0.0, MAX_FILL, above=True)  # as in `OrbitConfig`
 
@@ -306,7 +310,7 @@ class CloseUpConfig:
     kind: Literal["close_up"] = "close_up"
     orbit: OrbitConfig = field(default_factory=OrbitConfig)
     share: tuple[float, ...] = schedule((0.3, 0.0, 0.6, 0.5), 0.0, 1.0)  # of the views that are close-ups
-    zoom: tuple[float, ...] = schedule((0.3, 1.0, 1.0, 2.5), 1.0, 10.0)
+    zoom: tuple[float, ...] = schedule((0.3, 1.0, 1.0, 2.5), 1.0, 10.0)  # of a close-up over progress
     # Standard deviation of the view from the surface's normal.
     spread_degrees: float = number(25.0, 0.0, 90.0, unit="degrees")
 

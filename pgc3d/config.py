@@ -38,7 +38,7 @@ __all__ = ["ObjectiveConfig", "OptimizerConfig", "StageConfig", "read_yaml"]
 PRESETS = Path(__file__).parent / "configs"
 MAIN = "main"  # name of the only stage of a configuration without `stages`
 STAGE_NUMBERS = ("steps", "resolution", "resolution_until")  # also below `run`, for the last stage
-STAGE_KEYS = (*STAGE_NUMBERS, "start", "representation", "objectives", "optimizer")
+STAGE_KEYS = (*STAGE_NUMBERS, "start", "representation", "objectives", "optimizer", "init")
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ class ModelConfig:
     style: StyleConfig = field(default_factory=StyleConfig)  # for the run's style image, where it has one
     dtype: Precision = "auto"  # of the UNet and the text or image encoders
     vae: str | None = field(default=None, metadata=PATH)  # another VAE, as "sdxl-vae-fp16-fix"
+    # auto: float32 on a CPU, else float16 where the VAE allows it, or bfloat16.
     vae_dtype: Precision = "auto"
     fast: Literal["auto", "never"] = "auto"  # auto: own encoder and compiled UNet on CUDA; else diffusers'
     view_prompts: ViewPromptConfig | None = None  # None: the model's own, else the usual four sectors
@@ -72,8 +73,8 @@ class ModelConfig:
 class RunConfig:
     """Settings that all stages share."""
 
-    seed: int = number(0, 0, 2**63 - 1)
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    seed: int = number(0, 0, 2**63 - 1)  # of all random numbers
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto is CUDA where there is one
     rasterizer: Backend = "auto"  # auto: triton on CUDA, cpu on a CPU
     # Views that a guidance evaluates at once, 0 for all; the same result in less memory.
     micro_batch: int = number(0, 0, 1024, unit="views")
@@ -87,8 +88,8 @@ class RunConfig:
 class ExportConfig:
     """The mesh file that is written at the end."""
 
-    format: Format = "glb"
-    texture_size: int = number(1024, 64, 8192, unit="pixels")
+    format: Format = "glb"  # of the file, see the option --format
+    texture_size: int = number(1024, 64, 8192, unit="pixels")  # side of the images that are written
     faces: int = number(20_000, 4, 10**9, also={0: "all of them"})  # decimate to this many
     placing: PlacingConfig = field(default_factory=PlacingConfig)
 
@@ -100,10 +101,11 @@ class ExportConfig:
 class LoggingConfig:
     """How often a run writes metrics, previews and checkpoints; `preview_every` 0 means no previews."""
 
-    log_every: int = number(10, 1, MAX_STEPS, unit="steps")
-    preview_every: int = number(100, 0, MAX_STEPS, unit="steps")
-    checkpoint_every: int = number(200, 1, MAX_STEPS, unit="steps")
-    preview_resolution: int = number(256, 16, 2048, unit="pixels")
+    log_every: int = number(10, 1, MAX_STEPS, unit="steps")  # between two lines of metrics
+    preview_every: int = number(100, 0, MAX_STEPS, unit="steps")  # between two previews; 0 means none
+    checkpoint_every: int = number(200, 1, MAX_STEPS, unit="steps")  # between two checkpoints
+    preview_resolution: int = number(256, 16, 2048, unit="pixels")  # side of a preview's views
+    tensorboard: bool = False  # also write metrics and previews for TensorBoard
 
     def __post_init__(self) -> None:
         check(self)

@@ -15,7 +15,7 @@ from typing import Literal
 import psutil
 import torch
 
-from pgc3d.diffusion.hub import offline, record_file, set_environment
+from pgc3d.diffusion.hub import cache_folder, offline, set_environment
 from pgc3d.errors import Pgc3dError
 from pgc3d.mini import clip_model, image_model, text_model
 from pgc3d.rendering.selftest import compare_rasterizers
@@ -29,6 +29,7 @@ OPTIONAL = {  # importable name: what it is for, and the command that installs i
     "nvdiffrast": ("--rasterizer nvdiffrast", "pip install 'pgc3d[cuda]'"),
     "imageio_ffmpeg": ("turntable videos", "pip install imageio-ffmpeg"),
     "peft": ("the guidance vsd", "pip install peft"),
+    "tensorboard": ("--tensorboard", "pip install 'pgc3d[tensorboard]'"),
 }
 
 
@@ -135,7 +136,7 @@ def _caches() -> Iterator[Finding]:
 
     folders = {
         "cache of models": Path(constants.HF_HUB_CACHE),
-        "cache of pgc3d": record_file().parent,
+        "cache of pgc3d": cache_folder(),
         "temporary files": Path(tempfile.gettempdir()),
     }
     for name, folder in folders.items():

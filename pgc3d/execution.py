@@ -9,20 +9,22 @@ import torch
 
 from pgc3d.assets import export_run
 from pgc3d.build.models import LoadedModels, LocatedModel, locate_models
-from pgc3d.build.run import RunContext, build_stage
+from pgc3d.build.run import Built, RunContext, build_stage
 from pgc3d.checkpoint_files import Checkpoint
 from pgc3d.config import Config
-from pgc3d.errors import RunDirectoryError
+from pgc3d.continuation import newest_checkpoint
+from pgc3d.environment import peak_memory
+from pgc3d.eta import Eta, operations_of
+from pgc3d.events import Event, ignore
 from pgc3d.inputs.background import style_loader
 from pgc3d.interfaces import Representation
 from pgc3d.kernels import share_cores
-from pgc3d.memory import peak_memory
 from pgc3d.plan import plan_run
 from pgc3d.rendering import build_rasterizer
-from pgc3d.run_directory import RunDirectory
-from pgc3d.session import Event, Session
+from pgc3d.session import Session
 from pgc3d.stages import handover_of
 from pgc3d.task import Task
+from pgc3d.tensorboard import written_to_tensorboard
 from pgc3d.types import Cameras, Rendering, Views
 
 
@@ -33,21 +35,6 @@ class RunResult:
     path: Path  # the run directory
     files: tuple[Path, ...]  # that were written
     stopped_by: int | None = None  # the number of a signal, None where the run is done
-
-
-def ignore(event: Event) -> None:
-    """Do nothing: the default of `on_event`."""
-
-
-def newest_checkpoint(run: RunDirectory, config: Config, stage: str) -> Checkpoint | None:
-    """The newest checkpoint of a stage, None where it has not begun."""
-    checkpoint, steps = run.load_checkpoint(stage), config.stages[stage].steps
-    if checkpoint is not None and checkpoint.step > steps:
-        raise RunDirectoryError(
-            f"stages.{stage}.steps in {run.config} must be at least {checkpoint.step}, the steps that are "
-            f"done, got {steps}; raise it"
-        )
-    return checkpoint
 
 
 def follow(session: Session) -> RunResult:
@@ -71,9 +58,18 @@ def execute(
 
     `checkpoints` holds those that stages continue from; each is removed once it is used, to free its memory.
     """
+    if session.processes.size > 1:
+        share_cores(session.processes.size)
+    if session.config.logging.tensorboard and session.processes.leads:
+        with written_to_tensorboard(session.run.path, session.on_event) as session.on_event:
+            return _run_stages(session, located, checkpoints)
+    return _run_stages(session, located, checkpoints)
+
+
+def _run_stages(
+    session: Session, located: Mapping[str, LocatedModel], checkpoints: dict[str, Checkpoint | None]
+) -> RunResult:
     run, device, processes = session.run, session.device, session.processes
-    if processes.size > 1:
-        share_cores(processes.size)
     with session.recorded():
         session.on_event(Event("build"))
         session.config, expected = _planned(session, located)
@@ -81,9 +77,14 @@ def execute(
             session.on_event(Event("build", message=expected))
             session.record["expected"] = expected
         config, representation = session.config, None
+        session.eta = Eta(config, operations_of(config, located), device=device.type)
         task = Task.from_record(session.record, run.path)
         models = LoadedModels(
-            located, device, low_memory=config.run.low_memory, style=style_loader(task.style)
+            located,
+            device,
+            low_memory=config.run.low_memory,
+            decoders=any(use.decoder for use in config.requires().models.values()),
+            style=style_loader(task.style),
         )
         rasterizer = build_rasterizer(config.run.rasterizer, device)
         context = RunContext.of(config, task, rasterizer, device, models, run)
@@ -124,6 +125,22 @@ def _optimize_stage(
     session: Session, context: RunContext, name: str, checkpoint: Checkpoint | None
 ) -> Representation | None:
     """The representation of a stage after its last step; None where a signal stopped it earlier."""
+    built = begin_stage(session, context, name, checkpoint)
+    representation = built.problem.representation
+    render_views = asset_renderer(session, representation)
+    finished = session.optimize(name, built, checkpoint, lambda path: _write_sheet(path, render_views))
+    return representation if finished else None
+
+
+def begin_stage(session: Session, context: RunContext, name: str, checkpoint: Checkpoint | None) -> Built:
+    """The objects of a stage, with the same parameters in all processes.
+
+    Args:
+        session: of the run.
+        context: of the run, with models.
+        name: of the stage.
+        checkpoint: that will be loaded into them, None where the stage begins.
+    """
     config = context.config
     if len(config.stages) > 1:
         session.note(f"stage {name}: {config.stages[name].steps} steps")
@@ -138,11 +155,26 @@ def _optimize_stage(
                 else None
             )
         )
-        built = build_stage(context, name, start)
-    representation = built.problem.representation
-    render_views = asset_renderer(session, representation)
-    finished = session.optimize(name, built, checkpoint, lambda path: _write_sheet(path, render_views))
-    return representation if finished else None
+        begun = checkpoint is not None or not session.processes.leads
+        built = build_stage(context, name, start, begun=begun)
+    if checkpoint is None and config.stages[name].init is not None:
+        return _initialized(session, built)
+    return built
+
+
+def _initialized(session: Session, built: Built) -> Built:
+    """The objects of a stage with initial colours, which the first process computes and the others receive.
+
+    GPUs need not round alike, so that parameters which each process computed could differ.
+    """
+    if built.initialize is not None:
+        session.note("initial views: sampled together on the surface")
+        with session.timed("init"):
+            built.initialize()
+    else:
+        session.note("initial views: none, as no ControlNet is set for them (init.controls)")
+    session.processes.copy_from_first(built.problem.representation.parameter_store().tensors())
+    return replace(built, initialize=None)  # frees its ControlNet
 
 
 def asset_renderer(session: Session, representation: Representation) -> Callable[[Cameras], Rendering]:

@@ -5,7 +5,6 @@ above `build`, where this check is made before any model is located.
 """
 
 import gc
-import sys
 
 import torch
 
@@ -40,9 +39,15 @@ def require_texture_memory(texture_size: int, image_size: int, device: torch.dev
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that are free on the device: of the GPU, or of the computer's memory."""
+    """Bytes that this process can use on the device: of the GPU, or of the computer's memory.
+
+    What `torch.cuda.set_per_process_memory_fraction` limits a process to is not exceeded.
+    """
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        index = torch.cuda.current_device() if device.index is None else device.index
+        free, total = torch.cuda.mem_get_info(index)
+        allowed = int(torch.cuda.get_per_process_memory_fraction(index) * total)
+        return min(free, max(0, allowed - torch.cuda.memory_reserved(index)))
     import psutil
 
     return int(psutil.virtual_memory().available)
@@ -53,23 +58,3 @@ def release_memory(device: torch.device) -> None:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
-
-
-def peak_memory(device: torch.device) -> dict[str, int]:
-    """Peak memory of this process in bytes: resident, and on a CUDA device."""
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = {"resident": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
-    if device.type == "cuda":
-        peak["cuda"] = torch.cuda.max_memory_reserved(device)  # with what recorded graphs keep
-    return peak
-
-
-def used_memory(device: torch.device) -> int:
-    """Memory of this process on the device in bytes."""
-    if device.type == "cuda":
-        return torch.cuda.memory_allocated(device)
-    import psutil
-
-    return int(psutil.Process().memory_info().rss)

@@ -130,6 +130,15 @@ class Processes:
         self._meet()
         return self._add(total)
 
+    def copy_from_first(self, tensors: Sequence[Tensor]) -> None:
+        """Replace the values of tensors by those that they have in the first process."""
+        if self.size == 1:
+            return
+        for tensor in tensors:
+            own = tensor.detach()
+            with torch.no_grad():
+                tensor.copy_(self.sum(own if self.leads else torch.zeros_like(own)))
+
     def add_gradients(self, tensors: Sequence[Tensor], extra: Tensor) -> Tensor:
         """Replace the gradients of parameters by their sums over all processes; returns the sum of `extra`.
 

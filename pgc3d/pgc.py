@@ -232,8 +232,8 @@ class PixelClip:
     """Per-pixel norm clipping (PGC)."""
 
     kind: Literal["pixel"] = "pixel"
-    threshold: float = field(default=0.1, metadata=_BOUND)
-    norm: Norm = "linf"
+    threshold: float = field(default=0.1, metadata=_BOUND)  # c, the longest pixel vector
+    norm: Norm = "linf"  # largest channel, or Euclidean length
 
     def __post_init__(self) -> None:
         _check_threshold(self.threshold)
@@ -248,7 +248,7 @@ class ChannelClip:
     """Per-channel value clipping (PGC-V)."""
 
     kind: Literal["channel"] = "channel"
-    threshold: float = field(default=0.1, metadata=_BOUND)
+    threshold: float = field(default=0.1, metadata=_BOUND)  # c, the largest channel
 
     def __post_init__(self) -> None:
         _check_threshold(self.threshold)
@@ -263,8 +263,8 @@ class PngdClip:
     """Per-pixel soft normalisation (PNGD)."""
 
     kind: Literal["pngd"] = "pngd"
-    threshold: float = field(default=0.1, metadata=_BOUND)
-    norm: Norm = "linf"
+    threshold: float = field(default=0.1, metadata=_BOUND)  # c, which no pixel vector reaches
+    norm: Norm = "linf"  # largest channel, or Euclidean length
 
     def __post_init__(self) -> None:
         _check_threshold(self.threshold)
@@ -279,7 +279,7 @@ class GlobalScale:
     """One factor for the whole batch, see `scale_globally`."""
 
     kind: Literal["global"] = "global"
-    threshold: float = field(default=0.1, metadata=_BOUND)
+    threshold: float = field(default=0.1, metadata=_BOUND)  # largest channel of the batch
 
     def __post_init__(self) -> None:
         _check_threshold(self.threshold)
@@ -309,7 +309,7 @@ class ParameterClip:
     """Clipping of parameter gradients: pixels are not clipped, the loop calls `clip_parameters`."""
 
     kind: Literal["parameter"] = "parameter"
-    max_norm: float = field(default=1.0, metadata=_BOUND)
+    max_norm: float = field(default=1.0, metadata=_BOUND)  # l2 norm of all gradients together
 
     def __post_init__(self) -> None:
         _check_threshold(self.max_norm, "max_norm")

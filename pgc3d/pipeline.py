@@ -26,22 +26,23 @@ from pgc3d.build.run import (
     resolve_device,
 )
 from pgc3d.checkpoint import unpack_representation
-from pgc3d.checkpoint_files import Checkpoint
 from pgc3d.config import Config, dump_config, load_config
+from pgc3d.continuation import newest_checkpoint, replace_config, stage_to_show, with_steps
 from pgc3d.disk import free_name, replace_file, require_free_space, sha256
 from pgc3d.errors import InputError, RunDirectoryError
-from pgc3d.execution import RunResult, asset_renderer, execute, follow, ignore, newest_checkpoint
+from pgc3d.events import Event, EventCallback, ignore
+from pgc3d.execution import RunResult, asset_renderer, execute, follow
 from pgc3d.inputs.mesh import save_prepared
 from pgc3d.interfaces import Rasterizer, Representation
-from pgc3d.layers import nearest
 from pgc3d.model_record import describe_models, require_same_models, with_absolute_paths
 from pgc3d.parallel import joined
 from pgc3d.rendering import build_rasterizer
 from pgc3d.run_directory import RunDirectory
-from pgc3d.session import Event, EventCallback, Session, explain_memory
+from pgc3d.session import Session, explain_memory
 from pgc3d.signals import StopFlag
 from pgc3d.stages import require_same_starts, start_records, with_absolute_starts
 from pgc3d.task import PREPARED_NAMES, Task
+from pgc3d.tensorboard import require_tensorboard
 from pgc3d.types import Cameras, PreparedMesh
 
 FREE_SPACE = 500_000_000  # bytes: two checkpoints, the asset with its textures, previews
@@ -80,6 +81,8 @@ def _begin(session: Session, task: Task) -> RunResult:
     config, device, notify, out = session.config, session.device, session.note, session.run.path
     require_fitting(config, task)
     build_rasterizer(config.run.rasterizer, device)  # fails before a folder is made
+    if config.logging.tensorboard:
+        require_tensorboard()
     prepared = prepare_task_mesh(config, task, device, notify)
     document = None if task.mesh is None else prepare_document(task.mesh, notify)
     located = locate_models(config, device, styled=task.style is not None)
@@ -99,7 +102,7 @@ def _begin(session: Session, task: Task) -> RunResult:
         session.record |= {"inputs": inputs, "files": run.hash_files(list(stored.files.values()))}
         session.record |= {"config": run.config_digest()}
         for name in images:
-            session.on_event(Event("build", file=stored.files[name]))
+            session.on_event(Event("build", file=stored.files[name], kind="input"))
         session.processes.gather((config, session.record, False))
         return execute(session, located, {})
 
@@ -126,35 +129,47 @@ def _store_inputs(
 
 
 def resume(
-    path: Path | str, *, edited: bool = False, on_event: EventCallback = ignore, stop: StopFlag | None = None
+    path: Path | str,
+    *,
+    edited: bool = False,
+    steps: int | None = None,
+    on_event: EventCallback = ignore,
+    stop: StopFlag | None = None,
 ) -> RunResult:
     """Continue a run that was stopped; on a CPU the result is that of an uninterrupted run.
 
     Args:
         path: the run directory.
         edited: accept a `config.yaml` that was edited after the run wrote it.
+        steps: that the last stage goes on to, also of a finished run, whose asset is written under a new
+            name; schedules stretch over all of them. The run's own number when None.
         on_event: called after every step, for messages, and for every file that was written.
         stop: once its `signal` is set, the run saves after the current step and returns.
 
     Raises:
         RunDirectoryError: the folder is not a run, is in use, has only damaged checkpoints, or the
             configuration, the inputs or the weights are no longer those of the run.
+        ConfigError: as many steps as `steps` are done already.
     """
-    path = Path(path)
-    config = load_config([RunDirectory.open(path).config])
+    run = RunDirectory.open(Path(path))
+    _config_digest(run, run.read_manifest(), edited=edited)
+    config = load_config([run.config])
     device = resolve_device(config.run.device)
     with joined(device, automatic=config.run.device == "auto") as processes:
-        session = Session(RunDirectory(path), config, device, on_event, stop or StopFlag())
+        session = Session(run, config, device, on_event, stop or StopFlag())
         session.processes = processes
-        return _continue(session, edited=edited) if processes.leads else follow(session)
+        return _continue(session, edited=edited, steps=steps) if processes.leads else follow(session)
 
 
-def _continue(session: Session, *, edited: bool) -> RunResult:
+def _continue(session: Session, *, edited: bool, steps: int | None) -> RunResult:
     """Execute what is left of a run."""
     path, device, notify = session.run.path, session.device, session.note
     with RunDirectory.open(path) as run:
         session.run, session.record = run, _read_record(run, session.on_event, edited=edited)
-        config = session.config = load_config([run.config])
+        config = load_config([run.config])
+        if steps is not None:
+            config, session.record = with_steps(run, config, session.record, steps, session.on_event)
+        session.config = config
         checkpoints = {name: newest_checkpoint(run, config, name) for name in config.stages}
         last = checkpoints[next(reversed(config.stages))]
         if session.record.get("status") == "done" and last is not None and last.step == config.last.steps:
@@ -170,23 +185,32 @@ def _continue(session: Session, *, edited: bool) -> RunResult:
             session.record |= describe_models(config, located) | start_records(config)
         require_same_models(session.record, config, located)
         require_same_starts(session.record, config)
+        if steps is not None:
+            session.record = replace_config(run, config, session.record)
         session.processes.gather((config, session.record, True))
         return execute(session, located, checkpoints)
 
 
 def _read_record(run: RunDirectory, on_event: EventCallback, *, edited: bool = False) -> dict[str, Any]:
     """The manifest of a run, after a check that its configuration and inputs have not changed."""
-    record, digest = run.read_manifest(), run.config_digest()
+    record = run.read_manifest()
+    digest = _config_digest(run, record, edited=edited)
     if "config" not in record:
         message = f"{run.path} was made by an earlier pgc3d, without hashes: changes cannot be detected"
         on_event(Event("build", message=message))
-    elif record["config"] != digest and not edited:
+    run.require_same_inputs(record)
+    return record | {"config": digest}
+
+
+def _config_digest(run: RunDirectory, record: Mapping[str, Any], *, edited: bool) -> str:
+    """The hash of a run's configuration, after a check that it is the one in its manifest."""
+    digest = run.config_digest()
+    if record.get("config", digest) != digest and not edited:
         raise RunDirectoryError(
             f"{run.config} must be as the run wrote it, but was edited or damaged; put it back, or check it "
             f"and use `pgc3d resume {run.path} --edited`, or start a new run with --config {run.config}"
         )
-    run.require_same_inputs(record)
-    return record | {"config": digest}
+    return digest
 
 
 def export(
@@ -271,7 +295,7 @@ def _opened(
     with RunDirectory.open(path) as run:
         manifest = _read_record(run, on_event)
         config = load_config([run.config], options=changes)
-        name, checkpoint = _stage_to_show(run, config, stage, manifest)
+        name, checkpoint = stage_to_show(run, config, stage, manifest)
         device = resolve_device(config.run.device)
         session = Session(run, config, device, on_event, StopFlag(), manifest, stage=name)
         with explain_memory(config, device):
@@ -283,23 +307,3 @@ def _opened(
                 yield session, representation, rasterizer
             finally:  # a file that failed the comparison with the run's renders is recorded too
                 run.write_manifest(session.record)
-
-
-def _stage_to_show(
-    run: RunDirectory, config: Config, stage: str | None, manifest: Mapping[str, Any]
-) -> tuple[str, Checkpoint]:
-    """The stage with its newest checkpoint; without a name, the last stage that has begun."""
-    if stage is not None and stage not in config.stages:
-        raise InputError(
-            f"--stage must be one of {', '.join(config.stages)}, got {stage!r}{nearest(stage, config.stages)}"
-        )
-    for name in [stage] if stage else reversed(config.stages):
-        if (checkpoint := run.load_checkpoint(name)) is not None:
-            return name, checkpoint
-        if manifest.get("stages", {}).get(name, {}).get("steps"):
-            stage = name  # its checkpoints are gone: an earlier stage would be another result
-            break
-    raise RunDirectoryError(
-        f"{run.path} must have a checkpoint{f' of {stage}' if stage else ''}, but has none; use "
-        f"`pgc3d resume {run.path}`"
-    )

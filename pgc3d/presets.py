@@ -11,7 +11,8 @@ from pgc3d.build.run import resolve_device
 from pgc3d.choices import GuidanceName, Quality
 from pgc3d.clip_rules import ClipConfig
 from pgc3d.config import STAGE_NUMBERS, Config, ObjectiveConfig, load_config, preset
-from pgc3d.diffusion.hub import ALIASES, POSES, is_hub_id
+from pgc3d.diffusion.aliases import ALIASES
+from pgc3d.diffusion.hub import POSES, is_hub_id
 from pgc3d.diffusion.latent import Layout
 from pgc3d.diffusion.models import local_model, model_layout
 from pgc3d.errors import ConfigError, InputError, WeightsNotFoundError
@@ -71,6 +72,7 @@ def configure(  # noqa: PLR0913 - one for each layer
     clip: ClipConfig | None = None,
     prompted: bool = False,
     refine: bool = False,
+    sync: bool = False,
     files: Sequence[Path] = (),
     options: Mapping[str, Any] | None = None,
     resolution: int | None = None,
@@ -89,6 +91,7 @@ def configure(  # noqa: PLR0913 - one for each layer
         clip: of the objectives with a diffusion model, over the files.
         prompted: whether there is a prompt in addition to an image, for which there is a preset.
         refine: whether a texture is refined, for which there is a preset.
+        sync: whether the colours start from views that are sampled together, for which there is a preset.
         files: YAML files over the presets.
         options: a nested mapping over the files.
         resolution: of the last phase of the last stage in pixels; the earlier phases keep their ratio to it.
@@ -102,6 +105,10 @@ def configure(  # noqa: PLR0913 - one for each layer
         ConfigError: a key, a value or a combination is wrong.
         WeightsNotFoundError: the layout of a model on the hub cannot be read.
     """
+    if quality == "fast" and command.name != TEXTURE.name:
+        raise ConfigError(
+            f"--quality of pgc3d {command.name} must be draft, standard or high, got fast, which texture has"
+        )
     given = _Given(files=files, options=options or {}, overrides=overrides, model=model)
     found = find_pipeline(command.name, pipeline) if pipeline is not None else None
     staged = found if found is not None and found.files else None
@@ -112,7 +119,7 @@ def configure(  # noqa: PLR0913 - one for each layer
     chosen, named, notes = _choose(command, guidance, given)
     layers: list[Path | Mapping[str, Any]]
     if staged is None:
-        names = _preset_names(chosen, quality, prompted=prompted, refine=refine)
+        names = _preset_names(chosen, quality, prompted=prompted, refine=refine, sync=sync)
         layers = [preset(f"{command.presets}{name}") for name in names]
     else:
         layers = [*staged.files, *(staged.mini if chosen == "mini" else ())]
@@ -240,9 +247,11 @@ def _choose(command: Command, guidance: GuidanceName, given: _Given) -> tuple[Gu
     return guidance, str(named), []
 
 
-def _preset_names(guidance: str, quality: Quality | None, *, prompted: bool, refine: bool) -> list[str]:
+def _preset_names(
+    guidance: str, quality: Quality | None, *, prompted: bool, refine: bool, sync: bool
+) -> list[str]:
     """The presets, later ones over earlier ones."""
-    names = [guidance, *([f"{guidance}-refine"] if refine else [])]
+    names = [guidance, *([f"{guidance}-refine"] if refine else []), *([f"{guidance}-sync"] if sync else [])]
     names += [] if quality in {None, "standard"} else [f"{guidance}-{quality}"]
     return [*names, f"{guidance}-prompt"] if prompted else names
 

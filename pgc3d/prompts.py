@@ -13,13 +13,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from pgc3d.prompt_weights import plain_text, weight_note
 from pgc3d.ranges import KEY, Range, check, number
 
 FUNCTION_WORDS = frozenset(
     {"a", "an", "the", "of", "and", "or", "with", "in", "on", "at", "to", "by", "for", "from"}
 )
-# The syntax of some image generators for the weight of a word: "(red:1.3)".
-WEIGHTED = re.compile(r"(\(([^():]*):\s*[-+]?(?:\d+\.?\d*|\.\d+)\s*\))")
 SLOTS = frozenset({"prompt", "azimuth", "elevation", "background"})
 
 
@@ -35,17 +34,24 @@ class ViewPromptConfig:
     the name of the nearest colour in `backgrounds`.
     """
 
+    # With the slots {prompt}, {azimuth}, {elevation} and {background}.
     template: str = "{prompt}, {azimuth} view"
+    # Names of the sectors, from the front on.
     azimuth_words: tuple[str, ...] = ("front", "side", "back", "side")
+    # Widths of the sectors.
     azimuth_widths_degrees: tuple[float, ...] = number(
         (90.0, 90.0, 90.0, 90.0), 0.0, 360.0, unit="degrees", above=True
     )
+    # Width of equal sectors, in place of the two lists.
     azimuth_step_degrees: float = number(0.0, 1.0, 360.0, unit="degrees", also={0: "the table"})
-    azimuth_number: str = "azimuth {degrees}"
+    azimuth_number: str = "azimuth {degrees}"  # name of such a sector
+    # Elevation from which on `overhead_word` is used; 90 disables it.
     overhead_above_degrees: float = number(60.0, -90.0, 90.0, unit="degrees")
-    overhead_word: str = "overhead"
+    overhead_word: str = "overhead"  # in place of the sector's word
+    # Between the bands of elevation.
     elevation_bounds_degrees: tuple[float, ...] = number((), -90.0, 90.0, unit="degrees")
-    elevation_words: tuple[str, ...] = ("",)
+    elevation_words: tuple[str, ...] = ("",)  # names of the bands, from below
+    # The colours that a prompt can name.
     backgrounds: dict[str, tuple[float, float, float]] = field(
         default_factory=lambda: {"white": (1.0, 1.0, 1.0), "gray": (0.5, 0.5, 0.5), "black": (0.0, 0.0, 0.0)},
         hash=False,
@@ -193,26 +199,23 @@ def unknown_words(prompt: str, vocabulary: Collection[str]) -> list[tuple[str, l
 
 
 def prompt_notes(prompt: str, vocabulary: Collection[str], name: str) -> list[str]:
-    """Lines about the parts of a prompt that have no effect on a model.
+    """Lines about the weights in a prompt, and the parts of it that have no effect on a model.
 
     Args:
         prompt: any text.
         vocabulary: the words that the model was trained with; empty where it has no fixed vocabulary.
         name: of the model, for the lines.
     """
-    notes = []
-    if weighted := WEIGHTED.findall(prompt):
-        example, word = weighted[0]
-        notes.append(
-            f"weights in a prompt, as in {example}, have no effect: {word.strip()!r} is used without one"
-        )
+    note = weight_note(prompt)
+    notes = [note] if note else []
     if not vocabulary:
         return notes
     unknown = unknown_words(prompt, vocabulary)
     content = [word for word in _words(prompt) if word not in FUNCTION_WORDS]
     if len(unknown) == len(content):
         notes.append(
-            f"{name} has no word of the prompt {prompt!r} in its vocabulary: the asset will be random"
+            f"{name} has no word of the prompt {plain_text(prompt)!r} in its vocabulary: the asset will be "
+            "random"
         )
     for word, close in unknown:
         hint = f"; similar words: {', '.join(close)}" if close else ""
@@ -222,5 +225,5 @@ def prompt_notes(prompt: str, vocabulary: Collection[str], name: str) -> list[st
 
 def _words(prompt: str) -> list[str]:
     """The words and numbers of a prompt in lower case, each once and without weights."""
-    plain = WEIGHTED.sub(lambda match: f" {match[2]} ", unicodedata.normalize("NFKC", prompt.lower()))
+    plain = unicodedata.normalize("NFKC", plain_text(prompt).lower())
     return list(dict.fromkeys(re.findall(r"\d+(?:[.,]\d+)+|[^\W_]+(?:['-][^\W_]+)*", plain)))

@@ -176,6 +176,9 @@ MANIFEST: Check = fields(
             fields({"name": text}, {"commit": maybe(text), "path": maybe(text), "sha256": maybe(text)})
         ),
         "loras": list_of(fields({"path": text, "scale": number, "sha256": text})),
+        "continued": list_of(
+            fields({"stage": text, "done": whole(0), "steps": whole(1), "to": whole(1)})
+        ),  # to another number of steps
         "out_of_memory": list_of(fields({"step": whole(0), "micro_batch": whole(1)}, {"stage": text})),
     },
 )

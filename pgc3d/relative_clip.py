@@ -79,8 +79,9 @@ class RelativeClip:
     """Per-pixel clipping at a multiple of each image's median, see `RelativePixelClip`."""
 
     kind: Literal["relative"] = "relative"
+    # Of the median of the image's lengths.
     factor: float = field(default=4.0, metadata={"range": {"low": 1e-3, "high": 1e6}})
-    norm: Norm = "linf"
+    norm: Norm = "linf"  # largest channel, or Euclidean length
 
     def __post_init__(self) -> None:
         if not 0 < self.factor < float("inf"):

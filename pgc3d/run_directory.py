@@ -3,9 +3,10 @@
     RUN/config.yaml             the resolved configuration, valid as input
     RUN/manifest.json           prompt, versions, device, timings, peak memory, files, exit status
     RUN/metrics.jsonl           one JSON object per log interval, with the name of its stage
-    RUN/previews/STAGE/         images of the asset while it grows
+    RUN/previews/STAGE/         images of the asset while it grows, and of what clipping does in these steps
     RUN/checkpoints/STAGE/step-*.safetensors and .json   tensors, and the record that describes them; the
                                 newest two of a stage; the last one of a finished stage is its hand-over
+    RUN/tensorboard/STAGE/      event files of TensorBoard, with `logging.tensorboard`
     RUN/checkpoints/STAGE/mesh.safetensors   the surface that a stage textures, where it starts from it
 
 A file appears under its name only when it is complete: written to a temporary name, flushed, then renamed.
@@ -48,6 +49,7 @@ CONFIG, MANIFEST, METRICS, LOCK = "config.yaml", "manifest.json", "metrics.jsonl
 PREVIEWS, CHECKPOINTS = FOLDERS = ("previews", "checkpoints")
 MESH = "mesh.safetensors"
 PREPARING = "preparing"  # a status: no step has been made
+INTERRUPTED = "interrupted"  # in place of a status of a process that was killed
 
 
 class RunDirectory:
@@ -141,6 +143,16 @@ class RunDirectory:
             os.close(descriptor)
         return False
 
+    def status(self, record: Mapping[str, Any]) -> str:
+        """The status in a manifest, or that the process which wrote it has ended without a last one."""
+        status = str(record.get("status", "unknown"))
+        if status not in {"running", PREPARING}:
+            return status
+        try:
+            return status if self.is_locked() else INTERRUPTED
+        except RunDirectoryError:  # its lock cannot be opened, as in the folder of another user
+            return status
+
     def _is_preparing(self) -> bool:
         try:
             return self.read_manifest().get("status") == PREPARING
@@ -216,6 +228,10 @@ class RunDirectory:
     def preview(self, stage: str, step: int) -> Path:
         """Path of the preview image of a step."""
         return self._folder(PREVIEWS, stage) / f"step-{step:06d}.png"
+
+    def clip_image(self, stage: str, step: int) -> Path:
+        """Path of the image of what clipping does in a step, see `clip_images`."""
+        return self._folder(PREVIEWS, stage) / clip_image_name(step)
 
     def _folder(self, kind: str, stage: str) -> Path:
         """The folder of a stage, which is made where it is missing."""
@@ -338,6 +354,11 @@ class RunDirectory:
         with writing(folder):
             require_folder(folder)
         return True
+
+
+def clip_image_name(step: int) -> str:
+    """The file name of the image of what clipping does in a step."""
+    return f"clipping-{step:06d}.png"
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

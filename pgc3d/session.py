@@ -1,26 +1,27 @@
 """The work of one process on a run directory: optimisation steps, periodic files, and the manifest."""
 
-import importlib.metadata
 import logging
-import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from pgc3d import __version__
 from pgc3d.build.run import Built
 from pgc3d.checkpoint import pack, unpack
 from pgc3d.checkpoint_files import Checkpoint
+from pgc3d.clip_images import ClipImages
 from pgc3d.config import Config, StageConfig
+from pgc3d.environment import describe_environment, peak_memory, used_memory
 from pgc3d.errors import DivergedError, OutOfMemoryError, Pgc3dError, ProcessError
+from pgc3d.eta import Eta
+from pgc3d.events import Event, EventCallback, Phase
 from pgc3d.interfaces import Stateful, SupportsMicroBatch
-from pgc3d.memory import peak_memory, release_memory, used_memory
+from pgc3d.memory import release_memory
 from pgc3d.optimize import StepReport, optimize
 from pgc3d.parallel import ALONE, Processes
 from pgc3d.run_directory import RunDirectory
@@ -28,34 +29,8 @@ from pgc3d.signals import StopFlag, interrupt_held
 
 logger = logging.getLogger(__name__)
 
-LIBRARIES = (
-    "torch",
-    "diffusers",
-    "transformers",
-    "peft",
-    "numpy",
-    "numba",
-    "xatlas",
-    "trimesh",
-    "safetensors",
-)
-Phase = Literal["build", "optimize", "export", "render"]
-
-
-@dataclass(frozen=True)
-class Event:
-    """Progress of a run: a message, a step, a file, or without any of these the start of a phase."""
-
-    phase: Phase
-    message: str = ""  # one line for the user
-    report: StepReport | None = None  # after a step
-    memory: int = 0  # bytes in use on the device, at the log interval
-    file: Path | None = None  # that was written
-    stage: str = ""  # name of the stage, with a report
-
-
-EventCallback = Callable[[Event], None]
 Preview = Callable[[Path], None]
+SECONDS_LEFT = "seconds_left"  # in the metrics: the estimate for the rest of the run
 
 
 @dataclass
@@ -74,6 +49,8 @@ class Session:
     stopped_by: int | None = None  # number of the signal that stopped the optimisation
     stage: str = ""  # name of the stage that is being optimised
     processes: Processes = ALONE  # that make the run together
+    eta: Eta | None = None  # of the time that is left; by pixels alone when None
+    _clip_images: ClipImages = field(default_factory=lambda: ClipImages({}, 0))  # of the stage
     _edge: "_Edge | None" = None  # the state before the current step, None between two steps
 
     @contextmanager
@@ -115,6 +92,7 @@ class Session:
             yield
         finally:
             self.add_seconds(part, time.perf_counter() - start)
+            self._eta.spent(part, time.perf_counter() - start)
 
     def add_seconds(self, part: str, seconds: float) -> None:
         """Add to a part's time in the manifest, a sum over all processes that worked on the run."""
@@ -158,6 +136,10 @@ class Session:
         if self.processes.leads:  # steps after the checkpoint are made, and logged, again
             self.run.drop_metrics(stage, after=step)
         reached = _Reached(step, logged=step, saved=step)
+        self._eta.begin(stage, step)
+        self._clip_images = ClipImages(built.problem.objectives, self._preview_every)
+        built = replace(built, problem=replace(built.problem, objectives=self._clip_images.objectives))
+        self._clip_images.begin(step + 1)
         with interrupt_held() as interrupted:
             try:
                 for report in self._steps(built, step):
@@ -171,8 +153,19 @@ class Session:
                 raise
             if reached.step > reached.saved:
                 self._save(built, reached.step)
+                self._saved()
         self.stopped_by = self.processes.agree(self.stop.signal)
         return reached.step >= self._settings.steps and self.stopped_by is None
+
+    @property
+    def _eta(self) -> Eta:
+        self.eta = self.eta or Eta(self.config, device=self.device.type)
+        return self.eta
+
+    @property
+    def _preview_every(self) -> int:
+        """Steps between two previews of this process, 0 for none."""
+        return self.config.logging.preview_every if self.processes.leads else 0
 
     @property
     def _settings(self) -> StageConfig:
@@ -186,13 +179,26 @@ class Session:
         self.stopped_by = self.processes.agree(self.stop.signal)
         if self.stopped_by is not None:
             return
-        every = config.logging.preview_every if self.processes.leads else 0
+        every = self._preview_every
         if every and step % every == 0:
+            path, clipping = self.run.preview(self.stage, step), self.run.clip_image(self.stage, step)
             with self.timed("preview"):
-                preview(self.run.preview(self.stage, step))
+                preview(path)
+                has_clipping = self._clip_images.write(clipping)
+            self.on_event(Event("optimize", file=path, kind="preview", stage=self.stage))
+            if has_clipping:
+                self.on_event(Event("optimize", file=clipping, kind="clipping", stage=self.stage))
+        self._clip_images.begin(step + 1)
         if step % config.logging.checkpoint_every == 0 and step < self._settings.steps:
             self._save(built, step)
             reached.saved = step
+            self._saved()
+
+    def _saved(self) -> None:
+        if not self.processes.leads:
+            return
+        newest = self.run.checkpoints(self.stage)[0]
+        self.on_event(Event("optimize", file=newest, kind="checkpoint", stage=self.stage))
 
     def _rescue(self, built: Built, reached: "_Reached", error: BaseException) -> None:
         """Save before an error is passed to the caller, if the state is one between two steps."""
@@ -285,17 +291,22 @@ class Session:
 
     def _log(self, report: StepReport, logged: int) -> int:
         """Log a step and call `on_event`; returns the number of the last step in the metrics."""
+        self._eta.stepped(report.step)
+        left = self._eta.seconds_left()
+        event = Event(
+            "optimize", report=report, stage=self.stage, progress=self._eta.progress, seconds_left=left
+        )
         if report.metrics is None:
-            self.on_event(Event("optimize", report=report, stage=self.stage))
+            self.on_event(event)
             return logged
+        estimate = {} if left is None else {SECONDS_LEFT: round(left, 1)}
         if self.processes.leads:
-            self.run.log_metrics({"stage": self.stage, "step": report.step, **report.metrics})
+            self.run.log_metrics({"stage": self.stage, "step": report.step, **report.metrics, **estimate})
         for name, seconds in report.metrics.items():
             if name.startswith("seconds/"):
                 self.add_seconds(name.removeprefix("seconds/"), seconds * (report.step - logged))
         # Last: an exception of the caller ends the run, whose step is complete and logged.
-        memory = used_memory(self.device)
-        self.on_event(Event("optimize", report=report, memory=memory, stage=self.stage))
+        self.on_event(replace(event, memory=used_memory(self.device)))
         return report.step
 
 
@@ -339,18 +350,6 @@ def copy_state(stateful: Stateful) -> dict[str, Tensor]:
 
 def _versions(built: Built) -> tuple[int, ...]:
     return tuple(tensor._version for tensor in built.problem.representation.parameter_store().tensors())
-
-
-def describe_environment(device: torch.device) -> dict[str, Any]:
-    """Versions of the libraries and the device, for the manifest."""
-    versions = {"python": platform.python_version(), "pgc3d": __version__}
-    for library in LIBRARIES:
-        try:
-            versions[library] = importlib.metadata.version(library)
-        except importlib.metadata.PackageNotFoundError:
-            versions[library] = "missing"
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu"
-    return {"versions": versions, "device": {"type": device.type, "name": name}}
 
 
 @contextmanager

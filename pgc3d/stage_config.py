@@ -13,6 +13,7 @@ from pgc3d.cover_cameras import CoverConfig
 from pgc3d.guidance.bgt import BgtConfig
 from pgc3d.guidance.reference import ReferenceConfig
 from pgc3d.guidance.sds import SdsConfig
+from pgc3d.guidance.synchronized import SyncConfig
 from pgc3d.guidance.vsd import VsdConfig
 from pgc3d.guidance.zero123 import Zero123Config
 from pgc3d.layers import nearest
@@ -43,10 +44,9 @@ class ObjectiveConfig:
     cameras: CameraConfig = field(default_factory=OrbitConfig)
     backgrounds: tuple[str, ...] = ("white",)  # names or #rrggbb; one is drawn per view
     batch: int = number(4, 1, 1024, unit="views")  # per step
-    # Over progress (see `PiecewiseLinear`): of the gradient after clipping, and of the clip's threshold.
-    weight: tuple[float, ...] = schedule((1.0,), 1e-6, 1e6)
-    threshold_scale: tuple[float, ...] = schedule((1.0,), 1e-6, 1e6)
-    target: Literal["color", "normal"] = "color"
+    weight: tuple[float, ...] = schedule((1.0,), 1e-6, 1e6)  # of the gradient, after clipping
+    threshold_scale: tuple[float, ...] = schedule((1.0,), 1e-6, 1e6)  # factor of the clip's threshold
+    target: Literal["color", "normal"] = "color"  # the buffer that the guidance evaluates
 
     def __post_init__(self) -> None:
         check(self)
@@ -81,8 +81,9 @@ class ObjectiveConfig:
 class OptimizerConfig:
     """Adam; the learning rates belong to the representation."""
 
+    # Decay rates of the running means of the gradient and of its square.
     betas: tuple[float, float] = number((0.9, 0.99), 0.0, 1.0, below=True)
-    eps: float = number(1e-15, LEAST_EPS, 1.0)
+    eps: float = number(1e-15, LEAST_EPS, 1.0)  # added to the root of the mean square
     # Factor of all learning rates, a schedule (see `PiecewiseLinear`).
     lr_scale: tuple[float, ...] = schedule((1.0,), 0.0, 1000.0)
     max_skipped: int = number(20, 1, MAX_STEPS)  # non-finite steps in a row that end the run
@@ -95,7 +96,7 @@ class OptimizerConfig:
 class StageConfig:
     """One stage of a run: a representation, its objectives, and the number of steps."""
 
-    steps: int = number(500, 1, MAX_STEPS)
+    steps: int = number(500, 1, MAX_STEPS)  # optimisation steps
     # An earlier stage of the run, or a run's folder (RUN, or RUN:STAGE), from whose result this one starts.
     start: str = ""
     # Of the renders, one for each phase of the stage.
@@ -105,6 +106,8 @@ class StageConfig:
     representation: RepresentationConfig = field(default_factory=DMTetConfig)
     objectives: dict[str, ObjectiveConfig] = field(default_factory=lambda: {"color": ObjectiveConfig()})
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    # Views that are sampled together before the first step, and that the representation is fitted to.
+    init: SyncConfig | None = None
 
     def __post_init__(self) -> None:
         check(self)
@@ -166,8 +169,10 @@ class StageConfig:
         return {norm for norm in norms if norm is not None}
 
     def requires(self) -> Requirements:
-        """The requirements of the representation and all objectives together."""
-        parts = (objective.requires() for objective in self.objectives.values())
+        """The requirements of the representation, all objectives and the initial views together."""
+        parts = [objective.requires() for objective in self.objectives.values()]
+        if self.init is not None:
+            parts.append(self.init.requires())
         return reduce(or_, parts, self.representation.requires())
 
     def resolution_at(self, progress: float) -> int:

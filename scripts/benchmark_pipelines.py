@@ -24,9 +24,9 @@ from pgc3d.choices import Device, GuidanceName
 from pgc3d.config import Config
 from pgc3d.disk import replace_file
 from pgc3d.errors import Pgc3dError
+from pgc3d.events import Event
 from pgc3d.pipelines import pipelines
 from pgc3d.presets import IMAGE, TEXT, Command, configure
-from pgc3d.session import Event
 from pgc3d.signals import StopFlag
 from pgc3d.task import Task
 

@@ -151,7 +151,7 @@ def _length(tensors: Sequence[Tensor], others: Sequence[Tensor]) -> float:
 
 def _peak(device: torch.device) -> int:
     """Bytes: of the GPU, or resident."""
-    from pgc3d.memory import peak_memory
+    from pgc3d.environment import peak_memory
 
     peak = peak_memory(device)
     return peak.get("cuda", peak["resident"])

@@ -6,10 +6,12 @@
     python scripts/study_time.py BENCHMARK/items.jsonl OUT --summary
 
 An arm is a clipping rule of `pgc3d ablate`, and behind plus signs what else it changes of the preset
-`texture-mini`: `rate=F` (all learning rates times F), `scale=S` (guidance scale), `annealed` and `level`
-(timesteps that fall; all images of a step at one timestep), `csd`, `nfsd`, `x0` (the score), `linear=FILE`
-(gradients through a linear encoder), `pixels=N` (one render resolution), `views=N` (of a step). Schedules are
-stretched over each budget, so that every budget is a run of its own.
+`texture-mini` with timesteps up to 0.98 and at the end to 0.4: `rate=F` (all learning rates times F),
+`scale=S` (guidance scale), `annealed` and `level` (timesteps that fall; all images of a step at one
+timestep), `t=T` (largest timestep from the fraction T to 0.05), `csd`, `nfsd`, `x0` (the score),
+`linear=FILE` (gradients through a linear encoder for the first 70 %), `pixels=N` (one render resolution),
+`views=N` (of a step), `sync` (initial views that are sampled together).
+Schedules are stretched over each budget, so that every budget is a run of its own.
 
 OUT/results.jsonl grows by a line with every run; runs that are in it are not repeated. OUT/summary.md has
 the curves of quality against images, and T90: the images with which an arm reaches 90 % of what the first
@@ -83,22 +85,28 @@ def images_to_reach(curve: Float[np.ndarray, " budgets"], budgets: Sequence[int]
 
 
 def t90(
-    own: Curves, reference: Curves, gray: Float[np.ndarray, " items"], budgets: Sequence[int]
+    own: Curves,
+    final: Float[np.ndarray, " items"],
+    gray: Float[np.ndarray, " items"],
+    budgets: Sequence[int],
 ) -> tuple[float, float, float]:
     """T90 of an arm, and the ends of its 95 % interval over items, see the head of the script.
 
     Args:
-        own: quality of the arm, larger is better; items that lack a budget are left out.
-        reference: of the first arm.
+        own: quality of the arm, larger is better; budgets that no item has are left out, then items that lack
+            another one.
+        final: of the first arm with its largest budget.
         gray: of the grey meshes.
         budgets: in images, rising.
     """
-    whole = np.isfinite(own).all(1) & np.isfinite(reference).all(1) & np.isfinite(gray)
-    own, reference, gray = own[whole], reference[whole], gray[whole]
+    made = np.isfinite(own).any(0)
+    own, budgets = own[:, made], [budget for budget, there in zip(budgets, made, strict=True) if there]
+    whole = np.isfinite(own).all(1) & np.isfinite(final) & np.isfinite(gray)
+    own, final, gray = own[whole], final[whole], gray[whole]
 
     def reached(rows: np.ndarray) -> float:
         start = gray[rows].mean()
-        target = start + GAINED * (reference[rows, -1].mean() - start)
+        target = start + GAINED * (final[rows].mean() - start)
         return images_to_reach(own[rows].mean(0), budgets, target)
 
     generator = np.random.default_rng(0)
@@ -115,7 +123,8 @@ def summarize(lines: Sequence[Mapping[str, Any]], arms: Sequence[str], budgets: 
         rows = [f"| arm | {' | '.join(f'{images} images' for images in budgets)} |"]
         rows.append("|---" * (len(budgets) + 1) + "|")
         for arm in there:
-            means = np.nanmean(values_of(lines, arm, metric, budgets), axis=0)
+            columns = values_of(lines, arm, metric, budgets).T
+            means = [np.nanmean(column) if np.isfinite(column).any() else np.nan for column in columns]
             rows.append(f"| {arm} | {' | '.join(f'{mean:.3f}' for mean in means)} |")
         parts.append("\n".join([title, "", *rows]))
     rows = ["## T90, images", "", "| arm | similarity | R-precision |", "|---|---|---|"]
@@ -124,7 +133,7 @@ def summarize(lines: Sequence[Mapping[str, Any]], arms: Sequence[str], budgets: 
         for metric in ("similarity", "r_precision"):
             own, first = (values_of(lines, name, metric, budgets) for name in (arm, there[0]))
             gray = values_of(lines, GRAY, metric, [0])[:, 0]
-            middle, low, high = t90(own, first, gray, budgets)
+            middle, low, high = t90(own, first[:, np.isfinite(first).any(0)][:, -1], gray, budgets)
             cells.append(f"{middle:.0f} [{low:.0f}, {high:.0f}]")
         rows.append(f"| {arm} | {' | '.join(cells)} |")
     return "\n\n".join(["\n".join(rows), *parts]) + "\n"

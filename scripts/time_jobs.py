@@ -39,6 +39,8 @@ from pgc3d.task import Task
 VIEWS, ELEVATION_DEGREES, SIDE = 6, 20.0, 256
 TIMESTEPS = (0.1, 0.3, 0.5, 0.7)  # of the prior's loss, as fractions of its schedule
 SAMPLES = 4  # images of the prior for each view
+LARGEST_TIMESTEPS = "guidance.t_max=[0.0,0.98,0.6,0.5,1.0,0.4]"  # of all arms that have no others
+SYNC = "sync"  # the variant with initial views that are sampled together
 GRAY = "gray"  # the arm of the mesh without any colours, with 0 images
 # What an arm may have behind its rule: overrides of the preset, from the number behind `=`.
 VARIANTS: dict[str, Callable[[str], Sequence[str]]] = {
@@ -48,7 +50,8 @@ VARIANTS: dict[str, Callable[[str], Sequence[str]]] = {
     "csd": lambda _: ["guidance.formula=csd"],
     "nfsd": lambda _: ["guidance.formula=nfsd", "guidance.guidance_scale=7.5"],
     "x0": lambda _: ["guidance.formula=x0"],
-    "linear": lambda path: [f"guidance.linear_encoder={path}"],
+    "t": lambda top: [f"guidance.t_max=[0.0,{top},1.0,0.05]"],
+    "linear": lambda path: [f"guidance.linear_encoder={path}", "guidance.linear_until=0.7"],
     "views": lambda number: [f"batch={number}"],
 }
 
@@ -94,15 +97,17 @@ def make_jobs(items: Sequence[str], arms: Sequence[str], budgets: Sequence[int],
 
 
 def arm_overrides(arm: str, preset: Config) -> tuple[str, list[str]]:
-    """The clipping rule of an arm, and the overrides of what stands behind its plus signs.
+    """The clipping rule of an arm, and the overrides of what stands behind its plus signs but `sync`.
 
     Raises:
         InputError: there is no such variant.
     """
     rule, *variants = arm.split("+")
-    found: list[str] = []
+    found = [f"objectives.color.{LARGEST_TIMESTEPS}"]
     for variant in variants:
         name, _, value = variant.partition("=")
+        if name == SYNC:
+            continue
         if name == "rate":
             rates = preset.last.optimizer.lr_scale
             scaled = [number * float(value) if place % 2 else number for place, number in enumerate(rates)]
@@ -112,7 +117,7 @@ def arm_overrides(arm: str, preset: Config) -> tuple[str, list[str]]:
         elif name in VARIANTS:
             found += [f"objectives.color.{override}" for override in VARIANTS[name](value)]
         else:
-            known = ", ".join(["rate=F", "pixels=N", *VARIANTS])
+            known = ", ".join(["rate=F", "pixels=N", SYNC, *VARIANTS])
             raise InputError(f"behind a rule there may be {known}, got {variant!r} in {arm!r}")
     return rule, found
 
@@ -131,7 +136,7 @@ def job_config(job: Job, settings: Settings) -> Config:
     preset, _ = configure(TEXTURE, guidance="mini", options=options)
     rule, overrides = arm_overrides(job.arm, preset)
     config, _ = configure(
-        TEXTURE, guidance="mini", clip=parse_rule(rule), options=options,
+        TEXTURE, guidance="mini", clip=parse_rule(rule), options=options, sync=SYNC in job.arm.split("+"),
         overrides=[*overrides, *settings.overrides],
     )  # fmt: skip
     batch = sum(objective.batch for objective in config.last.objectives.values())

@@ -1,7 +1,10 @@
 """Settings for all tests: few threads, no spinning, no network."""
 
+import atexit
 import gc
 import os
+import shutil
+import tempfile
 
 for name, value in {
     "OMP_NUM_THREADS": "1",
@@ -17,8 +20,10 @@ import pytest  # noqa: E402 - after the environment
 import torch  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
-if not torch.cuda.is_available():  # Triton kernels run as numpy then; read when triton is imported
-    os.environ.setdefault("TRITON_INTERPRET", "1")
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # as numpy; read when triton is imported
+    os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp()  # with a GPU, compiled code is kept between tests
+    atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 # A first call may import or compile; how long a test takes says nothing on a busy computer.
 settings.register_profile("no deadline", deadline=None)

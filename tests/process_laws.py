@@ -12,9 +12,11 @@ from pgc3d.build.models import LoadedModels, locate_models
 from pgc3d.build.run import Built, RunContext, build_stage
 from pgc3d.checkpoint import pack, unpack
 from pgc3d.checkpoint_files import Checkpoint
+from pgc3d.clip_images import RecordedClip
 from pgc3d.clip_rules import parse_rule
 from pgc3d.config import load_config
 from pgc3d.errors import DivergedError, Pgc3dError
+from pgc3d.execution import begin_stage
 from pgc3d.optimize import optimize
 from pgc3d.parallel import fingerprint
 from pgc3d.pgc import BatchRule, Rows
@@ -43,32 +45,46 @@ CASES = {  # representation, rate, and batch, rule and other settings of each ob
     "nerf": (NERF, 3e-3, {
         "color": {"batch": 2, "clip": {"kind": "relative"}, "guidance": {"kind": "vsd"}},
     }),
-    "mesh": (MESH, 1e-3, {"color": {"batch": 4, "backgrounds": ["random", "white"], "guidance": SDS}}),
+    "mesh": (MESH, 1e-3, {
+        "color": {"batch": 3, "backgrounds": ["random", "white"], "guidance": SDS},
+        "one": {"batch": 1, "clip": {"kind": "adaptive"}, "guidance": SDS},
+    }),
     "image": (IMAGE, 3e-2, {
         "color": {"batch": 3, "guidance": {**SDS, "perp_neg": 1.0, "as_latent": True}},
         "near": {"batch": 1, "clip": {"kind": "parameter"}, "guidance": {"kind": "bgt"},
                  "cameras": {"kind": "cover"}},
     }),
 }  # fmt: skip
-STEPS, SIDE = 20, 16
+INIT = {"steps": 3, "views": 2, "more_elevation_degrees": [], "fit_steps": 5}
+CASES["short"] = CASES["mesh"]
+SIDE = 16
 __all__ = ["DivergedError"]
 
 
+def steps_of(case: str) -> int:
+    return 8 if case == "short" else 20
+
+
 @cache
-def context_of(case: str, folder: Path) -> RunContext:
-    """The context of a case's run, over the tiny checkpoint and the prepared mesh in a folder."""
+def context_of(case: str, folder: Path, *, controls: bool | None = None) -> RunContext:
+    """The context of a case's run, over the tiny checkpoint and the prepared mesh in a folder.
+
+    It has initial views, with a ControlNet or without, where `controls` is not None.
+    """
     representation, _, objectives = CASES[case]
-    layer = {
+    networks = {"depth": {"model": str(folder / "control")}}
+    layer = {} if controls is None else {"init": {**INIT, "controls": networks if controls else {}}}
+    layer |= {
         # One image at a time, since the rounding of a network depends on the number of images.
         "run": {"device": "cpu", "seed": 3, "micro_batch": 1},
-        "steps": STEPS,
+        "steps": steps_of(case),
         "resolution": [SIDE],
         "resolution_until": [],
         "representation": representation,
         "objectives": objectives,
     }
     config = load_config([layer], options={"models": {"text": {"name": str(folder / "model")}}})
-    models = LoadedModels(locate_models(config, CPU), CPU)
+    models = LoadedModels(locate_models(config, CPU), CPU, decoders=controls is not None)
     task = Task("a red chair", mesh=folder / "mesh.safetensors")
     return RunContext.of(config, task, CpuRasterizer(), CPU, models)
 
@@ -89,15 +105,16 @@ def stage_of(case: str, folder: Path, *, plain: bool) -> Built:
     return parts
 
 
-def take_steps(processes, case, folder, *, first=0, last=STEPS, plain=True, state=None):
+def take_steps(processes, case, folder, *, first=0, last=None, plain=True, state=None):
     """The state after some steps of a stage, and a mark of the parameters after each of them."""
-    parts = stage_of(case, folder, plain=plain)
+    parts, steps = stage_of(case, folder, plain=plain), steps_of(case)
+    last = steps if last is None else last
     if state is not None:
         unpack(Checkpoint(step=first, tensors=state), parts)
     marks, metrics = [], {}
     for report in optimize(
         parts.problem,
-        steps=STEPS,
+        steps=steps,
         resolution_at=lambda progress: SIDE,
         start=first,
         seed=3,
@@ -117,11 +134,11 @@ def with_adam(processes, case, folder):
 
 
 def first_half(processes, case, folder):
-    return take_steps(processes, case, folder, last=STEPS // 2)
+    return take_steps(processes, case, folder, last=steps_of(case) // 2)
 
 
 def second_half(processes, case, folder, state):
-    return take_steps(processes, case, folder, first=STEPS // 2, state=state)
+    return take_steps(processes, case, folder, first=steps_of(case) // 2, state=state)
 
 
 def start(processes, case, folder):
@@ -133,7 +150,8 @@ def start(processes, case, folder):
 
 def clip(processes, rule: str, gradients):
     """The rows that a process clips of each of some batches, joined over all processes."""
-    clipper, found = parse_rule(rule).build(), []
+    clipper, found = RecordedClip(parse_rule(rule).build()), []  # as in a run with previews
+    clipper.armed = True
     for turn, gradient in enumerate(gradients):
         shard = dataclasses.replace(processes.shard, turn=turn)
         part = shard.rows(len(gradient))
@@ -142,8 +160,27 @@ def clip(processes, rule: str, gradients):
             clipped = clipper.clip_rows(gradient[part], rows)
         else:
             clipped = clipper(gradient[part])
+        assert clipper.kept is None or torch.equal(clipper.kept[1], clipped) or not len(clipped)
         found.append(rows.gather(clipped) if processes.size > 1 else clipped)
     return found
+
+
+def initial_views(processes, folder: Path, out: Path, *, controls: bool = True):
+    """The parameters of a stage at its first step, after its initial views, and the lines for the user."""
+    run = processes.first_then_others(
+        lambda: RunDirectory.create(out) if processes.leads else RunDirectory(out)
+    )
+    context, told = context_of("short", folder, controls=controls), []
+    work = Session(run, context.config, CPU, lambda event: told.append(event.message), StopFlag())
+    work.processes = processes
+    parts = begin_stage(work, context, "main", None)
+    store = parts.problem.representation.parameter_store()
+    names = [f"{group['name']}.{index}" for group in store.groups for index, _ in enumerate(group["params"])]
+    return dict(zip(names, (tensor.detach().clone() for tensor in store.tensors()), strict=True)), told
+
+
+def no_initial_views(processes, folder, out):
+    return initial_views(processes, folder, out, controls=False)
 
 
 class Bounded(PullTowardColor):

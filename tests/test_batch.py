@@ -110,7 +110,7 @@ def test_every_option_of_a_command_but_out_is_a_key(command):
     assert found["set"].is_list
     switches = {key for key, item in found.items() if item.is_switch}
     own = {"text": set(), "image": {"no-matting"}, "texture": {"pbr", "refine"}}
-    assert switches == {"low-memory"} | own[command]
+    assert switches == {"low-memory", "tensorboard"} | own[command]
 
 
 INVALID = {

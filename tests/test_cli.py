@@ -114,6 +114,13 @@ ERRORS = {
     "line break in a path": (["resume", "a\nb"], 2, r"error: a\nb must be the folder of a run"),
     "long path": (["image", "x" * 300, "--guidance", "mini"], 2, "File name too long"),
     "prompt that is no text": (["text", "a \udcff"], 2, "error: the prompt must be UTF-8 text"),
+    "weight out of range": (
+        ["text", "a screen (16:9)"],
+        2,
+        "error: a weight in a prompt must lie in [0, 4], got 9 in 'a screen (16:9)'",
+    ),
+    "no such prompt file": (["text", "@none.txt"], 2, "must name a file that can be read, got: No such file"),
+    "prompt of a resumed run": (["resume", "none", "--prompt", "x"], 2, "must not be given to resume"),
     "interpolation": (["text", "x", "--model", "${oc.env:HOME}"], 2, "must be written out"),
     "mesh without a mesh": (
         ["text", "x", "--guidance", "mini", "--out", "o", "--set", "representation.kind=textured_mesh"],

@@ -12,8 +12,8 @@ import pytest
 from pgc3d.cli import console
 from pgc3d.cli.console import SECONDS, Bar, plain_line
 from pgc3d.errors import InputError
+from pgc3d.events import Event
 from pgc3d.optimize import StepReport
-from pgc3d.session import Event
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -7,7 +7,8 @@ from hub import Hub, Repository, files_of, online, serving
 from safetensors.torch import load_file, save_file
 from tiny import edit_json, write_tiny_sd, write_tiny_sdxl
 
-from pgc3d.diffusion.hub import ALIASES, files_to_fetch, is_hub_id, record_file
+from pgc3d.diffusion.aliases import ALIASES
+from pgc3d.diffusion.hub import files_to_fetch, is_hub_id, record_file
 from pgc3d.diffusion.models import find_part, load_latent_diffusion, resolve_model
 from pgc3d.diffusion.text import encode_prompts
 from pgc3d.errors import ConfigError, WeightsNotFoundError

@@ -9,23 +9,29 @@ import sys
 import time
 from contextlib import suppress
 
+import numpy as np
 import psutil
 import pytest
+from PIL import Image
 from test_kills import ENVIRONMENT, STAGES, TINY, status
+from test_pipeline import noisy_export
 from tiny import write_tiny_sdxl
 
+from pgc3d.cli.app import main
 from pgc3d.cli.launch import launch
 from pgc3d.cli.options import runs_of
 from pgc3d.errors import BackendUnavailableError, InputError
 from pgc3d.parallel import Place
+from pgc3d.pipeline import resume
+from pgc3d.run_directory import RunDirectory
 
 SECONDS = 30.0  # until a run has ended after one of its processes was killed, on a busy computer
 
 
-def begin(*arguments):
+def begin(*arguments, **streams):
     command = [sys.executable, "-m", "pgc3d", *map(str, arguments)]
     pipe = subprocess.PIPE
-    return subprocess.Popen(command, env=ENVIRONMENT, stdout=pipe, stderr=pipe, text=True)
+    return subprocess.Popen(command, env=ENVIRONMENT, stdout=pipe, stderr=pipe, text=True, **streams)
 
 
 def command_of(folder, model, out, *, gpus):
@@ -75,6 +81,60 @@ def require_finished(out, process):
     assert (out / "asset.glb").exists()
 
 
+def image_command(folder, out):
+    """The command that begins a run without a diffusion model."""
+    rgba = np.zeros((48, 48, 4), np.uint8)
+    rgba[8:40, 8:40] = (200, 60, 30, 255)
+    Image.fromarray(rgba).save(folder / "image.png")
+    view = {"guidance": {"kind": "reference"}, "cameras": {"kind": "reference"}, "clip": {"kind": "adaptive"}}
+    stage = {
+        "steps": 4000, "resolution": [16], "resolution_until": [],
+        "objectives": {"view": {**view, "batch": 2}},
+        "representation": {"resolution": 8, "color_field": {"levels": 2, "log2_rows": 6}},
+    }  # fmt: skip
+    config = {**TINY, "image": {"size": 64}, "stages": {"main": stage}}
+    (folder / "tiny.yaml").write_text(json.dumps(config))
+    return ["image", folder / "image.png", "--config", folder / "tiny.yaml", "--out", out, "--gpus", 2]
+
+
+def test_lines_are_those_of_the_first_process_and_one_process_continues_the_run(tmp_path):
+    out = tmp_path / "run"
+    process = begin(*image_command(tmp_path, out), "--json")
+    wait_for(process, lambda: lines(out) > 5)
+    process_of(process, 1).kill()
+    text, errors = process.communicate(timeout=3 * SECONDS)
+    assert (process.returncode, errors) == (6, "")
+    found = [json.loads(line) for line in text.splitlines()]
+    events = [line["event"] for line in found]
+    assert (events.count("start"), events.count("error"), events[-1]) == (1, 1, "error")
+    steps = [line["step"] for line in found if line["event"] == "step"]
+    assert steps == list(range(1, len(steps) + 1))
+    assert (found[-1]["exit_code"], found[-1]["text"]) == (
+        6,
+        "all 2 processes of a run must go on, but one ended or was killed; use `pgc3d resume` to continue "
+        "from the last checkpoint",
+    )
+    shown = {line["kind"] for line in found if line["event"] == "file"}
+    assert shown == {"input", "preview", "clipping", "checkpoint"}
+    done = RunDirectory.open(out).load_checkpoint("main").step
+    with noisy_export():
+        resume(out, steps=done + 2)
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["stages"]["main"] == {"status": "done", "steps": done + 2}
+    assert (out / "asset.glb").exists()
+
+
+def test_processes_read_the_prompt_of_the_command_and_an_error_is_one_line(tmp_path):
+    (tmp_path / "prompt").write_bytes(b"a \xff")
+    with (tmp_path / "prompt").open() as stdin:
+        process = begin("text", "-", "--gpus", "2", "--device", "cpu", stdin=stdin)
+    code, told = ended(process)
+    assert (code, told) == (2, [
+        "error: a prompt must be UTF-8 text, got byte 2 of the standard input that is not; convert the file"
+    ])  # fmt: skip
+
+
+@pytest.mark.slow
 def test_a_run_whose_process_is_killed_ends_with_a_line_and_is_continued_by_any_number(tmp_path):
     model, out = write_tiny_sdxl(tmp_path / "model"), tmp_path / "run"
     process = begin(*command_of(tmp_path, model, out, gpus=2))
@@ -100,6 +160,7 @@ def test_a_run_whose_process_is_killed_ends_with_a_line_and_is_continued_by_any_
     require_finished(out, begin("resume", out))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, None], ids=["the first", "the launcher"])
 def test_a_run_without_its_first_process_or_its_launcher_ends(tmp_path, rank):
     model, out = write_tiny_sdxl(tmp_path / "model"), tmp_path / "run"
@@ -121,18 +182,34 @@ def test_a_run_without_its_first_process_or_its_launcher_ends(tmp_path, rank):
         )
 
 
+TOO_MANY = (
+    "error: 2 processes must have as many GPUs, but 0 were found; use --gpus 1, or several processes on the "
+    "processor with --device cpu"
+)
+
+
+def test_a_process_without_a_gpu_of_its_own_is_refused_in_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    for name, value in {"RANK": 0, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 2}.items():
+        monkeypatch.setenv(name, str(value))
+    with pytest.raises(SystemExit, match="2"):
+        main(["text", "a", "--out", str(tmp_path / "run")])
+    assert [line for line in capsys.readouterr().err.splitlines() if "error" in line] == [TOO_MANY]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
 def test_more_processes_than_gpus_are_refused_in_one_line(tmp_path):
     environment = {**ENVIRONMENT, "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-m", "pgc3d", "text", "a", "--gpus", "2", "--out", str(tmp_path / "run")]
     found = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert found.returncode == 2
-    assert [line for line in found.stderr.splitlines() if "error" in line] == [
-        "error: 2 processes must have as many GPUs, but 0 were found; use --gpus 1, or several processes on "
-        "the processor with --device cpu"
-    ]
+    assert [line for line in found.stderr.splitlines() if "error" in line] == [TOO_MANY]
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_an_error_of_the_command_line_is_one_line(capfd):
     assert launch(["text", "a", "--gpus", "2", "--set", "nothing=1", "--device", "cpu"], 2) == 2
     assert len(capfd.readouterr().err.splitlines()) == 1

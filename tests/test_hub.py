@@ -19,8 +19,9 @@ from tiny import (
 )
 
 from pgc3d.build.models import local_image_model
+from pgc3d.diffusion.aliases import ALIASES, CONTROL_ALIASES
 from pgc3d.diffusion.controlnet import load_control_network, resolve_control
-from pgc3d.diffusion.hub import ALIASES, CONTROL_ALIASES, HALVES, PINNED, POSES, record_file
+from pgc3d.diffusion.hub import HALVES, PINNED, POSES, record_file
 from pgc3d.diffusion.models import find_part, load_latent_diffusion, local_model, resolve_model
 from pgc3d.errors import ConfigError, WeightsNotFoundError
 from pgc3d.presets import IMAGE, TEXT, configure

@@ -1,12 +1,13 @@
 """A run's views divided over processes: the result is that of one process, and they decide alike."""
 
 import json
+from functools import cache
 
 import process_laws as laws
 import pytest
 import torch
 from meshes import write_cube
-from tiny import _script, write_tiny_sdxl
+from tiny import _script, write_tiny_controlnet, write_tiny_sdxl
 
 from pgc3d.inputs.mesh import prepare_mesh_file, save_prepared
 from pgc3d.rendering.cpu import CpuRasterizer
@@ -33,7 +34,7 @@ def three():
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("parallel")
-    write_tiny_sdxl(folder / "model")
+    write_tiny_controlnet(folder / "control", write_tiny_sdxl(folder / "model"))
     write_cube(folder / "cube.glb")
     prepared = prepare_mesh_file(
         folder / "cube.glb", up="+y", front="auto", crease_degrees=40.0, texture_size=64,
@@ -49,9 +50,21 @@ def require_close(found, expected):
         torch.testing.assert_close(found[name], value, **CLOSE, msg=lambda text, name=name: f"{name}: {text}")
 
 
-def require_the_result_of_one_process(group, size, folder, case):
-    [before] = group.call(1, laws.start, case, folder)
-    [(expected, _, metrics)] = group.call(1, laws.take_steps, case, folder)
+@pytest.fixture(scope="module")
+def alone(group, folder):
+    """The parameters of a case before and after the steps of one process, and its measurements."""
+
+    @cache
+    def of(case):
+        [before] = group.call(1, laws.start, case, folder)
+        [(after, _, metrics)] = group.call(1, laws.take_steps, case, folder)
+        return before, after, metrics
+
+    return of
+
+
+def require_the_result_of_one_process(group, size, folder, case, alone):
+    before, expected, metrics = alone(case)
     trained = [name for name in before if ".mlp." in name or ".image" in name]
     assert max((expected[name] - before[name]).abs().max() for name in trained) > 3e-4
     answers = group.call(size, laws.take_steps, case, folder)
@@ -65,24 +78,44 @@ def names(metrics):
     return {name for name in metrics if not name.startswith("seconds/")}
 
 
-@pytest.mark.parametrize("case", laws.CASES)
-def test_parameters_after_twenty_steps_are_those_of_one_process(group, folder, case):
-    require_the_result_of_one_process(group, 2, folder, case)
+def slow_but(fast):
+    """All cases, of which one is fast."""
+    return [case if case == fast else pytest.param(case, marks=pytest.mark.slow) for case in laws.CASES]
+
+
+@pytest.mark.parametrize("case", slow_but("short"))
+def test_parameters_after_all_steps_are_those_of_one_process(group, folder, case, alone):
+    require_the_result_of_one_process(group, 2, folder, case, alone)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", laws.CASES)
-def test_parameters_of_three_processes_are_those_of_one(three, folder, case):
-    require_the_result_of_one_process(three, 3, folder, case)
+def test_parameters_of_three_processes_are_those_of_one(three, folder, case, alone):
+    require_the_result_of_one_process(three, 3, folder, case, alone)
 
 
-def test_processes_with_adam_have_the_same_parameters_to_the_last_bit(group, folder):
-    answers = group.call(2, laws.with_adam, "dmtet", folder)
-    assert len(answers[0][1]) == laws.STEPS
+@pytest.mark.parametrize("case", slow_but("short"))
+def test_processes_with_adam_have_the_same_parameters_to_the_last_bit(group, folder, case):
+    answers = group.call(2, laws.with_adam, case, folder)
+    assert len(answers[0][1]) == laws.steps_of(case)
     for tensors, marks, _ in answers:
         assert marks == answers[0][1]
         for name, value in answers[0][0].items():
             torch.testing.assert_close(tensors[name], value, rtol=0, atol=0, equal_nan=True, msg=name)
+
+
+def test_initial_views_are_those_of_one_process_in_all_of_them(group, folder, tmp_path):
+    """The first process computes them, the others receive its parameters, and have no ControlNet."""
+    [(before, _), (expected, notes)] = [
+        group.call(1, law, folder, tmp_path / name)[0]
+        for name, law in (("without", laws.no_initial_views), ("one", laws.initial_views))
+    ]
+    assert notes == ["initial views: sampled together on the surface"]
+    assert any(not torch.equal(before[name], value) for name, value in expected.items())
+    for tensors, _ in group.call(2, laws.initial_views, folder, tmp_path / "two"):
+        assert tensors.keys() == expected.keys()
+        for name, value in expected.items():
+            assert torch.equal(tensors[name], value), name
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -99,20 +132,21 @@ def test_a_rule_clips_the_views_of_all_processes_as_those_of_one(group, rule):
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
 
 
-def require_continued(group, size, folder):
-    [(expected, _, _)] = group.call(1, laws.take_steps, "mesh", folder)
-    (half, _, _), _ = group.call(2, laws.first_half, "mesh", folder)
-    for tensors, _, _ in group.call(size, laws.second_half, "mesh", folder, half):
+def require_continued(group, size, folder, alone, case):
+    _, expected, _ = alone(case)
+    (half, _, _), _ = group.call(2, laws.first_half, case, folder)
+    for tensors, _, _ in group.call(size, laws.second_half, case, folder, half):
         require_close(tensors, expected)
 
 
-def test_a_checkpoint_of_two_processes_is_continued_by_one(group, folder):
-    require_continued(group, 1, folder)
+@pytest.mark.parametrize("case", slow_but("short"))
+def test_a_checkpoint_of_two_processes_is_continued_by_one(group, folder, alone, case):
+    require_continued(group, 1, folder, alone, case)
 
 
 @pytest.mark.slow
-def test_a_checkpoint_of_two_processes_is_continued_by_three(three, folder):
-    require_continued(three, 3, folder)
+def test_a_checkpoint_of_two_processes_is_continued_by_three(three, folder, alone):
+    require_continued(three, 3, folder, alone, "mesh")
 
 
 def checkpoint(folder):

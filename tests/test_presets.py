@@ -7,7 +7,7 @@ import pytest
 import torch
 from meshes import write_cube
 from PIL import Image
-from tiny import write_tiny_sd, write_tiny_sdxl, write_tiny_zero123
+from tiny import write_tiny_controlnet, write_tiny_sd, write_tiny_sdxl, write_tiny_zero123
 
 from pgc3d.build.inputs import prepare_mesh, require_fitting
 from pgc3d.build.models import LoadedModels, locate_models
@@ -55,6 +55,13 @@ def shrunk(config, folders):
         guidance = replace(found.guidance, resolution=64) if own > 64 else found.guidance
         return replace(found, batch=1, guidance=guidance)
 
+    def initial(found):
+        if found is None:
+            return None
+        net = str(folders[f"{LAYOUTS[config.models[found.model].name]}-net"])
+        controls = {key: replace(control, model=net) for key, control in found.controls.items()}
+        return replace(found, controls=controls, views=2, more_elevation_degrees=(), steps=2, fit_steps=2)
+
     stages = {
         name: replace(
             stage,
@@ -63,6 +70,7 @@ def shrunk(config, folders):
             resolution_until=(),
             representation=replace(stage.representation, **SMALL[stage.representation.kind]),
             objectives={key: objective(found) for key, found in stage.objectives.items()},
+            init=initial(stage.init),
         )
         for name, stage in config.stages.items()
     }
@@ -78,9 +86,11 @@ def shrunk(config, folders):
 def folders(tmp_path_factory):
     """Tiny checkpoints by layout, and for the entry `image`."""
     parent = tmp_path_factory.mktemp("models")
+    models = {"sdxl": write_tiny_sdxl(parent / "sdxl"), "sd": write_tiny_sd(parent / "sd")}
+    nets = {f"{name}-net": write_tiny_controlnet(parent / f"{name}-net", models[name]) for name in models}
     return {
-        "sdxl": write_tiny_sdxl(parent / "sdxl"),
-        "sd": write_tiny_sd(parent / "sd"),
+        **models,
+        **nets,
         "image": write_tiny_zero123(parent / "zero123"),
     }
 
@@ -168,6 +178,8 @@ def test_a_preset_makes_two_steps_and_resumes(name, folders, inputs, store, tmp_
             save_prepared(run.stage_mesh(stage), surface)
         whole = build_stage(context, stage, start)
         before = copied(whole, 0)
+        if whole.initialize is not None:
+            whole.initialize()
         running = reports(whole, config, stage)
         next(running)
         write_checkpoint(folder, pack(whole, 1))
@@ -177,7 +189,7 @@ def test_a_preset_makes_two_steps_and_resumes(name, folders, inputs, store, tmp_
         after = copied(whole, 2)
         assert any(not torch.equal(after[key], tensor) for key, tensor in before.items() if key in after)
 
-        resumed = build_stage(context, stage, start)
+        resumed = build_stage(context, stage, start, begun=True)
         unpack(read_newest_checkpoint(folder), resumed)
         list(reports(resumed, config, stage, start=1))
         again = copied(resumed, 2)

@@ -162,11 +162,11 @@ def test_known_words_beside_others_are_enough():
     ]
 
 
-@pytest.mark.parametrize("prompt", ["a (red:1.3) chair", "((red: .5)) (chair:-2)", "a (red chair:1.1)"])
+@pytest.mark.parametrize("prompt", ["a (red:1.3) chair", "((red: .5)) (chair:2)", "a (red chair:1.1)"])
 def test_weights_are_no_words_and_said_once(prompt):
     assert unknown_words(prompt, WORDS) == []
     (note,) = prompt_notes(prompt, WORDS, "mini")
-    assert note.startswith("weights in a prompt, as in (red")
+    assert note.startswith("weights in the prompt: 'red")
     assert prompt_notes(prompt, (), "sdxl") == [note]
 
 

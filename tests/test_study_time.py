@@ -36,12 +36,15 @@ def test_an_arm_that_is_twice_as_fast_needs_half_the_images(scripts):
     generator, gray = np.random.default_rng(0), np.zeros(12)
     size = generator.uniform(0.5, 1.0, (12, 1))
     slow, fast = size * [0.25, 0.5, 1.0], size * [0.5, 1.0, 1.0]
-    needed = [t90(arm, slow, gray, BUDGETS) for arm in (slow, fast)]
+    needed = [t90(arm, slow[:, -1], gray, BUDGETS) for arm in (slow, fast)]
     assert needed[0][0] == pytest.approx(2 * needed[1][0])
     assert all(low <= middle <= high for middle, low, high in needed)
     missing = fast.copy()
     missing[3, 1] = np.nan
-    assert np.isfinite(t90(missing, slow, gray, BUDGETS)).all()
+    assert np.isfinite(t90(missing, slow[:, -1], gray, BUDGETS)).all()
+    without = fast.copy()
+    without[:, 1] = np.nan  # a budget that was not run: between the others
+    assert needed[1][0] < t90(without, slow[:, -1], gray, BUDGETS)[0] < 160
 
 
 def test_arms_change_what_they_name_and_nothing_else(scripts, tmp_path):
@@ -63,6 +66,9 @@ def test_arms_change_what_they_name_and_nothing_else(scripts, tmp_path):
     assert level.t_min == level.t_max
     assert last("none+csd+views=4").objectives["color"].guidance.formula.kind == "csd"
     assert last("none+views=4").steps == 20
+    assert last("0.1+sync").init.controls["depth"].model == "mini-depth"
+    assert base.init is None
+    assert last("0.1+t=0.6").objectives["color"].guidance.t_max == (0.0, 0.6, 1.0, 0.05)
 
 
 @pytest.mark.parametrize(

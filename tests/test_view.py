@@ -174,8 +174,9 @@ def test_the_state_follows_a_run(tmp_path):
         assert json.loads(request(server, "/charts.json")[2]) == {"clipping": "", "curves": ""}
 
         run = RunDirectory.create(tmp_path / "run")
-        run.begin()
-        assert (state(server)["status"], state(server)["planned"]) == (PREPARING, None)
+        with run:
+            run.begin()
+            assert (state(server)["status"], state(server)["planned"]) == (PREPARING, None)
 
         run.config.write_text("stages:\n  coarse: {steps: 10}\n")
         run.write_manifest({"status": "running"})
@@ -282,7 +283,7 @@ def test_the_page_follows_a_run_in_the_browser(tmp_path):
         browser.wait(f"{text}.includes('fine: step 25 of 20')")
         browser.wait("document.querySelector('.newest').textContent.includes('clipped_fraction 0.125')")
         browser.wait("document.querySelector('#clipping').textContent.includes('0.125')")
-        browser.wait("document.querySelectorAll('.sheet img')[1].naturalWidth === 24")
+        browser.wait("document.querySelectorAll('.sheet img:not(.other)')[1].naturalWidth === 24")
         browser.wait("document.querySelectorAll('.viewer')[1].dataset.loaded")
         assert not browser.evaluate("document.querySelectorAll('.viewer')[0].dataset.loaded")
 

@@ -23,7 +23,7 @@ from pgc3d.signals import STOPPING, StopFlag
 POLL = 0.2  # seconds between two reads of the parent's stop flag
 STEP_EVENTS = 0.5  # seconds between two events of steps; each is a message to the parent
 Work = Callable[..., Any]  # (*arguments, on_event=, stop=) -> the answer
-Event = Any  # `session.Event`; importing it here would delay each process by the seconds that torch takes
+Event = Any  # `events.Event`; importing it here would delay each process by the seconds that torch takes
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ from pgc3d.batch.processes import Died, run_processes
 from pgc3d.batch.status import locked, read_status, write_status
 from pgc3d.batch.work import run_job
 from pgc3d.errors import InputError
+from pgc3d.events import Event
 from pgc3d.run_directory import RunDirectory
-from pgc3d.session import Event
 from pgc3d.signals import StopFlag
 
 

@@ -16,13 +16,15 @@ from pgc3d.batch.lists import SWEEPS
 from pgc3d.batch.ranking import best_first, rank_run
 from pgc3d.config import Config
 from pgc3d.disk import replace_file, writing
+from pgc3d.environment import peak_memory
 from pgc3d.errors import DivergedError, Pgc3dError, RunDirectoryError
 from pgc3d.evaluation.retrieval import load_retriever
+from pgc3d.events import Event, EventCallback
 from pgc3d.execution import RunResult
 from pgc3d.kernels import share_cores
-from pgc3d.memory import peak_memory, release_memory
+from pgc3d.memory import release_memory
+from pgc3d.prompt_weights import plain_text
 from pgc3d.run_directory import RunDirectory
-from pgc3d.session import Event, EventCallback
 from pgc3d.signals import StopFlag
 
 REACHED = 0  # in a stop flag, in place of a signal's number: the steps of a sweep are done
@@ -170,7 +172,7 @@ def _ranked_seeds(
         [
             Ranked(seed, error=failed[seed])
             if seed in failed
-            else rank_run(folder / str(seed), seed, job.task.prompt, model)
+            else rank_run(folder / str(seed), seed, plain_text(job.task.prompt), model)
             for seed in job.seeds
         ]
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from pgc3d.choices import Precision
 from pgc3d.config import Config, ModelConfig
 from pgc3d.context import LoadedModel
+from pgc3d.diffusion.catalog import BUNDLED
 from pgc3d.diffusion.controlnet import load_control_network, resolve_control
 from pgc3d.diffusion.fast.accelerate import (
     accelerate,
@@ -27,6 +29,7 @@ from pgc3d.diffusion.lora import Lora, read_lora
 from pgc3d.diffusion.models import load_latent_diffusion, local_model, resolve_model
 from pgc3d.diffusion.style import StyleAdapter, StyleTokens, encode_style, load_style, resolve_style
 from pgc3d.diffusion.text import encode_prompts
+from pgc3d.diffusion.text_cache import cached
 from pgc3d.diffusion.zero123 import Zero123, condition, require_zero123
 from pgc3d.errors import ConfigError, WeightsNotFoundError
 from pgc3d.memory import release_memory
@@ -116,7 +119,7 @@ def locate_model(
 
 def _locate(config: ModelConfig, use: ModelUse, *, half: bool) -> ModelFolder:
     name = config.name
-    if name == "mini":
+    if name == BUNDLED:
         if NOVEL_VIEW in use.layouts:
             return _bundled_image_model()
         from pgc3d.mini import text_model
@@ -135,12 +138,12 @@ def _bundled_image_model() -> ModelFolder:
     from pgc3d.mini import image_model
 
     path, vae = image_model()
-    return open_folder("mini", path, vae=vae)
+    return open_folder(BUNDLED, path, vae=vae)
 
 
 def local_image_model(name: str) -> ModelFolder | None:
     """A novel-view model that is complete on this disk, or the bundled one; None where it is not."""
-    if name != "mini":
+    if name != BUNDLED:
         return local_model(name)
     try:
         return _bundled_image_model()
@@ -178,7 +181,8 @@ class LoadedModels:
             located: the models, by their entries in `models`.
             device: to load them to.
             low_memory: use implementations that need less memory and more time.
-            decoders: keep the VAEs' decoders, even where a use does not need them.
+            decoders: keep the VAEs' decoders, even where a use does not need them, so that all uses of a
+                model share one network.
             style: loads the run's style image, sRGB in [0, 1].
         """
         self.located, self.device, self.low_memory, self.decoders = located, device, low_memory, decoders
@@ -199,7 +203,7 @@ class LoadedModels:
             WeightsNotFoundError: weights are damaged.
         """
         located = self._located(name)
-        key = (name, self._is_fast(located, use), use.decoder)
+        key = (name, self._is_fast(located, use), use.decoder or self.decoders)
         if key not in self._networks:
             self._networks[key] = self._load(located, use)
         model = self._networks[key]
@@ -209,16 +213,21 @@ class LoadedModels:
     def embed(self, name: str, texts: tuple[str, ...]) -> TextEmbedding:
         """The texts encoded for the model's UNet; the text encoders are on the device for the call only."""
         if (name, texts) not in self._embedded:
-            located = self._located(name)
-            self._embedded[name, texts] = encode_prompts(
-                located.folder,
-                texts,
-                device=self.device,
-                dtype=compute_dtype(located.config.dtype, self.device),
-                loras=located.loras,
-                empty_zeros=located.config.empty_prompt == "zeros",
-            )
+            self._embedded[name, texts] = self._encode(self._located(name), texts)
         return self._embedded[name, texts]
+
+    def _encode(self, located: LocatedModel, texts: tuple[str, ...]) -> TextEmbedding:
+        """The texts encoded; those of large models are kept on the disk."""
+        settings: dict[str, Any] = {
+            "device": self.device,
+            "dtype": compute_dtype(located.config.dtype, self.device),
+            "loras": located.loras,
+            "empty_zeros": located.config.empty_prompt == "zeros",
+        }
+        encode = partial(encode_prompts, located.folder, texts, **settings)
+        if located.config.name == BUNDLED:
+            return encode()  # in no time
+        return cached(encode, located.folder, texts, **settings)
 
     def style(self, name: str) -> StyleTokens | None:
         """The tokens of the run's style image; the image encoder is on the device for the first call only."""

@@ -6,11 +6,12 @@ from typing import Any
 
 from pgc3d.build.models import NOVEL_VIEW, LocatedModel
 from pgc3d.config import Config
+from pgc3d.diffusion.catalog import BUNDLED
 from pgc3d.diffusion.kinds import why_distilled, zeros_for_empty_prompt
+from pgc3d.prompt_weights import weight_note
 from pgc3d.prompts import prompt_notes, unknown_words
 
 LARGEST_DISTILLED = 2.0  # usual guidance scales of models that were distilled for a few steps are below
-BUNDLED = "mini"
 
 
 def run_notes(prompt: str, config: Config, located: Mapping[str, LocatedModel]) -> list[str]:
@@ -20,6 +21,9 @@ def run_notes(prompt: str, config: Config, located: Mapping[str, LocatedModel]) 
         prompt: may be empty.
         config: of the run.
         located: its models, by their entries in `models`.
+
+    Raises:
+        InputError: a weight in a prompt or a negative prompt is not valid.
     """
     notes: list[str] = []
     for name, model in located.items():
@@ -27,10 +31,18 @@ def run_notes(prompt: str, config: Config, located: Mapping[str, LocatedModel]) 
             notes += _other_cameras(config, model)
             continue
         notes += prompt_notes(prompt, model.folder.vocabulary or (), model.config.name)
+        notes += _negative_weights(config, name)
         notes += _unknown_negatives(config, name, model)
         if model.config.name != BUNDLED:
             notes += _text_model_notes(config, name, model)
     return notes
+
+
+def _negative_weights(config: Config, name: str) -> list[str]:
+    """Lines about the weights in the negative prompts of a model, each once."""
+    negatives = (getattr(item, "negative_prompt", "") for item in _guidances(config, name).values())
+    notes = (weight_note(negative) for negative in negatives)
+    return list(dict.fromkeys(note.replace("the prompt", "the negative prompt") for note in notes if note))
 
 
 def _unknown_negatives(config: Config, name: str, model: LocatedModel) -> Iterator[str]:

@@ -42,6 +42,8 @@ class Built:
     problem: Problem
     rasterizer: Rasterizer
     states: Mapping[str, Stateful]  # of guidances and clips, by "KIND.OBJECTIVE"
+    # Sets the representation's parameters before the first step; None where they are at their start.
+    initialize: Callable[[], None] | None = None
 
 
 def resolve_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
@@ -160,13 +162,16 @@ def has_fixed_shape(run: RunDirectory, stage: str | None) -> bool:
     return stages[stage if stage in stages else list(stages)[-1]].representation.fixed_shape
 
 
-def build_stage(context: RunContext, name: str, start: Handover | None = None) -> Built:
+def build_stage(
+    context: RunContext, name: str, start: Handover | None = None, *, begun: bool = False
+) -> Built:
     """All objects that the optimisation of a stage needs, with the state before its first step.
 
     Args:
         context: of the run, with models.
         name: of the stage.
         start: hand-over of the stage that it starts from.
+        begun: whether a checkpoint of the stage is loaded into them.
     """
     stage = context.config.stages[name]
     representation = build_representation(context, name, start)
@@ -179,7 +184,25 @@ def build_stage(context: RunContext, name: str, start: Handover | None = None) -
         clip_parameters=_parameter_clipper(stage),
         lr_scale=PiecewiseLinear(optimizer.lr_scale),
     )
-    return Built(problem=problem, rasterizer=context.rasterizer, states=stateful_parts(objectives))
+    return Built(
+        problem=problem,
+        rasterizer=context.rasterizer,
+        states=stateful_parts(objectives),
+        initialize=None if begun else _initial_views(context, name, representation),
+    )
+
+
+def _initial_views(
+    context: RunContext, name: str, representation: Representation
+) -> Callable[[], None] | None:
+    """What sets the first colours of a stage from views that are sampled together; None without it."""
+    stage, run = context.config.stages[name], context.config.run
+    if stage.init is None:
+        return None
+    views = stage.init.build(_guidance_context(context), micro_batch=1 if run.low_memory else run.micro_batch)
+    if views is None:
+        return None
+    return partial(views, representation, Step(index=0, total=stage.steps, seed=run.seed, stage=name))
 
 
 def stateful_parts(objectives: Mapping[str, Objective]) -> dict[str, Stateful]:

@@ -14,10 +14,11 @@ from pgc3d.choices import Format, ImageGuidanceName, Texture, UvChoice
 from pgc3d.cli import refine_options as parts
 from pgc3d.cli.batch_command import batch
 from pgc3d.cli.config_commands import config_app
-from pgc3d.cli.console import Bar, Warnings, close_stdout, deliver, emit, notify, prepare_streams
+from pgc3d.cli.console import Bar, close_stdout, deliver, prepare_streams
 from pgc3d.cli.doctor_command import doctor
 from pgc3d.cli.evaluation_commands import ablate, evaluate
 from pgc3d.cli.inspect_command import inspect
+from pgc3d.cli.json_lines import End
 from pgc3d.cli.launch import (
     be_quiet_behind_the_first,
     command_line,
@@ -46,8 +47,12 @@ from pgc3d.cli.options import (
     collected,
     configured,
     style_settings,
+    with_output_options,
     with_run_options,
 )
+from pgc3d.cli.output import Warnings, choose_output, current
+from pgc3d.cli.prompt_file import HELP as PROMPT_FILE
+from pgc3d.cli.prompt_file import read_prompt
 from pgc3d.cli.report_command import report
 from pgc3d.cli.view_command import view
 from pgc3d.disk import default_folder
@@ -58,7 +63,6 @@ UsageError: Any = typer.BadParameter.__base__  # wherever typer keeps click's
 app = typer.Typer(
     help="Textured 3D assets from prompts, images and meshes, by clipped score distillation.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
@@ -85,9 +89,12 @@ def _root(
 
 @app.command()
 @in_processes
+@with_output_options
 @with_run_options
 def text(
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help='What to make, as in "a red chair".')],
+    prompt: Annotated[
+        str, typer.Argument(metavar="PROMPT", help=f'What to make, as in "a (red:1.3) chair"{PROMPT_FILE}.')
+    ],
     *,
     guidance: GuidanceOption = "auto",
     style: StyleOption = None,
@@ -97,15 +104,19 @@ def text(
     options: RunOptions,
 ) -> int:
     """Make a textured asset from a prompt."""
+    from pgc3d.prompt_weights import plain_text
     from pgc3d.task import Task
 
+    prompt = read_prompt(prompt, stdin=collected.get() is None)
+
     resolved = configured(guidance, options, own=style_settings(options, style, style_weight, style_adapter))
-    folder = out or default_folder(Path("runs"), prompt, resolved.run.seed)
+    folder = out or default_folder(Path("runs"), plain_text(prompt), resolved.run.seed)
     return _generate(Task(prompt, style=style), folder, resolved)
 
 
 @app.command()
 @in_processes
+@with_output_options
 @with_run_options
 def image(
     input_image: Annotated[Path, typer.Argument(metavar="INPUT", help="Image of one object.")],
@@ -131,6 +142,8 @@ def image(
     from pgc3d.presets import IMAGE
     from pgc3d.task import Task
 
+    prompt = read_prompt(prompt, stdin=collected.get() is None)
+
     own = {
         "image": {"matting": False if no_matting else None, "border": border},
         "view": {"elevation_degrees": elevation},
@@ -142,12 +155,15 @@ def image(
 
 @app.command()
 @in_processes
+@with_output_options
 @with_run_options
 def texture(
     mesh: Annotated[
         Path, typer.Argument(metavar="MESH", help="A glb, gltf, obj, ply, stl, usdz, off, 3mf or fbx file.")
     ],
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help='The object, as in "a wooden chair".')],
+    prompt: Annotated[
+        str, typer.Argument(metavar="PROMPT", help=f'The object, as in "a (rusty:1.3) chair"{PROMPT_FILE}.')
+    ],
     *,
     guidance: GuidanceOption = "auto",
     up: Annotated[
@@ -190,8 +206,10 @@ def texture(
     from pgc3d.build.inputs import require_prompt
     from pgc3d.errors import InputError
     from pgc3d.presets import TEXTURE, split_backgrounds
+    from pgc3d.prompt_weights import plain_text
     from pgc3d.task import Task
 
+    prompt = read_prompt(prompt, stdin=collected.get() is None)
     require_prompt(prompt)
     if options.faces:
         raise InputError(f"--faces must not be given with an input mesh, got {options.faces}; remove it")
@@ -209,10 +227,12 @@ def texture(
     # an OBJ comes back as one; of the other formats, GLB holds all contents
     defaults = {"export": {"format": "obj"}} if mesh.suffix.lower() == ".obj" else {}
     command = replace(TEXTURE, defaults=defaults)
-    resolved = configured(guidance, options, command, layers, every_objective=every, refine=given.starts)
-    folder = out or default_folder(Path("runs"), f"{mesh.stem} {prompt}", resolved.run.seed)
+    resolved = configured(
+        guidance, options, command, layers, every_objective=every, refine=given.starts, sync=given.sync
+    )
+    folder = out or default_folder(Path("runs"), f"{mesh.stem} {plain_text(prompt)}", resolved.run.seed)
     task = Task(
-        prompt, mesh=mesh, background=background_image, style=style, texture=init, mask=mask,
+        prompt, mesh=mesh, background=background_image, style=style, texture=given.texture, mask=mask,
         only=given.only, keep=given.keep,
     )  # fmt: skip
     return _generate(task, folder, resolved)
@@ -220,14 +240,29 @@ def texture(
 
 @app.command()
 @in_processes
+@with_output_options
 def resume(
     run: RunArgument,
     edited: Annotated[bool, typer.Option("--edited", help="Accept an edited RUN/config.yaml.")] = False,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            help="Steps that the last stage goes on to, also of a finished run; its schedules stretch over "
+            "them, and the earlier asset stays."
+        ),
+    ] = None,
+    prompt: Annotated[str | None, typer.Option(hidden=True)] = None,
 ) -> int:
-    """Continue a run that was stopped."""
+    """Continue a run that was stopped, or go on with a finished one to more steps."""
     from pgc3d import pipeline
+    from pgc3d.errors import InputError
 
-    return _run(lambda **calls: pipeline.resume(run, edited=edited, **calls))
+    if prompt is not None:
+        raise InputError(
+            f"--prompt must not be given to resume, got {prompt!r}: the steps that are done were made for "
+            "the run's own prompt; start a new run"
+        )
+    return _run(run, lambda **calls: pipeline.resume(run, edited=edited, steps=steps, **calls))
 
 
 @app.command()
@@ -279,23 +314,28 @@ def _generate(task: Any, folder: Path, config: Any) -> int:
     if (collector := collected.get()) is not None:
         collector.runs.append((task, config))
         return 0
-    return _run(lambda **calls: pipeline.generate(task, out=folder, config=config, **calls))
+    return _run(folder, lambda **calls: pipeline.generate(task, out=folder, config=config, **calls))
 
 
-def _run(work: Callable[..., Any]) -> int:
+def _run(folder: Path, work: Callable[..., Any]) -> int:
     """The exit code of a job that signals can stop."""
     from pgc3d.signals import stop_on_signals
 
-    bar = Bar()
+    output = current()
+    output.start(folder)
+    progress = output.progress()
     try:
         with stop_on_signals(insist="RANK" not in os.environ) as stop:
-            result = work(on_event=bar, stop=stop)
+            result = work(on_event=progress, stop=stop)
     finally:
-        bar.close()
+        progress.close()
     if result.stopped_by is not None:
-        notify(f"stopped and saved; continue with: pgc3d resume {result.path}")
-        return 128 + int(result.stopped_by)
-    emit(f"run: {result.path}")
+        code, run = 128 + int(result.stopped_by), str(result.path)
+        advice = f"stopped and saved; continue with: pgc3d resume {result.path}"
+        output.end(End("stopped", code, run, ()), advice=advice)
+        return code
+    files = tuple(map(str, result.files))
+    output.end(End("done", 0, str(result.path), files), result=f"run: {result.path}")
     return 0
 
 
@@ -306,25 +346,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "4000")
     logging.basicConfig(level=logging.WARNING, handlers=[Warnings()])
     prepare_streams()
+    given = list(sys.argv[1:] if arguments is None else arguments)
     be_quiet_behind_the_first()
     end_with_launcher()
-    command_line.set(sys.argv[1:] if arguments is None else arguments)
+    command_line.set(given)
     try:
-        code = app(list(arguments) if arguments is not None else None, standalone_mode=False)
+        choose_output(given)
+        code = app(given, standalone_mode=False)
     except Pgc3dError as error:
-        notify(f"error: {error}")
+        current().fail(str(error), error.exit_code)
         code = error.exit_code
         end_without_the_lost(error)
     except UsageError as error:
         code = _usage_error(error)
     except (KeyboardInterrupt, typer.Abort):
-        notify("stopped")
         code = 130
+        current().end(End("stopped", code, "", ()), advice="stopped")
     except BrokenPipeError:  # the reader of the help text has closed its end
         code = 0
     except OSError as error:
         named = f"{error.filename}: " if error.filename else ""
-        notify(f"error: {named}{error.strerror or error}")
+        current().fail(f"{named}{error.strerror or error}", 2)
         code = 2
     close_stdout()
     sys.exit(code if isinstance(code, int) else 0)
@@ -334,5 +376,5 @@ def _usage_error(error: Any) -> int:
     if type(error).__name__ == "NoArgsIsHelpError":
         deliver(f"{error.format_message()}\n")
         return 2
-    notify(f"error: {error.format_message()}")
+    current().fail(error.format_message(), 2)
     return 2

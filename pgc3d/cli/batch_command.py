@@ -1,14 +1,18 @@
 """`pgc3d batch`: the jobs of a list, one after the other or in parallel."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from pgc3d.cli.console import Bar, notify
-from pgc3d.cli.options import BatchOutOption
+from pgc3d.cli.console import notify
+from pgc3d.cli.json_lines import End
+from pgc3d.cli.options import BatchOutOption, with_output_options
+from pgc3d.cli.output import Progress, current
 
 
+@with_output_options
 def batch(
     jobs_list: Annotated[
         Path, typer.Argument(metavar="LIST", help="YAML, CSV or JSON lines (.jsonl): a job each.")
@@ -44,6 +48,7 @@ def batch(
     options = BatchOptions(retriever or clip_model(), jobs, sweep_steps, retry)
     folder = out or Path("runs") / jobs_list.stem
     bars = _Bars(drawn=jobs == 1)
+    current().start(folder)
     with stop_on_signals() as stop:
         try:
             entries = run_batch(
@@ -51,10 +56,20 @@ def batch(
             )
         finally:
             bars.close()
-    if stop.signal is not None:
-        notify("stopped and saved; continue with the same command")
-        return 128 + int(stop.signal)
-    return 1 if any(entry.state == "failed" for entry in entries.values()) else 0
+    return _end(folder, entries, stop.signal)
+
+
+def _end(folder: Path, entries: Mapping[str, Any], signal: int | None) -> int:
+    """Print how a batch ended; returns its exit code."""
+    failed = [entry for entry in entries.values() if entry.state == "failed"]
+    for entry in failed:
+        current().fail_job(entry.name, entry.reason)
+    files = tuple(entry.asset for entry in entries.values() if entry.asset)
+    code = 128 + int(signal) if signal is not None else 1 if failed else 0
+    status = "stopped" if signal is not None else "failed" if failed else "done"
+    advice = "stopped and saved; continue with the same command" if signal is not None else ""
+    current().end(End(status, code, str(folder), files), advice=advice)
+    return code
 
 
 class _Bars:
@@ -62,12 +77,12 @@ class _Bars:
 
     def __init__(self, *, drawn: bool) -> None:
         self._drawn = drawn
-        self._bars: dict[str, Bar] = {}
+        self._bars: dict[str, Progress] = {}
 
     def __call__(self, name: str, event: Any) -> None:
         if name not in self._bars:
             self.close(others=self._drawn)
-            self._bars[name] = Bar(prefix=f"[{name}] ", drawn=self._drawn)
+            self._bars[name] = current().progress(name, drawn=self._drawn)
         self._bars[name](event)
 
     def notify(self, line: str) -> None:

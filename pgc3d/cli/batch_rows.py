@@ -15,7 +15,7 @@ from pgc3d.layers import nearest
 from pgc3d.ranges import shown
 
 OWN = ("command", "name", "seeds")  # keys that are no options
-NOT_HERE = ("out",)  # options that the batch sets
+NOT_HERE = ("out", "json", "quiet")  # options that the batch has
 INPUTS = {"input_image": "image"}  # keys of arguments with another name
 FILE_OR_NAME = ("model", "lora", "style-adapter", "background")  # a file, or the name of something else
 SWITCH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
@@ -214,6 +214,8 @@ def _located(key: str, text: str, parameter: Parameter, folder: Path) -> str:
     """A value whose path is relative to the list, made absolute; "" stays."""
     if not text:
         return text
+    if key == "prompt" and text.startswith("@"):
+        return f"@{folder / text[1:]}"
     if parameter.is_path or (key in FILE_OR_NAME and (folder / text.partition(":")[0]).exists()):
         return str(folder / text)
     return text

@@ -1,17 +1,19 @@
 """Output on the terminal: progress and messages on stderr, the paths of new files on stdout."""
 
-import logging
 import os
 import sys
 import time
 import unicodedata
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any
 
 from pgc3d.errors import InputError
 
 LONGEST = 2000  # characters of a line
 SECONDS = 5.0  # between two lines of progress where there is no terminal
+# Of a bar: without tqdm's own estimate, which holds for steps of equal cost only.
+FORMAT = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}, {rate_fmt}{postfix}]"
 # Unicode's bidirectional controls, which reorder the text beside them.
 BIDIRECTIONAL = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
@@ -28,7 +30,17 @@ def plain_line(text: str) -> str:
     return line if len(line) <= LONGEST else f"{line[: LONGEST - 200]} ... {line[-200:]}"
 
 
+# Receives the lines of `notify` in place of stderr.
+listener: ContextVar[Callable[[str], None] | None] = ContextVar("listener", default=None)
+
+
 def notify(message: str) -> None:
+    """Print a line on stderr, or pass it to the `listener`."""
+    receive = listener.get()
+    (print_error if receive is None else receive)(message)
+
+
+def print_error(message: str) -> None:
     """Print a line on stderr; nothing where stderr is closed."""
     if message and sys.stderr is not None:
         try:
@@ -39,13 +51,22 @@ def notify(message: str) -> None:
 
 def emit(line: str) -> None:
     """Print a line on stdout during a run, which continues where stdout is closed or full."""
+    _emit(plain_line(line))
+
+
+def emit_json(line: str) -> None:
+    """Print a line of JSON on stdout, of any length; as `emit`."""
+    _emit(line)
+
+
+def _emit(line: str) -> None:
     try:
-        _write(f"{plain_line(line)}\n")
+        _write(f"{line}\n")
     except BrokenPipeError:
         _discard("stdout")
     except OSError as error:
         _discard("stdout")
-        notify(f"warning: standard output must be writable, got: {error.strerror}; {line}")
+        print_error(f"warning: standard output must be writable, got: {error.strerror}; {plain_line(line)}")
 
 
 def deliver(text: str, *, ascii_text: Callable[[], str] | None = None) -> None:
@@ -68,14 +89,6 @@ def deliver(text: str, *, ascii_text: Callable[[], str] | None = None) -> None:
     except OSError as error:
         _discard("stdout")
         raise InputError(f"standard output must be writable, got: {error.strerror}") from error
-
-
-class Warnings(logging.Handler):
-    """Prints warnings that libraries and pgc3d itself log, on stderr."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Print one line."""
-        notify(f"warning: {record.getMessage()}")
 
 
 def prepare_streams() -> None:
@@ -158,8 +171,9 @@ class Bar:
         if event.message:
             notify(f"{self._prefix}{event.message}")
         elif event.file is not None:
-            self.close()
-            emit(str(event.file))
+            if event.kind in {"input", "result"}:
+                self.close()
+                emit(str(event.file))
         elif event.report is not None:
             self._step(event)
         else:
@@ -187,10 +201,12 @@ class Bar:
         try:
             if self._bar is None:
                 label = f"{self._prefix}{_label(event)}"
-                self._bar = tqdm(total=report.steps, initial=report.step - 1, desc=label, unit="step")
+                self._bar = tqdm(
+                    total=report.steps, initial=report.step - 1, desc=label, unit="step", bar_format=FORMAT
+                )
+            left = "" if event.seconds_left is None else f"{_minutes(event.seconds_left)} left"
+            self._bar.set_postfix_str(", ".join(filter(None, (self._measured, left))), refresh=False)
             self._bar.update(report.step - self._bar.n)
-            if report.metrics:
-                self._bar.set_postfix_str(self._measured)
         except OSError:  # the terminal was closed
             self._bar = None
             _discard("stderr")
@@ -203,7 +219,9 @@ class Bar:
             return
         self._last = now
         start, done = self._start
-        remaining = (now - start) / max(report.step - done, 1) * (report.steps - report.step)
+        remaining = event.seconds_left
+        if remaining is None:
+            remaining = (now - start) / max(report.step - done, 1) * (report.steps - report.step)
         place = f"{_label(event)}: step {report.step} of {report.steps}"
         parts = (place, self._measured, f"{_minutes(remaining)} left")
         notify(f"{self._prefix}{', '.join(part for part in parts if part)}")
@@ -226,6 +244,8 @@ def _label(event: Any) -> str:
 
 def _draws_bars() -> bool:
     """Whether stderr is a terminal or a notebook, on which a line can be overwritten."""
+    if os.environ.get("TERM") == "dumb":
+        return False
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     try:
         return hasattr(shell, "kernel") or (sys.stderr is not None and sys.stderr.isatty())

@@ -55,7 +55,7 @@ def evaluate(
     from pgc3d.evaluation.measure import Measure
     from pgc3d.evaluation.protocol import Protocol
     from pgc3d.evaluation.results import table
-    from pgc3d.execution import ignore
+    from pgc3d.events import ignore
     from pgc3d.mini import clip_model
 
     if align and frame == "shared":

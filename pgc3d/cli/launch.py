@@ -21,8 +21,10 @@ from typing import Annotated, Any
 
 import typer
 
-from pgc3d.cli.console import close_stdout, notify, print_nothing
+from pgc3d.cli.console import close_stdout, print_nothing
 from pgc3d.cli.options import collected
+from pgc3d.cli.output import current
+from pgc3d.cli.prompt_file import read_stdin
 from pgc3d.errors import InputError, Pgc3dError, ProcessError
 from pgc3d.signals import STOPPING
 
@@ -53,7 +55,8 @@ def in_processes(command: Callable[..., int]) -> Callable[..., int]:
             )
         if gpus is None or gpus == 1 or "RANK" in os.environ:
             return command(**values)
-        return launch(command_line.get(), gpus)
+        stdin = read_stdin() if values.get("prompt") == "-" else b""
+        return launch(command_line.get(), gpus, stdin=stdin)
 
     own = list(inspect.signature(command).parameters.values())
     added = inspect.Parameter("gpus", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=GpusOption)
@@ -88,36 +91,19 @@ def end_without_the_lost(error: Pgc3dError) -> None:
         os._exit(error.exit_code)
 
 
-def launch(arguments: Sequence[str], count: int) -> int:
+def launch(arguments: Sequence[str], count: int, *, stdin: bytes = b"") -> int:
     """Run a command line in `count` processes; the exit code of the first one.
 
     Args:
         arguments: those behind `pgc3d`.
         count: number of processes.
+        stdin: what each of them reads from its standard input.
     """
     theirs, ours = os.pipe()
-    environment = {
-        **os.environ,
-        "WORLD_SIZE": str(count),
-        "LOCAL_WORLD_SIZE": str(count),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(_free_port()),
-        LAUNCHER: str(theirs),
-    }
-    if sys.platform == "linux":  # the name of the computer need not have an address
-        environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "pgc3d", *arguments],
-            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdin=subprocess.DEVNULL,
-            pass_fds=(theirs,),
-            process_group=0,
-        )
-        for rank in range(count)
-    ]
+    processes = _started(arguments, count, theirs)
     os.close(theirs)
     with _passed_on(processes):
+        _write(processes, stdin)
         killed = _wait(processes)
     os.close(ours)
     code = processes[0].returncode
@@ -125,11 +111,42 @@ def launch(arguments: Sequence[str], count: int) -> int:
         return int(code)
     name = signal.Signals(-code).name
     rank = 0 if killed is None else killed
-    notify(
-        f"error: all {count} processes of a run must go on, but process {rank} was killed"
+    text = (
+        f"all {count} processes of a run must go on, but process {rank} was killed"
         f"{f' by {name}' if rank == 0 else ''}; use `pgc3d resume` to continue from the last checkpoint"
     )
+    current().fail(text, ProcessError.exit_code)
     return ProcessError.exit_code
+
+
+def _started(arguments: Sequence[str], count: int, pipe: int) -> list["subprocess.Popen[bytes]"]:
+    environment = {
+        **os.environ,
+        "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(_free_port()),
+        LAUNCHER: str(pipe),
+    }
+    if sys.platform == "linux":  # the name of the computer need not have an address
+        environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", "pgc3d", *arguments],
+            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdin=subprocess.PIPE,
+            pass_fds=(pipe,),
+            process_group=0,
+        )
+        for rank in range(count)
+    ]
+
+
+def _write(processes: Sequence["subprocess.Popen[bytes]"], stdin: bytes) -> None:
+    for process in processes:
+        assert process.stdin is not None
+        with suppress(OSError), process.stdin as stream:  # a process may have ended before it read
+            stream.write(stdin)
 
 
 def _free_port() -> int:

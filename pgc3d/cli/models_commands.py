@@ -7,12 +7,18 @@ from typing import Annotated
 
 import typer
 
+from pgc3d.cli.completion import complete_alias
 from pgc3d.cli.console import deliver, notify
 from pgc3d.cli.options import JsonOption, configurations_of
 
 models_app = typer.Typer(help="List, fetch and check models.", no_args_is_help=True, rich_markup_mode=None)
 NamesArgument = Annotated[
-    list[str] | None, typer.Argument(metavar="NAME...", help="Aliases or hub ids; all on this disk if none.")
+    list[str] | None,
+    typer.Argument(
+        metavar="NAME...",
+        help="Aliases or hub ids; all on this disk if none.",
+        autocompletion=complete_alias,
+    ),
 ]
 
 
@@ -39,7 +45,10 @@ def list_(*, json_: JsonOption = False) -> int:
 @models_app.command()
 def pull(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="NAME...", help="Aliases or hub ids of whole models.")
+        list[str] | None,
+        typer.Argument(
+            metavar="NAME...", help="Aliases or hub ids of whole models.", autocompletion=complete_alias
+        ),
     ] = None,
     for_: Annotated[
         str | None,
@@ -111,7 +120,8 @@ def path(name: Annotated[str, typer.Argument(metavar="NAME", help="Alias or hub 
 
 
 def _say(name: str, folder: Path) -> None:
-    from pgc3d.diffusion.hub import ALIASES, recorded
+    from pgc3d.diffusion.aliases import ALIASES
+    from pgc3d.diffusion.hub import recorded
 
     licence = recorded(ALIASES.get(name, name)).get("licence", "")
     notify(f"{name}{f', licence {licence}' if licence else ''}")

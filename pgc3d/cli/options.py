@@ -13,6 +13,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 import typer
 
 from pgc3d.choices import Backend, Baseline, Device, Frame, Origin, Quality, TextGuidanceName, Unit
+from pgc3d.cli.completion import complete_model, complete_pipeline, complete_run
 from pgc3d.cli.console import notify
 
 # typer has no options that are lists of a Literal
@@ -49,7 +50,9 @@ BatchOutOption = Annotated[
 StageOption = Annotated[
     str | None, typer.Option(metavar="NAME", help="Stage of the run; the last one when not given.")
 ]
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Folder that a run wrote.")]
+RunArgument = Annotated[
+    Path, typer.Argument(metavar="RUN", help="Folder that a run wrote.", autocompletion=complete_run)
+]
 DepthOption = Annotated[
     Path | None,
     typer.Option(metavar="MAP", help="The image's relative depth, near is bright: grey PNG or .npy."),
@@ -92,7 +95,9 @@ StyleAdapterOption = Annotated[
 ModelOption = Annotated[
     str | None,
     typer.Option(
-        help="Folder in diffusers' layout, safetensors file, hub id, or alias (sdxl-turbo).", callback=_given
+        help="Folder in diffusers' layout, safetensors file, hub id, or alias (sdxl-turbo).",
+        callback=_given,
+        autocompletion=complete_model,
     ),
 ]
 SeedOption = Annotated[int | None, typer.Option(help="Same seed, same result (on a CPU).")]
@@ -140,11 +145,16 @@ class RunOptions:
         typer.Option(help="Pixels of the renders at the end; earlier phases keep their proportion."),
     ] = None
     quality: Annotated[
-        Quality | None, typer.Option(help="Preset of steps, resolution and texture size; else standard.")
+        Quality | None,
+        typer.Option(help="Preset of steps, resolution and texture size; else standard. fast is of texture."),
     ] = None
     pipeline: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Stages of text or image, see `pgc3d config list`; else dmtet."),
+        typer.Option(
+            metavar="NAME",
+            help="Stages of text or image, see `pgc3d config list`; else dmtet.",
+            autocompletion=complete_pipeline,
+        ),
     ] = None
     clip: Annotated[
         str | None, typer.Option(metavar="RULE", help="none, pixel, pixel=0.3 ...: of every diffusion model.")
@@ -153,6 +163,10 @@ class RunOptions:
     faces: FacesOption = None
     low_memory: Annotated[
         bool | None, typer.Option("--low-memory", help="Less memory, more time; the same result.")
+    ] = None
+    tensorboard: Annotated[
+        bool | None,
+        typer.Option("--tensorboard", help="Also write metrics and previews to RUN/tensorboard, an extra."),
     ] = None
     config: ConfigOption = None
     set_: SetOption = None
@@ -174,6 +188,7 @@ class RunOptions:
                 "rasterizer": self.rasterizer,
             },
             "export": {"texture_size": self.texture_size, "faces": self.faces},
+            "logging": {"tensorboard": self.tensorboard},
         }
 
 
@@ -196,6 +211,28 @@ def with_run_options(command: Callable[..., int]) -> Callable[..., int]:
     parameters = [parameter for parameter in own if parameter.name != "options"]
     flat.__signature__ = inspect.Signature([*parameters, *shared.values()])  # type: ignore[attr-defined]
     return flat
+
+
+def with_output_options(command: Callable[..., int]) -> Callable[..., int]:
+    """The command with --json and --quiet, which `choose_output` has read when it begins."""
+    own = {
+        "json_lines": Annotated[
+            bool, typer.Option("--json", help="Progress as JSON lines on stdout, for other programs.")
+        ],
+        "quiet": Annotated[bool, typer.Option("--quiet", help="Print only errors and the files' names.")],
+    }
+
+    @functools.wraps(command)
+    def plain(**values: Any) -> int:
+        return command(**{name: value for name, value in values.items() if name not in own})
+
+    signature = inspect.signature(command)
+    added = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation)
+        for name, annotation in own.items()
+    ]
+    plain.__signature__ = inspect.Signature([*signature.parameters.values(), *added])  # type: ignore[attr-defined]
+    return plain
 
 
 def style_settings(
@@ -223,6 +260,7 @@ def configured(
     *,
     prompted: bool = False,
     refine: bool = False,
+    sync: bool = False,
     every_objective: dict[str, Any] | None = None,
 ) -> Any:
     """The configuration of a command; automatic choices and options without effect are printed.
@@ -234,6 +272,7 @@ def configured(
         own: a nested mapping of the settings of the command's own options.
         prompted: whether there is a prompt in addition to an image.
         refine: whether a texture is refined.
+        sync: whether colours start from views that are sampled together.
         every_objective: a nested mapping for each of the objectives.
 
     Raises:
@@ -247,6 +286,7 @@ def configured(
         guidance=guidance,
         prompted=prompted,
         refine=refine,
+        sync=sync,
         model=options.model,
         quality=options.quality,
         pipeline=options.pipeline,

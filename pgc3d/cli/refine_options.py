@@ -13,7 +13,11 @@ RefineOption = Annotated[
 ]
 InitOption = Annotated[
     Path | None,
-    typer.Option(metavar="IMAGE", help="Refine this texture image in place of the file's own."),
+    typer.Option(
+        metavar="IMAGE|sync",
+        help="Refine this texture image in place of the file's own; sync: start from views that the model "
+        "samples together, by the depth of the mesh.",
+    ),
 ]
 StrengthOption = Annotated[
     float | None,
@@ -36,6 +40,7 @@ KeepOption = Annotated[
     typer.Option(metavar="NAME", help="Keep the look of this node or material; repeatable."),
 ]
 
+SYNC = Path("sync")  # a file of this name is ./sync
 T_MAX = (0.98, 0.4)  # first and last largest timestep of a run without refinement, as a fraction
 T_LEAST = 0.04  # above the smallest timestep of all presets
 
@@ -45,14 +50,19 @@ class RefineOptions:
     """The values of these options."""
 
     refine: bool = False
-    init: Path | None = None
+    init: Path | None = None  # a texture image, or `SYNC`
     strength: float | None = None
     mask: Path | None = None
     only: tuple[str, ...] = ()
     keep: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.strength is not None and not self.starts:
+        if self.sync and (self.refine or self.mask is not None):
+            raise InputError(
+                "--init sync must go without --refine and --mask, which start from a texture, got both; "
+                "remove one"
+            )
+        if self.strength is not None and not (self.starts or self.sync):
             raise InputError(
                 f"--strength must go with --refine or --init, got {self.strength} without; add --refine"
             )
@@ -60,7 +70,17 @@ class RefineOptions:
     @property
     def starts(self) -> bool:
         """Whether colours start from a texture."""
-        return self.refine or self.init is not None
+        return self.refine or self.texture is not None
+
+    @property
+    def sync(self) -> bool:
+        """Whether colours start from views that are sampled together."""
+        return self.init == SYNC
+
+    @property
+    def texture(self) -> Path | None:
+        """The texture image that colours start from in place of the file's own."""
+        return None if self.sync else self.init
 
     def source(self, texture_size: int | None) -> dict[str, Any]:
         """The settings of the representation's source; `texture_size` is that of the result, if given."""

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from pgc3d.cli.completion import complete_run
 from pgc3d.cli.console import emit
 from pgc3d.cli.options import RunArgument
 
@@ -12,7 +13,8 @@ from pgc3d.cli.options import RunArgument
 def report(
     run: RunArgument,
     other: Annotated[
-        Path | None, typer.Argument(metavar="RUN_B", help="Another run to compare with.")
+        Path | None,
+        typer.Argument(metavar="RUN_B", help="Another run to compare with.", autocompletion=complete_run),
     ] = None,
     *,
     out: Annotated[

@@ -7,13 +7,22 @@ from typing import Annotated
 
 import typer
 
+from pgc3d.cli.completion import complete_run
 from pgc3d.cli.console import emit, notify
 
 
 def view(
-    run: Annotated[Path, typer.Argument(metavar="RUN|FILE", help="Folder of a run, or a mesh file.")],
+    run: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN|FILE", help="Folder of a run, or a mesh file.", autocompletion=complete_run
+        ),
+    ],
     other: Annotated[
-        Path | None, typer.Argument(metavar="RUN_B", help="Another one beside it, with linked cameras.")
+        Path | None,
+        typer.Argument(
+            metavar="RUN_B", help="Another one beside it, with linked cameras.", autocompletion=complete_run
+        ),
     ] = None,
     *,
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free port.")] = 0,
@@ -29,7 +38,7 @@ def view(
         if not no_browser and _has_display():
             import webbrowser
 
-            webbrowser.open(server.address)
+            webbrowser.open(server.one_time_address())
         server.run()
     return 0
 

@@ -7,21 +7,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from pgc3d.diffusion.aliases import ALIASES, CONTROL_ALIASES, VAE_ALIASES
 from pgc3d.diffusion.files import read_json, tensor_names
 from pgc3d.diffusion.hub import (
-    ALIASES,
-    CONTROL_ALIASES,
-    VAE_ALIASES,
     cached_snapshot,
     held_commit,
     is_hub_id,
     record_file,
     recorded,
 )
-from pgc3d.diffusion.models import find_part, resolve_model
+from pgc3d.diffusion.models import BUNDLED_CONTROL, find_part, resolve_model
 from pgc3d.disk import sha256
 from pgc3d.errors import WeightsNotFoundError
-from pgc3d.mini import clip_model, image_model, text_model
+from pgc3d.mini import clip_model, control_model, image_model, text_model
 
 BUNDLED = "mini"
 UNKNOWN = "see its page on the hub"  # a licence that was not recorded at a download
@@ -70,7 +68,7 @@ def entry(name: str, cache: Path | None = None) -> Entry:
         WeightsNotFoundError: the name is none of these.
     """
     if name == BUNDLED:
-        own = (text_model(), image_model()[0], clip_model())
+        own = (text_model(), image_model()[0], clip_model(), control_model())
         return Entry(name, "", "", "Apache-2.0, data see ATTRIBUTIONS.md", own, _size(own))
     repository = ALIASES.get(name, name)
     if not is_hub_id(repository):
@@ -98,7 +96,7 @@ def fetch(name: str, *, half: bool) -> Path:
     """
     if name == BUNDLED:
         return text_model()
-    if name in CONTROL_ALIASES:
+    if name in (*CONTROL_ALIASES, BUNDLED_CONTROL):
         return find_part(name, "controlnet", half=half)
     if name in VAE_ALIASES:
         return find_part(name, "vae", half=half)

@@ -10,8 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from pgc3d.diffusion.aliases import CONTROL_ALIASES
 from pgc3d.diffusion.files import ModelFolder, read_json
-from pgc3d.diffusion.hub import CONTROL_ALIASES
 from pgc3d.diffusion.latent import LatentDiffusion
 from pgc3d.diffusion.models import find_part, load_module
 from pgc3d.errors import ConfigError
@@ -30,8 +30,8 @@ class ControlConfig:
     """A ControlNet of the text-to-image model, conditioned on the render."""
 
     model: str = field(metadata=PATH)  # a folder, a hub id, or an alias as "sdxl-depth-small"
-    condition: Condition = "depth"
-    scale: float = number(1.0, 0.0, 100.0)
+    condition: Condition = "depth"  # the buffer of the render
+    scale: float = number(1.0, 0.0, 100.0)  # of the ControlNet's residuals
     polarity: Polarity = "near_bright"  # of depth; "far_bright" is the original PGC-3D code's
 
     def __post_init__(self) -> None:

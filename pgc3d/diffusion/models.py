@@ -14,9 +14,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from pgc3d.diffusion.aliases import ALIASES
 from pgc3d.diffusion.files import WEIGHTS, ModelFolder, loading, read_json, tensor_names, weight_files
 from pgc3d.diffusion.folder import open_folder
-from pgc3d.diffusion.hub import ALIASES, POSES, Request, is_hub_id, set_environment, snapshot
+from pgc3d.diffusion.hub import POSES, Request, is_hub_id, set_environment, snapshot
 from pgc3d.diffusion.kinds import check_part_listing, check_pipeline_listing, check_vae, read_schedule
 from pgc3d.diffusion.latent import LatentDiffusion, Layout, Prediction
 from pgc3d.diffusion.lora import Lora, fuse_loras
@@ -28,8 +29,10 @@ from pgc3d.diffusion.single_file import (
     require_parts,
 )
 from pgc3d.errors import ConfigError, WeightsNotFoundError
+from pgc3d.mini import control_model
 from pgc3d.schedules import alphas_cumprod
 
+BUNDLED_CONTROL = "mini-depth"  # the depth ControlNet of the bundled prior
 PART_NAMES = {"vae": "VAE", "controlnet": "ControlNet"}
 
 
@@ -305,11 +308,13 @@ def find_part(
 ) -> Path:
     """Folder of a single module: a local folder (also one that holds it as `part`), a hub id, or an alias.
 
+    "mini-depth" is the bundled one, whatever folders there are.
+
     Raises:
         WeightsNotFoundError: it is missing or incomplete.
     """
     set_environment()
-    folder = Path(name).expanduser()
+    folder = control_model() if str(name) == BUNDLED_CONTROL else Path(name).expanduser()
     if not folder.is_dir():
         repository = ALIASES.get(str(name), str(name))
         if not is_hub_id(repository):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from pgc3d.diffusion.files import ModelFolder, loading, read_json, weight_files
@@ -15,6 +16,7 @@ from pgc3d.diffusion.lora import Lora, fuse_loras
 from pgc3d.diffusion.single_file import read_part
 from pgc3d.errors import ConfigError, WeightsNotFoundError
 from pgc3d.memory import release_memory
+from pgc3d.prompt_weights import Part, parse_prompt, token_weights
 from pgc3d.types import TextEmbedding
 
 logger = logging.getLogger(__name__)
@@ -38,7 +40,8 @@ def encode_prompts(
 
     Args:
         folder: a resolved checkpoint.
-        prompts: any number; tokens beyond the tokenizer's length are cut off with a warning in the log.
+        prompts: any number, with weights as in `prompt_weights`; tokens beyond the tokenizer's length are cut
+            off with a warning in the log.
         device: of the encoders and the result.
         dtype: of the encoders and the result; float32 on a CPU and float16 elsewhere when None.
         loras: their layers of the text encoders are added to the weights.
@@ -47,6 +50,7 @@ def encode_prompts(
     Raises:
         WeightsNotFoundError: a tokenizer or text encoder is missing or damaged.
         ConfigError: a LoRA is made for another model.
+        InputError: a weight in a prompt is not valid.
     """
     device = torch.device(device)
     dtype = dtype or (torch.float32 if device.type == "cpu" else torch.float16)
@@ -154,6 +158,43 @@ def _encode(
 ) -> tuple[Tensor, Tensor | None]:
     """Hidden states [N, T, C] and the projected output [N, D], None where the encoder has no projection."""
     length = min(int(tokenizer.model_max_length), int(encoder.config.max_position_embeddings))
+    parts = [parse_prompt(prompt) for prompt in prompts]
+    prompts = ["".join(part.text for part in own) for own in parts]
+    if any(part.weight != 1.0 for own in parts for part in own):
+        hidden, pooled = _encode_plain([*prompts, ""], tokenizer, encoder, length, last=last)
+        weights = torch.tensor([_weights(own, tokenizer, length) for own in parts])
+        weighted = weigh(hidden[:-1], hidden[-1:], weights.to(hidden))
+        return weighted, None if pooled is None else pooled[:-1]
+    return _encode_plain(prompts, tokenizer, encoder, length, last=last)
+
+
+def weigh(
+    hidden: Float[Tensor, "N T C"], empty: Float[Tensor, "1 T C"], weights: Float[Tensor, "N T"]
+) -> Float[Tensor, "N T C"]:
+    """Embeddings scaled about those of the empty prompt; those of weight 1 stay as they are.
+
+    Args:
+        hidden: of the tokens.
+        empty: of the empty prompt's tokens at the same places.
+        weights: of the tokens.
+    """
+    scaled = empty + weights[..., None] * (hidden - empty)
+    return torch.where(weights[..., None] == 1.0, hidden, scaled)
+
+
+def _weights(parts: Sequence[Part], tokenizer: Any, length: int) -> list[float]:
+    """The weight of each of the `length` tokens of a prompt."""
+    text = "".join(part.text for part in parts)
+    found = tokenizer(
+        text, padding="max_length", max_length=length, truncation=True, return_offsets_mapping=True
+    )
+    return token_weights(parts, found.offset_mapping)
+
+
+def _encode_plain(
+    prompts: Sequence[str], tokenizer: Any, encoder: Any, length: int, *, last: bool
+) -> tuple[Tensor, Tensor | None]:
+    """As `_encode`, of prompts without weights."""
     _warn_of_cuts(prompts, tokenizer, length)
     device, hidden, pooled = next(encoder.parameters()).device, [], []
     for start in range(0, len(prompts), BATCH):

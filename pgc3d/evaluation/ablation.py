@@ -33,21 +33,21 @@ from pgc3d.clip_rules import ClipConfig, parse_rule
 from pgc3d.colors import COLORS, named_color
 from pgc3d.config import Config, StageConfig, dump_config
 from pgc3d.disk import new_folder, write_files
+from pgc3d.environment import describe_environment, used_memory
 from pgc3d.errors import ConfigError
 from pgc3d.evaluation.ablation_sheets import Heatmap, RuleResult, columns, result_images
 from pgc3d.evaluation.image_metrics import statistics
-from pgc3d.execution import ignore
+from pgc3d.events import Event, EventCallback, ignore
 from pgc3d.guidance.sds import ScoreDistillation
 from pgc3d.images import resize
 from pgc3d.interfaces import Guidance, Stateful, SupportsLatents
-from pgc3d.memory import used_memory
 from pgc3d.optimize import StepReport
 from pgc3d.ranges import MAX_RATE
 from pgc3d.rendering import build_rasterizer
 from pgc3d.representation.dmtet_config import DMTetConfig
 from pgc3d.run_directory import CONFIG, MANIFEST
 from pgc3d.schedules import PiecewiseLinear
-from pgc3d.session import Event, EventCallback, copy_state, describe_environment, explain_memory
+from pgc3d.session import copy_state, explain_memory
 from pgc3d.task import Task
 from pgc3d.types import Rendering, Step, Views
 

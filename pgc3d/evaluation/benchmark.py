@@ -25,9 +25,9 @@ from pgc3d.evaluation.items import Item
 from pgc3d.evaluation.measure import Measure, Result, record_key, score
 from pgc3d.evaluation.processes import in_processes
 from pgc3d.evaluation.results import Record, from_json, table, to_json, write_results
+from pgc3d.events import EventCallback
 from pgc3d.mesh_io.mesh_file import WRITABLE, write_mesh
 from pgc3d.run_directory import RunDirectory
-from pgc3d.session import EventCallback
 from pgc3d.signals import stop_on_signals
 from pgc3d.task import Task
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pgc3d.errors import InputError
+from pgc3d.prompt_weights import plain_text
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,8 @@ class Item:
 
     @property
     def description(self) -> str:
-        """The caption or else the prompt; empty where there is neither."""
-        return self.caption or self.prompt or ""
+        """The caption or else the prompt as plain text; empty where there is neither."""
+        return self.caption or plain_text(self.prompt or "")
 
 
 def read_items(path: Path) -> list[Item]:

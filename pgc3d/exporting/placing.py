@@ -28,10 +28,10 @@ class PlacingConfig:
     the numbers of the file are in `unit`.
     """
 
-    height: float = number(0.0, 0.0, 1e6, also={0: "the mesh's own size"})
+    height: float = number(0.0, 0.0, 1e6, also={0: "the mesh's own size"})  # of the mesh in `unit`
     up: str = KEEP  # +x -x +y -y +z -z, or keep
     origin: Origin = "keep"  # where the bounding box has (0, 0, 0)
-    unit: Unit = "m"
+    unit: Unit = "m"  # of `height`, and of the numbers of most files
 
     def __post_init__(self) -> None:
         check(self)

@@ -33,12 +33,13 @@ class BgtConfig:
 
     kind: Literal["bgt"] = "bgt"
     model: str = "text"  # an entry of `models`
-    guidance_scale: float = number(100.0, 0.0, 1e4)
-    negative_prompt: str = ""
-    timesteps: tuple[float, float] = span((0.25, 0.681), 0.0, 1.0)
-    stride: float = number(0.25, 0.01, 1.0)
+    guidance_scale: float = number(100.0, 0.0, 1e4)  # s in uncond + s (cond - uncond)
+    negative_prompt: str = ""  # what the images should not show
+    timesteps: tuple[float, float] = span((0.25, 0.681), 0.0, 1.0)  # first and last, as fractions
+    stride: float = number(0.25, 0.01, 1.0)  # longest step of the denoising, as a fraction
     latent: float = number(0.05, 0.0, MAX_WEIGHT)  # weight of the difference of latents
     image: float = number(0.005, 0.0, MAX_WEIGHT)  # of that of colours
+    # Side of the model's input.
     resolution: int = number(
         0, 8, 4096, unit="pixels", multiple=8, also={0: "the model's own", -1: "the rendering's"}
     )

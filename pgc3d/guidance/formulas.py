@@ -96,8 +96,8 @@ class CsdFormula:
     """
 
     kind: Literal["csd"] = "csd"
-    negative: tuple[float, ...] = schedule((-1.0,), -10.0, 10.0)
-    empty: tuple[float, ...] = schedule((0.0,), -10.0, 10.0)
+    negative: tuple[float, ...] = schedule((-1.0,), -10.0, 10.0)  # coefficient of the negative prompt
+    empty: tuple[float, ...] = schedule((0.0,), -10.0, 10.0)  # coefficient of the empty prompt
 
     def __post_init__(self) -> None:
         check(self)
@@ -130,8 +130,8 @@ class NfsdFormula:
     """
 
     kind: Literal["nfsd"] = "nfsd"
-    guidance_scale: float = number(7.5, 0.0, 1e4)
-    bad: str = BAD_QUALITY
+    guidance_scale: float = number(7.5, 0.0, 1e4)  # s
+    bad: str = BAD_QUALITY  # prompt of bad images
     low_noise: float = number(0.2, 0.0, 1.0)  # timesteps below, as a fraction, have delta_D = uncond
 
     evaluations: ClassVar[int] = 3  # also at low noise: a batch has timesteps of both kinds
@@ -187,8 +187,8 @@ class CleanFormula:
     """
 
     kind: Literal["x0"] = "x0"
-    guidance_scale: float = number(50.0, 0.0, 1e4)
-    rescale: float = number(0.5, 0.0, 1.0)
+    guidance_scale: float = number(50.0, 0.0, 1e4)  # s of x0'
+    rescale: float = number(0.5, 0.0, 1.0)  # 1: x0' has the standard deviation of cond's clean image
 
     def __post_init__(self) -> None:
         check(self)

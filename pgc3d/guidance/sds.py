@@ -45,7 +45,7 @@ class SdsConfig:
     in pixels; `resolution` 0 means the model's own and -1 the rendering's, for models trained at several
     sizes. `original_size` and `target_size` are SDXL's size conditions, 0 for the resolution.
     `linear_encoder` is a file of `scripts/fit_linear_encoder.py`, through which gradients then go instead of
-    the encoder. `dreamtime` replaces `t_min` and `t_max`.
+    the encoder until `linear_until`, a fraction of the stage. `dreamtime` replaces `t_min` and `t_max`.
 
     With `as_latent` the image is not encoded: the colours or normals in [-1, 1] and the coverage, shrunk to
     the size of the latents, are the latents (Fantasia3D's first phase, arXiv 2303.13873). A threshold of the
@@ -56,24 +56,27 @@ class SdsConfig:
     kind: Literal["sds"] = "sds"
     model: str = "text"  # an entry of `models`
     formula: FormulaConfig = field(default_factory=SdsFormula)
-    # uncond + s (cond - uncond), of the formula sds; others have their own, or none
+    # s in uncond + s (cond - uncond), of the formula sds; others have their own, or none
     guidance_scale: float = number(100.0, 0.0, 1e4)
-    negative_prompt: str = ""
+    negative_prompt: str = ""  # what the images should not show
     perp_neg: float = number(
         0.0, 0.0, 100.0
     )  # factor of Perp-Neg's weights, 1 for the published ones; 0: off
-    t_min: tuple[float, ...] = schedule((0.02,), 0.0, 1.0)
-    t_max: tuple[float, ...] = schedule((0.0, 0.98, 0.5, 0.5), 0.0, 1.0)
+    t_min: tuple[float, ...] = schedule((0.02,), 0.0, 1.0)  # lowest timestep
+    t_max: tuple[float, ...] = schedule((0.0, 0.98, 0.5, 0.5), 0.0, 1.0)  # highest timestep
     dreamtime: DreamTimeConfig | None = None
-    weighting: score.Weighting = "sigma2"
+    weighting: score.Weighting = "sigma2"  # w(t): 1 - abar, sqrt(abar) (1 - abar), or 1
+    # Side of the model's input.
     resolution: int = number(
         0, 8, 4096, unit="pixels", multiple=8, also={0: "the model's own", -1: "the rendering's"}
     )
-    original_size: int = number(0, 0, 16384, unit="pixels")
-    target_size: int = number(0, 0, 16384, unit="pixels")
+    original_size: int = number(0, 0, 16384, unit="pixels")  # SDXL's size condition; 0 is the resolution
+    target_size: int = number(0, 0, 16384, unit="pixels")  # SDXL's size condition; 0 is the resolution
     controls: dict[str, ControlConfig] = field(default_factory=dict)  # by a name of your choice
+    # A file of `scripts/fit_linear_encoder.py`.
     linear_encoder: str | None = field(default=None, metadata=PATH)
-    as_latent: bool = False
+    linear_until: float = number(1.0, 0.0, 1.0)  # progress of the stage until which it is used
+    as_latent: bool = False  # renders are the latents
 
     def __post_init__(self) -> None:
         check(self)
@@ -145,6 +148,7 @@ class SdsConfig:
                 for item in self.controls.values()
             ],
             linear_encoder=read_linear_encoder(Path(linear), loaded.diffusion) if linear else None,
+            linear_until=self.linear_until,
             as_latent=self.as_latent,
         )
 
@@ -179,6 +183,7 @@ class ScoreDistillation:
         target_size: int = 0,
         controls: Sequence[Control] = (),
         linear_encoder: LinearEncoder | None = None,
+        linear_until: float = 1.0,
         as_latent: bool = False,
     ) -> None:  # fmt: skip
         """Store the inputs of every step on the device.
@@ -199,6 +204,7 @@ class ScoreDistillation:
             target_size: SDXL size condition, 0 for the resolution.
             controls: ControlNets of the model's layout, conditioned on the render's depth or normals.
             linear_encoder: pulls gradients back to the image in place of the encoder.
+            linear_until: progress of the run after which it does not.
             as_latent: images have four channels and are the latents.
         """
         expected = len(view_prompts("x", view_prompts_config))
@@ -216,7 +222,7 @@ class ScoreDistillation:
         self.perp_neg = perp_neg
         self.t_min, self.t_max = t_min, t_max
         self.controls = tuple(controls)
-        self.linear_encoder, self.as_latent = linear_encoder, as_latent
+        self.linear_encoder, self.linear_until, self.as_latent = linear_encoder, linear_until, as_latent
         self.micro_batch = 0  # see `interfaces.SupportsMicroBatch`
         self._sizes = (original_size, target_size)
         self._time_ids: dict[int, Tensor | None] = {}  # by resolution; making them waits for the device
@@ -319,7 +325,8 @@ class ScoreDistillation:
 
         if self.as_latent:
             return distill_latents(image, sample, score_of)
-        return distill(self.model, image, sample, score_of, linear_encoder=self.linear_encoder)
+        linear = self.linear_encoder if progress <= self.linear_until else None
+        return distill(self.model, image, sample, score_of, linear_encoder=linear)
 
     def predict(self, latents: Latents, sample: NoiseSample, side: int, **shown: Any) -> Predictions:
         """The frozen model's predictions for the latents of images of `side` pixels.

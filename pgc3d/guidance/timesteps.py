@@ -13,7 +13,7 @@ class DreamTimeConfig:
     The range and the numbers are those of the code of PGC-3D, as fractions of all timesteps.
     """
 
-    range: tuple[float, float] = span((0.2, 0.681), 0.0, 1.0)
+    range: tuple[float, float] = span((0.2, 0.681), 0.0, 1.0)  # of the timesteps
     flat: tuple[float, float] = span((0.5, 0.8), 0.0, 1.0)  # timesteps on which a run spends most steps
     spread: tuple[float, float] = number((0.1, 0.3), 1e-3, 10.0)  # below and above them
 

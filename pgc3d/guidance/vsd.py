@@ -37,19 +37,20 @@ class VsdConfig:
 
     kind: Literal["vsd"] = "vsd"
     model: str = "text"  # an entry of `models`
-    guidance_scale: float = number(7.5, 0.0, 1e4)
-    negative_prompt: str = ""
-    perp_neg: float = number(0.0, 0.0, 100.0)
-    t_min: tuple[float, ...] = schedule((0.02,), 0.0, 1.0)
-    t_max: tuple[float, ...] = schedule((0.0, 0.98, 0.5, 0.5), 0.0, 1.0)
-    weighting: score.Weighting = "sigma2"
+    guidance_scale: float = number(7.5, 0.0, 1e4)  # s in uncond + s (cond - uncond)
+    negative_prompt: str = ""  # what the images should not show
+    perp_neg: float = number(0.0, 0.0, 100.0)  # factor of Perp-Neg's weights
+    t_min: tuple[float, ...] = schedule((0.02,), 0.0, 1.0)  # lowest timestep
+    t_max: tuple[float, ...] = schedule((0.0, 0.98, 0.5, 0.5), 0.0, 1.0)  # highest timestep
+    weighting: score.Weighting = "sigma2"  # w(t)
+    # Side of the model's input.
     resolution: int = number(
         0, 8, 4096, unit="pixels", multiple=8, also={0: "the model's own", -1: "the rendering's"}
     )
-    original_size: int = number(0, 0, 16384, unit="pixels")
-    target_size: int = number(0, 0, 16384, unit="pixels")
+    original_size: int = number(0, 0, 16384, unit="pixels")  # SDXL's size condition; 0 is the resolution
+    target_size: int = number(0, 0, 16384, unit="pixels")  # SDXL's size condition; 0 is the resolution
     rank: int = number(4, 1, 256)  # of the adapters
-    lora_lr: float = number(1e-4, 0.0, MAX_RATE)
+    lora_lr: float = number(1e-4, 0.0, MAX_RATE)  # learning rate of the adapters
     camera_dropout: float = number(0.1, 0.0, 1.0)  # probability of training without the camera
 
     def __post_init__(self) -> None:

@@ -24,10 +24,10 @@ class Zero123Config:
 
     kind: Literal["zero123"] = "zero123"
     model: str = "image"  # an entry of `models`
-    guidance_scale: float = number(3.0, 0.0, 1e4)  # uncond + s (cond - uncond)
-    t_min: tuple[float, ...] = schedule((0.0, 0.4, 0.33, 0.2), 0.0, 1.0)
-    t_max: tuple[float, ...] = schedule((0.0, 0.85, 0.33, 0.5), 0.0, 1.0)
-    weighting: score.Weighting = "sigma2"
+    guidance_scale: float = number(3.0, 0.0, 1e4)  # s in uncond + s (cond - uncond)
+    t_min: tuple[float, ...] = schedule((0.0, 0.4, 0.33, 0.2), 0.0, 1.0)  # lowest timestep
+    t_max: tuple[float, ...] = schedule((0.0, 0.85, 0.33, 0.5), 0.0, 1.0)  # highest timestep
+    weighting: score.Weighting = "sigma2"  # w(t), as in `SdsConfig`
 
     def __post_init__(self) -> None:
         check(self)

@@ -1,7 +1,8 @@
 """The bundled models: miniatures of SDXL's, Zero123's and CLIP's layouts, trained on renders of free models.
 
-`text/`, `image/` and `clip/` are ordinary checkpoint folders, loaded by the same code as any other; `image/`
-shares the VAE of `text/`. MODEL_CARD.md lists their training data and their limits.
+`text/`, `image/`, `clip/` and `control/` are ordinary checkpoint folders, loaded by the same code as any
+other; `image/` shares the VAE of `text/`, of which `control/` is a depth ControlNet. MODEL_CARD.md lists
+their training data and their limits.
 """
 
 from pathlib import Path
@@ -35,6 +36,15 @@ def clip_model() -> Path:
         WeightsNotFoundError: the installation lacks the weights.
     """
     return _folder("clip", "config.json", "CLIP model")
+
+
+def control_model() -> Path:
+    """Folder of the text-to-image prior's depth ControlNet.
+
+    Raises:
+        WeightsNotFoundError: the installation lacks the weights.
+    """
+    return _folder("control", "config.json", "depth ControlNet")
 
 
 def _folder(name: str, index: str, what: str, instead: str = "") -> Path:

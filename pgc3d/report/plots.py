@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from pgc3d.report.charts import Chart, Series
 from pgc3d.report.curves import Curve
+from pgc3d.session import SECONDS_LEFT
 
 CLIPPING = ("clipped_fraction", "nonfinite_fraction", "skipped_steps", "skipped_in_a_row")
 GRADIENT = "gradient_"  # p50, p90, p99 and max of the gradient's magnitude before clipping
@@ -27,7 +28,8 @@ def clipping_charts(runs: Sequence[Sequence[Curve]]) -> tuple[Chart, ...]:
 
 def other_charts(runs: Sequence[Sequence[Curve]]) -> tuple[Chart, ...]:
     """Charts of the other metrics; the seconds per step of all parts share one."""
-    return tuple(_charts([[curve for curve in curves if not is_clipping(curve.name)] for curves in runs]))
+    own = [[c for c in curves if not is_clipping(c.name) and c.name != SECONDS_LEFT] for curves in runs]
+    return tuple(_charts(own))
 
 
 def _charts(runs: list[list[Curve]]) -> Iterator[Chart]:

@@ -34,30 +34,33 @@ class DMTetConfig:
     """Settings of a DMTet. The defaults are for two CPU cores; lengths in cells scale with the resolution."""
 
     kind: Literal["dmtet"] = "dmtet"
-    resolution: int = number(64, 8, 512, unit="cells along an axis")
+    resolution: int = number(64, 8, 512, unit="cells along an axis")  # of the grid
     # Of the initial ellipsoid of a stage without `start`.
     radii: tuple[float, float, float] = number((0.6, 0.6, 0.6), 0.0, 0.98, above=True)
-    sdf: Literal["grid", "mlp"] = "grid"
+    sdf: Literal["grid", "mlp"] = "grid"  # values on the grid, or a hash grid with an MLP
     # Standard deviation of the blur at the start and at the end; 0 is off.
     sdf_smoothing: tuple[float, float] = number((1.0, 0.7), 0.0, 8.0, unit="cells")
+    # Largest offset of a grid point along an axis.
     deformation_limit: float = number(0.45, 0.0, 0.5, unit="cells")
     redistance_every: int = number(50, 0, 10_000_000, unit="steps")  # 0 is off
-    lr_sdf: float = number(0.01, 0.0, MAX_RATE)
+    lr_sdf: float = number(0.01, 0.0, MAX_RATE)  # learning rate of the signed distance
     # Fraction of the SDF gradients' root mean square, below which steps are shorter than lr_sdf; 0 is off.
     eps_sdf: float = number(0.0, 0.0, 10.0)
-    lr_deformation: float = number(0.01, 0.0, MAX_RATE)
-    normal_consistency: float = number(10.0, 0.0, MAX_WEIGHT)  # weights of the regularisers
-    laplacian: float = number(0.0, 0.0, MAX_WEIGHT)
-    sign_changes: float = number(0.0, 0.0, MAX_WEIGHT)
+    lr_deformation: float = number(0.01, 0.0, MAX_RATE)  # learning rate of the offsets
+    normal_consistency: float = number(10.0, 0.0, MAX_WEIGHT)  # weight: smooth faces
+    laplacian: float = number(0.0, 0.0, MAX_WEIGHT)  # weight: vertices in the middle of their neighbours
+    sign_changes: float = number(0.0, 0.0, MAX_WEIGHT)  # weight: fewer surfaces inside
+    # Weight: the field is a distance, its gradient has length 1.
     eikonal: float = number(0.0, 0.0, MAX_WEIGHT)
-    area: float = number(0.0, 0.0, MAX_WEIGHT)
+    area: float = number(0.0, 0.0, MAX_WEIGHT)  # weight: a small surface
     color_field: ColorFieldConfig = field(default_factory=ColorFieldConfig)
     color: tuple[float, float, float] = number((0.5, 0.5, 0.5), 0.001, 0.999, unit="in sRGB")  # at the start
-    roughness: float = number(0.8, 0.0, 1.0)
-    metallic: float = number(0.0, 0.0, 1.0)
+    roughness: float = number(0.8, 0.0, 1.0)  # of the material; at the start, where it is optimised
+    metallic: float = number(0.0, 0.0, 1.0)  # of the material; at the start, where it is optimised
     material: MaterialConfig = field(default_factory=HeadlightConfig)
     # Progress from which on the shape is fixed and only the colours are optimised.
     shape_until: float = number(1.0, 0.0, 1.0, above=True)
+    # Number of times that an invalid surface is replaced before the run ends.
     max_recoveries: int = number(3, 0, 1000)
 
     def __post_init__(self) -> None:

@@ -28,14 +28,14 @@ class ColorFieldConfig:
     The presets for a GPU have 16 levels of 4 features in 2^16 rows, from 16 to 2048 cells along an axis.
     """
 
-    levels: int = number(8, 1, 16)
+    levels: int = number(8, 1, 16)  # of the hash grid
     features: int = number(2, 1, 8)  # of a level
     log2_rows: int = number(15, 4, 24)  # of a level's table
     base: int = number(8, 2, 512, unit="cells along an axis")  # of the coarsest level
-    finest: int = number(256, 2, 16384, unit="cells along an axis")
+    finest: int = number(256, 2, 16384, unit="cells along an axis")  # of the finest level
     hidden: int = number(32, 1, 256)  # width of the MLP
-    lr_grid: float = number(0.01, 0.0, MAX_RATE)
-    lr_mlp: float = number(0.002, 0.0, MAX_RATE)
+    lr_grid: float = number(0.01, 0.0, MAX_RATE)  # learning rate of the hash grid
+    lr_mlp: float = number(0.002, 0.0, MAX_RATE)  # learning rate of the MLP
 
     def __post_init__(self) -> None:
         check(self)

@@ -32,33 +32,34 @@ class NerfConfig:
 
     kind: Literal["nerf"] = "nerf"
     levels: int = number(6, 1, 16)  # of the density's hash grid
-    features: int = number(2, 1, 8)
-    log2_rows: int = number(15, 4, 24)
-    base: int = number(8, 2, 512, unit="cells along an axis")
-    finest: int = number(96, 2, 16384, unit="cells along an axis")
-    hidden: int = number(16, 1, 256)
+    features: int = number(2, 1, 8)  # of a level
+    log2_rows: int = number(15, 4, 24)  # of a level's table
+    base: int = number(8, 2, 512, unit="cells along an axis")  # of the coarsest level
+    finest: int = number(96, 2, 16384, unit="cells along an axis")  # of the finest level
+    hidden: int = number(16, 1, 256)  # width of the MLP
     levels_used: tuple[float, ...] = schedule((0.0, 0.5, 0.6, 1.0), 0.01, 1.0)  # fraction of the levels
-    activation: Literal["softplus", "exp"] = "softplus"
+    activation: Literal["softplus", "exp"] = "softplus"  # from the network's output to a density
     blob_strength: float = number(10.0, 0.0, 1e4)  # density of the first ball's centre, before activation
-    blob_radius: float = number(0.5, 0.01, 2.0)
+    blob_radius: float = number(0.5, 0.01, 2.0)  # of the first ball, in world units
     stations: int = number(48, 8, 1024)  # samples on a diameter of the unit ball
-    occupancy: int = number(32, 8, 256, unit="cells along an axis")
-    occupancy_every: int = number(8, 1, 10_000, unit="steps")
+    occupancy: int = number(32, 8, 256, unit="cells along an axis")  # of the grid of cells with a density
+    occupancy_every: int = number(8, 1, 10_000, unit="steps")  # between two updates of the occupancy
     shaded: tuple[float, ...] = schedule((1.0,), 0.0, 1.0)  # probability that a step is lit
     textureless: float = number(0.0, 0.0, 1.0)  # probability that a lit step shows no colours
     mesh_resolution: int = number(64, 8, 512, unit="cells along an axis")  # of the surface that is found
-    lr_grid: float = number(0.01, 0.0, MAX_RATE)
-    lr_mlp: float = number(0.002, 0.0, MAX_RATE)
+    lr_grid: float = number(0.01, 0.0, MAX_RATE)  # learning rate of the hash grid
+    lr_mlp: float = number(0.002, 0.0, MAX_RATE)  # learning rate of the MLP
     regularizer_rays: int = number(512, 1, 2**20)  # of a step
-    orientation: float = number(0.0, 0.0, MAX_WEIGHT)  # weights of the regularisers
-    sparsity: float = number(0.0, 0.0, MAX_WEIGHT)
-    opaque: float = number(0.0, 0.0, MAX_WEIGHT)
-    entropy: float = number(0.0, 0.0, MAX_WEIGHT)
-    depth_variance: float = number(0.0, 0.0, MAX_WEIGHT)
+    orientation: float = number(0.0, 0.0, MAX_WEIGHT)  # weight: visible normals face the camera (Ref-NeRF)
+    sparsity: float = number(0.0, 0.0, MAX_WEIGHT)  # weight: few rays hit something (DreamFusion)
+    opaque: float = number(0.0, 0.0, MAX_WEIGHT)  # weight: rays are opaque or empty
+    entropy: float = number(0.0, 0.0, MAX_WEIGHT)  # the same, without nearly empty rays
+    depth_variance: float = number(0.0, 0.0, MAX_WEIGHT)  # weight: thin surfaces (HiFA)
     color_field: ColorFieldConfig = field(default_factory=ColorFieldConfig)
     color: tuple[float, float, float] = number((0.5, 0.5, 0.5), 0.001, 0.999, unit="in sRGB")  # at the start
-    roughness: float = number(0.8, 0.0, 1.0)
-    metallic: float = number(0.0, 0.0, 1.0)
+    roughness: float = number(0.8, 0.0, 1.0)  # of the material
+    metallic: float = number(0.0, 0.0, 1.0)  # of the material
+    # Number of times that an empty scene is replaced before the run ends.
     max_recoveries: int = number(3, 0, 1000)
 
     fixed_shape: ClassVar[bool] = False

@@ -35,8 +35,8 @@ class PbrConfig:
     rotate: bool = True  # turn the light of each view by a random angle
     brightness: float = number(0.7, 0.01, 100.0)  # of a white diffuse surface, on average, in linear light
     base_color: tuple[float, float] = span((0.03, 0.97), 0.0, 1.0, unit="in sRGB")  # bounds of the material
-    roughness: tuple[float, float] = span((0.08, 1.0), 0.0, 1.0)
-    metallic: tuple[float, float] = span((0.0, 1.0), 0.0, 1.0)
+    roughness: tuple[float, float] = span((0.08, 1.0), 0.0, 1.0)  # bounds of the material
+    metallic: tuple[float, float] = span((0.0, 1.0), 0.0, 1.0)  # bounds of the material
     bump: bool = False  # normals that vary within a face; for meshes with texture coordinates
     bump_limit: float = number(0.5, 0.0, 2.0, above=True)  # largest slope along u and v
     smoothness: float = number(0.0, 0.0, MAX_WEIGHT)  # weight of differences of near base colours

@@ -18,11 +18,11 @@ class SourceConfig:
     `refinement.low_frequencies`.
     """
 
-    use: Literal["none", "keep", "start"] = "none"
+    use: Literal["none", "keep", "start"] = "none"  # see the class
     size: int = number(0, 0, 8192, unit="pixels")  # of the result's longer side; 0: the source's own
-    strength: float = number(1.0, 0.0, 1.0)
-    bound: float = number(1.0, 0.0, 1.0, unit="in sRGB")
-    keep: float = number(1.0, 0.0, 1e4)
+    strength: float = number(1.0, 0.0, 1.0)  # s, how much may change
+    bound: float = number(1.0, 0.0, 1.0, unit="in sRGB")  # of the change of a channel
+    keep: float = number(1.0, 0.0, 1e4)  # weight of the penalty
     cells: int = number(32, 1, 1024)  # along a side of the texture, whose means are the low frequencies
 
     def __post_init__(self) -> None:

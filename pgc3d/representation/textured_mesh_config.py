@@ -40,13 +40,14 @@ class TexturedMeshConfig:
     # Angle between faces above which an edge is sharp, for files without normals.
     crease_degrees: float = number(40.0, 0.0, 180.0, unit="degrees")
     shading: bool = True  # shade the colours; otherwise renders show the base colour
+    # A field of the surface's points, or the texture image itself.
     texture: Literal["field", "image"] = "field"
     image_size: int = number(1024, 64, 8192, unit="pixels")  # of the largest `image`, a power of two
-    lr_image: float = number(0.01, 0.0, MAX_RATE)
+    lr_image: float = number(0.01, 0.0, MAX_RATE)  # learning rate of an image
     color_field: ColorFieldConfig = field(default_factory=ColorFieldConfig)
     color: tuple[float, float, float] = number((0.5, 0.5, 0.5), 0.001, 0.999, unit="in sRGB")  # at the start
-    roughness: float = number(0.8, 0.0, 1.0)
-    metallic: float = number(0.0, 0.0, 1.0)
+    roughness: float = number(0.8, 0.0, 1.0)  # of the material; at the start, where it is optimised
+    metallic: float = number(0.0, 0.0, 1.0)  # of the material; at the start, where it is optimised
     material: MaterialConfig = field(default_factory=HeadlightConfig)
     # Render the file's normal, roughness, metallic, occlusion and emission maps, under the lights of a
     # material of kind pbr, unless that is what is learned.

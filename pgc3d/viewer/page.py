@@ -54,16 +54,29 @@ def _body(sources: Sequence[Source]) -> str:
         f'{head}<div class="run" data-index="{index}">{_progress(source)}</div>'
         for index, (head, source) in enumerate(zip(heads, sources, strict=True))
     ]
-    viewers = [
-        f'{head}<div class="viewer" data-index="{index}"><p class="state">no asset yet</p></div>'
-        for index, head in enumerate(heads)
-    ]
-    bar = '<div id="controls" class="buttons" hidden></div>'
-    parts = [columns(runs), section("asset", "Asset", bar + columns(viewers))]
+    parts = [columns(runs), section("asset", "Asset", _viewers(sources, heads))]
     if any(source.is_run for source in sources):
         parts.append(section("clipping", "Clip statistics", '<div class="charts"></div>'))
         parts.append(section("curves", "Curves", '<div class="charts"></div>'))
     return "".join(parts)
+
+
+def _viewers(sources: Sequence[Source], heads: Sequence[str]) -> str:
+    """The assets; of one run alone, also the mesh that it textures, which is shown where there is one."""
+    bar = '<div id="controls" class="buttons" hidden></div>'
+    state = '<p class="state">no asset yet</p>'
+    viewers = [
+        f'{head}<div class="viewer" data-index="{index}" data-kind="asset">{state}</div>'
+        for index, head in enumerate(heads)
+    ]
+    if len(sources) == 1 and sources[0].is_run:
+        before = (
+            '<h3>before</h3><div class="viewer" data-index="0" data-kind="before"><p class="state"></p></div>'
+        )
+        viewers = [before, f"<h3>after</h3>{viewers[0]}"]
+    split = '<label id="split" hidden><span></span><input type="range" min="0" max="100" value="50"></label>'
+    single = ' class="single"' if len(sources) == 1 else ""
+    return f'{bar}{split}<div id="viewers"{single}>{columns(viewers)}</div>'
 
 
 def _progress(source: Source) -> str:
@@ -75,7 +88,12 @@ def _progress(source: Source) -> str:
         '<p class="status" role="status"></p><progress max="1" value="0" aria-label="steps"></progress>'
         f'{notes}<p class="newest"></p>'
         f'<figure class="preview" data-columns="{COLUMNS}" data-rows="{ROWS}" hidden>'
-        '<div class="buttons"></div><div class="sheet"><img alt="preview of the asset"></div>'
-        '<input type="range" min="0" max="0" value="0" aria-label="preview"><figcaption></figcaption>'
-        "</figure>"
+        '<div class="buttons"></div>'
+        '<div class="sheet"><img alt="preview of the asset"><img class="other" alt="" hidden></div>'
+        '<input class="cut" type="range" min="0" max="100" value="50" aria-label="compared part" hidden>'
+        '<input class="step" type="range" min="0" max="0" value="0" aria-label="preview">'
+        "<figcaption></figcaption></figure>"
+        '<figure class="clipping" hidden><img alt="gradient of each pixel, and the clipped part">'
+        "<figcaption>Above: length of the gradient before clipping, a logarithmic scale over three decades. "
+        "Below: the part that clipping removes, black for none, white for all.</figcaption></figure>"
     )

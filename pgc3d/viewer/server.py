@@ -1,12 +1,16 @@
 """The server of `pgc3d view`: on 127.0.0.1 only, for those who have the token, under no other name.
 
 The address with the token sets a cookie and leads to an address without it. Other requests need the cookie.
+The address that a browser is started with is visible in the list of processes, so it has a code in place of
+the token, which is valid once and for a minute.
 The Host header must be the server's own, so that no page of another name that resolves to 127.0.0.1 can read
 data.
 """
 
 import secrets
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from http import HTTPStatus
 from http.cookies import CookieError, SimpleCookie
@@ -23,6 +27,7 @@ from pgc3d.viewer.sources import open_source
 
 HOST = "127.0.0.1"
 SECONDS = 30.0  # that a connection may be silent
+CODE_SECONDS = 60.0  # that a code is valid
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -49,7 +54,8 @@ class Server:
             raise InputError(f"a page must have one run or two, got {len(paths)}; leave some out")
         sources = tuple(open_source(path) for path in paths)
         self.token = secrets.token_urlsafe(32)
-        handler = partial(_Handler, Site(sources, make_page(sources)), self.token)
+        self._codes = _Codes()
+        handler = partial(_Handler, Site(sources, make_page(sources)), self.token, self._codes)
         try:
             self._server = _Threads((HOST, port), handler)
         except OSError as error:
@@ -62,6 +68,10 @@ class Server:
     def address(self) -> str:
         """The address of the page, with the token."""
         return f"http://{HOST}:{self.port}/?token={self.token}"
+
+    def one_time_address(self) -> str:
+        """An address of the page that the first request to it uses up, within a minute."""
+        return f"http://{HOST}:{self.port}/?once={self._codes.new()}"
 
     def run(self) -> None:
         """Answer requests until an exception, as KeyboardInterrupt, or `stop` from another thread."""
@@ -78,6 +88,27 @@ class Server:
         self._server.server_close()
 
 
+class _Codes:
+    """Codes that are each valid once, for `CODE_SECONDS`."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock, self._lock = clock, threading.Lock()
+        self._until: dict[str, float] = {}
+
+    def new(self) -> str:
+        """A new code."""
+        code = secrets.token_urlsafe(32)
+        with self._lock:
+            self._until[code] = self._clock() + CODE_SECONDS
+        return code
+
+    def use_up(self, given: str) -> bool:
+        """Whether a code is valid; it is not any more afterwards."""
+        with self._lock:
+            found = next((code for code in self._until if _same(given, code)), None)
+            return found is not None and self._until.pop(found) >= self._clock()
+
+
 class _Threads(ThreadingTCPServer):  # not http.server's, which resolves the host's name
     allow_reuse_address = True
     daemon_threads = True
@@ -90,24 +121,30 @@ class _Threads(ThreadingTCPServer):  # not http.server's, which resolves the hos
 class _Handler(BaseHTTPRequestHandler):
     timeout = SECONDS
 
-    def __init__(self, site: Site, token: str, *connection: Any) -> None:
-        self.site, self.token = site, token
+    def __init__(self, site: Site, token: str, codes: _Codes, *connection: Any) -> None:
+        self.site, self.token, self.codes = site, token, codes
         super().__init__(*connection)
 
     def do_GET(self) -> None:
         """Answer a request after all checks."""
         path, _, query = self.path.partition("?")
-        given = parse_qs(query).get("token") if path == "/" else None
+        fields = parse_qs(query) if path == "/" else {}
+        given = fields.get("token") or fields.get("once")
         if not self._is_own_host():
             self._send(refusal(HTTPStatus.MISDIRECTED_REQUEST, "the Host header is not that of this server"))
-        elif given is not None and _same(given[0], self.token):
+        elif given is not None and self._is_admitted(fields):
             own = {"Set-Cookie": f"{self._cookie_name()}={self.token}; HttpOnly; SameSite=Strict; Path=/"}
             self._send(refusal(HTTPStatus.SEE_OTHER, "see /"), own | {"Location": "/"})
         elif given is not None or not self._has_cookie():
-            text = "the token is missing or wrong; open the address that pgc3d view printed"
+            text = "the token is missing, wrong or used up; open the address that pgc3d view printed"
             self._send(refusal(HTTPStatus.FORBIDDEN, text))
         else:
             self._send(self.site.answer(path))
+
+    def _is_admitted(self, fields: Mapping[str, Sequence[str]]) -> bool:
+        if "token" in fields:
+            return _same(fields["token"][0], self.token)
+        return self.codes.use_up(fields["once"][0])
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """Answer a request that is no GET, or malformed."""

@@ -13,8 +13,8 @@ from pgc3d.report.plots import clipping_charts, other_charts
 from pgc3d.viewer.page import Page
 from pgc3d.viewer.state import Source, State, as_json
 
-PREVIEW = re.compile(r"/preview/([01])/([0-9]{1,6})")
-ASSET = re.compile(r"/asset/([01])\.glb")
+IMAGE = re.compile(r"/(preview|clipping)/([01])/([0-9]{1,6})")
+MESH = re.compile(r"/(asset|before)/([01])\.glb")
 TEXT, JSON = "text/plain; charset=utf-8", "application/json"
 
 
@@ -69,14 +69,16 @@ class Site:
         return self._file(path)
 
     def _file(self, path: str) -> Reply | None:
-        match = PREVIEW.fullmatch(path) or ASSET.fullmatch(path)
-        if match is None or int(match[1]) >= len(self.sources):
+        match = IMAGE.fullmatch(path) or MESH.fullmatch(path)
+        if match is None or int(match[2]) >= len(self.sources):
             return None
-        source = self.sources[int(match[1])]
-        if match.re is PREVIEW:
-            content, kind = source.preview(int(match[2])), "image/png"
+        source = self.sources[int(match[2])]
+        if match.re is IMAGE:
+            read = source.preview if match[1] == "preview" else source.clipping
+            content, kind = read(int(match[3])), "image/png"
         else:
-            content, kind = source.asset(), "model/gltf-binary"
+            content = source.asset() if match[1] == "asset" else source.before()
+            kind = "model/gltf-binary"
         return None if content is None else Reply(HTTPStatus.OK, kind, content)
 
 

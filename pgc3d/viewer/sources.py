@@ -8,15 +8,17 @@ from typing import Any
 
 from pgc3d.errors import InputError, Pgc3dError
 from pgc3d.mesh_io.asset import MeshAsset
+from pgc3d.mesh_io.bundle import opened_document
 from pgc3d.mesh_io.formats import READABLE
 from pgc3d.mesh_io.gltf_writer import unpack_glb
 from pgc3d.mesh_io.mesh_file import read_mesh
-from pgc3d.plain_files import read_file
+from pgc3d.plain_files import read_file, require_file
 from pgc3d.report.asset import as_glb
 from pgc3d.report.curves import Curve, read_curves
 from pgc3d.report.facts import StageFacts, asset_name, read_settings, stage_facts
 from pgc3d.report.images import stage_previews
-from pgc3d.run_directory import MANIFEST, METRICS, RunDirectory
+from pgc3d.run_directory import MANIFEST, METRICS, PREVIEWS, RunDirectory, clip_image_name
+from pgc3d.task import PREPARED_NAMES
 from pgc3d.viewer.latest import Latest, stamp
 from pgc3d.viewer.state import Displayed, Preview, Source, State
 
@@ -61,6 +63,14 @@ class FileSource:
         """None, as a file has no previews."""
         return None
 
+    def clipping(self, index: int) -> bytes | None:
+        """None, as a file has no previews."""
+        return None
+
+    def before(self) -> bytes | None:
+        """None, as a file has no earlier state."""
+        return None
+
     def asset(self) -> bytes:
         """The mesh as a GLB.
 
@@ -87,6 +97,7 @@ class RunSource:
         self._curves: Latest[tuple[Curve, ...]] = Latest()
         self._settings: Latest[tuple[Mapping[str, str], tuple[str, ...]]] = Latest()
         self._glb: Latest[bytes] = Latest()
+        self._before: Latest[bytes] = Latest()
 
     def state(self) -> State:
         """What the folder records now."""
@@ -104,6 +115,37 @@ class RunSource:
         """
         previews = self.state().previews
         return read_file(previews[index].path) if index < len(previews) else None
+
+    def clipping(self, index: int) -> bytes | None:
+        """The image of clipping beside a preview, None where there is none.
+
+        Raises:
+            RunDirectoryError: it is a link.
+            OSError: it cannot be read.
+        """
+        previews = self.state().previews
+        path = previews[index].clipping if index < len(previews) else None
+        return None if path is None else read_file(path)
+
+    def before(self) -> bytes | None:
+        """The mesh that the run textures as a GLB, from the archive of its file; None where there is none.
+
+        Raises:
+            InputError: it cannot be read.
+            RunDirectoryError: the archive is damaged, or a link.
+            ValueError: it has no surface to display.
+        """
+        found = self.state().before
+        if found is None:
+            return None
+        archive = found.path
+
+        def read() -> bytes:
+            require_file(archive)
+            with opened_document(archive) as path:
+                return _displayed(path, path.read_bytes(), read_mesh(path))
+
+        return self._before.get((archive, found.version), read)
 
     def asset(self) -> bytes | None:
         """The asset that the manifest names as a GLB, None where there is none yet.
@@ -137,15 +179,16 @@ class RunSource:
         stages = tuple(_with_metrics(stage, curves) for stage in stage_facts(record, settings))
         return State(
             self.name,
-            str(record.get("status", "unknown")),
+            run.status(record),
             stages,
             curves,
             tuple(
-                Preview(stage.name, step, path)
+                Preview(stage.name, step, path, _clipping(run, stage.name, step))
                 for stage in stages
                 for step, path in stage_previews(self._path, stage.name)
             ),
             _asset(self._path, record),
+            _before(self._path, record),
             max(changed[0] for path in (metrics, run.path / MANIFEST) if (changed := stamp(path))) / 1e9,
             notes,
         )
@@ -160,6 +203,18 @@ def _asset(folder: Path, record: Mapping[str, Any]) -> Displayed | None:
     name = asset_name(folder, record)
     version = None if name is None else _version(folder / name)
     return Displayed(folder / name, version) if name and version else None
+
+
+def _before(folder: Path, record: Mapping[str, Any]) -> Displayed | None:
+    """The archive of the file of the mesh that a run textures."""
+    path = folder / PREPARED_NAMES["document"]
+    version = _version(path) if "document" in record else None
+    return Displayed(path, version) if version else None
+
+
+def _clipping(run: RunDirectory, stage: str, step: int) -> Path | None:
+    path = run.path / PREVIEWS / stage / clip_image_name(step)
+    return path if os.path.lexists(path) else None
 
 
 def _settings(run: RunDirectory) -> tuple[Mapping[str, str], tuple[str, ...]]:

@@ -16,6 +16,7 @@ class Preview:
     stage: str
     step: int
     path: Path
+    clipping: Path | None = None  # image of what clipping does in the step
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class State:
     curves: tuple[Curve, ...] = ()
     previews: tuple[Preview, ...] = ()  # by stage and step
     asset: Displayed | None = None
+    before: Displayed | None = None  # the mesh that the run textures
     changed: float | None = None  # seconds since the epoch
     notes: tuple[str, ...] = ()
 
@@ -63,6 +65,17 @@ class Source(Protocol):
             Pgc3dError: it is a link.
             OSError: it cannot be read.
         """
+
+    def clipping(self, index: int) -> bytes | None:
+        """The image of clipping beside a preview as a PNG, None where there is none.
+
+        Raises:
+            Pgc3dError: it is a link.
+            OSError: it cannot be read.
+        """
+
+    def before(self) -> bytes | None:
+        """The mesh that a run textures as a GLB, None where there is none; raises as `asset`."""
 
     def asset(self) -> bytes | None:
         """The asset of the state as a GLB, None where there is none.
@@ -99,7 +112,13 @@ def as_json(state: State, now: float) -> dict[str, Any]:
             if stage and curve.stage == stage.name and curve.values
         },
         "previews": [[item.stage, item.step] for item in state.previews],
-        "asset": state.asset and {"name": state.asset.path.name, "version": state.asset.version},
+        "clipping": [index for index, item in enumerate(state.previews) if item.clipping],
+        "asset": _displayed(state.asset),
+        "before": _displayed(state.before),
         "age": None if state.changed is None else max(0.0, round(now - state.changed, 1)),
         "notes": list(state.notes),
     }
+
+
+def _displayed(file: Displayed | None) -> dict[str, str] | None:
+    return None if file is None else {"name": file.path.name, "version": file.version}

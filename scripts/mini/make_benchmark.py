@@ -1,6 +1,7 @@
 """Write the benchmark of the held-out models: input images, ground truth, and the list of `pgc3d eval`.
 
     python scripts/mini/make_benchmark.py DATASET OUT
+    python scripts/mini/make_benchmark.py DATASET OTHER --split train --limit 12
     pgc3d eval OUT/items.jsonl RESULTS --baseline hull
 
 The input shows a model from 30 degrees to the right of its front and 20 above the horizon. That camera is
@@ -77,15 +78,16 @@ def main() -> None:
     parser.add_argument("dataset", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--texture-size", type=int, default=1024)
-    parser.add_argument("--limit", type=int, default=None, help="write only so many items")
+    parser.add_argument("--split", choices=("test", "train"), default="test", help="train: for comparison")
+    parser.add_argument("--limit", type=int, default=None, help="take only so many models, evenly spread")
     arguments = parser.parse_args()
     device = torch.device("cpu")
     rasterizer = build_rasterizer("cpu", device)
-    records = [record for record in load_index(arguments.dataset) if record["split"] == "test"]
+    records = [record for record in load_index(arguments.dataset) if record["split"] == arguments.split]
+    count = min(arguments.limit or len(records), len(records))
+    records = [records[len(records) * place // count] for place in range(count)]
     items: list[Item] = []
     for record in tqdm(records, desc="benchmark"):
-        if len(items) == arguments.limit:
-            break
         model = load_model(arguments.dataset, record, device)
         if record["glass"] > GLASS or cutout_fraction(model) > CUTOUT:
             continue
@@ -101,7 +103,7 @@ def main() -> None:
             )
         )
     write_items(arguments.out / "items.jsonl", items)
-    print(f"{len(items)} of {len(records)} held-out models: {arguments.out / 'items.jsonl'}")
+    print(f"{len(items)} of {len(records)} models: {arguments.out / 'items.jsonl'}")
 
 
 if __name__ == "__main__":

@@ -49,6 +49,7 @@ class Rendered:
     pairs: list[Pair]
     images: UInt8[Tensor, "P B H W 4"]  # sRGB, premultiplied by alpha
     cameras: Cameras
+    model: Model
 
 
 def render_split(  # noqa: PLR0913 - flat on purpose
@@ -97,7 +98,7 @@ def render_split(  # noqa: PLR0913 - flat on purpose
         rest = 0.55 / max(1, len(paintings) - 1)
         portions = [1.0] if len(paintings) == 1 else [0.45] + [rest] * (len(paintings) - 1)
         pairs = [Pair(record, v, rarity * part) for v, part in zip(paintings, portions, strict=True)]
-        yield Rendered(pairs, images, views)
+        yield Rendered(pairs, images, views, model)
 
 
 def build_store(  # noqa: PLR0913 - flat on purpose

@@ -13,6 +13,7 @@ import json
 import math
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ import torch.nn.functional as F
 from captions import VIEWS, captions, train_tokenizer
 from jaxtyping import Float, Int
 from loop import Budget, MovingAverage, load_state, save_state, start, update
-from store import ViewStore, build_store, composite, named_backgrounds, posterior
+from store import Pair, ViewStore, build_store, composite, named_backgrounds, posterior
 from torch import Tensor, nn
 
 from pgc3d.prompts import view_index, view_prompts
@@ -75,9 +76,9 @@ class Texts:
     suffix_length: Int[Tensor, " S"]
 
 
-def make_texts(store: ViewStore, tokenizer: Any, device: torch.device) -> Texts:
+def make_texts(pairs: Sequence[Pair], tokenizer: Any, device: torch.device) -> Texts:
     """Tokenise every caption once; at training a row is put together on the device."""
-    options = [captions(pair.record, pair.variant) for pair in store.pairs]
+    options = [captions(pair.record, pair.variant) for pair in pairs]
     unique = {text: k for k, text in enumerate(sorted({text for option in options for text, _ in option}))}
     width = max(len(option) for option in options)
     choice = torch.zeros(len(options), width, dtype=torch.int64)
@@ -156,7 +157,7 @@ class Trainer:
 
     def __init__(self, store: ViewStore, tokenizer: Any, device: torch.device, rank: int) -> None:
         self.device, self.rank = device, rank
-        self.texts = make_texts(store, tokenizer, device)
+        self.texts = make_texts(store.pairs, tokenizer, device)
         self.draw, self.pair = store.weights(), store.pair
         self.latents: dict[int, Latents] = {}
         torch.manual_seed(0)

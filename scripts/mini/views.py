@@ -236,3 +236,17 @@ def render_model(
         small = torch.nn.functional.avg_pool2d(image.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
         images.append((small * 255 + 0.5).to(torch.uint8))
     return torch.stack(images)
+
+
+@torch.no_grad()
+def nearest_depth(
+    model: Model, cameras: Cameras, resolution: int, rasterizer: Rasterizer
+) -> Float[Tensor, "B H W 1"]:
+    """Distance along the view axis of the nearest face that is not quite transparent, 0 without one."""
+    shown = torch.nonzero(model.material_color[model.face_material, 3] > 0.02)[:, 0]
+    layer = _layer(model, shown, cameras, resolution, rasterizer)
+    view = layer.pixel // resolution**2
+    rows = cameras.camera_from_world[view, 2]
+    depth = torch.zeros(len(cameras) * resolution**2, device=layer.point.device)
+    depth[layer.pixel] = -((rows[:, :3] * layer.point).sum(-1) + rows[:, 3])
+    return depth.reshape(len(cameras), resolution, resolution, 1)

@@ -11,7 +11,7 @@ import torch
 from pgc3d.diffusion.fast.cuda_graph import GraphedNetwork
 from pgc3d.diffusion.fast.encoder import FastEncoder, why_unsupported
 from pgc3d.diffusion.fast.unet import fuse_projections, replace_resnets
-from pgc3d.diffusion.hub import record_file
+from pgc3d.diffusion.hub import cache_folder
 from pgc3d.diffusion.latent import LatentDiffusion
 from pgc3d.kernels.attention import SCORE_BYTES, SMALL_SCORE_BYTES
 
@@ -107,6 +107,6 @@ def keep_compiled_code() -> None:
 
     Both read these variables at every look-up in the cache; the keys include the versions and the device.
     """
-    folder = record_file().parent
+    folder = cache_folder()
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder / "inductor"))
     os.environ.setdefault("TRITON_CACHE_DIR", str(folder / "triton"))

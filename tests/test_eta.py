@@ -1,0 +1,119 @@
+"""The estimate of the time that is left: exact where steps follow the plan, and robust where they do not."""
+
+from dataclasses import dataclass, replace
+
+import pytest
+from sessions import CONFIG
+
+from pgc3d.config import Config, ExportConfig, LoggingConfig, StageConfig
+from pgc3d.eta import POWER, WARM_UP, Eta, export_seconds, phases_of
+
+TWO = StageConfig(steps=100, resolution=(32, 64), resolution_until=(0.6,))
+LOGGING = LoggingConfig(preview_every=0)
+RUN = Config(
+    stages={"coarse": TWO, "fine": replace(TWO, steps=50, resolution=(128,), resolution_until=())},
+    logging=LOGGING,
+)
+
+
+@dataclass
+class Clock:
+    now: float = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def operations(stage):
+    return stage.resolution[-1] ** 2 + 500.0
+
+
+def run_of(config, seconds, *, power=1.0, aside=0.0, every=0, first=0.0):
+    """Progress, estimate and true time left after each step of a run, whose steps take `seconds(stage)`."""
+    clock, found = Clock(), []
+    eta = Eta(config, operations, device="cuda" if power == 1.0 else "cpu", clock=clock)
+    for name, stage in config.stages.items():
+        eta.begin(name, 0)
+        for step in range(1, stage.steps + 1):
+            side = stage.resolution_at((step - 1) / max(stage.steps - 1, 1))
+            bare = replace(stage, resolution=(side,), resolution_until=())
+            clock.now += seconds(bare) + (first if step == 1 else 0.0)
+            eta.stepped(step)
+            found.append((eta.progress, eta.seconds_left(), clock.now))
+            if every and step % every == 0:
+                clock.now += aside
+                eta.spent("preview", aside)
+    end = clock.now + export_seconds(config)
+    return [(progress, left, end - now) for progress, left, now in found]
+
+
+def test_phases_are_the_resolutions_of_the_stages():
+    found = [(phase.stage, phase.first, phase.last, phase.work) for phase in phases_of(RUN, operations)]
+    assert found == [
+        ("coarse", 1, 60, 1524.0),
+        ("coarse", 61, 100, 4596.0),
+        ("fine", 1, 50, 16884.0),
+    ]
+    pixels = [phase.work for phase in phases_of(RUN)]
+    assert pixels == [4 * side**2 for side in (32, 64, 128)]
+
+
+@pytest.mark.parametrize("ends", [(0.0, 0.3), (0.25, 0.25), (0.5, 1.0), (1 / 3, 2 / 3)])
+@pytest.mark.parametrize("steps", [1, 2, 7, 100])
+def test_phases_are_those_of_the_steps(ends, steps):
+    stage = replace(TWO, steps=steps, resolution=(32, 64, 128), resolution_until=ends)
+    found = {
+        number: phase.work
+        for phase in phases_of(replace(RUN, stages={"main": stage}))
+        for number in range(phase.first, phase.last + 1)
+    }
+    sides = [stage.resolution_at((number - 1) / max(steps - 1, 1)) for number in range(1, steps + 1)]
+    assert found == {number: 4.0 * side**2 for number, side in enumerate(sides, 1)}
+
+
+@pytest.mark.parametrize("power", POWER.values())
+def test_an_estimate_is_exact_where_steps_follow_the_plan(power):
+    steps = run_of(RUN, lambda stage: operations(stage) ** power, power=power)
+    assert [left for _, left, _ in steps[:WARM_UP]] == [None] * WARM_UP
+    for _, left, truth in steps[WARM_UP:]:
+        assert left == pytest.approx(truth, rel=1e-6)
+
+
+def test_progress_counts_the_steps_of_all_stages():
+    found = [progress for progress, _, _ in run_of(RUN, operations)]
+    assert found == pytest.approx([(number + 1) / 150 for number in range(150)])
+
+
+def test_what_is_compiled_in_the_first_step_does_not_count():
+    steps = run_of(RUN, operations, first=1e6)
+    _, left, _ = steps[20]
+    _, truth, _ = run_of(RUN, operations)[20]
+    assert left == pytest.approx(truth)
+
+
+def test_previews_count_once_they_were_made():
+    config = replace(RUN, logging=replace(LOGGING, preview_every=5))
+    for _, left, truth in run_of(config, operations, aside=3000.0, every=5)[6:]:
+        assert left == pytest.approx(truth, rel=0.01, abs=3001.0)
+
+
+def test_a_phase_of_another_cost_than_planned_is_corrected_once_it_begins():
+    steps = run_of(RUN, lambda stage: 1.0)
+    _, left, truth = steps[100 + WARM_UP]
+    assert left == pytest.approx(truth)
+
+
+def test_a_run_that_continues_measures_from_its_step():
+    clock = Clock()
+    eta = Eta(RUN, operations, device="cuda", clock=clock)
+    eta.begin("fine", 40)
+    for step in (41, 42, 43):
+        clock.now += 2.0
+        eta.stepped(step)
+    assert eta.progress == pytest.approx(143 / 150)
+    assert eta.seconds_left() == pytest.approx(7 * 2.0 + export_seconds(RUN))
+
+
+def test_an_export_takes_longer_for_more_texels():
+    large = replace(CONFIG, export=ExportConfig(texture_size=4096))
+    assert export_seconds(large) > export_seconds(CONFIG) > 0
