@@ -32,7 +32,7 @@ _MODULES = {
     "Config": "pgc3d.config",
     "Event": "pgc3d.events",
     "Pgc3dError": "pgc3d.errors",
-    "RunResult": "pgc3d.pipeline",
+    "RunResult": "pgc3d.execution",
     "StopFlag": "pgc3d.signals",
     "Task": "pgc3d.task",
     "export": "pgc3d.pipeline",
@@ -47,7 +47,8 @@ if TYPE_CHECKING:
     from pgc3d.config import Config, load_config
     from pgc3d.errors import Pgc3dError
     from pgc3d.events import Event
-    from pgc3d.pipeline import RunResult, export, generate, render, resume
+    from pgc3d.execution import RunResult
+    from pgc3d.pipeline import export, generate, render, resume
     from pgc3d.signals import StopFlag
     from pgc3d.task import Task
 

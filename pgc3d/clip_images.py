@@ -12,6 +12,7 @@ from pgc3d.disk import replace_file
 from pgc3d.images import encode_png, resize, to_bytes
 from pgc3d.interfaces import Clipper
 from pgc3d.optimize import Objective
+from pgc3d.pgc import BatchRule, Rows
 
 VIEWS = 4  # of a step, at most
 SIDE = 256  # of a view in pixels, at most
@@ -28,8 +29,17 @@ class RecordedClip:
 
     def __call__(self, gradient: Float[Tensor, "*B H W C"], /) -> Float[Tensor, "*B H W C"]:
         """The clipped gradient."""
-        clipped = self.clip(gradient)
-        if self.armed:
+        return self._kept(gradient, self.clip(gradient))
+
+    def clip_rows(self, gradient: Float[Tensor, "b H W C"], rows: Rows) -> Float[Tensor, "b H W C"]:
+        """See `pgc.BatchRule`; only the images of this process are kept."""
+        rule = self.clip
+        return self._kept(
+            gradient, rule.clip_rows(gradient, rows) if isinstance(rule, BatchRule) else rule(gradient)
+        )
+
+    def _kept(self, gradient: Tensor, clipped: Tensor) -> Tensor:
+        if self.armed and len(gradient):  # a process may have none of a step's views
             self.kept = gradient.detach(), clipped.detach()
         return clipped
 

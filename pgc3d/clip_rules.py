@@ -5,6 +5,7 @@ from collections.abc import Callable
 from functools import partial
 
 from pgc3d import pgc
+from pgc3d.adaptive_clip import AdaptiveClip
 from pgc3d.errors import ConfigError
 from pgc3d.layers import nearest
 from pgc3d.ranges import check
@@ -17,7 +18,7 @@ ClipConfig = (
     | pgc.GlobalScale
     | pgc.ParameterClip
     | pgc.NoClip
-    | pgc.AdaptiveClip
+    | AdaptiveClip
     | RelativeClip
 )
 RULES: dict[str, Callable[..., ClipConfig]] = {
@@ -28,7 +29,7 @@ RULES: dict[str, Callable[..., ClipConfig]] = {
     "pngd": pgc.PngdClip,
     "global": pgc.GlobalScale,
     "parameter": pgc.ParameterClip,
-    "adaptive": pgc.AdaptiveClip,
+    "adaptive": AdaptiveClip,
     "relative": RelativeClip,
 }
 # What a number sets, if not the threshold.

@@ -10,7 +10,7 @@ layer (`steps`, `resolution`, `representation`, `objectives`, `optimizer`, ...) 
 
 from collections.abc import Collection, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from functools import reduce
 from operator import or_
@@ -159,6 +159,22 @@ class Config:
     def last(self) -> StageConfig:
         """The last stage, whose result is exported."""
         return next(reversed(self.stages.values()))
+
+    def of_one_process(self, processes: int) -> "Config":
+        """The settings with the most views that one of several processes has of each step."""
+        if processes == 1:
+            return self
+        stages = {
+            name: replace(
+                stage,
+                objectives={
+                    key: replace(objective, batch=-(-objective.batch // processes))
+                    for key, objective in stage.objectives.items()
+                },
+            )
+            for name, stage in self.stages.items()
+        }
+        return replace(self, stages=stages)
 
     def memory_settings(self) -> list[str]:
         """The options and settings with which the memory of a step grows, with their values."""

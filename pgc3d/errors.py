@@ -9,7 +9,8 @@ Pgc3dError
 ├── BackendUnavailableError  a device or rasteriser that is not available       exit 2
 ├── WeightsNotFoundError     model weights that are missing or broken           exit 3
 ├── OutOfMemoryError         the job does not fit the device                    exit 4
-└── DivergedError            the optimisation or the export failed a check      exit 5
+├── DivergedError            the optimisation or the export failed a check      exit 5
+└── ProcessError             another process of the run failed or ended         exit 6, or its own
 """
 
 
@@ -51,3 +52,14 @@ class DivergedError(Pgc3dError):
     """The optimisation became non-finite or lost its surface, or the result failed a check."""
 
     exit_code = 5
+
+
+class ProcessError(Pgc3dError):
+    """Another one of the processes that make a run together failed or ended."""
+
+    exit_code = 6
+
+    def __init__(self, message: str, *, exit_code: int = exit_code, is_lost: bool = False) -> None:
+        """Store the line, the exit code of the other process's error, and whether that process is gone."""
+        super().__init__(message)
+        self.exit_code, self.is_lost = exit_code, is_lost

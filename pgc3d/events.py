@@ -27,3 +27,7 @@ class Event:
 
 
 EventCallback = Callable[[Event], None]
+
+
+def ignore(event: Event) -> None:
+    """Do nothing: the default of `on_event`."""

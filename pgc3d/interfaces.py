@@ -160,6 +160,15 @@ class SupportsMicroBatch(Protocol):
 
 
 @runtime_checkable
+class TrainsOnViews(Protocol):
+    """A guidance that trains something on the views, in which all processes of a run take part together."""
+
+    def train_without_views(self, step: Step) -> None:
+        """Take part in a step in which this process has none of the views, in place of a call."""
+        ...
+
+
+@runtime_checkable
 class SupportsLatents(Protocol):
     """A guidance that can evaluate renderings as latents, without an encoder.
 

@@ -2,10 +2,13 @@
 
 The host synchronises with the device at the log interval only: measurements stay tensors, times are device
 events, and the fused optimiser skips a step with a non-finite gradient on the device.
+
+Where several processes make a run, each computes its rows of every objective's views, and the first one the
+regularisers; gradients and whether they can be used are summed over all of them before the optimiser's step.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -18,7 +21,9 @@ from pgc3d.backgrounds import Background, draw_backgrounds, put_behind
 from pgc3d.cameras import CameraSampler
 from pgc3d.errors import DivergedError
 from pgc3d.images import resize
-from pgc3d.interfaces import Clipper, Guidance, Representation, SupportsLatents
+from pgc3d.interfaces import Clipper, Guidance, Representation, SupportsLatents, TrainsOnViews
+from pgc3d.measurements import VIEWS, RunningMeans, of_all
+from pgc3d.parallel import ALONE, Processes
 from pgc3d.schedules import PiecewiseLinear
 from pgc3d.stopwatch import Stopwatch
 from pgc3d.types import Rendering, Step, Views
@@ -56,7 +61,7 @@ class Problem:
 class StepOutput:
     """The measurements of one step: scalar tensors on the device."""
 
-    metrics: Mapping[str, Float[Tensor, ""]]
+    metrics: Mapping[str, Float[Tensor, ""]]  # of this process's views
     finite: Bool[Tensor, ""]  # False: the step was skipped
 
 
@@ -94,6 +99,8 @@ def evaluate(
     pixels that show the object are clipped and counted: the others have no gradient with respect to a
     parameter.
 
+    Where several processes share the views, a rule that looks beyond a pixel has those of all of them.
+
     Args:
         representation: what is rendered.
         objective: cameras, guidance, clipping rule and weight.
@@ -103,14 +110,22 @@ def evaluate(
         percentiles: also measure the percentiles of the pixel gradients.
 
     Returns:
-        The tensors to backpropagate from with their gradients, and the measurements, as scalars.
+        The tensors to backpropagate from with their gradients, and the measurements, as scalars; both are
+        empty where this process has none of the views.
     """
     with stopwatch.part("cameras"):
         cameras = objective.sample_cameras(step)
+        step = replace(step, views=len(cameras))
         background, backdrops = draw_backgrounds(
             objective.backgrounds, len(cameras), step.generator("backgrounds"), cameras.azimuth.device
         )
         views = Views(cameras, background)
+        if step.shard.size > 1:
+            own = step.shard.rows(len(cameras))
+            views, backdrops = Views(cameras[own], background[own]), backdrops[own]
+    if not len(views):
+        _take_part(objective, step, resolution, background)
+        return [], {}
     with stopwatch.part("render"):
         rendering = put_behind(representation.render(views, resolution, step), backdrops)
         side = objective.guidance.input_resolution(resolution)
@@ -121,15 +136,36 @@ def evaluate(
     with stopwatch.part("backward"):
         gradient = torch.where(inside, output.gradient, 0.0)
         weight, scale = objective.weight(step.progress), objective.threshold_scale(step.progress)
-        clipped = objective.clip(gradient / scale) * scale
+        clipped = _clip(objective, gradient / scale, step) * scale
         roots = [(image, weight * clipped)]
         roots += [(getattr(rendering, buffer), weight * values) for buffer, values in output.buffers.items()]
     with stopwatch.part("metrics"):
         measured = pgc.statistics(gradient, clipped, percentiles=percentiles, mask=inside)
         measured["coverage"] = rendering.alpha.detach().mean()
+        if step.shard.size > 1:
+            measured[VIEWS] = rendering.alpha.new_full((), len(views))
     if rendering.complete is not None:
         measured["complete"] = rendering.complete.float()
     return roots, {**output.metrics, **measured}
+
+
+def _clip(objective: Objective, gradient: Float[Tensor, "B H W C"], step: Step) -> Float[Tensor, "B H W C"]:
+    """The clipped gradient of this process's views."""
+    clip, shard = objective.clip, step.shard
+    if shard.size > 1 and isinstance(clip, pgc.BatchRule):
+        first = shard.rows(step.views).start
+        return clip.clip_rows(gradient, pgc.Rows(first, step.views, shard.sum))
+    return clip(gradient)
+
+
+def _take_part(objective: Objective, step: Step, resolution: int, like: Tensor) -> None:
+    """Do what an objective does in all processes, in one that has none of its views."""
+    guidance = objective.guidance
+    if isinstance(guidance, TrainsOnViews):
+        guidance.train_without_views(step)
+    latents = isinstance(guidance, SupportsLatents) and guidance.as_latent
+    side = guidance.input_resolution(resolution)
+    _clip(objective, like.new_zeros(0, side, side, 4 if latents else 3), step)
 
 
 def evaluated_image(rendering: Rendering, objective: Objective) -> Float[Tensor, "B H W C"]:
@@ -158,14 +194,26 @@ def all_finite(tensors: Sequence[Tensor]) -> Bool[Tensor, ""]:
     return torch.isfinite(torch.nn.utils.get_total_norm(tensors, float("inf")))
 
 
-def _usable(metrics: Mapping[str, Tensor], objective: str) -> Bool[Tensor, ""]:
-    """Whether an objective's rendering is complete, and its gradient is finite in at least one pixel.
+def _findings(metrics: Mapping[str, Tensor], objective: str) -> Float[Tensor, "3"]:
+    """Of an objective's views in this process, 1 or 0 each.
+
+    Some show the object; none of the object's pixels has a finite gradient; the rendering is not complete.
+    """
+    shown, broken = metrics[f"{objective}/coverage"] > 0, metrics[f"{objective}/nonfinite_fraction"] >= 1
+    complete = metrics.get(f"{objective}/complete", torch.ones_like(shown, dtype=torch.float32))
+    return torch.stack([shown.float(), broken.float(), (complete <= 0).float()])
+
+
+def _are_usable(findings: Float[Tensor, "N 3"]) -> Bool[Tensor, ""]:
+    """Whether all renderings are complete, and no objective has only gradients that are not finite.
 
     A clipping rule replaces non-finite pixels by zeros; with no others left, the step must be skipped.
+
+    Args:
+        findings: see `_findings`, each summed over all processes.
     """
-    finite = metrics[f"{objective}/nonfinite_fraction"] < 1
-    complete = metrics.get(f"{objective}/complete")
-    return finite if complete is None else finite & (complete > 0)
+    shown, broken, incomplete = findings.unbind(1)
+    return ~((shown > 0) & (broken >= shown)).any() & (incomplete <= 0).all()
 
 
 def optimization_step(
@@ -175,6 +223,7 @@ def optimization_step(
     resolution: int,
     stopwatch: Stopwatch | None = None,
     percentiles: bool = False,
+    processes: Processes = ALONE,
 ) -> StepOutput:
     """Render, evaluate the guidances, clip, backpropagate, and update the parameters.
 
@@ -186,6 +235,7 @@ def optimization_step(
         resolution: side of the square renderings in pixels.
         stopwatch: adds up the times of the parts.
         percentiles: also measure the percentiles of the pixel gradients.
+        processes: that make the step together.
 
     Raises:
         DivergedError: no parameter has a gradient, or the representation lost its surface.
@@ -195,36 +245,41 @@ def optimization_step(
     stopwatch = stopwatch or Stopwatch(store.device)
     store.zero_grad()
     metrics: dict[str, Tensor] = {}
+    findings = {name: torch.zeros(3, device=store.device) for name in problem.objectives}
+    step = replace(step, shard=processes.shard)
     with stopwatch.part("render"):
         representation.begin_step(step)
     pending: Roots = []
-    for name, objective in problem.objectives.items():
+    for turn, (name, objective) in enumerate(problem.objectives.items()):
         with stopwatch.part("backward"):
             _backpropagate(pending, again=True)
         pending, measured = evaluate(
             representation,
             objective,
-            step.within(name),
+            replace(step.within(name), shard=replace(step.shard, turn=turn)),
             resolution=resolution,
             stopwatch=stopwatch,
             percentiles=percentiles,
         )
         metrics |= {f"{name}/{key}": value for key, value in measured.items()}
+        if measured:
+            findings[name] = _findings(metrics, name)
     with stopwatch.part("backward"):
-        losses = representation.regularizers(step)
+        losses = representation.regularizers(step) if processes.leads else {}
         metrics |= {f"regularizers/{name}": loss.detach() for name, loss in losses.items()}
         pending += [(loss, torch.ones_like(loss)) for loss in losses.values()]
         _backpropagate(pending, again=False)
+    tensors = store.tensors()
+    with stopwatch.part("reduce"):
+        found = processes.add_gradients(tensors, torch.cat([*findings.values()])).view(-1, 3)
     with stopwatch.part("optimizer"):
-        tensors = store.tensors()
         gradients = [tensor.grad for tensor in tensors if tensor.grad is not None]
         if not gradients:
             raise DivergedError(
                 "the rendering must depend on the parameters, but nothing was visible in any view; lower the "
                 "learning rates"
             )
-        finite = all_finite(gradients)
-        finite = finite & torch.stack([_usable(metrics, name) for name in problem.objectives]).all()
+        finite = all_finite(gradients) & _are_usable(found)
         if problem.clip_parameters is not None:
             problem.clip_parameters(tensors)
         store.step(finite, lr_scale=problem.lr_scale(step.progress))
@@ -232,37 +287,7 @@ def optimization_step(
     return StepOutput(metrics=metrics, finite=finite)
 
 
-@dataclass
-class _RunningMeans:
-    """Sums of the device scalars since the last log."""
-
-    sums: dict[str, Tensor] = field(default_factory=dict)
-    counts: dict[str, int] = field(default_factory=dict)
-    skipped: Tensor | None = None
-    skipped_in_a_row: Tensor | None = None
-
-    def add(self, output: StepOutput) -> None:
-        for key, value in output.metrics.items():
-            self.sums[key] = self.sums[key] + value if key in self.sums else value
-            self.counts[key] = self.counts.get(key, 0) + 1
-        bad = (~output.finite).float()
-        self.skipped = bad if self.skipped is None else self.skipped + bad
-        in_a_row = bad if self.skipped_in_a_row is None else (self.skipped_in_a_row + bad) * bad
-        self.skipped_in_a_row = in_a_row
-
-    def read(self) -> dict[str, float]:
-        """Means since the last read, in one transfer, and the counts of skipped steps so far."""
-        if self.skipped is None or self.skipped_in_a_row is None:
-            return {}
-        means = [total.float() / self.counts[key] for key, total in self.sums.items()]
-        numbers = torch.stack([*means, self.skipped, self.skipped_in_a_row]).tolist()
-        names = [*self.sums, "skipped_steps", "skipped_in_a_row"]
-        self.sums.clear()
-        self.counts.clear()
-        return dict(zip(names, numbers, strict=True))
-
-
-def optimize(
+def optimize(  # noqa: PLR0913 - flat on purpose
     problem: Problem,
     *,
     steps: int,
@@ -272,6 +297,7 @@ def optimize(
     stage: str = "main",
     log_every: int = 10,
     max_skipped: int = 20,
+    processes: Processes = ALONE,
 ) -> Iterator[StepReport]:
     """Run steps and yield a report after each one.
 
@@ -284,24 +310,33 @@ def optimize(
         stage: name of the stage, by which its random numbers differ from those of others.
         log_every: steps between two reports with metrics: means over them, and `seconds/PART` per step.
         max_skipped: non-finite steps in a row that end the run; checked when logging.
+        processes: that make the steps together.
 
     Raises:
         DivergedError: too many steps in a row had no finite gradient, or the representation lost its surface.
             The parameters are those of the last step that was not skipped.
+        ProcessError: another process failed, or its parameters differ from this one's.
     """
     stopwatch = Stopwatch(problem.representation.parameter_store().device)
-    means, logged = _RunningMeans(), start
+    means, logged = RunningMeans(), start
     for index in range(start, steps):
         step = Step(index=index, total=steps, seed=seed, stage=stage)
         log = (index + 1) % log_every == 0 or index + 1 == steps
         resolution = resolution_at(step.progress)
-        means.add(
-            optimization_step(problem, step, resolution=resolution, stopwatch=stopwatch, percentiles=log)
+        output = optimization_step(
+            problem,
+            step,
+            resolution=resolution,
+            stopwatch=stopwatch,
+            percentiles=log,
+            processes=processes,
         )
+        means.add(output.metrics, output.finite)
         metrics = None
         if log:
-            seconds = {name: total / (index + 1 - logged) for name, total in stopwatch.read().items()}
-            metrics = means.read() | {f"seconds/{name}": value for name, value in seconds.items()}
+            metrics = of_all(processes, means.read(), problem.representation.parameter_store(), index + 1)
+            seconds = stopwatch.read() | ({"wait": processes.read_waited()} if processes.size > 1 else {})
+            metrics |= {f"seconds/{name}": total / (index + 1 - logged) for name, total in seconds.items()}
             logged = index + 1
             _require_finite(metrics["skipped_in_a_row"], max_skipped, index + 1)
         yield StepReport(step=index + 1, steps=steps, metrics=metrics)

@@ -16,10 +16,10 @@ the device, except in a `loss_scale` function of `attach` that does so (a GradSc
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal, TypeAlias
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -29,10 +29,35 @@ Norm = Literal["linf", "l2"]
 Scalar: TypeAlias = float | Float[Tensor, ""]
 Threshold: TypeAlias = float | Float[Tensor, "..."]
 Clipper = Callable[[Tensor], Tensor]
+Sum = Callable[[Tensor], Tensor]  # of a tensor over the processes that share a batch
 _SAMPLE = 65536  # at most so many pixels are sorted for a percentile
 # Ranges of settings, for documentation and for configuration files: beyond, products leave single precision.
 _BOUND = {"range": {"low": 1e-12, "high": 1e6}}
-_FRACTION = {"range": {"low": 0.0, "high": 1.0, "above": True, "below": True}}
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The images of a batch that one of several processes has, all of which call a rule together.
+
+    A process without images takes part with a gradient of none, [0, ...].
+    """
+
+    first: int  # of this process's images in the batch
+    total: int  # number of images of all processes
+    sum: Sum
+
+    def gather(self, own: Float[Tensor, "b *S"]) -> Float[Tensor, "B *S"]:
+        """The entries of all images, from those of this process's."""
+        return self.sum(_placed(own, self.first, self.total))
+
+
+@runtime_checkable
+class BatchRule(Protocol):
+    """A rule that looks beyond a pixel, so that it depends on how a batch is divided."""
+
+    def clip_rows(self, gradient: Float[Tensor, "b *S C"], rows: Rows) -> Float[Tensor, "b *S C"]:
+        """Clip the images of one process as if it had all of the batch."""
+        ...
 
 
 def replace_nonfinite(gradient: Float[Tensor, "..."], *, dim: int = -1) -> Float[Tensor, "..."]:
@@ -60,7 +85,7 @@ def clip_pixelwise(
         dim: the channel axis.
     """
     _check_threshold(threshold)
-    clean, direction, length = _polar(gradient, norm, dim)
+    clean, direction, length = polar(gradient, norm, dim)
     return torch.where(length > threshold, direction * threshold, clean).to(gradient.dtype)
 
 
@@ -78,19 +103,27 @@ def normalize_pngd(
 ) -> Float[Tensor, "..."]:
     """Scale every pixel vector g to c g / (|g| + c): about g where short, of length c where long (PNGD)."""
     _check_threshold(threshold)
-    clean, direction, length = _polar(gradient, norm, dim)
+    clean, direction, length = polar(gradient, norm, dim)
     # Divided by the larger of c and |g| the formula neither overflows nor loses small vectors.
     short, long = clean / (1 + length / threshold), direction * (threshold / (1 + threshold / length))
     return torch.where(length > threshold, long, short).to(gradient.dtype)
 
 
 def scale_globally(
-    gradient: Float[Tensor, "..."], threshold: Scalar = 0.1, *, dim: int = -1
+    gradient: Float[Tensor, "..."], threshold: Scalar = 0.1, *, dim: int = -1, rows: Rows | None = None
 ) -> Float[Tensor, "..."]:
-    """Scale the whole batch so that its largest absolute channel is c; an all-zero gradient stays zero."""
+    """Scale the whole batch so that its largest absolute channel is c; an all-zero gradient stays zero.
+
+    Args:
+        gradient: d loss / d image.
+        threshold: c, positive.
+        dim: the channel axis.
+        rows: the images of this process along the first axis, where several share the batch.
+    """
     _check_threshold(threshold)
     clean = _clean(gradient, dim)
-    largest = clean.abs().amax()
+    sizes = clean.abs()
+    largest = sizes.amax() if rows is None else rows.gather(sizes.flatten(1).amax(1)).amax()
     return (clean / torch.where(largest > 0, largest, 1.0) * threshold).to(gradient.dtype)
 
 
@@ -147,58 +180,14 @@ def statistics(
         "nonfinite_fraction": (~(largest < math.inf) & counted).sum() / number,
     }
     if percentiles:
-        _, _, length = _polar(gradient, norm, dim)
-        ordered = _sample(torch.where(counted, length, -1.0)).sort().values  # what does not count comes first
+        _, _, length = polar(gradient, norm, dim)
+        ordered = sampled(torch.where(counted, length, -1.0)).sort().values  # what does not count comes first
         for percent in (50, 90, 99):
-            metrics[f"gradient_p{percent}"] = _quantile(ordered, ordered < 0, percent / 100).clamp_min(0.0)
+            metrics[f"gradient_p{percent}"] = nonzero_quantile(ordered, ordered < 0, percent / 100).clamp_min(
+                0.0
+            )
         metrics["gradient_max"] = torch.where(counted, length, 0.0).amax()
     return metrics
-
-
-class AdaptivePixelClip:
-    """Clip per pixel at a threshold that follows the gradient: a running quantile of the non-zero lengths.
-
-    The threshold is an exponential mean of each call's quantile, in (0, 1), with a bias correction, so that
-    the first call uses its own quantile. It covers about 1 / (1 - decay) calls. Few are better: the gradient
-    of a first image may be tens of times as long as all later ones, and until the mean has decayed nothing
-    is clipped, which takes 50 calls with 0.9 and 600 with 0.99. A gradient of zeros does not change the
-    threshold; before the first other one the threshold is 0, and nothing is clipped.
-    """
-
-    def __init__(
-        self, *, quantile: float = 0.9, decay: float = 0.9, norm: Norm = "linf", dim: int = -1
-    ) -> None:
-        self.quantile, self.decay, self.norm, self.dim = quantile, decay, norm, dim
-        self._total = torch.zeros(())
-        self._weight = torch.zeros(())
-
-    @property
-    def threshold(self) -> Float[Tensor, ""]:
-        """The current threshold, on the device of the last gradient."""
-        return self._total / torch.where(self._weight > 0, self._weight, 1.0)
-
-    def __call__(self, gradient: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """The gradient clipped at the threshold, after its quantile was added to the running mean."""
-        clean, direction, length = _polar(gradient, self.norm, self.dim)
-        self._update(length)
-        threshold = self.threshold
-        long = (length > threshold) & (self._weight > 0)  # weight 0: the sample had zeros alone
-        return torch.where(long, direction * threshold, clean).to(gradient.dtype)
-
-    def _update(self, length: Tensor) -> None:
-        ordered = _sample(length).float().sort().values
-        value = _quantile(ordered, ordered == 0, self.quantile)
-        rate = torch.where(value > 0, 1 - self.decay, 0.0)
-        self._total = torch.lerp(self._total.to(value.device), value, rate)
-        self._weight = torch.lerp(self._weight.to(value.device), torch.ones_like(value), rate)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """The state of the running mean."""
-        return {"total": self._total.clone(), "weight": self._weight.clone()}
-
-    def load_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
-        """Restore the running mean from a `state_dict`."""
-        self._total, self._weight = state_dict["total"].clone(), state_dict["weight"].clone()
 
 
 def attach(
@@ -295,9 +284,24 @@ class GlobalScale:
     def __post_init__(self) -> None:
         _check_threshold(self.threshold)
 
-    def build(self) -> Clipper:
+    def build(self) -> "GlobalRule":
         """The rule as a function of a channel-last gradient."""
-        return partial(scale_globally, threshold=self.threshold)
+        return GlobalRule(self.threshold)
+
+
+@dataclass(frozen=True)
+class GlobalRule:
+    """`scale_globally` with a threshold."""
+
+    threshold: float
+
+    def __call__(self, gradient: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """The scaled gradient."""
+        return scale_globally(gradient, self.threshold)
+
+    def clip_rows(self, gradient: Float[Tensor, "b *S C"], rows: Rows) -> Float[Tensor, "b *S C"]:
+        """See `BatchRule.clip_rows`."""
+        return scale_globally(gradient, self.threshold, rows=rows)
 
 
 @dataclass(frozen=True)
@@ -326,27 +330,6 @@ class NoClip:
         return replace_nonfinite
 
 
-@dataclass(frozen=True)
-class AdaptiveClip:
-    """Per-pixel clipping at a running quantile of the gradient's lengths."""
-
-    kind: Literal["adaptive"] = "adaptive"
-    quantile: float = field(default=0.9, metadata=_FRACTION)  # of the non-zero lengths
-    # Of the running mean at each call.
-    decay: float = field(default=0.9, metadata={"range": {"low": 0.0, "high": 1.0, "below": True}})
-    norm: Norm = "linf"  # largest channel, or Euclidean length
-
-    def __post_init__(self) -> None:
-        if not (0 < self.quantile < 1 and 0 <= self.decay < 1):
-            raise ValueError(
-                f"quantile must lie in (0, 1) and decay in [0, 1), got {self.quantile} and {self.decay}"
-            )
-
-    def build(self) -> AdaptivePixelClip:
-        """The rule as a function of a channel-last gradient; its state is part of checkpoints."""
-        return AdaptivePixelClip(quantile=self.quantile, decay=self.decay, norm=self.norm)
-
-
 def _check_threshold(threshold: Threshold, name: str = "threshold") -> None:
     if not isinstance(threshold, Tensor) and not 0 < threshold < float("inf"):
         raise ValueError(f"a clipping {name} must be positive and finite, got {threshold}")
@@ -366,7 +349,7 @@ def _largest(gradient: Tensor, dim: int) -> Tensor:
     return largest
 
 
-def _polar(gradient: Tensor, norm: Norm, dim: int) -> tuple[Tensor, Tensor, Tensor]:
+def polar(gradient: Tensor, norm: Norm, dim: int) -> tuple[Tensor, Tensor, Tensor]:
     """Clean pixel vectors, their unit directions, and their lengths [..., 1]; zero has direction zero.
 
     Dividing by the largest channel first keeps squares from overflowing, and makes the clipped L-infinity
@@ -383,16 +366,30 @@ def _polar(gradient: Tensor, norm: Norm, dim: int) -> tuple[Tensor, Tensor, Tens
     return clean, direction / torch.where(length > 0, length, 1.0), largest * length
 
 
-def _quantile(ordered: Tensor, skipped: Tensor, fraction: float) -> Tensor:
+def nonzero_quantile(ordered: Tensor, skipped: Tensor, fraction: float) -> Tensor:
     """The quantile of ascending numbers, without the ones that `skipped` marks, which come first."""
     first = skipped.sum()
     rank = first + (fraction * (len(ordered) - first - 1)).round().long()
     return ordered.gather(0, rank.clamp(0, len(ordered) - 1)[None])[0]
 
 
-def _sample(length: Tensor) -> Tensor:
-    """At most `_SAMPLE` evenly spaced entries, flattened."""
+def sampled(length: Tensor, rows: Rows | None = None) -> Tensor:
+    """At most `_SAMPLE` evenly spaced entries, flattened; with `rows`, of the images of all processes."""
     flat = length.flatten()
-    stride = -(-flat.numel() // _SAMPLE)
+    image = math.prod(length.shape[1:])
+    first, total = (0, flat.numel()) if rows is None else (rows.first * image, rows.total * image)
+    stride = -(-total // _SAMPLE)
     # An odd stride visits every column of an image whose width is a power of two.
-    return flat if stride == 1 else flat[:: stride | 1]
+    stride = stride if stride == 1 else stride | 1
+    skipped = -first % stride
+    own = flat[skipped::stride]
+    if rows is None:
+        return own
+    return rows.sum(_placed(own, (first + skipped) // stride, -(-total // stride)))
+
+
+def _placed(values: Tensor, first: int, total: int) -> Tensor:
+    """The values as some of `total` rows; the others are zero."""
+    everywhere = values.new_zeros(total, *values.shape[1:])
+    everywhere[first : first + len(values)] = values
+    return everywhere

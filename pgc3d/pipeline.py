@@ -1,10 +1,10 @@
 """The library's entry points: generate an asset, resume a run, and export or render its result."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -17,51 +17,35 @@ from pgc3d.build.inputs import (
     require_fitting,
     require_prompt,
 )
-from pgc3d.build.models import LoadedModels, LocatedModel, locate_models
+from pgc3d.build.models import locate_models
 from pgc3d.build.notes import run_notes
 from pgc3d.build.run import (
     RunContext,
     build_representation,
-    build_stage,
     has_fixed_shape,
     resolve_device,
 )
 from pgc3d.checkpoint import unpack_representation
-from pgc3d.checkpoint_files import Checkpoint
 from pgc3d.config import Config, dump_config, load_config
 from pgc3d.continuation import newest_checkpoint, replace_config, stage_to_show, with_steps
 from pgc3d.disk import free_name, replace_file, require_free_space, sha256
 from pgc3d.errors import InputError, RunDirectoryError
-from pgc3d.eta import Eta, operations_of
-from pgc3d.events import Event, EventCallback
-from pgc3d.inputs.background import style_loader
+from pgc3d.events import Event, EventCallback, ignore
+from pgc3d.execution import RunResult, asset_renderer, execute, follow
 from pgc3d.inputs.mesh import save_prepared
 from pgc3d.interfaces import Rasterizer, Representation
 from pgc3d.model_record import describe_models, require_same_models, with_absolute_paths
-from pgc3d.plan import plan_run
+from pgc3d.parallel import joined
 from pgc3d.rendering import build_rasterizer
 from pgc3d.run_directory import RunDirectory
 from pgc3d.session import Session, explain_memory
 from pgc3d.signals import StopFlag
-from pgc3d.stages import handover_of, require_same_starts, start_records, with_absolute_starts
+from pgc3d.stages import require_same_starts, start_records, with_absolute_starts
 from pgc3d.task import PREPARED_NAMES, Task
-from pgc3d.tensorboard import require_tensorboard, written_to_tensorboard
-from pgc3d.types import Cameras, PreparedMesh, Rendering, Views
+from pgc3d.tensorboard import require_tensorboard
+from pgc3d.types import Cameras, PreparedMesh
 
 FREE_SPACE = 500_000_000  # bytes: two checkpoints, the asset with its textures, previews
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """The end of a run or of an export."""
-
-    path: Path  # the run directory
-    files: tuple[Path, ...]  # that were written
-    stopped_by: int | None = None  # the number of a signal, None where the run is done
-
-
-def ignore(event: Event) -> None:
-    """Do nothing: the default of `on_event`."""
 
 
 def generate(
@@ -84,17 +68,21 @@ def generate(
     Raises:
         Pgc3dError: see `errors` for its subclasses; the run directory has the last valid state.
     """
-    out = Path(out)
     config = with_absolute_starts(with_absolute_paths(config or load_config()))
     device = resolve_device(config.run.device)
+    with joined(device, automatic=config.run.device == "auto") as processes:
+        session = Session(RunDirectory(Path(out)), config, device, on_event, stop or StopFlag())
+        session.processes = processes
+        return _begin(session, task) if processes.leads else follow(session)
+
+
+def _begin(session: Session, task: Task) -> RunResult:
+    """Prepare the inputs, make the run directory, and execute the run."""
+    config, device, notify, out = session.config, session.device, session.note, session.run.path
     require_fitting(config, task)
     build_rasterizer(config.run.rasterizer, device)  # fails before a folder is made
     if config.logging.tensorboard:
         require_tensorboard()
-
-    def notify(message: str) -> None:
-        on_event(Event("build", message=message))
-
     prepared = prepare_task_mesh(config, task, device, notify)
     document = None if task.mesh is None else prepare_document(task.mesh, notify)
     located = locate_models(config, device, styled=task.style is not None)
@@ -110,13 +98,13 @@ def generate(
         run.begin()
         replace_file(run.config, dump_config(config).encode())
         stored = _store_inputs(run, task, prepared, document, images)
-        record = stored.record(run.path) | {"seed": config.run.seed} | described
-        record |= {"inputs": inputs, "files": run.hash_files(list(stored.files.values()))}
-        record |= {"config": run.config_digest()}
-        session = Session(run, config, device, on_event, stop or StopFlag(), record)
+        session.run, session.record = run, stored.record(run.path) | {"seed": config.run.seed} | described
+        session.record |= {"inputs": inputs, "files": run.hash_files(list(stored.files.values()))}
+        session.record |= {"config": run.config_digest()}
         for name in images:
-            on_event(Event("build", file=stored.files[name], kind="input"))
-        return _execute(session, located, {})
+            session.on_event(Event("build", file=stored.files[name], kind="input"))
+        session.processes.gather((config, session.record, False))
+        return execute(session, located, {})
 
 
 def _store_inputs(
@@ -163,44 +151,66 @@ def resume(
             configuration, the inputs or the weights are no longer those of the run.
         ConfigError: as many steps as `steps` are done already.
     """
-    path = Path(path)
+    run = RunDirectory.open(Path(path))
+    _config_digest(run, run.read_manifest(), edited=edited)
+    config = load_config([run.config])
+    device = resolve_device(config.run.device)
+    with joined(device, automatic=config.run.device == "auto") as processes:
+        session = Session(run, config, device, on_event, stop or StopFlag())
+        session.processes = processes
+        return _continue(session, edited=edited, steps=steps) if processes.leads else follow(session)
+
+
+def _continue(session: Session, *, edited: bool, steps: int | None) -> RunResult:
+    """Execute what is left of a run."""
+    path, device, notify = session.run.path, session.device, session.note
     with RunDirectory.open(path) as run:
-        record = _read_record(run, on_event, edited=edited)
+        session.run, session.record = run, _read_record(run, session.on_event, edited=edited)
         config = load_config([run.config])
         if steps is not None:
-            config, record = with_steps(run, config, record, steps, on_event)
+            config, session.record = with_steps(run, config, session.record, steps, session.on_event)
+        session.config = config
         checkpoints = {name: newest_checkpoint(run, config, name) for name in config.stages}
         last = checkpoints[next(reversed(config.stages))]
-        if record.get("status") == "done" and last is not None and last.step == config.last.steps:
-            on_event(Event("export", message=f"nothing to do: {path} is done; use `pgc3d export {path}`"))
-            run.write_manifest(record)
+        if session.record.get("status") == "done" and last is not None and last.step == config.last.steps:
+            message = f"nothing to do: {path} is done; use `pgc3d export {path}`"
+            session.on_event(Event("export", message=message))
+            run.write_manifest(session.record)
+            session.processes.gather(None)
             return RunResult(path, ())
         if not any(checkpoints.values()):
-            on_event(Event("build", message=f"{path} has no checkpoint yet: starting with the first step"))
-        device = resolve_device(config.run.device)
-        located = locate_models(config, device, styled="style" in record)
+            notify(f"{path} has no checkpoint yet: starting with the first step")
+        located = locate_models(config, device, styled="style" in session.record)
         if edited:
-            record |= describe_models(config, located) | start_records(config)
-        require_same_models(record, config, located)
-        require_same_starts(record, config)
-        record = replace_config(run, config, record) if steps is not None else record
-        session = Session(run, config, device, on_event, stop or StopFlag(), record)
-        return _execute(session, located, checkpoints)
+            session.record |= describe_models(config, located) | start_records(config)
+        require_same_models(session.record, config, located)
+        require_same_starts(session.record, config)
+        if steps is not None:
+            session.record = replace_config(run, config, session.record)
+        session.processes.gather((config, session.record, True))
+        return execute(session, located, checkpoints)
 
 
 def _read_record(run: RunDirectory, on_event: EventCallback, *, edited: bool = False) -> dict[str, Any]:
     """The manifest of a run, after a check that its configuration and inputs have not changed."""
-    record, digest = run.read_manifest(), run.config_digest()
+    record = run.read_manifest()
+    digest = _config_digest(run, record, edited=edited)
     if "config" not in record:
         message = f"{run.path} was made by an earlier pgc3d, without hashes: changes cannot be detected"
         on_event(Event("build", message=message))
-    elif record["config"] != digest and not edited:
+    run.require_same_inputs(record)
+    return record | {"config": digest}
+
+
+def _config_digest(run: RunDirectory, record: Mapping[str, Any], *, edited: bool) -> str:
+    """The hash of a run's configuration, after a check that it is the one in its manifest."""
+    digest = run.config_digest()
+    if record.get("config", digest) != digest and not edited:
         raise RunDirectoryError(
             f"{run.config} must be as the run wrote it, but was edited or damaged; put it back, or check it "
             f"and use `pgc3d resume {run.path} --edited`, or start a new run with --config {run.config}"
         )
-    run.require_same_inputs(record)
-    return record | {"config": digest}
+    return digest
 
 
 def export(
@@ -257,8 +267,8 @@ def render(path: Path | str, *, stage: str | None = None, on_event: EventCallbac
 
         sheet, video = free_name(path / "views.png"), free_name(path / "turntable.mp4")
         with session.timed("render_files"):
-            write_sheet(sheet, _asset_renderer(session, representation))
-            write_turntable(video, _asset_renderer(session, representation))
+            write_sheet(sheet, asset_renderer(session, representation))
+            write_turntable(video, asset_renderer(session, representation))
         session.made("render", [sheet, video])
         return RunResult(path, (sheet, video))
 
@@ -274,7 +284,7 @@ def rendered_views(path: Path | str, cameras: Cameras) -> Float[torch.Tensor, "B
         RunDirectoryError: the folder is not a run, is in use, or has no valid checkpoint.
     """
     with _opened(Path(path), {}, None, ignore) as (session, representation, _), torch.no_grad():
-        return _asset_renderer(session, representation)(cameras).color.detach().cpu()
+        return asset_renderer(session, representation)(cameras).color.detach().cpu()
 
 
 @contextmanager
@@ -297,94 +307,3 @@ def _opened(
                 yield session, representation, rasterizer
             finally:  # a file that failed the comparison with the run's renders is recorded too
                 run.write_manifest(session.record)
-
-
-def _execute(
-    session: Session, located: Mapping[str, LocatedModel], checkpoints: dict[str, Checkpoint | None]
-) -> RunResult:
-    """Build and optimise each stage in turn, and export the last one, unless a signal stops the run.
-
-    `checkpoints` holds those that stages continue from; each is removed once it is used, to free its memory.
-    """
-    if session.config.logging.tensorboard:
-        with written_to_tensorboard(session.run.path, session.on_event) as session.on_event:
-            return _run_stages(session, located, checkpoints)
-    return _run_stages(session, located, checkpoints)
-
-
-def _run_stages(
-    session: Session, located: Mapping[str, LocatedModel], checkpoints: dict[str, Checkpoint | None]
-) -> RunResult:
-    run, device = session.run, session.device
-    with session.recorded():
-        session.on_event(Event("build"))
-        session.config, expected = plan_run(session.config, located, device)
-        if expected:
-            session.on_event(Event("build", message=expected))
-            session.record["expected"] = expected
-        config, files = session.config, []
-        session.eta = Eta(config, operations_of(config, located), device=device.type)
-        task = Task.from_record(session.record, run.path)
-        models = LoadedModels(
-            located,
-            device,
-            low_memory=config.run.low_memory,
-            decoders=any(use.decoder for use in config.requires().models.values()),
-            style=style_loader(task.style),
-        )
-        rasterizer = build_rasterizer(config.run.rasterizer, device)
-        context = RunContext.of(config, task, rasterizer, device, models, run)
-        for name, stage in config.stages.items():
-            checkpoint = checkpoints.pop(name, None)
-            is_last = name == list(config.stages)[-1]
-            if checkpoint is not None and checkpoint.step >= stage.steps and not is_last:
-                continue
-            representation = _optimize_stage(session, context, name, checkpoint)
-            if representation is None:
-                break
-            if is_last:
-                files = export_run(session, representation, rasterizer)
-        return RunResult(run.path, tuple(files), session.stopped_by)
-
-
-def _optimize_stage(
-    session: Session, context: RunContext, name: str, checkpoint: Checkpoint | None
-) -> Representation | None:
-    """The representation of a stage after its last step; None where a signal stopped it earlier."""
-    config = context.config
-    if len(config.stages) > 1:
-        session.note(f"stage {name}: {config.stages[name].steps} steps")
-    models = cast("LoadedModels", context.models)
-    models.keep_only(config.stages[name].requires().models)
-    with session.timed("build"):
-        # A checkpoint would replace the stage's start.
-        start = handover_of(session.run, context, name, session.note) if checkpoint is None else None
-        built = build_stage(context, name, start, begun=checkpoint is not None)
-    if built.initialize is not None:
-        session.note("initial views: sampled together on the surface")
-        with session.timed("init"):
-            built.initialize()
-        built = replace(built, initialize=None)  # frees its ControlNet
-    elif config.stages[name].init is not None and checkpoint is None:
-        session.note("initial views: none, as no ControlNet is set for them (init.controls)")
-    representation = built.problem.representation
-    render_views = _asset_renderer(session, representation)
-    finished = session.optimize(name, built, checkpoint, lambda path: _write_sheet(path, render_views))
-    return representation if finished else None
-
-
-def _asset_renderer(session: Session, representation: Representation) -> Callable[[Cameras], Rendering]:
-    """A function that renders the asset on white, in evaluation mode, at the resolution of previews."""
-
-    def render_views(cameras: Cameras) -> Rendering:
-        background = torch.ones(len(cameras), 3, device=session.device)
-        size = session.config.logging.preview_resolution
-        return representation.render(Views(cameras.to(session.device), background), size, None)
-
-    return render_views
-
-
-def _write_sheet(path: Path, render_views: Callable[[Cameras], Rendering]) -> None:
-    from pgc3d.exporting.turntable import write_sheet
-
-    write_sheet(path, render_views)

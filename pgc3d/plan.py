@@ -297,7 +297,14 @@ def fit(config: Config, sizes: Mapping[str, ModelSize], free: int) -> tuple[Conf
     )
 
 
-def plan_run(config: Config, located: Mapping[str, LocatedModel], device: torch.device) -> tuple[Config, str]:
+def plan_run(
+    config: Config,
+    located: Mapping[str, LocatedModel],
+    device: torch.device,
+    *,
+    processes: int = 1,
+    on_device: int = 1,
+) -> tuple[Config, str]:
     """The configuration with which a run fits the GPU, and a line about it for the user.
 
     On a CPU and for runs without a model there is no estimate of the models: the renders alone must fit, and
@@ -307,11 +314,20 @@ def plan_run(config: Config, located: Mapping[str, LocatedModel], device: torch.
         config: of the run.
         located: its models, by their entries in `models`.
         device: that the run uses.
+        processes: that share the views of each step.
+        on_device: those of them that share the device.
 
     Raises:
         OutOfMemoryError: the run does not fit with any of the alternatives.
     """
-    free = free_memory(device)
+    free = free_memory(device) // on_device
+    fitting, line = _plan(config.of_one_process(processes), located, device, free)
+    return replace(config, run=fitting.run), line
+
+
+def _plan(
+    config: Config, located: Mapping[str, LocatedModel], device: torch.device, free: int
+) -> tuple[Config, str]:
     if device.type != "cuda" or not located:
         return _fit_renders(config, free)
     sizes = {

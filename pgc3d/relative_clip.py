@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pgc3d.pgc import Norm, clip_pixelwise, replace_nonfinite
+from pgc3d.pgc import Norm, Rows, clip_pixelwise, replace_nonfinite
 
 IMAGES = 64  # whose medians the running median is of
 PIXELS = 65536  # of an image, at most so many are sorted for its median
@@ -35,9 +35,17 @@ class RelativePixelClip:
 
     def __call__(self, gradient: Float[Tensor, "B *S C"]) -> Float[Tensor, "B *S C"]:
         """The clipped gradient, after its images' medians were added to the running ones."""
+        return self._clip(gradient, None)
+
+    def clip_rows(self, gradient: Float[Tensor, "b *S C"], rows: Rows) -> Float[Tensor, "b *S C"]:
+        """See `pgc.BatchRule.clip_rows`; the running median is that of all images."""
+        return self._clip(gradient, rows)
+
+    def _clip(self, gradient: Tensor, rows: Rows | None) -> Tensor:
         clean = replace_nonfinite(gradient)
         medians = median_lengths(clean, self.norm)
-        self._medians = torch.cat([self._medians.to(medians), medians])[-IMAGES:]
+        everywhere = medians if rows is None else rows.gather(medians)
+        self._medians = torch.cat([self._medians.to(medians), everywhere])[-IMAGES:]
         usual = self._medians.nanmedian()
         shape = (-1, *[1] * (gradient.ndim - 1))
         scale = (usual / medians).clamp(max=1.0).nan_to_num(1.0).reshape(shape)

@@ -102,7 +102,7 @@ class RunDirectory:
                 ) from error
         with writing(path):
             if not os.path.lexists(path / PREVIEWS):
-                (path / PREVIEWS).mkdir()
+                (path / PREVIEWS).mkdir(exist_ok=True)
             require_folder(path / PREVIEWS)
         return run
 

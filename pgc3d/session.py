@@ -17,12 +17,13 @@ from pgc3d.checkpoint_files import Checkpoint
 from pgc3d.clip_images import ClipImages
 from pgc3d.config import Config, StageConfig
 from pgc3d.environment import describe_environment, peak_memory, used_memory
-from pgc3d.errors import DivergedError, OutOfMemoryError, Pgc3dError
+from pgc3d.errors import DivergedError, OutOfMemoryError, Pgc3dError, ProcessError
 from pgc3d.eta import Eta
 from pgc3d.events import Event, EventCallback, Phase
 from pgc3d.interfaces import Stateful, SupportsMicroBatch
 from pgc3d.memory import release_memory
 from pgc3d.optimize import StepReport, optimize
+from pgc3d.parallel import ALONE, Processes
 from pgc3d.run_directory import RunDirectory
 from pgc3d.signals import StopFlag, interrupt_held
 
@@ -34,7 +35,10 @@ SECONDS_LEFT = "seconds_left"  # in the metrics: the estimate for the rest of th
 
 @dataclass
 class Session:
-    """A locked run directory, and the manifest that this process updates."""
+    """A locked run directory, and the manifest that this process updates.
+
+    Where several processes make a run, the first one has the directory, and the others write nothing.
+    """
 
     run: RunDirectory
     config: Config
@@ -44,6 +48,7 @@ class Session:
     record: dict[str, Any] = field(default_factory=dict)
     stopped_by: int | None = None  # number of the signal that stopped the optimisation
     stage: str = ""  # name of the stage that is being optimised
+    processes: Processes = ALONE  # that make the run together
     eta: Eta | None = None  # of the time that is left; by pixels alone when None
     _clip_images: ClipImages = field(default_factory=lambda: ClipImages({}, 0))  # of the stage
     _edge: "_Edge | None" = None  # the state before the current step, None between two steps
@@ -72,7 +77,8 @@ class Session:
 
     def _write(self, status: str) -> None:
         self.record |= {"status": status, "peak_memory_bytes": peak_memory(self.device)}
-        self.run.write_manifest(self.record)
+        if self.processes.leads:
+            self.run.write_manifest(self.record)
 
     def note(self, message: str) -> None:
         """Report a line about how the run is built."""
@@ -119,6 +125,7 @@ class Session:
 
         Raises:
             DivergedError: too many steps had no finite gradient; the last valid state was saved.
+            ProcessError: another process failed; where it is gone, the last checkpoint stands.
             BaseException: what `on_event` raised, or a KeyboardInterrupt, raised after the current step; the
                 state was saved.
         """
@@ -126,10 +133,11 @@ class Session:
         if checkpoint is not None:
             unpack(checkpoint, built)
             step = checkpoint.step
-        self.run.drop_metrics(stage, after=step)  # steps after the checkpoint are made, and logged, again
+        if self.processes.leads:  # steps after the checkpoint are made, and logged, again
+            self.run.drop_metrics(stage, after=step)
         reached = _Reached(step, logged=step, saved=step)
         self._eta.begin(stage, step)
-        self._clip_images = ClipImages(built.problem.objectives, self.config.logging.preview_every)
+        self._clip_images = ClipImages(built.problem.objectives, self._preview_every)
         built = replace(built, problem=replace(built.problem, objectives=self._clip_images.objectives))
         self._clip_images.begin(step + 1)
         with interrupt_held() as interrupted:
@@ -138,7 +146,7 @@ class Session:
                     self._after(built, report, reached, preview)
                     if interrupted():
                         raise KeyboardInterrupt
-                    if self.stop.signal is not None:
+                    if self.stopped_by is not None:
                         break
             except BaseException as error:
                 self._rescue(built, reached, error)
@@ -146,13 +154,18 @@ class Session:
             if reached.step > reached.saved:
                 self._save(built, reached.step)
                 self._saved()
-        self.stopped_by = self.stop.signal
+        self.stopped_by = self.processes.agree(self.stop.signal)
         return reached.step >= self._settings.steps and self.stopped_by is None
 
     @property
     def _eta(self) -> Eta:
         self.eta = self.eta or Eta(self.config, device=self.device.type)
         return self.eta
+
+    @property
+    def _preview_every(self) -> int:
+        """Steps between two previews of this process, 0 for none."""
+        return self.config.logging.preview_every if self.processes.leads else 0
 
     @property
     def _settings(self) -> StageConfig:
@@ -163,9 +176,11 @@ class Session:
         config, step = self.config, report.step
         reached.step = step
         reached.logged = self._log(report, reached.logged)
-        if self.stop.signal is not None:
+        self.stopped_by = self.processes.agree(self.stop.signal)
+        if self.stopped_by is not None:
             return
-        if config.logging.preview_every and step % config.logging.preview_every == 0:
+        every = self._preview_every
+        if every and step % every == 0:
             path, clipping = self.run.preview(self.stage, step), self.run.clip_image(self.stage, step)
             with self.timed("preview"):
                 preview(path)
@@ -180,11 +195,15 @@ class Session:
             self._saved()
 
     def _saved(self) -> None:
+        if not self.processes.leads:
+            return
         newest = self.run.checkpoints(self.stage)[0]
         self.on_event(Event("optimize", file=newest, kind="checkpoint", stage=self.stage))
 
     def _rescue(self, built: Built, reached: "_Reached", error: BaseException) -> None:
         """Save before an error is passed to the caller, if the state is one between two steps."""
+        if isinstance(error, ProcessError) and error.is_lost:
+            return  # the device may wait for the process that is gone
         if self._edge is not None and not isinstance(error, DivergedError):
             if not self._edge.can_be_restored(built):
                 return  # the step had changed parameters: the last checkpoint stays the newest one
@@ -210,6 +229,7 @@ class Session:
                 stage=self.stage,
                 log_every=config.logging.log_every,
                 max_skipped=settings.optimizer.max_skipped,
+                processes=self.processes,
             )
             try:
                 self._edge = before = _Edge.of(built)
@@ -218,7 +238,8 @@ class Session:
                     yield report
                     self._edge = before = _Edge.of(built)
             except (MemoryError, RuntimeError) as error:
-                micro_batch = self._half_micro_batch(built) if ran_out_of_memory(error) else 0
+                again = ran_out_of_memory(error) and self.processes.can_retry(error)
+                micro_batch = self._half_micro_batch(built) if again else 0
                 if not micro_batch:
                     raise
             else:
@@ -234,7 +255,8 @@ class Session:
 
     def _micro_batches(self, built: Built) -> dict[str, int]:
         """Views that each guidance with micro-batches evaluates at once, by objective."""
-        batches = {name: self._settings.objectives[name].batch for name in built.problem.objectives}
+        share = self.processes.shard.largest
+        batches = {name: share(self._settings.objectives[name].batch) for name in built.problem.objectives}
         return {
             name: min(objective.guidance.micro_batch or batches[name], batches[name])
             for name, objective in built.problem.objectives.items()
@@ -260,6 +282,8 @@ class Session:
         self.on_event(Event("optimize", message=message))
 
     def _save(self, built: Built, step: int) -> None:
+        if not self.processes.leads:
+            return
         with self.timed("checkpoint"):
             self.run.save_checkpoint(self.stage, pack(built, step))
         status = "done" if step >= self._settings.steps else "begun"
@@ -276,7 +300,8 @@ class Session:
             self.on_event(event)
             return logged
         estimate = {} if left is None else {SECONDS_LEFT: round(left, 1)}
-        self.run.log_metrics({"stage": self.stage, "step": report.step, **report.metrics, **estimate})
+        if self.processes.leads:
+            self.run.log_metrics({"stage": self.stage, "step": report.step, **report.metrics, **estimate})
         for name, seconds in report.metrics.items():
             if name.startswith("seconds/"):
                 self.add_seconds(name.removeprefix("seconds/"), seconds * (report.step - logged))

@@ -18,11 +18,14 @@ class StopFlag:
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[StopFlag]:
+def stop_on_signals(*, insist: bool = True) -> Iterator[StopFlag]:
     """Yield a flag that SIGINT, SIGTERM and SIGHUP set; a second one ends the process at once.
 
     A signal that the process ignores, as SIGHUP under nohup, remains ignored. Outside the main thread no
     handler is installed.
+
+    Args:
+        insist: whether the second one does; not in a process whose launcher passes the same signal on again.
     """
     flag = StopFlag()
     if threading.current_thread() is not threading.main_thread():
@@ -30,9 +33,9 @@ def stop_on_signals() -> Iterator[StopFlag]:
         return
 
     def handle(number: int, _: object) -> None:
-        if flag.signal is not None:
+        if flag.signal is not None and insist:
             os._exit(128 + number)
-        flag.signal = number
+        flag.signal = flag.signal or number
 
     known = [getattr(signal, name) for name in STOPPING if hasattr(signal, name)]
     handled = [number for number in known if signal.getsignal(number) is not signal.SIG_IGN]

@@ -19,7 +19,7 @@ from pgc3d.types import Handover
 
 
 def handover_of(
-    run: RunDirectory, context: RunContext, name: str, notify: Callable[[str], None]
+    run: RunDirectory, context: RunContext, name: str, notify: Callable[[str], None], *, keep: bool = True
 ) -> Handover | None:
     """The hand-over of the stage that the stage `name` starts from; None where it has no start.
 
@@ -30,6 +30,7 @@ def handover_of(
         context: of the run.
         name: of the stage.
         notify: receives lines about what the start found and lost.
+        keep: write that surface, which otherwise another process of the run did.
 
     Raises:
         RunDirectoryError: the start has no checkpoint.
@@ -46,7 +47,7 @@ def handover_of(
         task = Task.from_record(other.read_manifest(), other.path)
         theirs = RunContext.of(config, task, context.rasterizer, context.device, run=other)
         handover = _load(other, theirs, stage, notify)
-    if context.config.stages[name].representation.requires().start:
+    if keep and context.config.stages[name].representation.requires().start:
         _keep_surface(run, context.config, name, handover, notify)
     return handover
 

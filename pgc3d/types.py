@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
+from pgc3d.shard import WHOLE, Shard
+
 LEAST_SIDE = 64  # of the images of a texture set that is smaller than others, in texels
 
 
@@ -21,22 +23,6 @@ def seeded(*names: object) -> torch.Generator:
     """A new CPU generator, seeded by a hash of the names: a seed, a stage, a use."""
     digest = hashlib.sha256("\0".join(map(str, names)).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
-
-
-@dataclass(frozen=True)
-class Shard:
-    """The part of every step's views that this process computes."""
-
-    rank: int = 0  # of this process, in [0, size)
-    size: int = 1  # number of processes
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.rank < self.size:
-            raise ValueError(f"rank must lie in [0, {self.size}), got {self.rank}")
-
-    def rows(self, batch: int) -> slice:
-        """The rows of a batch that this process computes; all shards together cover each row once."""
-        return slice(batch * self.rank // self.size, batch * (self.rank + 1) // self.size)
 
 
 @dataclass(frozen=True)
@@ -52,7 +38,8 @@ class Step:
     seed: int = 0
     stage: str = "main"
     scope: str = ""  # within an objective, its name
-    shard: Shard = Shard()
+    shard: Shard = WHOLE
+    views: int = 0  # within an objective, the number of its views in all processes
 
     @property
     def progress(self) -> float:
@@ -62,6 +49,20 @@ class Step:
     def within(self, scope: str) -> "Step":
         """The same step with other random numbers, those of `scope`."""
         return replace(self, scope=scope)
+
+    def rows(self, own: int) -> tuple[int, slice]:
+        """The number of rows of all processes, and which of them are the `own` rows of this one.
+
+        Random numbers are drawn for all rows, so that they do not depend on the number of processes.
+
+        Args:
+            own: rows of this process, at least one; the same number for each of its views.
+        """
+        if not self.views:
+            return own, slice(0, own)
+        part = self.shard.rows(self.views)
+        each = own // (part.stop - part.start)
+        return self.views * each, slice(part.start * each, part.stop * each)
 
     def generator(self, name: str) -> torch.Generator:
         """A new CPU generator for the use `name`; the same call returns one with the same numbers."""

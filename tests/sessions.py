@@ -6,11 +6,11 @@ import pytest
 import torch
 from fakes import FlatColor, PullTowardColor
 
+from pgc3d.adaptive_clip import AdaptiveClip
 from pgc3d.build.run import Built
 from pgc3d.cameras import OrbitConfig, sample_orbit
 from pgc3d.config import Config, LoggingConfig, ObjectiveConfig, OptimizerConfig, StageConfig
 from pgc3d.optimize import Objective, Problem
-from pgc3d.pgc import AdaptiveClip
 from pgc3d.run_directory import RunDirectory
 from pgc3d.session import Session
 from pgc3d.signals import StopFlag

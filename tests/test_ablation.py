@@ -10,6 +10,7 @@ from PIL import Image
 from tiny import write_tiny_sdxl
 
 from pgc3d import pgc
+from pgc3d.adaptive_clip import AdaptiveClip
 from pgc3d.build.models import LoadedModels, locate_models
 from pgc3d.build.run import RunContext, build_objectives
 from pgc3d.cli.app import main
@@ -75,7 +76,7 @@ def draw_target(seed=0):
         ("pngd", pgc.PngdClip()),
         ("global=2", pgc.GlobalScale(threshold=2.0)),
         ("parameter=5", pgc.ParameterClip(max_norm=5.0)),
-        ("adaptive=0.5", pgc.AdaptiveClip(quantile=0.5)),
+        ("adaptive=0.5", AdaptiveClip(quantile=0.5)),
     ],
 )
 def test_rules_in_short(text, expected):

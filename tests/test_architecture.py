@@ -23,6 +23,7 @@ LAYERS = (
     ("batch",),
     ("evaluation",),
     ("pipeline", "presets", "pipelines", "doctor"),
+    ("execution",),
     ("stages", "assets", "continuation"),
     ("session",),
     ("tensorboard",),
@@ -41,16 +42,17 @@ LAYERS = (
     ("context",),
     ("rendering",),
     ("diffusion", "geometry", "kernels", "mini"),
-    ("image_config", "images", "stopwatch", "memory"),
+    ("image_config", "images", "stopwatch", "memory", "measurements", "parallel"),
     ("cover_cameras",),
-    ("cameras", "prompts", "pgc", "relative_clip"),
+    ("cameras", "prompts", "adaptive_clip", "relative_clip"),
+    ("pgc",),
     ("prompt_weights",),
     ("ranges", "requirements"),
     ("schedules",),
     ("interfaces",),
     ("parameters", "disk"),
     ("task",),
-    ("types", "errors", "plain_files", "records", "signals", "choices", "colors", "__init__"),
+    ("types", "shard", "errors", "plain_files", "records", "signals", "choices", "colors", "__init__"),
 )
 
 

@@ -6,7 +6,7 @@ from PIL import Image
 from sessions import built, color, no_preview, session  # noqa: F401 - a fixture
 
 from pgc3d.clip_images import DECADES, SIDE, VIEWS, ClipImages, RecordedClip, draw
-from pgc3d.pgc import PixelClip
+from pgc3d.pgc import BatchRule, GlobalScale, PixelClip, Rows
 
 
 def test_length_and_removed_part_are_drawn():
@@ -44,6 +44,20 @@ def test_a_recorded_clip_keeps_only_while_it_is_armed():
     clip(gradient)
     assert torch.equal(clip.kept[0], gradient)
     assert torch.equal(clip.kept[1], plain)
+
+
+def test_a_recorded_rule_of_a_batch_still_clips_the_rows_of_one_process():
+    gradient, rule = torch.randn(4, 2, 2, 3), GlobalScale(threshold=0.1).build()
+    clip, largest = RecordedClip(rule), gradient.abs().flatten(1).amax(1)
+    clip.armed = True
+    assert isinstance(clip, BatchRule)
+    nothing = clip.clip_rows(gradient[:0], Rows(0, 4, lambda own: own + largest))
+    assert (len(nothing), clip.kept) == (0, None)
+    others = torch.where(torch.tensor([True, False, False, True]), largest, 0.0)
+    clipped = clip.clip_rows(gradient[1:3], Rows(1, 4, lambda own: own + others))
+    assert torch.equal(clipped, rule(gradient)[1:3])
+    assert torch.equal(clip.kept[0], gradient[1:3])
+    assert torch.equal(clip.kept[1], clipped)
 
 
 def test_nothing_is_kept_between_images(tmp_path):

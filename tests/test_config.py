@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from pgc3d.adaptive_clip import AdaptiveClip
 from pgc3d.config import (
     PRESETS,
     Config,
@@ -16,7 +17,7 @@ from pgc3d.config import (
     read_yaml,
 )
 from pgc3d.errors import ConfigError
-from pgc3d.pgc import AdaptiveClip, NoClip, PixelClip
+from pgc3d.pgc import NoClip, PixelClip
 
 
 @pytest.fixture

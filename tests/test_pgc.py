@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pgc3d import pgc
+from pgc3d.adaptive_clip import AdaptiveClip, AdaptivePixelClip
 from pgc3d.relative_clip import RelativeClip
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -120,7 +121,7 @@ RULES = {
     "global": pgc.GlobalScale(),
     "parameter": pgc.ParameterClip(),
     "none": pgc.NoClip(),
-    "adaptive": pgc.AdaptiveClip(),
+    "adaptive": AdaptiveClip(),
     "relative": RelativeClip(),
 }
 
@@ -189,9 +190,9 @@ def test_a_scaler_finds_its_scale_again_after_an_overflow(clipper: Any) -> None:
 
 
 def test_adaptive_clip_passes_what_its_sample_missed() -> None:
-    clip, gradient = pgc.AdaptivePixelClip(), torch.zeros(1, 512, 512, 3)
+    clip, gradient = AdaptivePixelClip(), torch.zeros(1, 512, 512, 3)
     gradient[0, 100, 101] = 5.0
-    sampled = pgc._sample(torch.arange(512 * 512))
+    sampled = pgc.sampled(torch.arange(512 * 512))
     assert 100 * 512 + 101 not in sampled
     assert torch.equal(clip(gradient), gradient)
     assert clip.threshold == 0
@@ -247,7 +248,7 @@ def test_statistics_of_a_picture_larger_than_the_sample() -> None:
 
 
 def test_adaptive_threshold_follows_the_quantile_of_nonzero_lengths() -> None:
-    rule = pgc.AdaptivePixelClip(quantile=0.5, decay=0.9)
+    rule = AdaptivePixelClip(quantile=0.5, decay=0.9)
     lengths = torch.cat([torch.zeros(500), torch.linspace(1, 3, 101)])
     gradient = torch.stack([lengths, lengths / 2, lengths / 4], -1)[None, None]
     rule(torch.zeros_like(gradient))
@@ -262,7 +263,7 @@ def test_adaptive_threshold_follows_the_quantile_of_nonzero_lengths() -> None:
 def later_share(first_calls: int, spread: float) -> float:
     """The share that is clipped from 50 calls after a start of gradients that are 24 times as long."""
     generator = torch.Generator().manual_seed(5)
-    rule, shares = pgc.AdaptiveClip().build(), []
+    rule, shares = AdaptiveClip().build(), []
     for call in range(20 + 130):
         scale = (spread * torch.randn((), generator=generator)).exp()
         gradient = scale * torch.randn(1, 32, 32, 3, generator=generator)
@@ -281,7 +282,7 @@ def test_adaptive_clip_finds_its_share_after_a_start_of_long_gradients(first_cal
 def test_adaptive_state_round_trip() -> None:
     generator = torch.Generator().manual_seed(4)
     pictures = [torch.randn(1, 4, 4, 3, generator=generator) * size for size in (1, 3, 9)]
-    first, second = pgc.AdaptiveClip().build(), pgc.AdaptiveClip().build()
+    first, second = AdaptiveClip().build(), AdaptiveClip().build()
     first(pictures[0])
     first(pictures[1])
     second.load_state_dict(first.state_dict())

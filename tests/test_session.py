@@ -5,9 +5,9 @@ import pytest
 import torch
 from sessions import CONFIG, CPU, built, color, no_preview, session, stop_at  # noqa: F401 - fixtures
 
+from pgc3d.adaptive_clip import AdaptiveClip
 from pgc3d.checkpoint import pack, unpack
 from pgc3d.errors import DivergedError, OutOfMemoryError, RunDirectoryError
-from pgc3d.pgc import AdaptiveClip
 from pgc3d.run_directory import RunDirectory
 from pgc3d.session import Session, explain_memory
 from pgc3d.signals import StopFlag

@@ -7,12 +7,13 @@ import torch
 from fakes import PullTowardColor
 from sessions import CONFIG, CPU, built, color, no_preview, session, with_objectives  # noqa: F401 - fixtures
 
+from pgc3d.adaptive_clip import AdaptiveClip
 from pgc3d.build.run import Built
 from pgc3d.cameras import OrbitConfig, sample_orbit
 from pgc3d.checkpoint import pack
 from pgc3d.errors import OutOfMemoryError
 from pgc3d.optimize import Objective, Problem
-from pgc3d.pgc import AdaptiveClip, PixelClip
+from pgc3d.pgc import PixelClip
 from pgc3d.rendering.cpu import CpuRasterizer
 from pgc3d.representation.dmtet_config import DMTetConfig, build_dmtet
 from pgc3d.representation.fields import ColorFieldConfig

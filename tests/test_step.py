@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from pgc3d.cameras import OrbitConfig, sample_orbit
 from pgc3d.optimize import Objective, Problem, optimization_step
-from pgc3d.types import Shard, Step
+from pgc3d.shard import Shard
+from pgc3d.types import Step
 
 
 def draw(step, name="noise"):
@@ -107,3 +108,31 @@ def test_two_objectives_of_a_step_draw_different_numbers():
     assert not torch.equal(first.azimuth, second.azimuth)
     assert set(images) == {"color", "normal"}
     assert not torch.equal(images["color"], images["normal"])
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
+@pytest.mark.parametrize("batch", [1, 2, 3, 4, 7])
+def test_objectives_take_turns_and_every_row_is_still_covered_once(batch, size):
+    counts = torch.zeros(size, dtype=torch.int64)
+    for turn in range(size):
+        parts = [Shard(rank, size, turn=turn).rows(batch) for rank in range(size)]
+        rows = sorted(row for part in parts for row in range(batch)[part])
+        assert rows == list(range(batch))
+        assert max(part.stop - part.start for part in parts) == Shard(0, size).largest(batch)
+        counts += torch.tensor([part.stop - part.start for part in parts])
+    assert counts.tolist() == [batch] * size  # of as many objectives as processes, each has the same share
+
+
+@pytest.mark.parametrize("pixels", [1, 9])
+def test_random_numbers_of_a_view_do_not_depend_on_the_number_of_processes(pixels):
+    def drawn(shard, own):
+        total, rows = Step(4, 9, scope="color", shard=shard, views=5).rows(own * pixels)
+        return torch.randn(total, generator=Step(4, 9).generator("noise"))[rows]
+
+    expected = drawn(Shard(), 5)
+    for size in (2, 3):
+        shards = [Shard(rank, size, turn=1) for rank in range(size)]
+        parts = [(shard.rows(5), shard) for shard in shards]
+        ordered = sorted(parts, key=lambda item: item[0].start)
+        found = [drawn(shard, part.stop - part.start) for part, shard in ordered]
+        assert torch.equal(torch.cat(found), expected)

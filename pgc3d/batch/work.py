@@ -20,9 +20,9 @@ from pgc3d.environment import peak_memory
 from pgc3d.errors import DivergedError, Pgc3dError, RunDirectoryError
 from pgc3d.evaluation.retrieval import load_retriever
 from pgc3d.events import Event, EventCallback
+from pgc3d.execution import RunResult
 from pgc3d.kernels import share_cores
 from pgc3d.memory import release_memory
-from pgc3d.pipeline import RunResult
 from pgc3d.prompt_weights import plain_text
 from pgc3d.run_directory import RunDirectory
 from pgc3d.signals import StopFlag

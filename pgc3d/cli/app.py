@@ -19,6 +19,13 @@ from pgc3d.cli.doctor_command import doctor
 from pgc3d.cli.evaluation_commands import ablate, evaluate
 from pgc3d.cli.inspect_command import inspect
 from pgc3d.cli.json_lines import End
+from pgc3d.cli.launch import (
+    be_quiet_behind_the_first,
+    command_line,
+    end_with_launcher,
+    end_without_the_lost,
+    in_processes,
+)
 from pgc3d.cli.models_commands import models_app
 from pgc3d.cli.options import (
     DepthOption,
@@ -81,6 +88,7 @@ def _root(
 
 
 @app.command()
+@in_processes
 @with_output_options
 @with_run_options
 def text(
@@ -107,6 +115,7 @@ def text(
 
 
 @app.command()
+@in_processes
 @with_output_options
 @with_run_options
 def image(
@@ -145,6 +154,7 @@ def image(
 
 
 @app.command()
+@in_processes
 @with_output_options
 @with_run_options
 def texture(
@@ -229,6 +239,7 @@ def texture(
 
 
 @app.command()
+@in_processes
 @with_output_options
 def resume(
     run: RunArgument,
@@ -314,7 +325,7 @@ def _run(folder: Path, work: Callable[..., Any]) -> int:
     output.start(folder)
     progress = output.progress()
     try:
-        with stop_on_signals() as stop:
+        with stop_on_signals(insist="RANK" not in os.environ) as stop:
             result = work(on_event=progress, stop=stop)
     finally:
         progress.close()
@@ -336,12 +347,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.WARNING, handlers=[Warnings()])
     prepare_streams()
     given = list(sys.argv[1:] if arguments is None else arguments)
+    be_quiet_behind_the_first()
+    end_with_launcher()
+    command_line.set(given)
     try:
         choose_output(given)
         code = app(given, standalone_mode=False)
     except Pgc3dError as error:
         current().fail(str(error), error.exit_code)
         code = error.exit_code
+        end_without_the_lost(error)
     except UsageError as error:
         code = _usage_error(error)
     except (KeyboardInterrupt, typer.Abort):

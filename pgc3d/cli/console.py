@@ -138,6 +138,12 @@ def _discard(name: str) -> None:
         setattr(sys, name, None)
 
 
+def print_nothing() -> None:
+    """Discard everything that is written to both streams from now on."""
+    _discard("stdout")
+    _discard("stderr")
+
+
 class Bar:
     """An event callback that prints progress on stderr, and the path of each new file on stdout.
 

@@ -55,8 +55,8 @@ def evaluate(
     from pgc3d.evaluation.measure import Measure
     from pgc3d.evaluation.protocol import Protocol
     from pgc3d.evaluation.results import table
+    from pgc3d.events import ignore
     from pgc3d.mini import clip_model
-    from pgc3d.pipeline import ignore
 
     if align and frame == "shared":
         raise InputError("--align must go with --frame own, got --frame shared; remove one of both")

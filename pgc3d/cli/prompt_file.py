@@ -22,7 +22,7 @@ def read_prompt(given: str, *, stdin: bool = True) -> str:
     if given == "-":
         if not stdin:
             raise InputError("the prompt of a list must be text or @FILE, got '-'; write it into the list")
-        return _text(_from_stdin(), "the standard input")
+        return _text(read_stdin(), "the standard input")
     if not given.startswith("@"):
         return given
     path = Path(given[1:])
@@ -38,7 +38,12 @@ def read_prompt(given: str, *, stdin: bool = True) -> str:
     return _text(content, str(path))
 
 
-def _from_stdin() -> bytes:
+def read_stdin() -> bytes:
+    """The standard input, up to one byte more than a prompt may have.
+
+    Raises:
+        InputError: it is closed.
+    """
     stream = getattr(sys.stdin, "buffer", None)
     if stream is None:
         raise InputError("the standard input must be open for the prompt -, but it is closed")

@@ -37,12 +37,11 @@ from pgc3d.environment import describe_environment, used_memory
 from pgc3d.errors import ConfigError
 from pgc3d.evaluation.ablation_sheets import Heatmap, RuleResult, columns, result_images
 from pgc3d.evaluation.image_metrics import statistics
-from pgc3d.events import Event, EventCallback
+from pgc3d.events import Event, EventCallback, ignore
 from pgc3d.guidance.sds import ScoreDistillation
 from pgc3d.images import resize
 from pgc3d.interfaces import Guidance, Stateful, SupportsLatents
 from pgc3d.optimize import StepReport
-from pgc3d.pipeline import ignore
 from pgc3d.ranges import MAX_RATE
 from pgc3d.rendering import build_rasterizer
 from pgc3d.representation.dmtet_config import DMTetConfig

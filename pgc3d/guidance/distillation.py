@@ -39,22 +39,23 @@ def draw(
 ) -> NoiseSample:
     """Random timesteps and noise for every image of a batch.
 
-    They are drawn by the step's CPU generator, so that they are the same on every device.
+    They are drawn by the step's CPU generator, and for the views of all processes, so that they are the same
+    on every device and for every number of processes.
 
     Args:
         model: gives the number of timesteps, the shape of the latents and the device.
-        batch: number of images.
+        batch: number of images of this process.
         side: of the images, in pixels.
         timestep_range: lowest and highest timestep as fractions of the model's number of timesteps.
         step: of the optimisation; seeds the generator.
     """
-    generator = step.generator("noise")
-    timesteps = sample_timesteps(batch, *timestep_range, train_steps=model.train_steps, generator=generator)
-    noise, posterior = torch.randn((2, *model.latent_shape(batch, side)), generator=generator)
+    generator, (total, own) = step.generator("noise"), step.rows(batch)
+    timesteps = sample_timesteps(total, *timestep_range, train_steps=model.train_steps, generator=generator)
+    noise, posterior = torch.randn((2, *model.latent_shape(total, side)), generator=generator)
     return NoiseSample(
-        timesteps=send(timesteps, model.device),
-        noise=send(noise, model.device),
-        posterior_noise=send(posterior, model.device),
+        timesteps=send(timesteps[own], model.device),
+        noise=send(noise[own], model.device),
+        posterior_noise=send(posterior[own], model.device),
     )
 
 

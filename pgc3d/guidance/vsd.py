@@ -17,6 +17,7 @@ from pgc3d.guidance import score
 from pgc3d.guidance.distillation import NoiseSample, distill, send
 from pgc3d.guidance.micro_batch import in_micro_batches
 from pgc3d.guidance.sds import ScoreDistillation, SdsConfig
+from pgc3d.parallel import sum_gradients
 from pgc3d.parameters import ParameterGroup, ParameterStore
 from pgc3d.ranges import MAX_RATE, check, number, schedule
 from pgc3d.requirements import ModelUse, Requirements
@@ -172,25 +173,44 @@ class VariationalDistillation:
         text = select(self.text, torch.zeros_like(timesteps))
         return self.adapted.predict(noisy, timesteps, text, labels, self.frozen.size_conditions(side))
 
+    def train_without_views(self, step: Step) -> None:
+        """Make the step of the adapters that other processes have the views of; see `TrainsOnViews`."""
+        self.store.zero_grad()
+        self._step(torch.zeros((), device=self.frozen.model.device), 0, step)
+
     def _train(self, latents: Latents, labels: Tensor, side: int, step: Step) -> Float[Tensor, ""]:
         """One step of Adam on the mean squared error of the adapted model; its value before the step."""
         model, generator = self.frozen.model, step.generator("lora")
-        batch = len(latents)
-        timesteps = sample_timesteps(batch, 0.0, 1.0, train_steps=model.train_steps, generator=generator)
-        noise = torch.randn(latents.shape, generator=generator)
-        shown = (torch.rand(batch, 1, generator=generator) >= self.camera_dropout).float()
-        timesteps, noise, shown = (send(value, model.device) for value in (timesteps, noise, shown))
+        batch, (total, own) = len(latents), step.rows(len(latents))
+        timesteps = sample_timesteps(total, 0.0, 1.0, train_steps=model.train_steps, generator=generator)
+        noise = torch.randn((total, *latents.shape[1:]), generator=generator)
+        shown = (torch.rand(total, 1, generator=generator) >= self.camera_dropout).float()
+        timesteps, noise, shown = (send(value[own], model.device) for value in (timesteps, noise, shown))
         self.store.zero_grad()
         losses = [
             self._add_gradients(latents[rows], noise[rows], timesteps[rows], (labels * shown)[rows], side)
             for rows in _slices(batch, self.micro_batch or batch)
         ]
-        gradients = [tensor.grad for tensor in self.store.tensors() if tensor.grad is not None]
-        torch._foreach_mul_(gradients, 2.0 / latents.numel())
-        finite = torch.isfinite(torch.nn.utils.get_total_norm(gradients, float("inf")))
-        self.store.step(finite)
+        return self._step(torch.stack(losses).sum(), latents.numel(), step)
+
+    def _step(self, error: Float[Tensor, ""], count: int, step: Step) -> Float[Tensor, ""]:
+        """One step of Adam with the gradients of all processes; the mean squared error.
+
+        Args:
+            error: sum of the squared errors of this process's views.
+            count: numbers of their latents.
+            step: of the optimisation.
+        """
+        tensors, numbers = self.store.tensors(), torch.full_like(error, count)
+        found = torch.stack([error, numbers])
+        if step.shard.size > 1:
+            found = sum_gradients(tensors, step.shard.sum, found)
+        total, numbers = found.unbind()
+        gradients = [tensor.grad for tensor in tensors if tensor.grad is not None]
+        torch._foreach_mul_(gradients, 2.0 / numbers)
+        self.store.step(torch.isfinite(torch.nn.utils.get_total_norm(gradients, float("inf"))))
         self.store.zero_grad()
-        return torch.stack(losses).sum() / latents.numel()
+        return total / numbers
 
     def _add_gradients(
         self, latents: Latents, noise: Latents, timesteps: Tensor, labels: Tensor, side: int

@@ -31,12 +31,12 @@ class Lighting:
         return cls(lights.to(device), brdf_table().to(device), rotate)
 
     def for_views(self, count: int, step: Step | None) -> "EnvironmentShading":
-        """The shading of `count` views of a step; for evaluation (None) the first light as it is."""
+        """The shading of this process's views; for evaluation (None), by the first light as it is."""
         chosen, turn = torch.zeros(count, dtype=torch.int64), torch.zeros(count)
         if step is not None:
-            generator = step.generator("light")
-            chosen = torch.randint(len(self.lights), (count,), generator=generator)
-            turn = 2 * math.pi * torch.rand(count, generator=generator) if self.rotate else turn
+            generator, (total, own) = step.generator("light"), step.rows(count)
+            chosen = torch.randint(len(self.lights), (total,), generator=generator)[own]
+            turn = 2 * math.pi * torch.rand(total, generator=generator)[own] if self.rotate else turn
         device = self.table.device
         return EnvironmentShading(
             self.lights,

@@ -84,7 +84,7 @@ class DMTet(nn.Module):
             max_recoveries: number of times that an invalid surface is replaced before `DivergedError`.
             padded: extract with a fixed capacity, so that the host never waits for the device. Where the
                 surface exceeds the capacity or is invalid, `Rendering.complete` is False, and that is
-                corrected one or two steps later.
+                corrected in the next step.
             lighting: of the material; the light that is fixed to the camera when None.
             smoothness: weight of differences of near base colours.
         """

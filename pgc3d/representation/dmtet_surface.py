@@ -112,7 +112,8 @@ def is_valid(size: Int[Tensor, "4"], max_faces: int) -> Bool[Tensor, ""]:
 class SizeReadback:
     """Asynchronous read-back of the surface's size to the host, and the capacity for the next extractions.
 
-    The size arrives one or two steps late; without CUDA exactly one.
+    The size is read one step late: by then the device has made it, so that waiting for it leaves the device
+    with the work of a whole step. Never on timing: processes that share a run's views must decide alike.
     """
 
     def __init__(self) -> None:
@@ -123,7 +124,7 @@ class SizeReadback:
         self._arrived: torch.cuda.Event | None = None
 
     def send(self, size: Int[Tensor, "4"]) -> None:
-        """Start a copy to the host, unless one is in progress."""
+        """Start a copy to the host, unless one was not received yet."""
         if self._pending is not None:
             return
         if size.is_cuda:
@@ -135,9 +136,11 @@ class SizeReadback:
             self._pending = size.clone()
 
     def receive(self) -> list[int] | None:
-        """The size that was sent, None until it has arrived."""
-        if self._pending is None or (self._arrived is not None and not self._arrived.query()):  # type: ignore[no-untyped-call]
+        """The size that was sent, None where none was."""
+        if self._pending is None:
             return None
+        if self._arrived is not None:
+            self._arrived.synchronize()
         size: list[int] = self._pending.tolist()
         self._pending = self._arrived = None
         return size

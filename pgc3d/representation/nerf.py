@@ -193,7 +193,8 @@ class Nerf(nn.Module):
 
     def _samples(self, rays: Rays, step: Step, capacity: int | None) -> Samples:
         """Jittered samples on rays."""
-        drawn = torch.rand(len(rays), generator=step.generator("jitter"))
+        total, own = step.rows(len(rays))
+        drawn = torch.rand(total, generator=step.generator("jitter"))[own]
         return self._march(rays, drawn.to(rays.near, non_blocking=True), capacity)
 
     def _march(self, rays: Rays, offset: Float[Tensor, " R"], capacity: int | None = None) -> Samples:

@@ -91,6 +91,7 @@ class Occupancy(nn.Module):
         jitter = drawn.to(self.opacity, non_blocking=True)
         length = 2.0 / self.stations
         fresh = density(corner + jitter * (2.0 / cells)).reshape(self.opacity.shape) * length
+        fresh = step.shard.of_first(fresh)  # all processes have the same samples and capacities
         decay = 0.0 if restart else DECAY**self.every
         self.opacity = torch.maximum(decay * self.opacity, fresh)
         self._summarize(fresh.max(), step)
@@ -109,7 +110,7 @@ class Occupancy(nn.Module):
     def _summarize(self, strongest: Float[Tensor, ""], step: Step) -> None:
         """Start the copy of the summary to the host."""
         fills = self._probe(step) if self.padded else (torch.ones_like(strongest),) * 2
-        self.summary = torch.stack([*fills, strongest]).to(self.summary)
+        self.summary = step.shard.of_first(torch.stack([*fills, strongest]).to(self.summary))
         if not self.summary.is_cuda:
             self._pending = self.summary.clone()
             return
