@@ -38,16 +38,16 @@ class SyncConfig:
 
     model: str = "text"  # an entry of `models`
     controls: dict[str, ControlConfig] = field(default_factory=dict)  # by a name of your choice
-    negative_prompt: str = ""
+    negative_prompt: str = ""  # what the views should not show
     guidance_scale: float = number(7.5, 0.0, 1e4)  # s in uncond + s (cond - uncond)
     steps: int = number(20, 1, 1000)  # of the sampling
     views: int = number(8, 1, 64)  # around the object, at elevations in turn
     elevation_degrees: tuple[float, ...] = number((15.0, -15.0), -89.0, 89.0, unit="degrees")
     # Elevations of further views from the front.
     more_elevation_degrees: tuple[float, ...] = number((80.0, -80.0), -89.0, 89.0, unit="degrees")
-    fovy_degrees: float = number(40.0, 1.0, 120.0, unit="degrees")
+    fovy_degrees: float = number(40.0, 1.0, 120.0, unit="degrees")  # vertical field of view
     fill: float = number(0.95, 0.1, 1.5)  # of the image's half height, by the unit ball
-    background: tuple[float, float, float] = number((0.5, 0.5, 0.5), 0.0, 1.0, unit="in sRGB")
+    background: tuple[float, float, float] = number((0.5, 0.5, 0.5), 0.0, 1.0, unit="in sRGB")  # of the views
     # Fractions of the sampling between which the views are averaged on the surface.
     averaged_from: float = number(0.2, 0.0, 1.0)
     averaged_until: float = number(0.7, 0.0, 1.0)
