@@ -42,6 +42,7 @@ class SyncConfig:
     guidance_scale: float = number(7.5, 0.0, 1e4)  # s in uncond + s (cond - uncond)
     steps: int = number(20, 1, 1000)  # of the sampling
     views: int = number(8, 1, 64)  # around the object, at elevations in turn
+    # Of the views around the object, in turn.
     elevation_degrees: tuple[float, ...] = number((15.0, -15.0), -89.0, 89.0, unit="degrees")
     # Elevations of further views from the front.
     more_elevation_degrees: tuple[float, ...] = number((80.0, -80.0), -89.0, 89.0, unit="degrees")
@@ -50,7 +51,7 @@ class SyncConfig:
     background: tuple[float, float, float] = number((0.5, 0.5, 0.5), 0.0, 1.0, unit="in sRGB")  # of the views
     # Fractions of the sampling between which the views are averaged on the surface.
     averaged_from: float = number(0.2, 0.0, 1.0)
-    averaged_until: float = number(0.7, 0.0, 1.0)
+    averaged_until: float = number(0.7, 0.0, 1.0)  # a fraction of the sampling
     # Over the sampling: exponent of the cosine between normal and view in the weights of the mean.
     sharpness: tuple[float, ...] = schedule((0.0, 0.0, 1.0, 6.0), 0.0, 100.0)
     fit_steps: int = number(80, 1, 10_000)  # of the representation to the views
