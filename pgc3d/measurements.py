@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from pgc3d.errors import ProcessError
@@ -20,8 +20,8 @@ class RunningMeans:
 
     sums: dict[str, Tensor] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
-    skipped: Tensor | None = None
-    skipped_in_a_row: Tensor | None = None
+    skipped: Shaped[Tensor, "..."] | None = None
+    skipped_in_a_row: Shaped[Tensor, "..."] | None = None
 
     def add(self, metrics: Mapping[str, Float[Tensor, ""]], finite: Bool[Tensor, ""]) -> None:
         """Add the measurements of a step, and whether it was made."""

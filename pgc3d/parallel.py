@@ -27,6 +27,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from jaxtyping import Shaped
 from torch import Tensor
 
 from pgc3d.errors import BackendUnavailableError, Pgc3dError, ProcessError
@@ -122,7 +123,7 @@ class Processes:
         self.gather(None)
         return work()
 
-    def sum(self, values: Tensor) -> Tensor:
+    def sum(self, values: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
         """The sum of a tensor over all processes, bit by bit the same in all of them."""
         if self.size == 1:
             return values
@@ -139,7 +140,7 @@ class Processes:
             with torch.no_grad():
                 tensor.copy_(self.sum(own if self.leads else torch.zeros_like(own)))
 
-    def add_gradients(self, tensors: Sequence[Tensor], extra: Tensor) -> Tensor:
+    def add_gradients(self, tensors: Sequence[Tensor], extra: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
         """Replace the gradients of parameters by their sums over all processes; returns the sum of `extra`.
 
         A parameter that has no gradient in any process keeps none.
@@ -241,7 +242,11 @@ class Processes:
 ALONE = Processes()
 
 
-def sum_gradients(tensors: Sequence[Tensor], total: Callable[[Tensor], Tensor], extra: Tensor) -> Tensor:
+def sum_gradients(
+    tensors: Sequence[Tensor],
+    total: Callable[[Shaped[Tensor, "..."]], Shaped[Tensor, "..."]],
+    extra: Shaped[Tensor, "..."],
+) -> Shaped[Tensor, "..."]:
     """Replace gradients by their sums over all processes, in one exchange; returns that of `extra`.
 
     Args:

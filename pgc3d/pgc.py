@@ -22,7 +22,7 @@ from functools import partial
 from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 Norm = Literal["linf", "l2"]
@@ -349,7 +349,9 @@ def _largest(gradient: Tensor, dim: int) -> Tensor:
     return largest
 
 
-def polar(gradient: Tensor, norm: Norm, dim: int) -> tuple[Tensor, Tensor, Tensor]:
+def polar(
+    gradient: Shaped[Tensor, "..."], norm: Norm, dim: int
+) -> tuple[Shaped[Tensor, "..."], Shaped[Tensor, "..."], Shaped[Tensor, "..."]]:
     """Clean pixel vectors, their unit directions, and their lengths [..., 1]; zero has direction zero.
 
     Dividing by the largest channel first keeps squares from overflowing, and makes the clipped L-infinity
@@ -366,14 +368,16 @@ def polar(gradient: Tensor, norm: Norm, dim: int) -> tuple[Tensor, Tensor, Tenso
     return clean, direction / torch.where(length > 0, length, 1.0), largest * length
 
 
-def nonzero_quantile(ordered: Tensor, skipped: Tensor, fraction: float) -> Tensor:
+def nonzero_quantile(
+    ordered: Shaped[Tensor, "..."], skipped: Shaped[Tensor, "..."], fraction: float
+) -> Shaped[Tensor, "..."]:
     """The quantile of ascending numbers, without the ones that `skipped` marks, which come first."""
     first = skipped.sum()
     rank = first + (fraction * (len(ordered) - first - 1)).round().long()
     return ordered.gather(0, rank.clamp(0, len(ordered) - 1)[None])[0]
 
 
-def sampled(length: Tensor, rows: Rows | None = None) -> Tensor:
+def sampled(length: Shaped[Tensor, "..."], rows: Rows | None = None) -> Shaped[Tensor, "..."]:
     """At most `_SAMPLE` evenly spaced entries, flattened; with `rows`, of the images of all processes."""
     flat = length.flatten()
     image = math.prod(length.shape[1:])

@@ -4,11 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 
-def unchanged(values: Tensor) -> Tensor:
+def unchanged(values: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
     """The values: their sum over the processes of a run that has one."""
     return values
 
@@ -21,7 +21,7 @@ class Shard:
     size: int = 1  # number of processes
     turn: int = 0  # by how many ranks the rows are shifted, so that objectives of one view are spread
     # The sum of a tensor over all processes, which all have to call in the same order.
-    sum: Callable[[Tensor], Tensor] = unchanged
+    sum: Callable[[Shaped[Tensor, "..."]], Shaped[Tensor, "..."]] = unchanged
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.size:

@@ -59,7 +59,8 @@ def size_of(folder):
 def test_priors_and_judge_fit_in_a_package():
     assert size_of(PACKAGE / "text") <= 50e6
     assert size_of(PACKAGE / "image") <= 40e6
-    assert size_of(PACKAGE) <= 100e6
+    assert size_of(PACKAGE / "control") <= 25e6
+    assert size_of(PACKAGE) <= 116e6  # a wheel of less than 110 MB, see test_wheel.py
 
 
 @pytest.mark.parametrize("part", ["text", "image"])

@@ -290,7 +290,7 @@ def test_the_controls_of_a_run_are_in_its_plan(tmp_path, monkeypatch):
     asked = config(controls=(name,))
     alone = size_of_run(config(), plan.read_size(source, {})).bytes
     free = int(alone / (1 - plan.RESERVE)) + 1
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, free))
+    monkeypatch.setattr(plan, "free_memory", lambda device: free)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "some GPU")
     monkeypatch.setattr(plan, "matmul_rate", lambda device, dtype: 1e14)
     cuda = torch.device("cuda")
