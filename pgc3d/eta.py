@@ -46,7 +46,7 @@ def phases_of(config: Config, operations: Operations | None = None) -> tuple[Pha
         operations: of a step of a stage; pixels count where this is None, or 0 for one of the phases.
     """
     bare = [
-        (name, steps[0], steps[-1], replace(stage, resolution=(side,), resolution_until=()))
+        (name, steps[0], steps[-1], _at(stage, side))
         for name, stage in config.stages.items()
         for side, steps in _by_resolution(stage)
     ]
@@ -54,6 +54,12 @@ def phases_of(config: Config, operations: Operations | None = None) -> tuple[Pha
     if not all(work):
         work = [_pixels(stage) for *_, stage in bare]
     return tuple(Phase(*item[:3], work=one) for item, one in zip(bare, work, strict=True))
+
+
+def _at(stage: StageConfig, side: int) -> StageConfig:
+    """The stage with one of its resolutions for all steps."""
+    single = len(stage.resolution) == 1
+    return stage if single else replace(stage, resolution=(side,), resolution_until=())
 
 
 def _by_resolution(stage: StageConfig) -> list[tuple[int, range]]:
