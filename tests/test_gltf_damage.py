@@ -125,7 +125,7 @@ def test_many_instances_are_made_at_once(tmp_path):
     path = gltf.write(tmp_path / "a.glb")
     start = time.perf_counter()
     mesh = read_source(path)
-    assert time.perf_counter() - start < 15
+    assert time.perf_counter() - start < 60
     assert (len(mesh.faces), len(mesh.vertices)) == (count, 3 * count)
     torch.testing.assert_close(mesh.vertices.view(-1, 3, 3).mean(1), torch.from_numpy(places).float() + 1 / 3)
 
