@@ -8,12 +8,12 @@ from typing import Any, cast
 
 from pgc3d.build.models import LocatedModel
 from pgc3d.config import Config
+from pgc3d.diffusion.aliases import BUNDLED
 from pgc3d.diffusion.files import ModelFolder
 from pgc3d.diffusion.lora import parse_lora
 from pgc3d.diffusion.style import StyleAdapter
 from pgc3d.errors import RunDirectoryError, WeightsNotFoundError
 
-BUNDLED = "mini"
 SUFFIXES = frozenset({".json", ".txt", ".model", ".safetensors"})  # of the files of a model that are loaded
 WHOLE = 2**26  # files up to this size in bytes are hashed completely
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")  # of lights

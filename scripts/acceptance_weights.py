@@ -11,10 +11,10 @@ from make_random_sd import write_random_sd
 from make_random_sdxl import write_random_sdxl
 from make_random_zero123 import write_random_zero123
 
-from pgc3d.diffusion.aliases import ALIASES, CONTROL_ALIASES
+from pgc3d.diffusion.aliases import ALIASES, BUNDLED_CONTROL, CONTROL_ALIASES
 from pgc3d.diffusion.files import WEIGHTS, weight_files
 from pgc3d.diffusion.hub import POSES
-from pgc3d.diffusion.models import BUNDLED_CONTROL, find_part, resolve_model
+from pgc3d.diffusion.models import find_part, resolve_model
 from pgc3d.disk import sha256
 from pgc3d.errors import Pgc3dError
 from pgc3d.mini import image_model, text_model

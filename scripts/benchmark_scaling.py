@@ -29,7 +29,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from make_random_sdxl import unet_config, write_modules, write_random_sdxl
+from make_random_controlnet import write_random_controlnet
+from make_random_sdxl import write_random_sdxl
 from process_group import ProcessGroup
 from torch import Tensor
 
@@ -165,7 +166,7 @@ def write_inputs(out: Path, *, tiny: bool, device: str) -> None:
     if not (out / "model" / "model_index.json").exists():
         write_random_sdxl(out / "model", full_size=not tiny, device=device)
     if not (out / "control" / "config.json").exists():
-        _write_control(out / "control", tiny=tiny, device=device)
+        write_random_controlnet(out / "control", out / "model", full_size=not tiny, device=device, seed=2)
     if not (out / "sphere.glb").exists():
         trimesh.creation.icosphere(2 if tiny else 4).export(out / "sphere.glb")
     prepared = prepare_mesh_file(
@@ -173,19 +174,6 @@ def write_inputs(out: Path, *, tiny: bool, device: str) -> None:
         rasterizer=build_rasterizer("auto", torch.device(device)),
     )  # fmt: skip
     save_prepared(out / "mesh.safetensors", prepared)
-
-
-def _write_control(folder: Path, *, tiny: bool, device: str) -> None:
-    from diffusers.models.controlnets.controlnet import ControlNetModel
-    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-
-    widths = (8, 8, 8, 8) if tiny else (16, 32, 96, 256)
-    with torch.device("meta"):
-        unet = UNet2DConditionModel(**unet_config(full_size=not tiny))
-        network = ControlNetModel.from_unet(
-            unet, conditioning_embedding_out_channels=widths, load_weights_from_unet=False
-        )
-    write_modules(folder, [("", network)], half=not tiny, device=device, seed=2)
 
 
 def killed_and_resumed(out: Path, options: argparse.Namespace) -> dict[str, Any]:

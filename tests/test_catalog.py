@@ -11,8 +11,8 @@ from tiny import write_tiny_controlnet, write_tiny_sd
 
 from pgc3d.cli.app import main
 from pgc3d.cli.options import configurations_of
-from pgc3d.diffusion.aliases import ALIASES
-from pgc3d.diffusion.catalog import BUNDLED, UNKNOWN, entries, entry, installed_hashes, verify
+from pgc3d.diffusion.aliases import ALIASES, BUNDLED
+from pgc3d.diffusion.catalog import UNKNOWN, entries, entry, installed_hashes, verify
 from pgc3d.diffusion.hub import PINNED
 from pgc3d.errors import InputError, WeightsNotFoundError
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from pgc3d.choices import Precision
 from pgc3d.config import Config, ModelConfig
 from pgc3d.context import LoadedModel
-from pgc3d.diffusion.catalog import BUNDLED
+from pgc3d.diffusion.aliases import BUNDLED
 from pgc3d.diffusion.controlnet import load_control_network, resolve_control
 from pgc3d.diffusion.fast.accelerate import (
     accelerate,

@@ -6,7 +6,7 @@ from typing import Any
 
 from pgc3d.build.models import NOVEL_VIEW, LocatedModel
 from pgc3d.config import Config
-from pgc3d.diffusion.catalog import BUNDLED
+from pgc3d.diffusion.aliases import BUNDLED
 from pgc3d.diffusion.kinds import why_distilled, zeros_for_empty_prompt
 from pgc3d.prompt_weights import weight_note
 from pgc3d.prompts import prompt_notes, unknown_words

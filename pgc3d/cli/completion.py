@@ -9,9 +9,9 @@ MANIFEST, RUNS = "manifest.json", "runs"
 
 def complete_model(incomplete: str) -> list[str]:
     """The aliases of models, and the bundled one."""
-    from pgc3d.diffusion.aliases import MODEL_ALIASES
+    from pgc3d.diffusion.aliases import BUNDLED, MODEL_ALIASES
 
-    return [name for name in ("mini", *MODEL_ALIASES) if name.startswith(incomplete)]
+    return [name for name in (BUNDLED, *MODEL_ALIASES) if name.startswith(incomplete)]
 
 
 def complete_alias(incomplete: str) -> list[str]:

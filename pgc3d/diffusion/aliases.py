@@ -1,5 +1,7 @@
-"""Short names of models on the Hugging Face hub; cheap to import."""
+"""Short names of models, those on the Hugging Face hub and the bundled ones; cheap to import."""
 
+BUNDLED = "mini"  # all bundled models, each where it fits
+BUNDLED_CONTROL = "mini-depth"  # the depth ControlNet of the bundled prior
 CONTROL_ALIASES = {
     "sdxl-depth": "diffusers/controlnet-depth-sdxl-1.0",
     "sdxl-depth-small": "diffusers/controlnet-depth-sdxl-1.0-small",

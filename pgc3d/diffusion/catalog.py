@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pgc3d.diffusion.aliases import ALIASES, CONTROL_ALIASES, VAE_ALIASES
+from pgc3d.diffusion.aliases import ALIASES, BUNDLED, BUNDLED_CONTROL, CONTROL_ALIASES, VAE_ALIASES
 from pgc3d.diffusion.files import read_json, tensor_names
 from pgc3d.diffusion.hub import (
     cached_snapshot,
@@ -18,12 +18,11 @@ from pgc3d.diffusion.hub import (
     record_file,
     recorded,
 )
-from pgc3d.diffusion.models import BUNDLED_CONTROL, find_part, resolve_model
+from pgc3d.diffusion.models import find_part, resolve_model
 from pgc3d.disk import sha256
 from pgc3d.errors import WeightsNotFoundError
 from pgc3d.mini import clip_model, control_model, image_model, text_model
 
-BUNDLED = "mini"
 UNKNOWN = "see its page on the hub"  # a licence that was not recorded at a download
 BLOCK = 1 << 22  # bytes that are read at once
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from pgc3d.diffusion.aliases import ALIASES
+from pgc3d.diffusion.aliases import ALIASES, BUNDLED_CONTROL
 from pgc3d.diffusion.files import WEIGHTS, ModelFolder, loading, read_json, tensor_names, weight_files
 from pgc3d.diffusion.folder import open_folder
 from pgc3d.diffusion.hub import POSES, Request, is_hub_id, set_environment, snapshot
@@ -32,7 +32,6 @@ from pgc3d.errors import ConfigError, WeightsNotFoundError
 from pgc3d.mini import control_model
 from pgc3d.schedules import alphas_cumprod
 
-BUNDLED_CONTROL = "mini-depth"  # the depth ControlNet of the bundled prior
 PART_NAMES = {"vae": "VAE", "controlnet": "ControlNet"}
 
 

@@ -13,9 +13,9 @@ from torch.nn.functional import grid_sample, max_pool2d, normalize
 
 from pgc3d.rendering.mesh_renderer import project
 from pgc3d.rendering.rays import camera_rays
+from pgc3d.rendering.visibility import GRAZING
 from pgc3d.types import Cameras, Rendering
 
-GRAZING = 0.15  # cosine between a point's normal and a view below which that view does not count
 SLACK = 1.5  # pixels by which a point may lie behind what a view shows
 STEEP = 16.0  # pixels of depth within a pixel's neighbours above which they are an edge
 

@@ -21,6 +21,13 @@ def start() -> tuple[int, int, torch.device]:
     return rank, world, device
 
 
+def end() -> None:
+    """Wait for the other processes, if any, and leave them."""
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
 def set_fast_math(device: torch.device) -> None:
     """Work on this CUDA device from now on, in TF32 and with the fastest convolutions."""
     torch.cuda.set_device(device)

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from captions import VIEWS
 from jaxtyping import Bool, Float, Int, UInt8
-from loop import Budget, MovingAverage, load_state, save_state, start, update
+from loop import Budget, MovingAverage, end, load_state, save_state, start, update
 from PIL import Image
 from store import Pair, composite, named_backgrounds, posterior, render_split
 from torch import Tensor, nn
@@ -360,9 +360,7 @@ def main() -> None:
         (arguments.out / "control_report.json").write_text(json.dumps(report, indent=1) + "\n")
         save_control(trainer.control, arguments.out)
         print("held-out", report, flush=True)
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
+    end()
 
 
 if __name__ == "__main__":

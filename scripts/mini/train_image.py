@@ -26,7 +26,7 @@ from image_prior import (
     warm_start,
 )
 from jaxtyping import Float
-from loop import Budget, MovingAverage, load_state, save_state, set_fast_math, start, update
+from loop import Budget, MovingAverage, end, load_state, save_state, set_fast_math, start, update
 from pairs import PairSettings, PairStore, build_pairs
 from torch import Tensor, nn
 
@@ -207,9 +207,7 @@ def main() -> None:
         if budget.progress >= 1.0:
             report = evaluate(arguments.out, arguments.dataset, arguments.text, device, limit=arguments.limit)
             print("held-out", report, flush=True)
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
+    end()
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from captions import VIEWS, captions, train_tokenizer
 from jaxtyping import Float, Int
-from loop import Budget, MovingAverage, load_state, save_state, start, update
+from loop import Budget, MovingAverage, end, load_state, save_state, start, update
 from store import Pair, ViewStore, build_store, composite, named_backgrounds, posterior
 from torch import Tensor, nn
 
@@ -310,9 +310,7 @@ def main() -> None:
     run(trainer, budget, arguments, rank)
     if rank == 0:
         finish(trainer, budget, arguments.out, texts)
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
+    end()
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from loop import Budget, MovingAverage, start, update
+from loop import Budget, MovingAverage, end, start, update
 from store import ViewStore, build_store, composite, named_backgrounds
 from torch import Tensor, nn
 
@@ -186,9 +186,7 @@ def main() -> None:
         print("held-out", report, flush=True)
         vae.save_pretrained(arguments.out / "vae")
         (arguments.out / "vae_report.json").write_text(json.dumps(report))
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
+    end()
 
 
 if __name__ == "__main__":
