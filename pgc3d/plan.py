@@ -1,48 +1,42 @@
 """Estimates of a run's GPU memory and time before its first step, and settings with which it fits.
 
-Of a step with its models; `memory.py` checks the textures of an export, on any device and without models.
-
-Peak memory is that of the moment when the UNet runs while the activations of the encoder and the renderer are
-kept for their backward passes:
-
-    weights + pixels (activations of the encoder) + pixels (of the renderer) + latent pixels (of the UNet)
-
-A UNet in a CUDA graph ("recorded") keeps its memory, so that the encoder's backward pass adds to it.
+Of a step with its models, see `step_cost`; `memory.py` checks the textures of an export, on any device and
+without models.
 
 A guidance that trains adapters does so after the encoder's backward pass, when its activations are freed: of
 the UNet's activations, kept for the backward pass, and the encoder's the larger ones count. Its network has
 diffusers' own modules, with weights of its own where the frozen one is accelerated.
 
-ControlNets add weights, arithmetic, and residuals that are kept while the UNet runs; they run before it, when
-less memory is used. LoRAs are added to the weights and cost nothing. A style adds the weights of its adapter;
-its few tokens are not counted, and the image encoder is freed before the UNet is loaded.
-
-Time is the number of operations over a fraction of the rate at which this GPU multiplies large matrices.
-`Costs` holds the constants, fitted to steps of SDXL at 1024 x 1024 and SD at 512 on an H100, one to four
-images, with and without a depth ControlNet. The estimates are within 7 % of what torch held for diffusers'
-own code; for ours they are never below it, and above it by 24 % at most. Times are without those in which the
-GPU waits for the host. `scripts/benchmark_step.py` prints estimates beside measurements.
+Time is the number of operations over a fraction of the rate at which this GPU multiplies large matrices,
+without the times in which the GPU waits for the host.
 """
 
-import math
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 
 from pgc3d.build.models import LocatedModel, is_fast
 from pgc3d.config import Config, ObjectiveConfig, StageConfig
-from pgc3d.diffusion.fast.accelerate import SMALL
 from pgc3d.errors import OutOfMemoryError
 from pgc3d.memory import free_memory
 from pgc3d.model_size import ModelSize, read_size
 from pgc3d.requirements import ModelUse
+from pgc3d.step_cost import (
+    FAST,
+    FAST_LOW,
+    PLAIN,
+    PLAIN_LOW,
+    RECORDING_BYTES,
+    Costs,
+    Estimate,
+    estimate,
+    weight_bytes,
+)
 from pgc3d.stopwatch import matmul_rate
 
 FROZEN = ModelUse()
 RESERVE = 0.05  # fraction of the free memory that the allocator cannot use
-# Copies in memory of the ControlNets' residuals, where they go from one CUDA graph to another.
-RECORDED_COPIES = 2.5
 TRAINED_EVALUATIONS = (
     4  # of the UNet with adapters for each view: one without a gradient, and a training step
 )
@@ -50,111 +44,6 @@ ADAPTER_BYTES = 2e8  # of the adapters, their gradients and Adam's state
 # Alive in the VAE's decoder at once, in multiples of its last layer's output: of SDXL at 1024 px 6.7 GB were
 # reserved for each of two views, 7.4 for one.
 DECODER_TENSORS = 28.0
-RECORDING_BYTES = 2e8  # of each CUDA graph's memory pool, unused and not available to others
-
-
-@dataclass(frozen=True)
-class Costs:
-    """Constants of the estimate for one implementation of the networks."""
-
-    encoder_tensors: float  # activations kept per residual block, in multiples of its output
-    encoder_work: float  # arithmetic of forward and backward pass, in multiples of a forward pass
-    matmul_fraction: float  # of the matmul rate that a step reaches
-    unet_tensors: float = 50.0  # alive in the UNet at once, in multiples of its first layer's output
-    # Multiply-adds per parameter and latent pixel, of two evaluations: most layers run at lower resolutions.
-    unet_work: float = 0.142
-    # Activations that the UNet keeps for a backward pass to its adapters, in the same multiples: counted from
-    # the shapes, 775 in SDXL's layout and 395 in SD's; recomputed 57 and what one block keeps.
-    trained_tensors: float = 775.0
-    # Residuals and conditions kept of all ControlNets, in the same multiples: counted from the shapes, 5.8 in
-    # SDXL's layout and 7.2 in SD's.
-    control_tensors: float = 7.2
-    # Only UNets with fewer parameters are recorded. The memory of a recorded one is not shared, and the
-    # encoder keeps the probabilities of its attention in addition.
-    recorded_below: float = 0.0
-
-
-PLAIN = Costs(encoder_tensors=6.4, encoder_work=2.0, matmul_fraction=0.17)  # diffusers' own code
-PLAIN_LOW = replace(PLAIN, encoder_tensors=1.5, encoder_work=3.0, trained_tensors=150.0)
-FAST = Costs(
-    encoder_tensors=2.0, encoder_work=2.0, matmul_fraction=0.5, unet_tensors=25.0, recorded_below=math.inf
-)
-FAST_LOW = replace(FAST, encoder_tensors=1.0, encoder_work=2.4, matmul_fraction=0.45, recorded_below=SMALL)
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """The cost of a step."""
-
-    bytes: float  # peak memory
-    operations: float  # floating-point operations
-
-
-def estimate(  # noqa: PLR0913 - one for each size
-    size: ModelSize,
-    costs: Costs,
-    *,
-    side: int,
-    render_side: int,
-    batch: int,
-    micro_batch: int,
-    item: int,
-    controls: Collection[str] = (),
-    evaluations: int = 2,
-    render_bytes: int = 1100,
-) -> Estimate:
-    """The cost of one objective in a step, with all weights of its model and the ControlNets.
-
-    Args:
-        size: the model.
-        costs: constants of its implementation.
-        side: of the images that the model evaluates, in pixels.
-        render_side: of the renders, in pixels.
-        batch: views per step.
-        micro_batch: views that the model evaluates at once.
-        item: bytes per number.
-        controls: names of the ControlNets that this objective uses, repeated where one is used twice.
-        evaluations: of the UNet and the ControlNets for each view, in one batch.
-        render_bytes: kept of the renderer per rendered pixel until the backward pass.
-    """
-    pixels = [side**2 / 4**level for level in range(len(size.vae_channels))]
-    levels = list(zip(pixels, size.vae_channels, strict=True))
-    levels.append(levels[-1])  # the middle block has about as much as one level
-    kept = sum(2 * count * channels for count, channels in levels) * costs.encoder_tensors / 2
-    working = 4 * pixels[0] * size.vae_channels[0]
-    latent = (side / size.downscale) ** 2
-    recorded = size.unet_parameters < costs.recorded_below
-    residuals = costs.control_tensors * (RECORDED_COPIES if recorded else 1.0)
-    tensors = costs.unet_tensors + (residuals if controls else 0.0)
-    unet = evaluations * latent * size.unet_channels * tensors
-    passing = working + unet + latent**2 if recorded else max(working, unet)
-    views = micro_batch * item * (size.vae_layers * kept + passing)
-    weights = _weights(size, item)
-    recordings = RECORDING_BYTES * (1 + len(controls)) if recorded else 0.0
-    return Estimate(
-        bytes=weights + views + recordings + batch * render_side**2 * render_bytes,
-        operations=batch * _operations(size, costs, levels, latent, controls, evaluations),
-    )
-
-
-def _weights(size: ModelSize, item: int) -> float:
-    return float((size.unet_parameters + size.style + sum(size.controls.values())) * item)
-
-
-def _operations(
-    size: ModelSize,
-    costs: Costs,
-    levels: Sequence[tuple[float, int]],
-    latent: float,
-    controls: Collection[str],
-    evaluations: int,
-) -> float:
-    """Operations for one view; `levels` are the (pixels, channels) of each of the encoder's levels."""
-    convolutions = sum(2 * size.vae_layers * 18 * count * channels**2 for count, channels in levels)
-    attention = 4 * latent**2 * size.vae_channels[-1]
-    parameters = size.unet_parameters + sum(size.controls[name] for name in controls)
-    predict = evaluations * latent * parameters * costs.unet_work
-    return (convolutions + attention) * costs.encoder_work + predict
 
 
 def costs_of(config: Config, *, fast: bool) -> Costs:
@@ -204,7 +93,7 @@ def _initial_views(config: Config, stage: StageConfig, sizes: Mapping[str, Model
 
 def _all_weights(config: Config, name: str, use: ModelUse, sizes: Mapping[str, ModelSize]) -> float:
     """Bytes of a model's weights, with those of a second UNet and its adapters where the use trains."""
-    weights, item = _weights(sizes[name], _item(config, name)), _item(config, name)
+    weights, item = weight_bytes(sizes[name], _item(config, name)), _item(config, name)
     if not use.trains:
         return weights
     second = (
@@ -235,7 +124,7 @@ def _estimate_objective(
             evaluations=use.evaluations,
             render_bytes=rendered,
         )
-        step = replace(step, bytes=step.bytes - _weights(sizes[name], _item(config, name)))
+        step = replace(step, bytes=step.bytes - weight_bytes(sizes[name], _item(config, name)))
         parts.append(_with_training(config, objective, name, step, sizes[name]) if use.trains else step)
     return Estimate(
         bytes=max(part.bytes for part in parts), operations=sum(part.operations for part in parts)

@@ -28,7 +28,7 @@ LAYERS = (
     ("session",),
     ("tensorboard",),
     ("events", "eta", "clip_images", "environment"),
-    ("checkpoint", "plan", "model_record", "model_size"),
+    ("checkpoint", "plan", "plan_times", "step_cost", "model_record", "model_size"),
     ("build",),
     ("run_directory",),
     ("checkpoint_files",),
