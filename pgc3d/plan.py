@@ -273,16 +273,21 @@ def describe(
         free: bytes of memory.
         name: of the GPU.
     """
-    changed = ""
-    if fitting.run.low_memory and not requested.run.low_memory:
-        changed = "; more would not fit, so this run is as with --low-memory"
-    elif fitting.run.micro_batch != requested.run.micro_batch:
-        changed = f"; more would not fit, so the model evaluates {fitting.run.micro_batch} views at a time"
+    changed = changes(requested, fitting)
     minutes = seconds / 60
     each = seconds / sum(stage.steps for stage in fitting.stages.values())
     time = f", about {each:.2f} s a step at the full resolution, {minutes:.0f} min"
     # No time below a minute: the steps of small models are bound by the host, which the estimate leaves out.
     return (
         f"expected on {name}: at most {expected.bytes / 1e9:.1f} of {free / 1e9:.1f} GB free"
-        f"{time if minutes >= 1 else ''}{changed}"
+        f"{time if minutes >= 1 else ''}{f'; {changed}' if changed else ''}"
     )
+
+
+def changes(requested: Config, fitting: Config) -> str:
+    """What differs between the user's configuration and the one that fits, in words; "" for nothing."""
+    if fitting.run.low_memory and not requested.run.low_memory:
+        return "more would not fit, so this run is as with --low-memory"
+    if fitting.run.micro_batch != requested.run.micro_batch:
+        return f"more would not fit, so the model evaluates {fitting.run.micro_batch} views at a time"
+    return ""

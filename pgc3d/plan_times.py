@@ -4,8 +4,9 @@ Each row names the device by torch's name for it, and the page of the documentat
 comes from. A number that is not here was not measured; nothing is derived for another device.
 """
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pgc3d.model_size import ModelSize
 
@@ -41,15 +42,34 @@ class Work:
 
 
 @dataclass(frozen=True)
-class ImageTime:
-    """The time of a step for each image that a model evaluates, with rendering and the optimiser."""
+class StepTime:
+    """The time of a step with images of one kind of work, with rendering and the optimiser."""
 
     work: Work
     device: str
     ms: float
-    representation: str  # kind of what was optimised
+    images: int  # in the step, which a model evaluates
+    representation: str  # kind of what was optimised; "" for the guidance alone
+    rendered: int  # side of the renders, in pixels
     source: str
     note: str = ""  # what the number lacks or has in addition
+
+    @property
+    def seconds_of_an_image(self) -> float:
+        """The part of an image in the step."""
+        return self.ms / 1000 / self.images
+
+    def difference(self, images: int, representation: str, rendered: int) -> str:
+        """What another step with the same work has in place of this one's, in words; "" where it is alike."""
+        if not self.representation:
+            return f"{self.work}: measured without rendering and the optimiser"
+        own = (self.images, self.representation, self.rendered)
+        if own == (images, representation, rendered):
+            return ""
+        return (
+            f"{self.work}: measured with {self.images} images a step, {self.representation} at "
+            f"{self.rendered} px; this has {images}, {representation} at {rendered} px"
+        )
 
 
 @dataclass(frozen=True)
@@ -97,7 +117,7 @@ class Scaling:
 class Times:
     """Measured numbers; where several rows fit, the first one counts."""
 
-    images: tuple[ImageTime, ...] = ()
+    steps: tuple[StepTime, ...] = ()
     parts: tuple[Parts, ...] = ()
     initial_views: tuple[InitialViews, ...] = ()
     scaling: tuple[Scaling, ...] = ()
@@ -105,13 +125,33 @@ class Times:
 
     @property
     def devices(self) -> list[str]:
-        """The devices with a measured time of an image."""
-        return sorted({row.device for row in self.images})
+        """The devices with a measured time of a step."""
+        return sorted({row.device for row in self.steps})
 
-    def image(self, work: Work, device: str, representation: str) -> ImageTime | None:
-        """The row of some work on a device, that of the same representation where there is one."""
-        found = [row for row in self.images if (row.work, row.device) == (work, device)]
-        return min(found, key=lambda row: row.representation != representation, default=None)
+    def step(
+        self, work: Work, device: str, images: int, representation: str, rendered: int
+    ) -> StepTime | None:
+        """The row of some work on a device whose step is most alike.
+
+        Args:
+            work: of each image.
+            device: its name.
+            images: in the step.
+            representation: kind of what is optimised.
+            rendered: side of the renders, in pixels.
+        """
+
+        def unlike(row: StepTime) -> tuple[bool, bool, float, int]:
+            size = abs(math.log2(row.rendered / rendered)) if row.rendered else 0.0
+            return (
+                not row.representation,
+                row.representation != representation,
+                size,
+                abs(row.images - images),
+            )
+
+        found = [row for row in self.steps if (row.work, row.device) == (work, device)]
+        return min(found, key=unlike, default=None)
 
     def parts_of(self, model: str, device: str) -> Parts | None:
         """The times beside the steps of runs with a model on a device."""
@@ -125,7 +165,7 @@ class Times:
     def __or__(self, other: "Times") -> "Times":
         """The rows of both; those of `other` count first."""
         return Times(
-            images=other.images + self.images,
+            steps=other.steps + self.steps,
             parts=other.parts + self.parts,
             initial_views=other.initial_views + self.initial_views,
             scaling=other.scaling + self.scaling,
@@ -134,40 +174,44 @@ class Times:
 
 
 SDXL, SD, ZERO123 = Work("sdxl", 1024), Work("sd", 512), Work("zero123", 256)
-ALONE = "the guidance alone, without rendering"
+SDXL_DEPTH, SD_DEPTH = (replace(work, controls=(f"{work.model}-depth",)) for work in (SDXL, SD))
+REFERENCE = "with the view of the input image"
+MEAN = "the mean over both sizes of a run"
 MEASURED = Times(
-    images=(
-        ImageTime(SDXL, H200, 237 / 4, "textured_mesh", QUALITY),
-        ImageTime(Work("sdxl", 1024, evaluations=3), H200, 330 / 4, "textured_mesh", TEXTURES),
-        ImageTime(SDXL, H100, 251.3 / 4, "textured_mesh", PERFORMANCE),
-        ImageTime(SDXL, H100, 118.1 / 2, "dmtet", PERFORMANCE),
-        ImageTime(Work("sdxl", 1024, low_memory=True), H100, 410 / 4, "textured_mesh", PERFORMANCE),
-        ImageTime(
-            Work("sdxl", 1024, controls=("sdxl-depth",)), H100, 288.6 / 4, "none", PERFORMANCE, note=ALONE
-        ),
-        ImageTime(SD, H200, 60 / 4, "dmtet", PERFORMANCE),
-        ImageTime(SD, H100, 44.2 / 4, "none", PERFORMANCE, note=ALONE),
-        ImageTime(
-            Work("sd", 512, controls=("sd-depth",)), H100, 52.9 / 4, "none", PERFORMANCE, note=ALONE
-        ),
-        ImageTime(ZERO123, H200, 63 / 4, "dmtet", PERFORMANCE, note="with the view of the input image"),
-        ImageTime(ZERO123, H200, 259 / 4, "nerf", PERFORMANCE, note="with the view of the input image"),
-        ImageTime(Work("mini", 128), H100, 25.8 / 2, "dmtet", PERFORMANCE, note="the mean over both sizes"),
-        ImageTime(Work("mini", 256), H100, 25.8 / 2, "dmtet", PERFORMANCE, note="the mean over both sizes"),
-        ImageTime(
-            Work("mini image", 256), H100, 46 / 2, "dmtet", PERFORMANCE,
-            note="with the view of the input image",
-        ),
-        # 75.1 s of 360 steps of two views, the last 54 at 256 px, each of which took 3.1 times as long
-        ImageTime(Work("mini", 128), TWO_CORES, 79.0, "dmtet", PERFORMANCE),
-        ImageTime(Work("mini", 256), TWO_CORES, 246.0, "dmtet", PERFORMANCE),
+    steps=(
+        StepTime(SDXL, H200, 237.0, 4, "textured_mesh", 1024, QUALITY),
+        StepTime(replace(SDXL, evaluations=3), H200, 330.0, 4, "textured_mesh", 1024, TEXTURES),
+        StepTime(SDXL, H100, 251.3, 4, "textured_mesh", 1024, PERFORMANCE),
+        StepTime(SDXL, H100, 118.1, 2, "dmtet", 1024, PERFORMANCE),
+        StepTime(replace(SDXL, low_memory=True), H100, 410.0, 4, "textured_mesh", 1024, PERFORMANCE),
+        StepTime(SDXL_DEPTH, H100, 75.3, 1, "", 0, PERFORMANCE),
+        StepTime(SDXL_DEPTH, H100, 144.4, 2, "", 0, PERFORMANCE),
+        StepTime(SDXL_DEPTH, H100, 288.6, 4, "", 0, PERFORMANCE),
+        StepTime(SD, H200, 60.0, 4, "dmtet", 512, PERFORMANCE),
+        StepTime(SD, H200, 51.0, 1, "dmtet", 512, PERFORMANCE),
+        StepTime(SD, H200, 58.0, 1, "nerf", 64, PERFORMANCE),
+        StepTime(SD, H200, 72.0, 4, "textured_mesh", 512, PERFORMANCE, "with a material"),
+        StepTime(replace(SD, trains=True), H200, 546.0, 1, "nerf", 512, PERFORMANCE),
+        StepTime(replace(SD, trains=True), H200, 372.0, 1, "textured_mesh", 512, PERFORMANCE),
+        StepTime(SD, H100, 18.4, 1, "", 0, PERFORMANCE),
+        StepTime(SD, H100, 24.0, 2, "", 0, PERFORMANCE),
+        StepTime(SD, H100, 44.2, 4, "", 0, PERFORMANCE),
+        StepTime(SD_DEPTH, H100, 18.1, 1, "", 0, PERFORMANCE),
+        StepTime(SD_DEPTH, H100, 29.0, 2, "", 0, PERFORMANCE),
+        StepTime(SD_DEPTH, H100, 52.9, 4, "", 0, PERFORMANCE),
+        StepTime(ZERO123, H200, 63.0, 4, "dmtet", 256, PERFORMANCE, REFERENCE),
+        StepTime(ZERO123, H200, 57.0, 8, "dmtet", 256, PERFORMANCE, REFERENCE),
+        StepTime(ZERO123, H200, 259.0, 4, "nerf", 256, PERFORMANCE, REFERENCE),
+        StepTime(Work("mini", 128), H100, 25.8, 2, "dmtet", 128, PERFORMANCE, MEAN),
+        StepTime(Work("mini", 256), H100, 25.8, 2, "dmtet", 256, PERFORMANCE, MEAN),
+        StepTime(Work("mini image", 256), H100, 46.0, 2, "dmtet", 256, PERFORMANCE, REFERENCE),
+        # 75.1 s of 360 steps, the last 54 at 256 px, each of which took 3.1 times as long
+        StepTime(Work("mini", 128), TWO_CORES, 158.0, 2, "dmtet", 128, PERFORMANCE),
+        StepTime(Work("mini", 256), TWO_CORES, 492.0, 2, "dmtet", 256, PERFORMANCE),
     ),
     parts=(
         Parts("sdxl", H200, QUALITY, start=11.4, build=21.4, export=2.3, first=60.4),
-        Parts(
-            "sdxl", H100, PERFORMANCE, start=0.0, build=24.0, export=6.4, first=105.0,
-            note="start is part of build, and previews are part of export",
-        ),
+        Parts("sdxl", H100, PERFORMANCE, 0.0, 24.0, 6.4, 105.0, "start is in build, previews are in export"),
         Parts("mini", H100, PERFORMANCE, start=6.0, build=9.7, export=3.7, first=24.4),
         Parts("mini image", H100, PERFORMANCE, start=5.0, build=7.8, export=2.7),
         # the export has a formula of its own, see `eta.export_seconds`
@@ -176,7 +220,7 @@ MEASURED = Times(
     initial_views=(InitialViews("sdxl", H200, 10, 20, 80, 24.7, QUALITY),),
     scaling=(),  # not measured yet
     memory={H100: 84.9e9, H200: 150e9},
-)  # fmt: skip
+)
 
 # Of published models, for plans where their weights are not on this disk.
 _SDXL = ModelSize(

@@ -8,7 +8,7 @@ import typer
 
 from pgc3d.cli.console import notify
 from pgc3d.cli.json_lines import End
-from pgc3d.cli.options import BatchOutOption, with_output_options
+from pgc3d.cli.options import BatchOutOption, ListedJobs, collected, with_output_options
 from pgc3d.cli.output import Progress, current
 
 
@@ -45,6 +45,9 @@ def batch(
             f"every entry of {jobs_list} must be valid, but {len(invalid)} of {len(listed)} are not, see "
             "above; correct them, or use --skip-invalid"
         )
+    if (collector := collected.get()) is not None:
+        collector.lists.append(ListedJobs(listed, sweep_steps, jobs))
+        return 0
     options = BatchOptions(retriever or clip_model(), jobs, sweep_steps, retry)
     folder = out or Path("runs") / jobs_list.stem
     bars = _Bars(drawn=jobs == 1)
