@@ -17,7 +17,7 @@ from pgc3d.errors import InputError, OutOfMemoryError
 from pgc3d.eta import export_seconds, phases_of
 from pgc3d.known_models import KnownModel, evaluations, known_model, work_of
 from pgc3d.memory import free_memory
-from pgc3d.plan import changes, fit, plan_run
+from pgc3d.plan import changes, fit, places, plan_run
 from pgc3d.plan_times import Times
 
 ADVICE = "use --time-per-step SECONDS, or --like RUN with a run that was made there"
@@ -267,6 +267,8 @@ def _step_seconds(
         about = (row.difference(*alike), f"{work}: {row.note}" if row.note else "")
         notes |= dict.fromkeys(line for line in about if line)
         seconds += row.seconds_of_an_image * alike[0]
+    if len({config.models[name].device for _, name, _ in evaluations(stage)}) > 1:
+        notes.setdefault("models on several devices: the time is that of one after the other")
     if not sources and known:
         known = False
         notes.setdefault(f"no measured time of steps without a diffusion model; {ADVICE}")
@@ -321,7 +323,7 @@ def _memory(
     if not sizes:
         return config, SeveralGpus(gpus, None, None, "memory is not planned without a diffusion model")
     try:
-        fitting, expected = fit(shared, sizes, device.free)
+        fitting, expected = fit(shared, sizes, device.free, dict.fromkeys(places(shared), device.free))
     except OutOfMemoryError as error:
         return config, SeveralGpus(gpus, None, None, str(error))
     return replace(config, run=fitting.run), SeveralGpus(gpus, None, expected.bytes, changes(shared, fitting))

@@ -18,6 +18,7 @@ import torch
 
 from pgc3d.build.models import LocatedModel, is_fast
 from pgc3d.config import Config, ObjectiveConfig, StageConfig
+from pgc3d.devices import AUTO, device_of
 from pgc3d.errors import OutOfMemoryError
 from pgc3d.memory import free_memory
 from pgc3d.model_size import ModelSize, read_size
@@ -44,6 +45,7 @@ ADAPTER_BYTES = 2e8  # of the adapters, their gradients and Adam's state
 # Alive in the VAE's decoder at once, in multiples of its last layer's output: of SDXL at 1024 px 6.7 GB were
 # reserved for each of two views, 7.4 for one.
 DECODER_TENSORS = 28.0
+COPIED_BYTES = 64  # of a rendered pixel's buffers on the device of a model that is not the run's
 
 
 def costs_of(config: Config, *, fast: bool) -> Costs:
@@ -52,32 +54,58 @@ def costs_of(config: Config, *, fast: bool) -> Costs:
     return (FAST_LOW if low else FAST) if fast else (PLAIN_LOW if low else PLAIN)
 
 
-def estimate_run(config: Config, sizes: Mapping[str, ModelSize]) -> Estimate:
+def estimate_run(config: Config, sizes: Mapping[str, ModelSize], device: str | None = None) -> Estimate:
     """The cost of a step of the stage that needs most memory.
 
     Args:
         config: of the run.
         sizes: of the models, by their entries in `models`.
+        device: as in `estimate_stage`.
     """
-    steps = [estimate_stage(config, stage, sizes) for stage in config.stages.values()]
+    steps = [estimate_stage(config, stage, sizes, device) for stage in config.stages.values()]
     return max(steps, key=lambda step: step.bytes)
 
 
-def estimate_stage(config: Config, stage: StageConfig, sizes: Mapping[str, ModelSize]) -> Estimate:
+def estimate_stage(
+    config: Config, stage: StageConfig, sizes: Mapping[str, ModelSize], device: str | None = None
+) -> Estimate:
     """The cost of a step of one stage, at its largest resolution.
 
     Memory is that of all weights and the activations of the largest objective, operations those of all
-    objectives.
+    objectives. The run's device also has the renders of all objectives whose models are elsewhere, at once.
 
     Args:
         config: of the run.
         stage: one of its stages.
         sizes: of the models, by their entries in `models`.
+        device: whose memory and work is counted, as models name it; None where all share one.
     """
-    weights = sum(_all_weights(config, name, use, sizes) for name, use in stage.requires().models.items())
-    parts = [_estimate_objective(config, stage, item, sizes) for item in stage.objectives.values()]
-    largest = max(*(part.bytes for part in parts), _initial_views(config, stage, sizes))
-    return Estimate(bytes=weights + largest, operations=sum(part.operations for part in parts))
+    names = [name for name in stage.requires().models if device in {None, config.models[name].device}]
+    uses = stage.requires().models
+    weights = sum(_all_weights(config, name, uses[name], sizes) for name in names)
+    parts, waiting = [_initial_views(config, stage, sizes) if device in {None, AUTO} else 0.0], 0.0
+    operations = 0.0
+    for item in stage.objectives.values():
+        place = _place(config, item)
+        if device in {None, place}:
+            rendered = None if device in {None, AUTO} else COPIED_BYTES
+            part = _estimate_objective(config, stage, item, sizes, rendered)
+            parts.append(part.bytes)
+            operations += part.operations
+        elif device == AUTO:
+            waiting += _renders(config, stage, item)
+    return Estimate(bytes=weights + waiting + max(parts), operations=operations)
+
+
+def _place(config: Config, objective: ObjectiveConfig) -> str:
+    """The device of an objective's models, which have one together, as they name it."""
+    return next((config.models[name].device for name in objective.guidance.requires().models), AUTO)
+
+
+def _renders(config: Config, stage: StageConfig, objective: ObjectiveConfig) -> float:
+    """Bytes that the renders of an objective keep."""
+    rendered = stage.representation.render_bytes(low_memory=config.run.low_memory)
+    return float(objective.batch * max(stage.resolution) ** 2 * rendered)
 
 
 def _initial_views(config: Config, stage: StageConfig, sizes: Mapping[str, ModelSize]) -> float:
@@ -105,11 +133,24 @@ def _all_weights(config: Config, name: str, use: ModelUse, sizes: Mapping[str, M
 
 
 def _estimate_objective(
-    config: Config, stage: StageConfig, objective: ObjectiveConfig, sizes: Mapping[str, ModelSize]
+    config: Config,
+    stage: StageConfig,
+    objective: ObjectiveConfig,
+    sizes: Mapping[str, ModelSize],
+    rendered: int | None = None,
 ) -> Estimate:
-    """The cost of one objective without the weights; of one without a model, that of its renders."""
+    """The cost of one objective without the weights; of one without a model, that of its renders.
+
+    Args:
+        config: of the run.
+        stage: of the objective.
+        objective: one of the stage.
+        sizes: of the models, by their entries in `models`.
+        rendered: bytes kept of a rendered pixel on this device; the representation's when None.
+    """
     run, side = config.run, max(stage.resolution)
-    rendered = stage.representation.render_bytes(low_memory=run.low_memory)
+    if rendered is None:
+        rendered = stage.representation.render_bytes(low_memory=run.low_memory)
     parts = [Estimate(bytes=float(objective.batch * side**2 * rendered), operations=0.0)]
     for name, use in objective.guidance.requires().models.items():
         step = estimate(
@@ -163,25 +204,33 @@ def lowered(config: Config) -> list[Config]:
     return candidates
 
 
-def fit(config: Config, sizes: Mapping[str, ModelSize], free: int) -> tuple[Config, Estimate]:
+def fit(
+    config: Config, sizes: Mapping[str, ModelSize], free: int, others: Mapping[str, int] | None = None
+) -> tuple[Config, Estimate]:
     """The first configuration of `lowered` that fits into the free memory, and its largest step.
 
     Args:
         config: of the run.
         sizes: of the models, by their entries in `models`.
         free: bytes.
+        others: free bytes of other devices that models name, by those names.
 
     Raises:
         OutOfMemoryError: none fits.
     """
+    available: dict[str | None, int] = {AUTO if others else None: free}
+    available.update((others or {}).items())
     for candidate in lowered(config):
-        expected = estimate_run(candidate, sizes)
-        if expected.bytes <= free * (1 - RESERVE):
-            return candidate, expected
+        expected = {place: estimate_run(candidate, sizes, place) for place in available}
+        over = [place for place in available if expected[place].bytes > available[place] * (1 - RESERVE)]
+        if not over:
+            return candidate, next(iter(expected.values()))
+    place = over[0]
     fewer = "use fewer ControlNets, " if any(size.controls for size in sizes.values()) else ""
+    where, needed = "the GPU" if place in {None, AUTO} else place, expected[place].bytes
     raise OutOfMemoryError(
-        f"the run must fit the GPU, where {free / 1e9:.1f} GB are free, but about "
-        f"{expected.bytes / 1e9:.1f} GB are needed even with --low-memory; {fewer}lower "
+        f"the run must fit {where}, where {available[place] / 1e9:.1f} GB are free, but about "
+        f"{needed / 1e9:.1f} GB are needed even with --low-memory; {fewer}lower "
         f"{', '.join(config.memory_settings())} or stop other processes on the GPU"
     )
 
@@ -222,15 +271,41 @@ def _plan(
     sizes = {
         name: read_size(model.folder, model.controls, model.style_size) for name, model in located.items()
     }
-    fitting, expected = fit(config, sizes, free)
+    named = _with_places(config, device)
+    others = {place: free_memory(torch.device(place)) for place in places(named)}
+    fitting, expected = fit(named, sizes, free, others)
     rate = matmul_rate(device, torch.float16)
     seconds = sum(
-        stage.steps
-        * estimate_stage(fitting, stage, sizes).operations
-        / (rate * _matmul_fraction(fitting, stage))
+        stage.steps * _operations(fitting, stage, sizes) / (rate * _matmul_fraction(fitting, stage))
         for stage in fitting.stages.values()
     )
-    return fitting, describe(config, fitting, expected, seconds, free, torch.cuda.get_device_name(device))
+    line = describe(config, fitting, expected, seconds, free, torch.cuda.get_device_name(device))
+    for place, there in others.items():
+        planned = estimate_run(fitting, sizes, place).bytes
+        line += f"; on {place} at most {planned / 1e9:.1f} of {there / 1e9:.1f} GB free"
+    return fitting, line
+
+
+def _with_places(config: Config, device: torch.device) -> Config:
+    """The configuration with `auto` for the run's own device, in whatever form models name it."""
+    models = {
+        name: replace(model, device=AUTO) if device_of(model.device, device) == device else model
+        for name, model in config.models.items()
+    }
+    return replace(config, models=models)
+
+
+def places(config: Config) -> list[str]:
+    """The CUDA devices beside the run's that its models name."""
+    named = (config.models[name].device for name in config.requires().models)
+    return sorted({place for place in named if place.startswith("cuda")})
+
+
+def _operations(config: Config, stage: StageConfig, sizes: Mapping[str, ModelSize]) -> float:
+    """Operations of the device that has most of them in a step: the devices work at the same time."""
+    found = places(config)
+    each: list[str | None] = [AUTO, *found] if found else [None]
+    return max(estimate_stage(config, stage, sizes, place).operations for place in each)
 
 
 def _fit_renders(config: Config, free: int) -> tuple[Config, str]:

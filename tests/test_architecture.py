@@ -44,7 +44,7 @@ LAYERS = (
     ("context",),
     ("rendering",),
     ("diffusion", "geometry", "kernels", "mini"),
-    ("image_config", "images", "stopwatch", "memory", "measurements", "parallel"),
+    ("image_config", "images", "stopwatch", "memory", "measurements", "parallel", "devices"),
     ("cover_cameras",),
     ("cameras", "prompts", "adaptive_clip", "relative_clip"),
     ("pgc",),
