@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from pgc3d.build.devices import require_one_process
 from pgc3d.build.run import resolve_device
 from pgc3d.config import Config, StageConfig
 from pgc3d.errors import InputError, OutOfMemoryError
@@ -172,8 +173,10 @@ def forecast(title: str, config: Config, settings: Settings, seeds: Seeds = Seed
     Raises:
         InputError: there are no measurements of the named device.
         BackendUnavailableError: the run needs a CUDA device, and this computer has none.
+        ConfigError: a model has a device of its own, for several GPUs.
     """
     device, notes = planned_device(config, settings), _Notes()
+    require_one_process(config, max(settings.gpus))
     models = {name: known_model(config.models[name], use) for name, use in config.requires().models.items()}
     planned, memory = _memory(config, models, device, 1)
     phases = tuple(_phases(planned, models, device, settings, seeds, notes))

@@ -13,7 +13,7 @@ from test_docs import ROOT
 from pgc3d.cli.options import runs_of
 from pgc3d.config import dump_config
 from pgc3d.earlier_runs import times_of_run
-from pgc3d.errors import InputError
+from pgc3d.errors import ConfigError, InputError
 from pgc3d.fleet import fleet
 from pgc3d.forecast import Seeds, Settings, forecast
 from pgc3d.known_models import known_model
@@ -72,6 +72,24 @@ def test_a_time_that_was_not_measured_stays_unknown_with_a_line():
     assert any(note.startswith(line) for note in found.notes)
     given = of(replace(ON_H200, step_seconds=0.5), config)
     assert (given.stepping, given.sources[0]) == (30.0, "--time-per-step")
+
+
+def test_models_on_several_devices_are_planned_with_one_process():
+    entry, stage = sdxl().models["text"], sdxl().last
+    first = stage.objectives["color"]
+    second = replace(first, guidance=replace(first.guidance, model="b"))
+    config = replace(
+        sdxl(),
+        models={"text": entry, "b": replace(entry, device="cuda:1")},
+        stages={"main": replace(stage, objectives={"color": first, "second": second})},
+    )
+    found = of(config=config)
+    assert found.stepping == pytest.approx(2 * PLAIN.stepping)
+    assert "models on several devices: the time is that of one after the other" in found.notes
+    renders = 4 * 1024**2 * stage.representation.render_bytes(low_memory=False)
+    assert found.gpus[0].bytes == pytest.approx(PLAIN.gpus[0].bytes + renders)
+    with pytest.raises(ConfigError, match=r"models\.b\.device must be auto in a run of 2 processes"):
+        of(replace(ON_H200, gpus=(1, 2)), config)
 
 
 def test_a_step_that_differs_from_the_measured_one_is_named():

@@ -25,10 +25,19 @@ def require_model_devices(config: Config, processes: int = 1) -> None:
         BackendUnavailableError: this computer does not have one of them.
         ConfigError: several processes make the run.
     """
-    if processes > 1:
-        require_one_device(config, f"in a run of {processes} processes, which have a device each")
+    require_one_process(config, processes)
     for name, device in model_devices(config).items():
         require_device(f"models.{name}.device", device)
+
+
+def require_one_process(config: Config, processes: int) -> None:
+    """Check that a run of several processes has no model on a device of its own.
+
+    Raises:
+        ConfigError: it has one.
+    """
+    if processes > 1:
+        require_one_device(config, f"in a run of {processes} processes, which have a device each")
 
 
 def require_one_device(config: Config, reason: str, needed: Requirements | None = None) -> None:

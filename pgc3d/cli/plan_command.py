@@ -186,7 +186,7 @@ def _sum(item: Any) -> str:
     if item.seconds is None:
         return "not known without the time of the steps"
     if item.missing:
-        return f"{_time(item.seconds)} without {', '.join(item.missing)}, which were not measured{first}"
+        return f"{_time(item.seconds)}, not counting {', '.join(item.missing)}{first}"
     return f"{_time(item.seconds)}{first}"
 
 
@@ -209,7 +209,7 @@ def _total(total: Any) -> Iterator[str]:
     if total.seconds is None:
         yield _row("all jobs", "not known without the time of the steps")
         return
-    without = f", without {', '.join(total.missing)}, which were not measured" if total.missing else ""
+    without = f", not counting {', '.join(total.missing)}" if total.missing else ""
     yield _row("all jobs", f"{_time(total.seconds)}{without}")
     yield _row("assets", f"{total.assets_per_hour or 0.0:.1f} an hour")
     if total.cost is not None:
