@@ -219,7 +219,7 @@ class LoadedModels:
         return self._embedded[name, texts]
 
     def _encode(self, located: LocatedModel, texts: tuple[str, ...]) -> TextEmbedding:
-        """The texts encoded; those of large models are kept on the disk."""
+        """The texts encoded, or their embedding from the disk: the imports alone take seconds."""
         device = self._device_of(located)
         settings: dict[str, Any] = {
             "device": device,
@@ -228,8 +228,6 @@ class LoadedModels:
             "empty_zeros": located.config.empty_prompt == "zeros",
         }
         encode = partial(encode_prompts, located.folder, texts, **settings)
-        if located.config.name == BUNDLED:
-            return encode()  # in no time
         return cached(encode, located.folder, texts, **settings)
 
     def style(self, name: str) -> StyleTokens | None:
