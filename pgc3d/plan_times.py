@@ -14,6 +14,7 @@ H100, H200, TWO_CORES = "NVIDIA H100 80GB HBM3", "NVIDIA H200", "cpu with 2 core
 PERFORMANCE = "docs/pages/results/performance.md"
 QUALITY = "docs/pages/results/time-to-quality.md"
 TEXTURES = "docs/pages/results/texture.md"
+GPUS = "docs/pages/gpus.md"
 
 
 @dataclass(frozen=True)
@@ -180,6 +181,11 @@ MEAN = "the mean over both sizes of a run"
 MEASURED = Times(
     steps=(
         StepTime(SDXL, H200, 237.0, 4, "textured_mesh", 1024, QUALITY),
+        StepTime(SDXL, H200, 464.0, 8, "textured_mesh", 1024, GPUS),
+        StepTime(SDXL_DEPTH, H200, 290.0, 4, "textured_mesh", 1024, GPUS),
+        StepTime(SDXL_DEPTH, H200, 580.0, 8, "textured_mesh", 1024, GPUS),
+        StepTime(Work("mini", 128), H200, 27.6, 4, "dmtet", 128, GPUS),
+        StepTime(Work("mini", 128), H200, 19.7, 4, "nerf", 128, GPUS),
         StepTime(replace(SDXL, evaluations=3), H200, 330.0, 4, "textured_mesh", 1024, TEXTURES),
         StepTime(SDXL, H100, 251.3, 4, "textured_mesh", 1024, PERFORMANCE),
         StepTime(SDXL, H100, 118.1, 2, "dmtet", 1024, PERFORMANCE),
@@ -210,7 +216,7 @@ MEASURED = Times(
         StepTime(Work("mini", 256), TWO_CORES, 492.0, 2, "dmtet", 256, PERFORMANCE),
     ),
     parts=(
-        Parts("sdxl", H200, QUALITY, start=11.4, build=21.4, export=2.3, first=60.4),
+        Parts("sdxl", H200, QUALITY, start=6.0, build=11.2, export=3.0, first=60.4),
         Parts("sdxl", H100, PERFORMANCE, 0.0, 24.0, 6.4, 105.0, "start is in build, previews are in export"),
         Parts("mini", H100, PERFORMANCE, start=6.0, build=9.7, export=3.7, first=24.4),
         Parts("mini image", H100, PERFORMANCE, start=5.0, build=7.8, export=2.7),
@@ -218,7 +224,10 @@ MEASURED = Times(
         Parts("mini", TWO_CORES, PERFORMANCE, start=7.5, build=4.0),
     ),
     initial_views=(InitialViews("sdxl", H200, 10, 20, 80, 24.7, QUALITY),),
-    scaling=(),  # not measured yet
+    scaling=(
+        Scaling("sdxl", H200, 2, 0.98, GPUS),  # four views on one take 232 ms, eight on two 236 ms
+        Scaling("mini", H200, 2, 0.8, GPUS),  # the slower one, a NeRF
+    ),
     memory={H100: 84.9e9, H200: 150e9},
 )
 
