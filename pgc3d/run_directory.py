@@ -294,9 +294,10 @@ class RunDirectory:
 
     def hash_files(self, paths: Iterator[Path] | list[Path]) -> dict[str, str]:
         """SHA-256 of files, by their relative paths in the folder, or absolute paths outside it."""
+        folder, files = self.path.absolute(), [path.absolute() for path in paths]
         return {
-            str(path.relative_to(self.path) if path.is_relative_to(self.path) else path): sha256(path)
-            for path in paths
+            str(path.relative_to(folder) if path.is_relative_to(folder) else path): sha256(path)
+            for path in files
         }
 
     def config_digest(self) -> str:

@@ -107,6 +107,12 @@ ERRORS = {
     "no such run": (["resume", "none"], 2, "error: none must be the folder of a run"),
     "no rules": (["ablate", "a chair", "--guidance", "mini", "--rules", ", "], 2, "name at least one rule"),
     "export of no run": (["export", "none"], 2, "error: none must be the folder of a run"),
+    "export to an unknown format": (["export", "none", "--out", "a.fbx"], 2, "must be a folder or end in .glb,"),
+    "export to two formats": (
+        ["export", "none", "--out", "a.obj", "--format", "glb"],
+        2,
+        "error: --format must be that of --out, got glb and a.obj; remove one of them",
+    ),
     "render of no run": (["render", "none"], 2, "error: none must be the folder of a run"),
     "unknown format": (["export", "none", "--format", "fbx"], 2, "Invalid value for '--format'"),
     "empty folder": (["text", "x", "--out", ""], 2, "it must not be empty"),
@@ -297,9 +303,11 @@ def test_prompt_becomes_a_mesh_and_more(run, checkpoint, tmp_path):
     assert "asset.glb" in out
 
     assert run("config", "validate", "chair/config.yaml")[0] == 0
-    for name in ("obj", "ply", "stl"):
+    for name in ("obj", "ply"):
         assert run("export", "chair", "--format", name)[0] in (0, 5)
         assert (folder / f"asset.{name}").is_file()
+    assert run("export", "chair", "--out", "new/chair.stl")[0] in (0, 5)
+    assert (tmp_path / "new" / "chair.stl").is_file()
     code, out, _ = run("render", "chair")
     assert code == 0
     assert "chair/turntable.mp4" in out

@@ -29,6 +29,7 @@ from pgc3d.cli.launch import (
 from pgc3d.cli.models_commands import models_app
 from pgc3d.cli.options import (
     DepthOption,
+    ExportOutOption,
     FacesOption,
     GuidanceOption,
     HeightOption,
@@ -268,7 +269,10 @@ def resume(
 @app.command()
 def export(  # noqa: PLR0917 - one option each
     run: RunArgument,
-    format_: Annotated[Format | None, typer.Option("--format", help="The run's own when not given.")] = None,
+    out: ExportOutOption = None,
+    format_: Annotated[
+        Format | None, typer.Option("--format", help="That of --out, else the run's own when not given.")
+    ] = None,
     texture_size: TextureOption = None,
     faces: FacesOption = None,
     height: HeightOption = None,
@@ -282,7 +286,7 @@ def export(  # noqa: PLR0917 - one option each
 
     bar = Bar()
     pipeline.export(
-        run, file_format=format_, texture_size=texture_size, faces=faces, stage=stage, on_event=bar,
+        run, out=out, file_format=format_, texture_size=texture_size, faces=faces, stage=stage, on_event=bar,
         placing={"height": height, "unit": unit, "up": up, "origin": origin},
     )  # fmt: skip
     bar.close()

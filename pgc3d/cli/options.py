@@ -47,6 +47,12 @@ BatchOutOption = Annotated[
         metavar="PATH",
     ),
 ]
+ExportOutOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="New file, as chair.obj, or a folder; in RUN when not given.", parser=_folder, metavar="PATH"
+    ),
+]
 StageOption = Annotated[
     str | None, typer.Option(metavar="NAME", help="Stage of the run; the last one when not given.")
 ]
