@@ -107,7 +107,7 @@ ERRORS = {
     "no such run": (["resume", "none"], 2, "error: none must be the folder of a run"),
     "no rules": (["ablate", "a chair", "--guidance", "mini", "--rules", ", "], 2, "name at least one rule"),
     "export of no run": (["export", "none"], 2, "error: none must be the folder of a run"),
-    "export to an unknown format": (["export", "none", "--out", "a.fbx"], 2, "must be a folder or end in .glb,"),
+    "export to an unknown format": (["export", "none", "--out", "a.fbx"], 2, "a folder or end in .glb,"),
     "export to two formats": (
         ["export", "none", "--out", "a.obj", "--format", "glb"],
         2,

@@ -22,9 +22,9 @@ def format_of(out: Path, format: Format | None) -> Format | None:
         return format
     found = next((name for name in WRITABLE if out.suffix.lower() == f".{name}"), None)
     if found is None:
+        known = ", ".join(f".{name}" for name in WRITABLE)
         raise InputError(
-            f"--out must be a folder or end in {', '.join(f'.{name}' for name in WRITABLE)}, got {out}; change "
-            "its end, or make that folder first"
+            f"--out must be a folder or end in {known}, got {out}; change its end, or make that folder first"
         )
     if format not in (None, found):
         raise InputError(f"--format must be that of --out, got {format} and {out}; remove one of them")
