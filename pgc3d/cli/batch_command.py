@@ -6,18 +6,27 @@ from typing import Annotated, Any
 
 import typer
 
+from pgc3d.choices import GuidanceName
 from pgc3d.cli.console import notify
 from pgc3d.cli.json_lines import End
-from pgc3d.cli.options import BatchOutOption, with_output_options
+from pgc3d.cli.options import BatchOutOption, RunOptions, with_output_options, with_run_options
 from pgc3d.cli.output import Progress, current
 
 
 @with_output_options
-def batch(
+@with_run_options
+def batch(  # noqa: PLR0913 - one option each
     jobs_list: Annotated[
-        Path, typer.Argument(metavar="LIST", help="YAML, CSV or JSON lines (.jsonl): a job each.")
+        Path,
+        typer.Argument(
+            metavar="LIST",
+            help="YAML, CSV or JSON lines (.jsonl): a job each. Text (.txt): a prompt each line.",
+        ),
     ],
     *,
+    guidance: Annotated[
+        GuidanceName | None, typer.Option(help="Of the entries without their own, as all options below.")
+    ] = None,
     out: BatchOutOption = None,
     jobs: Annotated[int, typer.Option(min=1, max=256, help="Number of parallel processes.")] = 1,
     retry: Annotated[bool, typer.Option("--retry", help="Run failed jobs again, too.")] = False,
@@ -28,15 +37,19 @@ def batch(
         int | None, typer.Option(min=1, help="Steps of each of several seeds; a quarter if not given.")
     ] = None,
     retriever: Annotated[Path | None, typer.Option(help="CLIP that ranks seeds, else bundled.")] = None,
+    options: RunOptions,
 ) -> int:
-    """Run many jobs; the same command again resumes them. Exit code 1 where a job failed."""
+    """Run many jobs; the same command again resumes them. Exit code 1 where a job failed.
+
+    Options of a run are for all entries; an entry's own value wins.
+    """
     from pgc3d.batch.queue import BatchOptions, Observer, run_batch
-    from pgc3d.cli.batch_rows import read_jobs
+    from pgc3d.cli.batch_rows import Defaults, read_jobs
     from pgc3d.errors import InputError
     from pgc3d.mini import clip_model
     from pgc3d.signals import stop_on_signals
 
-    listed = read_jobs(jobs_list, notify)
+    listed = read_jobs(jobs_list, notify, Defaults.of(guidance, options))
     invalid = [job for job in listed if job.error and job.is_invalid]
     if invalid and not skip_invalid:
         for job in invalid:
@@ -45,14 +58,14 @@ def batch(
             f"every entry of {jobs_list} must be valid, but {len(invalid)} of {len(listed)} are not, see "
             "above; correct them, or use --skip-invalid"
         )
-    options = BatchOptions(retriever or clip_model(), jobs, sweep_steps, retry)
+    how = BatchOptions(retriever or clip_model(), jobs, sweep_steps, retry)
     folder = out or Path("runs") / jobs_list.stem
     bars = _Bars(drawn=jobs == 1)
     current().start(folder)
     with stop_on_signals() as stop:
         try:
             entries = run_batch(
-                listed, out=folder, options=options, observer=Observer(bars.notify, bars), stop=stop
+                listed, out=folder, options=how, observer=Observer(bars.notify, bars), stop=stop
             )
         finally:
             bars.close()
