@@ -46,6 +46,7 @@ class RunFacts:
 
     name: str  # of the folder
     path: str
+    status: str  # how the run ended, or that it has not, see `RunDirectory.status`
     record: Mapping[str, Any]  # the manifest, whose types were checked
     stages: tuple[StageFacts, ...]
     curves: tuple[Curve, ...]
@@ -56,11 +57,6 @@ class RunFacts:
     files: tuple[FileFacts, ...]
     video: bytes | None = None  # MP4
     notes: tuple[str, ...] = ()
-
-    @property
-    def status(self) -> str:
-        """How the run ended, or that it has not."""
-        return str(self.record.get("status", "unknown"))
 
     @property
     def finished(self) -> bool:
@@ -94,6 +90,7 @@ def gather_run(path: Path, *, rasterizer: Rasterizer) -> RunFacts:
     return RunFacts(
         name=path.resolve().name,
         path=str(path),
+        status=run.status(record),
         record=record,
         stages=stages,
         curves=curves,
