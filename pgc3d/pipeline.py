@@ -15,7 +15,6 @@ from pgc3d.build.inputs import (
     prepare_files,
     prepare_task_mesh,
     require_fitting,
-    require_prompt,
 )
 from pgc3d.build.models import locate_models
 from pgc3d.build.notes import run_notes
@@ -38,6 +37,7 @@ from pgc3d.inputs.mesh import save_prepared
 from pgc3d.interfaces import Rasterizer, Representation
 from pgc3d.model_record import describe_models, require_same_models, with_absolute_paths
 from pgc3d.parallel import joined
+from pgc3d.prompt_weights import require_prompt
 from pgc3d.rendering import build_rasterizer
 from pgc3d.run_directory import RunDirectory
 from pgc3d.session import Session, explain_memory

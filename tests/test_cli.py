@@ -107,9 +107,9 @@ ERRORS = {
     "no such run": (["resume", "none"], 2, "error: none must be the folder of a run"),
     "no rules": (["ablate", "a chair", "--guidance", "mini", "--rules", ", "], 2, "name at least one rule"),
     "export of no run": (["export", "none"], 2, "error: none must be the folder of a run"),
-    "export to an unknown format": (["export", "none", "--out", "a.fbx"], 2, "a folder or end in .glb,"),
+    "export to an unknown format": (["export", ".", "--out", "a.fbx"], 2, "a folder or end in .glb,"),
     "export to two formats": (
-        ["export", "none", "--out", "a.obj", "--format", "glb"],
+        ["export", ".", "--out", "a.obj", "--format", "glb"],
         2,
         "error: --format must be that of --out, got glb and a.obj; remove one of them",
     ),
@@ -126,7 +126,7 @@ ERRORS = {
         "error: a weight in a prompt must lie in [0, 4], got 9 in 'a screen (16:9)'",
     ),
     "no such prompt file": (["text", "@none.txt"], 2, "must name a file that can be read, got: No such file"),
-    "prompt of a resumed run": (["resume", "none", "--prompt", "x"], 2, "must not be given to resume"),
+    "prompt of a resumed run": (["resume", ".", "--prompt", "x"], 2, "must not be given to resume"),
     "interpolation": (["text", "x", "--model", "${oc.env:HOME}"], 2, "must be written out"),
     "mesh without a mesh": (
         ["text", "x", "--guidance", "mini", "--out", "o", "--set", "representation.kind=textured_mesh"],
@@ -134,7 +134,7 @@ ERRORS = {
         "must have a mesh, got none; use `pgc3d texture MESH PROMPT`",
     ),
     "no such list": (["batch", "none.yaml"], 2, "error: the list must be a file, got none at none.yaml"),
-    "list of another format": (["batch", "none.txt"], 2, "error: the list must be one of .yaml, .yml, .csv"),
+    "list of another format": (["batch", "none.doc"], 2, "error: the list must be one of .yaml, .yml, .csv"),
     "wrong config file": (["config", "validate", "none.yaml"], 2, "none.yaml does not"),
 }
 

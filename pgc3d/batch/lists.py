@@ -49,6 +49,18 @@ class Row:
     error: str = ""  # why the entry cannot be used
 
 
+def require_list(path: Path) -> None:
+    """Check that a path is a file with the suffix of a list.
+
+    Raises:
+        InputError: it is not.
+    """
+    if path.suffix.lower() not in FORMATS:
+        raise InputError(f"the list must be one of {', '.join(FORMATS)}, got {path}; rename or convert it")
+    if not path.is_file():
+        raise InputError(f"the list must be a file, got none at {path}")
+
+
 def read_rows(path: Path) -> list[Row]:
     """The entries of a list; one that has no keys and values has an error.
 
@@ -56,10 +68,7 @@ def read_rows(path: Path) -> list[Row]:
         InputError: the file cannot be read, is of another format, or is empty.
         ConfigError: the file is not YAML, or exceeds a limit.
     """
-    if path.suffix.lower() not in FORMATS:
-        raise InputError(f"the list must be one of {', '.join(FORMATS)}, got {path}; rename or convert it")
-    if not path.is_file():
-        raise InputError(f"the list must be a file, got none at {path}")
+    require_list(path)
     rows = _read(path)
     if not rows:
         raise InputError(f"the list must hold at least one job, got none in {path}")

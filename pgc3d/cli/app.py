@@ -105,11 +105,11 @@ def text(
     options: RunOptions,
 ) -> int:
     """Make a textured asset from a prompt."""
-    from pgc3d.prompt_weights import plain_text
+    from pgc3d.prompt_weights import plain_text, require_prompt
     from pgc3d.task import Task
 
     prompt = read_prompt(prompt, stdin=collected.get() is None)
-
+    require_prompt(prompt)
     resolved = configured(guidance, options, own=style_settings(options, style, style_weight, style_adapter))
     folder = out or default_folder(Path("runs"), plain_text(prompt), resolved.run.seed)
     return _generate(Task(prompt, style=style), folder, resolved)
@@ -140,10 +140,13 @@ def image(
     options: RunOptions,
 ) -> int:
     """Make a textured asset from an image of it."""
-    from pgc3d.presets import IMAGE
+    from pgc3d.inputs.formats import require_small_file
     from pgc3d.task import Task
 
     prompt = read_prompt(prompt, stdin=collected.get() is None)
+    if collected.get() is None:
+        require_small_file(input_image)
+    from pgc3d.presets import IMAGE  # with torch, which takes a second
 
     own = {
         "image": {"matting": False if no_matting else None, "border": border},
@@ -204,19 +207,22 @@ def texture(
     options: RunOptions,
 ) -> int:
     """Texture a mesh from a prompt; its geometry does not change."""
-    from pgc3d.build.inputs import require_prompt
     from pgc3d.errors import InputError
-    from pgc3d.presets import TEXTURE, split_backgrounds
-    from pgc3d.prompt_weights import plain_text
+    from pgc3d.mesh_io.limits import require_limited
+    from pgc3d.prompt_weights import plain_text, require_prompt
     from pgc3d.task import Task
 
     prompt = read_prompt(prompt, stdin=collected.get() is None)
     require_prompt(prompt)
+    if collected.get() is None:
+        require_limited(mesh)
     if options.faces:
         raise InputError(f"--faces must not be given with an input mesh, got {options.faces}; remove it")
     given = parts.RefineOptions(
         refine=refine, init=init, strength=strength, mask=mask, only=tuple(only or ()), keep=tuple(keep or ())
     )
+    from pgc3d.presets import TEXTURE, split_backgrounds  # with torch, which takes a second
+
     source = given.source(options.texture_size)
     image_size = options.texture_size if texture == "image" and not source else None
     own: dict[str, Any] = {"up": up, "front": front, "texture": texture, "image_size": image_size, "uv": uv}

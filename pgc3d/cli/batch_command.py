@@ -43,7 +43,10 @@ def batch(  # noqa: PLR0913 - one option each
 
     Options of a run are for all entries; an entry's own value wins.
     """
-    from pgc3d.batch.queue import BatchOptions, Observer, run_batch
+    from pgc3d.batch.lists import require_list
+
+    require_list(jobs_list)
+    from pgc3d.batch.queue import BatchOptions, Observer, run_batch  # with torch, which takes a second
     from pgc3d.cli.batch_rows import Defaults, read_jobs
     from pgc3d.errors import InputError
     from pgc3d.mini import clip_model

@@ -128,7 +128,8 @@ def _job(row: Row, name: str, folder: Path, note: Callable[[str], Any], defaults
             raise InputError(f"{kind} must be a file, got none at {file}")
     if "seed" in row.values and isinstance(row.values.get("seeds"), list):
         raise InputError("seeds must not be a list beside seed, got both; remove one of them")
-    from pgc3d.build.inputs import require_fitting, require_prompt
+    from pgc3d.build.inputs import require_fitting
+    from pgc3d.prompt_weights import require_prompt
 
     require_fitting(config, task)
     if config.requires().prompt:

@@ -5,17 +5,13 @@ from typing import Annotated
 
 import typer
 
-from pgc3d.cli.completion import complete_run
 from pgc3d.cli.console import emit
-from pgc3d.cli.options import RunArgument
+from pgc3d.cli.options import RunArgument, SecondRunArgument
 
 
 def report(
     run: RunArgument,
-    other: Annotated[
-        Path | None,
-        typer.Argument(metavar="RUN_B", help="Another run to compare with.", autocompletion=complete_run),
-    ] = None,
+    other: SecondRunArgument = None,
     *,
     out: Annotated[
         Path | None,

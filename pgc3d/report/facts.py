@@ -14,7 +14,8 @@ from pgc3d.plain_files import read_file, require_folder
 from pgc3d.report.asset import AssetFacts, asset_facts
 from pgc3d.report.curves import Curve, read_curves
 from pgc3d.report.images import RunImage, is_inside, newest, run_images
-from pgc3d.run_directory import METRICS, RunDirectory
+from pgc3d.run_directory import RunDirectory
+from pgc3d.run_files import METRICS
 from pgc3d.yaml_text import read_yaml
 
 LARGEST_VIDEO = 32_000_000  # bytes
