@@ -169,16 +169,16 @@ class Eta:
 
     def _periodic_seconds(self) -> float:
         """Of the previews and checkpoints that are still to come."""
-        every = {
-            "preview": self._config.logging.preview_every,
-            "checkpoint": self._config.logging.checkpoint_every,
-        }
-        left = sum(self._left(phase) for phase in self._phases)
-        return sum(
-            _mean(self._parts.get(part, ())) * (left / interval)
-            for part, interval in every.items()
-            if interval
-        )
+        logging, left = self._config.logging, [(phase.last, self._left(phase)) for phase in self._phases]
+
+        def due(every: int) -> int:
+            return sum(last // every - (last - steps) // every for last, steps in left)
+
+        early = sum(last - steps < step <= last for last, steps in left for step in logging.early_previews)
+        previews = due(logging.preview_every) + early if logging.preview_every else 0
+        seconds = {part: _mean(times) for part, times in self._parts.items()}
+        checkpoints = due(logging.checkpoint_every)
+        return seconds.get("preview", 0.0) * previews + seconds.get("checkpoint", 0.0) * checkpoints
 
 
 def export_seconds(config: Config) -> float:

@@ -9,6 +9,16 @@ CONFIG, MANIFEST, METRICS, LOCK = "config.yaml", "manifest.json", "metrics.jsonl
 PREVIEWS, CHECKPOINTS = FOLDERS = ("previews", "checkpoints")
 
 
+def require_folder_of_run(path: Path) -> None:
+    """Check that there is a folder at all, which takes no time.
+
+    Raises:
+        RunDirectoryError: there is none.
+    """
+    if not path.is_dir():
+        require_run(path)
+
+
 def require_run(path: Path) -> None:
     """Check that a folder has the files of a run; what is in them is not read.
 

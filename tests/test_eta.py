@@ -28,7 +28,7 @@ def operations(stage):
     return stage.resolution[-1] ** 2 + 500.0
 
 
-def run_of(config, seconds, *, power=1.0, aside=0.0, every=0, first=0.0):
+def run_of(config, seconds, *, power=1.0, aside=0.0, first=0.0):
     """Progress, estimate and true time left after each step of a run, whose steps take `seconds(stage)`."""
     clock, found = Clock(), []
     eta = Eta(config, operations, device="cuda" if power == 1.0 else "cpu", clock=clock)
@@ -40,7 +40,7 @@ def run_of(config, seconds, *, power=1.0, aside=0.0, every=0, first=0.0):
             clock.now += seconds(bare) + (first if step == 1 else 0.0)
             eta.stepped(step)
             found.append((eta.progress, eta.seconds_left(), clock.now))
-            if every and step % every == 0:
+            if config.logging.has_preview(step):
                 clock.now += aside
                 eta.spent("preview", aside)
     end = clock.now + export_seconds(config)
@@ -91,10 +91,20 @@ def test_what_is_compiled_in_the_first_step_does_not_count():
     assert left == pytest.approx(truth)
 
 
-def test_previews_count_once_they_were_made():
-    config = replace(RUN, logging=replace(LOGGING, preview_every=5))
-    for _, left, truth in run_of(config, operations, aside=3000.0, every=5)[6:]:
+@pytest.mark.parametrize(("every", "from_step"), [(5, 6), (40, 11)])
+def test_previews_count_once_they_were_made(every, from_step):
+    config = replace(RUN, logging=replace(LOGGING, preview_every=every))
+    for _, left, truth in run_of(config, operations, aside=3000.0)[from_step:]:
         assert left == pytest.approx(truth, rel=0.01, abs=3001.0)
+
+
+@pytest.mark.parametrize(
+    ("every", "steps"),
+    [(0, []), (7, [7, 14, 21, 28, 35]), (20, [10, 20]), (35, [10, 30, 35]), (100, [10, 30])],
+)
+def test_a_run_has_previews_early(every, steps):
+    logging = LoggingConfig(preview_every=every)
+    assert [step for step in range(1, 40) if logging.has_preview(step)] == steps
 
 
 def test_a_phase_of_another_cost_than_planned_is_corrected_once_it_begins():

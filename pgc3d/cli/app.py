@@ -58,6 +58,7 @@ from pgc3d.cli.report_command import report
 from pgc3d.cli.view_command import view
 from pgc3d.disk import default_folder
 from pgc3d.errors import Pgc3dError
+from pgc3d.run_files import require_folder_of_run
 
 UsageError: Any = typer.BadParameter.__base__  # wherever typer keeps click's
 
@@ -261,7 +262,6 @@ def resume(
     prompt: Annotated[str | None, typer.Option(hidden=True)] = None,
 ) -> int:
     """Continue a run that was stopped, or go on with a finished one to more steps."""
-    from pgc3d import pipeline
     from pgc3d.errors import InputError
 
     if prompt is not None:
@@ -269,6 +269,9 @@ def resume(
             f"--prompt must not be given to resume, got {prompt!r}: the steps that are done were made for "
             "the run's own prompt; start a new run"
         )
+    require_folder_of_run(run)
+    from pgc3d import pipeline  # with torch, which takes a second
+
     return _run(run, lambda **calls: pipeline.resume(run, edited=edited, steps=steps, **calls))
 
 
@@ -288,7 +291,8 @@ def export(  # noqa: PLR0917 - one option each
     stage: StageOption = None,
 ) -> int:
     """Write the asset of a run as a mesh file."""
-    from pgc3d import pipeline
+    require_folder_of_run(run)
+    from pgc3d import pipeline  # with torch, which takes a second
 
     bar = Bar()
     pipeline.export(
@@ -302,7 +306,8 @@ def export(  # noqa: PLR0917 - one option each
 @app.command()
 def render(run: RunArgument, stage: StageOption = None) -> int:
     """Write a turntable video and a sheet of six views of a run."""
-    from pgc3d import pipeline
+    require_folder_of_run(run)
+    from pgc3d import pipeline  # with torch, which takes a second
 
     bar = Bar()
     pipeline.render(run, stage=stage, on_event=bar)

@@ -15,7 +15,6 @@ import typer
 from pgc3d.choices import Backend, Baseline, Device, Frame, Origin, Quality, TextGuidanceName, Unit
 from pgc3d.cli.completion import complete_model, complete_pipeline, complete_run
 from pgc3d.cli.console import notify
-from pgc3d.run_files import require_run
 
 # typer has no options that are lists of a Literal
 BaselineName = StrEnum("BaselineName", {name.upper(): name for name in get_args(Baseline)})  # type: ignore[misc]
@@ -30,13 +29,6 @@ def _given(value: Any) -> Any:
 
 def _folder(text: str) -> Path:
     return Path(_given(text))
-
-
-def _run_folder(path: Path | None) -> Path | None:
-    """Refuse a path without a folder, before anything large is imported."""
-    if path is not None and not path.is_dir():
-        require_run(path)
-    return path
 
 
 GuidanceOption = Annotated[
@@ -65,19 +57,7 @@ StageOption = Annotated[
     str | None, typer.Option(metavar="NAME", help="Stage of the run; the last one when not given.")
 ]
 RunArgument = Annotated[
-    Path,
-    typer.Argument(
-        metavar="RUN", help="Folder that a run wrote.", autocompletion=complete_run, callback=_run_folder
-    ),
-]
-SecondRunArgument = Annotated[
-    Path | None,
-    typer.Argument(
-        metavar="RUN_B",
-        help="Another run to compare with.",
-        autocompletion=complete_run,
-        callback=_run_folder,
-    ),
+    Path, typer.Argument(metavar="RUN", help="Folder that a run wrote.", autocompletion=complete_run)
 ]
 DepthOption = Annotated[
     Path | None,
