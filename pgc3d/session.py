@@ -289,7 +289,7 @@ class Session:
 
     def _log(self, report: StepReport, logged: int) -> int:
         """Log a step and call `on_event`; returns the number of the last step in the metrics."""
-        self._eta.stepped(report.step)
+        self._eta.stepped(report.step, (report.metrics or {}).get("seconds/guidance"))
         left = self._eta.seconds_left()
         event = Event(
             "optimize", report=report, stage=self.stage, progress=self._eta.progress, seconds_left=left

@@ -3,10 +3,14 @@
 from dataclasses import dataclass, replace
 
 import pytest
+import torch
 from sessions import CONFIG
 
+from pgc3d.build.models import locate_models
 from pgc3d.config import Config, ExportConfig, LoggingConfig, StageConfig
-from pgc3d.eta import POWER, WARM_UP, Eta, export_seconds, phases_of
+from pgc3d.eta import POWER, WARM_UP, Eta, export_seconds, operations_of, phases_of
+from pgc3d.presets import TEXT, configure
+from pgc3d.representation.nerf_config import NerfConfig
 
 TWO = StageConfig(steps=100, resolution=(32, 64), resolution_until=(0.6,))
 LOGGING = LoggingConfig(preview_every=0)
@@ -28,17 +32,17 @@ def operations(stage):
     return stage.resolution[-1] ** 2 + 500.0
 
 
-def run_of(config, seconds, *, power=1.0, aside=0.0, first=0.0):
+def run_of(config, seconds, *, power=1.0, aside=0.0, first=0.0, guidance=None, work=operations):
     """Progress, estimate and true time left after each step of a run, whose steps take `seconds(stage)`."""
     clock, found = Clock(), []
-    eta = Eta(config, operations, device="cuda" if power == 1.0 else "cpu", clock=clock)
+    eta = Eta(config, work, device="cuda" if power == 1.0 else "cpu", clock=clock)
     for name, stage in config.stages.items():
         eta.begin(name, 0)
         for step in range(1, stage.steps + 1):
             side = stage.resolution_at((step - 1) / max(stage.steps - 1, 1))
             bare = replace(stage, resolution=(side,), resolution_until=())
             clock.now += seconds(bare) + (first if step == 1 else 0.0)
-            eta.stepped(step)
+            eta.stepped(step, None if guidance is None else guidance(bare))
             found.append((eta.progress, eta.seconds_left(), clock.now))
             if config.logging.has_preview(step):
                 clock.now += aside
@@ -77,6 +81,46 @@ def test_an_estimate_is_exact_where_steps_follow_the_plan(power):
     assert [left for _, left, _ in steps[:WARM_UP]] == [None] * WARM_UP
     for _, left, truth in steps[WARM_UP:]:
         assert left == pytest.approx(truth, rel=1e-6)
+
+
+def test_guidances_and_renders_grow_apart():
+    stages = RUN.stages | {"coarse": replace(TWO, representation=NerfConfig())}
+
+    def render(stage):
+        return 3.0 * stage.resolution[0] ** 2 * stage.representation.render_work()
+
+    steps = run_of(
+        replace(RUN, stages=stages), lambda stage: operations(stage) + render(stage), guidance=operations
+    )
+    for _, left, truth in steps[WARM_UP:]:
+        assert left == pytest.approx(truth, rel=1e-6)
+
+
+# Measured on one thread: seconds of a step, and of its guidance, by stage and resolution.
+MEASURED = {
+    "magic3d": {("coarse", 64): (0.40, 0.19), ("fine", 128): (0.25, 0.185), ("fine", 256): (0.90, 0.745)},
+}
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_the_estimate_of_several_stages_is_within_a_fifth(name):
+    config, _ = configure(TEXT, guidance="mini", pipeline=name, overrides=["logging.preview_every=0"])
+    work = operations_of(config, locate_models(config, torch.device("cpu")))
+    names = {id(stage.representation): key for key, stage in config.stages.items()}
+
+    def measured(stage):
+        return MEASURED[name][names[id(stage.representation)], stage.resolution[-1]]
+
+    steps = run_of(
+        config,
+        lambda stage: measured(stage)[0],
+        guidance=lambda stage: measured(stage)[1],
+        work=work,
+        power=0.85,
+    )
+    for progress, left, truth in steps:
+        if progress >= 0.1:
+            assert left == pytest.approx(truth, rel=0.2), progress
 
 
 def test_progress_counts_the_steps_of_all_stages():
