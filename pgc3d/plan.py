@@ -43,9 +43,8 @@ FROZEN = ModelUse()
 RESERVE = 0.05  # fraction of the free memory that the allocator cannot use
 # Copies in memory of the ControlNets' residuals, where they go from one CUDA graph to another.
 RECORDED_COPIES = 2.5
-TRAINED_EVALUATIONS = (
-    4  # of the UNet with adapters for each view: one without a gradient, and a training step
-)
+# Evaluations of the UNet with adapters for each view: one without a gradient, and a training step.
+TRAINED_EVALUATIONS = 4
 ADAPTER_BYTES = 2e8  # of the adapters, their gradients and Adam's state
 # Alive in the VAE's decoder at once, in multiples of its last layer's output: of SDXL at 1024 px 6.7 GB were
 # reserved for each of two views, 7.4 for one.
@@ -101,6 +100,7 @@ def estimate(  # noqa: PLR0913 - one for each size
     item: int,
     controls: Collection[str] = (),
     evaluations: int = 2,
+    encodes: bool = True,
     render_bytes: int = 1100,
 ) -> Estimate:
     """The cost of one objective in a step, with all weights of its model and the ControlNets.
@@ -115,6 +115,7 @@ def estimate(  # noqa: PLR0913 - one for each size
         item: bytes per number.
         controls: names of the ControlNets that this objective uses, repeated where one is used twice.
         evaluations: of the UNet and the ControlNets for each view, in one batch.
+        encodes: whether images are encoded; otherwise operations are those of the UNet alone.
         render_bytes: kept of the renderer per rendered pixel until the backward pass.
     """
     pixels = [side**2 / 4**level for level in range(len(size.vae_channels))]
@@ -133,7 +134,7 @@ def estimate(  # noqa: PLR0913 - one for each size
     recordings = RECORDING_BYTES * (1 + len(controls)) if recorded else 0.0
     return Estimate(
         bytes=weights + views + recordings + batch * render_side**2 * render_bytes,
-        operations=batch * _operations(size, costs, levels, latent, controls, evaluations),
+        operations=batch * _operations(size, costs, levels if encodes else [], latent, controls, evaluations),
     )
 
 
@@ -149,9 +150,9 @@ def _operations(
     controls: Collection[str],
     evaluations: int,
 ) -> float:
-    """Operations for one view; `levels` are the (pixels, channels) of each of the encoder's levels."""
+    """Operations for one view; `levels` are the encoder's (pixels, channels), none where it is not used."""
     convolutions = sum(2 * size.vae_layers * 18 * count * channels**2 for count, channels in levels)
-    attention = 4 * latent**2 * size.vae_channels[-1]
+    attention = 4 * latent**2 * size.vae_channels[-1] if levels else 0.0
     parameters = size.unet_parameters + sum(size.controls[name] for name in controls)
     predict = evaluations * latent * parameters * costs.unet_work
     return (convolutions + attention) * costs.encoder_work + predict
@@ -223,32 +224,32 @@ def _estimate_objective(
     rendered = stage.representation.render_bytes(low_memory=run.low_memory)
     parts = [Estimate(bytes=float(objective.batch * side**2 * rendered), operations=0.0)]
     for name, use in objective.guidance.requires().models.items():
+        seen = objective.guidance.input_resolution(side, sizes[name].resolution)
         step = estimate(
             sizes[name],
             costs_of(config, fast=is_fast(config.models[name], FROZEN)),
-            side=objective.guidance.input_resolution(side, sizes[name].resolution),
+            side=seen,
             render_side=side,
             batch=objective.batch,
             micro_batch=1 if run.low_memory else min(run.micro_batch or objective.batch, objective.batch),
             item=_item(config, name),
             controls=use.controls,
             evaluations=use.evaluations,
+            encodes=use.encodes,
             render_bytes=rendered,
         )
         step = replace(step, bytes=step.bytes - _weights(sizes[name], _item(config, name)))
-        parts.append(_with_training(config, objective, name, step, sizes[name]) if use.trains else step)
-    return Estimate(
-        bytes=max(part.bytes for part in parts), operations=sum(part.operations for part in parts)
-    )
+        parts.append(_with_training(config, objective, name, step, sizes[name], seen) if use.trains else step)
+    return Estimate(max(part.bytes for part in parts), sum(part.operations for part in parts))
 
 
 def _with_training(
-    config: Config, objective: ObjectiveConfig, name: str, step: Estimate, size: ModelSize
+    config: Config, objective: ObjectiveConfig, name: str, step: Estimate, size: ModelSize, side: int
 ) -> Estimate:
-    """The cost of a step whose guidance trains adapters at the model's resolution, without the weights."""
+    """The cost of a step whose guidance trains adapters on the latents of its images, without the weights."""
     costs, run = costs_of(config, fast=False), config.run
     views = 1 if run.low_memory else min(run.micro_batch or objective.batch, objective.batch)
-    latent = (size.resolution / size.downscale) ** 2
+    latent = (side / size.downscale) ** 2
     tensors = costs.trained_tensors + costs.unet_tensors
     kept = views * _item(config, name) * latent * size.unet_channels * tensors
     work = TRAINED_EVALUATIONS * latent * size.unet_parameters * costs.unet_work
@@ -389,11 +390,10 @@ def describe(
         changed = "; more would not fit, so this run is as with --low-memory"
     elif fitting.run.micro_batch != requested.run.micro_batch:
         changed = f"; more would not fit, so the model evaluates {fitting.run.micro_batch} views at a time"
-    minutes = seconds / 60
     each = seconds / sum(stage.steps for stage in fitting.stages.values())
-    time = f", about {each:.2f} s a step at the full resolution, {minutes:.0f} min"
     # No time below a minute: the steps of small models are bound by the host, which the estimate leaves out.
-    return (
-        f"expected on {name}: at most {expected.bytes / 1e9:.1f} of {free / 1e9:.1f} GB free"
-        f"{time if minutes >= 1 else ''}{changed}"
+    time = (
+        f", about {each:.2f} s a step at the full resolution, {seconds / 60:.0f} min" if seconds >= 60 else ""
     )
+    memory = f"{expected.bytes / 1e9:.1f} of {free / 1e9:.1f} GB free"
+    return f"expected on {name}: at most {memory}{time}{changed}"

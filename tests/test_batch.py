@@ -347,7 +347,10 @@ def kill_when(folder, done, wait):
 
 @pytest.mark.slow
 def test_twenty_jobs_of_which_four_are_broken_survive_two_kills(tmp_path):
-    """Text, images and meshes; each failure has its line, and the last job needs the memory of the first."""
+    """Text, images and meshes; each failure has its line, and the last job needs the memory of the second.
+
+    The first one may compile kernels, for which it took 0.2 GB more.
+    """
     write_inputs(tmp_path)
     (tmp_path / "broken.glb").write_text("none")
     (tmp_path / "broken.png").write_text("none")
@@ -379,8 +382,9 @@ def test_twenty_jobs_of_which_four_are_broken_survive_two_kills(tmp_path):
     assert (len(done), len(failed)) == (16, 4), reasons
     assert all((tmp_path / entry.asset).is_file() for entry in done)
     assert all(reason and "\n" not in reason for reason in reasons)
-    first, last = (entry.peak_memory_bytes["resident"] for entry in (found[0], found[-1]))
-    assert abs(last / first - 1) < 0.1
+    first, second, last = (found[index].peak_memory_bytes["resident"] for index in (0, 1, -1))
+    assert last < 1.1 * first
+    assert abs(last / second - 1) < 0.1
     assert "Traceback" not in (tmp_path / "log.txt").read_text()
     print(*reasons, f"{first / 1e6:.0f} MB, {last / 1e6:.0f} MB", sep="\n")  # noqa: T201
     print(*(f"{entry.name} {entry.seconds} s" for entry in done), sep="\n")  # noqa: T201
