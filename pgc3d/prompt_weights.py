@@ -127,4 +127,4 @@ def require_prompt(prompt: str) -> None:
             "the prompt must be UTF-8 text, got bytes that are not; check the terminal's encoding"
         )
     if not plain_text(prompt).strip():
-        raise InputError('the prompt must not be empty; describe the asset, as in pgc3d text "a red chair"')
+        raise InputError('the prompt must not be empty; describe the asset, as in pgc3d text "a hamburger"')
