@@ -217,7 +217,7 @@ class LoadedModels:
         return self._embedded[name, texts]
 
     def _encode(self, located: LocatedModel, texts: tuple[str, ...]) -> TextEmbedding:
-        """The texts encoded; those of large models are kept on the disk."""
+        """The texts encoded, or their embedding from the disk: the imports alone take seconds."""
         settings: dict[str, Any] = {
             "device": self.device,
             "dtype": compute_dtype(located.config.dtype, self.device),
@@ -225,8 +225,6 @@ class LoadedModels:
             "empty_zeros": located.config.empty_prompt == "zeros",
         }
         encode = partial(encode_prompts, located.folder, texts, **settings)
-        if located.config.name == BUNDLED:
-            return encode()  # in no time
         return cached(encode, located.folder, texts, **settings)
 
     def style(self, name: str) -> StyleTokens | None:

@@ -15,7 +15,15 @@ import torch
 from torch import Tensor
 
 from pgc3d.diffusion.aliases import ALIASES, BUNDLED_CONTROL
-from pgc3d.diffusion.files import WEIGHTS, ModelFolder, loading, read_json, tensor_names, weight_files
+from pgc3d.diffusion.files import (
+    WEIGHTS,
+    ModelFolder,
+    loading,
+    read_json,
+    reading_device,
+    tensor_names,
+    weight_files,
+)
 from pgc3d.diffusion.folder import open_folder
 from pgc3d.diffusion.hub import POSES, Request, is_hub_id, set_environment, snapshot
 from pgc3d.diffusion.kinds import check_part_listing, check_pipeline_listing, check_vae, read_schedule
@@ -245,11 +253,11 @@ def _tensors(
     from safetensors.torch import load_file
 
     if file is not None:
-        yield from read_part(file, folder.name, config, str(device))
+        yield from read_part(file, folder.name, config, reading_device(device))
         return
     for part in weight_files(folder, WEIGHTS["unet"], prefer_half=half):
         tensor_names(part)
-        for name, tensor in load_file(part, device=str(device)).items():
+        for name, tensor in load_file(part, device=reading_device(device)).items():
             yield _current_name(name), tensor
 
 
