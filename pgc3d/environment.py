@@ -46,13 +46,16 @@ def processor_name() -> str:
 
 
 def peak_memory(device: torch.device) -> dict[str, int]:
-    """Peak memory of this process in bytes: resident, and on a CUDA device."""
+    """Peak memory of this process in bytes: resident, on a CUDA device, and on others that models are on."""
     import resource
 
     unit = 1 if sys.platform == "darwin" else 1024
     peak = {"resident": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
     if device.type == "cuda":
         peak["cuda"] = torch.cuda.max_memory_reserved(device)  # with what recorded graphs keep
+        for index in set(range(torch.cuda.device_count())) - {torch.cuda.current_device()}:
+            if reserved := torch.cuda.max_memory_reserved(index):
+                peak[f"cuda:{index}"] = reserved
     return peak
 
 

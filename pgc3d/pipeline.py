@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 
 from pgc3d.assets import export_run
+from pgc3d.build.devices import require_model_devices
 from pgc3d.build.inputs import (
     prepare_document,
     prepare_files,
@@ -82,6 +83,7 @@ def _begin(session: Session, task: Task) -> RunResult:
     """Prepare the inputs, make the run directory, and execute the run."""
     config, device, notify, out = session.config, session.device, session.note, session.run.path
     require_fitting(config, task)
+    require_model_devices(config, session.processes.size)
     build_rasterizer(config.run.rasterizer, device)  # fails before a folder is made
     if config.logging.tensorboard:
         require_tensorboard()
@@ -172,6 +174,7 @@ def _continue(session: Session, *, edited: bool, steps: int | None) -> RunResult
         if steps is not None:
             config, session.record = with_steps(run, config, session.record, steps, session.on_event)
         session.config = config
+        require_model_devices(config, session.processes.size)
         checkpoints = {name: newest_checkpoint(run, config, name) for name in config.stages}
         last = checkpoints[next(reversed(config.stages))]
         if session.record.get("status") == "done" and last is not None and last.step == config.last.steps:

@@ -52,6 +52,7 @@ from pgc3d.cli.options import (
     with_run_options,
 )
 from pgc3d.cli.output import Warnings, choose_output, current
+from pgc3d.cli.plan_command import plan
 from pgc3d.cli.prompt_file import HELP as PROMPT_FILE
 from pgc3d.cli.prompt_file import read_prompt
 from pgc3d.cli.report_command import report
@@ -319,6 +320,7 @@ app.command("eval")(evaluate)
 app.command()(ablate)
 app.command()(report)
 app.command()(batch)
+app.command(context_settings={"ignore_unknown_options": True})(plan)
 app.command()(view)
 
 

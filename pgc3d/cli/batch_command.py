@@ -9,7 +9,14 @@ import typer
 from pgc3d.choices import GuidanceName
 from pgc3d.cli.console import notify
 from pgc3d.cli.json_lines import End
-from pgc3d.cli.options import BatchOutOption, RunOptions, with_output_options, with_run_options
+from pgc3d.cli.options import (
+    BatchOutOption,
+    ListedJobs,
+    RunOptions,
+    collected,
+    with_output_options,
+    with_run_options,
+)
 from pgc3d.cli.output import Progress, current
 
 
@@ -61,6 +68,9 @@ def batch(  # noqa: PLR0913 - one option each
             f"every entry of {jobs_list} must be valid, but {len(invalid)} of {len(listed)} are not, see "
             "above; correct them, or use --skip-invalid"
         )
+    if (collector := collected.get()) is not None:
+        collector.lists.append(ListedJobs(listed, sweep_steps, jobs))
+        return 0
     how = BatchOptions(retriever or clip_model(), jobs, sweep_steps, retry)
     folder = out or Path("runs") / jobs_list.stem
     bars = _Bars(drawn=jobs == 1)

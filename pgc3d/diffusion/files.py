@@ -149,6 +149,7 @@ def first_line(error: BaseException) -> str:
 
 def reading_device(device: torch.device) -> str:
     """The device as safetensors takes it, for which "cuda" is the first GPU and not the process's own one."""
-    if device.type == "cuda" and device.index is None:
+    index: int | None = device.index  # whose stub has no None
+    if device.type == "cuda" and index is None:
         return f"cuda:{torch.cuda.current_device()}"
     return str(device)

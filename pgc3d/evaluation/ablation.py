@@ -23,6 +23,7 @@ from torch import Tensor
 
 from pgc3d import pgc
 from pgc3d.backgrounds import draw_backgrounds
+from pgc3d.build.devices import require_one_device
 from pgc3d.build.models import LoadedModels, locate_models
 from pgc3d.build.notes import run_notes
 from pgc3d.build.run import RunContext, build_objectives, resolve_device
@@ -111,6 +112,7 @@ def ablate(
     needed = stage.requires()
     if "background" in needed.inputs:
         raise ConfigError("backgrounds must be colours where an image itself is optimised, got 'image'")
+    require_one_device(config, "where an image itself is optimised", needed)
     device = resolve_device(config.run.device)
     located = locate_models(config, device, needed)
     if needed.prompt:
