@@ -36,7 +36,7 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
 
 
 def processor_name() -> str:
-    """The model of the processor, or its architecture where the system does not tell the model."""
+    """The model of the processor, or its architecture where the system has no name of a model."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:  # on macOS

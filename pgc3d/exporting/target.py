@@ -9,7 +9,7 @@ from pgc3d.mesh_io.formats import WRITABLE
 
 
 def format_of(out: Path, format: Format | None) -> Format | None:
-    """The format that a place asks for: that of a file's suffix, else the one that was given.
+    """The format for a place: that of a file's suffix, else the one that was given.
 
     Args:
         out: a file, or a folder: what is one already, or has no suffix.
