@@ -39,6 +39,7 @@ __all__ = ["ObjectiveConfig", "OptimizerConfig", "StageConfig", "read_yaml"]
 PRESETS = Path(__file__).parent / "configs"
 DEVICE = re.compile(r"auto|cpu|cuda:\d{1,2}", re.ASCII)  # torch counts to 127
 MAIN = "main"  # name of the only stage of a configuration without `stages`
+EARLY_PREVIEWS = (10, 30)  # steps
 STAGE_NUMBERS = ("steps", "resolution", "resolution_until")  # also below `run`, for the last stage
 STAGE_KEYS = (*STAGE_NUMBERS, "start", "representation", "objectives", "optimizer", "init")
 
@@ -105,7 +106,11 @@ class ExportConfig:
 
 @dataclass(frozen=True)
 class LoggingConfig:
-    """How often a run writes metrics, previews and checkpoints; `preview_every` 0 means no previews."""
+    """How often a run writes metrics, previews and checkpoints.
+
+    A stage has previews after steps 10 and 30 too, where `preview_every` is larger, so that a run that goes
+    wrong is seen early.
+    """
 
     log_every: int = number(10, 1, MAX_STEPS, unit="steps")  # between two lines of metrics
     preview_every: int = number(100, 0, MAX_STEPS, unit="steps")  # between two previews; 0 means none
@@ -115,6 +120,15 @@ class LoggingConfig:
 
     def __post_init__(self) -> None:
         check(self)
+
+    @property
+    def early_previews(self) -> tuple[int, ...]:
+        """The steps of a stage that have a preview before the first one that `preview_every` states."""
+        return tuple(step for step in EARLY_PREVIEWS if step < self.preview_every)
+
+    def has_preview(self, step: int) -> bool:
+        """Whether there is a preview after a step of a stage, by its number from 1."""
+        return bool(self.preview_every) and (step % self.preview_every == 0 or step in self.early_previews)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from pgc3d.eta import WARM_UP
 from pgc3d.known_models import KnownModel, evaluations, known_model, work_of
 from pgc3d.plain_files import read_file
 from pgc3d.plan_times import Parts, StepTime, Times, Work
-from pgc3d.run_directory import METRICS, RunDirectory
+from pgc3d.run_directory import RunDirectory
+from pgc3d.run_files import METRICS
 
 SECONDS = "seconds/"  # in metrics: of a part of a step
 

@@ -153,32 +153,34 @@ def _estimate_objective(
         rendered = stage.representation.render_bytes(low_memory=run.low_memory)
     parts = [Estimate(bytes=float(objective.batch * side**2 * rendered), operations=0.0)]
     for name, use in objective.guidance.requires().models.items():
+        seen = objective.guidance.input_resolution(side, sizes[name].resolution)
         step = estimate(
             sizes[name],
             costs_of(config, fast=is_fast(config.models[name], FROZEN)),
-            side=objective.guidance.input_resolution(side, sizes[name].resolution),
+            side=seen,
             render_side=side,
             batch=objective.batch,
             micro_batch=1 if run.low_memory else min(run.micro_batch or objective.batch, objective.batch),
             item=_item(config, name),
             controls=use.controls,
             evaluations=use.evaluations,
+            encodes=use.encodes,
             render_bytes=rendered,
         )
         step = replace(step, bytes=step.bytes - weight_bytes(sizes[name], _item(config, name)))
-        parts.append(_with_training(config, objective, name, step, sizes[name]) if use.trains else step)
+        parts.append(_with_training(config, objective, name, step, sizes[name], seen) if use.trains else step)
     return Estimate(
         bytes=max(part.bytes for part in parts), operations=sum(part.operations for part in parts)
     )
 
 
 def _with_training(
-    config: Config, objective: ObjectiveConfig, name: str, step: Estimate, size: ModelSize
+    config: Config, objective: ObjectiveConfig, name: str, step: Estimate, size: ModelSize, side: int
 ) -> Estimate:
-    """The cost of a step whose guidance trains adapters at the model's resolution, without the weights."""
+    """The cost of a step whose guidance trains adapters on the latents of its images, without the weights."""
     costs, run = costs_of(config, fast=False), config.run
     views = 1 if run.low_memory else min(run.micro_batch or objective.batch, objective.batch)
-    latent = (size.resolution / size.downscale) ** 2
+    latent = (side / size.downscale) ** 2
     tensors = costs.trained_tensors + costs.unet_tensors
     kept = views * _item(config, name) * latent * size.unet_channels * tensors
     work = TRAINED_EVALUATIONS * latent * size.unet_parameters * costs.unet_work

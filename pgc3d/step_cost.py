@@ -77,6 +77,7 @@ def estimate(  # noqa: PLR0913 - one for each size
     item: int,
     controls: Collection[str] = (),
     evaluations: int = 2,
+    encodes: bool = True,
     render_bytes: int = 1100,
 ) -> Estimate:
     """The cost of one objective in a step, with all weights of its model and the ControlNets.
@@ -91,6 +92,7 @@ def estimate(  # noqa: PLR0913 - one for each size
         item: bytes per number.
         controls: names of the ControlNets that this objective uses, repeated where one is used twice.
         evaluations: of the UNet and the ControlNets for each view, in one batch.
+        encodes: whether images are encoded; otherwise operations are those of the UNet alone.
         render_bytes: kept of the renderer per rendered pixel until the backward pass.
     """
     pixels = [side**2 / 4**level for level in range(len(size.vae_channels))]
@@ -109,7 +111,7 @@ def estimate(  # noqa: PLR0913 - one for each size
     recordings = RECORDING_BYTES * (1 + len(controls)) if recorded else 0.0
     return Estimate(
         bytes=weights + views + recordings + batch * render_side**2 * render_bytes,
-        operations=batch * _operations(size, costs, levels, latent, controls, evaluations),
+        operations=batch * _operations(size, costs, levels if encodes else [], latent, controls, evaluations),
     )
 
 
@@ -126,9 +128,9 @@ def _operations(
     controls: Collection[str],
     evaluations: int,
 ) -> float:
-    """Operations for one view; `levels` are the (pixels, channels) of each of the encoder's levels."""
+    """Operations for one view; `levels` are the encoder's (pixels, channels), none where it is not used."""
     convolutions = sum(2 * size.vae_layers * 18 * count * channels**2 for count, channels in levels)
-    attention = 4 * latent**2 * size.vae_channels[-1]
+    attention = 4 * latent**2 * size.vae_channels[-1] if levels else 0.0
     parameters = size.unet_parameters + sum(size.controls[name] for name in controls)
     predict = evaluations * latent * parameters * costs.unet_work
     return (convolutions + attention) * costs.encoder_work + predict

@@ -52,7 +52,7 @@ LAYERS = (
     ("ranges", "requirements"),
     ("schedules",),
     ("interfaces",),
-    ("parameters", "disk"),
+    ("parameters", "disk", "run_files"),
     ("task",),
     ("types", "shard", "errors", "plain_files", "records", "signals", "choices", "colors", "__init__"),
 )
@@ -184,6 +184,23 @@ LIGHT = {
     "pgc3d.pgc": {"diffusers", "transformers", "trimesh", "numba"},
     "pgc3d.pipeline": {"diffusers", "transformers", "trimesh", "xatlas", "nvdiffrast", "triton"},
 }
+
+
+REFUSED = (  # for reasons that no tensor is needed for
+    "text ''", "text x --quality best", "text x --config none.yaml", "image none.png", "texture none.glb x",
+    "resume none", "export none", "render none", "report none", "batch none.txt",
+)  # fmt: skip
+
+
+def test_arguments_are_refused_before_anything_heavy_is_imported(tmp_path):
+    code = "import shlex, sys\nfrom pgc3d.cli.app import main\n" + "".join(
+        f"try: main(shlex.split({line!r}))\nexcept SystemExit as end: print(end.code)\n" for line in REFUSED
+    )
+    code += "print(*({'torch', 'numpy'} & set(sys.modules)))"
+    found = subprocess.run(
+        [sys.executable, "-c", code], check=False, capture_output=True, text=True, cwd=tmp_path
+    )
+    assert found.stdout == len(REFUSED) * "2\n" + "\n", found.stderr
 
 
 def test_imports_stay_light():

@@ -56,11 +56,11 @@ def test_memory_is_that_of_the_planner():
 
 
 def test_several_gpus_have_a_time_once_their_efficiency_is_in_the_table():
-    found = of(replace(ON_H200, gpus=(2,)))
+    found = of(replace(ON_H200, gpus=(4,)))
     assert (found.gpus[1].seconds, "not measured" in found.gpus[1].note) == (None, True)
-    scaled = MEASURED | Times(scaling=(Scaling("sdxl", H200, 2, 0.8, "a test"),))
-    assert of(replace(ON_H200, times=scaled, gpus=(2,))).gpus[1].seconds == pytest.approx(
-        found.stepping / 2 / 0.8
+    scaled = MEASURED | Times(scaling=(Scaling("sdxl", H200, 4, 0.8, "a test"),))
+    assert of(replace(ON_H200, times=scaled, gpus=(4,))).gpus[1].seconds == pytest.approx(
+        found.stepping / 4 / 0.8
     )
 
 

@@ -6,18 +6,34 @@ from typing import Annotated, Any
 
 import typer
 
+from pgc3d.choices import GuidanceName
 from pgc3d.cli.console import notify
 from pgc3d.cli.json_lines import End
-from pgc3d.cli.options import BatchOutOption, ListedJobs, collected, with_output_options
+from pgc3d.cli.options import (
+    BatchOutOption,
+    ListedJobs,
+    RunOptions,
+    collected,
+    with_output_options,
+    with_run_options,
+)
 from pgc3d.cli.output import Progress, current
 
 
 @with_output_options
-def batch(
+@with_run_options
+def batch(  # noqa: PLR0913 - one option each
     jobs_list: Annotated[
-        Path, typer.Argument(metavar="LIST", help="YAML, CSV or JSON lines (.jsonl): a job each.")
+        Path,
+        typer.Argument(
+            metavar="LIST",
+            help="YAML, CSV or JSON lines (.jsonl): a job each. Text (.txt): a prompt each line.",
+        ),
     ],
     *,
+    guidance: Annotated[
+        GuidanceName | None, typer.Option(help="Of the entries without their own, as all options below.")
+    ] = None,
     out: BatchOutOption = None,
     jobs: Annotated[int, typer.Option(min=1, max=256, help="Number of parallel processes.")] = 1,
     retry: Annotated[bool, typer.Option("--retry", help="Run failed jobs again, too.")] = False,
@@ -28,15 +44,22 @@ def batch(
         int | None, typer.Option(min=1, help="Steps of each of several seeds; a quarter if not given.")
     ] = None,
     retriever: Annotated[Path | None, typer.Option(help="CLIP that ranks seeds, else bundled.")] = None,
+    options: RunOptions,
 ) -> int:
-    """Run many jobs; the same command again resumes them. Exit code 1 where a job failed."""
-    from pgc3d.batch.queue import BatchOptions, Observer, run_batch
-    from pgc3d.cli.batch_rows import read_jobs
+    """Run many jobs; the same command again resumes them. Exit code 1 where a job failed.
+
+    Options of a run are for all entries; an entry's own value wins.
+    """
+    from pgc3d.batch.lists import require_list
+
+    require_list(jobs_list)
+    from pgc3d.batch.queue import BatchOptions, Observer, run_batch  # with torch, which takes a second
+    from pgc3d.cli.batch_rows import Defaults, read_jobs
     from pgc3d.errors import InputError
     from pgc3d.mini import clip_model
     from pgc3d.signals import stop_on_signals
 
-    listed = read_jobs(jobs_list, notify)
+    listed = read_jobs(jobs_list, notify, Defaults.of(guidance, options))
     invalid = [job for job in listed if job.error and job.is_invalid]
     if invalid and not skip_invalid:
         for job in invalid:
@@ -48,14 +71,14 @@ def batch(
     if (collector := collected.get()) is not None:
         collector.lists.append(ListedJobs(listed, sweep_steps, jobs))
         return 0
-    options = BatchOptions(retriever or clip_model(), jobs, sweep_steps, retry)
+    how = BatchOptions(retriever or clip_model(), jobs, sweep_steps, retry)
     folder = out or Path("runs") / jobs_list.stem
     bars = _Bars(drawn=jobs == 1)
     current().start(folder)
     with stop_on_signals() as stop:
         try:
             entries = run_batch(
-                listed, out=folder, options=options, observer=Observer(bars.notify, bars), stop=stop
+                listed, out=folder, options=how, observer=Observer(bars.notify, bars), stop=stop
             )
         finally:
             bars.close()

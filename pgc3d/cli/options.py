@@ -47,6 +47,12 @@ BatchOutOption = Annotated[
         metavar="PATH",
     ),
 ]
+ExportOutOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="New file, as chair.obj, or a folder; in RUN when not given.", parser=_folder, metavar="PATH"
+    ),
+]
 StageOption = Annotated[
     str | None, typer.Option(metavar="NAME", help="Stage of the run; the last one when not given.")
 ]
@@ -288,7 +294,11 @@ def configured(
     Raises:
         ConfigError: a key, a value or a combination is wrong.
     """
-    from pgc3d.clip_rules import parse_rule
+    from pgc3d.yaml_text import require_yaml_file
+
+    for path in options.config or []:
+        require_yaml_file(path)
+    from pgc3d.clip_rules import parse_rule  # with torch, which takes a second
     from pgc3d.presets import TEXT, configure
 
     config, notes = configure(
