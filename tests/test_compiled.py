@@ -63,7 +63,11 @@ def installed(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("home", "temporary"), [("/nonexistent", "own"), (None, "")], ids=["temporary folder", "nowhere"]
+    ("home", "temporary"),
+    [
+        pytest.param("/nonexistent", "own", id="temporary folder"),
+        pytest.param(None, "", id="nowhere", marks=pytest.mark.slow),
+    ],
 )
 def test_a_user_of_no_name_runs_an_installation_that_nobody_may_write_to(installed, home, temporary):
     environment = {"PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}

@@ -170,11 +170,11 @@ def test_a_reader_that_left_leaves_no_word_at_the_end(tmp_path):
     assert ended.stderr == b""
 
 
-REDIRECTIONS = ("| true", "> /dev/full", ">&-", "2>&1 | head -1")
-SLOW = [pytest.param(text, marks=pytest.mark.slow) for text in REDIRECTIONS]
+REDIRECTIONS = ("| true", "> /dev/full", ">&-", ">&- 2>&-", "2>&1 | head -1")
 
 
-@pytest.mark.parametrize("redirection", [">&- 2>&-", *SLOW])
+@pytest.mark.slow
+@pytest.mark.parametrize("redirection", REDIRECTIONS)
 def test_run_ends_well_wherever_its_output_goes(redirection, tmp_path):
     ended = shell(f"pgc3d text 'a red chair' {TINY} --out chair {redirection}", tmp_path)
     assert b"Traceback" not in ended.stderr

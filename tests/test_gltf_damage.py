@@ -117,7 +117,7 @@ def test_instances_count_before_they_are_made(tmp_path):
 
 def test_many_instances_are_made_at_once(tmp_path):
     """One by one they would take minutes."""
-    gltf, count = cases.row_of_points(4, np.eye(3)), 400_000
+    gltf, count = cases.row_of_points(4, np.eye(3)), 100_000
     places = np.zeros((count, 3))
     places[:, 0] = np.arange(count) / 1000
     extension = {"EXT_mesh_gpu_instancing": {"attributes": {"TRANSLATION": gltf.accessor(places)}}}
@@ -125,7 +125,7 @@ def test_many_instances_are_made_at_once(tmp_path):
     path = gltf.write(tmp_path / "a.glb")
     start = time.perf_counter()
     mesh = read_source(path)
-    assert time.perf_counter() - start < 60
+    assert time.perf_counter() - start < 20
     assert (len(mesh.faces), len(mesh.vertices)) == (count, 3 * count)
     torch.testing.assert_close(mesh.vertices.view(-1, 3, 3).mean(1), torch.from_numpy(places).float() + 1 / 3)
 

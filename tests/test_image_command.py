@@ -232,16 +232,16 @@ ERRORS = {
         2,
         "the image must be a file, got none at none.png",
     ),
-    "no model": (["none.png", "--model", "./none"], 3, "got ./none"),
-    "model with mini": (["none.png", "--guidance", "mini", "--model", "m"], 2, "--model must go with"),
-    "text model": (["none.png", "--model", "sdxl"], 2, "must be in the layout of zero123 here"),
+    "no model": (["input.png", "--model", "./none"], 3, "got ./none"),
+    "model with mini": (["input.png", "--guidance", "mini", "--model", "m"], 2, "--model must go with"),
+    "text model": (["input.png", "--model", "sdxl"], 2, "must be in the layout of zero123 here"),
     "unused": (
-        ["none.png", "--model", "MODEL", "--prompt", "a chair", "--config", "text.yaml"],
+        ["input.png", "--model", "MODEL", "--prompt", "a chair", "--config", "text.yaml"],
         2,
-        "an objective must use the input image none.png, but none does",
+        "an objective must use the input image input.png, but none does",
     ),
-    "wrong border": (["none.png", "--border", "2"], 2, "border must lie in [0, 0.8], got 2.0"),
-    "wrong elevation": (["none.png", "--elevation", "90"], 2, "elevation_degrees must lie in [-89, 89]"),
+    "wrong border": (["input.png", "--border", "2"], 2, "border must lie in [0, 0.8], got 2.0"),
+    "wrong elevation": (["input.png", "--elevation", "90"], 2, "elevation_degrees must lie in [-89, 89]"),
 }
 
 
@@ -250,6 +250,7 @@ def test_mistake_is_one_line_and_leaves_no_folder(run, checkpoint, tmp_path, arg
     (tmp_path / "text.yaml").write_text(
         "objectives: {color: {guidance: {kind: sds}}}\nmodels: {text: {name: mini}}"
     )
+    Image.new("RGB", (8, 8)).save(tmp_path / "input.png")
     arguments = [str(checkpoint) if argument == "MODEL" else argument for argument in arguments]
     found, out, err = run("image", *arguments)
     lines = [text for text in err.splitlines() if not text.startswith("guidance:")]

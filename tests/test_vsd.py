@@ -122,7 +122,7 @@ def test_only_adapters_are_trained_and_the_frozen_model_is_untouched(folders):
     assert guidance.adapted.model.unet.conv_in.weight is shared["conv_in.weight"]
 
 
-@pytest.mark.parametrize("layout", ["sd", "v"])
+@pytest.mark.parametrize("layout", ["sd", pytest.param("v", marks=pytest.mark.slow)])
 def test_training_lowers_the_error_on_a_fixed_image(folders, layout):
     guidance = make(folders[layout], lora_lr=3e-3)
     losses = []
