@@ -148,7 +148,7 @@ def test_inputs_that_changed_are_refused(run, change):
 
 
 def test_without_file_locks_there_is_one_line_at_the_start():
-    code = "import sys; sys.modules['fcntl'] = None; from pgc3d.cli.app import main; main(['text', 'x', '--guidance', 'mini'])"
+    code = "import sys; sys.modules['fcntl'] = None; from pgc3d.cli.app import main; main(['text', 'x'])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert found.returncode == 2
     assert found.stderr.startswith("error: pgc3d must run on a POSIX system")
