@@ -40,10 +40,11 @@ OutOption = Annotated[
     typer.Option(help="New folder; runs/NAME-SEED when not given.", parser=_folder, metavar="PATH"),
 ]
 BatchOutOption = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
-        help="Folder of the runs, which resumes an earlier batch; runs/LIST when not given.",
-        parser=_folder,
+        help="Folder of the runs, which resumes an earlier batch; runs/LIST when not given. With --ray "
+        "also the URL of storage, as s3://BUCKET/PREFIX.",
+        callback=_given,
         metavar="PATH",
     ),
 ]
