@@ -152,7 +152,8 @@ class _Schedule:
         self._on_begin, self._on_event = on_begin, on_event
         self._waiting, self._running = deque(jobs.values()), dict[Any, _Attempt]()
         self._begun: set[str] = set()  # names of jobs
-        self._staging, self._task = runner.place.staging(), self._ray.remote(work)
+        self._staging = runner.place.staging()
+        self._task = self._ray.remote(max_calls=1)(work)  # a process for each job
         self._link = (
             self._ray.remote(Link)
             .options(num_cpus=0, max_restarts=-1, scheduling_strategy=self._here())
@@ -176,6 +177,7 @@ class _Schedule:
                     yield from self._end(reference)
         finally:
             self._ray.kill(self._link)
+            self._staging.close()
 
     def _submit_waiting(self) -> None:
         if self._stop.signal is not None:
@@ -207,7 +209,6 @@ class _Schedule:
             "num_cpus": attempt.share.cpus,
             "num_gpus": attempt.share.gpus,
             "max_retries": 0,  # here, so that each retry is printed
-            "max_calls": 1,  # a process for each job
             "name": f"pgc3d {attempt.order.job.name}",
         }
         if attempt.avoid:

@@ -7,7 +7,7 @@ import shutil
 import socket
 import tarfile
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 from pgc3d import __version__
 from pgc3d.batch.inputs import SentInput, received
 from pgc3d.batch.job import Job, Outcome
-from pgc3d.batch.link import Reports, Warnings
+from pgc3d.batch.link import Reports, Warnings, fetched
 from pgc3d.batch.lists import SWEEPS
 from pgc3d.batch.staging import Desk, Staged, Staging
 from pgc3d.batch.work import run_job
@@ -74,7 +74,7 @@ def work(order: Order, link: Any) -> Answer:
     logging.getLogger().addHandler(handler)
     try:
         with reports.running(), scratch_folder() as scratch:
-            return _made(order, scratch, reports, stop, ray.get)
+            return _made(order, scratch, reports, stop)
     except (Pgc3dError, OSError, ValueError, tarfile.TarError) as error:
         return _failed(f"{' '.join(str(error).split())}, on {host}")
     finally:
@@ -85,10 +85,10 @@ def _failed(reason: str) -> Answer:
     return Answer(Outcome("failed", reason))
 
 
-def _made(order: Order, scratch: Path, reports: Reports, stop: StopFlag, get: Callable[[Any], Any]) -> Answer:
+def _made(order: Order, scratch: Path, reports: Reports, stop: StopFlag) -> Answer:
     name, staging = order.job.name, order.staging
-    desk = staging.enter(scratch / "runs", name, lambda: bytes(get(order.stored)))
-    task = received(order.job.task, order.inputs, scratch / "inputs", get)
+    desk = staging.enter(scratch / "runs", name, lambda: bytes(fetched(order.stored)))
+    task = received(order.job.task, order.inputs, scratch / "inputs", fetched)
     reports(Event("build", message=_begin_line(order, desk)))
 
     def on_event(event: Event) -> None:

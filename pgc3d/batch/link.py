@@ -38,6 +38,17 @@ class Link:
         return messages
 
 
+def fetched(reference: Any, timeout: float | None = None) -> Any:
+    """The value behind a reference of Ray, on a worker.
+
+    Unlike in `ray.get` the task keeps its share of the node meanwhile, which Ray would give to another one.
+
+    Raises:
+        TimeoutError: it did not come in time, in seconds.
+    """
+    return reference.future().result(timeout)
+
+
 class Reports:
     """The events of a job on its worker: sent now and then, the last one alone of many steps."""
 
@@ -59,9 +70,8 @@ class Reports:
 
         with self._lock:
             events, self._events = self._events, []
-        with suppress(ray.exceptions.RayError):  # the actor is started again where it died
-            answer = self._link.report.remote((*self._head, pickle.dumps(events)))
-            signal = ray.get(answer, timeout=PATIENCE)
+        with suppress(ray.exceptions.RayError, TimeoutError):  # the actor is started again where it died
+            signal = fetched(self._link.report.remote((*self._head, pickle.dumps(events))), PATIENCE)
             self._stop.signal = signal if signal is not None else self._stop.signal
 
     @contextmanager

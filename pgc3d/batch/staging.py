@@ -76,6 +76,9 @@ class Staging(Protocol):
     def clean(self, name: str, staged: Staged) -> None:
         """On the driver, after the status file has the job: remove what is needed no longer."""
 
+    def close(self) -> None:
+        """On the driver: remove what only a batch that runs needs."""
+
 
 @dataclass(frozen=True)
 class FolderStaging:
@@ -136,6 +139,11 @@ class FolderStaging:
 
     def clean(self, name: str, staged: Staged) -> None:
         """Nothing is left."""
+
+    def close(self) -> None:
+        """Remove the mark."""
+        (self.out / self.mark).unlink(missing_ok=True)
+        shutil.rmtree(self.out / INCOMING, ignore_errors=True)
 
 
 def _move(source: Path, target: Path, *, old: Path) -> None:
@@ -223,6 +231,9 @@ class UrlStaging:
         if staged.files:
             state = [_state(name)] if self.storage.exists(_state(name)) else []
             self.storage.remove([*(f"{staged.prefix}/{file}" for file in staged.files), *state])
+
+    def close(self) -> None:
+        """Nothing: the states of jobs that are not done stay."""
 
 
 def _state(name: str) -> str:
