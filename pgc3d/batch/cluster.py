@@ -12,6 +12,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from pgc3d.batch.cluster_work import Answer, Order, work
@@ -66,6 +67,8 @@ def connected(address: str) -> Iterator[Any]:
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
+        # Ray's lines about workers would go to stdout, among the paths of results; ours replace them.
+        ray._private.worker._worker_logs_enabled = False
     except Exception as error:
         raise BackendUnavailableError(
             f"a cluster of Ray must be reachable at {address}, got: {one_line(error)}; see `ray status`, or "
@@ -85,7 +88,8 @@ class _Attempt:
     share: Share
     node: str = ""  # id of the node that it runs on
     host: str = ""
-    avoid: tuple[str, ...] = field(default=())  # ids of nodes where earlier attempts died
+    avoid: tuple[str, ...] = ()  # ids of nodes where earlier attempts died
+    results: list[Event] = field(default_factory=list)  # of its files, until they are in their places
 
 
 @dataclass(frozen=True)
@@ -237,7 +241,14 @@ class _Schedule:
                 attempts[name].node, attempts[name].host = node, host
                 self._begin(name)
                 for event in pickle.loads(events):
-                    self._on_event(name, event)
+                    self._pass_on(attempts[name], event)
+
+    def _pass_on(self, attempt: _Attempt, event: Event) -> None:
+        """Pass on an event; one of a result waits until that is in its place."""
+        if event.file is None or event.kind != "result":
+            self._on_event(attempt.order.job.name, event)
+        else:
+            attempt.results.append(event)
 
     def _begin(self, name: str) -> None:
         if name not in self._begun:
@@ -262,8 +273,12 @@ class _Schedule:
                 return
             answer = Answer(lost)
         self._begin(name)
-        yield name, self._published(name, answer)
-        if answer.outcome.state == "done":
+        outcome = self._published(name, answer)
+        for event in attempt.results if outcome.state == "done" else ():
+            file = Path(event.file or "").name
+            self._on_event(name, replace(event, file=self._runner.place.path(name, file)))
+        yield name, outcome
+        if outcome.state == "done":
             self._clean(name, answer)
 
     def _again(self, attempt: _Attempt, error: str) -> Outcome | None:

@@ -92,7 +92,7 @@ def _made(order: Order, scratch: Path, reports: Reports, stop: StopFlag) -> Answ
     reports(Event("build", message=_begin_line(order, desk)))
 
     def on_event(event: Event) -> None:
-        reports(event if desk.is_shared or event.kind != "result" else replace(event, file=None))
+        reports(event)
         if event.file is not None and event.kind == "checkpoint":
             _save(desk, name, staging, reports)
 
