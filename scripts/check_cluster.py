@@ -6,9 +6,9 @@
 Makes tiny assets of the bundled prior, half of them from prompts, half on a mesh, with the smallest numbers
 of steps, three times: `loop` by `pgc3d batch --jobs N`, `ray` by `--ray auto`, both with the first
 `--measured` entries and the same share of the machine for each job, and `kills` with all entries by Ray,
-while processes that make one are killed by SIGKILL at random times. Several GPUs are used by `ray` and `kills` alone, and the
-ideal is that number times the loop. Where other programs use the machine, too, repeat parts in turn, as with
-`--parts loop ray ray loop kills`: the rates are then those of all repetitions together.
+while processes that make one are killed by SIGKILL at random times. Several GPUs are used by `ray` and
+`kills` alone, and the ideal is that number times the loop. Where other programs use the machine, too, repeat
+parts in turn, as with `--parts loop ray ray loop kills`, and see the processor's seconds for each asset.
 
 Then each asset must be there exactly once: one line that it is done, one record, one folder, an asset with
 the hash of its manifest, nothing else in the folder. On a CPU all batches must make the same bytes, too.
@@ -69,6 +69,7 @@ class Measured:
     lost: dict[str, int] = field(default_factory=dict)  # lines about workers by name
     kills: int = 0
     faults: list[str] = field(default_factory=list)
+    processor: float = 0.0  # seconds of all cores, of all processes that the batch starts
     peak_gb: float = 0.0  # of all processes together, resident, where it was sampled
 
     @property
@@ -139,6 +140,7 @@ def write_list(path: Path, count: int, given: argparse.Namespace) -> list[str]:
             "prompt": f"a {color} {thing}",
             "seed": number,
         }
+        entry["prompt"] = f"a {color} {thing}"
         shared = {"guidance": "mini", "steps": given.steps, "device": given.device, "texture-size": 128}
         if number % 2:
             entry |= {"mesh": mesh.name, "set": TINY}
@@ -200,8 +202,10 @@ def watch_workers(pid: int, measured: Measured, given: argparse.Namespace, ended
     chance = random.Random(given.seed)
     limit = given.assets // 4 if given.kills is None else given.kills
     due = time.monotonic() + chance.expovariate(1 / given.kill_every)
-    while not ended.wait(0.5):
-        measured.peak_gb = max(measured.peak_gb, resident(pid) / 1e9)
+    used: dict[tuple[int, float], float] = {}
+    while not ended.wait(0.3):
+        measured.peak_gb = max(measured.peak_gb, sampled(pid, used) / 1e9)
+        measured.processor = sum(used.values())
         if measured.part != "kills" or measured.kills >= limit or time.monotonic() < due:
             continue
         if found := workers(pid):
@@ -230,12 +234,20 @@ def descendants(pid: int) -> list[psutil.Process]:
         return []
 
 
-def resident(pid: int) -> float:
-    """Bytes of all processes below another one; memory that they share is counted several times."""
+def sampled(pid: int, used: dict[tuple[int, float], float]) -> float:
+    """Resident bytes of all processes below one; memory that they share is counted several times.
+
+    Args:
+        pid: of the process.
+        used: receives the seconds of the processor of each, by its id and the time of its begin.
+    """
     total = 0.0
     for process in descendants(pid):
         try:
-            total += process.memory_info().rss
+            with process.oneshot():
+                times = process.cpu_times()
+                used[process.pid, process.create_time()] = times.user + times.system
+                total += process.memory_info().rss
         except psutil.Error:
             continue
     return total
@@ -283,9 +295,15 @@ def differing(first: Path, second: Path) -> list[str]:
 
 
 def rate(rows: Sequence[Measured], part: str) -> float:
-    """Assets per minute of all repetitions of a part; 0 where there is none."""
+    """Assets a minute of all repetitions of a part; 0 where there is none."""
     own = [row for row in rows if row.part == part and row.seconds]
     return 60 * sum(row.assets for row in own) / sum(row.seconds for row in own) if own else 0.0
+
+
+def thrift(rows: Sequence[Measured], part: str) -> float:
+    """Assets a second of the processor, likewise; it hardly depends on other programs."""
+    own = [row for row in rows if row.part == part and row.processor]
+    return sum(row.assets for row in own) / sum(row.processor for row in own) if own else 0.0
 
 
 def print_table(rows: Sequence[Measured], cards: int) -> None:
@@ -293,17 +311,17 @@ def print_table(rows: Sequence[Measured], cards: int) -> None:
     print(
         "| part | jobs at once | assets | seconds | assets a minute | startup s | kills | peak GB | faults |"
     )
-    print("|---|---|---|---|---|---|---|---|---|")
+    print("|---" * 10 + "|")
     for row in rows:
         print(
             f"| {row.folder} | {row.jobs} | {row.assets} | {row.seconds:.1f} | {row.rate:.2f} "
-            f"| {row.startup:.1f} | {row.kills} | {row.peak_gb:.1f} | {len(row.faults)} |"
+            f"| {row.processor:.0f} | {row.startup:.1f} | {row.kills} | {row.peak_gb:.1f} "
+            f"| {len(row.faults)} |"
         )
-    rates = {row.part: row.rate for row in rows}
-    if rates.get("loop") and rates.get("ray"):
-        print(
-            f"Ray reaches {rates['ray'] / (rates['loop'] * cards):.0%} of the loop on each of {cards} devices"
-        )
+    for what, measure in (("assets a minute", rate), ("assets a processor's second", thrift)):
+        loop, ray = measure(rows, "loop"), measure(rows, "ray")
+        if loop and ray:
+            print(f"{what}: Ray reaches {ray / (loop * (cards if measure is rate else 1)):.0%} of the ideal")
     for row in rows:
         if row.lost:
             print(f"{row.folder}: {sum(row.lost.values())} workers were lost, of {len(row.lost)} jobs")
