@@ -3,7 +3,6 @@
 import io
 import tarfile
 from pathlib import Path
-from typing import IO
 
 from pgc3d.batch.lists import SWEEPS
 from pgc3d.plain_files import is_temporary
@@ -23,7 +22,7 @@ def _entries(folder: Path, name: str) -> list[Path]:
     return [path for path in kept if not path.is_symlink() and (path.is_file() or path.is_dir())]
 
 
-def pack(folder: Path, name: str, target: IO[bytes]) -> None:
+def pack(folder: Path, name: str, target: io.BufferedIOBase) -> None:
     """Write what there is of a job as a tar archive, with the paths in the batch's folder."""
     with tarfile.open(fileobj=target, mode="w") as archive:
         for path in _entries(folder, name):
@@ -38,7 +37,7 @@ def packed(folder: Path, name: str) -> bytes:
     return stream.getvalue()
 
 
-def unpack(source: IO[bytes], folder: Path) -> None:
+def unpack(source: io.BufferedIOBase, folder: Path) -> None:
     """Write the files and folders of an archive of `pack` below a folder.
 
     Raises:

@@ -57,9 +57,7 @@ def connected(address: str) -> Iterator[Any]:
     try:
         import ray
     except ImportError as error:
-        raise BackendUnavailableError(
-            f"--ray must have the package ray, but it cannot be imported ({one_line(error)}); {INSTALL}"
-        ) from error
+        raise BackendUnavailableError(f"ray must be installed for --ray, got none; {INSTALL}") from error
     try:
         ray.init(
             None if address == AUTO else address,

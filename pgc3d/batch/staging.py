@@ -194,10 +194,11 @@ class UrlStaging:
             desk.uploading += time.monotonic() - begin
 
     def _upload_state(self, folder: Path, name: str) -> None:
-        with tempfile.NamedTemporaryFile() as stream, writing(folder):
-            pack(folder, name, stream)
-            stream.flush()
-            self.storage.upload({_state(name): Path(stream.name)})
+        with tempfile.TemporaryDirectory() as temporary, writing(folder):
+            archive = Path(temporary) / "state.tar"
+            with archive.open("wb") as stream:
+                pack(folder, name, stream)
+            self.storage.upload({_state(name): archive})
 
     def leave(self, desk: Desk, name: str, *, done: bool) -> Staged:
         """Upload the files of a run that is done, else the state."""
