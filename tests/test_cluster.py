@@ -1,11 +1,15 @@
 """Batches on a cluster, without one: what jobs take of a node, how inputs get there and results come back."""
 
+import re
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import fsspec
 import pytest
+import yaml
+from documentation import PAGES, Page
 from meshes import write_cube
 from test_batch import write_list
 from test_cli import run  # noqa: F401 - fixture
@@ -240,3 +244,37 @@ def test_options_that_do_not_go_together_are_one_line(run, tmp_path, monkeypatch
     assert (code, out) == (2, "")
     assert line in err
     assert not Path("runs").exists()
+
+
+PAGE = Page(PAGES / "cluster.md")
+DIRECTIVES = {"nodes", "ntasks-per-node", "cpus-per-task", "gpus-per-node", "time", "signal", "requeue"}
+
+
+def test_the_slurm_script_is_valid_bash_with_the_directives_that_it_reads(tmp_path):
+    (block,) = (block for block in PAGE.blocks("bash") if block.attributes.get("title") == "pgc3d.slurm")
+    (tmp_path / "script").write_text(block.text)
+    found = subprocess.run(["bash", "-n", tmp_path / "script"], capture_output=True, text=True, check=False)
+    assert (found.returncode, found.stderr) == (0, "")
+    assert block.text.startswith("#!/bin/bash\n#SBATCH ")
+    assert set(re.findall(r"^#SBATCH --([\w-]+)", block.text, re.MULTILINE)) >= DIRECTIVES
+    assert "\n#SBATCH" not in block.text.partition("\nset -euo pipefail\n")[2]  # Slurm reads no more
+
+
+def test_the_manifest_has_what_a_ray_job_needs():
+    (block,) = (block for block in PAGE.blocks("yaml") if "apiVersion" in block.text)
+    manifest = yaml.safe_load(block.text)
+    assert (manifest["apiVersion"], manifest["kind"]) == ("ray.io/v1", "RayJob")
+    assert re.fullmatch(r"[a-z0-9-]+", manifest["metadata"]["name"])
+    assert "--ray auto" in manifest["spec"]["entrypoint"]
+    cluster = manifest["spec"]["rayClusterSpec"]
+    assert re.fullmatch(r"\d+\.\d+\.\d+", cluster["rayVersion"])
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        assert "rayStartParams" in group
+        pod = group["template"]["spec"]
+        volumes = {volume["name"] for volume in pod["volumes"]}
+        for container in pod["containers"]:
+            assert {"name", "image", "resources"} <= container.keys()
+            assert {mount["name"] for mount in container["volumeMounts"]} <= volumes
+    (workers,) = cluster["workerGroupSpecs"]
+    assert workers["groupName"]
+    assert workers["minReplicas"] <= workers["replicas"] <= workers["maxReplicas"]
