@@ -18,6 +18,7 @@ from pgc3d.batch.storage import Storage
 
 pytest.importorskip("ray")
 pytestmark = pytest.mark.slow
+TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4}
 BUCKET = "s3://assets/batch"
 
 
@@ -159,7 +160,7 @@ def test_a_signal_stops_all_workers_saved_and_the_same_command_goes_on(tmp_path)
 @pytest.fixture
 def nodes():
     """Two nodes of one core each on this machine: the address of the first, and the process of the second."""
-    environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0"}
+    environment = os.environ | TOKEN | {"RAY_USAGE_STATS_ENABLED": "0"}
     ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus", "1"]
     head = [*ray, "--head", "--port", "6399", "--include-dashboard", "false"]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": environment}
@@ -186,7 +187,7 @@ def kill_all(process):
 def test_jobs_of_a_node_that_dies_are_made_on_another(tmp_path, nodes):
     address, second = nodes
     write_list(tmp_path / "list.yaml", entries(tmp_path, 3, steps=40))
-    batch = Batch(tmp_path, "--ray", address)
+    batch = Batch(tmp_path, "--ray", address, environment=TOKEN)
     batch.wait_for(r"\[job-0\] optimize: step")
     batch.wait_for(r"\[job-1\] begins")
     kill_all(second)

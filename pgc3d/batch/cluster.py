@@ -69,8 +69,8 @@ def connected(address: str) -> Iterator[Any]:
         ray._private.worker._worker_logs_enabled = False
     except Exception as error:
         raise BackendUnavailableError(
-            f"a cluster of Ray must be reachable at {address}, got: {one_line(error)}; see `ray status`, or "
-            "use --ray auto"
+            f"a cluster of Ray must be reachable at {address}, got: {one_line(error)}; see `ray status`, and "
+            "set RAY_AUTH_MODE=token where it has tokens"
         ) from error
     try:
         yield ray

@@ -30,7 +30,9 @@ from pgc3d.signals import StopFlag
 
 REACHED = 0  # in a stop flag, in place of a signal's number: the steps of a sweep are done
 RANKING = "ranking.json"
-LEFT_BEHIND = 60.0  # seconds that the process of a killed batch may take to end
+# Seconds that the process of a killed batch may take to end, or a file server to release the locks of a node
+# that died: NFS does so after 90 s.
+LEFT_BEHIND = 120.0
 
 
 def run_job(
