@@ -6,7 +6,7 @@
 Measured are the start of Ray, the start of a worker process and its imports, the messages that the link actor
 takes, a run's folder to and in storage, and the status file of all jobs. From these:
 
-    assets a second = min(slots / (start + job + upload), 1 / (publish + status))
+    assets a second = min(slots / (start + job + upload), 1 / (publish + 2 status))
 
 where `slots` is the number of jobs at once on all nodes, `start` a worker with its imports, `job` a run with
 the load of its models, both on a worker, and `publish` and `status` what the driver does for each asset, one
@@ -48,7 +48,7 @@ class Parts:
     publish: float  # with the removal of the first copies
     status: float  # one write
     read: float  # of the status file, when a batch is continued
-    status_bytes: int
+    status_bytes: float
 
     @property
     def start(self) -> float:
@@ -58,7 +58,7 @@ class Parts:
     def rate(self, slots: int, job: float) -> tuple[float, str]:
         """Assets a second, and what bounds them."""
         workers = slots / (self.start + job + self.upload)
-        driver = 1 / (self.publish + self.status)
+        driver = 1 / (self.publish + 2 * self.status)
         return min((workers, "workers"), (driver, "driver"))
 
 
@@ -74,33 +74,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--megabytes", type=float, default=60.0, help="of a run's folder")
     parser.add_argument("--repeats", type=int, default=3)
     given = parser.parse_args(arguments)
-    with storage(given.url) as found:
-        parts = measure(found, given)
+    parts = measure(given)
     print_parts(parts, given)
     print_nodes(parts, given)
 
 
-def measure(found: Storage, given: argparse.Namespace) -> Parts:
+def measure(given: argparse.Namespace) -> Parts:
     """All parts; medians of the repetitions."""
-    upload, publish = staging_seconds(found, given)
-    write, read, size = status_numbers(Bucket(found), given)
+    ray_parts = measure_ray(given)
+    with storage(given.url) as found:
+        upload, publish = staging_seconds(found, given)
+        return Parts(*ray_parts, upload, publish, *status_seconds(Bucket(found), given))
+
+
+def measure_ray(given: argparse.Namespace) -> tuple[float, float, float, float]:
+    """Seconds of Ray's start, of a process, of imports, and of a message."""
     begin = time.perf_counter()
-    with connected("auto") as ray:
+    with connected("auto", print) as ray:
         connect = time.perf_counter() - begin
         process = ray.remote(max_calls=1)(nothing)
         imports = ray.remote(max_calls=1)(import_seconds)
         link = ray.remote(Link).options(num_cpus=0).remote()
         ray.get([process.remote(), link.take.remote(None)])  # Ray has begun a first worker by itself
-        return Parts(
+        return (
             connect,
             median(lambda: ray.get(process.remote()), given.repeats),
             statistics.median(ray.get(imports.remote()) for _ in range(given.repeats)),
             median(lambda: send(ray, link), given.repeats) / MESSAGES,
-            upload,
-            publish,
-            write,
-            read,
-            size,
         )
 
 
@@ -153,7 +153,7 @@ def staging_seconds(found: Storage, given: argparse.Namespace) -> tuple[float, f
     return statistics.median(uploads), statistics.median(publications)
 
 
-def status_numbers(place: Place, given: argparse.Namespace) -> tuple[float, float, int]:
+def status_seconds(place: Place, given: argparse.Namespace) -> tuple[float, float, float]:
     """One write and one read of the status file of all jobs, and its size."""
     peak = {"resident": 4_000_000_000, "cuda": 16_000_000_000}
     entries = {
@@ -167,7 +167,7 @@ def status_numbers(place: Place, given: argparse.Namespace) -> tuple[float, floa
     read = median(place.read, given.repeats)
     from pgc3d.batch.status import status_bytes
 
-    return write, read, len(status_bytes(entries))
+    return write, read, float(len(status_bytes(entries)))
 
 
 @contextmanager

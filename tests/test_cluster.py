@@ -228,6 +228,15 @@ def test_storage_has_a_batch_as_a_folder_has(storage, tmp_path):
     assert Bucket(storage).has_run("x")
 
 
+def test_an_address_where_nothing_answers_is_refused_at_once(run, tmp_path):
+    pytest.importorskip("ray")
+    write_list(tmp_path / "list.yaml", [{"prompt": "a chair", "guidance": "mini"}])
+    for address in ("127.0.0.1:1", "nonsense"):
+        code, out, err = run("batch", "list.yaml", "--ray", address)
+        assert (code, out) == (2, "")
+        assert f"a cluster of Ray must be reachable at HOST:PORT, got {address}, where nothing answers" in err
+
+
 ERRORS = {
     "URL": (["--out", "s3://bucket/x"], "--out must be a folder without --ray, got s3://bucket/x"),
     "share": (["--gpus-per-job", "0.5"], "must go with --ray, got none; add --ray auto"),

@@ -8,6 +8,7 @@ is submitted again, to another node where there is one, a limited number of time
 import logging
 import os
 import pickle
+import socket
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,7 +28,8 @@ from pgc3d.errors import BackendUnavailableError, Pgc3dError
 from pgc3d.events import Event
 from pgc3d.signals import StopFlag
 
-AUTO = "auto"
+AUTO, LOCAL = "auto", "local"  # the latter is Ray's word for a new one
+REACH = 5.0  # seconds to wait for an answer from a head
 AHEAD = 16  # jobs that are submitted before there is room for them: what a cluster grows by
 POLL = 0.2  # seconds between two reads of the stop flag and of the messages
 ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
@@ -44,11 +46,12 @@ class ClusterOptions:
 
 
 @contextmanager
-def connected(address: str) -> Iterator[Any]:
+def connected(address: str, notify: Callable[[str], None]) -> Iterator[Any]:
     """Yield Ray's module, connected to a cluster.
 
     Args:
         address: HOST:PORT of its head, or auto: the cluster that this machine is in, else a new one.
+        notify: receives a line where that cluster is gone.
 
     Raises:
         BackendUnavailableError: Ray is not installed, or cannot be reached.
@@ -58,9 +61,12 @@ def connected(address: str) -> Iterator[Any]:
         import ray
     except ImportError as error:
         raise BackendUnavailableError(f"ray must be installed for --ray, got none; {INSTALL}") from error
+    found = _own_cluster(notify) if address == AUTO else address
+    if found != LOCAL:
+        _require_reachable(found)
     try:
         ray.init(
-            None if address == AUTO else address,
+            found,
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,
@@ -69,13 +75,52 @@ def connected(address: str) -> Iterator[Any]:
         ray._private.worker._worker_logs_enabled = False
     except Exception as error:
         raise BackendUnavailableError(
-            f"a cluster of Ray must be reachable at {address}, got: {one_line(error)}; see `ray status`, and "
+            f"a cluster of Ray must be reachable at {found}, got: {one_line(error)}; see `ray status`, and "
             "set RAY_AUTH_MODE=token where it has tokens"
         ) from error
     try:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _own_cluster(notify: Callable[[str], None]) -> str:
+    """The address of the cluster that this machine is in, or that a new one is to be started."""
+    from ray._private.utils import read_ray_address
+
+    given = os.environ.get("RAY_ADDRESS", "")
+    if given not in {"", AUTO}:
+        return given
+    known = read_ray_address() or ""  # of the last one that was started here, also where that was killed
+    if known and not _is_reachable(known):
+        notify(f"the cluster of Ray that was started here is gone, it was {known}: a new one is started")
+        return LOCAL
+    return known or LOCAL
+
+
+def _require_reachable(address: str) -> None:
+    """Check that something listens at HOST:PORT; Ray itself tries for a quarter of an hour.
+
+    Raises:
+        BackendUnavailableError: nothing does.
+    """
+    if not _is_reachable(address):
+        raise BackendUnavailableError(
+            f"a cluster of Ray must be reachable at HOST:PORT, got {address}, where nothing answers; start "
+            "it, or use --ray auto"
+        )
+
+
+def _is_reachable(address: str) -> bool:
+    """Whether something listens; addresses of other forms are left to Ray."""
+    host, _, port = address.rpartition(":")
+    if not host or "//" in host or not port.isdecimal():
+        return "//" in address
+    try:
+        with socket.create_connection((host, int(port)), timeout=REACH):
+            return True
+    except (OSError, OverflowError):
+        return False
 
 
 @dataclass

@@ -109,7 +109,7 @@ def _on_cluster(jobs: Sequence[Any], place: Any, options: Any, values: tuple[Any
     from pgc3d.batch.cluster import ClusterOptions, ClusterRunner, connected
 
     cluster = ClusterOptions(*values)
-    with connected(cluster.address) as ray:  # before our handlers of signals, since Ray sets its own
+    with connected(cluster.address, notify) as ray:  # before our handlers of signals, since Ray sets its own
         runner = ClusterRunner(ray, place, options, cluster)
         return _run(jobs, place, replace(options, processes=runner.slots(jobs, notify)), runner)
 
