@@ -11,7 +11,7 @@ import time
 import psutil
 import pytest
 from test_batch import ENVIRONMENT, TINY, write_inputs, write_list
-from tiny import _script
+from tiny import ROOT, _script
 
 from pgc3d.batch.places import Bucket, Folder
 from pgc3d.batch.storage import Storage
@@ -96,7 +96,8 @@ def test_killed_workers_of_random_jobs_lose_nothing_and_make_nothing_twice(tmp_p
     assert script.main([str(tmp_path / "out"), *small]) == 0, capsys.readouterr().out
     found = json.loads((tmp_path / "out" / "cluster.json").read_text())
     rows = {row["part"]: row for row in found["rows"]}
-    assert rows["kills"]["kills"] == sum(rows["kills"]["lost"].values()) == 2
+    assert rows["kills"]["kills"] == 2
+    assert 1 <= sum(rows["kills"]["lost"].values()) <= 2  # a process may have just ended its job
     assert len(rows["kills"]["done"]) == 6
     assert (tmp_path / "out" / "3-kills.txt").read_text().count("\n") == 6  # paths of assets alone
 
@@ -195,3 +196,13 @@ def test_jobs_of_a_node_that_dies_are_made_on_another(tmp_path, nodes):
     assert (code, done) == (0, ["job-0", "job-1", "job-2"]), text
     assert len(re.findall(r"is lost, and it begins again: .*Node", text)) == 1, text
     assert len(re.findall("attempt 2 of 4", text)) == 1
+
+
+def test_the_parts_of_a_batch_are_measured():
+    command = [sys.executable, ROOT / "scripts" / "measure_cluster.py", "--repeats", "1"]
+    small = ["--jobs", "10", "--megabytes", "0.1", "--job-seconds", "10"]
+    found = subprocess.run([*command, *small], capture_output=True, text=True, check=True, env=ENVIRONMENT)
+    parts = [float(line.split("|")[2]) for line in found.stdout.splitlines()[2:10]]
+    assert len(parts) == 8
+    assert all(seconds > 0 for seconds in parts[:3])
+    assert "10 assets, 10 s for a job, 1 at once on a node" in found.stdout

@@ -10,7 +10,6 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -102,13 +101,15 @@ def status_bytes(entries: Mapping[str, Entry], unlisted: Mapping[str, Entry] | N
         unlisted: of jobs that were on the list earlier; not counted.
     """
     counts = Counter(entry.state for entry in entries.values())
-    record = {
-        "format": FORMAT,
-        "pgc3d": __version__,
-        "counts": {state: counts[state] for state in STATES},
-        "jobs": [asdict(entry) for entry in [*entries.values(), *(unlisted or {}).values()]],
-    }
-    return (json.dumps(record, indent=1) + "\n").encode()
+    head = {"format": FORMAT, "pgc3d": __version__, "counts": {state: counts[state] for state in STATES}}
+    jobs = [json.dumps(_record(entry)) for entry in [*entries.values(), *(unlisted or {}).values()]]
+    text = json.dumps(head, indent=1).removesuffix("\n}")
+    return (text + ',\n "jobs": [\n  ' + ",\n  ".join(jobs) + "\n ]\n}\n").encode()
+
+
+def _record(entry: Entry) -> dict[str, Any]:
+    """A job's line; `asdict` takes most of the time of a batch of ten thousand."""
+    return {**vars(entry), "ranking": [vars(ranked) for ranked in entry.ranking]}
 
 
 def _entry(job: Mapping[str, Any]) -> Entry:
