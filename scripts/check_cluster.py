@@ -5,7 +5,7 @@
 
 Makes tiny assets of the bundled prior, half of them from prompts, half on a mesh, with the smallest numbers
 of steps, three times: `loop` by `pgc3d batch --jobs N`, `ray` by `--ray auto`, both with the first
-`--measured` entries and the same share of the machine for each job, and `kills` with all entries by Ray,
+`--measured` entries and the same cores or GPUs for each job, and `kills` with all entries by Ray,
 while processes that make one are killed by SIGKILL at random times. Several GPUs are used by `ray` and
 `kills` alone, and the ideal is that number times the loop. Where other programs use the machine, too, repeat
 parts in turn, as with `--parts loop ray ray loop kills`, and see the processor's seconds for each asset.

@@ -1,6 +1,7 @@
 """Batches on a cluster, without one: what jobs take of a node, how inputs get there and results come back."""
 
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,12 +14,13 @@ from documentation import PAGES, Page
 from meshes import write_cube
 from test_batch import write_list
 from test_cli import run  # noqa: F401 - fixture
+from test_docs import require_parsed
 
 from pgc3d.batch.archives import packed, unpack
 from pgc3d.batch.inputs import received, sent_inputs
 from pgc3d.batch.job import Entry, Job
 from pgc3d.batch.places import Bucket, Folder
-from pgc3d.batch.shares import Share, fitting, placed, share_of
+from pgc3d.batch.resources import Resources, fitting, placed, resources_of
 from pgc3d.batch.staging import INCOMING, STATES, Desk, FolderStaging, UrlStaging
 from pgc3d.batch.storage import Storage
 from pgc3d.config import load_config
@@ -32,31 +34,31 @@ MINI, LARGE = "models.text.name=mini", "models.text.name=sdxl"
 @pytest.mark.parametrize(
     ("settings", "given", "has_gpus", "expected"),
     [
-        ([MINI], {}, True, Share(1, 0.25)),
-        ([MINI], {}, False, Share(1, 0.0)),
-        ([LARGE], {}, True, Share(2, 1.0)),
-        ([LARGE], {}, False, Share(2, 1.0)),  # waits for a node with a GPU
-        ([LARGE, "run.device=cpu"], {}, True, Share(1, 0.0)),
-        ([MINI, "run.device=cuda"], {}, False, Share(1, 0.25)),
-        ([LARGE], {"gpus": 0.5}, True, Share(1, 0.5)),
-        ([MINI], {"gpus": 0.0, "cpus": 4}, True, Share(4, 0.0)),
+        ([MINI], {}, True, Resources(1, 0.25)),
+        ([MINI], {}, False, Resources(1, 0.0)),
+        ([LARGE], {}, True, Resources(2, 1.0)),
+        ([LARGE], {}, False, Resources(2, 1.0)),  # waits for a node with a GPU
+        ([LARGE, "run.device=cpu"], {}, True, Resources(1, 0.0)),
+        ([MINI, "run.device=cuda"], {}, False, Resources(1, 0.25)),
+        ([LARGE], {"gpus": 0.5}, True, Resources(1, 0.5)),
+        ([MINI], {"gpus": 0.0, "cpus": 4}, True, Resources(4, 0.0)),
     ],
 )
 def test_a_job_takes_what_its_models_need(settings, given, has_gpus, expected):
     config = load_config(overrides=settings)
-    share = share_of(config, **({"gpus": None, "cpus": None} | given), has_gpus=has_gpus)
-    assert share == expected
-    device = placed(Job("a", "0", config=config), share).config.run.device
-    assert device == ("cpu" if share.gpus == 0 else config.run.device)
+    found = resources_of(config, **({"gpus": None, "cpus": None} | given), has_gpus=has_gpus)
+    assert found == expected
+    device = placed(Job("a", "0", config=config), found).config.run.device
+    assert device == ("cpu" if found.gpus == 0 else config.run.device)
 
 
 def test_as_many_jobs_fit_as_cores_and_gpus_suffice_for():
     nodes = [{"CPU": 8.0, "GPU": 2.0}, {"CPU": 3.0, "GPU": 1.0}, {"CPU": 64.0}]
-    assert fitting(Share(1, 0.25), nodes) == 8 + 3
-    assert fitting(Share(1, 1 / 3), nodes) == 6 + 3
-    assert fitting(Share(2, 1.0), nodes) == 2 + 1
-    assert fitting(Share(2, 0.0), nodes) == 4 + 1 + 32
-    assert fitting(Share(1, 1.0), nodes[2:]) == 0
+    assert fitting(Resources(1, 0.25), nodes) == 8 + 3
+    assert fitting(Resources(1, 1 / 3), nodes) == 6 + 3
+    assert fitting(Resources(2, 1.0), nodes) == 2 + 1
+    assert fitting(Resources(2, 0.0), nodes) == 4 + 1 + 32
+    assert fitting(Resources(1, 1.0), nodes[2:]) == 0
 
 
 def test_inputs_reach_a_machine_that_does_not_have_them(tmp_path):
@@ -239,7 +241,7 @@ def test_an_address_where_nothing_answers_is_refused_at_once(run, tmp_path):
 
 ERRORS = {
     "URL": (["--out", "s3://bucket/x"], "--out must be a folder without --ray, got s3://bucket/x"),
-    "share": (["--gpus-per-job", "0.5"], "must go with --ray, got none; add --ray auto"),
+    "resources": (["--gpus-per-job", "0.5"], "must go with --ray, got none; add --ray auto"),
     "jobs": (["--ray", "auto", "--jobs", "2"], "--jobs must not be given with --ray"),
     "package": (["--ray", "auto"], 'ray must be installed for --ray, got none; pip install "pgc3d[cluster]"'),
 }
@@ -266,6 +268,8 @@ def test_the_slurm_script_is_valid_bash_with_the_directives_that_it_reads(tmp_pa
     assert (found.returncode, found.stderr) == (0, "")
     assert block.text.startswith("#!/bin/bash\n#SBATCH ")
     assert set(re.findall(r"^#SBATCH --([\w-]+)", block.text, re.MULTILINE)) >= DIRECTIVES
+    (words,) = re.findall(r"^command=\(pgc3d (.*)\)$", block.text, re.MULTILINE)
+    require_parsed(shlex.split(words))
     assert "\n#SBATCH" not in block.text.partition("\nset -euo pipefail\n")[2]  # Slurm reads no more
 
 

@@ -1,4 +1,4 @@
-"""Jobs on a cluster, by Ray: it places each on a node with room, and again where its worker dies.
+"""Jobs on a cluster, by Ray: it places each on a node with free resources, and again where a worker dies.
 
 Each job is a task of Ray in a worker process of its own, as are the processes of `processes`: what one job
 does not free, its end frees. A task that fails does so for the job; one whose process, node or result is lost
@@ -22,7 +22,7 @@ from pgc3d.batch.job import Job, Outcome
 from pgc3d.batch.link import Link
 from pgc3d.batch.places import Place
 from pgc3d.batch.queue import BatchOptions
-from pgc3d.batch.shares import Share, fitting, placed, share_of
+from pgc3d.batch.resources import Resources, fitting, placed, resources_of
 from pgc3d.batch.storage import INSTALL, one_line
 from pgc3d.errors import BackendUnavailableError, Pgc3dError
 from pgc3d.events import Event
@@ -30,14 +30,14 @@ from pgc3d.signals import StopFlag
 
 AUTO, LOCAL = "auto", "local"  # the latter is Ray's word for a new one
 REACH = 5.0  # seconds to wait for an answer from a head
-AHEAD = 16  # jobs that are submitted before there is room for them: what a cluster grows by
+AHEAD = 16  # jobs that are submitted before there are resources for them: what a cluster grows by
 POLL = 0.2  # seconds between two reads of the stop flag and of the messages
 ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 
 
 @dataclass(frozen=True)
 class ClusterOptions:
-    """How jobs are placed; None takes what each job needs, see `shares`."""
+    """How jobs are placed; None takes what each job needs, see `resources`."""
 
     address: str = AUTO  # of a cluster; auto joins or starts one on this machine
     gpus_per_job: float | None = None  # 0 to 1
@@ -128,7 +128,7 @@ class _Attempt:
     """A task of Ray that was submitted for a job."""
 
     order: Order
-    share: Share
+    resources: Resources
     node: str = ""  # id of the node that it runs on
     host: str = ""
     avoid: tuple[str, ...] = ()  # ids of nodes where earlier attempts died
@@ -149,25 +149,25 @@ class ClusterRunner:
 
         Args:
             jobs: of the list.
-            notify: receives a line where no node has room for one.
+            notify: receives a line where no node has the resources of one.
         """
-        shares = Counter(self.share(job) for job in jobs if not job.error)
-        if not shares:
+        kinds = Counter(self.resources(job) for job in jobs if not job.error)
+        if not kinds:
             return 1
-        share = shares.most_common(1)[0][0]
-        found = fitting(share, self._nodes())
+        resources = kinds.most_common(1)[0][0]
+        found = fitting(resources, self._nodes())
         if not found:
             notify(
-                f"no node of the cluster has {share.cpus} CPUs and {share.gpus:g} GPUs now: jobs wait for "
-                "one; see --cpus-per-job and --gpus-per-job"
+                f"no node of the cluster has {resources.cpus} CPUs and {resources.gpus:g} GPUs now: jobs "
+                "wait for one; see --cpus-per-job and --gpus-per-job"
             )
         return max(1, min(found, len(jobs)))
 
-    def share(self, job: Job) -> Share:
+    def resources(self, job: Job) -> Resources:
         """What a job takes of a node."""
         has_gpus = any(node.get("GPU", 0) > 0 for node in self._nodes())
         own = self.cluster
-        return share_of(job.config, gpus=own.gpus_per_job, cpus=own.cpus_per_job, has_gpus=has_gpus)
+        return resources_of(job.config, gpus=own.gpus_per_job, cpus=own.cpus_per_job, has_gpus=has_gpus)
 
     def _nodes(self) -> list[Mapping[str, float]]:
         return [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
@@ -238,23 +238,23 @@ class _Schedule:
     def _first(self, job: Job) -> _Attempt:
         """The first attempt of a job, with its inputs in the object store."""
         runner, put = self._runner, self._ray.put
-        share = runner.share(job)
+        resources = runner.resources(job)
         order = Order(
-            placed(job, share),
+            placed(job, resources),
             sent_inputs(job.task, put),
             self._staging,
             put(self._staging.stored(job.name)),
-            share.cpus,
+            resources.cpus,
             runner.options.sweep_steps,
             runner.options.retriever,
             attempts=runner.cluster.attempts,
         )
-        return _Attempt(order, share)
+        return _Attempt(order, resources)
 
     def _submit(self, attempt: _Attempt) -> None:
         options: dict[str, Any] = {
-            "num_cpus": attempt.share.cpus,
-            "num_gpus": attempt.share.gpus,
+            "num_cpus": attempt.resources.cpus,
+            "num_gpus": attempt.resources.gpus,
             "max_retries": 0,  # here, so that each retry is printed
             "name": f"pgc3d {attempt.order.job.name}",
         }
@@ -339,7 +339,7 @@ class _Schedule:
         self._note(order.job.name, f"its worker on {where} is lost, and it begins again: {error}")
         avoid = tuple(dict.fromkeys((*attempt.avoid, *([attempt.node] if attempt.node else []))))
         again = replace(order, attempt=order.attempt + 1)
-        self._submit(_Attempt(again, attempt.share, avoid=avoid))
+        self._submit(_Attempt(again, attempt.resources, avoid=avoid))
         return None
 
     def _published(self, name: str, answer: Answer) -> Outcome:

@@ -41,7 +41,7 @@ class Link:
 def fetched(reference: Any, timeout: float | None = None) -> Any:
     """The value behind a reference of Ray, on a worker.
 
-    Unlike in `ray.get` the task keeps its share of the node meanwhile, which Ray would give to another one.
+    Unlike in `ray.get` the task keeps its resources meanwhile, which Ray would give to another one.
 
     Raises:
         TimeoutError: it did not come in time, in seconds.

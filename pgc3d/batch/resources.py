@@ -18,15 +18,15 @@ GPU_CPUS = 2  # cores of a job with a whole GPU: one for its steps, another for 
 
 
 @dataclass(frozen=True)
-class Share:
+class Resources:
     """The part of a node that a job takes."""
 
     cpus: int
     gpus: float  # 0 to 1
 
 
-def share_of(config: Config, *, gpus: float | None, cpus: int | None, has_gpus: bool) -> Share:
-    """The share of a job.
+def resources_of(config: Config, *, gpus: float | None, cpus: int | None, has_gpus: bool) -> Resources:
+    """The resources of a job.
 
     Args:
         config: of the job.
@@ -37,7 +37,7 @@ def share_of(config: Config, *, gpus: float | None, cpus: int | None, has_gpus: 
     """
     if gpus is None:
         gpus = _gpus_of(config, has_gpus=has_gpus)
-    return Share(cpus if cpus is not None else GPU_CPUS if gpus == 1 else 1, gpus)
+    return Resources(cpus if cpus is not None else GPU_CPUS if gpus == 1 else 1, gpus)
 
 
 def _gpus_of(config: Config, *, has_gpus: bool) -> float:
@@ -52,26 +52,26 @@ def is_bundled(config: Config) -> bool:
     return all(config.models[name].name == BUNDLED for name in config.requires().models)
 
 
-def placed(job: Job, share: Share) -> Job:
-    """The job with the device of its share: without a GPU of its own it must not take one that it sees."""
+def placed(job: Job, resources: Resources) -> Job:
+    """The job with the device of its resources: without a GPU of its own it must not use one that it sees."""
     run = job.config.run
-    if share.gpus == 0 and run.device == "auto":
+    if resources.gpus == 0 and run.device == "auto":
         return replace(job, config=replace(job.config, run=replace(run, device="cpu")))
     return job
 
 
-def fitting(share: Share, nodes: list[Mapping[str, float]]) -> int:
-    """How many jobs of one share run at once.
+def fitting(resources: Resources, nodes: list[Mapping[str, float]]) -> int:
+    """How many jobs of one kind run at once.
 
     Args:
-        share: of each job.
+        resources: of each job.
         nodes: the resources of each node, by Ray's names `CPU` and `GPU`.
     """
-    return sum(_on(share, node) for node in nodes)
+    return sum(_on(resources, node) for node in nodes)
 
 
-def _on(share: Share, node: Mapping[str, float]) -> int:
-    by_cpus = int(node.get("CPU", 0) // share.cpus)
-    if share.gpus == 0:
+def _on(resources: Resources, node: Mapping[str, float]) -> int:
+    by_cpus = int(node.get("CPU", 0) // resources.cpus)
+    if resources.gpus == 0:
         return by_cpus
-    return min(by_cpus, int(node.get("GPU", 0)) * int(1 / share.gpus + 1e-9))
+    return min(by_cpus, int(node.get("GPU", 0)) * int(1 / resources.gpus + 1e-9))
