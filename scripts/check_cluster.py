@@ -8,7 +8,8 @@ of steps, three times: `loop` by `pgc3d batch --jobs N`, `ray` by `--ray auto`, 
 `--measured` entries and the same cores or GPUs for each job, and `kills` with all entries by Ray,
 while processes that make one are killed by SIGKILL at random times. Several GPUs are used by `ray` and
 `kills` alone, and the ideal is that number times the loop. Where other programs use the machine, too, repeat
-parts in turn, as with `--parts loop ray ray loop kills`, and see the processor's seconds for each asset.
+parts in turn, as with `--parts warm loop ray ray loop kills`, and see the processor's seconds for each asset.
+The first part, `warm`, makes two assets: what it compiles is on the disk for the others.
 
 Then each asset must be there exactly once: one line that it is done, one record, one folder, an asset with
 the hash of its manifest, nothing else in the folder. On a CPU all batches must make the same bytes, too.
@@ -38,7 +39,8 @@ import trimesh
 from pgc3d.batch.places import Folder
 from pgc3d.disk import replace_file, sha256
 
-PARTS = ("loop", "ray", "kills")
+PARTS = ("warm", "loop", "ray", "kills")
+WITHOUT_RAY = ("warm", "loop")
 COLORS = ("red", "blue", "green", "yellow", "white", "black", "brown")
 OBJECTS = ("chair", "table", "sofa", "car", "lamp")
 TINY = [
@@ -85,15 +87,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cards = count_gpus() if given.device == "cuda" else 1
     rows = list[Measured]()
     for number, part in enumerate(given.parts, 1):
-        count = given.assets if part == "kills" else given.measured or given.assets
-        row = Measured(
-            part, f"{number}-{part}", max(1, given.jobs // (cards if part == "loop" else 1)), count
-        )
+        count = {"warm": 2, "kills": given.assets}.get(part, given.measured or given.assets)
+        jobs = max(1, given.jobs // cards) if part in WITHOUT_RAY else given.jobs
+        row = Measured(part, f"{number}-{part}", jobs, count)
         names = write_list(given.out / f"{row.folder}.yaml", count, given)
         run_part(row, cards, given)
         row.faults = list(faults(given.out / row.folder, names, row))
-        if given.device == "cpu" and rows:
-            row.faults += differing(given.out / rows[0].folder, given.out / row.folder)
+        for earlier in rows if given.device == "cpu" else ():
+            row.faults += differing(given.out / earlier.folder, given.out / row.folder)
         rows.append(row)
         record = {"gpus": cards, "device": given.device, "rows": [asdict(row) for row in rows]}
         replace_file(given.out / "cluster.json", (json.dumps(record, indent=1) + "\n").encode())
@@ -108,7 +109,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("out", type=Path, help="new folder")
     parser.add_argument("--assets", type=int, default=8, help="of the part with kills")
-    parser.add_argument("--measured", type=int, help="assets of the other two parts; as many when not given")
+    parser.add_argument("--measured", type=int, help="assets of loop and ray; as many when not given")
     parser.add_argument("--jobs", type=int, default=2, help="at once, on all GPUs together")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--steps", type=int, default=4, help="of each asset")
@@ -156,7 +157,7 @@ def run_part(measured: Measured, cards: int, given: argparse.Namespace) -> None:
     """Run a batch as a user does, and read its lines."""
     name, jobs = measured.folder, measured.jobs
     command = [sys.executable, "-m", "pgc3d", "batch", f"{name}.yaml", "--out", name]
-    if measured.part == "loop":
+    if measured.part in WITHOUT_RAY:
         command += ["--jobs", str(jobs)]
     else:
         gpus = min(1.0, cards / jobs) if given.device == "cuda" else 0.0

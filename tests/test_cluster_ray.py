@@ -99,7 +99,7 @@ def test_killed_workers_of_random_jobs_lose_nothing_and_make_nothing_twice(tmp_p
     assert rows["kills"]["kills"] == 2
     assert 1 <= sum(rows["kills"]["lost"].values()) <= 2  # a process may have just ended its job
     assert len(rows["kills"]["done"]) == 6
-    assert (tmp_path / "out" / "3-kills.txt").read_text().count("\n") == 6  # paths of assets alone
+    assert (tmp_path / "out" / "4-kills.txt").read_text().count("\n") == 6  # paths of assets alone
 
 
 def test_a_run_in_storage_goes_on_from_its_checkpoint_when_its_worker_dies(tmp_path, bucket):
