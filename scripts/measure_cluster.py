@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pgc3d.batch.cluster import connected
+from pgc3d.batch.connection import connected
 from pgc3d.batch.job import Entry
 from pgc3d.batch.link import Link
 from pgc3d.batch.places import Bucket, Place

@@ -5,34 +5,28 @@ does not free, its end frees. A task that fails does so for the job; one whose p
 is submitted again, to another node where there is one, a limited number of times.
 """
 
-import logging
-import os
 import pickle
-import socket
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pgc3d.batch.cluster_work import Answer, Order, work
+from pgc3d.batch.connection import AUTO
 from pgc3d.batch.inputs import sent_inputs
 from pgc3d.batch.job import Job, Outcome
 from pgc3d.batch.link import Link
 from pgc3d.batch.places import Place
 from pgc3d.batch.queue import BatchOptions
 from pgc3d.batch.resources import Resources, fitting, placed, resources_of
-from pgc3d.batch.storage import INSTALL, one_line
-from pgc3d.errors import BackendUnavailableError, Pgc3dError
+from pgc3d.batch.storage import one_line
+from pgc3d.errors import Pgc3dError
 from pgc3d.events import Event
 from pgc3d.signals import StopFlag
 
-AUTO, LOCAL = "auto", "local"  # the latter is Ray's word for a new one
-REACH = 5.0  # seconds to wait for an answer from a head
 AHEAD = 16  # jobs that are submitted before there are resources for them: what a cluster grows by
 POLL = 0.2  # seconds between two reads of the stop flag and of the messages
-ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 
 
 @dataclass(frozen=True)
@@ -43,84 +37,6 @@ class ClusterOptions:
     gpus_per_job: float | None = None  # 0 to 1
     cpus_per_job: int | None = None
     attempts: int = 4  # of a job whose worker dies
-
-
-@contextmanager
-def connected(address: str, notify: Callable[[str], None]) -> Iterator[Any]:
-    """Yield Ray's module, connected to a cluster.
-
-    Args:
-        address: HOST:PORT of its head, or auto: the cluster that this machine is in, else a new one.
-        notify: receives a line where that cluster is gone.
-
-    Raises:
-        BackendUnavailableError: Ray is not installed, or cannot be reached.
-    """
-    os.environ.update({name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()})
-    try:
-        import ray
-    except ImportError as error:
-        raise BackendUnavailableError(f"ray must be installed for --ray, got none; {INSTALL}") from error
-    found = _own_cluster(notify) if address == AUTO else address
-    if found != LOCAL:
-        _require_reachable(found)
-    try:
-        ray.init(
-            found,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
-        # Ray's lines about workers would go to stdout, among the paths of results; ours replace them.
-        ray._private.worker._worker_logs_enabled = False
-    except Exception as error:
-        raise BackendUnavailableError(
-            f"a cluster of Ray must be reachable at {found}, got: {one_line(error)}; see `ray status`, and "
-            "set RAY_AUTH_MODE=token where it has tokens"
-        ) from error
-    try:
-        yield ray
-    finally:
-        ray.shutdown()
-
-
-def _own_cluster(notify: Callable[[str], None]) -> str:
-    """The address of the cluster that this machine is in, or that a new one is to be started."""
-    from ray._private.utils import read_ray_address
-
-    given = os.environ.get("RAY_ADDRESS", "")
-    if given not in {"", AUTO}:
-        return given
-    known = read_ray_address() or ""  # of the last one that was started here, also where that was killed
-    if known and not _is_reachable(known):
-        notify(f"the cluster of Ray that was started here is gone, it was {known}: a new one is started")
-        return LOCAL
-    return known or LOCAL
-
-
-def _require_reachable(address: str) -> None:
-    """Check that something listens at HOST:PORT; Ray itself tries for a quarter of an hour.
-
-    Raises:
-        BackendUnavailableError: nothing does.
-    """
-    if not _is_reachable(address):
-        raise BackendUnavailableError(
-            f"a cluster of Ray must be reachable at HOST:PORT, got {address}, where nothing answers; start "
-            "it, or use --ray auto"
-        )
-
-
-def _is_reachable(address: str) -> bool:
-    """Whether something listens; addresses of other forms are left to Ray."""
-    host, _, port = address.rpartition(":")
-    if not host or "//" in host or not port.isdecimal():
-        return "//" in address
-    try:
-        with socket.create_connection((host, int(port)), timeout=REACH):
-            return True
-    except (OSError, OverflowError):
-        return False
 
 
 @dataclass

@@ -106,7 +106,8 @@ def _on_this_machine(jobs: Sequence[Any], place: Any, options: Any) -> int:
 
 def _on_cluster(jobs: Sequence[Any], place: Any, options: Any, values: tuple[Any, ...]) -> int:
     """Run a batch on a cluster, with the values of `ClusterOptions`."""
-    from pgc3d.batch.cluster import ClusterOptions, ClusterRunner, connected
+    from pgc3d.batch.cluster import ClusterOptions, ClusterRunner
+    from pgc3d.batch.connection import connected
 
     cluster = ClusterOptions(*values)
     with connected(cluster.address, notify) as ray:  # before our handlers of signals, since Ray sets its own
