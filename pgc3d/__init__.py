@@ -2,7 +2,7 @@
 
     from pgc3d import Task, generate, load_config
 
-    result = generate(Task("a red chair"), out="runs/chair", config=load_config(overrides=["run.steps=200"]))
+    result = generate(Task("a hamburger"), out="runs/burger", config=load_config(overrides=["run.steps=200"]))
     print(result.files)
 
 The names below are the public interface; they are imported when they are first used, so that `import pgc3d`

@@ -1,13 +1,15 @@
 """The asset file of a run: written from its representation, and compared with the run's own renders."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from pgc3d import __version__
 from pgc3d.build.run import some_cameras
-from pgc3d.disk import free_name
+from pgc3d.disk import free_name, new_files
 from pgc3d.errors import DivergedError
 from pgc3d.events import Event
 from pgc3d.exporting.export import ExportReport, export_asset
+from pgc3d.exporting.target import export_path
 from pgc3d.exporting.textured_mesh import export_textured_mesh
 from pgc3d.interfaces import Meshable, Rasterizer, Representation
 from pgc3d.mesh_io.bundle import archived_format
@@ -17,10 +19,9 @@ from pgc3d.task import Task
 
 
 def _write_asset(
-    session: Session, representation: TexturedMesh | Meshable, rasterizer: Rasterizer
+    session: Session, representation: TexturedMesh | Meshable, rasterizer: Rasterizer, path: Path
 ) -> ExportReport:
     settings = session.config.export
-    path = free_name(session.run.path / f"asset.{settings.format}")
     metadata = {"prompt": session.record["prompt"], "seed": session.config.run.seed, "pgc3d": __version__}
     if isinstance(representation, TexturedMesh):
         mesh, device = representation.mesh, session.device
@@ -62,10 +63,30 @@ def _document(session: Session) -> Path | None:
     return None
 
 
-def export_run(session: Session, representation: Representation, rasterizer: Rasterizer) -> list[Path]:
+def _write_outside(
+    session: Session, representation: TexturedMesh | Meshable, rasterizer: Rasterizer, out: Path
+) -> ExportReport:
+    """The report of an export to a place that the user gave, where no file is replaced."""
+    target = export_path(out, session.run.path, session.config.export.format)
+    with new_files(target) as path:
+        report = _write_asset(session, representation, rasterizer, path)
+    moved = (replace(file, path=target.with_name(file.path.name)) for file in report.files)
+    return replace(report, files=tuple(moved))
+
+
+def export_run(
+    session: Session, representation: Representation, rasterizer: Rasterizer, out: Path | None = None
+) -> list[Path]:
     """Export the asset of a run; the written files.
 
+    Args:
+        session: of the run.
+        representation: to export.
+        rasterizer: the backend for baking and for the comparison.
+        out: a new file or a folder; a new name in the run's own folder when None.
+
     Raises:
+        InputError: a file exists already, or cannot be written.
         DivergedError: the renders of the file differ from the run's own.
     """
     session.on_event(Event("export"))
@@ -74,7 +95,11 @@ def export_run(session: Session, representation: Representation, rasterizer: Ras
         session.on_event(Event("export", message=message))
         return []
     with session.timed("export"):
-        report = _write_asset(session, representation, rasterizer)
+        if out is None:
+            path = free_name(session.run.path / f"asset.{session.config.export.format}")
+            report = _write_asset(session, representation, rasterizer, path)
+        else:
+            report = _write_outside(session, representation, rasterizer, out)
     files = [file.path for file in report.files]
     session.made("export", files)
     session.record["export"] = report.record() | {"placing": session.config.export.placing.changes}

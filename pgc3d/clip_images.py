@@ -1,6 +1,6 @@
 """Images of what clipping does to each pixel of a step: the gradient's length, and the removed part of it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,20 +47,20 @@ class RecordedClip:
 class ClipImages:
     """Writes such images of the steps that have a preview; between them nothing is kept."""
 
-    def __init__(self, objectives: Mapping[str, Objective], every: int) -> None:
+    def __init__(self, objectives: Mapping[str, Objective], due: Callable[[int], bool]) -> None:
         """Record the clips of a stage's objectives.
 
         Args:
             objectives: `objectives` of the object are the same with clips that record.
-            every: steps between two images, 0 for none.
+            due: whether a step, by its number from 1, has an image.
         """
         self._clips = {name: RecordedClip(objective.clip) for name, objective in objectives.items()}
         self.objectives = {name: replace(one, clip=self._clips[name]) for name, one in objectives.items()}
-        self._every = every
+        self._due = due
 
     def begin(self, step: int) -> None:
         """Keep the gradients of a step, by its number from 1, where it is to have an image."""
-        armed = bool(self._every) and step % self._every == 0
+        armed = self._due(step)
         for clip in self._clips.values():
             clip.armed, clip.kept = armed, None
 

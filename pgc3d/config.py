@@ -8,6 +8,7 @@ copy of the last one so far. A file without `stages` has one, `main`; settings o
 layer (`steps`, `resolution`, `representation`, `objectives`, `optimizer`, ...) belong to the last stage.
 """
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, fields, replace
@@ -36,7 +37,9 @@ from pgc3d.yaml_text import check_values, one_line, parse_override, read_yaml
 __all__ = ["ObjectiveConfig", "OptimizerConfig", "StageConfig", "read_yaml"]
 
 PRESETS = Path(__file__).parent / "configs"
+DEVICE = re.compile(r"auto|cpu|cuda:\d{1,2}", re.ASCII)  # torch counts to 127
 MAIN = "main"  # name of the only stage of a configuration without `stages`
+EARLY_PREVIEWS = (10, 30)  # steps
 STAGE_NUMBERS = ("steps", "resolution", "resolution_until")  # also below `run`, for the last stage
 STAGE_KEYS = (*STAGE_NUMBERS, "start", "representation", "objectives", "optimizer", "init")
 
@@ -62,11 +65,15 @@ class ModelConfig:
     fast: Literal["auto", "never"] = "auto"  # auto: own encoder and compiled UNet on CUDA; else diffusers'
     view_prompts: ViewPromptConfig | None = None  # None: the model's own, else the usual four sectors
     pose: Literal["auto", "radius", "polar"] = "auto"  # of a Zero123: the 4th entry; auto: the checkpoint's
+    # auto: the run's; else cuda:N or cpu, where the model computes its gradient while others compute theirs
+    device: str = "auto"
 
     def __post_init__(self) -> None:
         check(self)
         if not self.name.strip():
             raise ValueError("name must be a model, got an empty text")
+        if not DEVICE.fullmatch(self.device):
+            raise ValueError(f"device must be auto, cpu or cuda:N, got {shown(self.device)}")
 
 
 @dataclass(frozen=True)
@@ -99,7 +106,11 @@ class ExportConfig:
 
 @dataclass(frozen=True)
 class LoggingConfig:
-    """How often a run writes metrics, previews and checkpoints; `preview_every` 0 means no previews."""
+    """How often a run writes metrics, previews and checkpoints.
+
+    A stage has previews after steps 10 and 30 too, where `preview_every` is larger, so that a run that goes
+    wrong is seen early.
+    """
 
     log_every: int = number(10, 1, MAX_STEPS, unit="steps")  # between two lines of metrics
     preview_every: int = number(100, 0, MAX_STEPS, unit="steps")  # between two previews; 0 means none
@@ -109,6 +120,15 @@ class LoggingConfig:
 
     def __post_init__(self) -> None:
         check(self)
+
+    @property
+    def early_previews(self) -> tuple[int, ...]:
+        """The steps of a stage that have a preview before the first one that `preview_every` states."""
+        return tuple(step for step in EARLY_PREVIEWS if step < self.preview_every)
+
+    def has_preview(self, step: int) -> bool:
+        """Whether there is a preview after a step of a stage, by its number from 1."""
+        return bool(self.preview_every) and (step % self.preview_every == 0 or step in self.early_previews)
 
 
 @dataclass(frozen=True)
@@ -144,11 +164,28 @@ class Config:
                     f"models must hold {entry!r}, which stages.{name} uses, got {', '.join(self.models)}"
                     f"{nearest(entry, self.models)}"
                 )
+        self._check_devices(name, stage)
         names = list(self.stages)
         if stage.start in names and names.index(stage.start) >= names.index(name):
             raise ValueError(
                 f"stages.{name}.start must be a stage before it, or the folder of a run, got {stage.start!r}"
             )
+
+    def _check_devices(self, name: str, stage: StageConfig) -> None:
+        """Raise ValueError where models that work together name different devices."""
+        for key, objective in stage.objectives.items():
+            found = {self.models[entry].device for entry in objective.requires().models}
+            if len(found) > 1:
+                raise ValueError(
+                    f"the models of stages.{name}.objectives.{key} must have one device, got "
+                    f"{' and '.join(sorted(found))}"
+                )
+        for entry in stage.init.requires().models if stage.init is not None else ():
+            if self.models[entry].device != "auto":
+                raise ValueError(
+                    f"models.{entry}.device must be auto for the initial views of stages.{name}, got "
+                    f"{self.models[entry].device}; name another entry in its init.model"
+                )
 
     @property
     def first(self) -> StageConfig:

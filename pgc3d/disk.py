@@ -5,7 +5,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -138,6 +138,42 @@ def write_files(contents: Mapping[Path, bytes]) -> None:
         replace_files(contents)
     except OSError as error:
         raise _cannot_write(next(iter(contents)), error) from error
+
+
+@contextmanager
+def new_files(path: Path) -> Iterator[Path]:
+    """Yield the path's name in a temporary folder; what the block writes there is moved beside `path`.
+
+    Args:
+        path: must not exist; its folder is made.
+
+    Raises:
+        InputError: one of the files exists already, the folder cannot be written or the disk is full; nothing
+            is replaced or left behind.
+    """
+    _require_new([path])
+    scratch = path.with_name(temporary_name(path.stem))
+    try:
+        scratch.mkdir(parents=True)
+        yield scratch / path.name
+        made = sorted(scratch.iterdir(), key=lambda file: file.name == path.name)  # the path itself last
+        _require_new(path.with_name(file.name) for file in made)
+        for file in made:
+            os.rename(file, path.with_name(file.name))  # noqa: PTH104
+        _sync(path.parent)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _require_new(paths: Iterable[Path]) -> None:
+    for path in paths:
+        if os.path.lexists(path):  # a broken link exists, too
+            raise InputError(
+                f"--out must be a new file, but {path} exists, and no file is replaced; choose another name, "
+                "or remove that one"
+            )
 
 
 def default_folder(parent: Path, prompt: str, seed: int) -> Path:

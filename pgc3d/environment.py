@@ -3,6 +3,7 @@
 import importlib.metadata
 import platform
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,18 +31,31 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
             versions[library] = importlib.metadata.version(library)
         except importlib.metadata.PackageNotFoundError:
             versions[library] = "missing"
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
     return {"versions": versions, "device": {"type": device.type, "name": name}}
 
 
+def processor_name() -> str:
+    """The model of the processor, or its architecture where the system has no name of a model."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:  # on macOS
+        lines = []
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(filter(None, models), "") or platform.processor() or platform.machine() or "unknown"
+
+
 def peak_memory(device: torch.device) -> dict[str, int]:
-    """Peak memory of this process in bytes: resident, and on a CUDA device."""
+    """Peak memory of this process in bytes: resident, on a CUDA device, and on others that models are on."""
     import resource
 
     unit = 1 if sys.platform == "darwin" else 1024
     peak = {"resident": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
     if device.type == "cuda":
         peak["cuda"] = torch.cuda.max_memory_reserved(device)  # with what recorded graphs keep
+        for index in set(range(torch.cuda.device_count())) - {torch.cuda.current_device()}:
+            if reserved := torch.cuda.max_memory_reserved(index):
+                peak[f"cuda:{index}"] = reserved
     return peak
 
 

@@ -86,3 +86,30 @@ def of_all(
             "are not of one kind; continue from the last checkpoint with one process"
         )
     return combined([values for values, _ in found])
+
+
+def all_finite(tensors: Sequence[Tensor]) -> Bool[Tensor, ""]:
+    """Whether all entries of the tensors are finite, as a scalar on their device."""
+    return torch.isfinite(torch.nn.utils.get_total_norm(tensors, float("inf")))
+
+
+def findings_of(metrics: Mapping[str, Tensor], objective: str) -> Float[Tensor, "3"]:
+    """Of an objective's views in this process, 1 or 0 each.
+
+    Some show the object; none of the object's pixels has a finite gradient; the rendering is not complete.
+    """
+    shown, broken = metrics[f"{objective}/coverage"] > 0, metrics[f"{objective}/nonfinite_fraction"] >= 1
+    complete = metrics.get(f"{objective}/complete", torch.ones_like(shown, dtype=torch.float32))
+    return torch.stack([shown.float(), broken.float(), (complete <= 0).float()])
+
+
+def are_usable(findings: Float[Tensor, "N 3"]) -> Bool[Tensor, ""]:
+    """Whether all renderings are complete, and no objective has only gradients that are not finite.
+
+    A clipping rule replaces non-finite pixels by zeros; with no others left, the step must be skipped.
+
+    Args:
+        findings: see `findings_of`, each summed over all processes.
+    """
+    shown, broken, incomplete = findings.unbind(1)
+    return ~((shown > 0) & (broken >= shown)).any() & (incomplete <= 0).all()

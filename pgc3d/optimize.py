@@ -5,10 +5,14 @@ events, and the fused optimiser skips a step with a non-finite gradient on the d
 
 Where several processes make a run, each computes its rows of every objective's views, and the first one the
 regularisers; gradients and whether they can be used are summed over all of them before the optimiser's step.
+
+Guidances on another device than the representation's are begun first, and their gradients are fetched last:
+between them the other guidances are queued, so that the devices work at the same time.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -19,14 +23,15 @@ from torch.nn.functional import max_pool2d
 from pgc3d import pgc
 from pgc3d.backgrounds import Background, draw_backgrounds, put_behind
 from pgc3d.cameras import CameraSampler
+from pgc3d.devices import constant_on, current, output_on, views_on
 from pgc3d.errors import DivergedError
 from pgc3d.images import resize
 from pgc3d.interfaces import Clipper, Guidance, Representation, SupportsLatents, TrainsOnViews
-from pgc3d.measurements import VIEWS, RunningMeans, of_all
+from pgc3d.measurements import VIEWS, RunningMeans, all_finite, are_usable, findings_of, of_all
 from pgc3d.parallel import ALONE, Processes
 from pgc3d.schedules import PiecewiseLinear
 from pgc3d.stopwatch import Stopwatch
-from pgc3d.types import Rendering, Step, Views
+from pgc3d.types import GuidanceOutput, Rendering, Step, Views
 
 ParameterClipper = Callable[[Sequence[Tensor]], Any]
 Schedule = Callable[[float], float]  # a positive number over progress
@@ -45,6 +50,19 @@ class Objective:
     weight: Schedule = _ONE  # of the gradient, after clipping
     threshold_scale: Schedule = _ONE  # of the threshold: of the scale at which the rule clips the gradient
     target: Literal["color", "normal"] = "color"  # the buffer that the guidance evaluates
+    device: torch.device | None = None  # of the guidance; None: the representation's
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One objective's views in a step, whose guidance was queued on its device."""
+
+    objective: Objective
+    step: Step
+    rendering: Rendering
+    image: Float[Tensor, "B H W C"]
+    inside: Bool[Tensor, "B H W 1"]  # see `visible_pixels`
+    output: GuidanceOutput  # on the guidance's device
 
 
 @dataclass(frozen=True)
@@ -82,22 +100,17 @@ def _backpropagate(roots: Roots, *, again: bool) -> None:
         torch.autograd.backward(tensors, gradients, retain_graph=again)
 
 
-def evaluate(
+def begin(
     representation: Representation,
     objective: Objective,
     step: Step,
     *,
     resolution: int,
     stopwatch: Stopwatch,
-    percentiles: bool = False,
-) -> tuple[Roots, dict[str, Float[Tensor, ""]]]:
-    """Render one objective's views and compute its clipped gradients.
+) -> Evaluation | None:
+    """Render one objective's views and queue its guidance; None where this process has none of the views.
 
-    The guidance evaluates the image at its own resolution, and the gradient is clipped there, so that a
-    threshold means the same at every resolution of the rendering: that of the model's images, or of its
-    latents where it evaluates renderings as latents, whose four channels are clipped as one vector. Only
-    pixels that show the object are clipped and counted: the others have no gradient with respect to a
-    parameter.
+    The guidance evaluates the image at its own resolution, on its own device.
 
     Where several processes share the views, a rule that looks beyond a pixel has those of all of them.
 
@@ -107,11 +120,6 @@ def evaluate(
         step: the step that was begun, with the scope of the objective.
         resolution: side of the square renderings in pixels.
         stopwatch: adds up the times of the parts.
-        percentiles: also measure the percentiles of the pixel gradients.
-
-    Returns:
-        The tensors to backpropagate from with their gradients, and the measurements, as scalars; both are
-        empty where this process has none of the views.
     """
     with stopwatch.part("cameras"):
         cameras = objective.sample_cameras(step)
@@ -125,14 +133,56 @@ def evaluate(
             views, backdrops = Views(cameras[own], background[own]), backdrops[own]
     if not len(views):
         _take_part(objective, step, resolution, background)
-        return [], {}
+        return None
     with stopwatch.part("render"):
         rendering = put_behind(representation.render(views, resolution, step), backdrops)
         side = objective.guidance.input_resolution(resolution)
         image = resize(evaluated_image(rendering, objective), side)
         inside = visible_pixels(rendering.alpha, side)
     with stopwatch.part("guidance"):
-        output = objective.guidance(image.detach(), rendering, views, step)
+        output = _guided(objective, image.detach(), rendering, views, step)
+    return Evaluation(objective, step, rendering, image, inside, output)
+
+
+def _guided(
+    objective: Objective, image: Float[Tensor, "B H W C"], rendering: Rendering, views: Views, step: Step
+) -> GuidanceOutput:
+    """The output of the guidance, computed on its device."""
+    device = objective.device
+    if device is None:
+        return objective.guidance(image, rendering, views, step)
+    with current(device):
+        return objective.guidance(
+            image.to(device), constant_on(device, rendering), views_on(device, views), step
+        )
+
+
+def finish(
+    evaluation: Evaluation | None, stopwatch: Stopwatch, *, percentiles: bool = False
+) -> tuple[Roots, dict[str, Float[Tensor, ""]]]:
+    """The clipped gradients of an objective.
+
+    The gradient is clipped at the resolution of the guidance's image, so that a threshold means the same at
+    every resolution of the rendering: that of the model's images, or of its latents where it evaluates
+    renderings as latents, whose four channels are clipped as one vector. Only pixels that show the object are
+    clipped and counted: the others have no gradient with respect to a parameter.
+
+    Args:
+        evaluation: that was begun; None where this process has none of the views.
+        stopwatch: adds up the times of the parts.
+        percentiles: also measure the percentiles of the pixel gradients.
+
+    Returns:
+        The tensors to backpropagate from with their gradients, and the measurements, as scalars; both are
+        empty where this process has none of the views.
+    """
+    if evaluation is None:
+        return [], {}
+    objective, step, rendering = evaluation.objective, evaluation.step, evaluation.rendering
+    image, inside, output = evaluation.image, evaluation.inside, evaluation.output
+    if objective.device is not None:
+        with stopwatch.part("guidance"):
+            output = output_on(image.device, output)
     with stopwatch.part("backward"):
         gradient = torch.where(inside, output.gradient, 0.0)
         weight, scale = objective.weight(step.progress), objective.threshold_scale(step.progress)
@@ -143,7 +193,7 @@ def evaluate(
         measured = pgc.statistics(gradient, clipped, percentiles=percentiles, mask=inside)
         measured["coverage"] = rendering.alpha.detach().mean()
         if step.shard.size > 1:
-            measured[VIEWS] = rendering.alpha.new_full((), len(views))
+            measured[VIEWS] = rendering.alpha.new_full((), len(rendering.alpha))
     if rendering.complete is not None:
         measured["complete"] = rendering.complete.float()
     return roots, {**output.metrics, **measured}
@@ -189,33 +239,6 @@ def visible_pixels(alpha: Float[Tensor, "B H W 1"], side: int) -> Bool[Tensor, "
     return resize(grown, side) > 0
 
 
-def all_finite(tensors: Sequence[Tensor]) -> Bool[Tensor, ""]:
-    """Whether all entries of the tensors are finite, as a scalar on their device."""
-    return torch.isfinite(torch.nn.utils.get_total_norm(tensors, float("inf")))
-
-
-def _findings(metrics: Mapping[str, Tensor], objective: str) -> Float[Tensor, "3"]:
-    """Of an objective's views in this process, 1 or 0 each.
-
-    Some show the object; none of the object's pixels has a finite gradient; the rendering is not complete.
-    """
-    shown, broken = metrics[f"{objective}/coverage"] > 0, metrics[f"{objective}/nonfinite_fraction"] >= 1
-    complete = metrics.get(f"{objective}/complete", torch.ones_like(shown, dtype=torch.float32))
-    return torch.stack([shown.float(), broken.float(), (complete <= 0).float()])
-
-
-def _are_usable(findings: Float[Tensor, "N 3"]) -> Bool[Tensor, ""]:
-    """Whether all renderings are complete, and no objective has only gradients that are not finite.
-
-    A clipping rule replaces non-finite pixels by zeros; with no others left, the step must be skipped.
-
-    Args:
-        findings: see `_findings`, each summed over all processes.
-    """
-    shown, broken, incomplete = findings.unbind(1)
-    return ~((shown > 0) & (broken >= shown)).any() & (incomplete <= 0).all()
-
-
 def optimization_step(
     problem: Problem,
     step: Step,
@@ -249,21 +272,28 @@ def optimization_step(
     step = replace(step, shard=processes.shard)
     with stopwatch.part("render"):
         representation.begin_step(step)
+    steps = {
+        name: replace(step.within(name), shard=replace(step.shard, turn=turn))
+        for turn, name in enumerate(problem.objectives)
+    }
+    work = partial(begin, representation, resolution=resolution, stopwatch=stopwatch)
+    elsewhere = {
+        name: work(objective, steps[name])
+        for name, objective in problem.objectives.items()
+        if objective.device is not None
+    }
     pending: Roots = []
-    for turn, (name, objective) in enumerate(problem.objectives.items()):
+    for name in sorted(problem.objectives, key=elsewhere.__contains__):
         with stopwatch.part("backward"):
             _backpropagate(pending, again=True)
-        pending, measured = evaluate(
-            representation,
-            objective,
-            replace(step.within(name), shard=replace(step.shard, turn=turn)),
-            resolution=resolution,
-            stopwatch=stopwatch,
+        pending, measured = finish(
+            elsewhere.pop(name) if name in elsewhere else work(problem.objectives[name], steps[name]),
+            stopwatch,
             percentiles=percentiles,
         )
         metrics |= {f"{name}/{key}": value for key, value in measured.items()}
         if measured:
-            findings[name] = _findings(metrics, name)
+            findings[name] = findings_of(metrics, name)
     with stopwatch.part("backward"):
         losses = representation.regularizers(step) if processes.leads else {}
         metrics |= {f"regularizers/{name}": loss.detach() for name, loss in losses.items()}
@@ -279,7 +309,7 @@ def optimization_step(
                 "the rendering must depend on the parameters, but nothing was visible in any view; lower the "
                 "learning rates"
             )
-        finite = all_finite(gradients) & _are_usable(found)
+        finite = all_finite(gradients) & are_usable(found)
         if problem.clip_parameters is not None:
             problem.clip_parameters(tensors)
         store.step(finite, lr_scale=problem.lr_scale(step.progress))

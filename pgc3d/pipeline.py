@@ -10,12 +10,12 @@ import torch
 from jaxtyping import Float
 
 from pgc3d.assets import export_run
+from pgc3d.build.devices import require_model_devices
 from pgc3d.build.inputs import (
     prepare_document,
     prepare_files,
     prepare_task_mesh,
     require_fitting,
-    require_prompt,
 )
 from pgc3d.build.models import locate_models
 from pgc3d.build.notes import run_notes
@@ -26,16 +26,19 @@ from pgc3d.build.run import (
     resolve_device,
 )
 from pgc3d.checkpoint import unpack_representation
+from pgc3d.choices import Format
 from pgc3d.config import Config, dump_config, load_config
 from pgc3d.continuation import newest_checkpoint, replace_config, stage_to_show, with_steps
 from pgc3d.disk import free_name, replace_file, require_free_space, sha256
 from pgc3d.errors import InputError, RunDirectoryError
 from pgc3d.events import Event, EventCallback, ignore
 from pgc3d.execution import RunResult, asset_renderer, execute, follow
+from pgc3d.exporting.target import format_of
 from pgc3d.inputs.mesh import save_prepared
 from pgc3d.interfaces import Rasterizer, Representation
 from pgc3d.model_record import describe_models, require_same_models, with_absolute_paths
 from pgc3d.parallel import joined
+from pgc3d.prompt_weights import require_prompt
 from pgc3d.rendering import build_rasterizer
 from pgc3d.run_directory import RunDirectory
 from pgc3d.session import Session, explain_memory
@@ -80,6 +83,7 @@ def _begin(session: Session, task: Task) -> RunResult:
     """Prepare the inputs, make the run directory, and execute the run."""
     config, device, notify, out = session.config, session.device, session.note, session.run.path
     require_fitting(config, task)
+    require_model_devices(config, session.processes.size)
     build_rasterizer(config.run.rasterizer, device)  # fails before a folder is made
     if config.logging.tensorboard:
         require_tensorboard()
@@ -170,6 +174,7 @@ def _continue(session: Session, *, edited: bool, steps: int | None) -> RunResult
         if steps is not None:
             config, session.record = with_steps(run, config, session.record, steps, session.on_event)
         session.config = config
+        require_model_devices(config, session.processes.size)
         checkpoints = {name: newest_checkpoint(run, config, name) for name in config.stages}
         last = checkpoints[next(reversed(config.stages))]
         if session.record.get("status") == "done" and last is not None and last.step == config.last.steps:
@@ -216,7 +221,8 @@ def _config_digest(run: RunDirectory, record: Mapping[str, Any], *, edited: bool
 def export(
     path: Path | str,
     *,
-    file_format: str | None = None,
+    out: Path | str | None = None,
+    file_format: Format | None = None,
     texture_size: int | None = None,
     faces: int | None = None,
     placing: Mapping[str, Any] | None = None,
@@ -227,7 +233,8 @@ def export(
 
     Args:
         path: the run directory.
-        file_format: one of `choices.Format`; the run's own when None.
+        out: a new file, whose suffix is the format, or a folder; a new name in the run directory when None.
+        file_format: that of `out`, else the run's own when None.
         texture_size: side in pixels; the run's own when None.
         faces: decimate to this many triangles, 0 for all; the run's own when None.
         placing: settings of `PlacingConfig`; the run's own when None.
@@ -235,7 +242,7 @@ def export(
         on_event: called for messages and for every file that was written.
 
     Raises:
-        InputError: an option does not fit the run, or a file cannot be written.
+        InputError: an option does not fit the run, or a file exists already or cannot be written.
         RunDirectoryError: the folder is not a run, is in use, or has no valid checkpoint.
         DivergedError: the renders of the file differ from the run's own.
     """
@@ -245,9 +252,11 @@ def export(
             f"--faces must not be given for a textured input mesh, whose geometry is fixed, got {faces}; "
             "remove it"
         )
-    changes = {"format": file_format, "texture_size": texture_size, "faces": faces, "placing": placing}
+    place = None if out is None else Path(out)
+    chosen = file_format if place is None else format_of(place, file_format)
+    changes = {"format": chosen, "texture_size": texture_size, "faces": faces, "placing": placing}
     with _opened(path, {"export": changes}, stage, on_event) as (session, representation, rasterizer):
-        return RunResult(path, tuple(export_run(session, representation, rasterizer)))
+        return RunResult(path, tuple(export_run(session, representation, rasterizer, place)))
 
 
 def render(path: Path | str, *, stage: str | None = None, on_event: EventCallback = ignore) -> RunResult:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 
 from pgc3d.errors import InputError
+from pgc3d.records import is_utf8
 
 LARGEST = 4.0
 _TOKEN = re.compile(r"\\[():]|[()]|[^\\()]+|\\")
@@ -113,3 +114,17 @@ def token_weights(parts: Sequence[Part], offsets: Sequence[tuple[int, int]]) -> 
         sum(characters[start:end]) / (end - start) if 0 <= start < end <= len(characters) else 1.0
         for start, end in offsets
     ]
+
+
+def require_prompt(prompt: str) -> None:
+    """Check that a prompt can be used.
+
+    Raises:
+        InputError: it is empty, holds bytes that are not UTF-8, or a weight that is not valid.
+    """
+    if not is_utf8(prompt):
+        raise InputError(
+            "the prompt must be UTF-8 text, got bytes that are not; check the terminal's encoding"
+        )
+    if not plain_text(prompt).strip():
+        raise InputError('the prompt must not be empty; describe the asset, as in pgc3d text "a hamburger"')

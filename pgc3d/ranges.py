@@ -14,7 +14,6 @@ from functools import lru_cache
 from typing import Any, TypeAlias
 
 from pgc3d.records import is_utf8
-from pgc3d.schedules import PiecewiseLinear
 
 Number: TypeAlias = int | float
 KEY = "range"
@@ -142,6 +141,8 @@ def _check_number(name: str, value: Any, limits: Range, *, whole: bool) -> None:
 
 def _schedule_values(name: str, knots: Any) -> tuple[Number, ...]:
     try:
+        from pgc3d.schedules import PiecewiseLinear  # with torch, which reading a file does not need
+
         return PiecewiseLinear(tuple(float(knot) for knot in knots)).values
     except (ValueError, OverflowError) as error:
         raise ValueError(f"{name}: {error}") from error

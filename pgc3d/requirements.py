@@ -13,6 +13,7 @@ class ModelUse:
     decoder: bool = False  # needs the VAE's decoder
     controls: tuple[str, ...] = ()  # ControlNets for it: folders, hub ids or aliases
     evaluations: int = 2  # of the frozen UNet for each image, which is planned for as one batch
+    encodes: bool = True  # images go through the VAE's encoder, and their gradients back through it
 
     def __or__(self, other: "ModelUse") -> "ModelUse":
         """A use that satisfies both."""
@@ -23,6 +24,7 @@ class ModelUse:
             decoder=self.decoder or other.decoder,
             controls=tuple(dict.fromkeys((*self.controls, *other.controls))),
             evaluations=max(self.evaluations, other.evaluations),
+            encodes=self.encodes or other.encodes,
         )
 
 

@@ -30,11 +30,11 @@ from pgc3d.plain_files import (
     open_in_place,
     read_file,
     remove_temporaries,
-    require_file,
     require_folder,
 )
 from pgc3d.records import FORMAT, read_record, seal
 from pgc3d.records import MANIFEST as MANIFEST_TYPES
+from pgc3d.run_files import CHECKPOINTS, CONFIG, FOLDERS, LOCK, MANIFEST, METRICS, PREVIEWS, require_run
 from pgc3d.task import PREPARED_NAMES, Task
 
 try:
@@ -45,8 +45,6 @@ except ImportError as error:
         "Python has no fcntl; on Windows use WSL"
     ) from error
 
-CONFIG, MANIFEST, METRICS, LOCK = "config.yaml", "manifest.json", "metrics.jsonl", ".lock"
-PREVIEWS, CHECKPOINTS = FOLDERS = ("previews", "checkpoints")
 MESH = "mesh.safetensors"
 PREPARING = "preparing"  # a status: no step has been made
 INTERRUPTED = "interrupted"  # in place of a status of a process that was killed
@@ -91,15 +89,7 @@ class RunDirectory:
                 f"{path} must hold a run that has begun, but it was stopped before its first step; start it "
                 f"again, with --out {path}"
             )
-        parts = {CONFIG: require_file, MANIFEST: require_file, CHECKPOINTS: require_folder}
-        for name, require in parts.items():
-            try:
-                require(path / name)
-            except OSError as error:
-                raise RunDirectoryError(
-                    f"{path} must be the folder of a run, but {path / name} is missing; give the folder that "
-                    "`pgc3d text` wrote"
-                ) from error
+        require_run(path)
         with writing(path):
             if not os.path.lexists(path / PREVIEWS):
                 (path / PREVIEWS).mkdir(exist_ok=True)
@@ -294,9 +284,10 @@ class RunDirectory:
 
     def hash_files(self, paths: Iterator[Path] | list[Path]) -> dict[str, str]:
         """SHA-256 of files, by their relative paths in the folder, or absolute paths outside it."""
+        folder, files = self.path.absolute(), [path.absolute() for path in paths]
         return {
-            str(path.relative_to(self.path) if path.is_relative_to(self.path) else path): sha256(path)
-            for path in paths
+            str(path.relative_to(folder) if path.is_relative_to(folder) else path): sha256(path)
+            for path in files
         }
 
     def config_digest(self) -> str:

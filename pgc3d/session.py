@@ -50,7 +50,7 @@ class Session:
     stage: str = ""  # name of the stage that is being optimised
     processes: Processes = ALONE  # that make the run together
     eta: Eta | None = None  # of the time that is left; by pixels alone when None
-    _clip_images: ClipImages = field(default_factory=lambda: ClipImages({}, 0))  # of the stage
+    _clip_images: ClipImages = field(default_factory=lambda: ClipImages({}, lambda _: False))  # of the stage
     _edge: "_Edge | None" = None  # the state before the current step, None between two steps
 
     @contextmanager
@@ -137,7 +137,7 @@ class Session:
             self.run.drop_metrics(stage, after=step)
         reached = _Reached(step, logged=step, saved=step)
         self._eta.begin(stage, step)
-        self._clip_images = ClipImages(built.problem.objectives, self._preview_every)
+        self._clip_images = ClipImages(built.problem.objectives, self._has_preview)
         built = replace(built, problem=replace(built.problem, objectives=self._clip_images.objectives))
         self._clip_images.begin(step + 1)
         with interrupt_held() as interrupted:
@@ -162,10 +162,9 @@ class Session:
         self.eta = self.eta or Eta(self.config, device=self.device.type)
         return self.eta
 
-    @property
-    def _preview_every(self) -> int:
-        """Steps between two previews of this process, 0 for none."""
-        return self.config.logging.preview_every if self.processes.leads else 0
+    def _has_preview(self, step: int) -> bool:
+        """Whether this process writes a preview after a step."""
+        return self.processes.leads and self.config.logging.has_preview(step)
 
     @property
     def _settings(self) -> StageConfig:
@@ -179,8 +178,7 @@ class Session:
         self.stopped_by = self.processes.agree(self.stop.signal)
         if self.stopped_by is not None:
             return
-        every = self._preview_every
-        if every and step % every == 0:
+        if self._has_preview(step):
             path, clipping = self.run.preview(self.stage, step), self.run.clip_image(self.stage, step)
             with self.timed("preview"):
                 preview(path)
@@ -291,7 +289,7 @@ class Session:
 
     def _log(self, report: StepReport, logged: int) -> int:
         """Log a step and call `on_event`; returns the number of the last step in the metrics."""
-        self._eta.stepped(report.step)
+        self._eta.stepped(report.step, (report.metrics or {}).get("seconds/guidance"))
         left = self._eta.seconds_left()
         event = Event(
             "optimize", report=report, stage=self.stage, progress=self._eta.progress, seconds_left=left

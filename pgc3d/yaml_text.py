@@ -120,13 +120,22 @@ def _shortened(text: str) -> str:
     return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
 
 
-def _read_text(path: Path) -> str:
+def require_yaml_file(path: Path) -> None:
+    """Check that a path is a file.
+
+    Raises:
+        ConfigError: it is not.
+    """
     if path.is_dir():
         raise ConfigError(f"the configuration must be a YAML file, but {path} is a folder")
     if not path.exists():
         raise ConfigError(f"the configuration file must exist, but {path} does not; give a YAML file")
     if not path.is_file():
         raise ConfigError(f"the configuration must be a YAML file, but {path} is a device or a pipe")
+
+
+def _read_text(path: Path) -> str:
+    require_yaml_file(path)
     with path.open("rb") as stream:
         content = stream.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:

@@ -24,7 +24,7 @@ from step_modules import Inputs, make_control, make_inputs, make_model
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from pgc3d import plan
+from pgc3d import step_cost
 from pgc3d.diffusion.controlnet import Control, control_residuals
 from pgc3d.diffusion.fast.accelerate import accelerate, accelerate_network, is_recorded
 from pgc3d.diffusion.fast.cuda_graph import GraphedNetwork
@@ -55,7 +55,7 @@ class Code:
     """An implementation of the modules, and the planner's costs of it."""
 
     model: LatentDiffusion
-    costs: plan.Costs
+    costs: step_cost.Costs
     controls: tuple[Control, ...] = ()
 
     @property
@@ -195,7 +195,7 @@ def agreement(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -> 
 
 def make_codes(model: LatentDiffusion, controls: tuple[Control, ...], *, compiled: bool) -> dict[str, Code]:
     """The compared implementations; that of pgc3d has its own copy of the weights."""
-    theirs = Code(model, plan.PLAIN, controls)
+    theirs = Code(model, step_cost.PLAIN, controls)
     ours = theirs.copied()
     ours = replace(
         ours,
@@ -204,10 +204,10 @@ def make_codes(model: LatentDiffusion, controls: tuple[Control, ...], *, compile
             replace(control, network=accelerate_network(control.network, recorded=True, compiled=compiled))
             for control in ours.controls
         ),
-        costs=plan.FAST,
+        costs=step_cost.FAST,
     )
     lean = FastEncoder(ours.model.vae.encoder, recompute=True, score_bytes=SMALL_SCORE_BYTES)
-    low = replace(ours, model=replace(ours.model, encoder=lean), costs=plan.FAST_LOW)
+    low = replace(ours, model=replace(ours.model, encoder=lean), costs=step_cost.FAST_LOW)
     if not is_recorded(model.unet, low_memory=True):
         controls = tuple(replace(control, network=_own(control.network)) for control in ours.controls)
         low = replace(low, model=replace(low.model, predictor=None), controls=controls)
@@ -231,7 +231,7 @@ def expectation(code: Code, batch: int, rate: float) -> dict[str, float]:
     )
     item = next(unet.parameters()).element_size()
     side = model.resolution
-    found = plan.estimate(
+    found = step_cost.estimate(
         size, costs, side=side, render_side=0, batch=batch, micro_batch=batch, item=item,
         controls=size.controls,
     )  # fmt: skip

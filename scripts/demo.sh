@@ -8,6 +8,6 @@ install ""
 pgc3d="$PWD/.venv/bin/pgc3d"
 cd "$start"
 if [ "$#" -eq 0 ]; then
-    set -- "a red chair"
+    set -- "a hamburger"
 fi
 exec "$pgc3d" text "$@"

@@ -10,7 +10,8 @@ An arm is a clipping rule of `pgc3d ablate`, and behind plus signs what else it 
 `scale=S` (guidance scale), `annealed` and `level` (timesteps that fall; all images of a step at one
 timestep), `t=T` (largest timestep from the fraction T to 0.05), `csd`, `nfsd`, `x0` (the score),
 `linear=FILE` (gradients through a linear encoder for the first 70 %), `pixels=N` (one render resolution),
-`views=N` (of a step), `sync` (initial views that are sampled together).
+`views=N` (of a step), `finest=N` (cells of the colour field's finest level), `sync` (initial views that are
+sampled together).
 Schedules are stretched over each budget, so that every budget is a run of its own.
 
 OUT/results.jsonl grows by a line with every run; runs that are in it are not repeated. OUT/summary.md has
@@ -20,6 +21,7 @@ arm gains over the grey mesh with its largest budget, with 95 % bootstrap interv
 
 import argparse
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -186,8 +188,14 @@ def choose(lists: Sequence[Path], count: int) -> list[Item]:
     for place, path in enumerate(lists):
         share = count * (place + 1) // len(lists) - count * place // len(lists)
         own = [item for item in read_items(path) if item.truth is not None and item.caption]
-        found += [own[len(own) * index // share] for index in range(min(share, len(own)))]
-    return found
+        share = min(share, len(own))
+        found += [own[len(own) * index // share] for index in range(share)]
+    names = [item.name for item in found]
+    # Runs are known by the names of their items, which lists may share.
+    return [
+        replace(item, name=f"{item.name}.{place}") if item.name in names[:place] else item
+        for place, item in enumerate(found)
+    ]
 
 
 def main() -> None:

@@ -114,10 +114,12 @@ def arm_overrides(arm: str, preset: Config) -> tuple[str, list[str]]:
             found.append(f"optimizer.lr_scale={scaled}")
         elif name == "pixels":
             found += [f"run.resolution=[{value}]", "run.resolution_until=[]"]
+        elif name == "finest":
+            found.append(f"representation.color_field.finest={value}")
         elif name in VARIANTS:
             found += [f"objectives.color.{override}" for override in VARIANTS[name](value)]
         else:
-            known = ", ".join(["rate=F", "pixels=N", SYNC, *VARIANTS])
+            known = ", ".join(["rate=F", "pixels=N", "finest=N", SYNC, *VARIANTS])
             raise InputError(f"behind a rule there may be {known}, got {variant!r} in {arm!r}")
     return rule, found
 

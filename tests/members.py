@@ -133,6 +133,9 @@ class VolumeConfig:
     def render_bytes(self, *, low_memory):
         return 40 * self.samples
 
+    def render_work(self):
+        return float(self.samples)
+
     def build(self, context):
         grid = 0.1 * torch.randn(4, *[self.side] * 3, generator=context.generator)
         return Volume(grid.to(context.device), self.samples, self.lr)

@@ -95,6 +95,7 @@ def stage_of(case: str, folder: Path, *, plain: bool) -> Built:
     if plain:
         rate = CASES[case][1]
         stores = [parts.problem.representation.parameter_store()]
+        leave_the_kinks(parts)
         stores += [state.store for state in parts.states.values() if hasattr(state, "store")]
         for store in stores:
             groups = [{**group, "lr": rate} for group in store.optimizer.param_groups]
@@ -103,6 +104,16 @@ def stage_of(case: str, folder: Path, *, plain: bool) -> Built:
                 fused=True,
             )
     return parts
+
+
+def leave_the_kinks(parts: Built) -> None:
+    """Enlarge the features of hash grids from 1e-4 to 0.1.
+
+    With those of the start all points are at the kink of each ReLU, so that rounding decides on gradients.
+    """
+    for name, value in pack(parts, 0).tensors.items():
+        if name.endswith("grid.table"):
+            value.mul_(1e3)
 
 
 def take_steps(processes, case, folder, *, first=0, last=None, plain=True, state=None):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pgc3d.interfaces import Representation
-from pgc3d.optimize import Objective, evaluate
+from pgc3d.optimize import Objective, begin, finish
 from pgc3d.stopwatch import Stopwatch
 from pgc3d.types import Cameras, Rendering, Step, Views
 
@@ -57,7 +57,8 @@ def backpropagate(
     """Add an objective's gradients to the parameters, without regularisers; its metrics."""
     asset.begin_step(step)
     stopwatch = Stopwatch(asset.parameter_store().device)
-    roots, metrics = evaluate(asset, objective, step, resolution=resolution, stopwatch=stopwatch)
+    begun = begin(asset, objective, step, resolution=resolution, stopwatch=stopwatch)
+    roots, metrics = finish(begun, stopwatch)
     roots = [(root, gradient) for root, gradient in roots if root.requires_grad]
     torch.autograd.backward([root for root, _ in roots], [gradient for _, gradient in roots])
     asset.end_step(step)

@@ -23,12 +23,14 @@ LAYERS = (
     ("batch",),
     ("evaluation",),
     ("pipeline", "presets", "pipelines", "doctor"),
+    ("fleet",),
+    ("forecast", "earlier_runs"),
     ("execution",),
     ("stages", "assets", "continuation"),
     ("session",),
     ("tensorboard",),
     ("events", "eta", "clip_images", "environment"),
-    ("checkpoint", "plan", "model_record", "model_size"),
+    ("checkpoint", "plan", "plan_times", "known_models", "step_cost", "model_record", "model_size"),
     ("build",),
     ("run_directory",),
     ("checkpoint_files",),
@@ -42,7 +44,7 @@ LAYERS = (
     ("context",),
     ("rendering",),
     ("diffusion", "geometry", "kernels", "mini"),
-    ("image_config", "images", "stopwatch", "memory", "measurements", "parallel"),
+    ("image_config", "images", "stopwatch", "memory", "measurements", "parallel", "devices"),
     ("cover_cameras",),
     ("cameras", "prompts", "adaptive_clip", "relative_clip"),
     ("pgc",),
@@ -50,7 +52,7 @@ LAYERS = (
     ("ranges", "requirements"),
     ("schedules",),
     ("interfaces",),
-    ("parameters", "disk"),
+    ("parameters", "disk", "run_files"),
     ("task",),
     ("types", "shard", "errors", "plain_files", "records", "signals", "choices", "colors", "__init__"),
 )
@@ -182,6 +184,23 @@ LIGHT = {
     "pgc3d.pgc": {"diffusers", "transformers", "trimesh", "numba"},
     "pgc3d.pipeline": {"diffusers", "transformers", "trimesh", "xatlas", "nvdiffrast", "triton"},
 }
+
+
+REFUSED = (  # for reasons that no tensor is needed for
+    "text ''", "text x --quality best", "text x --config none.yaml", "image none.png", "texture none.glb x",
+    "resume none", "export none", "render none", "report none", "batch none.txt",
+)  # fmt: skip
+
+
+def test_arguments_are_refused_before_anything_heavy_is_imported(tmp_path):
+    code = "import shlex, sys\nfrom pgc3d.cli.app import main\n" + "".join(
+        f"try: main(shlex.split({line!r}))\nexcept SystemExit as end: print(end.code)\n" for line in REFUSED
+    )
+    code += "print(*({'torch', 'numpy'} & set(sys.modules)))"
+    found = subprocess.run(
+        [sys.executable, "-c", code], check=False, capture_output=True, text=True, cwd=tmp_path
+    )
+    assert found.stdout == len(REFUSED) * "2\n" + "\n", found.stderr
 
 
 def test_imports_stay_light():

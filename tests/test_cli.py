@@ -107,6 +107,12 @@ ERRORS = {
     "no such run": (["resume", "none"], 2, "error: none must be the folder of a run"),
     "no rules": (["ablate", "a chair", "--guidance", "mini", "--rules", ", "], 2, "name at least one rule"),
     "export of no run": (["export", "none"], 2, "error: none must be the folder of a run"),
+    "export to an unknown format": (["export", ".", "--out", "a.fbx"], 2, "a folder or end in .glb,"),
+    "export to two formats": (
+        ["export", ".", "--out", "a.obj", "--format", "glb"],
+        2,
+        "error: --format must be that of --out, got glb and a.obj; remove one of them",
+    ),
     "render of no run": (["render", "none"], 2, "error: none must be the folder of a run"),
     "unknown format": (["export", "none", "--format", "fbx"], 2, "Invalid value for '--format'"),
     "empty folder": (["text", "x", "--out", ""], 2, "it must not be empty"),
@@ -120,7 +126,7 @@ ERRORS = {
         "error: a weight in a prompt must lie in [0, 4], got 9 in 'a screen (16:9)'",
     ),
     "no such prompt file": (["text", "@none.txt"], 2, "must name a file that can be read, got: No such file"),
-    "prompt of a resumed run": (["resume", "none", "--prompt", "x"], 2, "must not be given to resume"),
+    "prompt of a resumed run": (["resume", ".", "--prompt", "x"], 2, "must not be given to resume"),
     "interpolation": (["text", "x", "--model", "${oc.env:HOME}"], 2, "must be written out"),
     "mesh without a mesh": (
         ["text", "x", "--guidance", "mini", "--out", "o", "--set", "representation.kind=textured_mesh"],
@@ -128,7 +134,7 @@ ERRORS = {
         "must have a mesh, got none; use `pgc3d texture MESH PROMPT`",
     ),
     "no such list": (["batch", "none.yaml"], 2, "error: the list must be a file, got none at none.yaml"),
-    "list of another format": (["batch", "none.txt"], 2, "error: the list must be one of .yaml, .yml, .csv"),
+    "list of another format": (["batch", "none.doc"], 2, "error: the list must be one of .yaml, .yml, .csv"),
     "wrong config file": (["config", "validate", "none.yaml"], 2, "none.yaml does not"),
 }
 
@@ -297,9 +303,11 @@ def test_prompt_becomes_a_mesh_and_more(run, checkpoint, tmp_path):
     assert "asset.glb" in out
 
     assert run("config", "validate", "chair/config.yaml")[0] == 0
-    for name in ("obj", "ply", "stl"):
+    for name in ("obj", "ply"):
         assert run("export", "chair", "--format", name)[0] in (0, 5)
         assert (folder / f"asset.{name}").is_file()
+    assert run("export", "chair", "--out", "new/chair.stl")[0] in (0, 5)
+    assert (tmp_path / "new" / "chair.stl").is_file()
     code, out, _ = run("render", "chair")
     assert code == 0
     assert "chair/turntable.mp4" in out

@@ -17,7 +17,7 @@ from pgc3d.config import load_config
 from pgc3d.errors import ConfigError
 from pgc3d.guidance.sds import SdsConfig, _require_four_channels
 from pgc3d.interfaces import SupportsLatents
-from pgc3d.optimize import Objective, evaluate, optimization_step
+from pgc3d.optimize import Objective, begin, finish, optimization_step
 from pgc3d.rendering.cpu import CpuRasterizer
 from pgc3d.stopwatch import Stopwatch
 from pgc3d.task import Task
@@ -55,7 +55,8 @@ class Fixed(FlatColor):
 def evaluated(guidance, clip, target="normal"):
     asset, cameras = Fixed(), turntable(BATCH)
     objective = Objective(lambda step: cameras, guidance, clip, ((1.0, 1.0, 1.0),), target=target)
-    roots, metrics = evaluate(asset, objective, FIRST, resolution=SIDE, stopwatch=Stopwatch(CPU))
+    stopwatch = Stopwatch(CPU)
+    roots, metrics = finish(begin(asset, objective, FIRST, resolution=SIDE, stopwatch=stopwatch), stopwatch)
     return asset, cameras, roots, metrics
 
 

@@ -136,6 +136,29 @@ def test_export_never_replaces_a_file(copy):
     assert (copy / "asset-2.stl").stat().st_size < len(before)
 
 
+def test_export_to_a_file_or_a_folder_takes_the_suffix_and_replaces_nothing(copy, tmp_path):
+    place = tmp_path / "new" / "chair.obj"
+    with noisy_export():
+        pipeline.export(copy, out=place, texture_size=64)
+    sides = {path.name for path in place.parent.iterdir()}
+    assert sides > {"chair.obj", "chair.mtl", "chair_base_color.png"}
+    assert "mtllib chair.mtl" in place.read_text()
+    assert str(place) in manifest(copy)["files"]
+    assert not list(copy.glob("*.obj"))
+    place.unlink()
+    for kept in ("chair.mtl", "chair.stl"):
+        (place.parent / kept).write_text("mine")
+    for name in ("chair.obj", "chair.stl"):
+        with pytest.raises(InputError, match="no file is replaced"), noisy_export():
+            pipeline.export(copy, out=place.with_name(name), texture_size=64)
+    assert (place.parent / "chair.mtl").read_text() == (place.parent / "chair.stl").read_text() == "mine"
+    assert {path.name for path in place.parent.iterdir()} == sides - {"chair.obj"} | {"chair.stl"}
+    for _ in range(2):
+        with noisy_export():
+            pipeline.export(copy, out=tmp_path / "folder")
+    assert {path.name for path in (tmp_path / "folder").iterdir()} == {"copy.stl", "copy-2.stl"}
+
+
 @pytest.mark.parametrize("job", [pipeline.resume, pipeline.export, pipeline.render])
 def test_edited_config_is_refused_with_the_ways_to_go_on(copy, job):
     text = (copy / "config.yaml").read_text()

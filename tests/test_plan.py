@@ -17,15 +17,10 @@ from pgc3d.diffusion.models import load_latent_diffusion, resolve_model
 from pgc3d.errors import OutOfMemoryError
 from pgc3d.guidance.sds import SdsConfig
 from pgc3d.pipelines import find_pipeline
+from pgc3d.plan_times import SIZES
 
-SDXL = plan.ModelSize(
-    unet_parameters=2_567_463_684,
-    unet_channels=320,
-    vae_channels=(128, 256, 512, 512),
-    vae_layers=2,
-    resolution=1024,
-)
-SD = replace(SDXL, unet_parameters=859_520_964, resolution=512)
+SDXL = SIZES["sdxl"]
+SD = SIZES["sd"]
 SDXL_DEPTH = replace(SDXL, controls={"sdxl-depth": 1_251_014_160})
 SD_DEPTH = replace(SD, controls={"sd-depth": 361_279_120})
 CONTROLLED = replace(SDXL, controls={"sdxl-depth": 1_251_014_160, "small": 125_690_640})

@@ -60,6 +60,27 @@ def test_training_needs_a_second_network_beside_an_accelerated_one():
     assert cost(VsdConfig()).operations > 2 * cost(SdsConfig(guidance_scale=7.5)).operations
 
 
+def test_training_costs_what_its_images_cost():
+    """The adapters learn from the latents of the images that the guidance is for."""
+
+    def training(side):
+        both = (VsdConfig(resolution=side), SdsConfig(resolution=side, guidance_scale=7.5))
+        return [plan.estimate_run(run_with(item), {"text": SDXL}).operations for item in both]
+
+    (large, alone), (small, less) = training(1024), training(512)
+    assert large - alone == pytest.approx(4 * (small - less))
+
+
+def test_latents_that_are_rendered_are_not_encoded():
+    latents, encoded = (
+        plan.estimate_run(run_with(SdsConfig(as_latent=value)), {"text": SDXL}) for value in (True, False)
+    )
+    evaluations = replace(plan.FAST, encoder_work=0.0)
+    alone = plan.estimate(SDXL, evaluations, side=1024, render_side=64, batch=4, micro_batch=1, item=2)
+    assert latents.operations == pytest.approx(alone.operations)
+    assert latents.operations < encoded.operations
+
+
 def test_a_run_that_trains_is_lowered_like_others():
     fitting, expected = plan.fit(run_with(VsdConfig()), {"text": SDXL}, 24 * 2**30)
     assert expected.bytes < 24 * 2**30

@@ -2,7 +2,9 @@
 
 import json
 import re
+from contextlib import nullcontext
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from sessions import built, session  # noqa: F401 - a fixture
 from test_cli import run  # noqa: F401 - a fixture
 
 from pgc3d.config import dump_config
+from pgc3d.environment import describe_environment, processor_name
 from pgc3d.errors import InputError, RunDirectoryError
 from pgc3d.mesh_io.gltf_writer import unpack_glb
 from pgc3d.mesh_io.mesh_file import read_mesh
@@ -25,6 +28,7 @@ from pgc3d.report.facts import gather_run
 from pgc3d.report.mesh_health import measure_mesh
 from pgc3d.report.page import SCRIPTS, package_file, render_page
 from pgc3d.report.write import write_report
+from pgc3d.run_directory import RunDirectory
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)> \" ' &amp; $style \u202e"
 # Names in the code of three.js, neither of which is fetched: a namespace and the source of a formula.
@@ -127,6 +131,24 @@ def test_two_runs_are_compared(tmp_path):
     assert re.findall('scope="row">([^<]*)', settings) == ["stages.fine.steps"]
     assert "B: the run is not finished; its status is &#x27;stopped by signal 15&#x27;" in text
     assert '<polyline class="line c1 dashed"' in text
+
+
+def test_a_run_that_was_killed_is_not_running(tmp_path):
+    device = {"type": "cpu", "name": "a processor"}
+    folder = make_run(tmp_path / "chair", asset=False, status="running", device=device)
+    for status in ("interrupted", "running"):
+        with RunDirectory.open(folder) if status == "running" else nullcontext():
+            text = "".join(Page(render_page([facts(folder)])).text)
+        assert f"its status is {status!r}" in text
+        assert "a processor (cpu)" in text
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="it has another place")
+def test_a_processor_has_the_name_that_the_system_tells():
+    told, found = Path("/proc/cpuinfo").read_text(), describe_environment(torch.device("cpu"))["device"]
+    assert found == {"type": "cpu", "name": processor_name()}
+    assert found["name"] not in {"", "cpu", "unknown"}
+    assert f": {found['name']}\n" in told or "model name" not in told
 
 
 def test_a_run_that_is_not_finished_has_a_report(tmp_path):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pgc3d.batch.lists import SWEEPS
 from pgc3d.plain_files import is_temporary
-from pgc3d.run_directory import LOCK
+from pgc3d.run_files import LOCK
 
 
 def job_files(folder: Path, name: str) -> list[Path]:

@@ -1,4 +1,4 @@
-"""The list of a batch: a YAML list, CSV with a header, or JSON lines; an entry for each job.
+"""The list of a batch: a YAML list, CSV with a header, JSON lines, or text; an entry for each job.
 
     - prompt: a red chair
       quality: draft
@@ -12,7 +12,8 @@ Keys are `prompt`, `image`, `mesh`, the options of the command by their names on
     name     of the job's folder; else from the prompt or the file's name, with a number where one is repeated
     seeds    a number of seeds, from `seed` on, or a list of them; the best of several is continued
 
-Paths are relative to the list. In CSV an empty cell is no value, and `;` separates several.
+Paths are relative to the list. In CSV an empty cell is no value, and `;` separates several. In a text file
+each line is a prompt, but for empty lines and those that begin with #.
 """
 
 import csv
@@ -30,7 +31,8 @@ from pgc3d.errors import InputError
 from pgc3d.ranges import shown
 from pgc3d.yaml_text import read_yaml_list
 
-FORMATS = (".yaml", ".yml", ".csv", ".jsonl")
+TEXT = ".txt"
+FORMATS = (".yaml", ".yml", ".csv", ".jsonl", TEXT)
 MAX_BYTES = 1 << 24
 MAX_SEEDS = 64
 SWEEPS, STATUS = "sweeps", "status.json"  # beside the folders of the jobs
@@ -47,6 +49,18 @@ class Row:
     error: str = ""  # why the entry cannot be used
 
 
+def require_list(path: Path) -> None:
+    """Check that a path is a file with the suffix of a list.
+
+    Raises:
+        InputError: it is not.
+    """
+    if path.suffix.lower() not in FORMATS:
+        raise InputError(f"the list must be one of {', '.join(FORMATS)}, got {path}; rename or convert it")
+    if not path.is_file():
+        raise InputError(f"the list must be a file, got none at {path}")
+
+
 def read_rows(path: Path) -> list[Row]:
     """The entries of a list; one that has no keys and values has an error.
 
@@ -54,18 +68,25 @@ def read_rows(path: Path) -> list[Row]:
         InputError: the file cannot be read, is of another format, or is empty.
         ConfigError: the file is not YAML, or exceeds a limit.
     """
-    if path.suffix.lower() not in FORMATS:
-        raise InputError(f"the list must be one of {', '.join(FORMATS)}, got {path}; rename or convert it")
-    if not path.is_file():
-        raise InputError(f"the list must be a file, got none at {path}")
-    if path.suffix.lower() in {".yaml", ".yml"}:
-        rows = [_row(f"entry {number}", entry) for number, entry in enumerate(read_yaml_list(path), 1)]
-    else:
-        text = _read_text(path)
-        rows = _read_csv(path, text) if path.suffix.lower() == ".csv" else _read_json_lines(text)
+    require_list(path)
+    rows = _read(path)
     if not rows:
         raise InputError(f"the list must hold at least one job, got none in {path}")
     return rows
+
+
+def _read(path: Path) -> list[Row]:
+    if path.suffix.lower() in {".yaml", ".yml"}:
+        return [_row(f"entry {number}", entry) for number, entry in enumerate(read_yaml_list(path), 1)]
+    text = _read_text(path)
+    if path.suffix.lower() == TEXT:
+        return _read_prompts(text)
+    return _read_csv(path, text) if path.suffix.lower() == ".csv" else _read_json_lines(text)
+
+
+def _read_prompts(text: str) -> list[Row]:
+    lines = ((number, line.strip()) for number, line in enumerate(text.split("\n"), 1))
+    return [Row(f"line {number}", {"prompt": line}) for number, line in lines if line and line[0] != "#"]
 
 
 def _read_text(path: Path) -> str:

@@ -29,7 +29,8 @@ from pgc3d.batch.storage import Storage
 from pgc3d.disk import writing
 from pgc3d.errors import RunDirectoryError
 from pgc3d.plain_files import temporary_name
-from pgc3d.run_directory import MANIFEST, RunDirectory
+from pgc3d.run_directory import RunDirectory
+from pgc3d.run_files import MANIFEST
 
 INCOMING, STATES = ".incoming", ".states"
 UPLOAD_FRACTION = 0.1  # of the time of a run, at most, in which it waits for uploads of its checkpoints

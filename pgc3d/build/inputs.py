@@ -21,28 +21,12 @@ from pgc3d.inputs.mesh import prepare_mesh_file
 from pgc3d.inputs.source_texture import SourceRequest, pack_sources, prepare_sources
 from pgc3d.memory import require_texture_memory
 from pgc3d.mesh_io.bundle import document_format, pack_document
-from pgc3d.prompt_weights import plain_text
-from pgc3d.records import is_utf8
 from pgc3d.rendering import build_rasterizer
 from pgc3d.task import Task
 from pgc3d.types import PreparedMesh
 
 STYLE_SIDE = 512  # pixels of the stored style image; image encoders take 224 to 336
 COMMANDS = {"mesh": "pgc3d texture MESH PROMPT", "image": "pgc3d image FILE"}
-
-
-def require_prompt(prompt: str) -> None:
-    """Check that a prompt can be used.
-
-    Raises:
-        InputError: it is empty, holds bytes that are not UTF-8, or a weight that is not valid.
-    """
-    if not is_utf8(prompt):
-        raise InputError(
-            "the prompt must be UTF-8 text, got bytes that are not; check the terminal's encoding"
-        )
-    if not plain_text(prompt).strip():
-        raise InputError('the prompt must not be empty; describe the asset, as in pgc3d text "a red chair"')
 
 
 def require_fitting(config: Config, task: Task) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from pgc3d.choices import Precision
 from pgc3d.config import Config, ModelConfig
 from pgc3d.context import LoadedModel
+from pgc3d.devices import current, device_of
 from pgc3d.diffusion.aliases import BUNDLED
 from pgc3d.diffusion.controlnet import load_control_network, resolve_control
 from pgc3d.diffusion.fast.accelerate import (
@@ -64,7 +65,7 @@ def locate_models(
 
     Args:
         config: of the run.
-        device: determines the precision, and so the files.
+        device: of the run; a model's device determines its precision, and so the files.
         needed: of a part of the run; the requirements of all its stages when None.
         styled: whether the run has a style image.
 
@@ -84,14 +85,14 @@ def locate_model(
     Args:
         config: of the model.
         use: of all guidances together.
-        device: determines the precision, and so the files.
+        device: of the run; that of the model determines its precision, and so the files.
         styled: whether the run has a style image, which a text-to-image model uses.
 
     Raises:
         WeightsNotFoundError: its weights are missing or broken.
         ConfigError: it is another kind of model, or its parts do not fit together.
     """
-    half = compute_dtype(config.dtype, device) != torch.float32
+    half = compute_dtype(config.dtype, device_of(config.device, device)) != torch.float32
     folder = _locate(config, use, half=half)
     if folder.layout not in use.layouts:
         layouts = " or ".join(NAMES[layout] for layout in use.layouts)
@@ -164,7 +165,7 @@ def is_fast(config: ModelConfig, use: ModelUse) -> bool:
 
 
 class LoadedModels:
-    """The models of a run on one device, each loaded once per use; a `context.ModelStore`."""
+    """The models of a run on their devices, each loaded once per use; a `context.ModelStore`."""
 
     def __init__(
         self,
@@ -179,7 +180,7 @@ class LoadedModels:
 
         Args:
             located: the models, by their entries in `models`.
-            device: to load them to.
+            device: of the run, to which models without a device of their own are loaded.
             low_memory: use implementations that need less memory and more time.
             decoders: keep the VAEs' decoders, even where a use does not need them, so that all uses of a
                 model share one network.
@@ -204,10 +205,11 @@ class LoadedModels:
         """
         located = self._located(name)
         key = (name, self._is_fast(located, use), use.decoder or self.decoders)
-        if key not in self._networks:
-            self._networks[key] = self._load(located, use)
-        model = self._networks[key]
-        controls = {control: self._control(name, control, model, use) for control in use.controls}
+        with current(self._device_of(located)):
+            if key not in self._networks:
+                self._networks[key] = self._load(located, use)
+            model = self._networks[key]
+            controls = {control: self._control(name, control, model, use) for control in use.controls}
         return LoadedModel(folder=located.folder, diffusion=model, controls=controls)
 
     def embed(self, name: str, texts: tuple[str, ...]) -> TextEmbedding:
@@ -217,16 +219,15 @@ class LoadedModels:
         return self._embedded[name, texts]
 
     def _encode(self, located: LocatedModel, texts: tuple[str, ...]) -> TextEmbedding:
-        """The texts encoded; those of large models are kept on the disk."""
+        """The texts encoded, or their embedding from the disk: the imports alone take seconds."""
+        device = self._device_of(located)
         settings: dict[str, Any] = {
-            "device": self.device,
-            "dtype": compute_dtype(located.config.dtype, self.device),
+            "device": device,
+            "dtype": compute_dtype(located.config.dtype, device),
             "loras": located.loras,
             "empty_zeros": located.config.empty_prompt == "zeros",
         }
         encode = partial(encode_prompts, located.folder, texts, **settings)
-        if located.config.name == BUNDLED:
-            return encode()  # in no time
         return cached(encode, located.folder, texts, **settings)
 
     def style(self, name: str) -> StyleTokens | None:
@@ -237,8 +238,9 @@ class LoadedModels:
         if self._style is None:
             raise ValueError("a model with a style's adapter must have a style image, got none")
         if name not in self._styles:
-            dtype = compute_dtype(located.config.dtype, self.device)
-            self._styles[name] = encode_style(located.style, self._style(), device=self.device, dtype=dtype)
+            device = self._device_of(located)
+            dtype = compute_dtype(located.config.dtype, device)
+            self._styles[name] = encode_style(located.style, self._style(), device=device, dtype=dtype)
         return self._styles[name]
 
     def view_prompts(self, name: str) -> ViewPromptConfig:
@@ -252,9 +254,10 @@ class LoadedModels:
         Raises:
             WeightsNotFoundError: weights are damaged.
         """
-        loaded = self.get(name, use)
-        dtype = compute_dtype(self._located(name).config.dtype, self.device)
-        return condition(loaded.folder, loaded.diffusion, image.to(self.device), dtype=dtype)
+        loaded, located = self.get(name, use), self._located(name)
+        device = self._device_of(located)
+        dtype = compute_dtype(located.config.dtype, device)
+        return condition(loaded.folder, loaded.diffusion, image.to(device), dtype=dtype)
 
     def keep_only(self, names: Iterable[str]) -> None:
         """Free the models of all other entries."""
@@ -272,14 +275,17 @@ class LoadedModels:
             )
         return self.located[name]
 
+    def _device_of(self, located: LocatedModel) -> torch.device:
+        return device_of(located.config.device, self.device)
+
     def _load(self, located: LocatedModel, use: ModelUse) -> LatentDiffusion:
-        config = located.config
+        config, device = located.config, self._device_of(located)
         model = load_latent_diffusion(
             located.folder,
-            device=self.device,
-            dtype=compute_dtype(config.dtype, self.device),
+            device=device,
+            dtype=compute_dtype(config.dtype, device),
             vae=config.vae,
-            vae_dtype=None if config.vae_dtype == "auto" else compute_dtype(config.vae_dtype, self.device),
+            vae_dtype=None if config.vae_dtype == "auto" else compute_dtype(config.vae_dtype, device),
             loras=located.loras,
         )
         if located.style is not None:
@@ -305,4 +311,4 @@ class LoadedModels:
         return self._controls[key]
 
     def _is_fast(self, located: LocatedModel, use: ModelUse) -> bool:
-        return self.device.type == "cuda" and is_fast(located.config, use)
+        return self._device_of(located).type == "cuda" and is_fast(located.config, use)

@@ -15,6 +15,7 @@ from pgc3d.choices import MapName
 from pgc3d.colors import COLORS, named_color
 from pgc3d.config import Config, ObjectiveConfig, StageConfig, load_config
 from pgc3d.context import GuidanceContext, ModelStore, RepresentationContext
+from pgc3d.devices import AUTO, current, device_of
 from pgc3d.errors import BackendUnavailableError
 from pgc3d.geometry.own_uv import chart_areas
 from pgc3d.geometry.sampling import sample_surface
@@ -301,8 +302,9 @@ def some_cameras(
 def _build_objective(
     context: RunContext, config: ObjectiveConfig, guidance: GuidanceContext, cameras: CameraContext
 ) -> Objective:
-    run = context.config.run
-    built = config.guidance.build(guidance)
+    run, device = context.config.run, _device_of(context, config)
+    with current(device):
+        built = config.guidance.build(_on_device(guidance, device))
     if isinstance(built, SupportsMicroBatch):
         built.micro_batch = 1 if run.low_memory else run.micro_batch
     return Objective(
@@ -313,6 +315,25 @@ def _build_objective(
         weight=PiecewiseLinear(config.weight),
         threshold_scale=PiecewiseLinear(config.threshold_scale),
         target=config.target,
+        device=None if device == context.device else device,
+    )
+
+
+def _device_of(context: RunContext, config: ObjectiveConfig) -> torch.device:
+    """The device of an objective's models, which have one together; the run's where there is no model."""
+    names = {context.config.models[name].device for name in config.guidance.requires().models}
+    return device_of(next(iter(names), AUTO), context.device)
+
+
+def _on_device(context: GuidanceContext, device: torch.device) -> GuidanceContext:
+    """The context of a guidance with its inputs on another device."""
+
+    def load(name: MapName) -> torch.Tensor | None:
+        found = context.map(name)
+        return None if found is None else found.to(device)
+
+    return replace(
+        context, image=lambda: context.image().to(device), map=load, reference=context.reference.to(device)
     )
 
 

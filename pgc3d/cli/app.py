@@ -29,6 +29,7 @@ from pgc3d.cli.launch import (
 from pgc3d.cli.models_commands import models_app
 from pgc3d.cli.options import (
     DepthOption,
+    ExportOutOption,
     FacesOption,
     GuidanceOption,
     HeightOption,
@@ -51,12 +52,14 @@ from pgc3d.cli.options import (
     with_run_options,
 )
 from pgc3d.cli.output import Warnings, choose_output, current
+from pgc3d.cli.plan_command import plan
 from pgc3d.cli.prompt_file import HELP as PROMPT_FILE
 from pgc3d.cli.prompt_file import read_prompt
 from pgc3d.cli.report_command import report
 from pgc3d.cli.view_command import view
 from pgc3d.disk import default_folder
 from pgc3d.errors import Pgc3dError
+from pgc3d.run_files import require_folder_of_run
 
 UsageError: Any = typer.BadParameter.__base__  # wherever typer keeps click's
 
@@ -104,11 +107,11 @@ def text(
     options: RunOptions,
 ) -> int:
     """Make a textured asset from a prompt."""
-    from pgc3d.prompt_weights import plain_text
+    from pgc3d.prompt_weights import plain_text, require_prompt
     from pgc3d.task import Task
 
     prompt = read_prompt(prompt, stdin=collected.get() is None)
-
+    require_prompt(prompt)
     resolved = configured(guidance, options, own=style_settings(options, style, style_weight, style_adapter))
     folder = out or default_folder(Path("runs"), plain_text(prompt), resolved.run.seed)
     return _generate(Task(prompt, style=style), folder, resolved)
@@ -139,10 +142,13 @@ def image(
     options: RunOptions,
 ) -> int:
     """Make a textured asset from an image of it."""
-    from pgc3d.presets import IMAGE
+    from pgc3d.inputs.formats import require_small_file
     from pgc3d.task import Task
 
     prompt = read_prompt(prompt, stdin=collected.get() is None)
+    if collected.get() is None:
+        require_small_file(input_image)
+    from pgc3d.presets import IMAGE  # with torch, which takes a second
 
     own = {
         "image": {"matting": False if no_matting else None, "border": border},
@@ -203,19 +209,22 @@ def texture(
     options: RunOptions,
 ) -> int:
     """Texture a mesh from a prompt; its geometry does not change."""
-    from pgc3d.build.inputs import require_prompt
     from pgc3d.errors import InputError
-    from pgc3d.presets import TEXTURE, split_backgrounds
-    from pgc3d.prompt_weights import plain_text
+    from pgc3d.mesh_io.limits import require_limited
+    from pgc3d.prompt_weights import plain_text, require_prompt
     from pgc3d.task import Task
 
     prompt = read_prompt(prompt, stdin=collected.get() is None)
     require_prompt(prompt)
+    if collected.get() is None:
+        require_limited(mesh)
     if options.faces:
         raise InputError(f"--faces must not be given with an input mesh, got {options.faces}; remove it")
     given = parts.RefineOptions(
         refine=refine, init=init, strength=strength, mask=mask, only=tuple(only or ()), keep=tuple(keep or ())
     )
+    from pgc3d.presets import TEXTURE, split_backgrounds  # with torch, which takes a second
+
     source = given.source(options.texture_size)
     image_size = options.texture_size if texture == "image" and not source else None
     own: dict[str, Any] = {"up": up, "front": front, "texture": texture, "image_size": image_size, "uv": uv}
@@ -254,7 +263,6 @@ def resume(
     prompt: Annotated[str | None, typer.Option(hidden=True)] = None,
 ) -> int:
     """Continue a run that was stopped, or go on with a finished one to more steps."""
-    from pgc3d import pipeline
     from pgc3d.errors import InputError
 
     if prompt is not None:
@@ -262,13 +270,19 @@ def resume(
             f"--prompt must not be given to resume, got {prompt!r}: the steps that are done were made for "
             "the run's own prompt; start a new run"
         )
+    require_folder_of_run(run)
+    from pgc3d import pipeline  # with torch, which takes a second
+
     return _run(run, lambda **calls: pipeline.resume(run, edited=edited, steps=steps, **calls))
 
 
 @app.command()
 def export(  # noqa: PLR0917 - one option each
     run: RunArgument,
-    format_: Annotated[Format | None, typer.Option("--format", help="The run's own when not given.")] = None,
+    out: ExportOutOption = None,
+    format_: Annotated[
+        Format | None, typer.Option("--format", help="That of --out, else the run's own when not given.")
+    ] = None,
     texture_size: TextureOption = None,
     faces: FacesOption = None,
     height: HeightOption = None,
@@ -278,11 +292,12 @@ def export(  # noqa: PLR0917 - one option each
     stage: StageOption = None,
 ) -> int:
     """Write the asset of a run as a mesh file."""
-    from pgc3d import pipeline
+    require_folder_of_run(run)
+    from pgc3d import pipeline  # with torch, which takes a second
 
     bar = Bar()
     pipeline.export(
-        run, file_format=format_, texture_size=texture_size, faces=faces, stage=stage, on_event=bar,
+        run, out=out, file_format=format_, texture_size=texture_size, faces=faces, stage=stage, on_event=bar,
         placing={"height": height, "unit": unit, "up": up, "origin": origin},
     )  # fmt: skip
     bar.close()
@@ -292,7 +307,8 @@ def export(  # noqa: PLR0917 - one option each
 @app.command()
 def render(run: RunArgument, stage: StageOption = None) -> int:
     """Write a turntable video and a sheet of six views of a run."""
-    from pgc3d import pipeline
+    require_folder_of_run(run)
+    from pgc3d import pipeline  # with torch, which takes a second
 
     bar = Bar()
     pipeline.render(run, stage=stage, on_event=bar)
@@ -304,6 +320,7 @@ app.command("eval")(evaluate)
 app.command()(ablate)
 app.command()(report)
 app.command()(batch)
+app.command(context_settings={"ignore_unknown_options": True})(plan)
 app.command()(view)
 
 

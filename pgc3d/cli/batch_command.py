@@ -7,18 +7,34 @@ from typing import Annotated, Any
 
 import typer
 
+from pgc3d.choices import GuidanceName
 from pgc3d.cli.console import notify
 from pgc3d.cli.json_lines import End
-from pgc3d.cli.options import BatchOutOption, with_output_options
+from pgc3d.cli.options import (
+    BatchOutOption,
+    ListedJobs,
+    RunOptions,
+    collected,
+    with_output_options,
+    with_run_options,
+)
 from pgc3d.cli.output import Progress, current
 
 
 @with_output_options
+@with_run_options
 def batch(
     jobs_list: Annotated[
-        Path, typer.Argument(metavar="LIST", help="YAML, CSV or JSON lines (.jsonl): a job each.")
+        Path,
+        typer.Argument(
+            metavar="LIST",
+            help="YAML, CSV or JSON lines (.jsonl): a job each. Text (.txt): a prompt each line.",
+        ),
     ],
     *,
+    guidance: Annotated[
+        GuidanceName | None, typer.Option(help="Of the entries without their own, as all options below.")
+    ] = None,
     out: BatchOutOption = None,
     jobs: Annotated[int, typer.Option(min=1, max=256, help="Number of parallel processes.")] = 1,
     retry: Annotated[bool, typer.Option("--retry", help="Run failed jobs again, too.")] = False,
@@ -49,18 +65,28 @@ def batch(
     attempts: Annotated[
         int, typer.Option(min=1, max=100, help="With --ray: attempts for a job whose worker dies.")
     ] = 4,
+    options: RunOptions,
 ) -> int:
-    """Run many jobs; the same command again resumes them. Exit code 1 where a job failed."""
-    from pgc3d.batch.queue import BatchOptions
-    from pgc3d.cli.batch_rows import read_jobs
+    """Run many jobs; the same command again resumes them. Exit code 1 where a job failed.
 
+    Options of a run are for all entries; an entry's own value wins.
+    """
+    from pgc3d.batch.lists import require_list
+
+    require_list(jobs_list)
     place = _place(out or f"runs/{jobs_list.stem}", ray, gpus_per_job, cpus_per_job, jobs)
-    listed = read_jobs(jobs_list, notify)
+    from pgc3d.batch.queue import BatchOptions  # with torch, which takes a second
+    from pgc3d.cli.batch_rows import Defaults, read_jobs
+
+    listed = read_jobs(jobs_list, notify, Defaults.of(guidance, options))
     _require_valid(jobs_list, listed, skip_invalid=skip_invalid)
-    options = BatchOptions(retriever, jobs, sweep_steps, retry)
+    if (collector := collected.get()) is not None:
+        collector.lists.append(ListedJobs(listed, sweep_steps, jobs))
+        return 0
+    how = BatchOptions(retriever, jobs, sweep_steps, retry)
     if ray is None:
-        return _on_this_machine(listed, place, options)
-    return _on_cluster(listed, place, options, (ray, gpus_per_job, cpus_per_job, attempts))
+        return _on_this_machine(listed, place, how)
+    return _on_cluster(listed, place, how, (ray, gpus_per_job, cpus_per_job, attempts))
 
 
 def _place(out: str, ray: str | None, gpus: float | None, cpus: int | None, jobs: int) -> Any:

@@ -2,14 +2,15 @@
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
 from pgc3d.batch.job import Job, digest_of
 from pgc3d.batch.lists import Row, check_names, names_of, parse_seeds, read_rows
-from pgc3d.cli.options import MAKERS, runs_of
+from pgc3d.cli.options import MAKERS, RunOptions, runs_of
+from pgc3d.config import STAGE_NUMBERS
 from pgc3d.errors import BackendUnavailableError, InputError, Pgc3dError, WeightsNotFoundError
 from pgc3d.layers import nearest
 from pgc3d.ranges import shown
@@ -18,6 +19,16 @@ OWN = ("command", "name", "seeds")  # keys that are no options
 NOT_HERE = ("out", "json", "quiet")  # options that the batch has
 INPUTS = {"input_image": "image"}  # keys of arguments with another name
 FILE_OR_NAME = ("model", "lora", "style-adapter", "background")  # a file, or the name of something else
+ADDED = ("set", "config")  # options of which an entry's own come behind those of the whole list
+SETTINGS = {  # what an option sets that `set` would override
+    **{
+        key: f"run.{key.replace('-', '_')}" for key in ("seed", "device", "steps", "low-memory", "rasterizer")
+    },
+    "resolution": "run.resolution",
+    "texture-size": "export.texture_size",
+    "faces": "export.faces",
+    "tensorboard": "logging.tensorboard",
+}
 SWITCH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
@@ -31,12 +42,49 @@ class Parameter:
     is_switch: bool
 
 
-def read_jobs(path: Path, notify: Callable[[str], None]) -> list[Job]:
+@dataclass(frozen=True)
+class Defaults:
+    """Options of all entries of a list; an entry's own value of an option takes the place of it."""
+
+    values: Mapping[str, Any] = field(default_factory=dict)  # by the keys of a list, without None
+
+    @classmethod
+    def of(cls, guidance: str | None, options: RunOptions) -> "Defaults":
+        """The options that the command line of a batch has."""
+        given = {item.name: getattr(options, item.name) for item in fields(options)}
+        named = {name.rstrip("_").replace("_", "-"): value for name, value in given.items()}
+        return cls(
+            {key: value for key, value in {"guidance": guidance, **named}.items() if value is not None}
+        )
+
+    def beside(self, own: Mapping[str, Any]) -> dict[str, Any]:
+        """Those that hold for an entry with its own values, before which those of `set` and `config` come."""
+        keys = {str(key).replace("_", "-") for key in own}
+        left = {key: value for key, value in self.values.items() if key in ADDED or key not in keys}
+        if "set" in left:
+            chosen = {setting for key, setting in SETTINGS.items() if key in keys}
+            kept = [text for text in left.pop("set") if _setting(text) not in chosen]
+            left |= {"set": kept} if kept else {}
+        return left
+
+
+def _setting(override: str) -> str:
+    """The name of a setting in KEY=VALUE."""
+    name = override.partition("=")[0].strip()
+    return f"run.{name}" if name in STAGE_NUMBERS else name
+
+
+def read_jobs(
+    path: Path,
+    notify: Callable[[str], None],
+    defaults: Defaults = Defaults(),
+) -> list[Job]:
     """The jobs of a list; those that are not valid have an error.
 
     Args:
         path: of the list.
         notify: receives each line about automatic choices once.
+        defaults: options of all entries; their paths are relative to the current folder.
 
     Raises:
         InputError: the list cannot be read.
@@ -48,7 +96,7 @@ def read_jobs(path: Path, notify: Callable[[str], None]) -> list[Job]:
         try:
             if row.error or error:
                 raise InputError(row.error or error)
-            jobs.append(_job(row, name, path.absolute().parent, notes.setdefault))
+            jobs.append(_job(row, name, path.absolute().parent, notes.setdefault, defaults))
         except (Pgc3dError, OSError) as problem:
             kept = name if not error else f"{row.place.replace(' ', '-')}.invalid"
             jobs.append(
@@ -59,12 +107,15 @@ def read_jobs(path: Path, notify: Callable[[str], None]) -> list[Job]:
     return jobs
 
 
-def _job(row: Row, name: str, folder: Path, note: Callable[[str], Any]) -> Job:
-    arguments = arguments_of(_command(row.values), row, folder)
+def _job(row: Row, name: str, folder: Path, note: Callable[[str], Any], defaults: Defaults) -> Job:
+    others = defaults.beside(row.values)
+    values = {**others, "its own": dict(row.values)} if others else row.values
+    command, *own = arguments_of(_command(row.values), row, folder)
+    arguments = [command, *_arguments(others, command), *own]
     try:
         runs = runs_of(arguments, notify=note)
     except (WeightsNotFoundError, BackendUnavailableError) as error:  # of this machine, not of the list
-        return Job(name, digest_of(row.values, {}), error=str(error))
+        return Job(name, digest_of(values, {}), error=str(error))
     except Pgc3dError:
         raise
     except Exception as error:
@@ -77,7 +128,8 @@ def _job(row: Row, name: str, folder: Path, note: Callable[[str], Any]) -> Job:
             raise InputError(f"{kind} must be a file, got none at {file}")
     if "seed" in row.values and isinstance(row.values.get("seeds"), list):
         raise InputError("seeds must not be a list beside seed, got both; remove one of them")
-    from pgc3d.build.inputs import require_fitting, require_prompt
+    from pgc3d.build.inputs import require_fitting
+    from pgc3d.prompt_weights import require_prompt
 
     require_fitting(config, task)
     if config.requires().prompt:
@@ -85,11 +137,21 @@ def _job(row: Row, name: str, folder: Path, note: Callable[[str], Any]) -> Job:
     settings = [text.removeprefix("--config=") for text in arguments if text.startswith("--config=")]
     return Job(
         name,
-        digest_of(row.values, task.files | {text: Path(text) for text in settings}),
+        digest_of(values, task.files | {text: Path(text) for text in settings}),
         task=task,
         config=config,
         seeds=parse_seeds(row.values.get("seeds"), config.run.seed),
     )
+
+
+def _arguments(defaults: Mapping[str, Any], command: str) -> list[str]:
+    """Defaults as on the command line."""
+    found: list[str] = []
+    for key, value in defaults.items():
+        flag = parameters_of(command)[key].flag
+        texts = value if isinstance(value, list) else [value]
+        found += [flag] if value is True else [f"{flag}={text}" for text in texts]
+    return found
 
 
 def _command(values: Mapping[str, Any]) -> str:

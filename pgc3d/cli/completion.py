@@ -4,7 +4,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-MANIFEST, RUNS = "manifest.json", "runs"
+from pgc3d.run_files import MANIFEST
+
+RUNS = "runs"
 
 
 def complete_model(incomplete: str) -> list[str]:

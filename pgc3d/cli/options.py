@@ -42,10 +42,15 @@ OutOption = Annotated[
 BatchOutOption = Annotated[
     str | None,
     typer.Option(
-        help="Folder of the runs, which resumes an earlier batch; runs/LIST when not given. With --ray "
-        "also the URL of storage, as s3://BUCKET/PREFIX.",
+        help="Folder of the runs, or URL with --ray, of an earlier batch too; runs/LIST if not given.",
         callback=_given,
         metavar="PATH",
+    ),
+]
+ExportOutOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="New file, as chair.obj, or a folder; in RUN when not given.", parser=_folder, metavar="PATH"
     ),
 ]
 StageOption = Annotated[
@@ -111,11 +116,21 @@ SetOption = Annotated[
 
 
 @dataclass(frozen=True)
+class ListedJobs:
+    """The jobs of a list, and how `batch` would run them."""
+
+    jobs: Sequence[Any]  # a `batch.job.Job` each
+    sweep_steps: int | None  # of each of several seeds
+    processes: int  # at once
+
+
+@dataclass(frozen=True)
 class Collector:
     """Where commands that would make an asset put its task and configuration instead, see `runs_of`."""
 
     notify: Callable[[str], None] = notify  # receives the lines about automatic choices
     runs: list[tuple[Any, Any]] = field(default_factory=list)  # a `Task` and a `Config` each
+    lists: list[ListedJobs] = field(default_factory=list)
 
 
 collected: ContextVar[Collector | None] = ContextVar("collected", default=None)
@@ -279,7 +294,11 @@ def configured(
     Raises:
         ConfigError: a key, a value or a combination is wrong.
     """
-    from pgc3d.clip_rules import parse_rule
+    from pgc3d.yaml_text import require_yaml_file
+
+    for path in options.config or []:
+        require_yaml_file(path)
+    from pgc3d.clip_rules import parse_rule  # with torch, which takes a second
     from pgc3d.presets import TEXT, configure
 
     config, notes = configure(
@@ -331,14 +350,7 @@ def configurations_of(line: str) -> list[Any]:
     arguments = shlex.split(line)
     if not arguments or arguments[0] not in MAKERS:
         raise InputError(f"--for must begin with {', '.join(MAKERS)}, got {line!r}")
-    for _ in range(3):  # a command has two inputs at most
-        try:
-            return [config for _, config in runs_of(arguments)]
-        except Exception as error:
-            if type(error).__name__ != "MissingParameter":
-                raise
-            arguments.append(PLACEHOLDER)
-    return []
+    return [config for _, config in collected_from(arguments, fill=True).runs]
 
 
 def runs_of(arguments: Sequence[str], *, notify: Callable[[str], None] = notify) -> list[tuple[Any, Any]]:
@@ -352,12 +364,36 @@ def runs_of(arguments: Sequence[str], *, notify: Callable[[str], None] = notify)
         UsageError: an option is unknown, its value is not valid, or an input is missing.
         Pgc3dError: see `errors`.
     """
+    return collected_from(arguments, notify=notify).runs
+
+
+def collected_from(
+    arguments: Sequence[str], *, notify: Callable[[str], None] = notify, fill: bool = False
+) -> Collector:
+    """The runs and the lists of jobs that a command line would begin, without running it.
+
+    Args:
+        arguments: those behind `pgc3d`.
+        notify: receives the lines about automatic choices.
+        fill: whether inputs may be missing.
+
+    Raises:
+        UsageError: an option is unknown, its value is not valid, or an input is missing.
+        Pgc3dError: see `errors`.
+    """
     from pgc3d.cli.app import app
 
-    collector = Collector(notify)
-    token = collected.set(collector)
-    try:
-        app(list(arguments), standalone_mode=False)
-    finally:
-        collected.reset(token)
-    return collector.runs
+    missing = 2 if fill else 0  # a command has two inputs at most
+    for filled in range(missing + 1):
+        collector = Collector(notify)
+        token = collected.set(collector)
+        try:
+            app([*arguments, *(filled * [PLACEHOLDER])], standalone_mode=False)
+        except Exception as error:
+            if type(error).__name__ != "MissingParameter" or filled == missing:
+                raise
+        else:
+            return collector
+        finally:
+            collected.reset(token)
+    raise AssertionError("the last attempt returns or raises")

@@ -8,6 +8,7 @@ import typer
 from pgc3d.cli.completion import complete_run
 from pgc3d.cli.console import emit
 from pgc3d.cli.options import RunArgument
+from pgc3d.run_files import require_folder_of_run
 
 
 def report(
@@ -23,7 +24,10 @@ def report(
     ] = None,
 ) -> int:
     """Write an HTML file about a run that needs no network; with a second run, a comparison."""
-    from pgc3d.report.write import write_report
+    runs = [run] if other is None else [run, other]
+    for folder in runs:
+        require_folder_of_run(folder)
+    from pgc3d.report.write import write_report  # with torch, which takes a second
 
-    emit(str(write_report([run] if other is None else [run, other], out)))
+    emit(str(write_report(runs, out)))
     return 0

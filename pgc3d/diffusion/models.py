@@ -5,17 +5,27 @@ are not in the local cache.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from pgc3d.diffusion.aliases import ALIASES, BUNDLED_CONTROL
-from pgc3d.diffusion.files import WEIGHTS, ModelFolder, loading, read_json, tensor_names, weight_files
+from pgc3d.diffusion.files import (
+    WEIGHTS,
+    ModelFolder,
+    loading,
+    read_json,
+    reading_device,
+    tensor_names,
+    weight_files,
+)
 from pgc3d.diffusion.folder import open_folder
 from pgc3d.diffusion.hub import POSES, Request, is_hub_id, set_environment, snapshot
 from pgc3d.diffusion.kinds import check_part_listing, check_pipeline_listing, check_vae, read_schedule
@@ -191,11 +201,14 @@ def load_latent_diffusion(
     check_vae(vae_folder, read_json(folder.path / "unet" / "config.json"))
     vae_dtype = _vae_dtype(vae_folder, vae_dtype, device, layout=folder.layout)
     scheduler = read_schedule(folder.path, folder.scheduler)
-    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-
+    unet_folder, place = folder.path / "unet", reading_device(device)
+    with ThreadPoolExecutor(1) as background:
+        # The UNet's weights are read while the classes are imported: each takes seconds.
+        state = background.submit(_state, unet_folder, place, dtype, folder.file)
+        from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+        from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
     unet = load_module(
-        UNet2DConditionModel, folder.path / "unet", device=device, dtype=dtype, file=folder.file
+        UNet2DConditionModel, unet_folder, device=device, dtype=dtype, file=folder.file, state=state.result
     )
     fuse_loras(unet, "unet", loras)
     file = folder.file if other is None else None
@@ -209,7 +222,13 @@ def load_latent_diffusion(
 
 
 def load_module(
-    kind: Any, folder: Path, *, device: torch.device, dtype: torch.dtype, file: Path | None = None
+    kind: Any,
+    folder: Path,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    file: Path | None = None,
+    state: Callable[[], Mapping[str, Tensor]] | None = None,
 ) -> Any:
     """One of diffusers' modules, frozen, in evaluation mode; `kind` is its class.
 
@@ -221,35 +240,35 @@ def load_module(
         device: of the module.
         dtype: of its weights.
         file: a single file with all weights of its model.
+        state: returns the tensors where they are read elsewhere.
 
     Raises:
         WeightsNotFoundError: weights are missing, damaged or of another shape.
         ConfigError: there are weights that the module has not: it is another kind of network.
     """
-    config = read_json(folder / "config.json")
     with loading(file or folder):
         with torch.device("meta"):
-            module = kind.from_config(config)
-        state = {
-            name: tensor.to(dtype)
-            for name, tensor in _tensors(folder, config, device, file, half=dtype != torch.float32)
-        }
-        _require_fit(file or folder, module, state)
-        module.load_state_dict(state, assign=True)
+            module = kind.from_config(read_json(folder / "config.json"))
+        tensors = state() if state is not None else _state(folder, reading_device(device), dtype, file)
+        _require_fit(file or folder, module, tensors)
+        module.load_state_dict(tensors, assign=True)
     return module.eval().requires_grad_(False)  # noqa: FBT003 - torch's own signature
 
 
-def _tensors(
-    folder: Path, config: Mapping[str, Any], device: torch.device, file: Path | None, *, half: bool
-) -> Iterable[tuple[str, Tensor]]:
-    from safetensors.torch import load_file
+def _state(folder: Path, device: str, dtype: torch.dtype, file: Path | None) -> dict[str, Tensor]:
+    """A module's tensors by their current names; `device` is one of `reading_device`."""
+    return {name: tensor.to(dtype) for name, tensor in _tensors(folder, device, dtype, file)}
 
+
+def _tensors(
+    folder: Path, device: str, dtype: torch.dtype, file: Path | None
+) -> Iterable[tuple[str, Tensor]]:
     if file is not None:
-        yield from read_part(file, folder.name, config, str(device))
+        yield from read_part(file, folder.name, read_json(folder / "config.json"), device)
         return
-    for part in weight_files(folder, WEIGHTS["unet"], prefer_half=half):
+    for part in weight_files(folder, WEIGHTS["unet"], prefer_half=dtype != torch.float32):
         tensor_names(part)
-        for name, tensor in load_file(part, device=str(device)).items():
+        for name, tensor in load_file(part, device=device).items():
             yield _current_name(name), tensor
 
 

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from pgc3d import __version__
-from pgc3d.diffusion.files import ModelFolder
+from pgc3d.diffusion.files import ModelFolder, reading_device
 from pgc3d.diffusion.hub import cache_folder
 from pgc3d.diffusion.lora import Lora
 from pgc3d.disk import replace_file
@@ -72,7 +72,7 @@ def _files(folder: ModelFolder) -> list[tuple[str, int, int]]:
 
 def _read(path: Path, device: torch.device) -> TextEmbedding | None:
     try:
-        tensors = load_file(path, device=str(device))
+        tensors = load_file(path, device=reading_device(device))
         return TextEmbedding(tokens=tensors["tokens"], pooled=tensors.get("pooled"))
     except FileNotFoundError:
         return None

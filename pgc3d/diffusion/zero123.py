@@ -21,6 +21,7 @@ from pgc3d.diffusion.files import (
     loading,
     projection_folder,
     read_json,
+    reading_device,
     weight_files,
 )
 from pgc3d.diffusion.latent import Image, LatentDiffusion, Latents
@@ -244,7 +245,7 @@ def _load_projection(folder: Path, device: torch.device, dtype: torch.dtype) -> 
 
     (file,) = weight_files(folder, WEIGHTS[folder.name], prefer_half=dtype != torch.float32)
     with loading(folder):
-        tensors = load_file(file, device=str(device))
+        tensors = load_file(file, device=reading_device(device))
         (weight,) = (tensor for name, tensor in tensors.items() if name.endswith(".weight"))
         (bias,) = (tensor for name, tensor in tensors.items() if name.endswith(".bias"))
         layer = torch.nn.Linear(weight.shape[1], weight.shape[0], device="meta")

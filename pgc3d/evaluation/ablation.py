@@ -23,7 +23,7 @@ from torch import Tensor
 
 from pgc3d import pgc
 from pgc3d.backgrounds import draw_backgrounds
-from pgc3d.build.inputs import require_prompt
+from pgc3d.build.devices import require_one_device
 from pgc3d.build.models import LoadedModels, locate_models
 from pgc3d.build.notes import run_notes
 from pgc3d.build.run import RunContext, build_objectives, resolve_device
@@ -42,10 +42,11 @@ from pgc3d.guidance.sds import ScoreDistillation
 from pgc3d.images import resize
 from pgc3d.interfaces import Guidance, Stateful, SupportsLatents
 from pgc3d.optimize import StepReport
+from pgc3d.prompt_weights import require_prompt
 from pgc3d.ranges import MAX_RATE
 from pgc3d.rendering import build_rasterizer
 from pgc3d.representation.dmtet_config import DMTetConfig
-from pgc3d.run_directory import CONFIG, MANIFEST
+from pgc3d.run_files import CONFIG, MANIFEST
 from pgc3d.schedules import PiecewiseLinear
 from pgc3d.session import copy_state, explain_memory
 from pgc3d.task import Task
@@ -111,6 +112,7 @@ def ablate(
     needed = stage.requires()
     if "background" in needed.inputs:
         raise ConfigError("backgrounds must be colours where an image itself is optimised, got 'image'")
+    require_one_device(config, "where an image itself is optimised", needed)
     device = resolve_device(config.run.device)
     located = locate_models(config, device, needed)
     if needed.prompt:

@@ -27,7 +27,7 @@ from pgc3d.mesh_io.mesh_file import read_mesh
 from pgc3d.mesh_io.reader import source_files
 from pgc3d.mini import text_model
 from pgc3d.rendering import build_rasterizer
-from pgc3d.run_directory import CONFIG
+from pgc3d.run_files import CONFIG
 
 
 @dataclass(frozen=True)

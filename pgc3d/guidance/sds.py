@@ -96,7 +96,12 @@ class SdsConfig:
 
     def _use(self) -> ModelUse:
         names = dict.fromkeys(control.model for control in self.controls.values())
-        return ModelUse(layouts=("sdxl", "sd"), controls=tuple(names), evaluations=self.evaluations)
+        return ModelUse(
+            layouts=("sdxl", "sd"),
+            controls=tuple(names),
+            evaluations=self.evaluations,
+            encodes=not self.as_latent,
+        )
 
     @property
     def evaluations(self) -> int:

@@ -1,6 +1,8 @@
 """Limits of mesh files: sizes, checked before allocation, and the other files that they may refer to."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -26,13 +28,13 @@ def require_counts(path: Path, *, vertices: int = 0, faces: int = 1) -> None:
         raise InputError(f"the mesh must have faces, got none in {path}; points and lines cannot be textured")
 
 
-def read_limited(path: Path, kind: str = "mesh file") -> bytes:
-    """The content of a file.
+def require_limited(path: Path, kind: str = "mesh file") -> None:
+    """Check that a path is a file of at most `MAX_BYTES`.
 
     Raises:
-        InputError: it is missing, cannot be read, or is larger than `MAX_BYTES`.
+        InputError: it is not.
     """
-    try:
+    with _readable(path, kind):
         if not path.is_file():
             raise InputError(f"the {kind} must exist, got {path}; check the path")
         size = path.stat().st_size
@@ -41,7 +43,24 @@ def read_limited(path: Path, kind: str = "mesh file") -> bytes:
                 f"a {kind} must have at most {MAX_BYTES / 1e6:.0f} MB, got {path} with {size / 1e6:.0f} MB; "
                 "reduce the mesh"
             )
+
+
+def read_limited(path: Path, kind: str = "mesh file") -> bytes:
+    """The content of a file.
+
+    Raises:
+        InputError: it is missing, cannot be read, or is larger than `MAX_BYTES`.
+    """
+    require_limited(path, kind)
+    with _readable(path, kind):
         return path.read_bytes()
+
+
+@contextmanager
+def _readable(path: Path, kind: str) -> Iterator[None]:
+    """Raise InputError for an OSError in the block."""
+    try:
+        yield
     except OSError as error:
         raise InputError(f"the {kind} must be readable, got {path}: {error.strerror or error}") from error
 

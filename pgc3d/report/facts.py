@@ -14,7 +14,8 @@ from pgc3d.plain_files import read_file, require_folder
 from pgc3d.report.asset import AssetFacts, asset_facts
 from pgc3d.report.curves import Curve, read_curves
 from pgc3d.report.images import RunImage, is_inside, newest, run_images
-from pgc3d.run_directory import METRICS, RunDirectory
+from pgc3d.run_directory import RunDirectory
+from pgc3d.run_files import METRICS
 from pgc3d.yaml_text import read_yaml
 
 LARGEST_VIDEO = 32_000_000  # bytes
@@ -46,6 +47,7 @@ class RunFacts:
 
     name: str  # of the folder
     path: str
+    status: str  # how the run ended, or that it has not, see `RunDirectory.status`
     record: Mapping[str, Any]  # the manifest, whose types were checked
     stages: tuple[StageFacts, ...]
     curves: tuple[Curve, ...]
@@ -56,11 +58,6 @@ class RunFacts:
     files: tuple[FileFacts, ...]
     video: bytes | None = None  # MP4
     notes: tuple[str, ...] = ()
-
-    @property
-    def status(self) -> str:
-        """How the run ended, or that it has not."""
-        return str(self.record.get("status", "unknown"))
 
     @property
     def finished(self) -> bool:
@@ -94,6 +91,7 @@ def gather_run(path: Path, *, rasterizer: Rasterizer) -> RunFacts:
     return RunFacts(
         name=path.resolve().name,
         path=str(path),
+        status=run.status(record),
         record=record,
         stages=stages,
         curves=curves,

@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from pgc3d.plain_files import read_file, require_folder, require_inside
-from pgc3d.run_directory import PREVIEWS
+from pgc3d.run_files import PREVIEWS
 from pgc3d.task import PREPARED_NAMES
 
 PREVIEW = re.compile(r"step-(\d{1,12})\.png")

@@ -28,7 +28,7 @@ def summary(runs: Runs) -> str:
         ("status", [run.status for run in runs]),
         ("steps", [_steps(run) for run in runs]),
         ("folder", [run.path for run in runs]),
-        ("device", [_joined(run.record.get("device")) for run in runs]),
+        ("device", [_device(run.record.get("device")) for run in runs]),
     ]
     notes = []
     for index, run in enumerate(runs):
@@ -231,6 +231,13 @@ def _seconds(value: int | float | None) -> str:
 def _mapping(value: Any) -> dict[str, Any]:
     """An entry of the manifest whose type is not checked."""
     return value if isinstance(value, dict) else {}
+
+
+def _device(value: Any) -> str:
+    """The name of a device with its type, or what else a manifest has in its place."""
+    if isinstance(value, dict) and value.keys() == {"type", "name"}:
+        return f"{_joined(value['name'])} ({_joined(value['type'])})"
+    return _joined(value)
 
 
 def _joined(value: Any, depth: int = 3) -> str:

@@ -87,6 +87,10 @@ class DMTetConfig:
         """Bytes stored for each rendered pixel until the backward pass."""
         return stored_bytes(low_memory=low_memory) + self.material.render_bytes()
 
+    def render_work(self) -> float:
+        """Look-ups of the colours for each rendered pixel."""
+        return float(self.color_field.levels)
+
     def build(self, context: RepresentationContext) -> DMTet:
         """The representation before the first step.
 

@@ -85,6 +85,11 @@ class NerfConfig:
         gradients = self._density_bytes() * (TAPS if self._is_lit() else 0.25)
         return int((self.sample_bytes(low_memory=False) + gradients) * MARGIN * FILL * self.stations)
 
+    def render_work(self) -> float:
+        """Look-ups of density and colours for each rendered pixel, of a lit step where there are any."""
+        density = self.levels * (1 + TAPS if self._is_lit() else 1)
+        return FILL * self.stations * (density + self.color_field.levels)
+
     def sample_bytes(self, *, low_memory: bool) -> int:
         """Bytes kept for each sample until the backward pass, of a lit step where there are any."""
         if low_memory:

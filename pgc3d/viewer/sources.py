@@ -17,7 +17,8 @@ from pgc3d.report.asset import as_glb
 from pgc3d.report.curves import Curve, read_curves
 from pgc3d.report.facts import StageFacts, asset_name, read_settings, stage_facts
 from pgc3d.report.images import stage_previews
-from pgc3d.run_directory import MANIFEST, METRICS, PREVIEWS, RunDirectory, clip_image_name
+from pgc3d.run_directory import RunDirectory, clip_image_name
+from pgc3d.run_files import MANIFEST, METRICS, PREVIEWS
 from pgc3d.task import PREPARED_NAMES
 from pgc3d.viewer.latest import Latest, stamp
 from pgc3d.viewer.state import Displayed, Preview, Source, State

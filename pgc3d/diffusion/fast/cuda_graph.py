@@ -70,7 +70,8 @@ class GraphedNetwork:
         torch.cuda.current_stream().wait_stream(stream)
         torch.cuda.empty_cache()  # the graph's memory pool cannot reuse the warm-up's cached memory
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        # torch's own capture stream belongs to the device of the first capture in the process
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             output = self.network(*inputs, **named)
         return _Recording(graph, [leaf for leaf in own if isinstance(leaf, Tensor)], output)
 
