@@ -29,6 +29,7 @@ OPTIONAL = {  # importable name: what it is for, and the command that installs i
     "nvdiffrast": ("--rasterizer nvdiffrast", "pip install 'pgc3d[cuda]'"),
     "imageio_ffmpeg": ("turntable videos", "pip install imageio-ffmpeg"),
     "peft": ("the guidance vsd", "pip install peft"),
+    "ray": ("batch --ray", "pip install 'pgc3d[cluster]'"),
     "tensorboard": ("--tensorboard", "pip install 'pgc3d[tensorboard]'"),
 }
 

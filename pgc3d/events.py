@@ -19,7 +19,7 @@ class Event:
     message: str = ""  # one line for the user
     report: StepReport | None = None  # after a step
     memory: int = 0  # bytes in use on the device, at the log interval
-    file: Path | None = None  # that was written
+    file: Path | str | None = None  # that was written; text where it is a URL, of a batch
     kind: FileKind = "result"  # of the file
     stage: str = ""  # name of the stage, with a report, a preview or a checkpoint
     progress: float = 0.0  # of the steps of all stages, in [0, 1], with a report

@@ -56,7 +56,7 @@ def written_to_tensorboard(run: Path, on_event: EventCallback) -> Iterator[Event
             for name, value in event.report.metrics.items():
                 writers[event.stage].add_scalar(name, value, event.report.step)
         elif event.kind in IMAGES and event.file is not None:
-            _add_image(writers[event.stage], event.kind, event.file)
+            _add_image(writers[event.stage], event.kind, Path(event.file))
         on_event(event)
 
     try:

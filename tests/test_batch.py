@@ -19,10 +19,11 @@ from test_cli import checkpoint, run  # noqa: F401 - fixtures
 
 from pgc3d.batch.job import Entry, Job
 from pgc3d.batch.lists import FORMATS, names_of, parse_seeds, read_rows
+from pgc3d.batch.places import Folder
 from pgc3d.batch.processes import Died, run_processes
 from pgc3d.batch.queue import match_jobs
 from pgc3d.batch.ranking import best_first, measured
-from pgc3d.batch.status import locked, read_status, write_status
+from pgc3d.batch.status import locked
 from pgc3d.cli.batch_rows import parameters_of, read_jobs
 from pgc3d.cli.options import MAKERS, configurations_of
 from pgc3d.errors import InputError, RunDirectoryError
@@ -224,14 +225,14 @@ def test_the_status_file_comes_back_and_damage_is_one_line(tmp_path):
     entry = Entry(
         "a", "0", state="done", seed=3, seconds=1.5, ranking=(measured(3, torch.eye(2), torch.eye(2)[0]),)
     )
-    write_status(tmp_path, {"a": entry})
-    assert read_status(tmp_path) == {"a": entry}
-    write_status(tmp_path, {}, {"a": entry})  # an entry that is no longer on the list is kept
-    assert read_status(tmp_path) == {"a": entry}
+    Folder(tmp_path).write({"a": entry}, {})
+    assert Folder(tmp_path).read() == {"a": entry}
+    Folder(tmp_path).write({}, {"a": entry})  # an entry that is no longer on the list is kept
+    assert Folder(tmp_path).read() == {"a": entry}
     for content in (b"{", b'{"format": 2, "jobs": []}', b'{"format": 1, "jobs": [{"name": "a"}]}'):
         (tmp_path / "status.json").write_bytes(content)
         with pytest.raises(RunDirectoryError, match="must be the status file of a batch, but is damaged"):
-            read_status(tmp_path)
+            Folder(tmp_path).read()
     with locked(tmp_path), pytest.raises(RunDirectoryError, match="another batch"), locked(tmp_path):
         pass
 
@@ -270,19 +271,19 @@ def test_what_a_status_holds_decides_what_runs(tmp_path):
     (tmp_path / "done").mkdir()
     jobs = [Job(name, "1" if name == "changed" else "0") for name in (*states, "new")]
     jobs[4] = Job("weights", "1", error="they are gone")  # of the machine: the digest lacks the files
-    matched = match_jobs(jobs, earlier, tmp_path, retry=False)
+    matched = match_jobs(jobs, earlier, Folder(tmp_path), retry=False)
     assert {name: entry.state for name, entry in matched.items()} == states | {
         "changed": "waiting", "weights": "waiting", "new": "waiting",
     }  # fmt: skip
     assert matched["changed"].digest == "1"
-    matched = match_jobs(jobs, earlier, tmp_path, retry=True)
+    matched = match_jobs(jobs, earlier, Folder(tmp_path), retry=True)
     assert (matched["failed"].state, matched["failed"].seconds) == ("waiting", 2.0)
     (tmp_path / "sweeps" / "changed").mkdir(parents=True)  # its seeds have begun, with the former entry
     with pytest.raises(InputError, match="but changed: changed; give them other names"):
-        match_jobs(jobs, earlier, tmp_path, retry=False)
+        match_jobs(jobs, earlier, Folder(tmp_path), retry=False)
     (tmp_path / "sweeps" / "changed").rmdir()
     (tmp_path / "done").rmdir()
-    assert match_jobs(jobs, earlier, tmp_path, retry=False)["done"].state == "waiting"
+    assert match_jobs(jobs, earlier, Folder(tmp_path), retry=False)["done"].state == "waiting"
 
 
 def test_a_batch_runs_what_it_can_and_resumes(run, checkpoint, tmp_path):
@@ -297,7 +298,7 @@ def test_a_batch_runs_what_it_can_and_resumes(run, checkpoint, tmp_path):
     ]
     write_list(tmp_path / "list.yaml", entries)
     code, out, err = run("batch", "list.yaml", "--sweep-steps", "3", "--jobs", "2")
-    status = read_status(tmp_path / "runs" / "list")
+    status = Folder(tmp_path / "runs" / "list").read()
     chair, crate = status.values()
     assert (code, chair.state, crate.state) == (1, "done", "failed"), err
     assert Path(chair.asset).is_file()
@@ -319,7 +320,7 @@ def test_a_batch_runs_what_it_can_and_resumes(run, checkpoint, tmp_path):
     code, out, err = run("batch", "list.yaml")  # nothing is left to do
     assert (code, out) == (1, "")
     assert "begins" not in err
-    assert read_status(tmp_path / "runs" / "list") == status
+    assert Folder(tmp_path / "runs" / "list").read() == status
 
     entries[0]["steps"] = 9
     entries[1]["mesh"] = "in/none.glb"
@@ -337,7 +338,7 @@ def start(folder):
 def kill_when(folder, done, wait):
     """Kill the batch, not its processes, once so many jobs are done and one more has begun for a while."""
     process = start(folder)
-    while sum(entry.state == "done" for entry in read_status(folder / "runs/list").values()) < done:
+    while sum(entry.state == "done" for entry in Folder(folder / "runs/list").read().values()) < done:
         assert process.poll() is None
         time.sleep(0.05)
     time.sleep(wait)
@@ -375,7 +376,7 @@ def test_twenty_jobs_of_which_four_are_broken_survive_two_kills(tmp_path):
     kill_when(tmp_path, 9, 3.0)
     process = start(tmp_path)
     assert process.wait() == 1, (tmp_path / "log.txt").read_text()
-    found = list(read_status(tmp_path / "runs/list").values())
+    found = list(Folder(tmp_path / "runs/list").read().values())
     done = [entry for entry in found if entry.state == "done"]
     failed = [entry for entry in found if entry.state == "failed"]
     reasons = [entry.reason for entry in failed]

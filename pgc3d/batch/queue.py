@@ -1,6 +1,6 @@
 """The queue of a batch: which jobs run, in which order, and what the status file has about them.
 
-OUT holds
+OUT, a folder or the URL of storage, holds
 
     status.json            state, reason, asset, seconds, peak memory and ranking of each job, see `job.Entry`
     NAME/                  the run of each job, see `run_directory`
@@ -12,18 +12,18 @@ hash of its entry, its input files and its configuration files.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 from pgc3d.batch.job import Entry, Job, Outcome
 from pgc3d.batch.lists import SWEEPS
+from pgc3d.batch.places import Place
 from pgc3d.batch.processes import Died, run_processes
-from pgc3d.batch.status import locked, read_status, write_status
 from pgc3d.batch.work import run_job
 from pgc3d.errors import InputError
 from pgc3d.events import Event
-from pgc3d.run_directory import RunDirectory
 from pgc3d.signals import StopFlag
 
 
@@ -31,7 +31,7 @@ from pgc3d.signals import StopFlag
 class BatchOptions:
     """How a batch is run."""
 
-    retriever: Path  # folder of the CLIP model that ranks the seeds of a sweep
+    retriever: Path | None = None  # folder of the CLIP model that ranks the seeds of a sweep; None: bundled
     processes: int = 1  # at once
     sweep_steps: int | None = None  # of each seed; a quarter of all when None
     retry: bool = False  # jobs that failed
@@ -45,14 +45,64 @@ class Observer:
     on_event: Callable[[str, Event], None]  # the name of a job, and an event of its run
 
 
+@runtime_checkable
+class Runner(Protocol):
+    """What makes the jobs: processes of this machine, or workers of a cluster."""
+
+    def __call__(
+        self,
+        jobs: Mapping[str, Job],
+        *,
+        stop: StopFlag,
+        on_begin: Callable[[str], None],
+        on_event: Callable[[str, Event], None],
+    ) -> Iterator[tuple[str, Outcome | Died]]:
+        """The name of each job and how it ended, as they end; see `processes.run_processes`."""
+
+
+@dataclass(frozen=True)
+class LocalRunner:
+    """Makes the jobs in processes of this machine."""
+
+    out: Path  # the batch's folder
+    options: BatchOptions
+
+    def __call__(
+        self,
+        jobs: Mapping[str, Job],
+        *,
+        stop: StopFlag,
+        on_begin: Callable[[str], None],
+        on_event: Callable[[str, Event], None],
+    ) -> Iterator[tuple[str, Outcome | Died]]:
+        """The name of each job and how it ended, as they end."""
+        options = self.options
+        shared = (self.out, options.sweep_steps, options.retriever, options.processes)
+        return run_processes(
+            run_job,
+            {name: (job, *shared) for name, job in jobs.items()},
+            processes=options.processes,
+            stop=stop,
+            on_begin=on_begin,
+            on_event=on_event,
+        )
+
+
 def run_batch(
-    jobs: Sequence[Job], *, out: Path, options: BatchOptions, observer: Observer, stop: StopFlag
+    jobs: Sequence[Job],
+    *,
+    place: Place,
+    runner: Runner,
+    options: BatchOptions,
+    observer: Observer,
+    stop: StopFlag,
 ) -> dict[str, Entry]:
     """Run the jobs of a list that are not done yet.
 
     Args:
         jobs: with different names.
-        out: the folder, new or of an earlier batch.
+        place: new or of an earlier batch.
+        runner: makes the jobs.
         options: see there.
         observer: receives the progress.
         stop: once its `signal` is set, no further job begins, and those that run save and end.
@@ -62,39 +112,30 @@ def run_batch(
 
     Raises:
         InputError: a job has changed since its run began.
-        RunDirectoryError: another batch uses the folder, or its status file is damaged.
+        RunDirectoryError: another batch uses the place, or its status file is damaged.
     """
-    with locked(out):
-        earlier = read_status(out)
-        entries = match_jobs(jobs, earlier, out, retry=options.retry)
+    with place.locked():
+        earlier = place.read()
+        entries = match_jobs(jobs, earlier, place, retry=options.retry)
         unlisted = {name: entry for name, entry in earlier.items() if name not in entries}
-        queue = _Queue(out, entries, unlisted, options, observer)
+        queue = _Queue(place, entries, unlisted, options, observer)
         queue.refuse(jobs)
         waiting = {job.name: job for job in jobs if queue.entries[job.name].state in {"waiting", "running"}}
         queue.begin()
-        shared = (out, options.sweep_steps, options.retriever, options.processes)
-        tasks = {name: (job, *shared) for name, job in waiting.items()}
-        for name, answer in run_processes(
-            run_job,
-            tasks,
-            processes=options.processes,
-            stop=stop,
-            on_begin=queue.started,
-            on_event=observer.on_event,
-        ):
+        for name, answer in runner(waiting, stop=stop, on_begin=queue.started, on_event=observer.on_event):
             queue.ended(name, answer)
         return queue.entries
 
 
 def match_jobs(
-    jobs: Sequence[Job], earlier: Mapping[str, Entry], out: Path, *, retry: bool
+    jobs: Sequence[Job], earlier: Mapping[str, Entry], place: Place, *, retry: bool
 ) -> dict[str, Entry]:
     """The record of each job: an earlier one, or a new one.
 
     Args:
         jobs: of the list.
         earlier: the records of the status file.
-        out: the folder.
+        place: of the batch.
         retry: run failed jobs again.
 
     Raises:
@@ -103,29 +144,24 @@ def match_jobs(
     entries, changed = {}, []
     for job in jobs:
         entry = earlier.get(job.name)
-        new = Entry(job.name, job.digest, folder=str(out / job.name))
+        new = Entry(job.name, job.digest, folder=place.path(job.name))
         same = entry is not None and (entry.digest == job.digest or (job.error and not job.is_invalid))
-        if entry is None or (not same and not _has_begun(out, job.name)):
+        if entry is None or (not same and not place.has_begun(job.name)):
             entry = new
         elif not same:
             changed.append(job.name)
-        elif (entry.state == "done" and not (out / job.name).is_dir()) or (
+        elif (entry.state == "done" and not place.has_run(job.name)) or (
             entry.state == "failed" and (retry or job.error)
         ):
             entry = replace(new, seconds=entry.seconds)
-        asset = str(out / job.name / Path(entry.asset).name) if entry.asset else ""
+        asset = place.path(job.name, Path(entry.asset).name) if entry.asset else ""
         entries[job.name] = replace(entry, folder=new.folder, asset=asset)  # it may have been moved
     if changed:
         raise InputError(
             f"the entries of runs must be as when they began, but changed: {', '.join(changed)}; give them "
-            f"other names, or remove their folders in {out} and {out / SWEEPS}"
+            f"other names, or remove their folders in {place.path()} and {place.path(SWEEPS)}"
         )
     return entries
-
-
-def _has_begun(out: Path, name: str) -> bool:
-    """Whether there is a run of a job, or of one of its seeds."""
-    return RunDirectory(out / name).has_begun() or (out / SWEEPS / name).exists()
 
 
 class _Queue:
@@ -133,13 +169,13 @@ class _Queue:
 
     def __init__(
         self,
-        out: Path,
+        place: Place,
         entries: dict[str, Entry],
         unlisted: Mapping[str, Entry],
         options: BatchOptions,
         observer: Observer,
     ) -> None:
-        self.out, self.entries, self.unlisted = out, entries, unlisted
+        self.place, self.entries, self.unlisted = place, entries, unlisted
         self.options, self.notify = options, observer.notify
         self._begun: dict[str, float] = {}  # time of the clock, of those that run
         self._took: list[float] = []  # seconds of those that ended here
@@ -171,7 +207,7 @@ class _Queue:
             name,
             state="waiting" if outcome.state == "stopped" else outcome.state,
             reason=outcome.reason,
-            asset=outcome.asset,
+            asset=self.place.path(name, Path(outcome.asset).name) if outcome.asset else "",
             seed=outcome.seed,
             ranking=outcome.ranking,
             seconds=round(self.entries[name].seconds + took, 1),
@@ -201,7 +237,7 @@ class _Queue:
         return text
 
     def _write(self) -> None:
-        write_status(self.out, self.entries, self.unlisted)
+        self.place.write(self.entries, self.unlisted)
 
     def _set(self, name: str, **values: object) -> None:
         self.entries[name] = replace(self.entries[name], **values)  # type: ignore[arg-type]

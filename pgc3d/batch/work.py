@@ -23,20 +23,23 @@ from pgc3d.events import Event, EventCallback
 from pgc3d.execution import RunResult
 from pgc3d.kernels import share_cores
 from pgc3d.memory import release_memory
+from pgc3d.mini import clip_model
 from pgc3d.prompt_weights import plain_text
 from pgc3d.run_directory import RunDirectory
 from pgc3d.signals import StopFlag
 
 REACHED = 0  # in a stop flag, in place of a signal's number: the steps of a sweep are done
 RANKING = "ranking.json"
-LEFT_BEHIND = 60.0  # seconds that the process of a killed batch may take to end
+# Seconds that the process of a killed batch may take to end, or a file server to release the locks of a node
+# that died: NFS does so after 90 s.
+LEFT_BEHIND = 120.0
 
 
 def run_job(
     job: Job,
     out: Path,
     sweep_steps: int | None,
-    retriever: Path,
+    retriever: Path | None,
     processes: int,
     *,
     on_event: EventCallback,
@@ -48,7 +51,7 @@ def run_job(
         job: with several seeds, each makes some steps and the best one continues.
         out: the batch's folder.
         sweep_steps: of each seed; a quarter of all when None.
-        retriever: folder of the CLIP model that ranks seeds.
+        retriever: folder of the CLIP model that ranks seeds; the bundled one when None.
         processes: that run at once; more than one share the cores.
         on_event: called after every step, for messages, and for every file that was written.
         stop: once its `signal` is set, the run saves after the current step.
@@ -76,7 +79,7 @@ def _run(
     job: Job,
     out: Path,
     sweep_steps: int | None,
-    retriever: Path,
+    retriever: Path | None,
     on_event: EventCallback,
     stop: StopFlag,
 ) -> Outcome:
@@ -118,7 +121,7 @@ def _sweep(
     job: Job,
     out: Path,
     sweep_steps: int | None,
-    retriever: Path,
+    retriever: Path | None,
     on_event: EventCallback,
     stop: StopFlag,
 ) -> tuple[Ranked, ...]:
@@ -151,7 +154,7 @@ def _ranked_seeds(
     job: Job,
     folder: Path,
     sweep_steps: int | None,
-    retriever: Path,
+    retriever: Path | None,
     on_event: EventCallback,
     stop: StopFlag,
 ) -> tuple[Ranked, ...]:
@@ -167,7 +170,7 @@ def _ranked_seeds(
         release_memory(_device(job))
     if len(failed) == len(job.seeds):
         raise DivergedError(f"at least one seed must not fail, but all did: {failed[job.seeds[0]]}")
-    model = load_retriever(retriever, torch.device("cpu"))
+    model = load_retriever(retriever or clip_model(), torch.device("cpu"))
     return best_first(
         [
             Ranked(seed, error=failed[seed])

@@ -1,6 +1,7 @@
-"""`pgc3d batch`: the jobs of a list, one after the other or in parallel."""
+"""`pgc3d batch`: the jobs of a list, one after the other, in parallel, or on a cluster."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,7 +23,7 @@ from pgc3d.cli.output import Progress, current
 
 @with_output_options
 @with_run_options
-def batch(  # noqa: PLR0913 - one option each
+def batch(
     jobs_list: Annotated[
         Path,
         typer.Argument(
@@ -44,6 +45,26 @@ def batch(  # noqa: PLR0913 - one option each
         int | None, typer.Option(min=1, help="Steps of each of several seeds; a quarter if not given.")
     ] = None,
     retriever: Annotated[Path | None, typer.Option(help="CLIP that ranks seeds, else bundled.")] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Run on a cluster of Ray: HOST:PORT of its head, or auto for this machine's.",
+        ),
+    ] = None,
+    gpus_per_job: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, help="With --ray: part of a GPU for each job; by its models when not given."
+        ),
+    ] = None,
+    cpus_per_job: Annotated[
+        int | None,
+        typer.Option(min=1, help="With --ray: CPU cores for each job; 2 with a whole GPU, else 1."),
+    ] = None,
+    attempts: Annotated[
+        int, typer.Option(min=1, max=100, help="With --ray: attempts for a job whose worker dies.")
+    ] = 4,
     options: RunOptions,
 ) -> int:
     """Run many jobs; the same command again resumes them. Exit code 1 where a job failed.
@@ -53,39 +74,96 @@ def batch(  # noqa: PLR0913 - one option each
     from pgc3d.batch.lists import require_list
 
     require_list(jobs_list)
-    from pgc3d.batch.queue import BatchOptions, Observer, run_batch  # with torch, which takes a second
+    place = _place(out or f"runs/{jobs_list.stem}", ray, gpus_per_job, cpus_per_job, jobs)
+    from pgc3d.batch.queue import BatchOptions  # with torch, which takes a second
     from pgc3d.cli.batch_rows import Defaults, read_jobs
-    from pgc3d.errors import InputError
-    from pgc3d.mini import clip_model
-    from pgc3d.signals import stop_on_signals
 
     listed = read_jobs(jobs_list, notify, Defaults.of(guidance, options))
-    invalid = [job for job in listed if job.error and job.is_invalid]
-    if invalid and not skip_invalid:
-        for job in invalid:
-            notify(f"{jobs_list}, {job.error}")
-        raise InputError(
-            f"every entry of {jobs_list} must be valid, but {len(invalid)} of {len(listed)} are not, see "
-            "above; correct them, or use --skip-invalid"
-        )
+    _require_valid(jobs_list, listed, skip_invalid=skip_invalid)
     if (collector := collected.get()) is not None:
         collector.lists.append(ListedJobs(listed, sweep_steps, jobs))
         return 0
-    how = BatchOptions(retriever or clip_model(), jobs, sweep_steps, retry)
-    folder = out or Path("runs") / jobs_list.stem
-    bars = _Bars(drawn=jobs == 1)
-    current().start(folder)
+    how = BatchOptions(retriever, jobs, sweep_steps, retry)
+    if ray is None:
+        return _on_this_machine(listed, place, how)
+    return _on_cluster(listed, place, how, (ray, gpus_per_job, cpus_per_job, attempts))
+
+
+def _place(out: str, ray: str | None, gpus: float | None, cpus: int | None, jobs: int) -> Any:
+    """The place that --out means.
+
+    Raises:
+        InputError: options do not go together.
+    """
+    from pgc3d.batch.places import Bucket, Folder
+    from pgc3d.batch.storage import Storage
+    from pgc3d.errors import InputError
+
+    out = out.removeprefix("file://")
+    if ray is None and (gpus is not None or cpus is not None):
+        raise InputError("--gpus-per-job and --cpus-per-job must go with --ray, got none; add --ray auto")
+    if ray is None and "://" in out:
+        raise InputError(f"--out must be a folder without --ray, got {out}; add --ray auto")
+    if ray is not None and jobs > 1:
+        raise InputError(
+            f"--jobs must not be given with --ray, which runs as many as fit, got {jobs}; use --cpus-per-job"
+        )
+    return Bucket(Storage(out.rstrip("/"))) if "://" in out else Folder(Path(out))
+
+
+def _require_valid(path: Path, jobs: Sequence[Any], *, skip_invalid: bool) -> None:
+    from pgc3d.errors import InputError
+
+    invalid = [job for job in jobs if job.error and job.is_invalid]
+    if invalid and not skip_invalid:
+        for job in invalid:
+            notify(f"{path}, {job.error}")
+        raise InputError(
+            f"every entry of {path} must be valid, but {len(invalid)} of {len(jobs)} are not, see "
+            "above; correct them, or use --skip-invalid"
+        )
+
+
+def _on_this_machine(jobs: Sequence[Any], place: Any, options: Any) -> int:
+    from pgc3d.batch.queue import LocalRunner
+
+    return _run(jobs, place, options, LocalRunner(place.root, options))
+
+
+def _on_cluster(jobs: Sequence[Any], place: Any, options: Any, values: tuple[Any, ...]) -> int:
+    """Run a batch on a cluster, with the values of `ClusterOptions`."""
+    from pgc3d.batch.cluster import ClusterOptions, ClusterRunner
+    from pgc3d.batch.connection import connected
+
+    cluster = ClusterOptions(*values)
+    with connected(cluster.address, notify) as ray:  # before our handlers of signals, since Ray sets its own
+        runner = ClusterRunner(ray, place, options, cluster)
+        return _run(jobs, place, replace(options, processes=runner.slots(jobs, notify)), runner)
+
+
+def _run(jobs: Sequence[Any], place: Any, options: Any, runner: Any) -> int:
+    """Run a batch, with its progress; returns its exit code."""
+    from pgc3d.batch.queue import Observer, run_batch
+    from pgc3d.signals import stop_on_signals
+
+    bars = _Bars(drawn=options.processes == 1)
+    current().start(place.path())
     with stop_on_signals() as stop:
         try:
             entries = run_batch(
-                listed, out=folder, options=how, observer=Observer(bars.notify, bars), stop=stop
+                jobs,
+                place=place,
+                runner=runner,
+                options=options,
+                observer=Observer(bars.notify, bars),
+                stop=stop,
             )
         finally:
             bars.close()
-    return _end(folder, entries, stop.signal)
+    return _end(place.path(), entries, stop.signal)
 
 
-def _end(folder: Path, entries: Mapping[str, Any], signal: int | None) -> int:
+def _end(place: str, entries: Mapping[str, Any], signal: int | None) -> int:
     """Print how a batch ended; returns its exit code."""
     failed = [entry for entry in entries.values() if entry.state == "failed"]
     for entry in failed:
@@ -94,7 +172,7 @@ def _end(folder: Path, entries: Mapping[str, Any], signal: int | None) -> int:
     code = 128 + int(signal) if signal is not None else 1 if failed else 0
     status = "stopped" if signal is not None else "failed" if failed else "done"
     advice = "stopped and saved; continue with the same command" if signal is not None else ""
-    current().end(End(status, code, str(folder), files), advice=advice)
+    current().end(End(status, code, place, files), advice=advice)
     return code
 
 

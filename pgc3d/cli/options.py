@@ -40,10 +40,10 @@ OutOption = Annotated[
     typer.Option(help="New folder; runs/NAME-SEED when not given.", parser=_folder, metavar="PATH"),
 ]
 BatchOutOption = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
-        help="Folder of the runs, which resumes an earlier batch; runs/LIST when not given.",
-        parser=_folder,
+        help="Folder of the runs, or URL with --ray, of an earlier batch too; runs/LIST if not given.",
+        callback=_given,
         metavar="PATH",
     ),
 ]

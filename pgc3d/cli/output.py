@@ -40,7 +40,7 @@ class Output(Protocol):
     def fail_job(self, job: str, text: str) -> None:
         """Print why a job of a batch failed."""
 
-    def start(self, run: Path) -> None:
+    def start(self, run: Path | str) -> None:
         """Print that a run or a batch begins."""
 
     def progress(self, job: str | None = None, *, drawn: bool = True) -> Progress:
@@ -64,7 +64,7 @@ class Text:
     def fail_job(self, job: str, text: str) -> None:
         """Nothing: the batch's own lines have it."""
 
-    def start(self, run: Path) -> None:
+    def start(self, run: Path | str) -> None:
         """Nothing: the phases follow."""
 
     def progress(self, job: str | None = None, *, drawn: bool = True) -> Progress:
@@ -92,7 +92,7 @@ class Quiet:
         """Print a line on stderr."""
         print_error(f"error: [{job}] {text}")
 
-    def start(self, run: Path) -> None:
+    def start(self, run: Path | str) -> None:
         """Nothing."""
 
     def progress(self, job: str | None = None, *, drawn: bool = True) -> Progress:
@@ -141,7 +141,7 @@ class JsonLines:
         """Write a warning of the job."""
         self.write(Warning(text), job)
 
-    def start(self, run: Path) -> None:
+    def start(self, run: Path | str) -> None:
         """Write the first line of a run."""
         from pgc3d import __version__
 
