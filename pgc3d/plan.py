@@ -229,7 +229,7 @@ def fit(
             return candidate, next(iter(expected.values()))
     place = over[0]
     fewer = "use fewer ControlNets, " if any(size.controls for size in sizes.values()) else ""
-    where, needed = "the GPU" if place in {None, AUTO} else place, expected[place].bytes
+    where, needed = "the GPU" if place in {None, AUTO} else place, expected[place].bytes / (1 - RESERVE)
     raise OutOfMemoryError(
         f"the run must fit {where}, where {available[place] / 1e9:.1f} GB are free, but about "
         f"{needed / 1e9:.1f} GB are needed even with --low-memory; {fewer}lower "
@@ -326,7 +326,8 @@ def _fit_renders(config: Config, free: int) -> tuple[Config, str]:
             return replace(config, run=replace(config.run, low_memory=low_memory)), line
     raise OutOfMemoryError(
         f"the renders of a step must fit the memory, where {free / 1e9:.1f} GB are free, but need about "
-        f"{needed / 1e9:.1f} GB even with --low-memory; lower {', '.join(config.memory_settings())}"
+        f"{needed / (1 - RESERVE) / 1e9:.1f} GB even with --low-memory; "
+        f"lower {', '.join(config.memory_settings())}"
     )
 
 

@@ -163,7 +163,12 @@ def reports(built, config, stage, *, start=0):
     )
 
 
-@pytest.mark.parametrize("name", NAMES)
+def with_a_miniature(name):
+    """Slow where its miniature, which has the same stages, is tried by default."""
+    return pytest.param(name, marks=pytest.mark.slow if f"{name}-mini" in NAMES else ())
+
+
+@pytest.mark.parametrize("name", map(with_a_miniature, NAMES))
 def test_a_preset_makes_two_steps_and_resumes(name, folders, inputs, store, tmp_path):
     config = shrunk(made(name), folders)
     task = Task("a red chair", **{key: inputs[key] for key in needs(name)})
