@@ -168,7 +168,7 @@ def with_a_miniature(name):
     return pytest.param(name, marks=pytest.mark.slow if f"{name}-mini" in NAMES else ())
 
 
-@pytest.mark.parametrize("name", map(with_a_miniature, NAMES))
+@pytest.mark.parametrize("name", [with_a_miniature(name) for name in NAMES])
 def test_a_preset_makes_two_steps_and_resumes(name, folders, inputs, store, tmp_path):
     config = shrunk(made(name), folders)
     task = Task("a red chair", **{key: inputs[key] for key in needs(name)})
