@@ -16,6 +16,7 @@ from pgc3d.build.run import RunContext, build_stage
 from pgc3d.cameras import OrbitConfig, sample_orbit
 from pgc3d.config import load_config
 from pgc3d.devices import constant_on, current, device_of, output_on, views_on
+from pgc3d.diffusion.models import load_latent_diffusion
 from pgc3d.errors import BackendUnavailableError, ConfigError, OutOfMemoryError
 from pgc3d.optimize import Objective, Problem, optimization_step, optimize
 from pgc3d.rendering import build_rasterizer
@@ -242,3 +243,12 @@ def test_on_two_gpus_the_result_is_that_of_one(folder):
     assert {tensor.device for tensors in found.values() for tensor in tensors} == {torch.device("cuda:0")}
     for one, two in zip(*found.values(), strict=True):
         torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.gpu
+def test_weights_of_a_process_are_read_to_its_own_gpu(folder):
+    if torch.cuda.device_count() < 2:
+        pytest.skip("two GPUs are needed")
+    with torch.cuda.device(1):
+        model = load_latent_diffusion(folder, device="cuda")
+    assert {value.device.index for value in model.unet.state_dict().values()} == {1}
