@@ -54,12 +54,13 @@ class RelativePixelClip:
         return (clipped * scale).to(gradient.dtype)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The medians of the last images; NaN where there was none."""
-        return {"medians": self._medians.clone()}
+        """The medians of the last images; 0 where there was none, as checkpoints must be finite."""
+        return {"medians": self._medians.nan_to_num(0.0)}
 
     def load_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
         """Restore the medians from a `state_dict`."""
-        self._medians = state_dict["medians"].clone()
+        medians = state_dict["medians"]
+        self._medians = torch.where(medians > 0, medians, torch.nan)
 
 
 def median_lengths(gradient: Float[Tensor, "B *S C"], norm: Norm) -> Float[Tensor, " B"]:

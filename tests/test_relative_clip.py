@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgc3d.clip_rules import parse_rule
+from pgc3d.clip_rules import RULES, parse_rule
 from pgc3d.relative_clip import IMAGES, RelativeClip, median_lengths
 
 
@@ -68,7 +68,22 @@ def test_the_running_median_forgets_and_images_without_a_gradient_do_not_count()
     torch.testing.assert_close(strong, median_lengths(images(1), "linf"), rtol=0.2, atol=0.0)
     fresh = RelativeClip().build()
     fresh(torch.zeros(3, 8, 8, 3))
-    assert fresh.state_dict()["medians"].isnan().all()
+    assert not fresh.state_dict()["medians"].any()
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_checkpoint_can_hold_the_state_of_a_rule_at_any_time(name):
+    """It must be finite: before the first image, after one without a gradient, and with few images."""
+    clip = parse_rule(name).build()
+    for gradient in (None, torch.zeros(1, 8, 8, 3), images(1)):
+        if gradient is not None:
+            clip(gradient)
+        state = clip.state_dict() if hasattr(clip, "state_dict") else {}
+        assert all(value.isfinite().all() for value in state.values())
+        again = parse_rule(name).build()
+        if state:
+            again.load_state_dict(state)
+            assert all(torch.equal(value, state[key]) for key, value in again.state_dict().items())
 
 
 def test_the_state_goes_on_where_it_was():
