@@ -41,6 +41,11 @@ def _index(device: torch.device) -> int:
     return found
 
 
+def reading_device(device: torch.device) -> str:
+    """The device as safetensors takes it, for which "cuda" is the first GPU and not the process's own one."""
+    return f"cuda:{_index(device)}" if device.type == "cuda" else str(device)
+
+
 def require_device(key: str, name: str) -> None:
     """Check that a device exists.
 

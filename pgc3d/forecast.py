@@ -5,7 +5,6 @@ device (`plan_times`), or that of an earlier run. Memory is what `plan` plans. A
 stays None, with a line about it: nothing is scaled from another device or another size.
 """
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -16,6 +15,7 @@ from pgc3d.build.run import resolve_device
 from pgc3d.config import Config, StageConfig
 from pgc3d.errors import InputError, OutOfMemoryError
 from pgc3d.eta import export_seconds, phases_of
+from pgc3d.kernels import allowed_cores
 from pgc3d.known_models import KnownModel, evaluations, known_model, work_of
 from pgc3d.memory import free_memory
 from pgc3d.plan import changes, fit, places, plan_run
@@ -57,6 +57,12 @@ class SeveralGpus:
     note: str = ""
 
 
+def _stepping(phases: Sequence[PhaseTime]) -> float | None:
+    """Seconds of all steps; None where those of a phase are not known."""
+    known = [phase.steps * phase.step_seconds for phase in phases if phase.step_seconds is not None]
+    return sum(known) if len(known) == len(phases) else None
+
+
 @dataclass(frozen=True)
 class Forecast:
     """What a run needs; times are in seconds, None where they were not measured."""
@@ -80,10 +86,7 @@ class Forecast:
     @property
     def stepping(self) -> float | None:
         """Of all steps, on one device."""
-        times = [phase.step_seconds for phase in self.phases]
-        counts = [phase.steps for phase in self.phases]
-        known = [time * count for time, count in zip(times, counts, strict=True) if time is not None]
-        return sum(known) if len(known) == len(times) else None
+        return _stepping(self.phases)
 
     @property
     def seconds(self) -> float | None:
@@ -142,8 +145,7 @@ def planned_device(config: Config, settings: Settings) -> PlannedDevice:
     device = resolve_device(config.run.device)
     if device.type == "cuda":
         return PlannedDevice(torch.cuda.get_device_name(device), "cuda", free_memory(device), is_here=True)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return PlannedDevice(f"cpu with {cores} cores", "cpu", free_memory(device), is_here=True)
+    return PlannedDevice(f"cpu with {allowed_cores()} cores", "cpu", free_memory(device), is_here=True)
 
 
 def named_device(name: str, known: Sequence[str]) -> str:
@@ -356,11 +358,9 @@ def _several(
         kinds = {models[name].kind for stage in config.stages.values() for _, name, _ in evaluations(stage)}
         rows = [settings.times.efficiency(kind, device.name, gpus) for kind in kinds]
         efficiency = min((row.efficiency for row in rows if row is not None), default=None)
-        phases = list(_phases(planned, models, device, settings, seeds, _Notes(), gpus))
-        times = [phase.step_seconds for phase in phases]
-        if efficiency is None or None in rows or settings.step_seconds is not None or None in times:
+        seconds = _stepping(list(_phases(planned, models, device, settings, seeds, _Notes(), gpus)))
+        if efficiency is None or None in rows or settings.step_seconds is not None or seconds is None:
             why = "time is not measured" if efficiency is None or None in rows else "time is not known"
             yield replace(memory, note="; ".join(part for part in (why, memory.note) if part))
             continue
-        seconds = sum(phase.steps * (phase.step_seconds or 0.0) for phase in phases) / efficiency
-        yield replace(memory, seconds=seconds)
+        yield replace(memory, seconds=seconds / efficiency)

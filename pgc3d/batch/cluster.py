@@ -18,12 +18,11 @@ from pgc3d.batch.inputs import sent_inputs
 from pgc3d.batch.job import Job, Outcome
 from pgc3d.batch.link import Link
 from pgc3d.batch.places import Place
-from pgc3d.batch.queue import BatchOptions
+from pgc3d.batch.queue import BatchOptions, Calls
 from pgc3d.batch.resources import Resources, fitting, placed, resources_of
 from pgc3d.batch.storage import one_line
 from pgc3d.errors import Pgc3dError
 from pgc3d.events import Event
-from pgc3d.signals import StopFlag
 
 AHEAD = 16  # jobs that are submitted before there are resources for them: what a cluster grows by
 POLL = 0.2  # seconds between two reads of the stop flag and of the messages
@@ -88,31 +87,16 @@ class ClusterRunner:
     def _nodes(self) -> list[Mapping[str, float]]:
         return [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
 
-    def __call__(
-        self,
-        jobs: Mapping[str, Job],
-        *,
-        stop: StopFlag,
-        on_begin: Callable[[str], None],
-        on_event: Callable[[str, Event], None],
-    ) -> Iterator[tuple[str, Outcome]]:
+    def __call__(self, jobs: Mapping[str, Job], calls: Calls) -> Iterator[tuple[str, Outcome]]:
         """The name of each job and how it ended, as they end."""
-        return _Schedule(self, jobs, stop, on_begin, on_event).run()
+        return _Schedule(self, jobs, calls).run()
 
 
 class _Schedule:
     """The tasks of one batch: those that wait here, and those that Ray has."""
 
-    def __init__(
-        self,
-        runner: ClusterRunner,
-        jobs: Mapping[str, Job],
-        stop: StopFlag,
-        on_begin: Callable[[str], None],
-        on_event: Callable[[str, Event], None],
-    ) -> None:
-        self._runner, self._ray, self._stop = runner, runner.ray, stop
-        self._on_begin, self._on_event = on_begin, on_event
+    def __init__(self, runner: ClusterRunner, jobs: Mapping[str, Job], calls: Calls) -> None:
+        self._runner, self._ray, self._calls = runner, runner.ray, calls
         self._waiting, self._running = deque(jobs.values()), dict[Any, _Attempt]()
         self._begun: set[str] = set()  # names of jobs
         self._staging = runner.place.staging()
@@ -132,7 +116,7 @@ class _Schedule:
     def run(self) -> Iterator[tuple[str, Outcome]]:
         """The outcomes as they come; results are in their places before."""
         try:
-            while self._running or (self._waiting and self._stop.signal is None):
+            while self._running or (self._waiting and self._calls.stop.signal is None):
                 self._submit_waiting()
                 ready, _ = self._ray.wait(list(self._running), timeout=POLL)
                 self._receive()
@@ -143,7 +127,7 @@ class _Schedule:
             self._staging.close()
 
     def _submit_waiting(self) -> None:
-        if self._stop.signal is not None:
+        if self._calls.stop.signal is not None:
             self._cancel_waiting()
             return
         ahead = sum(not attempt.node for attempt in self._running.values())
@@ -191,7 +175,7 @@ class _Schedule:
     def _receive(self) -> None:
         """Pass on the messages of the workers."""
         try:
-            messages = self._ray.get(self._link.take.remote(self._stop.signal))
+            messages = self._ray.get(self._link.take.remote(self._calls.stop.signal))
         except self._ray.exceptions.RayError:  # it is started again
             return
         attempts = {attempt.order.job.name: attempt for attempt in self._running.values()}
@@ -205,14 +189,14 @@ class _Schedule:
     def _pass_on(self, attempt: _Attempt, event: Event) -> None:
         """Pass on an event; one of a result waits until that is in its place."""
         if event.file is None or event.kind != "result":
-            self._on_event(attempt.order.job.name, event)
+            self._calls.on_event(attempt.order.job.name, event)
         else:
             attempt.results.append(event)
 
     def _begin(self, name: str) -> None:
         if name not in self._begun:
             self._begun.add(name)
-            self._on_begin(name)
+            self._calls.on_begin(name)
 
     def _end(self, reference: Any) -> Iterator[tuple[str, Outcome]]:
         """The outcome of a task that ended; nothing of one that is tried again, or was taken back."""
@@ -235,7 +219,7 @@ class _Schedule:
         outcome = self._published(name, answer)
         for event in attempt.results if outcome.state == "done" else ():
             file = Path(event.file or "").name
-            self._on_event(name, replace(event, file=self._runner.place.path(name, file)))
+            self._calls.on_event(name, replace(event, file=self._runner.place.path(name, file)))
         yield name, outcome
         if outcome.state == "done":
             self._clean(name, answer)
@@ -243,7 +227,7 @@ class _Schedule:
     def _again(self, attempt: _Attempt, error: str) -> Outcome | None:
         """Submit a job again whose worker is lost; its outcome where that was the last attempt."""
         order, where = attempt.order, attempt.host or "a node"
-        if self._stop.signal is not None:
+        if self._calls.stop.signal is not None:
             return Outcome("stopped", error)
         if order.attempt >= order.attempts:
             return Outcome(
@@ -273,4 +257,4 @@ class _Schedule:
             self._note(name, f"warning: {error}")
 
     def _note(self, name: str, text: str) -> None:
-        self._on_event(name, Event("build", message=text))
+        self._calls.on_event(name, Event("build", message=text))

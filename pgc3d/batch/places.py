@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from pgc3d.batch.job import Entry
-from pgc3d.batch.lists import STATUS, SWEEPS
-from pgc3d.batch.staging import STATES, FolderStaging, Staging, UrlStaging
+from pgc3d.batch.lists import STATUS
+from pgc3d.batch.staging import STATES, FolderStaging, Staging, UrlStaging, has_begun
 from pgc3d.batch.status import locked, parse_status, status_bytes
 from pgc3d.batch.storage import Storage
 from pgc3d.disk import replace_file
 from pgc3d.errors import RunDirectoryError
 from pgc3d.plain_files import read_file
-from pgc3d.run_directory import RunDirectory
 
 
 @runtime_checkable
@@ -89,7 +88,7 @@ class Folder:
 
     def has_begun(self, name: str) -> bool:
         """Whether there is a run of a job, or of one of its seeds."""
-        return RunDirectory(self.root / name).has_begun() or (self.root / SWEEPS / name).exists()
+        return has_begun(self.root, name)
 
     def staging(self) -> FolderStaging:
         """In place where workers see the folder, else by archives."""

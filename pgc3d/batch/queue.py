@@ -45,19 +45,21 @@ class Observer:
     on_event: Callable[[str, Event], None]  # the name of a job, and an event of its run
 
 
+@dataclass(frozen=True)
+class Calls:
+    """What a runner has from the queue; see `processes.run_processes`."""
+
+    stop: StopFlag  # once its `signal` is set, no further job begins, and those that run receive it
+    on_begin: Callable[[str], None]  # with the name of each job that begins
+    on_event: Callable[[str, Event], None]  # with the name of a job, and an event of its run
+
+
 @runtime_checkable
 class Runner(Protocol):
     """What makes the jobs: processes of this machine, or workers of a cluster."""
 
-    def __call__(
-        self,
-        jobs: Mapping[str, Job],
-        *,
-        stop: StopFlag,
-        on_begin: Callable[[str], None],
-        on_event: Callable[[str, Event], None],
-    ) -> Iterator[tuple[str, Outcome | Died]]:
-        """The name of each job and how it ended, as they end; see `processes.run_processes`."""
+    def __call__(self, jobs: Mapping[str, Job], calls: Calls) -> Iterator[tuple[str, Outcome | Died]]:
+        """The name of each job and how it ended, as they end."""
 
 
 @dataclass(frozen=True)
@@ -67,14 +69,7 @@ class LocalRunner:
     out: Path  # the batch's folder
     options: BatchOptions
 
-    def __call__(
-        self,
-        jobs: Mapping[str, Job],
-        *,
-        stop: StopFlag,
-        on_begin: Callable[[str], None],
-        on_event: Callable[[str, Event], None],
-    ) -> Iterator[tuple[str, Outcome | Died]]:
+    def __call__(self, jobs: Mapping[str, Job], calls: Calls) -> Iterator[tuple[str, Outcome | Died]]:
         """The name of each job and how it ended, as they end."""
         options = self.options
         shared = (self.out, options.sweep_steps, options.retriever, options.processes)
@@ -82,9 +77,9 @@ class LocalRunner:
             run_job,
             {name: (job, *shared) for name, job in jobs.items()},
             processes=options.processes,
-            stop=stop,
-            on_begin=on_begin,
-            on_event=on_event,
+            stop=calls.stop,
+            on_begin=calls.on_begin,
+            on_event=calls.on_event,
         )
 
 
@@ -122,7 +117,7 @@ def run_batch(
         queue.refuse(jobs)
         waiting = {job.name: job for job in jobs if queue.entries[job.name].state in {"waiting", "running"}}
         queue.begin()
-        for name, answer in runner(waiting, stop=stop, on_begin=queue.started, on_event=observer.on_event):
+        for name, answer in runner(waiting, Calls(stop, queue.started, observer.on_event)):
             queue.ended(name, answer)
         return queue.entries
 

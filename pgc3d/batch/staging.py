@@ -81,6 +81,11 @@ class Staging(Protocol):
         """On the driver: remove what only a batch that runs needs."""
 
 
+def has_begun(out: Path, name: str) -> bool:
+    """Whether there is a run of a job, or of one of its seeds, in the folder of a batch."""
+    return RunDirectory(out / name).has_begun() or (out / SWEEPS / name).exists()
+
+
 @dataclass(frozen=True)
 class FolderStaging:
     """To a folder: in place where a worker sees it, else by archives."""
@@ -99,8 +104,7 @@ class FolderStaging:
 
     def stored(self, name: str) -> bytes:
         """The archive of a run that has begun."""
-        begun = RunDirectory(self.out / name).has_begun() or (self.out / SWEEPS / name).exists()
-        return packed(self.out, name) if begun else b""
+        return packed(self.out, name) if has_begun(self.out, name) else b""
 
     def enter(self, scratch: Path, name: str, stored: Callable[[], bytes]) -> Desk:
         """The batch's folder where it is there, else the scratch folder with what is stored."""

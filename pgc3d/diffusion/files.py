@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from pgc3d.diffusion.latent import Layout
 from pgc3d.errors import Pgc3dError, WeightsNotFoundError
 from pgc3d.prompts import ViewPromptConfig
@@ -145,11 +143,3 @@ def loading(what: Path) -> Iterator[None]:
 def first_line(error: BaseException) -> str:
     """The first line of an exception's text, or its class name."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def reading_device(device: torch.device) -> str:
-    """The device as safetensors takes it, for which "cuda" is the first GPU and not the process's own one."""
-    index: int | None = device.index  # whose stub has no None
-    if device.type == "cuda" and index is None:
-        return f"cuda:{torch.cuda.current_device()}"
-    return str(device)

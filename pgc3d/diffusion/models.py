@@ -16,13 +16,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from pgc3d.devices import reading_device
 from pgc3d.diffusion.aliases import ALIASES, BUNDLED_CONTROL
 from pgc3d.diffusion.files import (
     WEIGHTS,
     ModelFolder,
     loading,
     read_json,
-    reading_device,
     tensor_names,
     weight_files,
 )

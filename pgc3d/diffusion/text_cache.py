@@ -16,7 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from pgc3d import __version__
-from pgc3d.diffusion.files import ModelFolder, reading_device
+from pgc3d.devices import reading_device
+from pgc3d.diffusion.files import ModelFolder
 from pgc3d.diffusion.hub import cache_folder
 from pgc3d.diffusion.lora import Lora
 from pgc3d.disk import replace_file

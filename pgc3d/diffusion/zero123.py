@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from pgc3d.devices import reading_device
 from pgc3d.diffusion.files import (
     WEIGHTS,
     ModelFolder,
@@ -21,7 +22,6 @@ from pgc3d.diffusion.files import (
     loading,
     projection_folder,
     read_json,
-    reading_device,
     weight_files,
 )
 from pgc3d.diffusion.latent import Image, LatentDiffusion, Latents

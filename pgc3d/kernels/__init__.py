@@ -38,10 +38,14 @@ def use_threads(count: int) -> None:
     numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
 
 
+def allowed_cores() -> int:
+    """Number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def share_cores(processes: int) -> None:
     """Limit the threads of this process to its fraction of the allowed cores, beside other processes."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    use_threads(max(1, allowed // processes))
+    use_threads(max(1, allowed_cores() // processes))
 
 
 def kernels_for(tensor: Float[torch.Tensor, "..."], name: str, part: str) -> Any:
