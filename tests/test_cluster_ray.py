@@ -103,7 +103,7 @@ def test_killed_workers_of_random_jobs_lose_nothing_and_make_nothing_twice(tmp_p
 
 
 def test_a_run_in_storage_goes_on_from_its_checkpoint_when_its_worker_dies(tmp_path, bucket):
-    write_list(tmp_path / "list.yaml", entries(tmp_path, 3, steps=60))
+    write_list(tmp_path / "list.yaml", entries(tmp_path, 3, steps=400))
     batch = Batch(tmp_path, "--ray", "auto", "--out", BUCKET, environment=bucket)
     place = Bucket(Storage(BUCKET))
     batch.wait_for(r"\[job-0\] optimize: step")
@@ -143,7 +143,7 @@ def test_a_job_whose_workers_always_die_fails_alone(tmp_path):
 
 
 def test_a_signal_stops_all_workers_saved_and_the_same_command_goes_on(tmp_path):
-    write_list(tmp_path / "list.yaml", entries(tmp_path, 4, steps=60))
+    write_list(tmp_path / "list.yaml", entries(tmp_path, 4, steps=400))
     batch = Batch(tmp_path, "--ray", "auto")
     batch.wait_for(r"\[job-0\] optimize: step")
     batch.process.send_signal(signal.SIGINT)
