@@ -9,9 +9,11 @@ from tiny import tiny_score_distillation, write_tiny_sd, write_tiny_sdxl
 from pgc3d.cameras import turntable
 from pgc3d.diffusion.models import load_latent_diffusion, resolve_model
 from pgc3d.diffusion.text import encode_prompts
+from pgc3d.guidance.bgt import BgtConfig
 from pgc3d.guidance.distillation import draw
-from pgc3d.guidance.formulas import CsdFormula, SdsFormula
+from pgc3d.guidance.formulas import CleanFormula, CsdFormula, SdsFormula
 from pgc3d.guidance.sds import ScoreDistillation, SdsConfig
+from pgc3d.guidance.vsd import VsdConfig
 from pgc3d.images import resize
 from pgc3d.interfaces import Guidance, SupportsMicroBatch
 from pgc3d.optimize import Objective
@@ -336,3 +338,34 @@ def test_the_whole_batch_at_once_is_one_call(guidance, monkeypatch):
     evaluate(guidance, draw_image())
     assert len(calls) == 1
     assert isinstance(guidance, SupportsMicroBatch)
+
+
+@pytest.mark.parametrize("layout", ["sdxl", "sd"])
+@pytest.mark.parametrize("formula", [SdsFormula, CleanFormula], ids=["sds", "x0"])
+def test_at_a_scale_of_one_the_unet_sees_the_prompt_alone(folders, layout, formula):
+    def evaluated(scale):
+        own = formula() if formula is SdsFormula else formula(guidance_scale=scale)
+        guidance = tiny_score_distillation(folders[layout], guidance_scale=scale, formula=own)
+        batches = []
+        seen = guidance.model.unet.register_forward_pre_hook(lambda _, given: batches.append(len(given[0])))
+        gradient = guidance.gradient(draw_image(), **draw_inputs()).gradient
+        seen.remove()  # the network may be shared
+        return gradient, batches
+
+    (alone, once), (both, twice) = evaluated(1.0), evaluated(1.0 + 1e-12)
+    assert (once, twice) == ([BATCH], [2 * BATCH])
+    torch.testing.assert_close(alone, both, rtol=1e-4, atol=1e-6 * both.abs().max().item())
+    assert alone.abs().max() > 0
+
+
+@pytest.mark.parametrize("config", [SdsConfig, VsdConfig, BgtConfig])
+def test_a_negative_prompt_without_effect_is_refused(config):
+    with pytest.raises(
+        ValueError, match="negative_prompt must be empty where it has no effect, got 'blurry'"
+    ):
+        config(guidance_scale=1.0, negative_prompt="blurry")
+    assert (
+        config(guidance_scale=1.0).requires().models["text"].evaluations
+        < config().requires().models["text"].evaluations
+    )
+    config(guidance_scale=1.5, negative_prompt="blurry")

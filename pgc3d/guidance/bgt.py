@@ -46,12 +46,14 @@ class BgtConfig:
 
     def __post_init__(self) -> None:
         check(self)
+        self._frozen()  # its settings check themselves
 
     def requires(self) -> Requirements:
         """A prompt, and a text-to-image model with its decoder."""
         frozen = self._frozen().requires()
         steps = math.ceil(self.timesteps[1] / self.stride)
-        use = replace(frozen.models[self.model], decoder=True, evaluations=2 * max(steps, 1))
+        use = frozen.models[self.model]
+        use = replace(use, decoder=True, evaluations=use.evaluations * max(steps, 1))
         return replace(frozen, models={self.model: use})
 
     def _frozen(self) -> SdsConfig:

@@ -1,7 +1,8 @@
 """The formulas of score distillation as members of a family; `score` has them as functions.
 
-A formula names the texts whose predictions it needs beside those of the prompt and the negative prompt. All
-of them are evaluated in one batch of the UNet, so that their number is what a formula costs.
+A formula names the texts whose predictions it needs beside those of the prompt and the negative prompt, and
+says whether it needs the latter. All of them are evaluated in one batch of the UNet, so that their number is
+what a formula costs.
 """
 
 from dataclasses import dataclass
@@ -29,7 +30,8 @@ class Predictions:
     noise: Float[Tensor, "B C h w"]  # eps
     alphas_cumprod: Float[Tensor, " B"]
     time: Float[Tensor, " B"]  # timestep as a fraction of the model's number of timesteps
-    unconditional: Float[Tensor, "B C h w"]  # for the negative prompt, empty by default
+    # For the negative prompt, empty by default; the conditional one where the formula does not need it.
+    unconditional: Float[Tensor, "B C h w"]
     conditional: Float[Tensor, "B C h w"]  # for the prompt
     others: tuple[Float[Tensor, "B C h w"], ...] = ()  # for the formula's own texts
 
@@ -50,9 +52,13 @@ class Formula(Protocol):
         """Texts to predict the noise for, beside the prompt and the negative prompt."""
         ...
 
-    @property
-    def evaluations(self) -> int:
-        """Evaluations of the UNet for each image."""
+    def needs_unconditional(self, guidance_scale: float) -> bool:
+        """Whether the gradient depends on the prediction for the negative prompt.
+
+        Args:
+            guidance_scale: s of the guidance; where it is 1, classifier-free guidance is the conditional
+                prediction alone.
+        """
         ...
 
     def gradient(
@@ -76,7 +82,10 @@ class SdsFormula:
     kind: Literal["sds"] = "sds"
 
     texts: ClassVar[tuple[str, ...]] = ()
-    evaluations: ClassVar[int] = 2
+
+    def needs_unconditional(self, guidance_scale: float) -> bool:
+        """At every scale but 1."""
+        return guidance_scale != 1.0
 
     def gradient(
         self, found: Predictions, weights: Float[Tensor, " B"], *, guidance_scale: float, progress: float
@@ -107,10 +116,9 @@ class CsdFormula:
         """The empty text, where it has a coefficient."""
         return ("",) if any(PiecewiseLinear(self.empty).values) else ()
 
-    @property
-    def evaluations(self) -> int:
-        """Two, and one for the empty text where it has a coefficient."""
-        return 2 + len(self.texts)
+    def needs_unconditional(self, guidance_scale: float) -> bool:
+        """Where it has a coefficient."""
+        return any(PiecewiseLinear(self.negative).values)
 
     def gradient(
         self, found: Predictions, weights: Float[Tensor, " B"], *, guidance_scale: float, progress: float
@@ -134,14 +142,16 @@ class NfsdFormula:
     bad: str = BAD_QUALITY  # prompt of bad images
     low_noise: float = number(0.2, 0.0, 1.0)  # timesteps below, as a fraction, have delta_D = uncond
 
-    evaluations: ClassVar[int] = 3  # also at low noise: a batch has timesteps of both kinds
-
     def __post_init__(self) -> None:
         check(self)
 
+    def needs_unconditional(self, guidance_scale: float) -> bool:
+        """Always, for delta_D."""
+        return True
+
     @property
     def texts(self) -> tuple[str, ...]:
-        """The text of bad quality."""
+        """The text of bad quality, also at low noise: a batch has timesteps of both kinds."""
         return (self.bad,)
 
     def gradient(
@@ -169,7 +179,10 @@ class SsdFormula:
         check(self)
 
     texts: ClassVar[tuple[str, ...]] = ()
-    evaluations: ClassVar[int] = 2
+
+    def needs_unconditional(self, guidance_scale: float) -> bool:
+        """Always, for cond - uncond."""
+        return True
 
     def gradient(
         self, found: Predictions, weights: Float[Tensor, " B"], *, guidance_scale: float, progress: float
@@ -194,7 +207,10 @@ class CleanFormula:
         check(self)
 
     texts: ClassVar[tuple[str, ...]] = ()
-    evaluations: ClassVar[int] = 2
+
+    def needs_unconditional(self, guidance_scale: float) -> bool:
+        """At every scale of its own but 1."""
+        return self.guidance_scale != 1.0
 
     def gradient(
         self, found: Predictions, weights: Float[Tensor, " B"], *, guidance_scale: float, progress: float

@@ -41,6 +41,9 @@ from pgc3d.types import GuidanceOutput, Rendering, Step, TextEmbedding, Views
 class SdsConfig:
     """Settings of score distillation.
 
+    A guidance scale of 1 is for models that were distilled with their guidance (SDXL-Turbo, Lightning, LCM
+    and their LoRAs): the UNet is evaluated for the prompt alone, in half the time.
+
     `t_min` and `t_max` are schedules (see `PiecewiseLinear`) of the timestep range, as fractions. Sizes are
     in pixels; `resolution` 0 means the model's own and -1 the rendering's, for models trained at several
     sizes. `original_size` and `target_size` are SDXL's size conditions, 0 for the resolution.
@@ -82,6 +85,11 @@ class SdsConfig:
         check(self)
         if self.as_latent and self.linear_encoder is not None:
             raise ValueError("as_latent must go without a linear_encoder, got both; remove one")
+        if self.negative_prompt and not self._needs_unconditional:
+            raise ValueError(
+                f"negative_prompt must be empty where it has no effect, got {self.negative_prompt!r} with "
+                "guidance_scale 1; use a larger scale or remove it"
+            )
         check_timestep_range(PiecewiseLinear(self.t_min), PiecewiseLinear(self.t_max))
 
     def requires(self) -> Requirements:
@@ -106,7 +114,12 @@ class SdsConfig:
     @property
     def evaluations(self) -> int:
         """Evaluations of the UNet for each image."""
-        return self.formula.evaluations + (2 if self.perp_neg else 0)
+        texts = 1 + self._needs_unconditional + len(self.formula.texts)
+        return texts + (2 if self.perp_neg else 0)
+
+    @property
+    def _needs_unconditional(self) -> bool:
+        return _needs_unconditional(self.formula, self.guidance_scale, self.perp_neg)
 
     def input_resolution(self, rendered: int, model: int) -> int:
         """Side of the model's input in pixels, for renders and for a model of such sides."""
@@ -156,6 +169,11 @@ class SdsConfig:
             linear_until=self.linear_until,
             as_latent=self.as_latent,
         )
+
+
+def _needs_unconditional(formula: Formula, guidance_scale: float, perp_neg: float) -> bool:
+    """Whether the UNet must be evaluated for the negative prompt."""
+    return perp_neg > 0 or formula.needs_unconditional(guidance_scale)
 
 
 def _require_four_channels(model: LatentDiffusion, name: str) -> None:
@@ -225,6 +243,7 @@ class ScoreDistillation:
         self.view_prompts_config = view_prompts_config
         self.guidance_scale, self.formula, self.weighting = guidance_scale, formula, weighting
         self.perp_neg = perp_neg
+        self.guided = _needs_unconditional(formula, guidance_scale, perp_neg)
         self.t_min, self.t_max = t_min, t_max
         self.controls = tuple(controls)
         self.linear_encoder, self.linear_until, self.as_latent = linear_encoder, linear_until, as_latent
@@ -352,13 +371,18 @@ class ScoreDistillation:
         conditions: Sequence[Float[Tensor, "B _ _ 3"]] = (),
         mixed: Sequence[Tensor] = (),
     ) -> Predict:
-        """The frozen model's predictions as a function of noisy latents and timesteps; see `predict`."""
+        """The frozen model's predictions as a function of noisy latents and timesteps; see `predict`.
+
+        The first is the conditional one where the unconditional one is not needed.
+        """
         controls = [(c, resize(shown, side)) for c, shown in zip(self.controls, conditions, strict=True)]
         prompts = [
             select(self.negative, torch.full_like(texts, row)) for row in range(len(self.negative.tokens))
         ]
         views = ViewMixture(*mixed) if mixed else None
         prompts[1:1] = [select(self.positive, texts) if views is None else self._positive(views)]
+        if not self.guided:
+            del prompts[0]
         if views is not None:
             prompts += [select(self.positive, index) for index in views.negatives.unbind(1)]
 
@@ -370,6 +394,8 @@ class ScoreDistillation:
                 time_ids=self.size_conditions(side),
                 residuals=partial(control_residuals, controls) if controls else None,
             )
+            if not self.guided:
+                return found[0], *found
             if views is None:
                 return found
             unconditional, conditional, *others = found

@@ -21,7 +21,7 @@ from pgc3d.parallel import sum_gradients
 from pgc3d.parameters import ParameterGroup, ParameterStore
 from pgc3d.ranges import MAX_RATE, check, number, schedule
 from pgc3d.requirements import ModelUse, Requirements
-from pgc3d.schedules import PiecewiseLinear, add_noise, check_timestep_range, sample_timesteps
+from pgc3d.schedules import add_noise, sample_timesteps
 from pgc3d.types import GuidanceOutput, Rendering, Step, TextEmbedding, Views
 
 _ADAM, _NETWORK = "adam.", "network."  # prefixes of the state
@@ -55,7 +55,7 @@ class VsdConfig:
 
     def __post_init__(self) -> None:
         check(self)
-        check_timestep_range(PiecewiseLinear(self.t_min), PiecewiseLinear(self.t_max))
+        self._frozen()  # its settings check themselves
 
     def requires(self) -> Requirements:
         """A prompt, and a text-to-image model that is evaluated and trained."""
