@@ -142,6 +142,10 @@ class RepresentationMember(Protocol):
         """Bytes kept for each rendered pixel until the backward pass."""
         ...
 
+    def again_bytes(self, *, low_memory: bool) -> int:
+        """Bytes for each pixel of one view that is rendered again in the backward pass; 0 where none is."""
+        ...
+
     def render_work(self) -> float:
         """How long a pixel's render and its backward pass take, in look-ups of one level of a hash grid."""
         ...

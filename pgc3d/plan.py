@@ -149,9 +149,11 @@ def _estimate_objective(
         rendered: bytes kept of a rendered pixel on this device; the representation's when None.
     """
     run, side = config.run, max(stage.resolution)
+    again = 0
     if rendered is None:
         rendered = stage.representation.render_bytes(low_memory=run.low_memory)
-    parts = [Estimate(bytes=float(objective.batch * side**2 * rendered), operations=0.0)]
+        again = stage.representation.again_bytes(low_memory=run.low_memory)
+    parts = [Estimate(bytes=float(side**2 * (objective.batch * rendered + again)), operations=0.0)]
     for name, use in objective.guidance.requires().models.items():
         seen = objective.guidance.input_resolution(side, sizes[name].resolution)
         step = estimate(
@@ -166,6 +168,7 @@ def _estimate_objective(
             evaluations=use.evaluations,
             encodes=use.encodes,
             render_bytes=rendered,
+            again_bytes=again,
         )
         step = replace(step, bytes=step.bytes - weight_bytes(sizes[name], _item(config, name)))
         parts.append(_with_training(config, objective, name, step, sizes[name], seen) if use.trains else step)
@@ -314,9 +317,11 @@ def _fit_renders(config: Config, free: int) -> tuple[Config, str]:
     """The configuration, or that with --low-memory, whose renders fit; a volume's can need tens of GB."""
     for low_memory in (config.run.low_memory, True):
         needed = max(
-            objective.batch
-            * max(stage.resolution) ** 2
-            * stage.representation.render_bytes(low_memory=low_memory)
+            max(stage.resolution) ** 2
+            * (
+                objective.batch * stage.representation.render_bytes(low_memory=low_memory)
+                + stage.representation.again_bytes(low_memory=low_memory)
+            )
             for stage in config.stages.values()
             for objective in stage.objectives.values()
         )

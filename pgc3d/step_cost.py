@@ -17,11 +17,9 @@ own code; for ours they are never below it, and above it by 24 % at most. `scrip
 estimates beside measurements.
 """
 
-import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
-from pgc3d.diffusion.fast.accelerate import SMALL
 from pgc3d.model_size import ModelSize
 
 # Copies in memory of the ControlNets' residuals, where they go from one CUDA graph to another.
@@ -45,17 +43,16 @@ class Costs:
     # Residuals and conditions kept of all ControlNets, in the same multiples: counted from the shapes, 5.8 in
     # SDXL's layout and 7.2 in SD's.
     control_tensors: float = 7.2
-    # Only UNets with fewer parameters are recorded. The memory of a recorded one is not shared, and the
-    # encoder keeps the probabilities of its attention in addition.
-    recorded_below: float = 0.0
+    recorded: bool = False  # the networks as CUDA graphs, whose memory is not shared
+    scores: float = 0.0  # probabilities that the encoder's attention keeps, in multiples of all of them
 
 
 PLAIN = Costs(encoder_tensors=6.4, encoder_work=2.0, matmul_fraction=0.17)  # diffusers' own code
 PLAIN_LOW = replace(PLAIN, encoder_tensors=1.5, encoder_work=3.0, trained_tensors=150.0)
 FAST = Costs(
-    encoder_tensors=2.0, encoder_work=2.0, matmul_fraction=0.5, unet_tensors=25.0, recorded_below=math.inf
+    encoder_tensors=2.0, encoder_work=2.0, matmul_fraction=0.5, unet_tensors=25.0, recorded=True, scores=1.0
 )
-FAST_LOW = replace(FAST, encoder_tensors=1.0, encoder_work=2.4, matmul_fraction=0.45, recorded_below=SMALL)
+FAST_LOW = replace(FAST, encoder_tensors=1.0, encoder_work=2.4, matmul_fraction=0.45, scores=0.0)
 
 
 @dataclass(frozen=True)
@@ -79,6 +76,7 @@ def estimate(  # noqa: PLR0913 - one for each size
     evaluations: int = 2,
     encodes: bool = True,
     render_bytes: int = 1100,
+    again_bytes: int = 0,
 ) -> Estimate:
     """The cost of one objective in a step, with all weights of its model and the ControlNets.
 
@@ -94,6 +92,7 @@ def estimate(  # noqa: PLR0913 - one for each size
         evaluations: of the UNet and the ControlNets for each view, in one batch.
         encodes: whether images are encoded; otherwise operations are those of the UNet alone.
         render_bytes: kept of the renderer per rendered pixel until the backward pass.
+        again_bytes: for each pixel of one view, which the backward pass renders again.
     """
     pixels = [side**2 / 4**level for level in range(len(size.vae_channels))]
     levels = list(zip(pixels, size.vae_channels, strict=True))
@@ -101,16 +100,17 @@ def estimate(  # noqa: PLR0913 - one for each size
     kept = sum(2 * count * channels for count, channels in levels) * costs.encoder_tensors / 2
     working = 4 * pixels[0] * size.vae_channels[0]
     latent = (side / size.downscale) ** 2
-    recorded = size.unet_parameters < costs.recorded_below
-    residuals = costs.control_tensors * (RECORDED_COPIES if recorded else 1.0)
+    residuals = costs.control_tensors * (RECORDED_COPIES if costs.recorded else 1.0)
     tensors = costs.unet_tensors + (residuals if controls else 0.0)
     unet = evaluations * latent * size.unet_channels * tensors
-    passing = working + unet + latent**2 if recorded else max(working, unet)
+    passing = working + unet + costs.scores * latent**2 if costs.recorded else max(working, unet)
     views = micro_batch * item * (size.vae_layers * kept + passing)
+    # The backward pass of the renders, when the guidance's other memory is free.
+    again = render_side**2 * again_bytes + (micro_batch * item * unet if costs.recorded else 0.0)
     weights = weight_bytes(size, item)
-    recordings = RECORDING_BYTES * (1 + len(controls)) if recorded else 0.0
+    recordings = RECORDING_BYTES * (1 + len(controls)) if costs.recorded else 0.0
     return Estimate(
-        bytes=weights + views + recordings + batch * render_side**2 * render_bytes,
+        bytes=weights + recordings + max(views, again) + batch * render_side**2 * render_bytes,
         operations=batch * _operations(size, costs, levels if encodes else [], latent, controls, evaluations),
     )
 

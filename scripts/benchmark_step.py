@@ -26,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pgc3d import step_cost
 from pgc3d.diffusion.controlnet import Control, control_residuals
-from pgc3d.diffusion.fast.accelerate import accelerate, accelerate_network, is_recorded
+from pgc3d.diffusion.fast.accelerate import accelerate, accelerate_network
 from pgc3d.diffusion.fast.cuda_graph import GraphedNetwork
 from pgc3d.diffusion.fast.encoder import FastEncoder
 from pgc3d.diffusion.latent import LatentDiffusion
@@ -201,16 +201,13 @@ def make_codes(model: LatentDiffusion, controls: tuple[Control, ...], *, compile
         ours,
         model=accelerate(ours.model, compiled=compiled),
         controls=tuple(
-            replace(control, network=accelerate_network(control.network, recorded=True, compiled=compiled))
+            replace(control, network=accelerate_network(control.network, compiled=compiled))
             for control in ours.controls
         ),
         costs=step_cost.FAST,
     )
     lean = FastEncoder(ours.model.vae.encoder, recompute=True, score_bytes=SMALL_SCORE_BYTES)
     low = replace(ours, model=replace(ours.model, encoder=lean), costs=step_cost.FAST_LOW)
-    if not is_recorded(model.unet, low_memory=True):
-        controls = tuple(replace(control, network=_own(control.network)) for control in ours.controls)
-        low = replace(low, model=replace(low.model, predictor=None), controls=controls)
     return {"diffusers": theirs, "pgc3d": ours, "pgc3d, low memory": low}
 
 

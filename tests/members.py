@@ -133,6 +133,9 @@ class VolumeConfig:
     def render_bytes(self, *, low_memory):
         return 40 * self.samples
 
+    def again_bytes(self, *, low_memory):
+        return 0
+
     def render_work(self):
         return float(self.samples)
 

@@ -3,18 +3,18 @@ import os
 
 import pytest
 import torch
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from tiny import write_tiny_sdxl
 
 from pgc3d.diffusion.fast.accelerate import (
     accelerate,
     accelerate_network,
-    is_recorded,
     keep_compiled_code,
     release_decoder,
     spare_memory,
 )
 from pgc3d.diffusion.fast.encoder import FastEncoder
-from pgc3d.diffusion.fast.unet import fuse_projections, replace_resnets
+from pgc3d.diffusion.fast.unet import ChannelsLast, FastResnet, fuse_projections, replace_blocks
 from pgc3d.diffusion.latent import select
 from pgc3d.diffusion.models import load_latent_diffusion, resolve_model
 from pgc3d.diffusion.text import encode_prompts
@@ -63,7 +63,7 @@ def test_acceleration_keeps_the_results(folder, embedding, low_memory):
         torch.testing.assert_close(found, value, rtol=1e-3, atol=1e-4 * value.abs().max().item())
 
 
-@pytest.mark.parametrize("change", [replace_resnets, fuse_projections])
+@pytest.mark.parametrize("change", [replace_blocks, fuse_projections])
 def test_a_rebuilt_unet_gives_the_same(folder, embedding, change):
     expected, model = predict(load_latent_diffusion(folder), embedding), load_latent_diffusion(folder)
     before = sum(parameter.numel() for parameter in model.unet.parameters())
@@ -76,7 +76,7 @@ def test_a_rebuilt_unet_gives_the_same(folder, embedding, change):
         torch.testing.assert_close(found, value, rtol=1e-4, atol=1e-5 * value.abs().max().item())
 
 
-@pytest.mark.parametrize("change", [replace_resnets, fuse_projections])
+@pytest.mark.parametrize("change", [replace_blocks, fuse_projections])
 def test_rebuilding_twice_is_rebuilding_once(folder, change):
     unet = load_latent_diffusion(folder).unet
     change(unet)
@@ -85,11 +85,27 @@ def test_rebuilding_twice_is_rebuilding_once(folder, change):
     assert all(a == b and p is q for (a, p), (b, q) in zip(once, unet.named_parameters(), strict=True))
 
 
-@pytest.mark.parametrize("parameters", [859_520_964, 2_567_463_684], ids=["sd", "sdxl"])
-def test_with_low_memory_only_small_unets_are_recorded(parameters):
-    unet = torch.nn.ParameterList([torch.empty(parameters, device="meta")])
-    assert is_recorded(unet, low_memory=False)
-    assert is_recorded(unet, low_memory=True) == (parameters < 1e9)
+def test_blocks_hand_on_images_in_channels_last_order(folder, embedding):
+    model = load_latent_diffusion(folder)
+    orders = {True: set(), False: set()}
+    for rebuilt in (False, True):
+        if rebuilt:
+            replace_blocks(model.unet)
+        kinds = (FastResnet, ChannelsLast) if rebuilt else (Transformer2DModel,)
+        hooks = [
+            block.register_forward_hook(lambda _, __, out, found=orders[rebuilt]: found.add(is_last(out)))
+            for block in model.unet.modules()
+            if isinstance(block, kinds)
+        ]
+        predict(model, embedding)
+        for hook in hooks:
+            hook.remove()
+    assert orders == {True: {True}, False: {False}}
+
+
+def is_last(outputs):
+    image = outputs[0] if isinstance(outputs, tuple) else outputs
+    return image.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_an_encoder_of_another_kind_runs_as_it_is_and_that_is_said(folder, caplog):
@@ -134,8 +150,6 @@ def test_compiled_code_is_kept_in_the_users_cache_unless_told_otherwise(tmp_path
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # the compiler's own
 def test_only_networks_that_are_worth_it_are_compiled_block_by_block(tmp_path, monkeypatch):
-    from diffusers.models.transformers.transformer_2d import Transformer2DModel
-
     for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
         monkeypatch.setenv(name, str(tmp_path))
     with torch.device("meta"):
@@ -143,9 +157,9 @@ def test_only_networks_that_are_worth_it_are_compiled_block_by_block(tmp_path, m
             torch.nn.ModuleList([Transformer2DModel(8, dim // 8, in_channels=dim)]) for dim in (512, 4096)
         )
     for network in (small, large):
-        accelerate_network(network, recorded=False)
+        accelerate_network(network)
     assert small[0]._compiled_call_impl is None
     assert large[0]._compiled_call_impl is not None
     assert large._compiled_call_impl is None
-    accelerate_network(small, recorded=False, compiled=True)
+    accelerate_network(small, compiled=True)
     assert small[0]._compiled_call_impl is not None

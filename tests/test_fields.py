@@ -94,19 +94,6 @@ def test_color_field_learns_two_halves() -> None:
     assert loss.item() < 0.01
 
 
-def test_recomputing_the_color_changes_no_number() -> None:
-    points = torch.rand(100, 3, generator=generator(2)) * 2 - 1
-    results = []
-    for recompute in (False, True):
-        grid = HashGrid(generator=generator())
-        field = ColorField(grid, Mlp(grid.width, 3, generator=generator(1)))
-        field.recompute = recompute
-        color = field(points).base_color
-        torch.autograd.backward(color.square().sum())
-        results.append([color.detach(), *(parameter.grad for parameter in field.parameters())])
-    assert all(torch.equal(kept, again) for kept, again in zip(*results, strict=True))
-
-
 def test_same_generator_same_field() -> None:
     first, second = (HashGrid(generator=generator(5)) for _ in range(2))
     torch.testing.assert_close(first.table, second.table, rtol=0, atol=0)

@@ -153,9 +153,9 @@ def test_the_accelerated_network_gives_the_same(root, kind):
     expected = predict(models)
 
     def fused(model):
-        from pgc3d.diffusion.fast.unet import fuse_projections, replace_resnets
+        from pgc3d.diffusion.fast.unet import fuse_projections, replace_blocks
 
-        replace_resnets(model.unet)
+        replace_blocks(model.unet)
         fuse_projections(model.unet)
         assert sum(hasattr(part, "to_kv_style") for part in model.unet.modules()) > 0
         assert all(getattr(part, "to_k", None) is None for part in model.unet.modules())
@@ -169,7 +169,7 @@ TRACE = """
 import sys
 import torch
 from pgc3d.diffusion.fast.accelerate import BLOCKS
-from pgc3d.diffusion.fast.unet import fuse_projections, replace_resnets
+from pgc3d.diffusion.fast.unet import fuse_projections, replace_blocks
 from pgc3d.diffusion.models import load_latent_diffusion
 from pgc3d.diffusion.style import StyleConfig, load_style, resolve_style
 from pgc3d.diffusion.models import resolve_model
@@ -178,7 +178,7 @@ folder = resolve_model(sys.argv[1])
 adapter = resolve_style(StyleConfig(adapter=sys.argv[2]), folder)
 unet = load_latent_diffusion(folder).unet
 load_style(unet, adapter)
-replace_resnets(unet)
+replace_blocks(unet)
 fuse_projections(unet)
 for block in unet.modules():
     if type(block).__name__ in BLOCKS:

@@ -18,7 +18,6 @@ from pgc3d.diffusion.controlnet import load_control_network, resolve_control
 from pgc3d.diffusion.fast.accelerate import (
     accelerate,
     accelerate_network,
-    is_recorded,
     release_decoder,
     spare_memory,
 )
@@ -305,8 +304,7 @@ class LoadedModels:
         if key not in self._controls:
             network = load_control_network(located.controls[control], model)
             if self._is_fast(located, use):
-                recorded = is_recorded(model.unet, low_memory=self.low_memory)
-                network = accelerate_network(network, recorded=recorded)
+                network = accelerate_network(network)
             self._controls[key] = network
         return self._controls[key]
 

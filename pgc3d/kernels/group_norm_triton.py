@@ -28,6 +28,7 @@ class Tiling:
     programs: int = 1024  # at most, for each image; their partial sums are added by one program
     warps: int = 8
     stages: int = 1  # tiles that are on their way at once
+    least: int = 1  # tiles of a program where there are as many: with fewer programs less is left to add
 
 
 FINISH_WARPS = 8
@@ -114,7 +115,7 @@ def _cut(pixels: Tensor, tiling: Tiling) -> tuple[tuple[int, int], tuple[int, in
     width = triton.next_power_of_2(channels)
     rows = max(1, min(tiling.numbers // width, triton.next_power_of_2(count)))
     tiles = triton.cdiv(count, rows)
-    per_program = triton.cdiv(tiles, tiling.programs)
+    per_program = max(triton.cdiv(tiles, tiling.programs), min(tiling.least, tiles))
     programs = triton.cdiv(tiles, per_program)
     full = width == channels and programs * per_program * rows == count
     return (programs, views), (per_program, rows, width, full, tiling.stages)

@@ -16,13 +16,19 @@ from pgc3d.rendering.antialias import antialias, clamp_overshoot
 from pgc3d.rendering.shading import key_direction, shade
 from pgc3d.types import Cameras, Fragments, Material, Mesh, PreparedMesh, Rendering
 
+# Bytes of a pixel, measured on CUDA: of a render's images, and of what its backward pass needs.
+IMAGE_BYTES = 160
+ACTIVATION_BYTES = 1100
+
 
 def stored_bytes(*, low_memory: bool) -> int:
-    """Bytes that a render stores for each pixel until the backward pass, measured on CUDA.
+    """Bytes that renders store for each pixel until the backward pass, see `recompute`."""
+    return IMAGE_BYTES if low_memory else ACTIVATION_BYTES
 
-    With `low_memory` colour fields are recomputed in the backward pass.
-    """
-    return 720 if low_memory else 1100
+
+def again_bytes(*, low_memory: bool) -> int:
+    """Bytes for each pixel of one view, which the backward pass renders again."""
+    return ACTIVATION_BYTES if low_memory else 0
 
 
 def project(vertices: Float[Tensor, "V 3"], cameras: Cameras) -> Float[Tensor, "B V 4"]:

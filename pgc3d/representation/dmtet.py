@@ -21,6 +21,7 @@ from pgc3d.geometry.sdf import blur_matrix, redistance, sample_grid
 from pgc3d.interfaces import Rasterizer
 from pgc3d.parameters import ParameterGroup, ParameterStore
 from pgc3d.rendering.lighting import Lighting
+from pgc3d.rendering.recompute import render_step
 from pgc3d.representation.dmtet_surface import (
     LOSSES,
     SizeReadback,
@@ -111,6 +112,7 @@ class DMTet(nn.Module):
         self.recoveries = 0
         self._prepared = -1  # the last step that was begun
         self._current: _StepSurface | None = None
+        self.recompute = False  # renders in the backward pass again, for less memory
         self._store: ParameterStore | None = None
         self.register_buffer("base", initial.clone())
         self.register_buffer("good", initial.clone())
@@ -146,9 +148,9 @@ class DMTet(nn.Module):
         """See `Representation.render`; colour gradients do not reach the shape through surface points."""
         from pgc3d.rendering.mesh_renderer import render_mesh
 
-        training = step is not None
         current = self._begun(step) if step is not None else None
-        with torch.set_grad_enabled(training and torch.is_grad_enabled()):
+
+        def render(views: Views, step: Step | None) -> Rendering:
             surface = current.surface if current is not None else self._last_valid_surface()
             rendering = render_mesh(
                 surface.mesh,
@@ -160,7 +162,9 @@ class DMTet(nn.Module):
                 topology=surface.topology,
                 light=None if self.lighting is None else self.lighting.for_views(len(views), step),
             )
-        return replace(rendering, complete=current.complete if current is not None else None)
+            return replace(rendering, complete=current.complete if current is not None else None)
+
+        return render_step(render, views, step, again=self.recompute)
 
     def regularizers(self, step: Step) -> dict[str, Float[Tensor, ""]]:
         """The weighted regularisers of the material, and before `shape_until` of the step's surface."""

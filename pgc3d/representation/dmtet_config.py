@@ -13,7 +13,7 @@ from pgc3d.geometry.marching_tetrahedra import grid_points
 from pgc3d.geometry.sdf import ellipsoid_sdf, mesh_sdf, redistance
 from pgc3d.interfaces import Rasterizer
 from pgc3d.ranges import MAX_RATE, MAX_WEIGHT, check, number
-from pgc3d.rendering.mesh_renderer import stored_bytes
+from pgc3d.rendering.mesh_renderer import again_bytes, stored_bytes
 from pgc3d.representation.dmtet import DMTet
 from pgc3d.representation.dmtet_surface import LOSSES
 from pgc3d.representation.fields import (
@@ -85,7 +85,11 @@ class DMTetConfig:
 
     def render_bytes(self, *, low_memory: bool) -> int:
         """Bytes stored for each rendered pixel until the backward pass."""
-        return stored_bytes(low_memory=low_memory) + self.material.render_bytes()
+        return stored_bytes(low_memory=low_memory) + (0 if low_memory else self.material.render_bytes())
+
+    def again_bytes(self, *, low_memory: bool) -> int:
+        """Bytes for each pixel of one view that is rendered again in the backward pass."""
+        return again_bytes(low_memory=low_memory) + (self.material.render_bytes() if low_memory else 0)
 
     def render_work(self) -> float:
         """Look-ups of the colours for each rendered pixel."""
@@ -105,7 +109,7 @@ class DMTetConfig:
             start=context.start,
             load_light=context.light,
         )
-        asset.color.recompute = context.low_memory
+        asset.recompute = context.low_memory
         return asset
 
 

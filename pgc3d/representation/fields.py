@@ -8,7 +8,6 @@ from typing import Any, cast
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from pgc3d.geometry.sampling import sample_surface
 from pgc3d.kernels import kernels_for, require_triton
@@ -218,7 +217,6 @@ class ColorField(nn.Module):
         self.mlp = mlp
         self.channels = channels or ColorChannels(roughness, metallic)
         # Recompute in the backward pass instead of storing activations; fused kernels always do.
-        self.recompute = False
         bounds = torch.tensor(self.channels.bounds)
         self.bounded = len(bounds) > 3
         first = torch.tensor(color)
@@ -243,9 +241,6 @@ class ColorField(nn.Module):
         """The channels at points in [-1, 1]^3: the sigmoid of the MLP's outputs, scaled to their bounds."""
         if _is_fused(self):
             return self._in_bounds(self._fused_color(points))
-        if self.recompute and torch.is_grad_enabled():
-            recomputed = checkpoint(self._color, points, use_reentrant=False, preserve_rng_state=False)
-            return self._in_bounds(cast("Tensor", recomputed))
         return self._in_bounds(self._color(points))
 
     def _in_bounds(self, unit: Float[Tensor, "P C"]) -> Float[Tensor, "P C"]:

@@ -85,6 +85,10 @@ class NerfConfig:
         gradients = self._density_bytes() * (TAPS if self._is_lit() else 0.25)
         return int((self.sample_bytes(low_memory=False) + gradients) * MARGIN * FILL * self.stations)
 
+    def again_bytes(self, *, low_memory: bool) -> int:
+        """None: with low memory samples are computed again in chunks, which `render_bytes` counts."""
+        return 0
+
     def render_work(self) -> float:
         """Look-ups of density and colours for each rendered pixel, of a lit step where there are any."""
         density = self.levels * (1 + TAPS if self._is_lit() else 1)

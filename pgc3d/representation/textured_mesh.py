@@ -21,6 +21,7 @@ from pgc3d.rendering.antialias import edge_topology
 from pgc3d.rendering.lighting import Lighting, bumped
 from pgc3d.rendering.mesh_renderer import Look, SurfaceSamples, render_corners, to_camera
 from pgc3d.rendering.mipmap import footprint_level, uv_gradients
+from pgc3d.rendering.recompute import render_step
 from pgc3d.rendering.shading import linear_to_srgb
 from pgc3d.representation.cutout_surface import ShownSurface, cut_surface
 from pgc3d.representation.field_cells import FieldCells, atlas_points
@@ -88,6 +89,7 @@ class TexturedMesh(nn.Module):
         self.learning_rates = learning_rates
         self.shading, self.lighting, self.smoothness = shading, lighting, smoothness
         self.refinement = refinement
+        self.recompute = False  # renders in the backward pass again, for less memory
         self._store: ParameterStore | None = None
         self._pool: Tensor | None = None
         self._cells: FieldCells | None = None
@@ -171,8 +173,11 @@ class TexturedMesh(nn.Module):
 
     def render(self, views: Views, resolution: int, step: Step | None) -> Rendering:
         """See `Representation.render`."""
-        with torch.set_grad_enabled(step is not None and torch.is_grad_enabled()):
+
+        def render(views: Views, step: Step | None) -> Rendering:
             return self.shaded(views, resolution, shading=self.shading, step=step)
+
+        return render_step(render, views, step, again=self.recompute)
 
     def shaded(
         self,

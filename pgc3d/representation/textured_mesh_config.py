@@ -12,7 +12,7 @@ from pgc3d.geometry.own_uv import uv_coverage
 from pgc3d.geometry.placement import orientation
 from pgc3d.interfaces import Rasterizer
 from pgc3d.ranges import MAX_RATE, check, number
-from pgc3d.rendering.mesh_renderer import stored_bytes
+from pgc3d.rendering.mesh_renderer import again_bytes, stored_bytes
 from pgc3d.representation.channels import Channels
 from pgc3d.representation.fields import ColorField, ColorFieldConfig, build_color_field, start_colors
 from pgc3d.representation.headlight import HeadlightConfig
@@ -84,7 +84,11 @@ class TexturedMeshConfig:
 
     def render_bytes(self, *, low_memory: bool) -> int:
         """Bytes stored for each rendered pixel until the backward pass."""
-        return stored_bytes(low_memory=low_memory) + self.material.render_bytes()
+        return stored_bytes(low_memory=low_memory) + (0 if low_memory else self.material.render_bytes())
+
+    def again_bytes(self, *, low_memory: bool) -> int:
+        """Bytes for each pixel of one view that is rendered again in the backward pass."""
+        return again_bytes(low_memory=low_memory) + (self.material.render_bytes() if low_memory else 0)
 
     def render_work(self) -> float:
         """Look-ups of the colours for each rendered pixel."""
@@ -105,8 +109,8 @@ class TexturedMeshConfig:
             load_light=context.light,
             sources=context.sources() if self.source.use != "none" else None,
         )
+        made.recompute = context.low_memory
         if isinstance(made.texture, ColorField):
-            made.texture.recompute = context.low_memory
             if context.start is not None:
                 start_colors(made.texture, context.start, context.generator)
         elif context.start is not None:
