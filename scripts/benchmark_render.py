@@ -130,12 +130,15 @@ class FixedGradient:
         self.products = products
         noise = torch.randn(views, resolution, resolution, 3, generator=torch.Generator().manual_seed(0))
         self.gradient = 0.05 * noise.to(device)
+        self.held = 0  # bytes on CUDA, at most, when it is called
 
     def input_resolution(self, rendered: int) -> int:
         """The rendering's own."""
         return rendered
 
     def __call__(self, image: Tensor, rendering: Rendering, views: Views, step: Step) -> GuidanceOutput:
+        if image.is_cuda:
+            self.held = max(self.held, torch.cuda.memory_allocated(image.device))
         for _ in range(self.products):
             torch.mm(self.factor, self.factor)
         return GuidanceOutput(gradient=self.gradient)
@@ -165,6 +168,7 @@ def build_step(
         clip=pgc.PixelClip().build(),
         backgrounds=((1.0, 1.0, 1.0), (0.0, 0.0, 0.0)),
     )
+    asset.recompute = options.low_memory
     asset.parameter_store().use_adam()
     return Problem(representation=asset, objectives={"color": objective})
 
@@ -270,7 +274,11 @@ def benchmark_step(options: argparse.Namespace, device: torch.device, backend: B
         print(f"{device}, {backend} rasterizer, {scene}, milliseconds a step")
         print("  " + ", ".join(f"{name} {value:.2f}" for name, value in times.items()))
         if device.type == "cuda":
+            guidance = problem.objectives["color"].guidance
+            assert isinstance(guidance, FixedGradient)
+            held = guidance.held / views / resolution**2
             print(f"  peak memory {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB")
+            print(f"  held at the guidance {guidance.held / 2**30:.2f} GiB, {held:.0f} bytes for each pixel")
             torch.cuda.reset_peak_memory_stats()
         if isinstance(asset, DMTet) and asset.recoveries:
             print(f"  the surface was recovered {asset.recoveries} times")
@@ -305,6 +313,7 @@ def main() -> None:
     parser.add_argument("--step", action="store_true", help="whole optimisation steps, 2 views")
     parser.add_argument("--mesh", type=Path, default=None, help="textured instead of a DMTet, with --step")
     parser.add_argument("--volume", choices=("unlit", "lit"), help="a NeRF instead, with --step")
+    parser.add_argument("--low-memory", action="store_true", help="as a run's option, with --step")
     parser.add_argument("--cells", type=int, default=128, help="of the DMTet, with --step")
     parser.add_argument("--products", type=int, default=0, help="8192 x 8192, in the place of a guidance")
     parser.add_argument("--profile", action="store_true", help="with --step on CUDA: kernels and waits")
