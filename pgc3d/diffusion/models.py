@@ -39,8 +39,10 @@ from pgc3d.diffusion.single_file import (
     require_parts,
 )
 from pgc3d.errors import ConfigError, WeightsNotFoundError
+from pgc3d.imports import importing_diffusers
 from pgc3d.mini import control_model
 from pgc3d.schedules import alphas_cumprod
+from pgc3d.start_times import timed
 
 PART_NAMES = {"vae": "VAE", "controlnet": "ControlNet"}
 
@@ -201,15 +203,16 @@ def load_latent_diffusion(
     check_vae(vae_folder, read_json(folder.path / "unet" / "config.json"))
     vae_dtype = _vae_dtype(vae_folder, vae_dtype, device, layout=folder.layout)
     scheduler = read_schedule(folder.path, folder.scheduler)
-    unet_folder, place = folder.path / "unet", reading_device(device)
+    source, place = folder.path / "unet", reading_device(device)
     with ThreadPoolExecutor(1) as background:
         # The UNet's weights are read while the classes are imported: each takes seconds.
-        state = background.submit(_state, unet_folder, place, dtype, folder.file)
-        from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-        from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-    unet = load_module(
-        UNet2DConditionModel, unet_folder, device=device, dtype=dtype, file=folder.file, state=state.result
-    )
+        state = background.submit(_state, source, place, dtype, folder.file)
+        with timed("network classes"), importing_diffusers():
+            from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+            from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+        unet = load_module(
+            UNet2DConditionModel, source, device=device, dtype=dtype, file=folder.file, state=state.result
+        )
     fuse_loras(unet, "unet", loras)
     file = folder.file if other is None else None
     return LatentDiffusion(
@@ -246,7 +249,7 @@ def load_module(
         WeightsNotFoundError: weights are missing, damaged or of another shape.
         ConfigError: there are weights that the module has not: it is another kind of network.
     """
-    with loading(file or folder):
+    with timed("weights"), loading(file or folder):
         with torch.device("meta"):
             module = kind.from_config(read_json(folder / "config.json"))
         tensors = state() if state is not None else _state(folder, reading_device(device), dtype, file)
