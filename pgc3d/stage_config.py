@@ -12,7 +12,7 @@ from pgc3d.colors import COLORS, named_color
 from pgc3d.cover_cameras import CoverConfig
 from pgc3d.guidance.bgt import BgtConfig
 from pgc3d.guidance.reference import ReferenceConfig
-from pgc3d.guidance.sds import SdsConfig
+from pgc3d.guidance.sds_config import SdsConfig
 from pgc3d.guidance.synchronized import SyncConfig
 from pgc3d.guidance.vsd import VsdConfig
 from pgc3d.guidance.zero123 import Zero123Config

@@ -22,7 +22,7 @@ from pgc3d.guidance.formulas import (
     SdsFormula,
     SsdFormula,
 )
-from pgc3d.guidance.sds import SdsConfig
+from pgc3d.guidance.sds_config import SdsConfig
 from pgc3d.guidance.timesteps import DreamTimeConfig, timestep_range
 from pgc3d.schedules import PiecewiseLinear, add_noise, dream_time, sample_timesteps
 

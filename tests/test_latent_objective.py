@@ -15,7 +15,7 @@ from pgc3d.build.run import RunContext, build_stage
 from pgc3d.cameras import turntable
 from pgc3d.config import load_config
 from pgc3d.errors import ConfigError
-from pgc3d.guidance.sds import SdsConfig, _require_four_channels
+from pgc3d.guidance.sds_config import SdsConfig, _require_four_channels
 from pgc3d.interfaces import SupportsLatents
 from pgc3d.optimize import Objective, begin, finish, optimization_step
 from pgc3d.rendering.cpu import CpuRasterizer

@@ -15,7 +15,7 @@ from pgc3d.config import Config, ModelConfig, ObjectiveConfig, RunConfig, StageC
 from pgc3d.diffusion.controlnet import ControlConfig, load_control_network, resolve_control
 from pgc3d.diffusion.models import load_latent_diffusion, resolve_model
 from pgc3d.errors import OutOfMemoryError
-from pgc3d.guidance.sds import SdsConfig
+from pgc3d.guidance.sds_config import SdsConfig
 from pgc3d.pipelines import find_pipeline
 from pgc3d.plan_times import SIZES
 

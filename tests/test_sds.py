@@ -12,7 +12,8 @@ from pgc3d.diffusion.text import encode_prompts
 from pgc3d.guidance.bgt import BgtConfig
 from pgc3d.guidance.distillation import draw
 from pgc3d.guidance.formulas import CleanFormula, CsdFormula, SdsFormula
-from pgc3d.guidance.sds import ScoreDistillation, SdsConfig
+from pgc3d.guidance.sds import ScoreDistillation
+from pgc3d.guidance.sds_config import SdsConfig
 from pgc3d.guidance.vsd import VsdConfig
 from pgc3d.images import resize
 from pgc3d.interfaces import Guidance, SupportsMicroBatch

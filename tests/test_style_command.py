@@ -17,7 +17,7 @@ from pgc3d import plan
 from pgc3d.build.models import locate_models
 from pgc3d.config import load_config
 from pgc3d.errors import RunDirectoryError
-from pgc3d.guidance.sds import SdsConfig
+from pgc3d.guidance.sds_config import SdsConfig
 from pgc3d.guidance.vsd import VsdConfig
 from pgc3d.model_record import require_same_models
 

@@ -14,7 +14,8 @@ from pgc3d.diffusion.latent import Latents
 from pgc3d.guidance import score
 from pgc3d.guidance.distillation import NoiseSample, distill
 from pgc3d.guidance.micro_batch import in_micro_batches
-from pgc3d.guidance.sds import ScoreDistillation, SdsConfig
+from pgc3d.guidance.sds import ScoreDistillation
+from pgc3d.guidance.sds_config import SdsConfig
 from pgc3d.ranges import MAX_WEIGHT, check, number, span
 from pgc3d.requirements import Requirements
 from pgc3d.schedules import add_noise, ddim_step

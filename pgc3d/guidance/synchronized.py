@@ -19,7 +19,8 @@ from torch.nn.functional import max_pool2d
 from pgc3d.cameras import fill_distance, orbit
 from pgc3d.context import GuidanceContext
 from pgc3d.diffusion.controlnet import ControlConfig, condition_image
-from pgc3d.guidance.sds import ScoreDistillation, SdsConfig
+from pgc3d.guidance.sds import ScoreDistillation
+from pgc3d.guidance.sds_config import SdsConfig
 from pgc3d.interfaces import Representation
 from pgc3d.prompts import view_index
 from pgc3d.ranges import check, number, schedule

@@ -16,7 +16,8 @@ from pgc3d.diffusion.style import with_style
 from pgc3d.guidance import score
 from pgc3d.guidance.distillation import NoiseSample, distill, send
 from pgc3d.guidance.micro_batch import in_micro_batches
-from pgc3d.guidance.sds import ScoreDistillation, SdsConfig
+from pgc3d.guidance.sds import ScoreDistillation
+from pgc3d.guidance.sds_config import SdsConfig
 from pgc3d.parallel import sum_gradients
 from pgc3d.parameters import ParameterGroup, ParameterStore
 from pgc3d.ranges import MAX_RATE, check, number, schedule

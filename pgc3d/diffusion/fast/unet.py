@@ -11,7 +11,6 @@ from pgc3d.diffusion.fast.encoder import is_plain_resnet, residual_branch
 from pgc3d.diffusion.style_attention import StyleAttention
 from pgc3d.kernels import group_norm as gn
 
-
 TRANSFORMER = "Transformer2DModel"
 
 
@@ -56,7 +55,7 @@ class ChannelsLast(torch.nn.Module):
 
 
 def replace_blocks(network: Any) -> None:
-    """Replace every supported residual block of a network by a `FastResnet`, transformers by `ChannelsLast`."""
+    """Replace a network's supported residual blocks by `FastResnet`s, its transformers by `ChannelsLast`."""
     for module in list(network.modules()):
         if isinstance(module, FastResnet | ChannelsLast):
             continue
