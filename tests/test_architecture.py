@@ -54,7 +54,8 @@ LAYERS = (
     ("interfaces",),
     ("parameters", "disk", "run_files"),
     ("task",),
-    ("types", "shard", "errors", "plain_files", "records", "signals", "choices", "colors", "__init__"),
+    ("types", "shard", "errors", "plain_files", "records", "signals", "choices", "colors"),
+    ("imports", "__init__"),
 )
 
 

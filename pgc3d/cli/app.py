@@ -3,7 +3,7 @@
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,6 +26,7 @@ from pgc3d.cli.launch import (
     end_without_the_lost,
     in_processes,
 )
+from pgc3d.cli.library import import_library
 from pgc3d.cli.models_commands import models_app
 from pgc3d.cli.options import (
     DepthOption,
@@ -39,15 +40,11 @@ from pgc3d.cli.options import (
     RunArgument,
     RunOptions,
     StageOption,
-    StyleAdapterOption,
-    StyleOption,
-    StyleWeightOption,
     TextureOption,
     UnitOption,
     UpOption,
     collected,
     configured,
-    style_settings,
     with_output_options,
     with_run_options,
 )
@@ -56,9 +53,17 @@ from pgc3d.cli.plan_command import plan
 from pgc3d.cli.prompt_file import HELP as PROMPT_FILE
 from pgc3d.cli.prompt_file import read_prompt
 from pgc3d.cli.report_command import report
+from pgc3d.cli.running import end_of_work, generate_run
+from pgc3d.cli.style_options import (
+    StyleAdapterOption,
+    StyleOption,
+    StyleWeightOption,
+    style_settings,
+)
 from pgc3d.cli.view_command import view
 from pgc3d.disk import default_folder
 from pgc3d.errors import Pgc3dError
+from pgc3d.imports import own_process
 from pgc3d.run_files import require_folder_of_run
 
 UsageError: Any = typer.BadParameter.__base__  # wherever typer keeps click's
@@ -114,7 +119,7 @@ def text(
     require_prompt(prompt)
     resolved = configured(guidance, options, own=style_settings(options, style, style_weight, style_adapter))
     folder = out or default_folder(Path("runs"), plain_text(prompt), resolved.run.seed)
-    return _generate(Task(prompt, style=style), folder, resolved)
+    return generate_run(Task(prompt, style=style), folder, resolved)
 
 
 @app.command()
@@ -148,7 +153,8 @@ def image(
     prompt = read_prompt(prompt, stdin=collected.get() is None)
     if collected.get() is None:
         require_small_file(input_image)
-    from pgc3d.presets import IMAGE  # with torch, which takes a second
+    import_library()
+    from pgc3d.presets import IMAGE
 
     own = {
         "image": {"matting": False if no_matting else None, "border": border},
@@ -156,7 +162,7 @@ def image(
     }
     resolved = configured(guidance, options, IMAGE, own, prompted=bool(prompt))
     folder = out or default_folder(Path("runs"), input_image.stem, resolved.run.seed)
-    return _generate(Task(prompt, image=input_image, depth=depth, normal=normal), folder, resolved)
+    return generate_run(Task(prompt, image=input_image, depth=depth, normal=normal), folder, resolved)
 
 
 @app.command()
@@ -223,7 +229,8 @@ def texture(
     given = parts.RefineOptions(
         refine=refine, init=init, strength=strength, mask=mask, only=tuple(only or ()), keep=tuple(keep or ())
     )
-    from pgc3d.presets import TEXTURE, split_backgrounds  # with torch, which takes a second
+    import_library()
+    from pgc3d.presets import TEXTURE, split_backgrounds
 
     source = given.source(options.texture_size)
     image_size = options.texture_size if texture == "image" and not source else None
@@ -244,7 +251,7 @@ def texture(
         prompt, mesh=mesh, background=background_image, style=style, texture=given.texture, mask=mask,
         only=given.only, keep=given.keep,
     )  # fmt: skip
-    return _generate(task, folder, resolved)
+    return generate_run(task, folder, resolved)
 
 
 @app.command()
@@ -271,9 +278,10 @@ def resume(
             "the run's own prompt; start a new run"
         )
     require_folder_of_run(run)
-    from pgc3d import pipeline  # with torch, which takes a second
+    import_library()
+    from pgc3d import pipeline
 
-    return _run(run, lambda **calls: pipeline.resume(run, edited=edited, steps=steps, **calls))
+    return end_of_work(run, lambda **calls: pipeline.resume(run, edited=edited, steps=steps, **calls))
 
 
 @app.command()
@@ -293,7 +301,8 @@ def export(  # noqa: PLR0917 - one option each
 ) -> int:
     """Write the asset of a run as a mesh file."""
     require_folder_of_run(run)
-    from pgc3d import pipeline  # with torch, which takes a second
+    import_library()
+    from pgc3d import pipeline
 
     bar = Bar()
     pipeline.export(
@@ -308,7 +317,8 @@ def export(  # noqa: PLR0917 - one option each
 def render(run: RunArgument, stage: StageOption = None) -> int:
     """Write a turntable video and a sheet of six views of a run."""
     require_folder_of_run(run)
-    from pgc3d import pipeline  # with torch, which takes a second
+    import_library()
+    from pgc3d import pipeline
 
     bar = Bar()
     pipeline.render(run, stage=stage, on_event=bar)
@@ -324,40 +334,14 @@ app.command(context_settings={"ignore_unknown_options": True})(plan)
 app.command()(view)
 
 
-def _generate(task: Any, folder: Path, config: Any) -> int:
-    """Make the asset, or only collect its task and configuration, see `runs_of`."""
-    from pgc3d import pipeline
-
-    if (collector := collected.get()) is not None:
-        collector.runs.append((task, config))
-        return 0
-    return _run(folder, lambda **calls: pipeline.generate(task, out=folder, config=config, **calls))
-
-
-def _run(folder: Path, work: Callable[..., Any]) -> int:
-    """The exit code of a job that signals can stop."""
-    from pgc3d.signals import stop_on_signals
-
-    output = current()
-    output.start(folder)
-    progress = output.progress()
-    try:
-        with stop_on_signals(insist="RANK" not in os.environ) as stop:
-            result = work(on_event=progress, stop=stop)
-    finally:
-        progress.close()
-    if result.stopped_by is not None:
-        code, run = 128 + int(result.stopped_by), str(result.path)
-        advice = f"stopped and saved; continue with: pgc3d resume {result.path}"
-        output.end(End("stopped", code, run, ()), advice=advice)
-        return code
-    files = tuple(map(str, result.files))
-    output.end(End("done", 0, str(result.path), files), result=f"run: {result.path}")
-    return 0
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and end the process with its exit code."""
+    """Run the command line and end the process with its exit code.
+
+    Args:
+        arguments: behind `pgc3d`; those of the process, which is then the command line's alone, when None.
+    """
+    if arguments is None:
+        own_process()
     # How long an OpenMP thread spins before it sleeps. A short run of `mini` on two cores: 17 s with this and
     # with 30 000, 20 s with 1000; two runs at once: 30, 62 and 25 s. The library's default is 300 000.
     os.environ.setdefault("GOMP_SPINCOUNT", "4000")

@@ -15,12 +15,13 @@ import typer
 from pgc3d.choices import Backend, Baseline, Device, Frame, Origin, Quality, TextGuidanceName, Unit
 from pgc3d.cli.completion import complete_model, complete_pipeline, complete_run
 from pgc3d.cli.console import notify
+from pgc3d.cli.library import import_library
 
 # typer has no options that are lists of a Literal
 BaselineName = StrEnum("BaselineName", {name.upper(): name for name in get_args(Baseline)})  # type: ignore[misc]
 
 
-def _given(value: Any) -> Any:
+def not_empty(value: Any) -> Any:
     """Refuse an empty value, as from a shell variable that is not set."""
     if value is not None and str(value) == "":
         raise typer.BadParameter("it must not be empty")
@@ -28,7 +29,7 @@ def _given(value: Any) -> Any:
 
 
 def _folder(text: str) -> Path:
-    return Path(_given(text))
+    return Path(not_empty(text))
 
 
 GuidanceOption = Annotated[
@@ -43,7 +44,7 @@ BatchOutOption = Annotated[
     str | None,
     typer.Option(
         help="Folder of the runs, or URL with --ray, of an earlier batch too; runs/LIST if not given.",
-        callback=_given,
+        callback=not_empty,
         metavar="PATH",
     ),
 ]
@@ -83,26 +84,11 @@ OriginOption = Annotated[
 ]
 TextureOption = Annotated[int | None, typer.Option(help="Side of the texture in pixels.")]
 FacesOption = Annotated[int | None, typer.Option(help="Decimate to this many triangles, 0 keeps all.")]
-StyleOption = Annotated[
-    Path | None,
-    typer.Option(metavar="IMAGE", help="Image whose look the asset gets (SDXL, SD 1.5); its central square."),
-]
-StyleWeightOption = Annotated[
-    float | None, typer.Option(metavar="WEIGHT", help="Weight of --style; 1 when not given, 0 is without it.")
-]
-StyleAdapterOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NAME",
-        help="IP-Adapter for --style: safetensors file, folder, OWNER/NAME[:FILE] of the hub; else h94's.",
-        callback=_given,
-    ),
-]
 ModelOption = Annotated[
     str | None,
     typer.Option(
         help="Folder in diffusers' layout, safetensors file, hub id, or alias (sdxl-turbo).",
-        callback=_given,
+        callback=not_empty,
         autocompletion=complete_model,
     ),
 ]
@@ -251,23 +237,6 @@ def with_output_options(command: Callable[..., int]) -> Callable[..., int]:
     return plain
 
 
-def style_settings(
-    options: RunOptions, style: Path | None, weight: float | None, adapter: str | None
-) -> dict[str, Any]:
-    """The settings of the text-to-image model, with those of `--style-weight` and `--style-adapter`.
-
-    Raises:
-        InputError: one of them is given without a style image.
-    """
-    from pgc3d.errors import InputError
-
-    for option, value in (("--style-weight", weight), ("--style-adapter", adapter)):
-        if value is not None and style is None:
-            raise InputError(f"{option} must go with --style IMAGE, got {value} and none; add it")
-    shared = options.settings()["models"]["text"]
-    return {"models": {"text": shared | {"style": {"adapter": adapter, "weight": weight}}}}
-
-
 def configured(
     guidance: Any,
     options: RunOptions,
@@ -298,7 +267,8 @@ def configured(
 
     for path in options.config or []:
         require_yaml_file(path)
-    from pgc3d.clip_rules import parse_rule  # with torch, which takes a second
+    import_library()
+    from pgc3d.clip_rules import parse_rule
     from pgc3d.presets import TEXT, configure
 
     config, notes = configure(

@@ -39,6 +39,7 @@ from pgc3d.diffusion.single_file import (
     require_parts,
 )
 from pgc3d.errors import ConfigError, WeightsNotFoundError
+from pgc3d.imports import importing_diffusers
 from pgc3d.mini import control_model
 from pgc3d.schedules import alphas_cumprod
 
@@ -201,15 +202,16 @@ def load_latent_diffusion(
     check_vae(vae_folder, read_json(folder.path / "unet" / "config.json"))
     vae_dtype = _vae_dtype(vae_folder, vae_dtype, device, layout=folder.layout)
     scheduler = read_schedule(folder.path, folder.scheduler)
-    unet_folder, place = folder.path / "unet", reading_device(device)
+    source, place = folder.path / "unet", reading_device(device)
     with ThreadPoolExecutor(1) as background:
         # The UNet's weights are read while the classes are imported: each takes seconds.
-        state = background.submit(_state, unet_folder, place, dtype, folder.file)
-        from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-        from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-    unet = load_module(
-        UNet2DConditionModel, unet_folder, device=device, dtype=dtype, file=folder.file, state=state.result
-    )
+        state = background.submit(_state, source, place, dtype, folder.file)
+        with importing_diffusers():
+            from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+            from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+        unet = load_module(
+            UNet2DConditionModel, source, device=device, dtype=dtype, file=folder.file, state=state.result
+        )
     fuse_loras(unet, "unet", loras)
     file = folder.file if other is None else None
     return LatentDiffusion(
