@@ -46,10 +46,9 @@ def times_of_run(path: Path, device: str) -> Times:
         )
     seconds = record.get("seconds", {})
     last = steps[-1].work.model
-    parts = Parts(
-        last, device, str(path), build=seconds.get("build"), export=seconds.get("export"),
-        note=f"start is not known from {path}",
-    )  # fmt: skip
+    start, build, export = (seconds.get(name) for name in ("start", "build", "export"))
+    note = f"start is not known from {path}" if start is None else ""
+    parts = Parts(last, device, str(path), start=start, build=build, export=export, note=note)
     return Times(steps=steps, parts=(parts,))
 
 

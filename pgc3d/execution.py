@@ -146,6 +146,7 @@ def begin_stage(session: Session, context: RunContext, name: str, checkpoint: Ch
         session.note(f"stage {name}: {config.stages[name].steps} steps")
     models = cast("LoadedModels", context.models)
     models.keep_only(config.stages[name].requires().models)
+    session.started()
     with session.timed("build"):
         # A checkpoint would replace the stage's start.
         start = session.processes.first_then_others(
@@ -157,6 +158,7 @@ def begin_stage(session: Session, context: RunContext, name: str, checkpoint: Ch
         )
         begun = checkpoint is not None or not session.processes.leads
         built = build_stage(context, name, start, begun=begun)
+    session.add_start_parts()
     if checkpoint is None and config.stages[name].init is not None:
         return _initialized(session, built)
     return built

@@ -44,6 +44,7 @@ from pgc3d.run_directory import RunDirectory
 from pgc3d.session import Session, explain_memory
 from pgc3d.signals import StopFlag
 from pgc3d.stages import require_same_starts, start_records, with_absolute_starts
+from pgc3d.start_times import begin, timed
 from pgc3d.task import PREPARED_NAMES, Task
 from pgc3d.tensorboard import require_tensorboard
 from pgc3d.types import Cameras, PreparedMesh
@@ -71,6 +72,7 @@ def generate(
     Raises:
         Pgc3dError: see `errors` for its subclasses; the run directory has the last valid state.
     """
+    begin()
     config = with_absolute_starts(with_absolute_paths(config or load_config()))
     device = resolve_device(config.run.device)
     with joined(device, automatic=config.run.device == "auto") as processes:
@@ -87,9 +89,11 @@ def _begin(session: Session, task: Task) -> RunResult:
     build_rasterizer(config.run.rasterizer, device)  # fails before a folder is made
     if config.logging.tensorboard:
         require_tensorboard()
-    prepared = prepare_task_mesh(config, task, device, notify)
-    document = None if task.mesh is None else prepare_document(task.mesh, notify)
-    located = locate_models(config, device, styled=task.style is not None)
+    with timed("mesh"):
+        prepared = prepare_task_mesh(config, task, device, notify)
+        document = None if task.mesh is None else prepare_document(task.mesh, notify)
+    with timed("checks of the models"):
+        located = locate_models(config, device, styled=task.style is not None)
     if config.requires().prompt:
         require_prompt(task.prompt)
     for note in run_notes(task.prompt, config, located):
@@ -97,7 +101,8 @@ def _begin(session: Session, task: Task) -> RunResult:
     images = prepare_files(config, task, prepared, device, notify)
     inputs = {name: {"name": path.name, "sha256": sha256(path)} for name, path in task.files.items()}
     require_free_space(out, FREE_SPACE)
-    described = describe_models(config, located) | start_records(config)
+    with timed("checks of the models"):
+        described = describe_models(config, located) | start_records(config)
     with RunDirectory.create(out) as run:
         run.begin()
         replace_file(run.config, dump_config(config).encode())
@@ -155,6 +160,7 @@ def resume(
             configuration, the inputs or the weights are no longer those of the run.
         ConfigError: as many steps as `steps` are done already.
     """
+    begin()
     run = RunDirectory.open(Path(path))
     _config_digest(run, run.read_manifest(), edited=edited)
     config = load_config([run.config])

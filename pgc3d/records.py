@@ -170,6 +170,7 @@ MANIFEST: Check = fields(
         "starts": mapping_of(fields({"path": text, "sha256": text})),
         "stages": mapping_of(fields({}, {"status": text, "steps": whole(0)})),
         "seconds": mapping_of(number),
+        "start_parts": mapping_of(number),
         "files": mapping_of(text),  # SHA-256 by name inside the folder
         "inputs": mapping_of(fields({"name": text, "sha256": text})),
         "models": mapping_of(

@@ -26,6 +26,7 @@ from pgc3d.optimize import StepReport, optimize
 from pgc3d.parallel import ALONE, Processes
 from pgc3d.run_directory import RunDirectory
 from pgc3d.signals import StopFlag, interrupt_held
+from pgc3d.start_times import read_parts, read_start
 
 logger = logging.getLogger(__name__)
 
@@ -98,6 +99,18 @@ class Session:
         """Add to a part's time in the manifest, a sum over all processes that worked on the run."""
         times = self.record.setdefault("seconds", {})
         times[part] = round(times.get(part, 0.0) + seconds, 3)
+
+    def started(self) -> None:
+        """Record the time from the start of the process to the first stage, where it makes this run alone."""
+        seconds = read_start()
+        if seconds is not None:
+            self.add_seconds("start", seconds)
+
+    def add_start_parts(self) -> None:
+        """Record the parts of the times of the start and of the build, as sums over all processes."""
+        known = self.record.setdefault("start_parts", {})
+        for name, seconds in read_parts().items():
+            known[name] = round(known.get(name, 0.0) + seconds, 3)
 
     def made(self, phase: Phase, paths: Iterator[Path] | list[Path]) -> None:
         """Add the hashes of new files to the manifest and call `on_event` for each.

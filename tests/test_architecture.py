@@ -55,7 +55,7 @@ LAYERS = (
     ("parameters", "disk", "run_files"),
     ("task",),
     ("types", "shard", "errors", "plain_files", "records", "signals", "choices", "colors"),
-    ("imports", "__init__"),
+    ("imports", "start_times", "__init__"),
 )
 
 

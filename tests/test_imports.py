@@ -2,6 +2,7 @@
 
 import gc
 import hashlib
+import json
 import subprocess
 import sys
 from contextlib import suppress
@@ -32,6 +33,14 @@ def in_a_process_of_its_own(*arguments):
     return found.returncode, set(found.stdout.splitlines()[-1].split()[1:]), found.stderr
 
 
+def manifest(folder):
+    return json.loads((folder / "manifest.json").read_text())
+
+
+def seconds(folder):
+    return manifest(folder)["seconds"]
+
+
 def digest(folder):
     return hashlib.sha256((folder / "asset.glb").read_bytes()).hexdigest()
 
@@ -45,6 +54,10 @@ def test_a_second_start_imports_neither_transformers_nor_peft(run, checkpoint, t
     code, imported, err = in_a_process_of_its_own(*arguments, "--out", tmp_path / "second")
     assert (code, imported) == (first[0], {"diffusers"}), err
     assert digest(tmp_path / "first") == digest(tmp_path / "second")
+    assert "start" not in seconds(tmp_path / "first")  # that of the tests says nothing about the run
+    parts = manifest(tmp_path / "second")["start_parts"]
+    assert seconds(tmp_path / "second")["start"] > parts["imports"] + parts["configuration"] + parts["mesh"]
+    assert seconds(tmp_path / "second")["build"] > parts["network classes"] + parts["weights"]
 
 
 def test_libraries_that_diffusers_was_imported_without_are_there_for_what_needs_them(checkpoint, tmp_path):

@@ -126,12 +126,12 @@ def test_a_list_with_an_unknown_time_has_no_total():
     assert (found.seconds, found.assets_per_hour, found.cost, found.jobs) == (None, None, None, 2)
 
 
-def make_run(folder, config, seconds, **record):
+def make_run(folder, config, of_step, **record):
     """The folder of a run with measured steps."""
     made = RunDirectory.create(folder)
     made.config.write_text(dump_config(config))
     for step in range(10, 61, 10):
-        parts = {"seconds/guidance": seconds if step > 10 else 100.0, "seconds/render": 0.01}
+        parts = {"seconds/guidance": of_step if step > 10 else 100.0, "seconds/render": 0.01}
         made.log_metrics({"stage": "main", "step": step, **parts})
     record = {
         "device": {"type": "cuda", "name": "Some GPU"},
@@ -147,6 +147,10 @@ def test_a_run_like_an_earlier_one_takes_its_times(tmp_path):
     (row,) = times.steps
     assert (row.work, row.images, row.ms) == (Work("sdxl", 1024), 4, pytest.approx(400))
     assert (times.parts[0].build, times.parts[0].export, times.parts[0].start) == (7.0, 3.0, None)
+    (parts,) = times_of_run(
+        make_run(tmp_path / "own", sdxl(), 0.39, seconds={"start": 4.0}), "Some GPU"
+    ).parts
+    assert (parts.start, parts.note) == (4.0, "")
     assert (MEASURED | times).step(row.work, "Some GPU", 4, "textured_mesh", 1024) == row
 
 

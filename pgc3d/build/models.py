@@ -33,9 +33,11 @@ from pgc3d.diffusion.text import encode_prompts
 from pgc3d.diffusion.text_cache import cached
 from pgc3d.diffusion.zero123 import Zero123, condition, require_zero123
 from pgc3d.errors import ConfigError, WeightsNotFoundError
+from pgc3d.imports import importing
 from pgc3d.memory import release_memory
 from pgc3d.prompts import ViewPromptConfig
 from pgc3d.requirements import ModelUse, Requirements
+from pgc3d.start_times import timed
 from pgc3d.types import TextEmbedding
 
 NOVEL_VIEW = "zero123"  # the layout of models that are conditioned on an image
@@ -228,7 +230,8 @@ class LoadedModels:
             "empty_zeros": located.config.empty_prompt == "zeros",
         }
         encode = partial(encode_prompts, located.folder, texts, **settings)
-        return cached(encode, located.folder, texts, **settings)
+        with timed("prompt"):
+            return cached(encode, located.folder, texts, **settings)
 
     def style(self, name: str) -> StyleTokens | None:
         """The tokens of the run's style image; the image encoder is on the device for the first call only."""
@@ -292,7 +295,8 @@ class LoadedModels:
             load_style(model.unet, located.style)
             model = replace(model, style_tokens=located.style.tokens)
         if self._is_fast(located, use):
-            model = accelerate(model, low_memory=self.low_memory)
+            with timed("acceleration"), importing():  # of the compiler
+                model = accelerate(model, low_memory=self.low_memory)
         elif self.low_memory:
             model = spare_memory(model)
         if not (use.decoder or self.decoders):

@@ -30,6 +30,7 @@ from pgc3d.optimize import Objective, ParameterClipper, Problem
 from pgc3d.rendering.visibility import SurfaceVisibility
 from pgc3d.run_directory import RunDirectory
 from pgc3d.schedules import PiecewiseLinear
+from pgc3d.start_times import timed
 from pgc3d.task import Task
 from pgc3d.types import Cameras, Handover, PreparedMesh, SourceTexture, Step, seeded
 
@@ -175,7 +176,8 @@ def build_stage(
         begun: whether a checkpoint of the stage is loaded into them.
     """
     stage = context.config.stages[name]
-    representation = build_representation(context, name, start)
+    with timed("representation"):
+        representation = build_representation(context, name, start)
     objectives = build_objectives(context, name)
     optimizer = stage.optimizer
     representation.parameter_store().use_adam(betas=optimizer.betas, eps=optimizer.eps)
@@ -307,8 +309,10 @@ def _build_objective(
         built = config.guidance.build(_on_device(guidance, device))
     if isinstance(built, SupportsMicroBatch):
         built.micro_batch = 1 if run.low_memory else run.micro_batch
+    with timed("cameras"):
+        sample_cameras = config.cameras.build(cameras)
     return Objective(
-        sample_cameras=config.cameras.build(cameras),
+        sample_cameras=sample_cameras,
         guidance=built,
         clip=config.clip.build(),
         backgrounds=tuple(_background(context, config, name) for name in config.backgrounds),

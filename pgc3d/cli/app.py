@@ -65,6 +65,7 @@ from pgc3d.disk import default_folder
 from pgc3d.errors import Pgc3dError
 from pgc3d.imports import own_process
 from pgc3d.run_files import require_folder_of_run
+from pgc3d.start_times import count_from_process
 
 UsageError: Any = typer.BadParameter.__base__  # wherever typer keeps click's
 
@@ -342,6 +343,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     if arguments is None:
         own_process()
+        count_from_process()
     # How long an OpenMP thread spins before it sleeps. A short run of `mini` on two cores: 17 s with this and
     # with 30 000, 20 s with 1000; two runs at once: 30, 62 and 25 s. The library's default is 300 000.
     os.environ.setdefault("GOMP_SPINCOUNT", "4000")

@@ -16,6 +16,7 @@ from pgc3d.choices import Backend, Baseline, Device, Frame, Origin, Quality, Tex
 from pgc3d.cli.completion import complete_model, complete_pipeline, complete_run
 from pgc3d.cli.console import notify
 from pgc3d.cli.library import import_library
+from pgc3d.start_times import timed
 
 # typer has no options that are lists of a Literal
 BaselineName = StrEnum("BaselineName", {name.upper(): name for name in get_args(Baseline)})  # type: ignore[misc]
@@ -271,22 +272,23 @@ def configured(
     from pgc3d.clip_rules import parse_rule
     from pgc3d.presets import TEXT, configure
 
-    config, notes = configure(
-        command or TEXT,
-        guidance=guidance,
-        prompted=prompted,
-        refine=refine,
-        sync=sync,
-        model=options.model,
-        quality=options.quality,
-        pipeline=options.pipeline,
-        clip=parse_rule(options.clip) if options.clip is not None else None,
-        files=options.config or [],
-        options=options.settings() | (own or {}),
-        resolution=options.resolution,
-        every_objective=every_objective,
-        overrides=options.set_ or [],
-    )
+    with timed("configuration"):
+        config, notes = configure(
+            command or TEXT,
+            guidance=guidance,
+            prompted=prompted,
+            refine=refine,
+            sync=sync,
+            model=options.model,
+            quality=options.quality,
+            pipeline=options.pipeline,
+            clip=parse_rule(options.clip) if options.clip is not None else None,
+            files=options.config or [],
+            options=options.settings() | (own or {}),
+            resolution=options.resolution,
+            every_objective=every_objective,
+            overrides=options.set_ or [],
+        )
     collector = collected.get()
     for note in notes:
         (collector.notify if collector is not None else notify)(note)

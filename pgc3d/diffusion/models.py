@@ -42,6 +42,7 @@ from pgc3d.errors import ConfigError, WeightsNotFoundError
 from pgc3d.imports import importing_diffusers
 from pgc3d.mini import control_model
 from pgc3d.schedules import alphas_cumprod
+from pgc3d.start_times import timed
 
 PART_NAMES = {"vae": "VAE", "controlnet": "ControlNet"}
 
@@ -206,7 +207,7 @@ def load_latent_diffusion(
     with ThreadPoolExecutor(1) as background:
         # The UNet's weights are read while the classes are imported: each takes seconds.
         state = background.submit(_state, source, place, dtype, folder.file)
-        with importing_diffusers():
+        with timed("network classes"), importing_diffusers():
             from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
             from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
         unet = load_module(
@@ -248,7 +249,7 @@ def load_module(
         WeightsNotFoundError: weights are missing, damaged or of another shape.
         ConfigError: there are weights that the module has not: it is another kind of network.
     """
-    with loading(file or folder):
+    with timed("weights"), loading(file or folder):
         with torch.device("meta"):
             module = kind.from_config(read_json(folder / "config.json"))
         tensors = state() if state is not None else _state(folder, reading_device(device), dtype, file)

@@ -166,6 +166,10 @@ def costs(runs: Runs) -> str:
     if parts:
         total = [_seconds(sum(run.record.get("seconds", {}).values())) for run in runs]
         rows.append(("all parts", total))
+    starts = dict.fromkeys(name for run in runs for name in _mapping(run.record.get("start_parts")))
+    for name in starts:
+        values = [_mapping(run.record.get("start_parts")).get(name) for run in runs]
+        rows.append((f"of start and build: {name}", [_seconds(value) for value in values]))
     kinds = dict.fromkeys(name for run in runs for name in _mapping(run.record.get("peak_memory_bytes")))
     for kind in kinds:
         values = [_mapping(run.record.get("peak_memory_bytes")).get(kind) for run in runs]
