@@ -16,6 +16,7 @@ after the other. What is not in it: jobs that are made again, and the last ones,
 import argparse
 import os
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -90,7 +91,7 @@ def measure(given: argparse.Namespace) -> Parts:
 def measure_ray(given: argparse.Namespace) -> tuple[float, float, float, float]:
     """Seconds of Ray's start, of a process, of imports, and of a message."""
     begin = time.perf_counter()
-    with connected("auto", print) as ray:
+    with connected("auto", print_notice) as ray:
         connect = time.perf_counter() - begin
         process = ray.remote(max_calls=1)(nothing)
         imports = ray.remote(max_calls=1)(import_seconds)
@@ -102,6 +103,11 @@ def measure_ray(given: argparse.Namespace) -> tuple[float, float, float, float]:
             statistics.median(ray.get(imports.remote()) for _ in range(given.repeats)),
             median(lambda: send(ray, link), given.repeats) / MESSAGES,
         )
+
+
+def print_notice(line: str) -> None:
+    """A line that is not of the tables, on stderr, as about a cluster that is gone."""
+    print(line, file=sys.stderr)
 
 
 def nothing() -> None:

@@ -15,6 +15,7 @@ from meshes import write_cube
 from test_batch import write_list
 from test_cli import run  # noqa: F401 - fixture
 from test_docs import require_parsed
+from tiny import _script
 
 from pgc3d.batch.archives import packed, unpack
 from pgc3d.batch.inputs import received, sent_inputs
@@ -291,3 +292,17 @@ def test_the_manifest_has_what_a_ray_job_needs():
     (workers,) = cluster["workerGroupSpecs"]
     assert workers["groupName"]
     assert workers["minReplicas"] <= workers["replicas"] <= workers["maxReplicas"]
+
+
+def test_notices_of_the_measurement_are_not_among_its_tables(monkeypatch, capsys):
+    """As where the address of a cluster that is gone lies in Ray's folder."""
+    script = _script("measure_cluster")
+
+    def connected(address, notify):
+        notify(f"{address} is gone")
+        raise KeyError
+
+    monkeypatch.setattr(script, "connected", connected)
+    with pytest.raises(KeyError):
+        script.main(["--repeats", "1"])
+    assert capsys.readouterr() == ("", "auto is gone\n")
