@@ -86,8 +86,6 @@ class RunConfig:
     # Views that a guidance evaluates at once, 0 for all; the same result in less memory.
     micro_batch: int = number(0, 0, 1024, unit="views")
     low_memory: bool = False  # one view at once, and activations are recomputed in the backward pass
-    # A large UNet is recorded as a CUDA graph: a fifth faster with one view at once, for 1 GB of SDXL's.
-    graphs: bool = True
 
     def __post_init__(self) -> None:
         check(self)

@@ -14,12 +14,12 @@ from pgc3d.checkpoint_files import Checkpoint
 from pgc3d.config import Config
 from pgc3d.continuation import newest_checkpoint
 from pgc3d.environment import peak_memory
-from pgc3d.eta import Eta, operations_of
 from pgc3d.events import Event, ignore
 from pgc3d.inputs.background import style_loader
 from pgc3d.interfaces import Representation
 from pgc3d.kernels import share_cores
-from pgc3d.plan import plan_run
+from pgc3d.planning.eta import Eta, operations_of
+from pgc3d.planning.plan import plan_run
 from pgc3d.rendering import build_rasterizer
 from pgc3d.session import Session
 from pgc3d.stages import handover_of

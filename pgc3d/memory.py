@@ -1,6 +1,6 @@
 """Free memory of a device, and whether textures fit, checked while a run's inputs are prepared.
 
-Apart from `plan.py`, the estimate of a step's memory on a GPU: that one needs the located models, and stands
+Apart from `planning`, the estimate of a step's memory on a GPU: that one needs the located models, and stands
 above `build`, where this check is made before any model is located.
 """
 

@@ -18,12 +18,12 @@ from pgc3d.clip_images import ClipImages
 from pgc3d.config import Config, StageConfig
 from pgc3d.environment import describe_environment, peak_memory, used_memory
 from pgc3d.errors import DivergedError, OutOfMemoryError, Pgc3dError, ProcessError
-from pgc3d.eta import Eta
 from pgc3d.events import Event, EventCallback, Phase
 from pgc3d.interfaces import Stateful, SupportsMicroBatch
 from pgc3d.memory import release_memory
 from pgc3d.optimize import StepReport, optimize
 from pgc3d.parallel import ALONE, Processes
+from pgc3d.planning.eta import Eta
 from pgc3d.run_directory import RunDirectory
 from pgc3d.signals import StopFlag, interrupt_held
 from pgc3d.start_times import read_parts, read_start

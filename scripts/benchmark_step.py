@@ -24,14 +24,14 @@ from step_modules import Inputs, make_control, make_inputs, make_model
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from pgc3d import step_cost
 from pgc3d.diffusion.controlnet import Control, control_residuals
 from pgc3d.diffusion.fast.accelerate import accelerate, accelerate_network
 from pgc3d.diffusion.fast.cuda_graph import GraphedNetwork
 from pgc3d.diffusion.fast.encoder import FastEncoder
 from pgc3d.diffusion.latent import LatentDiffusion
 from pgc3d.kernels.attention import SMALL_SCORE_BYTES
-from pgc3d.model_size import ModelSize
+from pgc3d.planning import step_cost
+from pgc3d.planning.model_size import ModelSize
 from pgc3d.stopwatch import matmul_rate
 
 PARTS = ("encode", "unet", "gradient")

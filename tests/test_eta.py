@@ -8,7 +8,7 @@ from sessions import CONFIG
 
 from pgc3d.build.models import locate_models
 from pgc3d.config import Config, ExportConfig, LoggingConfig, StageConfig
-from pgc3d.eta import POWER, WARM_UP, Eta, export_seconds, operations_of, phases_of
+from pgc3d.planning.eta import POWER, WARM_UP, Eta, export_seconds, operations_of, phases_of
 from pgc3d.presets import TEXT, configure
 from pgc3d.representation.nerf_config import NerfConfig
 

@@ -9,7 +9,6 @@ from test_cli import run  # noqa: F401 - a fixture
 from test_plan import GIB, SD, SDXL
 from tiny import write_tiny_sdxl
 
-from pgc3d import plan
 from pgc3d.build.devices import require_model_devices, require_one_device
 from pgc3d.build.models import LoadedModels, locate_models
 from pgc3d.build.run import RunContext, build_stage
@@ -19,6 +18,7 @@ from pgc3d.devices import constant_on, current, device_of, output_on, views_on
 from pgc3d.diffusion.models import load_latent_diffusion
 from pgc3d.errors import BackendUnavailableError, ConfigError, OutOfMemoryError
 from pgc3d.optimize import Objective, Problem, optimization_step, optimize
+from pgc3d.planning import plan
 from pgc3d.rendering import build_rasterizer
 from pgc3d.task import Task
 from pgc3d.types import GuidanceOutput, Rendering, Step, Views

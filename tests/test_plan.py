@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import ROOT, write_tiny_controlnet, write_tiny_sdxl
 
-from pgc3d import plan
 from pgc3d.build.models import LocatedModel
 from pgc3d.config import Config, ModelConfig, ObjectiveConfig, RunConfig, StageConfig, load_config
 from pgc3d.diffusion.controlnet import ControlConfig, load_control_network, resolve_control
@@ -17,7 +16,8 @@ from pgc3d.diffusion.models import load_latent_diffusion, resolve_model
 from pgc3d.errors import OutOfMemoryError
 from pgc3d.guidance.sds_config import SdsConfig
 from pgc3d.pipelines import find_pipeline
-from pgc3d.plan_times import SIZES
+from pgc3d.planning import plan
+from pgc3d.planning.plan_times import SIZES
 
 SDXL = SIZES["sdxl"]
 SD = SIZES["sd"]

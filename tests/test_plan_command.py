@@ -12,13 +12,13 @@ from test_docs import ROOT
 
 from pgc3d.cli.options import runs_of
 from pgc3d.config import dump_config
-from pgc3d.earlier_runs import times_of_run
 from pgc3d.errors import ConfigError, InputError
-from pgc3d.fleet import fleet
-from pgc3d.forecast import Seeds, Settings, forecast
-from pgc3d.known_models import known_model
-from pgc3d.plan import fit
-from pgc3d.plan_times import H100, H200, MEASURED, SIZES, Scaling, Times, Work
+from pgc3d.planning.earlier_runs import times_of_run
+from pgc3d.planning.fleet import fleet
+from pgc3d.planning.forecast import Seeds, Settings, forecast
+from pgc3d.planning.known_models import known_model
+from pgc3d.planning.plan import fit
+from pgc3d.planning.plan_times import H100, H200, MEASURED, SIZES, Scaling, Times, Work
 from pgc3d.presets import TEXTURE, configure
 from pgc3d.requirements import ModelUse
 from pgc3d.run_directory import RunDirectory

@@ -6,13 +6,13 @@ from itertools import pairwise
 import pytest
 from test_plan import GIB, SD, SDXL, models
 
-from pgc3d import plan
 from pgc3d.config import Config, ObjectiveConfig, RunConfig, StageConfig, load_config
 from pgc3d.errors import OutOfMemoryError
 from pgc3d.guidance.formulas import NfsdFormula
 from pgc3d.guidance.sds_config import SdsConfig
 from pgc3d.guidance.vsd import VsdConfig
 from pgc3d.pipelines import find_pipeline
+from pgc3d.planning import plan
 
 
 def run_with(guidance, **settings):

@@ -13,7 +13,7 @@ from pgc3d.diffusion.first_names import unet_layer, vae_layer
 from pgc3d.diffusion.models import load_latent_diffusion, model_layout, resolve_model
 from pgc3d.diffusion.text import encode_prompts
 from pgc3d.errors import ConfigError, WeightsNotFoundError
-from pgc3d.plan import read_size
+from pgc3d.planning.plan import read_size
 from pgc3d.rendering import build_rasterizer
 from pgc3d.task import Task
 

@@ -13,13 +13,13 @@ from test_plan_guidances import run_with
 from test_texture_command import TINY, wall
 from tiny import write_tiny_adapter
 
-from pgc3d import plan
 from pgc3d.build.models import locate_models
 from pgc3d.config import load_config
 from pgc3d.errors import RunDirectoryError
 from pgc3d.guidance.sds_config import SdsConfig
 from pgc3d.guidance.vsd import VsdConfig
 from pgc3d.model_record import require_same_models
+from pgc3d.planning import plan
 
 
 def test_a_style_is_used_and_recorded_and_a_changed_adapter_is_refused(run, checkpoint, tmp_path):

@@ -69,12 +69,12 @@ def plan(
         together = {"nodes": nodes, "gpus": counts[0]}
         counts = (1,)
     else:
-        from pgc3d.forecast import Seeds
+        from pgc3d.planning.forecast import Seeds
 
         runs, notes = [(shlex.join(command), config, Seeds()) for _, config in found.runs], []
         together = {}
     forecasts = _forecasts(runs, on=on, gpus=counts, step_seconds=time_per_step, like=like)
-    from pgc3d.fleet import fleet
+    from pgc3d.planning.fleet import fleet
 
     total = fleet(forecasts, price=price, **together)
     if json_:
@@ -100,7 +100,7 @@ def _counts(text: str) -> tuple[int, ...]:
 def _listed(found: ListedJobs) -> tuple[list[tuple[str, Any, Any]], list[str]]:
     """The runs of a list, and lines about what is not planned."""
     from pgc3d.errors import InputError
-    from pgc3d.forecast import Seeds
+    from pgc3d.planning.forecast import Seeds
 
     runs = [
         (job.name, job.config, Seeds(len(job.seeds), found.sweep_steps))
@@ -123,9 +123,9 @@ def _forecasts(
     step_seconds: float | None,
     like: Path | None,
 ) -> list[Any]:
-    from pgc3d.earlier_runs import times_of_run
-    from pgc3d.forecast import Settings, forecast, planned_device
-    from pgc3d.plan_times import MEASURED
+    from pgc3d.planning.earlier_runs import times_of_run
+    from pgc3d.planning.forecast import Settings, forecast, planned_device
+    from pgc3d.planning.plan_times import MEASURED
 
     settings = Settings(MEASURED, on, step_seconds, gpus)
     if like is not None:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from pgc3d.model_size import ModelSize
+from pgc3d.planning.model_size import ModelSize
 
 H100, H200, TWO_CORES = "NVIDIA H100 80GB HBM3", "NVIDIA H200", "cpu with 2 cores"
 PERFORMANCE = "docs/pages/results/performance.md"

@@ -8,10 +8,10 @@ from typing import Any
 
 from pgc3d.config import Config, StageConfig, load_config
 from pgc3d.errors import InputError
-from pgc3d.eta import WARM_UP
-from pgc3d.known_models import KnownModel, evaluations, known_model, work_of
 from pgc3d.plain_files import read_file
-from pgc3d.plan_times import Parts, StepTime, Times, Work
+from pgc3d.planning.eta import WARM_UP
+from pgc3d.planning.known_models import KnownModel, evaluations, known_model, work_of
+from pgc3d.planning.plan_times import Parts, StepTime, Times, Work
 from pgc3d.run_directory import RunDirectory
 from pgc3d.run_files import METRICS
 

@@ -20,8 +20,8 @@ from itertools import pairwise
 
 from pgc3d.build.models import LocatedModel
 from pgc3d.config import Config, StageConfig
-from pgc3d.model_size import read_size
-from pgc3d.plan import estimate_stage
+from pgc3d.planning.model_size import read_size
+from pgc3d.planning.plan import estimate_stage
 
 WARM_UP = 2  # steps after each start that are not counted: kernels are compiled and memory is allocated
 RECENT = 50  # steps that count, so that the estimate follows the load of the computer

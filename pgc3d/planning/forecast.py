@@ -14,12 +14,12 @@ from pgc3d.build.devices import require_one_process
 from pgc3d.build.run import resolve_device
 from pgc3d.config import Config, StageConfig
 from pgc3d.errors import InputError, OutOfMemoryError
-from pgc3d.eta import export_seconds, phases_of
 from pgc3d.kernels import allowed_cores
-from pgc3d.known_models import KnownModel, evaluations, known_model, work_of
 from pgc3d.memory import free_memory
-from pgc3d.plan import changes, fit, places, plan_run
-from pgc3d.plan_times import Times
+from pgc3d.planning.eta import export_seconds, phases_of
+from pgc3d.planning.known_models import KnownModel, evaluations, known_model, work_of
+from pgc3d.planning.plan import changes, fit, places, plan_run
+from pgc3d.planning.plan_times import Times
 
 ADVICE = "use --time-per-step SECONDS, or --like RUN with a run that was made there"
 

@@ -11,9 +11,9 @@ from pgc3d.diffusion.aliases import ALIASES, BUNDLED
 from pgc3d.diffusion.files import WEIGHTS, ModelFolder, weight_files
 from pgc3d.diffusion.models import find_part, local_model
 from pgc3d.errors import WeightsNotFoundError
-from pgc3d.model_size import ModelSize, count_parameters, read_size
-from pgc3d.plan import FROZEN
-from pgc3d.plan_times import CONTROL_SIZES, SIZES, Work
+from pgc3d.planning.model_size import ModelSize, count_parameters, read_size
+from pgc3d.planning.plan import FROZEN
+from pgc3d.planning.plan_times import CONTROL_SIZES, SIZES, Work
 from pgc3d.requirements import ModelUse
 
 SAME_SIZE = 0.001  # fraction that the numbers of parameters of one architecture may differ

@@ -20,7 +20,7 @@ estimates beside measurements.
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
-from pgc3d.model_size import ModelSize
+from pgc3d.planning.model_size import ModelSize
 
 # Copies in memory of the ControlNets' residuals, where they go from one CUDA graph to another.
 RECORDED_COPIES = 2.5

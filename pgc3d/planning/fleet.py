@@ -4,7 +4,7 @@ import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pgc3d.forecast import Forecast
+from pgc3d.planning.forecast import Forecast
 
 HOUR = 3600.0  # seconds
 

@@ -21,9 +21,8 @@ from pgc3d.config import Config, ObjectiveConfig, StageConfig
 from pgc3d.devices import AUTO, device_of
 from pgc3d.errors import OutOfMemoryError
 from pgc3d.memory import free_memory
-from pgc3d.model_size import ModelSize, read_size
-from pgc3d.requirements import ModelUse
-from pgc3d.step_cost import (
+from pgc3d.planning.model_size import ModelSize, read_size
+from pgc3d.planning.step_cost import (
     FAST,
     FAST_LOW,
     PLAIN,
@@ -34,6 +33,7 @@ from pgc3d.step_cost import (
     estimate,
     weight_bytes,
 )
+from pgc3d.requirements import ModelUse
 from pgc3d.stopwatch import matmul_rate
 
 FROZEN = ModelUse()
