@@ -213,3 +213,17 @@ def test_a_run_without_an_asset_leaves_the_page_to_its_curves(tmp_path):
         browser.wait("document.querySelector('[data-kind=asset]').dataset.loaded")
         assert browser.evaluate(height) > 300
         assert browser.evaluate(controls)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
+def test_a_run_without_previews_is_not_offered_for_a_comparison_of_them(tmp_path):
+    first, second = make_run(tmp_path / "a"), make_run(tmp_path / "b")
+    kept = tmp_path / "kept"
+    (second / "previews").rename(kept)
+    with served(first, second) as server, Browser(tmp_path / "profile", size=(900, 700)) as browser:
+        browser.open(server.address)
+        browser.wait("document.querySelector('.sheet img').naturalWidth === 24")
+        browser.wait("document.querySelector('.compare').hidden")
+        kept.rename(second / "previews")
+        browser.wait("!document.querySelector('.compare').hidden")
+        assert browser.console == []
