@@ -109,7 +109,7 @@ class LoggingConfig:
     """How often a run writes metrics, previews and checkpoints.
 
     A stage has previews after steps 10 and 30 too, where `preview_every` is larger, so that a run that goes
-    wrong is seen early.
+    wrong is seen early, and after its last step.
     """
 
     log_every: int = number(10, 1, MAX_STEPS, unit="steps")  # between two lines of metrics
@@ -126,9 +126,10 @@ class LoggingConfig:
         """The steps of a stage that have a preview before the first one that `preview_every` states."""
         return tuple(step for step in EARLY_PREVIEWS if step < self.preview_every)
 
-    def has_preview(self, step: int) -> bool:
-        """Whether there is a preview after a step of a stage, by its number from 1."""
-        return bool(self.preview_every) and (step % self.preview_every == 0 or step in self.early_previews)
+    def has_preview(self, step: int, steps: int) -> bool:
+        """Whether there is a preview after a step of a stage, by its number from 1 to `steps`."""
+        due = self.preview_every and (step % self.preview_every == 0 or step == steps)
+        return bool(due) or step in self.early_previews
 
 
 @dataclass(frozen=True)
