@@ -30,11 +30,12 @@ from pgc3d.guidance.micro_batch import in_micro_batches
 from pgc3d.guidance.perp_neg import ViewMixture, mixture, require_views
 from pgc3d.guidance.timesteps import DreamTimeConfig, timestep_range
 from pgc3d.images import resize
-from pgc3d.prompts import ViewPromptConfig, view_index, view_prompts
+from pgc3d.prompts import view_index, view_prompts
 from pgc3d.ranges import PATH, check, number, schedule
 from pgc3d.requirements import ModelUse, Requirements
 from pgc3d.schedules import PiecewiseLinear, check_timestep_range
 from pgc3d.types import GuidanceOutput, Rendering, Step, TextEmbedding, Views
+from pgc3d.view_prompts import ViewPromptConfig
 
 
 @dataclass(frozen=True)
