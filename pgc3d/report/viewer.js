@@ -10,6 +10,7 @@ const Pgc3dViewer = (() => {
   const BACKGROUNDS = { light: 0xd6dade, dark: 0x1b1e21 };
   const LINES = { light: 0x20262b, dark: 0xd4dade };
   const FIELD_OF_VIEW = 40; // degrees
+  const LIGHT = 0.6; // of the environment, with which white surfaces are still shaded
   const START = new THREE.Vector3(0.35, 0.3, 1).normalize(); // from the asset to the camera
 
   class Viewer {
@@ -25,6 +26,7 @@ const Pgc3dViewer = (() => {
       this.renderer.setPixelRatio(Math.min(window.devicePixelRatio, 2));
       this.scene = new THREE.Scene();
       this.scene.environment = environment(this.renderer);
+      this.scene.environmentIntensity = LIGHT;
       this.camera = new THREE.PerspectiveCamera(FIELD_OF_VIEW, 1, 0.01, 100);
       this.controls = new THREE.OrbitControls(this.camera, canvas);
       this.controls.autoRotateSpeed = 4;
@@ -86,7 +88,7 @@ const Pgc3dViewer = (() => {
     // The lights of the lit mode: turned about the vertical, and times a factor.
     light(degrees, brightness) {
       this.scene.environmentRotation.y = degrees * Math.PI / 180;
-      this.scene.environmentIntensity = brightness;
+      this.scene.environmentIntensity = LIGHT * brightness;
       this.draw();
     }
 
