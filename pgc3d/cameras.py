@@ -19,10 +19,10 @@ from pgc3d.ranges import check, number, schedule, span
 from pgc3d.requirements import Requirements
 from pgc3d.schedules import PiecewiseLinear
 from pgc3d.types import Cameras, Step
+from pgc3d.view_config import FAR, MAX_FILL, ViewConfig, check_distance
 
-NEAR, FAR = 0.1, 100.0
+NEAR = 0.1
 FRAMING_ROUNDS = 8
-MAX_FILL = 10.0  # the camera nearly touches the unit sphere
 
 CameraSampler: TypeAlias = Callable[[Step], Cameras]
 # (count, CPU generator) -> random points of a surface and their unit normals
@@ -129,13 +129,13 @@ class OrbitConfig:
 
     def __post_init__(self) -> None:
         check(self)
-        _check_distance(self.fovy_degrees[0], self.fill[0])
+        check_distance(self.fovy_degrees[0], self.fill[0])
 
     def requires(self) -> Requirements:
         """No requirements: the cameras are random."""
         return Requirements()
 
-    def largest_fill(self, view: "ViewConfig") -> float:
+    def largest_fill(self, view: ViewConfig) -> float:
         """Upper end of `fill`."""
         return self.fill[1]
 
@@ -143,20 +143,6 @@ class OrbitConfig:
         """A sampler of new random cameras for each step."""
         batch, device = context.batch, context.device
         return lambda step: sample_orbit(batch, self, step.generator("cameras"), device)
-
-
-@dataclass(frozen=True)
-class ViewConfig:
-    """The camera of the input image, as far as it is known; its azimuth is 0."""
-
-    elevation_degrees: float = number(0.0, -89.0, 89.0, unit="degrees")  # positive above the object
-    # Vertical field of view.
-    fovy_degrees: float = number(40.0, 0.0, 150.0, unit="degrees", above=True, below=True)
-    fill: float = number(1.0, 0.0, MAX_FILL, above=True)  # as in `OrbitConfig`
-
-    def __post_init__(self) -> None:
-        check(self)
-        _check_distance(self.fovy_degrees, self.fill)
 
 
 @dataclass(frozen=True)
@@ -202,18 +188,6 @@ def fill_distance(fovy: Float[Tensor, " B"], fill: Float[Tensor, " B"]) -> Float
     """
     half_angle = torch.atan(fill * torch.tan(fovy / 2))
     return 1.0 / torch.sin(half_angle)
-
-
-def _check_distance(fovy_degrees: float, fill: float) -> None:
-    """Raise ValueError where the unit sphere would lie beyond the far plane."""
-    # In double precision: in single precision the sine of a small angle is 0, and the division fails.
-    angle, fraction = torch.tensor([[math.radians(fovy_degrees)], [fill]], dtype=torch.float64)
-    distance = fill_distance(angle, fraction).item()
-    if distance + 1.0 > FAR:
-        raise ValueError(
-            f"cameras must stand within {FAR - 1.0:g} of the origin, got {distance:.1f} for fovy_degrees "
-            f"{fovy_degrees:g} and fill {fill:g}; raise one of them"
-        )
 
 
 def frame_points(

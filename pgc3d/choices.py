@@ -18,3 +18,5 @@ Space: TypeAlias = Literal["pixels", "latents"]  # what a two-dimensional experi
 Texture: TypeAlias = Literal["field", "image"]  # what stores the colours during the optimisation
 Unit: TypeAlias = Literal["m", "cm", "mm", "in", "ft"]  # of length
 UvChoice: TypeAlias = Literal["auto", "own", "new"]  # the file's own texture coordinates or new ones
+
+AXES = ("+x", "-x", "+y", "-y", "+z", "-z")  # of a mesh file

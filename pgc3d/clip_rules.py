@@ -1,13 +1,11 @@
 """All clipping rules: their configurations, and short texts of them for options and tables."""
 
-import re
 from collections.abc import Callable
 from functools import partial
 
 from pgc3d import pgc
 from pgc3d.adaptive_clip import AdaptiveClip
-from pgc3d.errors import ConfigError
-from pgc3d.layers import nearest
+from pgc3d.clip_text import split_rule, wrong_number
 from pgc3d.ranges import check
 from pgc3d.relative_clip import RelativeClip
 
@@ -42,14 +40,10 @@ def parse_rule(text: str) -> ClipConfig:
     Raises:
         ConfigError: there is no such rule, or its number is out of range.
     """
-    kind, equals, number = ("pixel", "=", text) if re.match(r"[.\d]", text) else text.partition("=")
-    if kind not in RULES or (kind == "none" and equals):
-        raise ConfigError(
-            f"a rule must be one of {', '.join(RULES)}, or a threshold, got {text!r}{nearest(kind, RULES)}"
-        )
+    name, number = split_rule(text)
     try:
-        clip = RULES[kind](**({NUMBERS.get(kind, "threshold"): float(number)} if equals else {}))
+        clip = RULES[name](**({} if number is None else {NUMBERS.get(name, "threshold"): number}))
         check(clip)
         return clip
     except ValueError as error:
-        raise ConfigError(f"the rule {text!r} must have a number that fits, got: {error}") from error
+        raise wrong_number(text, error) from error

@@ -8,127 +8,43 @@ copy of the last one so far. A file without `stages` has one, `main`; settings o
 layer (`steps`, `resolution`, `representation`, `objectives`, `optimizer`, ...) belong to the last stage.
 """
 
-import re
 from collections.abc import Collection, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field, fields, replace
-from difflib import get_close_matches
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from operator import or_
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import yaml
 from omegaconf import DictConfig, OmegaConf, read_write
 
-from pgc3d.cameras import ViewConfig
-from pgc3d.choices import Backend, Format, Precision
-from pgc3d.diffusion.style import StyleConfig
+from pgc3d.early_config import STAGE_KEYS, STAGE_NUMBERS, check_stage_names
 from pgc3d.errors import ConfigError
-from pgc3d.exporting.placing import PlacingConfig
+from pgc3d.export_config import ExportConfig
 from pgc3d.image_config import InputImageConfig
 from pgc3d.layers import build, merge, nearest, structured
-from pgc3d.prompts import ViewPromptConfig
-from pgc3d.ranges import PATH, check, number, shown
+from pgc3d.ranges import shown
 from pgc3d.requirements import Requirements
-from pgc3d.stage_config import MAX_STEPS, NAME, ObjectiveConfig, OptimizerConfig, StageConfig
+from pgc3d.run_config import LoggingConfig, ModelConfig, RunConfig
+from pgc3d.stage_config import NAME, ObjectiveConfig, OptimizerConfig, StageConfig
+from pgc3d.view_config import ViewConfig
 from pgc3d.yaml_text import check_values, one_line, parse_override, read_yaml
 
-__all__ = ["ObjectiveConfig", "OptimizerConfig", "StageConfig", "read_yaml"]
+__all__ = [
+    "STAGE_NUMBERS",
+    "ExportConfig",
+    "LoggingConfig",
+    "ModelConfig",
+    "ObjectiveConfig",
+    "OptimizerConfig",
+    "RunConfig",
+    "StageConfig",
+    "read_yaml",
+]
 
 PRESETS = Path(__file__).parent / "configs"
-DEVICE = re.compile(r"auto|cpu|cuda:\d{1,2}", re.ASCII)  # torch counts to 127
 MAIN = "main"  # name of the only stage of a configuration without `stages`
-EARLY_PREVIEWS = (10, 30)  # steps
-STAGE_NUMBERS = ("steps", "resolution", "resolution_until")  # also below `run`, for the last stage
-STAGE_KEYS = (*STAGE_NUMBERS, "start", "representation", "objectives", "optimizer", "init")
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """A diffusion model; a guidance refers to it by its entry in `models`."""
-
-    # "mini", an alias as "sdxl", a hub id, a folder in diffusers' layout, or one safetensors file
-    name: str = field(default="mini", metadata=PATH)
-    # Of a single file: the model whose configurations and tokenizers it uses; None: the one that such files
-    # are made from.
-    base: str | None = field(default=None, metadata=PATH)
-    prediction: Literal["auto", "epsilon", "v_prediction"] = "auto"  # of the UNet; auto: from the checkpoint
-    empty_prompt: Literal["text", "zeros"] = "text"  # how an empty negative prompt is encoded
-    # FILE or OWNER/NAME[:FILE], each with or without :SCALE; safetensors
-    loras: tuple[str, ...] = field(default=(), metadata=PATH)
-    style: StyleConfig = field(default_factory=StyleConfig)  # for the run's style image, where it has one
-    dtype: Precision = "auto"  # of the UNet and the text or image encoders
-    vae: str | None = field(default=None, metadata=PATH)  # another VAE, as "sdxl-vae-fp16-fix"
-    # auto: float32 on a CPU, else float16 where the VAE allows it, or bfloat16.
-    vae_dtype: Precision = "auto"
-    fast: Literal["auto", "never"] = "auto"  # auto: own encoder and compiled UNet on CUDA; else diffusers'
-    view_prompts: ViewPromptConfig | None = None  # None: the model's own, else the usual four sectors
-    pose: Literal["auto", "radius", "polar"] = "auto"  # of a Zero123: the 4th entry; auto: the checkpoint's
-    # auto: the run's; else cuda:N or cpu, where the model computes its gradient while others compute theirs
-    device: str = "auto"
-
-    def __post_init__(self) -> None:
-        check(self)
-        if not self.name.strip():
-            raise ValueError("name must be a model, got an empty text")
-        if not DEVICE.fullmatch(self.device):
-            raise ValueError(f"device must be auto, cpu or cuda:N, got {shown(self.device)}")
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """Settings that all stages share."""
-
-    seed: int = number(0, 0, 2**63 - 1)  # of all random numbers
-    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto is CUDA where there is one
-    rasterizer: Backend = "auto"  # auto: triton on CUDA, cpu on a CPU
-    # Views that a guidance evaluates at once, 0 for all; the same result in less memory.
-    micro_batch: int = number(0, 0, 1024, unit="views")
-    low_memory: bool = False  # one view at once, and activations are recomputed in the backward pass
-
-    def __post_init__(self) -> None:
-        check(self)
-
-
-@dataclass(frozen=True)
-class ExportConfig:
-    """The mesh file that is written at the end."""
-
-    format: Format = "glb"  # of the file, see the option --format
-    texture_size: int = number(1024, 64, 8192, unit="pixels")  # side of the images that are written
-    faces: int = number(20_000, 4, 10**9, also={0: "all of them"})  # decimate to this many
-    placing: PlacingConfig = field(default_factory=PlacingConfig)
-
-    def __post_init__(self) -> None:
-        check(self)
-
-
-@dataclass(frozen=True)
-class LoggingConfig:
-    """How often a run writes metrics, previews and checkpoints.
-
-    A stage has previews after steps 10 and 30 too, where `preview_every` is larger, so that a run that goes
-    wrong is seen early.
-    """
-
-    log_every: int = number(10, 1, MAX_STEPS, unit="steps")  # between two lines of metrics
-    preview_every: int = number(100, 0, MAX_STEPS, unit="steps")  # between two previews; 0 means none
-    checkpoint_every: int = number(200, 1, MAX_STEPS, unit="steps")  # between two checkpoints
-    preview_resolution: int = number(256, 16, 2048, unit="pixels")  # side of a preview's views
-    tensorboard: bool = False  # also write metrics and previews for TensorBoard
-
-    def __post_init__(self) -> None:
-        check(self)
-
-    @property
-    def early_previews(self) -> tuple[int, ...]:
-        """The steps of a stage that have a preview before the first one that `preview_every` states."""
-        return tuple(step for step in EARLY_PREVIEWS if step < self.preview_every)
-
-    def has_preview(self, step: int) -> bool:
-        """Whether there is a preview after a step of a stage, by its number from 1."""
-        return bool(self.preview_every) and (step % self.preview_every == 0 or step in self.early_previews)
 
 
 @dataclass(frozen=True)
@@ -273,12 +189,11 @@ def _with_layer(
 
 def _in_stages(layer: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
     """The layer with the stage settings at its top moved into the last stage."""
-    _check_names("", layer, Config, STAGE_KEYS)
+    check_stage_names(layer)
     layer = dict(layer)
     own = {key: layer.pop(key) for key in STAGE_KEYS if key in layer}
     if isinstance(layer.get("run"), Mapping):
         run = layer["run"]
-        _check_names("run.", run, RunConfig, STAGE_NUMBERS)
         numbers = {key: run[key] for key in STAGE_NUMBERS if key in run}
         _require_once(own, numbers, "at the top and below run")
         own |= numbers
@@ -292,17 +207,6 @@ def _in_stages(layer: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]
         raise ConfigError(f"stages.{last} must hold keys and values, got {shown(nested)}")
     _require_once(own, nested, f"for the last stage and in stages.{last}")
     return {**layer, "stages": {**stages, last: {**own, **nested}}}
-
-
-def _check_names(path: str, layer: Mapping[str, Any], schema: Any, more: Sequence[str]) -> None:
-    """Refuse a misspelt key of a stage at a place where OmegaConf would not suggest the stage's keys."""
-    known = {item.name for item in fields(schema)}
-    for key in layer:
-        close = [] if key in known else get_close_matches(key, [*known, *more], n=1)
-        if close and close[0] != key and close[0] in more:
-            raise ConfigError(
-                f"{path}{key}: Key {key!r} not in {schema.__name__!r}. Did you mean: {close[0]!r}?"
-            )
 
 
 def _require_once(first: Mapping[str, Any], second: Mapping[str, Any], places: str) -> None:

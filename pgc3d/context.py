@@ -19,9 +19,9 @@ from pgc3d.diffusion.latent import LatentDiffusion
 from pgc3d.diffusion.style import StyleTokens
 from pgc3d.diffusion.zero123 import Zero123
 from pgc3d.interfaces import Guidance, Rasterizer, Representation
-from pgc3d.prompts import ViewPromptConfig
 from pgc3d.requirements import ModelUse, Requirements
 from pgc3d.types import Cameras, Handover, PreparedMesh, SourceTexture, TextEmbedding
+from pgc3d.view_prompts import ViewPromptConfig
 
 LightLoader: TypeAlias = Callable[[Path], Float[Tensor, "H W 3"]]  # linear radiance, see `environment`
 

@@ -14,7 +14,6 @@ from pgc3d.cameras import (
     CameraSampler,
     CloseUpConfig,
     OrbitConfig,
-    ViewConfig,
     choose,
     fill_distance,
     orbit,
@@ -25,6 +24,7 @@ from pgc3d.ranges import check, number
 from pgc3d.requirements import Requirements
 from pgc3d.schedules import PiecewiseLinear
 from pgc3d.types import Cameras, Step, seeded
+from pgc3d.view_config import ViewConfig
 
 PROBES = 48  # cameras of the orbit that measure which points it sees
 TILTS = ((0.0, 0.0), (45.0, 25.0), (-45.0, -25.0))  # degrees from a normal

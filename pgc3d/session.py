@@ -177,7 +177,7 @@ class Session:
 
     def _has_preview(self, step: int) -> bool:
         """Whether this process writes a preview after a step."""
-        return self.processes.leads and self.config.logging.has_preview(step)
+        return self.processes.leads and self.config.logging.has_preview(step, self._settings.steps)
 
     @property
     def _settings(self) -> StageConfig:

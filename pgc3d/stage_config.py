@@ -23,9 +23,9 @@ from pgc3d.representation.dmtet_config import DMTetConfig
 from pgc3d.representation.nerf_config import NerfConfig
 from pgc3d.representation.textured_mesh_config import TexturedMeshConfig
 from pgc3d.requirements import Requirements
+from pgc3d.run_config import MAX_STEPS
 
 BACKGROUNDS = (*COLORS, "random", "image")
-MAX_STEPS = 10_000_000
 MAX_PIXELS = 2**28  # of a step's views: the renderer would keep 300 GB for them
 NAME = re.compile(r"[\w-]{1,64}")
 RESERVED = ("seconds", "regularizers")  # other prefixes in the metrics of a step

@@ -120,7 +120,7 @@ def _shortened(text: str) -> str:
     return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
 
 
-def require_yaml_file(path: Path) -> None:
+def _require_yaml_file(path: Path) -> None:
     """Check that a path is a file.
 
     Raises:
@@ -135,7 +135,7 @@ def require_yaml_file(path: Path) -> None:
 
 
 def _read_text(path: Path) -> str:
-    require_yaml_file(path)
+    _require_yaml_file(path)
     with path.open("rb") as stream:
         content = stream.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:

@@ -224,10 +224,14 @@ def _verdicts(summary: Mapping[str, Any]) -> str:
         for name, part in summary["parts"].items()
     ]
     notes = [] if not summary["failed"] else [f"needed parts failed: {', '.join(summary['failed'])}"]
-    notes += [f"of reduced steps: {summary['steps_scale']:g} times"] if summary["steps_scale"] < 1 else []
+    notes += (
+        [f"all runs had fewer steps: {summary['steps_scale']:g} of the planned"]
+        if summary["steps_scale"] < 1
+        else []
+    )
     notes += ["random weights: the images are noise"] if summary["random_weights"] else []
     shown = "".join(f'<p class="note">{escape(note)}</p>' for note in notes)
-    return shown + listing(("part", "verdict", "needed", "seconds", "reason"), rows)
+    return shown + listing(("part", "verdict", "needed", "seconds", "reason"), rows, marked="fail")
 
 
 def _expectations(summary: Mapping[str, Any]) -> str:
@@ -236,7 +240,8 @@ def _expectations(summary: Mapping[str, Any]) -> str:
         (item.part, item.number, number(item.value), span(item), item.verdict, _yes(item.needed), item.reason)
         for item in sorted(all_checks(summary), key=lambda item: order[item.verdict])
     ]  # fmt: skip
-    return listing(("part", "number", "value", "range", "verdict", "needed", "why, or why not"), rows)
+    heads = ("part", "number", "value", "range", "verdict", "needed", "why, or why not")
+    return listing(heads, rows, marked="fail")
 
 
 def _images(out: Path, parts: Mapping[str, Any]) -> str:

@@ -19,6 +19,13 @@ licences() {
 licences --allow-only "$allowed"
 licences --fail-on "GPL;General Public License"  # also beside an allowed one
 echo "licences: all are of the kinds that may be used beside Apache-2.0"
+# All but pgc3d, which is on no index; torch's builds for CPUs have the vulnerabilities of the version itself.
+installed() {
+    "$python" -c 'import importlib.metadata as m
+for name, version in sorted({(d.name, d.version.partition("+")[0]) for d in m.distributions()}):
+    if name != "pgc3d":
+        print(f"{name}=={version}")'
+}
 if [ "${1:-}" != "--offline" ]; then
-    "$tools/pip-audit" --strict --path "$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+    "$tools/pip-audit" --strict --no-deps --disable-pip --requirement <(installed)
 fi

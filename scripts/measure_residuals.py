@@ -29,8 +29,8 @@ from pgc3d.build.run import resolve_device
 from pgc3d.diffusion.latent import select
 from pgc3d.disk import replace_file
 from pgc3d.guidance.sds import ScoreDistillation
-from pgc3d.prompts import ViewPromptConfig
 from pgc3d.types import TextEmbedding
+from pgc3d.view_prompts import ViewPromptConfig
 
 THRESHOLDS = (0.01, 0.03, 0.1, 0.3, 1.0)
 QUANTILES = (0.5, 0.9, 0.99, 0.999)

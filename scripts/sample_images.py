@@ -16,9 +16,10 @@ from pgc3d.diffusion.files import ModelFolder, read_json
 from pgc3d.diffusion.latent import LatentDiffusion, select
 from pgc3d.diffusion.models import load_latent_diffusion
 from pgc3d.diffusion.text import encode_prompts
-from pgc3d.prompts import ViewPromptConfig, view_index, view_prompts
+from pgc3d.prompts import view_index, view_prompts
 from pgc3d.requirements import ModelUse
 from pgc3d.types import Cameras, TextEmbedding
+from pgc3d.view_prompts import ViewPromptConfig
 
 # Objects of the bundled prior's training set; prompts of samples and studies.
 PROMPTS = (

@@ -57,6 +57,11 @@ class Browser:
         self._call("Page.navigate", url=page if isinstance(page, str) else page.as_uri())
         self.wait("document.documentElement?.dataset.ready === 'true'")
 
+    def resize(self, width, height):
+        """Make the window that size, as no real one is narrower than 500 pixels."""
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
+        self._call("Emulation.setDeviceMetricsOverride", **size)
+
     def evaluate(self, expression):
         result = self._call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
         assert "exceptionDetails" not in result, result

@@ -315,6 +315,7 @@ def test_the_report_holds_all_and_runs_nothing_of_what_it_holds(trial):
         assert json.loads(packed.read("acceptance.json")) == json.loads(json.dumps(summary))
         page = packed.read("acceptance.html").decode()
     assert "default-src 'none'" in page
+    assert page.count('<tr class="differs"><td>text-sd</td><td>fail</td>') == 1
     assert "&lt;b&gt;gone&lt;/b&gt;" in page
     assert not re.search(r"<(?:script|b|i)>|https?://", page)
     assert "data:image/jpeg;base64," in page

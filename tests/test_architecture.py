@@ -33,7 +33,8 @@ LAYERS = (
     ("run_directory",),
     ("checkpoint_files",),
     ("optimize", "config"),
-    ("stage_config", "clip_rules"),
+    ("stage_config", "clip_rules", "early_config"),
+    ("clip_text",),
     ("layers",),
     ("yaml_text",),
     ("inputs", "exporting"),
@@ -42,11 +43,12 @@ LAYERS = (
     ("context",),
     ("rendering",),
     ("diffusion", "geometry", "kernels", "mini"),
-    ("image_config", "images", "stopwatch", "memory", "measurements", "parallel", "devices"),
+    ("run_config", "export_config", "image_config"),
+    ("images", "stopwatch", "memory", "measurements", "parallel", "devices"),
     ("cover_cameras",),
     ("cameras", "prompts", "adaptive_clip", "relative_clip"),
     ("pgc",),
-    ("prompt_weights",),
+    ("prompt_weights", "view_config", "view_prompts"),
     ("ranges", "requirements"),
     ("schedules",),
     ("interfaces",),
@@ -188,10 +190,17 @@ LIGHT = {
 REFUSED = (  # for reasons that no tensor is needed for
     "text ''", "text x --quality best", "text x --config none.yaml", "image none.png", "texture none.glb x",
     "resume none", "export none", "render none", "report none", "batch none.txt",
+    "texture a.glb x --set run.stps=3", "text x --set run.seed=many", "text x --set exprt.faces=3",
+    "text x --set =",
+    "texture a.glb x --clip pixle", "image a.png --clip pngd=x", "text x --config bad.yaml",
+    "texture a.glb x --config misspelt.yaml", "text x --guidance sdxx", "config show --set models.text.nme=x",
+    "config validate bad.yaml",
 )  # fmt: skip
 
 
 def test_arguments_are_refused_before_anything_heavy_is_imported(tmp_path):
+    (tmp_path / "bad.yaml").write_text("run: {seed: [")
+    (tmp_path / "misspelt.yaml").write_text("logging: {log_evry: 5}")
     code = "import shlex, sys\nfrom pgc3d.cli.app import main\n" + "".join(
         f"try: main(shlex.split({line!r}))\nexcept SystemExit as end: print(end.code)\n" for line in REFUSED
     )

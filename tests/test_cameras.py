@@ -13,7 +13,6 @@ from pgc3d.cameras import (
     CloseUpConfig,
     OrbitConfig,
     ReferenceCameraConfig,
-    ViewConfig,
     choose,
     fill_distance,
     frame_points,
@@ -25,6 +24,7 @@ from pgc3d.cameras import (
     turntable,
 )
 from pgc3d.types import Cameras, Step
+from pgc3d.view_config import ViewConfig
 
 FOVY = math.radians(40.0)
 CPU = torch.device("cpu")

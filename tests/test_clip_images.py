@@ -78,10 +78,11 @@ def test_a_run_writes_them_beside_its_previews(session):
     assert session.optimize("main", parts, None, no_preview)
     folder = session.run.path / "previews" / "main"
     names = {path.name for path in folder.iterdir()}
-    assert names == {f"{kind}-{step:06d}.png" for kind in ("step", "clipping") for step in (5, 10)}
+    assert names == {f"{kind}-{step:06d}.png" for kind in ("step", "clipping") for step in (5, 10, 12)}
     with Image.open(folder / "clipping-000005.png") as image:
         assert image.mode == "RGB"
     assert [event.file.name for event in events if event.kind == "clipping"] == [
         "clipping-000005.png",
         "clipping-000010.png",
+        "clipping-000012.png",
     ]

@@ -6,7 +6,7 @@ from tiny import write_tiny_sdxl, write_tiny_zero123
 
 from pgc3d.build.models import LoadedModels, locate_models
 from pgc3d.build.run import RunContext, build_objectives, build_stage
-from pgc3d.cameras import ViewConfig, reference_view
+from pgc3d.cameras import reference_view
 from pgc3d.config import load_config
 from pgc3d.context import GuidanceContext
 from pgc3d.diffusion.models import resolve_model
@@ -16,6 +16,7 @@ from pgc3d.guidance.reference import ReferenceConfig
 from pgc3d.guidance.zero123 import Zero123Config
 from pgc3d.rendering import build_rasterizer
 from pgc3d.task import Task
+from pgc3d.view_config import ViewConfig
 
 CPU = torch.device("cpu")
 

@@ -12,8 +12,9 @@ from pgc3d.diffusion.models import load_latent_diffusion, resolve_model
 from pgc3d.diffusion.text import encode_prompts
 from pgc3d.guidance.sds import ScoreDistillation
 from pgc3d.kernels.attention import attention, attention_plain
-from pgc3d.prompts import ViewPromptConfig, view_prompts
+from pgc3d.prompts import view_prompts
 from pgc3d.types import Rendering, Views
+from pgc3d.view_prompts import ViewPromptConfig
 
 pytestmark = pytest.mark.gpu
 

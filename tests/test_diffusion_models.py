@@ -12,7 +12,7 @@ from pgc3d.diffusion.hub import files_to_fetch, is_hub_id, record_file
 from pgc3d.diffusion.models import find_part, load_latent_diffusion, resolve_model
 from pgc3d.diffusion.text import encode_prompts
 from pgc3d.errors import ConfigError, WeightsNotFoundError
-from pgc3d.prompts import ViewPromptConfig
+from pgc3d.view_prompts import ViewPromptConfig
 
 OWNED = "someone/tiny-sdxl"
 COMMIT, LATER = "a" * 40, "b" * 40

@@ -48,6 +48,19 @@ def require_parsed(words, command=COMMANDS, name="pgc3d"):
 
 
 @of_each_page
+def test_pages_have_a_title_and_a_text(page):
+    title, _, text = page.text.partition("\n")
+    assert title.startswith("# ")
+    assert len(text) > 300
+
+
+def test_there_is_a_list_of_changes():
+    text = (ROOT / "CHANGELOG.md").read_text()
+    assert text.startswith("# Changes\n\n## ")
+    assert text.count("\n- ") > 20
+
+
+@of_each_page
 def test_command_lines_are_valid(page, tmp_path, monkeypatch):
     """With the configuration of the run that they would begin, where parsing does not check their values."""
     monkeypatch.chdir(tmp_path)

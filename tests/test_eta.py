@@ -44,7 +44,7 @@ def run_of(config, seconds, *, power=1.0, aside=0.0, first=0.0, guidance=None, w
             clock.now += seconds(bare) + (first if step == 1 else 0.0)
             eta.stepped(step, None if guidance is None else guidance(bare))
             found.append((eta.progress, eta.seconds_left(), clock.now))
-            if config.logging.has_preview(step):
+            if config.logging.has_preview(step, stage.steps):
                 clock.now += aside
                 eta.spent("preview", aside)
     end = clock.now + export_seconds(config)
@@ -155,11 +155,35 @@ def test_previews_count_once_they_were_made(every, from_step):
 
 @pytest.mark.parametrize(
     ("every", "steps"),
-    [(0, []), (7, [7, 14, 21, 28, 35]), (20, [10, 20]), (35, [10, 30, 35]), (100, [10, 30])],
+    [
+        (0, []),
+        (7, [7, 14, 21, 28, 35, 39]),
+        (13, [10, 13, 26, 39]),
+        (35, [10, 30, 35, 39]),
+        (100, [10, 30, 39]),
+    ],
 )
-def test_a_run_has_previews_early(every, steps):
+def test_a_run_has_previews_early_and_of_its_end(every, steps):
     logging = LoggingConfig(preview_every=every)
-    assert [step for step in range(1, 40) if logging.has_preview(step)] == steps
+    assert [step for step in range(1, 40) if logging.has_preview(step, 39)] == steps
+
+
+@pytest.mark.parametrize("every", [0, 7, 30, 50, 1000])
+def test_the_previews_still_to_come_are_those_that_are_made(every):
+    config = replace(RUN, logging=replace(LOGGING, preview_every=every))
+    eta = Eta(config, operations, clock=Clock())
+    names = list(config.stages)
+    for name in names:
+        steps = config.stages[name].steps
+        later = [config.stages[other].steps for other in names[names.index(name) + 1 :]]
+        eta.begin(name, 0)
+        eta.spent("preview", 1.0)
+        for step in range(1, steps + 1):
+            eta.stepped(step)
+            left = [(number, steps) for number in range(step + 1, steps + 1)]
+            left += [(number, other) for other in later for number in range(1, other + 1)]
+            made = sum(config.logging.has_preview(*pair) for pair in left)
+            assert eta._periodic_seconds() == made
 
 
 def test_a_phase_of_another_cost_than_planned_is_corrected_once_it_begins():

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pgc3d.cameras import ViewConfig, fill_distance, orbit, reference_view
+from pgc3d.cameras import fill_distance, orbit, reference_view
 from pgc3d.cli.app import main
 from pgc3d.cli.options import RunOptions, configured_item
 from pgc3d.errors import InputError, RunDirectoryError, WeightsNotFoundError
@@ -33,6 +33,7 @@ from pgc3d.mesh_io.mesh_file import read_mesh, write_mesh
 from pgc3d.mini import text_model
 from pgc3d.rendering.cpu import CpuRasterizer
 from pgc3d.task import Task
+from pgc3d.view_config import ViewConfig
 
 CPU = torch.device("cpu")
 SMALL = Protocol(views=3, resolution=64, points=1024, surface_views=8, grid=24)

@@ -7,8 +7,9 @@ from hub import Hub, Repository, go_offline, online, serving
 from tiny import write_tiny_adapter, write_tiny_sdxl
 
 from pgc3d.diffusion.models import resolve_model
-from pgc3d.diffusion.style import AUTHORS, FILES, StyleConfig, resolve_style
+from pgc3d.diffusion.style import AUTHORS, FILES, resolve_style
 from pgc3d.errors import WeightsNotFoundError
+from pgc3d.run_config import StyleConfig
 
 
 @pytest.fixture

@@ -16,10 +16,11 @@ from pgc3d.diffusion.text import encode_prompts
 from pgc3d.evaluation.retrieval import load_retriever
 from pgc3d.guidance.score import classifier_free_guidance
 from pgc3d.guidance.sds import ScoreDistillation
-from pgc3d.prompts import ViewPromptConfig, unknown_words, view_prompts
+from pgc3d.prompts import unknown_words, view_prompts
 from pgc3d.rendering.cpu import CpuRasterizer
 from pgc3d.rendering.mesh_renderer import render_mesh
 from pgc3d.types import Material, Mesh
+from pgc3d.view_prompts import ViewPromptConfig
 
 PACKAGE = Path(pgc3d.mini.__file__).parent
 SIZE = 128

@@ -15,8 +15,9 @@ from pgc3d.errors import ConfigError
 from pgc3d.guidance import score
 from pgc3d.guidance.perp_neg import mixture, quarter, require_views
 from pgc3d.mini import text_model
-from pgc3d.prompts import ViewPromptConfig, view_index, view_prompts
+from pgc3d.prompts import view_index, view_prompts
 from pgc3d.types import Views
+from pgc3d.view_prompts import ViewPromptConfig
 
 CPU = torch.device("cpu")
 # r, and the weights of (front, side) before the side, (side, front) behind it

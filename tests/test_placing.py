@@ -11,9 +11,11 @@ from test_cli import checkpoint, run  # noqa: F401 - fixtures
 from test_mesh_file import plate
 from test_texture_command import TINY
 
+from pgc3d.choices import AXES
 from pgc3d.errors import InputError
-from pgc3d.exporting.placing import METRES, PlacingConfig, place_asset
-from pgc3d.geometry.placement import AXES, axis_vector, orientation
+from pgc3d.export_config import PlacingConfig
+from pgc3d.exporting.placing import METRES, place_asset
+from pgc3d.geometry.placement import axis_vector, orientation
 from pgc3d.mesh_io.mesh_file import read_mesh
 from pgc3d.types import Placement
 

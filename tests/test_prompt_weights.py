@@ -13,7 +13,8 @@ from pgc3d.diffusion.text import encode_prompts, weigh
 from pgc3d.errors import InputError
 from pgc3d.mini import text_model
 from pgc3d.prompt_weights import Part, parse_prompt, plain_text, token_weights, weight_note
-from pgc3d.prompts import ViewPromptConfig, view_prompts
+from pgc3d.prompts import view_prompts
+from pgc3d.view_prompts import ViewPromptConfig
 
 PARSED = {
     "a (rusty:1.3) chair": [("a ", 1.0), ("rusty", 1.3), (" chair", 1.0)],

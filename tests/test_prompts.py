@@ -5,7 +5,8 @@ import torch
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from pgc3d.prompts import ViewPromptConfig, prompt_notes, unknown_words, view_index, view_prompts
+from pgc3d.prompts import prompt_notes, unknown_words, view_index, view_prompts
+from pgc3d.view_prompts import ViewPromptConfig
 
 NUMERIC = ViewPromptConfig(
     template="{prompt}, {azimuth}, seen from {elevation}, {background} background",

@@ -5,7 +5,7 @@ import torch
 from steps import FIRST, backpropagate, show
 
 from pgc3d import pgc
-from pgc3d.cameras import ViewConfig, reference_view
+from pgc3d.cameras import reference_view
 from pgc3d.config import ObjectiveConfig, load_config
 from pgc3d.errors import ConfigError
 from pgc3d.guidance.reference import SIDE as STATED
@@ -15,6 +15,7 @@ from pgc3d.optimize import Objective, Problem, optimize
 from pgc3d.rendering import build_rasterizer
 from pgc3d.representation.dmtet_config import DMTetConfig, build_dmtet
 from pgc3d.types import GuidanceOutput, Rendering, Views
+from pgc3d.view_config import ViewConfig
 
 SIDE = 12
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from steps import FIRST, show
 
 from pgc3d import pgc
-from pgc3d.cameras import ViewConfig, orbit, reference_view
+from pgc3d.cameras import orbit, reference_view
 from pgc3d.evaluation.procedural import shapes
 from pgc3d.geometry.normals import vertex_normals
 from pgc3d.guidance.reference import SIDE as STATED
@@ -20,6 +20,7 @@ from pgc3d.rendering import build_rasterizer
 from pgc3d.rendering.mesh_renderer import render_mesh
 from pgc3d.representation.dmtet_config import DMTetConfig, build_dmtet
 from pgc3d.types import Material, Mesh, Rendering, Views
+from pgc3d.view_config import ViewConfig
 
 RASTERIZER = build_rasterizer("auto", torch.device("cpu"))
 CAMERA = orbit(*(torch.tensor([value]) for value in (0.7, 0.35, 3.0, math.radians(40.0))))

@@ -133,6 +133,18 @@ def test_two_runs_are_compared(tmp_path):
     assert '<polyline class="line c1 dashed"' in text
 
 
+def test_the_folders_of_models_are_not_told_whole(tmp_path):
+    models = {
+        "sdxl": {"name": "/home/jane/models/sdxl", "sha256": "0" * 64},
+        "sd": {"name": "a/sd", "commit": "1" * 40},
+    }
+    lora = {"path": "/home/jane/loras/paint.safetensors", "scale": 0.5, "sha256": "2" * 64}
+    text = render_page([facts(make_run(tmp_path / "chair", models=models, loras=[lora]))])
+    assert "jane" not in text
+    for part in ("model sdxl: models/sdxl<", "model sd: a/sd<", "LoRA loras/paint.safetensors x 0.5<"):
+        assert part in text
+
+
 def test_a_run_that_was_killed_is_not_running(tmp_path):
     device = {"type": "cpu", "name": "a processor"}
     folder = make_run(tmp_path / "chair", asset=False, status="running", device=device)
@@ -278,7 +290,7 @@ def test_facts_of_what_a_session_wrote(session):
     assert (found.finished, found.stages[0].steps, found.stages[0].planned) == (True, 12, 12)
     clipped = next(curve for curve in found.curves if curve.name == "color/clipped_fraction")
     assert clipped.steps == (4, 8, 12)
-    assert [image.label for image in found.images] == ["step 5", "step 10"]
+    assert [image.label for image in found.images] == ["step 5", "step 10", "step 12"]
     text = render_page([found])
     for part in ("clipped_fraction", "peak memory, resident", "all parts", "the run has no asset file"):
         assert part in text

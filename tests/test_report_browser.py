@@ -80,3 +80,42 @@ def drag(browser):
     for step in range(1, 6):
         browser.mouse("mouseMoved", x + 20 * step, y + 5 * step)
     browser.mouse("mouseReleased", x + 100, y + 25)
+
+
+PHONE = (390, 800)
+NARROW = "[document.documentElement.scrollWidth, innerWidth]"
+BROKEN = """[...document.querySelectorAll('td, th')].filter((cell) => {
+  const range = document.createRange();
+  range.selectNodeContents(cell);
+  const lines = new Set([...range.getClientRects()].map((box) => Math.round(box.top)));
+  return lines.size > Math.max(1, cell.textContent.length / 8);
+}).map((cell) => cell.textContent)"""
+
+
+def test_tables_are_readable_on_a_phone(tmp_path):
+    """No cell is a column of single letters, and the page itself is not wider than the window."""
+    runs = [make_run(tmp_path / name, prompt=name * 60, device=name) for name in ("one", "two")]
+    for run, value in zip(runs, (0.125, 0.0625), strict=True):
+        config = run / "config.yaml"
+        config.write_text(
+            f"{config.read_text()}\nobjectives: {{color: {{guidance: {{t_max: [{value}, 1.0]}}}}}}\n"
+        )
+    page = write_report(runs, tmp_path / "page.html")
+    with Browser(tmp_path / "profile", size=(900, 800)) as browser:
+        browser.resize(*PHONE)
+        browser.open(page)
+        width, window = browser.evaluate(NARROW)
+        assert width <= window == PHONE[0]
+        assert browser.evaluate(BROKEN) == []
+
+
+def test_an_asset_stays_in_sight_when_a_phone_is_turned(page, tmp_path):
+    with Browser(tmp_path / "profile", size=(900, 800)) as browser:
+        browser.resize(800, 390)
+        browser.open(page)
+        pressed(browser, "base colour")
+        browser.resize(*PHONE)
+        browser.evaluate("document.querySelector('.viewer').scrollIntoView()")
+        image = browser.image()
+        assert near(image, *MAGENTA) > 0.05
+        assert near(image[:, :30], *MAGENTA) == near(image[:, -30:], *MAGENTA) == 0

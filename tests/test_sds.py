@@ -18,9 +18,10 @@ from pgc3d.guidance.vsd import VsdConfig
 from pgc3d.images import resize
 from pgc3d.interfaces import Guidance, SupportsMicroBatch
 from pgc3d.optimize import Objective
-from pgc3d.prompts import ViewPromptConfig, view_index, view_prompts
+from pgc3d.prompts import view_index, view_prompts
 from pgc3d.schedules import PiecewiseLinear
 from pgc3d.types import Rendering, Step, TextEmbedding, Views
+from pgc3d.view_prompts import ViewPromptConfig
 
 BATCH = 3
 

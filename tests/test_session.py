@@ -69,6 +69,7 @@ def test_what_is_due_is_written(session):
     assert [path.name for path in sorted((session.run.path / "previews" / "main").glob("step-*"))] == [
         "step-000005.png",
         "step-000010.png",
+        "step-000012.png",  # the last one
     ]
     lines = (session.run.path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [4, 8, 12]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from test_evaluation import BEST, SMALL, chair, clip_model  # noqa: F401 - fixtures
 
-from pgc3d.cameras import ViewConfig, reference_view
+from pgc3d.cameras import reference_view
 from pgc3d.cli.app import main
 from pgc3d.errors import InputError
 from pgc3d.evaluation import benchmark
@@ -23,6 +23,7 @@ from pgc3d.inputs.image import frame_image
 from pgc3d.mesh_io.mesh_file import read_mesh, write_mesh
 from pgc3d.rendering.cpu import CpuRasterizer
 from pgc3d.rendering.mesh_renderer import project
+from pgc3d.view_config import ViewConfig
 
 SHARED = replace(SMALL, frame="shared")
 

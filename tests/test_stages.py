@@ -159,7 +159,7 @@ def test_a_run_that_stops_in_any_stage_ends_as_if_it_had_not(config, whole, tmp_
 
 def test_a_run_keeps_metrics_previews_checkpoints_and_steps_of_each_stage(whole):
     assert metrics(whole) == ORDER
-    for stage, previews, checkpoints in (("coarse", [2], [3, 2]), ("fine", [2, 4], [4, 2])):
+    for stage, previews, checkpoints in (("coarse", [2, 3], [3, 2]), ("fine", [2, 4], [4, 2])):
         found = sorted(path.name for path in (whole / "previews" / stage).glob("step-*"))
         assert found == [f"step-{step:06d}.png" for step in previews]
         found = [path.stem for path in RunDirectory.open(whole).checkpoints(stage)]

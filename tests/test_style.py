@@ -16,7 +16,6 @@ from pgc3d.diffusion.controlnet import Control, control_residuals
 from pgc3d.diffusion.fast.accelerate import accelerate
 from pgc3d.diffusion.latent import select
 from pgc3d.diffusion.style import (
-    StyleConfig,
     encode_style,
     resolve_style,
     with_style,
@@ -24,6 +23,7 @@ from pgc3d.diffusion.style import (
 from pgc3d.diffusion.zero123 import clip_pixels
 from pgc3d.errors import ConfigError, WeightsNotFoundError
 from pgc3d.requirements import ModelUse
+from pgc3d.run_config import StyleConfig
 
 CPU = torch.device("cpu")
 KINDS = ["sdxl", "sd", "sdxl-plus"]
@@ -171,7 +171,8 @@ import torch
 from pgc3d.diffusion.fast.accelerate import BLOCKS
 from pgc3d.diffusion.fast.unet import fuse_projections, replace_blocks
 from pgc3d.diffusion.models import load_latent_diffusion
-from pgc3d.diffusion.style import StyleConfig, load_style, resolve_style
+from pgc3d.diffusion.style import load_style, resolve_style
+from pgc3d.run_config import StyleConfig
 from pgc3d.diffusion.models import resolve_model
 
 folder = resolve_model(sys.argv[1])

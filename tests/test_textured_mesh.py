@@ -11,11 +11,12 @@ from safetensors.torch import load_file, save_file
 from steps import FIRST, render, show
 
 from pgc3d.cameras import CloseUpConfig, orbit, sample_close_ups, turntable
+from pgc3d.choices import AXES
 from pgc3d.errors import InputError, OutOfMemoryError, RunDirectoryError
 from pgc3d.exporting.textured_mesh import bake_texture, export_textured_mesh
 from pgc3d.geometry.normals import crease_normals, vertex_normals
 from pgc3d.geometry.own_uv import draw_atlas
-from pgc3d.geometry.placement import AXES, orientation
+from pgc3d.geometry.placement import orientation
 from pgc3d.geometry.sampling import sample_surface
 from pgc3d.inputs.mesh import load_prepared, prepare_mesh_file, save_prepared
 from pgc3d.interfaces import Representation

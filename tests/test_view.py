@@ -279,6 +279,7 @@ def test_the_page_follows_a_run_in_the_browser(tmp_path):
         browser.open(server.address)
         assert browser.evaluate("location.href") == f"http://127.0.0.1:{server.port}/"
         browser.wait(f"{text}.includes('fine: step 20 of 20')")
+        assert browser.evaluate("document.querySelector('.prompt').textContent") == "a red chair"
         run.log_metrics({"stage": "fine", "step": 25, "color/clipped_fraction": 0.125})
         browser.wait(f"{text}.includes('fine: step 25 of 20')")
         browser.wait("document.querySelector('.newest').textContent.includes('clipped_fraction 0.125')")

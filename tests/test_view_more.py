@@ -7,6 +7,7 @@ from http import HTTPStatus
 
 import numpy as np
 import pytest
+import trimesh
 from browser import CHROMIUM, Browser
 from PIL import Image
 from report_runs import MAGENTA, make_run, write_colored_cube
@@ -213,3 +214,32 @@ def test_a_run_without_an_asset_leaves_the_page_to_its_curves(tmp_path):
         browser.wait("document.querySelector('[data-kind=asset]').dataset.loaded")
         assert browser.evaluate(height) > 300
         assert browser.evaluate(controls)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
+def test_a_run_without_previews_is_not_offered_for_a_comparison_of_them(tmp_path):
+    first, second = make_run(tmp_path / "a"), make_run(tmp_path / "b")
+    kept = tmp_path / "kept"
+    (second / "previews").rename(kept)
+    with served(first, second) as server, Browser(tmp_path / "profile", size=(900, 700)) as browser:
+        browser.open(server.address)
+        browser.wait("document.querySelector('.sheet img').naturalWidth === 24")
+        browser.wait("document.querySelector('.compare').hidden")
+        kept.rename(second / "previews")
+        browser.wait("!document.querySelector('.compare').hidden")
+        assert browser.console == []
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
+def test_the_faces_of_a_white_mesh_differ_from_each_other_and_from_the_background(tmp_path):
+    path = tmp_path / "cube.glb"
+    path.write_bytes(trimesh.creation.box().export(file_type="glb"))
+    with served(path) as server, Browser(tmp_path / "profile", size=(900, 700)) as browser:
+        browser.open(server.address)
+        browser.wait("document.querySelector('.viewer').dataset.loaded")
+        browser.evaluate("document.querySelector('.viewer').scrollIntoView()")
+        image = browser.image()[20:400, 50:800].mean(-1).round().astype(int)
+        levels = [level for level in range(256) if np.mean(np.abs(image - level) <= 2) > 0.02]
+        shades = [level for level in levels if level - 1 not in levels]  # the first of each group
+        assert len(shades) >= 3
+        assert min(np.diff(shades)) >= 10

@@ -11,8 +11,9 @@ from pgc3d.diffusion.latent import LatentDiffusion
 from pgc3d.diffusion.models import load_latent_diffusion, resolve_model
 from pgc3d.diffusion.text import encode_prompts
 from pgc3d.guidance.sds import ScoreDistillation
-from pgc3d.prompts import ViewPromptConfig, view_prompts
+from pgc3d.prompts import view_prompts
 from pgc3d.types import TextEmbedding
+from pgc3d.view_prompts import ViewPromptConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 

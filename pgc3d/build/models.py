@@ -34,10 +34,10 @@ from pgc3d.diffusion.zero123 import Zero123, condition, require_zero123
 from pgc3d.errors import ConfigError, WeightsNotFoundError
 from pgc3d.imports import importing
 from pgc3d.memory import release_memory
-from pgc3d.prompts import ViewPromptConfig
 from pgc3d.requirements import ModelUse, Requirements
 from pgc3d.start_times import timed
 from pgc3d.types import TextEmbedding
+from pgc3d.view_prompts import ViewPromptConfig
 
 NOVEL_VIEW = "zero123"  # the layout of models that are conditioned on an image
 NAMES = {"sdxl": "SDXL", "sd": "SD", "zero123": "Zero123"}

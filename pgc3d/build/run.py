@@ -10,7 +10,7 @@ import torch
 
 from pgc3d import pgc
 from pgc3d.backgrounds import Background
-from pgc3d.cameras import CameraContext, ViewConfig, reference_view
+from pgc3d.cameras import CameraContext, reference_view
 from pgc3d.choices import MapName
 from pgc3d.colors import COLORS, named_color
 from pgc3d.config import Config, ObjectiveConfig, StageConfig, load_config
@@ -33,6 +33,7 @@ from pgc3d.schedules import PiecewiseLinear
 from pgc3d.start_times import timed
 from pgc3d.task import Task
 from pgc3d.types import Cameras, Handover, PreparedMesh, SourceTexture, Step, seeded
+from pgc3d.view_config import ViewConfig
 
 CAMERA_STEPS = 40  # whose cameras the report of what a run saw is made from
 

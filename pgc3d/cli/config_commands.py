@@ -29,7 +29,10 @@ def validate(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="YAML file.")], set_: SetOption = None
 ) -> int:
     """Check a configuration file; prints one line where it is valid."""
-    from pgc3d.config import load_config
+    from pgc3d.early_config import check_early
+
+    check_early([file], set_ or [])
+    from pgc3d.config import load_config  # with torch, which takes a second
 
     load_config([file], overrides=set_ or [])
     deliver(f"{plain_line(str(file))} is valid\n")

@@ -207,7 +207,10 @@ def with_run_options(command: Callable[..., int]) -> Callable[..., int]:
 
     @functools.wraps(command)
     def flat(**values: Any) -> int:
+        from pgc3d.early_config import check_early
+
         options = RunOptions(**{name: values.pop(name) for name in shared})
+        check_early(options.config or [], options.set_ or [], rule=options.clip)
         return command(**values, options=options)
 
     own = inspect.signature(command).parameters.values()
@@ -264,10 +267,6 @@ def configured(
     Raises:
         ConfigError: a key, a value or a combination is wrong.
     """
-    from pgc3d.yaml_text import require_yaml_file
-
-    for path in options.config or []:
-        require_yaml_file(path)
     import_library()
     from pgc3d.clip_rules import parse_rule
     from pgc3d.presets import TEXT, configure

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pgc3d.diffusion.latent import Layout
 from pgc3d.errors import Pgc3dError, WeightsNotFoundError
-from pgc3d.prompts import ViewPromptConfig
+from pgc3d.view_prompts import ViewPromptConfig
 
 logger = logging.getLogger(__name__)
 

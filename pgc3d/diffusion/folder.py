@@ -4,7 +4,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
 
-from pgc3d.cameras import ViewConfig
 from pgc3d.diffusion.files import (
     WEIGHTS,
     ModelFolder,
@@ -18,7 +17,8 @@ from pgc3d.diffusion.kinds import check_sizes, layout_of, parts_of
 from pgc3d.diffusion.latent import Layout
 from pgc3d.errors import ConfigError, WeightsNotFoundError
 from pgc3d.image_config import InputImageConfig
-from pgc3d.prompts import ViewPromptConfig
+from pgc3d.view_config import ViewConfig
+from pgc3d.view_prompts import ViewPromptConfig
 
 
 def open_folder(

@@ -7,7 +7,7 @@ layer for the keys and one for the values of the image's tokens for each cross a
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from pgc3d.diffusion.text import load_clip
 from pgc3d.diffusion.zero123 import clip_pixels
 from pgc3d.errors import ConfigError, WeightsNotFoundError
 from pgc3d.memory import release_memory
-from pgc3d.ranges import PATH, check, number
+from pgc3d.run_config import StyleConfig
 from pgc3d.types import TextEmbedding
 
 AUTHORS = "h94/IP-Adapter"
@@ -33,18 +33,6 @@ FILES = {
 }
 ENCODER = "image_encoder"
 TOKENS = 4  # of an adapter that projects the embedding of the whole image; the others have their own number
-
-
-@dataclass(frozen=True)
-class StyleConfig:
-    """How a model uses the run's style image; without one it has no effect."""
-
-    # A file, a folder, OWNER/NAME or OWNER/NAME:FILE of the hub; None: the authors' for the model's layout.
-    adapter: str | None = field(default=None, metadata=PATH)
-    weight: float = number(1.0, 0.0, 10.0)  # of the attention to the image
-
-    def __post_init__(self) -> None:
-        check(self)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pgc3d
 from pgc3d import pipeline
-from pgc3d.cameras import ViewConfig, reference_view
+from pgc3d.cameras import reference_view
 from pgc3d.choices import Baseline
 from pgc3d.config import Config
 from pgc3d.disk import write_files, writing
@@ -30,6 +30,7 @@ from pgc3d.mesh_io.mesh_file import WRITABLE, write_mesh
 from pgc3d.run_directory import RunDirectory
 from pgc3d.signals import stop_on_signals
 from pgc3d.task import Task
+from pgc3d.view_config import ViewConfig
 
 Maker = Callable[
     [Item, int, Path], None

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 import pgc3d
-from pgc3d.cameras import ViewConfig
 from pgc3d.config import load_config
 from pgc3d.disk import sha256
 from pgc3d.errors import InputError, Pgc3dError
@@ -28,6 +27,7 @@ from pgc3d.mesh_io.reader import source_files
 from pgc3d.mini import text_model
 from pgc3d.rendering import build_rasterizer
 from pgc3d.run_files import CONFIG
+from pgc3d.view_config import ViewConfig
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pgc3d.cameras import ViewConfig, frame_points, reference_view
+from pgc3d.cameras import frame_points, reference_view
 from pgc3d.disk import write_files
 from pgc3d.evaluation.alignment import normalize_mesh
 from pgc3d.evaluation.items import Item, write_items
@@ -23,6 +23,7 @@ from pgc3d.interfaces import Rasterizer
 from pgc3d.mesh_io.asset import MeshAsset
 from pgc3d.mesh_io.mesh_file import read_mesh, write_mesh
 from pgc3d.rendering.mesh_renderer import project
+from pgc3d.view_config import ViewConfig
 
 ELEVATION_DEGREES = 20.0
 TEXTURE_SIZE = 512

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pgc3d.cameras import ViewConfig, fill_distance, orbit, reference_view
+from pgc3d.cameras import fill_distance, orbit, reference_view
 from pgc3d.choices import Frame
 from pgc3d.errors import InputError
 from pgc3d.evaluation.alignment import align, normalize_mesh
@@ -28,6 +28,7 @@ from pgc3d.images import psnr
 from pgc3d.interfaces import Rasterizer
 from pgc3d.mesh_io.asset import MeshAsset
 from pgc3d.types import Cameras, Rendering
+from pgc3d.view_config import ViewConfig
 
 Alignment = Literal["none", "rotation"]
 

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from pgc3d.choices import Format
 from pgc3d.disk import sha256
+from pgc3d.export_config import PlacingConfig
 from pgc3d.exporting.bake import bake, query, shown_surface, vertex_colors
-from pgc3d.exporting.placing import PlacingConfig, height_of, place_asset
+from pgc3d.exporting.placing import height_of, place_asset
 from pgc3d.exporting.refined import TextureChange
 from pgc3d.exporting.roundtrip import MIN_PSNR, Part, comparison_views, round_trip_psnr
 from pgc3d.geometry.cleanup import clean

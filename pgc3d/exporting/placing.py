@@ -1,50 +1,19 @@
 """Size, axes and origin of an exported mesh, for printing and for engines."""
 
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pgc3d.choices import Origin, Unit
 from pgc3d.errors import InputError
-from pgc3d.geometry.placement import AXES, axis_vector
+from pgc3d.export_config import KEEP, PlacingConfig
+from pgc3d.geometry.placement import axis_vector
 from pgc3d.mesh_io.asset import MeshAsset
 from pgc3d.mesh_io.formats import FORMATS
-from pgc3d.ranges import check, number
 from pgc3d.types import Placement
 
-KEEP = "keep"
 METRES = {"m": 1.0, "cm": 0.01, "mm": 0.001, "in": 0.0254, "ft": 0.3048}
-
-
-@dataclass(frozen=True)
-class PlacingConfig:
-    """How an exported mesh stands in its file; the defaults change nothing.
-
-    The mesh is turned, then scaled, then moved. `height` is its extent along `up`, in `unit`. Formats that
-    state their own axes and unit (glTF and USDZ: y up, metres) get the height in metres; in all others
-    the numbers of the file are in `unit`.
-    """
-
-    height: float = number(0.0, 0.0, 1e6, also={0: "the mesh's own size"})  # of the mesh in `unit`
-    up: str = KEEP  # +x -x +y -y +z -z, or keep
-    origin: Origin = "keep"  # where the bounding box has (0, 0, 0)
-    unit: Unit = "m"  # of `height`, and of the numbers of most files
-
-    def __post_init__(self) -> None:
-        check(self)
-        if self.up not in (KEEP, *AXES):
-            raise ValueError(f"up must be one of {', '.join((KEEP, *AXES))}, got {self.up!r}")
-        if self.unit != "m" and not self.height:
-            raise ValueError(f"unit must go with a height, got {self.unit} and no height; add --height")
-
-    @property
-    def changes(self) -> dict[str, Any]:
-        """The settings that differ from the defaults; empty where nothing is changed."""
-        own, usual = asdict(self), asdict(PlacingConfig())
-        return {key: value for key, value in own.items() if value != usual[key]}
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from torch.nn.functional import normalize
 
 from pgc3d.choices import Format
 from pgc3d.errors import InputError
+from pgc3d.export_config import PlacingConfig
 from pgc3d.exporting.bake import (
     TexelSurface,
     bake_bytes,
@@ -23,7 +24,7 @@ from pgc3d.exporting.bake import (
 from pgc3d.exporting.coverage import Coverage, ProbedTexels, probe_texels
 from pgc3d.exporting.document import write_document
 from pgc3d.exporting.export import CHECK_RESOLUTION, ExportReport, describe_file, read_parts
-from pgc3d.exporting.placing import PlacingConfig, height_of, placed_by, placing_of
+from pgc3d.exporting.placing import height_of, placed_by, placing_of
 from pgc3d.exporting.refined import TextureChange, rendered_asset, with_refined
 from pgc3d.exporting.roundtrip import Part, comparison_views, round_trip_psnr
 from pgc3d.geometry.own_uv import texel_centres

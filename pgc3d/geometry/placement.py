@@ -4,12 +4,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from pgc3d.choices import AXES
 from pgc3d.geometry.normals import face_vectors
 from pgc3d.types import Placement
 
 MIN_AREA = 1e-4  # of all faces, where the mesh has radius 1: a wire of less than a thousandth of an image
-
-AXES = ("+x", "-x", "+y", "-y", "+z", "-z")
 
 
 def axis_vector(name: str) -> Float[Tensor, " 3"]:

@@ -14,8 +14,9 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from pgc3d.errors import ConfigError
-from pgc3d.prompts import ViewPromptConfig, view_index, view_prompts
+from pgc3d.prompts import view_index, view_prompts
 from pgc3d.types import Views
+from pgc3d.view_prompts import ViewPromptConfig
 
 # (a, b, c) of the weights -(a exp(-b r) + c), by the pair of views and the negative one
 FRONT_OR_SIDE = (4.0, 0.5, -2.426)

@@ -24,9 +24,10 @@ from pgc3d.guidance.formulas import Formula, Predictions, SdsFormula
 from pgc3d.guidance.micro_batch import in_micro_batches
 from pgc3d.guidance.perp_neg import ViewMixture, mixture
 from pgc3d.images import resize
-from pgc3d.prompts import ViewPromptConfig, view_index, view_prompts
+from pgc3d.prompts import view_index, view_prompts
 from pgc3d.schedules import PiecewiseLinear, check_timestep_range
 from pgc3d.types import GuidanceOutput, Rendering, Step, TextEmbedding, Views
+from pgc3d.view_prompts import ViewPromptConfig
 
 
 def needs_unconditional(formula: Formula, guidance_scale: float, perp_neg: float) -> bool:

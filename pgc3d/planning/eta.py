@@ -195,8 +195,15 @@ class Eta:
         def due(every: int) -> int:
             return sum(last // every - (last - steps) // every for last, steps in left)
 
+        ends = (
+            phase.last
+            for phase in self._phases
+            if self._left(phase) and phase.last == self._config.stages[phase.stage].steps
+        )
         early = sum(last - steps < step <= last for last, steps in left for step in logging.early_previews)
-        previews = due(logging.preview_every) + early if logging.preview_every else 0
+        every = logging.preview_every
+        final = sum(bool(every and step % every) and step not in logging.early_previews for step in ends)
+        previews = due(every) + early + final if every else 0
         seconds = {part: _mean(times) for part, times in self._parts.items()}
         checkpoints = due(logging.checkpoint_every)
         return seconds.get("preview", 0.0) * previews + seconds.get("checkpoint", 0.0) * checkpoints

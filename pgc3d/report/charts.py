@@ -8,7 +8,7 @@ from html import escape
 WIDTH, HEIGHT = 460, 220
 LEFT, RIGHT, TOP, BOTTOM = 56, 20, 10, 26  # margins
 POINTS = 400  # of a line, at most
-COLORS = 6  # that the style sheet has
+COLORS = 8  # that the style sheet has
 
 
 @dataclass(frozen=True)

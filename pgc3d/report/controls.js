@@ -23,18 +23,26 @@ const Pgc3dControls = (() => {
     }
   }
 
-  // Buttons of which one is pressed.
-  function choice(names, current, chosen) {
-    const group = document.createElement("div");
+  // Buttons of which one is pressed, after the name of what they choose, if any.
+  function choice(names, current, chosen, title = "") {
+    const group = document.createElement("div"), buttons = [];
+    group.setAttribute("role", "group");
+    if (title) {
+      const label = document.createElement("span");
+      label.textContent = title;
+      group.append(label);
+      group.setAttribute("aria-label", title);
+    }
     for (const name of names) {
       const button = document.createElement("button");
       button.type = "button";
       button.textContent = name;
       button.setAttribute("aria-pressed", String(name === current));
       button.addEventListener("click", () => {
-        for (const one of group.children) one.setAttribute("aria-pressed", String(one === button));
+        for (const one of buttons) one.setAttribute("aria-pressed", String(one === button));
         chosen(name);
       });
+      buttons.push(button);
       group.append(button);
     }
     return group;
@@ -60,7 +68,7 @@ const Pgc3dControls = (() => {
     others.append(turning, button("reset view", () => { for (const viewer of viewers) viewer.reset(); }));
     bar.append(
       choice(Pgc3dViewer.MODES, viewers[0].mode, (mode) => { for (const viewer of viewers) viewer.show(mode); }),
-      choice(Pgc3dViewer.BACKGROUNDS, viewers[0].background, (name) => { for (const viewer of viewers) viewer.setBackground(name); }),
+      choice(Pgc3dViewer.BACKGROUNDS, viewers[0].background, (name) => { for (const viewer of viewers) viewer.setBackground(name); }, "background"),
       others,
     );
     bar.hidden = false;

@@ -5,7 +5,21 @@ from collections.abc import Sequence
 from html import escape
 
 ABSENT = "-"
+MARKED = ' class="differs"'
+SHORT = 20  # characters of a cell that is never broken into lines
 Rows = Sequence[tuple[str, Sequence[str]]]
+
+
+def _cell(text: str, tag: str = "td", scope: str = "") -> str:
+    """A cell of a table; the style sheet breaks long ones, and keeps short words and numbers whole.
+
+    Args:
+        text: not yet escaped.
+        tag: of HTML.
+        scope: of a head: row or col.
+    """
+    marks = (f' scope="{scope}"' if scope else "") + (' class="long"' if len(text) > SHORT else "")
+    return f"<{tag}{marks}>{escape(text)}</{tag}>"
 
 
 def table(rows: Rows, heads: Sequence[str] = ()) -> str:
@@ -15,19 +29,27 @@ def table(rows: Rows, heads: Sequence[str] = ()) -> str:
         rows: texts, not yet escaped.
         heads: of the columns of values.
     """
-    top = "".join(f'<th scope="col">{escape(head)}</th>' for head in heads)
+    top = "".join(_cell(head, "th", "col") for head in heads)
     parts = [f"<thead><tr><th></th>{top}</tr></thead>"] if heads else []
     for name, values in rows:
-        cells = "".join(f"<td>{escape(value)}</td>" for value in values)
-        mark = ' class="differs"' if len(set(values)) > 1 else ""
-        parts.append(f'<tr{mark}><th scope="row">{escape(name)}</th>{cells}</tr>')
+        cells = "".join(map(_cell, values))
+        mark = MARKED if len(set(values)) > 1 else ""
+        parts.append(f"<tr{mark}>{_cell(name, 'th', 'row')}{cells}</tr>")
     return f'<div class="scroll"><table>{"".join(parts)}</table></div>' if rows else ""
 
 
-def listing(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table without a comparison: texts, not yet escaped, below the heads of their columns."""
-    top = "".join(f'<th scope="col">{escape(head)}</th>' for head in heads)
-    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
+def listing(heads: Sequence[str], rows: Sequence[Sequence[str]], *, marked: str = "") -> str:
+    """A table without a comparison: texts below the heads of their columns.
+
+    Args:
+        heads: of the columns, not yet escaped.
+        rows: the cells of each, not yet escaped.
+        marked: rows with this cell are marked.
+    """
+    top = "".join(_cell(head, "th", "col") for head in heads)
+    body = "".join(
+        f"<tr{MARKED if marked and marked in row else ''}>{''.join(map(_cell, row))}</tr>" for row in rows
+    )
     return f'<div class="scroll"><table><thead><tr>{top}</tr></thead>{body}</table></div>'
 
 

@@ -3,6 +3,7 @@
 import base64
 from collections.abc import Sequence
 from html import escape
+from pathlib import PurePath
 from typing import Any
 
 from pgc3d.report.asset import AssetFacts
@@ -211,14 +212,22 @@ def records(runs: Runs) -> str:
         rows = [(item.name, item.sha256, item.state) for item in run.files]
         for kind in ("inputs", "models"):
             for key, item in run.record.get(kind, {}).items():
-                name = f"{kind.removesuffix('s')} {key}: {item.get('name', ABSENT)}"
+                name = f"{kind.removesuffix('s')} {key}: {_place(item.get('name', ABSENT))}"
                 digest = item.get("sha256") or item.get("commit") or ABSENT
                 rows.append((name, digest, "not read again"))
         for lora in run.record.get("loras", []):
-            rows.append((f"LoRA {lora['path']} x {lora['scale']:g}", lora["sha256"], "not read again"))
+            rows.append(
+                (f"LoRA {_place(lora['path'])} x {lora['scale']:g}", lora["sha256"], "not read again")
+            )
         parts.append(f"<h3>{escape(head)}</h3>" if head else "")
         parts.append(listing(("file", "SHA-256 or commit", "state"), rows))
     return section("records", "Versions and hashes", "".join(parts))
+
+
+def _place(name: str) -> str:
+    """The end of an absolute path, as a report is sent to others; other names as they are."""
+    path = PurePath(name)
+    return "/".join(path.parts[1:][-2:]) if path.is_absolute() else name
 
 
 def _steps(run: RunFacts) -> str:

@@ -7,9 +7,10 @@
 //   viewer.onCamera = () => other.follow(viewer);
 const Pgc3dViewer = (() => {
   const MODES = ["lit", "base colour", "normals", "wireframe", "UV checker", "roughness", "metallic"];
-  const BACKGROUNDS = { light: 0xf3f4f5, dark: 0x1b1e21 };
+  const BACKGROUNDS = { light: 0xd6dade, dark: 0x1b1e21 };
   const LINES = { light: 0x20262b, dark: 0xd4dade };
   const FIELD_OF_VIEW = 40; // degrees
+  const LIGHT = 0.6; // of the environment, with which white surfaces are still shaded
   const START = new THREE.Vector3(0.35, 0.3, 1).normalize(); // from the asset to the camera
 
   class Viewer {
@@ -25,6 +26,7 @@ const Pgc3dViewer = (() => {
       this.renderer.setPixelRatio(Math.min(window.devicePixelRatio, 2));
       this.scene = new THREE.Scene();
       this.scene.environment = environment(this.renderer);
+      this.scene.environmentIntensity = LIGHT;
       this.camera = new THREE.PerspectiveCamera(FIELD_OF_VIEW, 1, 0.01, 100);
       this.controls = new THREE.OrbitControls(this.camera, canvas);
       this.controls.autoRotateSpeed = 4;
@@ -86,7 +88,7 @@ const Pgc3dViewer = (() => {
     // The lights of the lit mode: turned about the vertical, and times a factor.
     light(degrees, brightness) {
       this.scene.environmentRotation.y = degrees * Math.PI / 180;
-      this.scene.environmentIntensity = brightness;
+      this.scene.environmentIntensity = LIGHT * brightness;
       this.draw();
     }
 
@@ -97,9 +99,13 @@ const Pgc3dViewer = (() => {
 
     reset() {
       if (!this.root) return;
+      this.place(this.center, START.clone().multiplyScalar(this.radius * this.reach()).add(this.center));
+    }
+
+    // From how far a sphere of radius 1 is in sight, in the narrower direction.
+    reach() {
       const half = (FIELD_OF_VIEW / 2) * Math.PI / 180;
-      const narrow = Math.atan(Math.tan(half) * Math.min(this.camera.aspect, 1));
-      this.place(this.center, START.clone().multiplyScalar(this.radius / Math.sin(narrow)).add(this.center));
+      return 1 / Math.sin(Math.atan(Math.tan(half) * Math.min(this.camera.aspect, 1)));
     }
 
     // The view of another viewer, relative to the sizes of the assets.
@@ -127,8 +133,13 @@ const Pgc3dViewer = (() => {
       const { clientWidth, clientHeight } = this.canvas;
       if (!clientWidth || !clientHeight) return;
       this.renderer.setSize(clientWidth, clientHeight, false);
+      const before = this.reach();
       this.camera.aspect = clientWidth / clientHeight;
       this.camera.updateProjectionMatrix();
+      if (this.root) { // what was in sight stays so, as when a phone is turned
+        const target = this.controls.target, offset = this.camera.position.clone().sub(target);
+        this.place(target.clone(), offset.multiplyScalar(this.reach() / before).add(target));
+      }
       this.draw();
     }
 

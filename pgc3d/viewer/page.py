@@ -85,8 +85,9 @@ def _progress(source: Source) -> str:
     if not source.is_run:
         return notes
     return (
-        '<p class="status" role="status"></p><progress max="1" value="0" aria-label="steps"></progress>'
-        f'{notes}<p class="newest"></p>'
+        '<p class="prompt"></p><p class="status" role="status"></p>'
+        '<progress max="1" value="0" aria-label="steps"></progress>'
+        f'{notes}<details class="numbers"><summary>newest numbers</summary><p class="newest"></p></details>'
         f'<figure class="preview" data-columns="{COLUMNS}" data-rows="{ROWS}" hidden>'
         '<div class="buttons"></div>'
         '<div class="sheet"><img alt="preview of the asset"><img class="other" alt="" hidden></div>'

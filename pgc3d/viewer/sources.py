@@ -192,6 +192,7 @@ class RunSource:
             _before(self._path, record),
             max(changed[0] for path in (metrics, run.path / MANIFEST) if (changed := stamp(path))) / 1e9,
             notes,
+            str(record.get("prompt") or ""),
         )
 
 

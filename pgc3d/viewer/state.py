@@ -40,6 +40,7 @@ class State:
     before: Displayed | None = None  # the mesh that the run textures
     changed: float | None = None  # seconds since the epoch
     notes: tuple[str, ...] = ()
+    prompt: str = ""
 
     @property
     def stage(self) -> StageFacts | None:
@@ -98,6 +99,7 @@ def as_json(state: State, now: float) -> dict[str, Any]:
     planned = [item.planned for item in state.stages]
     return {
         "name": state.name,
+        "prompt": state.prompt,
         "status": state.status,
         "stage": stage and stage.name,
         "stages": [

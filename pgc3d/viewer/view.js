@@ -27,6 +27,7 @@
     const stages = run.stages.map((one) => `${one.name}: step ${one.step} of ${one.planned ?? "unknown"}${state(one)}`);
     const age = run.status === "done" || run.age === null ? [] : [`written ${duration(run.age)} ago`];
     const seconds = run.newest.seconds_left, left = run.status === "running" && seconds ? [`about ${duration(seconds)} left`] : [];
+    place.querySelector(".prompt").textContent = run.prompt;
     place.querySelector(".status").textContent = [run.status, ...stages, ...left, ...age].join("; ");
     const bar = place.querySelector("progress");
     bar.value = run.status === "done" ? 1 : run.planned ? Math.min(run.step / run.planned, 1) : 0;
@@ -90,10 +91,11 @@
     // On the left of the line: the other run's preview, or the first one of this run.
     const compare = () => {
       const theirs = document.querySelectorAll(".preview .sheet img:first-child")[1 - index];
-      other.hidden = cut.hidden = !comparing;
-      if (!comparing) return;
       const source = runs.length > 1 ? theirs.getAttribute("src") : `/preview/${index}/0?v=first`;
-      if (source && other.getAttribute("src") !== source) other.src = source;
+      toggle.hidden = !source; // a run may have no previews
+      other.hidden = cut.hidden = !comparing || !source;
+      if (other.hidden) return;
+      if (other.getAttribute("src") !== source) other.src = source;
       crop();
     };
     comparers.push(compare);

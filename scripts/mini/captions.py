@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pgc3d.prompts import ViewPromptConfig
+from pgc3d.view_prompts import ViewPromptConfig
 
 # sRGB of the colour words of variants
 PAINTS: dict[str, tuple[float, float, float]] = {
