@@ -7,7 +7,7 @@ import torch
 from sessions import CONFIG
 
 from pgc3d.build.models import locate_models
-from pgc3d.config import Config, ExportConfig, LoggingConfig, StageConfig
+from pgc3d.config import Config, ExportConfig, LoggingConfig, StageConfig, load_config, preset
 from pgc3d.planning.eta import POWER, WARM_UP, Eta, export_seconds, operations_of, phases_of
 from pgc3d.presets import TEXT, configure
 from pgc3d.representation.nerf_config import NerfConfig
@@ -35,7 +35,8 @@ def operations(stage):
 def run_of(config, seconds, *, power=1.0, aside=0.0, first=0.0, guidance=None, work=operations):
     """Progress, estimate and true time left after each step of a run, whose steps take `seconds(stage)`."""
     clock, found = Clock(), []
-    eta = Eta(config, work, device="cuda" if power == 1.0 else "cpu", clock=clock)
+    device = "cuda" if power == 1.0 else "cpu"
+    eta = Eta(config, work, device=device, clock=clock)
     for name, stage in config.stages.items():
         eta.begin(name, 0)
         for step in range(1, stage.steps + 1):
@@ -47,7 +48,7 @@ def run_of(config, seconds, *, power=1.0, aside=0.0, first=0.0, guidance=None, w
             if config.logging.has_preview(step, stage.steps):
                 clock.now += aside
                 eta.spent("preview", aside)
-    end = clock.now + export_seconds(config)
+    end = clock.now + export_seconds(config, device)
     return [(progress, left, end - now) for progress, left, now in found]
 
 
@@ -200,9 +201,17 @@ def test_a_run_that_continues_measures_from_its_step():
         clock.now += 2.0
         eta.stepped(step)
     assert eta.progress == pytest.approx(143 / 150)
-    assert eta.seconds_left() == pytest.approx(7 * 2.0 + export_seconds(RUN))
+    assert eta.seconds_left() == pytest.approx(7 * 2.0 + export_seconds(RUN, "cuda"))
 
 
 def test_an_export_takes_longer_for_more_texels():
     large = replace(CONFIG, export=ExportConfig(texture_size=4096))
-    assert export_seconds(large) > export_seconds(CONFIG) > 0
+    for device in ("cpu", "cuda"):
+        assert export_seconds(large, device) > export_seconds(CONFIG, device) > 0
+
+
+@pytest.mark.parametrize(("size", "seconds"), [(2048, 3.6), (1024, 1.8)])
+def test_an_export_of_a_given_mesh_on_a_gpu_takes_what_was_measured(size, seconds):
+    # `scripts/acceptance.py`, SDXL (median of eleven) and SD, H200.
+    config = load_config([preset("texture-sdxl")], options={"export": {"texture_size": size}})
+    assert export_seconds(config, "cuda") == pytest.approx(seconds, rel=0.2)

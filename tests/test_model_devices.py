@@ -233,6 +233,7 @@ def test_on_two_gpus_the_result_is_that_of_one(folder):
         pytest.skip("needs two CUDA devices")
     found, place = {}, torch.device("cuda")
     for name in ("auto", "cuda:1"):
+        torch.cuda.init()
         torch.cuda.reset_peak_memory_stats(1)
         config = two_models(folder, name, run={"device": "cuda"})
         parameters, objectives, _ = parameters_after(config, place)
@@ -242,7 +243,8 @@ def test_on_two_gpus_the_result_is_that_of_one(folder):
     assert torch.cuda.max_memory_allocated(1) > 0
     assert {tensor.device for tensors in found.values() for tensor in tensors} == {torch.device("cuda:0")}
     for one, two in zip(*found.values(), strict=True):
-        torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-4)
+        # Sums on a GPU are in no fixed order, and Adam makes steps of one length of all gradients.
+        assert (one - two).norm() <= 1e-3 * one.norm()
 
 
 @pytest.mark.gpu

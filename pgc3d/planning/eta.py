@@ -26,8 +26,10 @@ from pgc3d.planning.plan import estimate_stage
 WARM_UP = 2  # steps after each start that are not counted: kernels are compiled and memory is allocated
 RECENT = 50  # steps that count, so that the estimate follows the load of the computer
 POWER = {"cpu": 0.85, "cuda": 1.0}  # of the ratio of operations
-# Of an export, fitted to three on two CPU cores: 3.3 s, 6.8 s and 8.9 s.
-EXPORT, EXPORT_PIXEL, EXPORT_FACE = 1.5, 7e-6, 1.7e-4  # seconds; per texel and per face of new charts
+# Of an export: seconds, and those of a face of new charts and of a texel, which the GPU bakes. Fitted to
+# three on two CPU cores, 3.3 s, 6.8 s and 8.9 s, and to those of given meshes on an H200, 1.8 to 5.3 s.
+EXPORT, EXPORT_FACE = 1.5, 1.7e-4
+EXPORT_PIXEL = {"cpu": 7e-6, "cuda": 5e-7}
 
 Operations = Callable[[StageConfig], float]  # of a step at the stage's largest resolution
 
@@ -118,7 +120,7 @@ class Eta:
             clock: in seconds.
         """
         self._config, self._clock = config, clock
-        self._power = POWER.get(device, 1.0)
+        self._power, self._device = POWER.get(device, 1.0), device
         self._phases = phases_of(config, operations)
         self._steps: dict[Phase, deque[float]] = {phase: deque(maxlen=RECENT) for phase in self._phases}
         self._guidance: dict[Phase, float] = {}  # seconds of a step
@@ -179,7 +181,7 @@ class Eta:
             self._left(phase) * (_mean(self._steps[phase]) or self._expected(phase, known[-1]))
             for phase in self._phases
         )
-        return left + self._periodic_seconds() + export_seconds(self._config)
+        return left + self._periodic_seconds() + export_seconds(self._config, self._device)
 
     def _expected(self, phase: Phase, known: Phase) -> float:
         """Seconds of a step of a phase, from those of one that was measured."""
@@ -209,10 +211,16 @@ class Eta:
         return seconds.get("preview", 0.0) * previews + seconds.get("checkpoint", 0.0) * checkpoints
 
 
-def export_seconds(config: Config) -> float:
-    """The estimate for an export: unwrapping takes most of it for a mesh that is not given, else baking."""
+def export_seconds(config: Config, device: str = "cpu") -> float:
+    """The estimate for an export: unwrapping takes most of it for a mesh that is not given, else baking.
+
+    Args:
+        config: of the run.
+        device: its type, as "cuda".
+    """
     faces = 0 if config.last.representation.fixed_shape else config.export.faces
-    return EXPORT + EXPORT_PIXEL * config.export.texture_size**2 + EXPORT_FACE * faces
+    pixel = EXPORT_PIXEL.get(device, EXPORT_PIXEL["cpu"])
+    return EXPORT + pixel * config.export.texture_size**2 + EXPORT_FACE * faces
 
 
 def _mean(times: "deque[float] | list[float] | tuple[float, ...]") -> float:

@@ -24,7 +24,7 @@ from pgc3d.planning.model_size import ModelSize
 
 # Copies in memory of the ControlNets' residuals, where they go from one CUDA graph to another.
 RECORDED_COPIES = 2.5
-RECORDING_BYTES = 2e8  # of each CUDA graph's memory pool, unused and not available to others
+RECORDING_BYTES = 3.5e8  # of each CUDA graph's memory pool, unused and not available to others
 
 
 @dataclass(frozen=True)
