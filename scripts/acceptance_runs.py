@@ -181,6 +181,8 @@ class RunWork:
         file = run / next(name for name in manifest["files"] if name.startswith("asset."))
         numbers = run_numbers(run, manifest)
         numbers |= read_log(run / "metrics.jsonl", CLIPPED["image" if self.command == "image" else "text"])
+        # A rule replaces pixels that are not finite, too, which is not what it is about.
+        numbers["changed_fraction"] = numbers["clipped_fraction"] - numbers["nonfinite_fraction"]
         numbers |= measure_asset(self, trial, file, folder)
         if self.command == "image":
             numbers |= self._against_truth(trial, file)

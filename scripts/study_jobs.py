@@ -37,7 +37,9 @@ from pgc3d.task import Task
 Kind = Literal["text", "image"]
 Device = Literal["auto", "cpu", "cuda"]
 CLIPPED: dict[Kind, str] = {"text": "color", "image": "novel"}  # the objective that a rule is about
-LOGGED = ("clipped_fraction", "gradient_p50", "gradient_p90", "gradient_p99", "gradient_max")
+LOGGED = (
+    "clipped_fraction", "nonfinite_fraction", "gradient_p50", "gradient_p90", "gradient_p99", "gradient_max",
+)  # fmt: skip
 AGAINST_TRUTH = (
     "psnr", "ssim", "mask_iou", "vae_distance", "chamfer", "f_score_0.05", "volume_iou", "input_psnr",
 )  # fmt: skip

@@ -144,7 +144,7 @@ def test_rules_are_compared_with_no_clipping_of_the_recorded_prompt(scripts):
     from acceptance_expected import derived
 
     results = {
-        name: {"numbers": {"clipped_fraction": clipped, "speckle": speckle}}
+        name: {"numbers": {"clipped_fraction": clipped, "changed_fraction": clipped, "speckle": speckle}}
         for name, (clipped, speckle) in ONE_PROMPT.items()
     }
     numbers = derived(results)
@@ -153,7 +153,10 @@ def test_rules_are_compared_with_no_clipping_of_the_recorded_prompt(scripts):
     assert bundled["clipped_fraction"] == "pass"
     assert bundled["speckle_over_none"] == "not run"  # the paper's claim is about the real encoders
     assert verdicts("clip-pixel", numbers["clip-pixel"], FULL)["speckle_over_none"] == "fail"
-    assert verdicts("clip-none", numbers["clip-none"], FULL)["clipped_fraction"] == "pass"
+    assert verdicts("clip-none", numbers["clip-none"], FULL)["changed_fraction"] == "pass"
+    changed = numbers["clip-none"] | {"changed_fraction": 1e-6, "nonfinite_fraction": 1e-6}
+    assert verdicts("clip-none", changed, FULL)["changed_fraction"] == "fail"
+    assert verdicts("clip-none", changed, FULL)["nonfinite_fraction"] == "pass"
 
 
 @pytest.mark.parametrize(
