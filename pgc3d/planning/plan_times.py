@@ -180,16 +180,18 @@ REFERENCE = "with the view of the input image"
 MEAN = "the mean over both sizes of a run"
 MEASURED = Times(
     steps=(
-        StepTime(SDXL, H200, 237.0, 4, "textured_mesh", 1024, QUALITY),
+        StepTime(SDXL, H200, 232.0, 4, "textured_mesh", 1024, QUALITY),
         StepTime(SDXL, H200, 464.0, 8, "textured_mesh", 1024, GPUS),
         StepTime(SDXL_DEPTH, H200, 290.0, 4, "textured_mesh", 1024, GPUS),
         StepTime(SDXL_DEPTH, H200, 580.0, 8, "textured_mesh", 1024, GPUS),
         StepTime(Work("mini", 128), H200, 27.6, 4, "dmtet", 128, GPUS),
         StepTime(Work("mini", 128), H200, 19.7, 4, "nerf", 128, GPUS),
         StepTime(replace(SDXL, evaluations=3), H200, 330.0, 4, "textured_mesh", 1024, TEXTURES),
+        StepTime(replace(SDXL, evaluations=1), H200, 175.0, 4, "textured_mesh", 1024, QUALITY),
+        StepTime(replace(SDXL, low_memory=True), H200, 281.0, 4, "textured_mesh", 1024, QUALITY),
+        StepTime(Work("sdxl", 512), H200, 62.0, 4, "textured_mesh", 512, QUALITY),
         StepTime(SDXL, H100, 251.3, 4, "textured_mesh", 1024, PERFORMANCE),
         StepTime(SDXL, H100, 118.1, 2, "dmtet", 1024, PERFORMANCE),
-        StepTime(replace(SDXL, low_memory=True), H100, 410.0, 4, "textured_mesh", 1024, PERFORMANCE),
         StepTime(SDXL_DEPTH, H100, 75.3, 1, "", 0, PERFORMANCE),
         StepTime(SDXL_DEPTH, H100, 144.4, 2, "", 0, PERFORMANCE),
         StepTime(SDXL_DEPTH, H100, 288.6, 4, "", 0, PERFORMANCE),
@@ -216,7 +218,7 @@ MEASURED = Times(
         StepTime(Work("mini", 256), TWO_CORES, 492.0, 2, "dmtet", 256, PERFORMANCE),
     ),
     parts=(
-        Parts("sdxl", H200, QUALITY, start=6.0, build=11.2, export=3.0, first=60.4),
+        Parts("sdxl", H200, QUALITY, start=4.7, build=8.3, export=3.5, first=60.4),
         Parts("sdxl", H100, PERFORMANCE, 0.0, 24.0, 6.4, 105.0, "start is in build, previews are in export"),
         Parts("mini", H100, PERFORMANCE, start=6.0, build=9.7, export=3.7, first=24.4),
         Parts("mini image", H100, PERFORMANCE, start=5.0, build=7.8, export=2.7),
