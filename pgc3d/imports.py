@@ -60,7 +60,7 @@ def importing_diffusers() -> Iterator[None]:
 
 @contextmanager
 def _left_out(names: Sequence[str]) -> Iterator[None]:
-    """Packages cannot be imported in the block: None in `sys.modules` is Python's own way to say so."""
+    """Packages cannot be imported in the block: None in `sys.modules` is Python's own mark of that."""
     present = {name: sys.modules[name] for name in names if name in sys.modules}
     sys.modules.update(dict.fromkeys(names))  # type: ignore[arg-type]
     try:

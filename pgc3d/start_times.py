@@ -20,7 +20,7 @@ def count_from_process() -> None:
 
 
 def _age() -> float:
-    """Seconds since this process was started; where the system does not tell, those that it computed."""
+    """Seconds since this process was started; where the system has no record of that, those that it computed."""
     try:
         status = Path("/proc/self/stat").read_text(encoding="utf-8", errors="replace")
         # Behind the name in brackets, which may have spaces, the 20th field is in clock ticks since the boot.
@@ -55,7 +55,7 @@ def read_parts() -> dict[str, float]:
 
 
 def read_start() -> float | None:
-    """Seconds since the start of the process, at the first call; None where they say nothing about a run."""
+    """Seconds since the start of the process, at the first call; None where they are not those of a run."""
     start = _begin.get()
     _begin.set(None)
     return None if start is None else time.perf_counter() - start

@@ -1,8 +1,8 @@
 """The formulas of score distillation as members of a family; `score` has them as functions.
 
-A formula names the texts whose predictions it needs beside those of the prompt and the negative prompt, and
-says whether it needs the latter. All of them are evaluated in one batch of the UNet, so that their number is
-what a formula costs.
+A formula names the texts whose predictions it needs beside those of the prompt and the negative prompt;
+whether it needs the latter is a method. All of them are evaluated in one batch of the UNet, so that their
+number is what a formula costs.
 """
 
 from dataclasses import dataclass

@@ -47,7 +47,7 @@ class ChannelsLast(torch.nn.Module):
         super().__init__()
         self.block = block
 
-    def forward(self, *inputs: Any, **named: Any) -> tuple[Tensor, ...]:
+    def forward(self, *inputs: Any, **named: Any) -> tuple[Float[Tensor, "B C H W"], ...]:
         """The block's images, which it returns as a tuple (`return_dict=False`)."""
         return tuple(
             image.contiguous(memory_format=torch.channels_last) for image in self.block(*inputs, **named)
