@@ -20,7 +20,7 @@ def count_from_process() -> None:
 
 
 def _age() -> float:
-    """Seconds since this process was started; where the system has no record of that, those that it computed."""
+    """Seconds since this process was started; where the system keeps no record, those that it computed."""
     try:
         status = Path("/proc/self/stat").read_text(encoding="utf-8", errors="replace")
         # Behind the name in brackets, which may have spaces, the 20th field is in clock ticks since the boot.
