@@ -21,14 +21,12 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from measure_residuals import ONE_VIEW
+from measure_residuals import image_gradients
 from sample_images import PROMPTS, LoadedFolder, draw_images, encode_views, load_model
 from torch import Tensor, nn
 
 from pgc3d.build.run import resolve_device
-from pgc3d.diffusion.latent import select
 from pgc3d.disk import replace_file
-from pgc3d.guidance.sds import ScoreDistillation
 from pgc3d.types import TextEmbedding
 
 LEVELS = (0.05, 0.2, 0.4, 0.6, 0.8)  # of the noise, as fractions of the training steps
@@ -72,35 +70,6 @@ def rounded(unet: Any, to: Round, *, only: str) -> Any:
     return unet
 
 
-def gradients(
-    loaded: LoadedFolder,
-    prompts: tuple[TextEmbedding, TextEmbedding],
-    images: Float[Tensor, "B H W 3"],
-    guidance_scale: float,
-) -> Float[Tensor, "B L N"]:
-    """The gradient of every image at every level."""
-    model, (positive, negative) = loaded.model, prompts
-    found = []
-    for row, image in enumerate(images):
-        prompt = torch.tensor([row % len(positive.tokens)], device=model.device)
-        guidance = ScoreDistillation(
-            model=model, positive=select(positive, prompt), negative=negative, view_prompts_config=ONE_VIEW,
-            guidance_scale=guidance_scale, resolution=len(image),
-        )  # fmt: skip
-        generator = torch.Generator().manual_seed(row)
-        noise, posterior = torch.randn((2, *model.latent_shape(1, len(image))), generator=generator)
-        for level in LEVELS:
-            output = guidance.gradient(
-                image[None],
-                timesteps=torch.tensor([round(level * (model.train_steps - 1))], device=model.device),
-                noise=noise.to(model.device),
-                posterior_noise=posterior.to(model.device),
-                texts=torch.zeros(1, dtype=torch.long, device=model.device),
-            )
-            found.append(output.gradient.flatten().float().cpu())
-    return torch.stack(found).view(len(images), len(LEVELS), -1)
-
-
 def compare(
     loaded: LoadedFolder, prompts: tuple[TextEmbedding, TextEmbedding], images: Tensor
 ) -> dict[str, Mapping[str, Any]]:
@@ -108,12 +77,13 @@ def compare(
     kinds = {f"{kind} {name}": (kind, only) for kind in ("int8", "fp8") for name, only in PLACES.items()}
     found: dict[str, Mapping[str, Any]] = {}
     for scale in SCALES:
-        expected = gradients(loaded, prompts, images, scale)
+        pull = partial(image_gradients, images=images, guidance_scale=scale, seed=0, levels=LEVELS)
+        expected = pull(loaded, *prompts).flatten(2)
         for name, (kind, only) in kinds.items():
             unet = rounded(loaded.model.unet, partial(round_rows, kind=kind), only=only)
             other = replace(loaded, model=replace(loaded.model, unet=unet))
-            cosines = torch.cosine_similarity(gradients(other, prompts, images, scale), expected, dim=2)
-            levels = dict(zip(map(str, LEVELS), cosines.mean(0).tolist(), strict=True))
+            cosines = torch.cosine_similarity(pull(other, *prompts).flatten(2), expected, dim=2)
+            levels = dict(zip(map(str, LEVELS), cosines.mean(1).tolist(), strict=True))
             row = {"mean": cosines.mean().item(), "least": cosines.min().item(), "levels": levels}
             found[f"scale {scale:g}, {name}"] = row
             shown = " ".join(f"{value:.5f}" for value in levels.values())

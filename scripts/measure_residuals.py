@@ -16,7 +16,7 @@ Writes OUT/residuals.json and OUT/residuals.png (needs matplotlib, in the extra 
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,50 @@ def trajectory(
     return before["clean"], residuals
 
 
+def image_gradients(
+    loaded: LoadedFolder,
+    positive: TextEmbedding,
+    negative: TextEmbedding,
+    images: Images,
+    *,
+    guidance_scale: float,
+    seed: int,
+    levels: Sequence[float],
+) -> Float[Tensor, "L B H W 3"]:
+    """The gradient of score distillation at every noise level, the same draws for all images.
+
+    Args:
+        loaded: the model.
+        positive: the prompts, which the images have in turn.
+        negative: the empty one.
+        images: of the model's side or another that it takes.
+        guidance_scale: s.
+        seed: of the draws.
+        levels: of the noise, as fractions of the training steps.
+    """
+    model, generator = loaded.model, torch.Generator().manual_seed(seed)
+    found = torch.empty(len(levels), *images.shape)
+    for row, image in enumerate(images):
+        prompt = torch.tensor([row % len(positive.tokens)], device=model.device)
+        guidance = ScoreDistillation(
+            model=model, positive=select(positive, prompt),
+            negative=negative, view_prompts_config=ONE_VIEW,
+            guidance_scale=guidance_scale, resolution=images.shape[1],
+        )  # fmt: skip
+        generator.manual_seed(seed)
+        for level, fraction in enumerate(levels):
+            noise, posterior = torch.randn((2, *model.latent_shape(1, image.shape[0])), generator=generator)
+            output = guidance.gradient(
+                image[None],
+                timesteps=torch.tensor([round(fraction * (model.train_steps - 1))], device=model.device),
+                noise=noise.to(model.device),
+                posterior_noise=posterior.to(model.device),
+                texts=torch.zeros(1, dtype=torch.long, device=model.device),
+            )
+            found[level, row] = output.gradient[0].cpu()
+    return found
+
+
 def gradients(
     loaded: LoadedFolder,
     positive: TextEmbedding,
@@ -80,27 +124,11 @@ def gradients(
     guidance_scale: float,
     seed: int,
 ) -> Float[Tensor, "L B H W"]:
-    """Lengths of the gradient of score distillation at every noise level, the same draws for all images."""
-    model, generator = loaded.model, torch.Generator().manual_seed(seed)
-    lengths = torch.empty(len(LEVELS), *images.shape[:3])
-    for row, image in enumerate(images):
-        guidance = ScoreDistillation(
-            model=model, positive=select(positive, torch.tensor([row], device=model.device)),
-            negative=negative, view_prompts_config=ONE_VIEW,
-            guidance_scale=guidance_scale, resolution=images.shape[1],
-        )  # fmt: skip
-        generator.manual_seed(seed)
-        for level, fraction in enumerate(LEVELS):
-            noise, posterior = torch.randn((2, *model.latent_shape(1, image.shape[0])), generator=generator)
-            output = guidance.gradient(
-                image[None],
-                timesteps=torch.tensor([round(fraction * (model.train_steps - 1))], device=model.device),
-                noise=noise.to(model.device),
-                posterior_noise=posterior.to(model.device),
-                texts=torch.zeros(1, dtype=torch.long, device=model.device),
-            )
-            lengths[level, row] = length(output.gradient)[0].cpu()
-    return lengths
+    """Lengths of `image_gradients` at `LEVELS`."""
+    found = image_gradients(
+        loaded, positive, negative, images, guidance_scale=guidance_scale, seed=seed, levels=LEVELS
+    )
+    return length(found)
 
 
 def backgrounds(images: Images) -> Images:
