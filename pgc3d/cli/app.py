@@ -53,7 +53,7 @@ from pgc3d.cli.plan_command import plan
 from pgc3d.cli.prompt_file import HELP as PROMPT_FILE
 from pgc3d.cli.prompt_file import read_prompt
 from pgc3d.cli.report_command import report
-from pgc3d.cli.running import end_of_work, generate_run
+from pgc3d.cli.running import exit_code_of, generate_run
 from pgc3d.cli.style_options import (
     StyleAdapterOption,
     StyleOption,
@@ -282,7 +282,7 @@ def resume(
     import_library()
     from pgc3d import pipeline
 
-    return end_of_work(run, lambda **calls: pipeline.resume(run, edited=edited, steps=steps, **calls))
+    return exit_code_of(run, lambda **calls: pipeline.resume(run, edited=edited, steps=steps, **calls))
 
 
 @app.command()

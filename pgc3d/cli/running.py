@@ -17,10 +17,10 @@ def generate_run(task: Any, folder: Path, config: Any) -> int:
         return 0
     from pgc3d import pipeline
 
-    return end_of_work(folder, lambda **calls: pipeline.generate(task, out=folder, config=config, **calls))
+    return exit_code_of(folder, lambda **calls: pipeline.generate(task, out=folder, config=config, **calls))
 
 
-def end_of_work(folder: Path, work: Callable[..., Any]) -> int:
+def exit_code_of(folder: Path, work: Callable[..., Any]) -> int:
     """The exit code of a job that signals can stop."""
     from pgc3d.signals import stop_on_signals
 
