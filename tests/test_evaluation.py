@@ -267,6 +267,7 @@ def test_a_key_follows_the_colours_of_an_obj(tmp_path, chair):
     assert keys[0] == keys[1] != keys[2]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("own_threads")
 def test_processes_give_the_same_numbers(folder, tmp_path, chair):
     share_cores(2)  # as each of two has: sums are taken in as many parts

@@ -374,7 +374,8 @@ def test_single_file_fetches_its_tokenizers_and_no_weights(hub, monkeypatch, fol
         path = write_single_file(tmp_path / f"{kind}.safetensors", folders[folder], kind)
         source = resolve_model(path)
         assert source.layout == kind
-        assert "tokenizer/merges.txt" in hub.fetched
+        # Tokenizers with the same file share it in the cache, whichever is fetched first.
+        assert {"tokenizer/merges.txt", "tokenizer_2/merges.txt"} & set(hub.fetched)
         assert hub.weights == []
     go_offline(monkeypatch)
     assert resolve_model(path).path == source.path

@@ -60,6 +60,7 @@ def test_a_second_start_imports_neither_transformers_nor_peft(run, checkpoint, t
     assert seconds(tmp_path / "second")["build"] > parts["network classes"] + parts["weights"]
 
 
+@pytest.mark.slow
 def test_libraries_that_diffusers_was_imported_without_are_there_for_what_needs_them(checkpoint, tmp_path):
     """Adapters are made by peft, which imports transformers."""
     arguments = ["text", "a red chair", "--model", checkpoint, "--device", "cpu", *TINY, *VSD]
@@ -68,6 +69,7 @@ def test_libraries_that_diffusers_was_imported_without_are_there_for_what_needs_
     assert imported == HEAVY
 
 
+@pytest.mark.slow
 def test_a_program_that_uses_the_library_has_all_of_diffusers():
     code = (
         "from pgc3d.imports import importing_diffusers\n"

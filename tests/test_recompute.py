@@ -19,7 +19,6 @@ IMAGES = ("color", "normal", "depth", "alpha", "background")
 # Three views of this process alone, and the last three of the five that two processes have.
 STEPS = {
     "alone": FIRST,
-    "objective": dataclasses.replace(FIRST, scope="color", views=VIEWS),
     "shard": dataclasses.replace(FIRST, scope="color", views=5, shard=Shard(rank=1, size=2)),
 }
 

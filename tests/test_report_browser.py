@@ -92,6 +92,7 @@ BROKEN = """[...document.querySelectorAll('td, th')].filter((cell) => {
 }).map((cell) => cell.textContent)"""
 
 
+@pytest.mark.slow
 def test_tables_are_readable_on_a_phone(tmp_path):
     """No cell is a column of single letters, and the page itself is not wider than the window."""
     runs = [make_run(tmp_path / name, prompt=name * 60, device=name) for name in ("one", "two")]
@@ -109,6 +110,7 @@ def test_tables_are_readable_on_a_phone(tmp_path):
         assert browser.evaluate(BROKEN) == []
 
 
+@pytest.mark.slow
 def test_an_asset_stays_in_sight_when_a_phone_is_turned(page, tmp_path):
     with Browser(tmp_path / "profile", size=(900, 800)) as browser:
         browser.resize(800, 390)

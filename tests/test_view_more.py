@@ -168,6 +168,7 @@ def test_two_runs_lie_under_a_slider_and_so_do_their_previews(tmp_path):
         assert browser.console == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
 def test_a_textured_mesh_is_compared_with_its_result(tmp_path):
     folder = make_run(tmp_path / "run")
@@ -199,6 +200,7 @@ def test_a_textured_mesh_is_compared_with_its_result(tmp_path):
         assert browser.console == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
 def test_a_run_without_an_asset_leaves_the_page_to_its_curves(tmp_path):
     run = RunDirectory(make_run(tmp_path / "run", asset=False, **RUNNING))
@@ -216,6 +218,7 @@ def test_a_run_without_an_asset_leaves_the_page_to_its_curves(tmp_path):
         assert browser.evaluate(controls)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
 def test_a_run_without_previews_is_not_offered_for_a_comparison_of_them(tmp_path):
     first, second = make_run(tmp_path / "a"), make_run(tmp_path / "b")
@@ -230,6 +233,7 @@ def test_a_run_without_previews_is_not_offered_for_a_comparison_of_them(tmp_path
         assert browser.console == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
 def test_the_faces_of_a_white_mesh_differ_from_each_other_and_from_the_background(tmp_path):
     path = tmp_path / "cube.glb"
