@@ -62,7 +62,7 @@ def test_the_plan_fits_an_hour(scripts):
     assert sum(part.minutes for part in PARTS) <= MINUTES - 5
 
 
-@pytest.mark.parametrize("kind", ["hub", "folder", "mini"])
+@pytest.mark.parametrize("kind", [pytest.param("hub", marks=pytest.mark.slow), "folder", "mini"])
 def test_every_run_is_a_valid_configuration(scripts, tmp_path, kind):
     from acceptance_parts import PARTS
     from acceptance_runs import RunWork, Trial
