@@ -13,7 +13,7 @@ from acceptance_runs import Outcome, RunWork, Trial
 from acceptance_weights import NOVEL_VIEW, USED, describe, is_half
 from benchmark_step import measure_model
 from jaxtyping import Float
-from measure_residuals import backgrounds, beyond, gradients, length, quantiles, trajectory
+from measure_residuals import LEVELS, backgrounds, beyond, image_gradients, length, quantiles, trajectory
 from sample_images import PROMPTS, LoadedFolder, encode_views, load_model, read_images
 from torch import Tensor
 
@@ -106,10 +106,11 @@ def distilled(
     numbers = {f"residual_{name}": value for name, value in quantiles(changes).items()}
     numbers["residual_beyond_1"] = beyond(changes)["1"]
     for name, images in {"finished": finished, "empty": backgrounds(finished)}.items():
-        lengths = gradients(
-            loaded, positive, negative, images, guidance_scale=guidance_scale, seed=trial.seed
-        )
-        numbers |= {f"{name}_{key}": value for key, value in tails(lengths).items()}
+        found = image_gradients(
+            loaded, positive, negative, images,
+            guidance_scale=guidance_scale, seed=trial.seed, levels=LEVELS,
+        )  # fmt: skip
+        numbers |= {f"{name}_{key}": value for key, value in tails(length(found)).items()}
     return numbers, finished
 
 

@@ -115,22 +115,6 @@ def image_gradients(
     return found
 
 
-def gradients(
-    loaded: LoadedFolder,
-    positive: TextEmbedding,
-    negative: TextEmbedding,
-    images: Images,
-    *,
-    guidance_scale: float,
-    seed: int,
-) -> Float[Tensor, "L B H W"]:
-    """Lengths of `image_gradients` at `LEVELS`."""
-    found = image_gradients(
-        loaded, positive, negative, images, guidance_scale=guidance_scale, seed=seed, levels=LEVELS
-    )
-    return length(found)
-
-
 def backgrounds(images: Images) -> Images:
     """Images of the median colour of each image's border.
 
@@ -259,7 +243,17 @@ def main() -> None:
     starts = {"finished": finished, "empty": backgrounds(finished)}
     scale = arguments.guidance_scale
     lengths = {
-        name: gradients(loaded, positive, negative, images, guidance_scale=scale, seed=arguments.seed)
+        name: length(
+            image_gradients(
+                loaded,
+                positive,
+                negative,
+                images,
+                guidance_scale=scale,
+                seed=arguments.seed,
+                levels=LEVELS,
+            )
+        )
         for name, images in starts.items()
     }
     content: dict[str, Any] = {

@@ -86,7 +86,7 @@ def test_more_never_needs_less(costs, side, batch, micro_batch):
 )
 def test_estimate_agrees_with_what_was_measured(size, costs, least, most, measured):
     # UNet, encoder and ControlNet, fp16, on an H100, with low memory on an H200: GiB that torch held for one,
-    # two and four pictures at once, by `scripts/benchmark_step.py --control`.
+    # two and four images at once, by `scripts/benchmark_step.py --control`.
     for batch, found in zip((1, 2, 4), measured, strict=False):
         expected = plan.estimate(
             size, costs, side=size.resolution, render_side=0, batch=batch, micro_batch=batch, item=2,

@@ -21,14 +21,19 @@ IMAGE_BYTES = 160
 ACTIVATION_BYTES = 1100
 
 
-def stored_bytes(*, low_memory: bool) -> int:
-    """Bytes that renders store for each pixel until the backward pass, see `recompute`."""
-    return IMAGE_BYTES if low_memory else ACTIVATION_BYTES
+def stored_bytes(material: int = 0, *, low_memory: bool) -> int:
+    """Bytes that renders store for each pixel until the backward pass, see `recompute`.
+
+    Args:
+        material: of them, those that a material adds.
+        low_memory: whether each view is rendered again in the backward pass.
+    """
+    return IMAGE_BYTES if low_memory else ACTIVATION_BYTES + material
 
 
-def again_bytes(*, low_memory: bool) -> int:
-    """Bytes for each pixel of one view, which the backward pass renders again."""
-    return ACTIVATION_BYTES if low_memory else 0
+def again_bytes(material: int = 0, *, low_memory: bool) -> int:
+    """Bytes for each pixel of one view, which the backward pass renders again; as in `stored_bytes`."""
+    return ACTIVATION_BYTES + material if low_memory else 0
 
 
 def project(vertices: Float[Tensor, "V 3"], cameras: Cameras) -> Float[Tensor, "B V 4"]:

@@ -85,11 +85,11 @@ class DMTetConfig:
 
     def render_bytes(self, *, low_memory: bool) -> int:
         """Bytes stored for each rendered pixel until the backward pass."""
-        return stored_bytes(low_memory=low_memory) + (0 if low_memory else self.material.render_bytes())
+        return stored_bytes(self.material.render_bytes(), low_memory=low_memory)
 
     def again_bytes(self, *, low_memory: bool) -> int:
         """Bytes for each pixel of one view that is rendered again in the backward pass."""
-        return again_bytes(low_memory=low_memory) + (self.material.render_bytes() if low_memory else 0)
+        return again_bytes(self.material.render_bytes(), low_memory=low_memory)
 
     def render_work(self) -> float:
         """Look-ups of the colours for each rendered pixel."""
