@@ -16,26 +16,24 @@ Schedules are stretched over each budget, so that every budget is a run of its o
 
 OUT/results.jsonl grows by a line with every run; runs that are in it are not repeated. OUT/summary.md has
 the curves of quality against images, and T90: the images with which an arm reaches 90 % of what the first
-arm gains over the grey mesh with its largest budget, with 95 % bootstrap intervals over meshes.
+arm gains over the grey mesh with its largest budget, with 95 % bootstrap intervals over meshes, and how many
+times those of the first arm they are; and differences to no clipping, or to what --against names.
 """
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from jaxtyping import Float
 from study_clipping import work_off
 from study_summary import read_results
 from time_jobs import GRAY, Job, Settings, draw, fingerprint, make_jobs, run_job
+from time_summary import UNCLIPPED, summarize
 
 from pgc3d.disk import replace_file
 from pgc3d.errors import Pgc3dError
 from pgc3d.evaluation.items import Item, read_items
-from pgc3d.evaluation.results import interval
 
 ARMS = (
     "0.1", "none", "1", "relative", "adaptive",
@@ -44,101 +42,6 @@ ARMS = (
     "0.1+annealed", "0.1+level", "0.1+csd", "0.1+nfsd", "0.1+x0", "0.1+scale=10", "0.1+pixels=256",
 )  # fmt: skip
 BUDGETS = (40, 80, 160, 320, 600)
-QUALITIES = (
-    "similarity", "r_precision", "sample_distance", "prior_loss", "speckle", "disagreement", "seconds",
-)  # fmt: skip
-FALLING = ("sample_distance", "prior_loss", "speckle", "disagreement", "seconds")
-GAINED = 0.9  # of the first arm's gain
-RESAMPLES = 2000
-
-Curves = Float[np.ndarray, "items budgets"]
-
-
-def values_of(lines: Sequence[Mapping[str, Any]], arm: str, metric: str, budgets: Sequence[int]) -> Curves:
-    """A metric of an arm by item and budget, mean over seeds; NaN where there is none."""
-    items = sorted({line["item"] for line in lines})
-    found = np.full((len(items), len(budgets)), np.nan)
-    for row, item in enumerate(items):
-        for column, images in enumerate(budgets):
-            own = [
-                line["metrics"][metric]
-                for line in lines
-                if (line["item"], line["arm"], line["images"]) == (item, arm, images) and line["metrics"]
-            ]
-            if own:
-                found[row, column] = np.mean(own)
-    return found
-
-
-def images_to_reach(curve: Float[np.ndarray, " budgets"], budgets: Sequence[int], target: float) -> float:
-    """The number of images at which a rising curve crosses a target, between budgets by their logarithm.
-
-    The smallest budget where the curve starts above the target, infinity where it never reaches it.
-    """
-    places = np.flatnonzero(curve >= target)
-    if not len(places):
-        return float("inf")
-    place = int(places[0])
-    if place == 0:
-        return float(budgets[0])
-    low, high = curve[place - 1], curve[place]
-    first, second = np.log(budgets[place - 1]), np.log(budgets[place])
-    return float(np.exp(first + (target - low) / (high - low) * (second - first)))
-
-
-def t90(
-    own: Curves,
-    final: Float[np.ndarray, " items"],
-    gray: Float[np.ndarray, " items"],
-    budgets: Sequence[int],
-) -> tuple[float, float, float]:
-    """T90 of an arm, and the ends of its 95 % interval over items, see the head of the script.
-
-    Args:
-        own: quality of the arm, larger is better; budgets that no item has are left out, then items that lack
-            another one.
-        final: of the first arm with its largest budget.
-        gray: of the grey meshes.
-        budgets: in images, rising.
-    """
-    made = np.isfinite(own).any(0)
-    own, budgets = own[:, made], [budget for budget, there in zip(budgets, made, strict=True) if there]
-    whole = np.isfinite(own).all(1) & np.isfinite(final) & np.isfinite(gray)
-    own, final, gray = own[whole], final[whole], gray[whole]
-
-    def reached(rows: np.ndarray) -> float:
-        start = gray[rows].mean()
-        target = start + GAINED * (final[rows].mean() - start)
-        return images_to_reach(own[rows].mean(0), budgets, target)
-
-    generator = np.random.default_rng(0)
-    resampled = [reached(generator.integers(len(own), size=len(own))) for _ in range(RESAMPLES)]
-    return reached(np.arange(len(own))), *interval(np.array(resampled))
-
-
-def summarize(lines: Sequence[Mapping[str, Any]], arms: Sequence[str], budgets: Sequence[int]) -> str:
-    """The tables of all metrics, and of T90 by similarity and R-precision."""
-    there = [arm for arm in arms if any(line["arm"] == arm for line in lines)]
-    parts = []
-    for metric in QUALITIES:
-        title = f"## {metric} ({'lower' if metric in FALLING else 'higher'} is better)"
-        rows = [f"| arm | {' | '.join(f'{images} images' for images in budgets)} |"]
-        rows.append("|---" * (len(budgets) + 1) + "|")
-        for arm in there:
-            columns = values_of(lines, arm, metric, budgets).T
-            means = [np.nanmean(column) if np.isfinite(column).any() else np.nan for column in columns]
-            rows.append(f"| {arm} | {' | '.join(f'{mean:.3f}' for mean in means)} |")
-        parts.append("\n".join([title, "", *rows]))
-    rows = ["## T90, images", "", "| arm | similarity | R-precision |", "|---|---|---|"]
-    for arm in there:
-        cells = []
-        for metric in ("similarity", "r_precision"):
-            own, first = (values_of(lines, name, metric, budgets) for name in (arm, there[0]))
-            gray = values_of(lines, GRAY, metric, [0])[:, 0]
-            middle, low, high = t90(own, first[:, np.isfinite(first).any(0)][:, -1], gray, budgets)
-            cells.append(f"{middle:.0f} [{low:.0f}, {high:.0f}]")
-        rows.append(f"| {arm} | {' | '.join(cells)} |")
-    return "\n\n".join(["\n".join(rows), *parts]) + "\n"
 
 
 def require_same_settings(jobs: Sequence[Job], results: Path, settings: Settings) -> None:
@@ -178,6 +81,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=4, help="images of the prior for each view")
     parser.add_argument("--sampling-steps", type=int, default=30)
     parser.add_argument("--set", action="append", dest="overrides", default=[], metavar="KEY=VALUE")
+    parser.add_argument(
+        "--against", default=UNCLIPPED, metavar="RULE or ARM:IMAGES",
+        help="what paired differences are to: a rule with each arm's own variants and images, or one arm",
+    )  # fmt: skip
     parser.add_argument("--summary", action="store_true", help="run nothing")
     return parser.parse_args()
 
@@ -219,7 +126,7 @@ def main() -> None:
     lines = read_results(out / "results.jsonl")
     if not lines:
         raise SystemExit(f"{out} must have results to sum up, got none")
-    text = summarize(lines, arms, budgets)
+    text = summarize(lines, arms, budgets, arguments.against)
     replace_file(out / "summary.md", text.encode())
     print(text)
 

@@ -21,7 +21,7 @@ def scripts(monkeypatch):
 
 
 def test_a_target_is_reached_between_budgets_by_their_logarithm(scripts):
-    from study_time import images_to_reach
+    from time_summary import images_to_reach
 
     curve = np.array([0.0, 1.0, 3.0])
     assert images_to_reach(curve, BUDGETS, 0.5) == pytest.approx(40 * 2**0.5)
@@ -31,20 +31,46 @@ def test_a_target_is_reached_between_budgets_by_their_logarithm(scripts):
 
 
 def test_an_arm_that_is_twice_as_fast_needs_half_the_images(scripts):
-    from study_time import t90
+    from time_summary import ratios, resampled_t90
 
     generator, gray = np.random.default_rng(0), np.zeros(12)
     size = generator.uniform(0.5, 1.0, (12, 1))
     slow, fast = size * [0.25, 0.5, 1.0], size * [0.5, 1.0, 1.0]
-    needed = [t90(arm, slow[:, -1], gray, BUDGETS) for arm in (slow, fast)]
-    assert needed[0][0] == pytest.approx(2 * needed[1][0])
-    assert all(low <= middle <= high for middle, low, high in needed)
+    first, second = [resampled_t90(arm, slow[:, -1], gray, BUDGETS) for arm in (slow, fast)]
+    assert ratios(first, second) == pytest.approx(2)  # in all resamples: they are of the same meshes
+    assert ratios(first, first) == pytest.approx(1)
     missing = fast.copy()
     missing[3, 1] = np.nan
-    assert np.isfinite(t90(missing, slow[:, -1], gray, BUDGETS)).all()
+    assert np.isfinite(resampled_t90(missing, slow[:, -1], gray, BUDGETS)).all()
     without = fast.copy()
     without[:, 1] = np.nan  # a budget that was not run: between the others
-    assert needed[1][0] < t90(without, slow[:, -1], gray, BUDGETS)[0] < 160
+    assert second[0] < resampled_t90(without, slow[:, -1], gray, BUDGETS)[0] < 160
+    unreached = resampled_t90(slow / 4, slow[:, -1], gray, BUDGETS)
+    assert np.isinf(unreached).all()
+    assert np.isinf(ratios(unreached, second)).all()
+    assert ratios(unreached, unreached) == pytest.approx(1)
+
+
+def test_differences_are_of_the_same_meshes_and_seeds_and_of_one_variant(scripts):
+    from time_summary import PAIRED, QUALITIES, summarize
+
+    values = {"none": 0.5, "0.1": 0.625, "none+rate=2": 0.25, "0.1+rate=2": 0.5}
+    lines = [
+        {"item": item, "arm": arm, "images": images, "seed": seed, "error": "",
+         "metrics": dict.fromkeys(QUALITIES, value + step + 0.1 * seed)}
+        for item, step in (("chair", 0.0), ("lamp", 0.25)) for seed in range(2) for images in (40, 80)
+        for arm, value in values.items()
+        if (item, seed, arm) != ("lamp", 1, "0.1")  # a run that is not there yet changes nothing
+    ]  # fmt: skip
+    lines += [{**line, "arm": "gray", "images": 0} for line in lines if line["arm"] == "none"]
+    table = summarize(lines, list(values), (40, 80)).split("## ")[-len(PAIRED)]
+    assert "similarity minus that of none" in table
+    assert "| 0.1 | 0.125 [0.125, 0.125] | 0.125 [0.125, 0.125] |" in table
+    assert "| 0.1+rate=2 | 0.250 [0.250, 0.250] | 0.250 [0.250, 0.250] |" in table
+    assert "| none+rate=2 | - | - |" in table
+    table = summarize(lines, list(values), (40, 80), "none:80").split("## ")[-len(PAIRED)]
+    assert "| none+rate=2 | -0.250 [-0.250, -0.250] | -0.250 [-0.250, -0.250] |" in table
+    assert "| none | 0.000 [0.000, 0.000] | - |" in table
 
 
 def test_arms_change_what_they_name_and_nothing_else(scripts, tmp_path):
@@ -110,5 +136,5 @@ def test_a_small_study_runs_goes_on_and_is_summed_up(scripts, tmp_path, monkeypa
     printed = capsys.readouterr().out
     assert "0 runs to do, 5 lines are there already" in printed
     assert "## T90, images" in printed
-    assert printed.count("| relative |") == 8
+    assert printed.count("| relative |") == 12
     assert len(list((tmp_path / "out" / "views").glob("*.png"))) == 4

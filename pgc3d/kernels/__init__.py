@@ -34,8 +34,9 @@ def use_threads(count: int) -> None:
     """
     import numba
 
-    torch.set_num_threads(count)
+    # Numba first: as it starts its threads it sets the number of OpenMP, which torch's threads are of too.
     numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
+    torch.set_num_threads(count)
 
 
 def allowed_cores() -> int:
