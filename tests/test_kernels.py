@@ -1,6 +1,8 @@
 """What all kernels share."""
 
 import os
+import subprocess
+import sys
 
 import numba
 import pytest
@@ -13,6 +15,20 @@ from pgc3d.kernels import share_cores, use_threads
 def test_threads_are_few_for_torch_and_for_numba() -> None:
     use_threads(1)
     assert (torch.get_num_threads(), numba.get_num_threads()) == (1, 1)
+
+
+ONE_THREAD = """
+import torch
+torch.get_num_threads()  # as every kernel of torch does at first
+from pgc3d.kernels import use_threads
+use_threads(1)
+print(torch.get_num_threads())
+"""
+
+
+def test_threads_are_few_in_a_process_where_numba_has_not_started_its_own() -> None:
+    done = subprocess.run([sys.executable, "-c", ONE_THREAD], capture_output=True, text=True, check=True)
+    assert int(done.stdout) == 1
 
 
 @pytest.mark.usefixtures("own_threads")
