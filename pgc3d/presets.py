@@ -20,6 +20,8 @@ from pgc3d.pipelines import Pipeline, find_pipeline
 from pgc3d.yaml_text import parse_override, read_yaml
 
 SHOWN = 6  # settings that a message names at most
+# Guidances whose fast quality starts from views that are sampled together: their depth ControlNet is bundled.
+FAST_FROM_VIEWS = ("mini",)
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def configure(  # noqa: PLR0913 - one for each layer
     clip: ClipConfig | None = None,
     prompted: bool = False,
     refine: bool = False,
-    sync: bool = False,
+    sync: bool | None = None,
     files: Sequence[Path] = (),
     options: Mapping[str, Any] | None = None,
     resolution: int | None = None,
@@ -91,7 +93,8 @@ def configure(  # noqa: PLR0913 - one for each layer
         clip: of the objectives with a diffusion model, over the files.
         prompted: whether there is a prompt in addition to an image, for which there is a preset.
         refine: whether a texture is refined, for which there is a preset.
-        sync: whether the colours start from views that are sampled together, for which there is a preset.
+        sync: whether the colours start from views that are sampled together, for which there is a preset;
+            None leaves it to the quality.
         files: YAML files over the presets.
         options: a nested mapping over the files.
         resolution: of the last phase of the last stage in pixels; the earlier phases keep their ratio to it.
@@ -116,8 +119,8 @@ def configure(  # noqa: PLR0913 - one for each layer
         command = _of_pipeline(command, full)
     chosen, named, notes = _choose(command, guidance, given)
     layers: list[Path | Mapping[str, Any]]
+    names = _preset_names(chosen, quality, prompted=prompted, refine=refine, sync=sync)
     if staged is None:
-        names = _preset_names(chosen, quality, prompted=prompted, refine=refine, sync=sync)
         layers = [preset(f"{command.presets}{name}") for name in names]
     else:
         layers = [*staged.files, *(staged.mini if chosen == "mini" else ())]
@@ -143,7 +146,7 @@ def configure(  # noqa: PLR0913 - one for each layer
     last = list(config.stages)[-1]
     overridden = _settings(last, requested, *given.by_key).keys()
     if quality is not None:
-        settings = _of_quality(command, chosen, quality, last)
+        settings = _of_quality(command, chosen, quality, last, names)
         notes += _kept_by_files(f"--quality {quality}", settings, given, overridden, last)
     file_model = given.named_by_file(command)
     if file_model not in {None, named} and (guidance != "auto" or model is not None):
@@ -246,11 +249,15 @@ def _choose(command: Command, guidance: GuidanceName, given: _Given) -> tuple[Gu
 
 
 def _preset_names(
-    guidance: str, quality: Quality | None, *, prompted: bool, refine: bool, sync: bool
+    guidance: str, quality: Quality | None, *, prompted: bool, refine: bool, sync: bool | None
 ) -> list[str]:
     """The presets, later ones over earlier ones."""
+    fast = quality == "fast" and guidance in FAST_FROM_VIEWS
+    if sync is None:
+        sync = fast and not refine
     names = [guidance, *([f"{guidance}-refine"] if refine else []), *([f"{guidance}-sync"] if sync else [])]
     names += [] if quality in {None, "standard"} else [f"{guidance}-{quality}"]
+    names += [f"{guidance}-fast-sync"] if fast and sync else []
     return [*names, f"{guidance}-prompt"] if prompted else names
 
 
@@ -331,16 +338,26 @@ def _plain(layer: Path | Mapping[str, Any]) -> Mapping[str, Any]:
     return read_yaml(layer) if isinstance(layer, Path) else layer
 
 
-def _of_quality(command: Command, guidance: str, quality: Quality, last: str) -> dict[str, Any]:
-    """The settings of a quality; of the standard one, those that another quality changes."""
+def _of_quality(
+    command: Command, guidance: str, quality: Quality, last: str, names: Sequence[str]
+) -> dict[str, Any]:
+    """The settings of a quality; of the standard one, those that another quality changes.
 
-    def of(name: str) -> dict[str, Any]:
-        return _settings(last, read_yaml(preset(f"{command.presets}{guidance}{name}")))
+    Args:
+        command: with its presets.
+        guidance: the chosen one.
+        quality: the chosen one.
+        last: name of the last stage.
+        names: of the presets in use.
+    """
+
+    def of(*names: str) -> dict[str, Any]:
+        return _settings(last, *(read_yaml(preset(f"{command.presets}{name}")) for name in names))
 
     if quality != "standard":
-        return of(f"-{quality}")
-    others = ["-draft", "-high", *(["-fast"] if command.name == TEXTURE.name else [])]
-    standard, keys = of(""), {key for other in others for key in of(other)}
+        return of(*(name for name in names if name.startswith(f"{guidance}-{quality}")))
+    others = ["draft", "high", *(["fast"] if command.name == TEXTURE.name else [])]
+    standard, keys = of(guidance), {key for other in others for key in of(f"{guidance}-{other}")}
     return {key: standard[key] for key in standard if key in keys}
 
 

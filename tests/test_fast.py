@@ -26,6 +26,28 @@ def test_fast_evaluates_fewer_images_than_every_other_quality_of_full_size(guida
     assert made["fast"].export == made["standard"].export
 
 
+def test_fast_starts_from_views_where_no_texture_is_kept_and_no_download_is_needed():
+    fast = {"guidance": "mini", "quality": "fast"}
+    started = configure(TEXTURE, **fast)[0]
+    explicit = configure(TEXTURE, **fast, sync=True)[0]
+    assert started == explicit
+    assert started.last.init.controls["depth"].model == "mini-depth"
+    for without in (configure(TEXTURE, **fast, refine=True)[0], configure(TEXTURE, **fast, sync=False)[0]):
+        assert without.last.init is None
+        assert images(without) == 4 * images(started)
+    for guidance in ("sd", "sdxl"):
+        assert configure(TEXTURE, guidance=guidance, quality="fast")[0].last.init is None
+
+
+@pytest.mark.parametrize(("sync", "own", "other"), [(None, 20, 80), (False, 80, 20)])
+def test_a_line_says_that_a_file_has_other_steps_than_fast(tmp_path, sync, own, other):
+    file = tmp_path / "own.yaml"
+    for steps, lines in ((own, 0), (other, 1)):
+        file.write_text(f"run: {{steps: {steps}}}\n")
+        _, notes = configure(TEXTURE, guidance="mini", quality="fast", sync=sync, files=[file])
+        assert len([note for note in notes if "run.steps stays" in note]) == lines
+
+
 @pytest.mark.parametrize("command", [TEXT, IMAGE])
 def test_fast_is_of_texture_alone(command):
     with pytest.raises(ConfigError, match=f"must go with pgc3d texture, got pgc3d {command.name}; use draft"):
@@ -46,6 +68,10 @@ def test_sync_is_no_texture_and_a_file_of_that_name_is_one():
     sync, file = RefineOptions(init=Path("sync")), RefineOptions(init=Path("folder/sync"))
     assert (sync.sync, sync.texture, sync.starts) == (True, None, False)
     assert (file.sync, file.texture, file.starts) == (False, Path("folder/sync"), True)
+    assert [RefineOptions(**given).sync for given in ({}, {"refine": True}, {"mask": Path("mask.png")})] == [
+        None, False, False,
+    ]  # fmt: skip
+    assert RefineOptions(only=("Wheel",)).sync is None
     assert RefineOptions(init=Path("sync"), strength=0.5).guidance()["t_max"][1] < 0.5
 
 

@@ -249,7 +249,7 @@ def configured(
     *,
     prompted: bool = False,
     refine: bool = False,
-    sync: bool = False,
+    sync: bool | None = None,
     every_objective: dict[str, Any] | None = None,
 ) -> Any:
     """The configuration of a command; automatic choices and options without effect are printed.
@@ -261,7 +261,7 @@ def configured(
         own: a nested mapping of the settings of the command's own options.
         prompted: whether there is a prompt in addition to an image.
         refine: whether a texture is refined.
-        sync: whether colours start from views that are sampled together.
+        sync: whether colours start from views that are sampled together; None leaves it to the quality.
         every_objective: a nested mapping for each of the objectives.
 
     Raises:
