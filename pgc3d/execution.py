@@ -15,6 +15,7 @@ from pgc3d.config import Config
 from pgc3d.continuation import newest_checkpoint
 from pgc3d.environment import peak_memory
 from pgc3d.events import Event, ignore
+from pgc3d.guidance.synchronized import SyncConfig
 from pgc3d.inputs.background import style_loader
 from pgc3d.interfaces import Representation
 from pgc3d.kernels import share_cores
@@ -159,18 +160,17 @@ def begin_stage(session: Session, context: RunContext, name: str, checkpoint: Ch
         begun = checkpoint is not None or not session.processes.leads
         built = build_stage(context, name, start, begun=begun)
     session.add_start_parts()
-    if checkpoint is None and config.stages[name].init is not None:
-        return _initialized(session, built)
-    return built
+    init = config.stages[name].init
+    return built if checkpoint is not None or init is None else _initialized(session, built, init)
 
 
-def _initialized(session: Session, built: Built) -> Built:
+def _initialized(session: Session, built: Built, init: SyncConfig) -> Built:
     """The objects of a stage with initial colours, which the first process computes and the others receive.
 
     GPUs need not round alike, so that parameters which each process computed could differ.
     """
     if built.initialize is not None:
-        session.note("initial views: sampled together on the surface")
+        session.note(f"initial views: {init.count}, sampled together on the surface in {init.steps} steps")
         with session.timed("init"):
             built.initialize()
     else:
