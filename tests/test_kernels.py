@@ -17,17 +17,31 @@ def test_threads_are_few_for_torch_and_for_numba() -> None:
     assert (torch.get_num_threads(), numba.get_num_threads()) == (1, 1)
 
 
-ONE_THREAD = """
-import torch
-torch.get_num_threads()  # as every kernel of torch does at first
+FIRST = "import torch; torch.get_num_threads()\n"  # as every kernel of torch does at first
+AFTER_USE = """
 from pgc3d.kernels import use_threads
 use_threads(1)
-print(torch.get_num_threads())
+"""
+AFTER_A_KERNEL = """
+torch.set_num_threads(1)
+import numba, numpy
+from pgc3d.kernels.compiled import compiled
+
+@compiled(parallel=True)
+def total(values):
+    found = 0.0
+    for index in numba.prange(len(values)):
+        found += values[index]
+    return found
+
+assert total(numpy.ones(10)) == 10
 """
 
 
-def test_threads_are_few_in_a_process_where_numba_has_not_started_its_own() -> None:
-    done = subprocess.run([sys.executable, "-c", ONE_THREAD], capture_output=True, text=True, check=True)
+@pytest.mark.parametrize("code", [AFTER_USE, AFTER_A_KERNEL])
+def test_numba_leaves_torch_its_number_of_threads_as_it_starts_its_own(code: str) -> None:
+    command = [sys.executable, "-c", f"{FIRST}{code}print(torch.get_num_threads())"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert int(done.stdout) == 1
 
 

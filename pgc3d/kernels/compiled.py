@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numba
+import torch
 
 logger = logging.getLogger(__name__)
 
@@ -20,12 +21,25 @@ def compiled(**options: Any) -> Any:
     """A decorator: `numba.njit` with these options and a cache for later processes."""
 
     def decorate(function: Any) -> Any:
+        if options.get("parallel"):
+            start_threads()
         dispatcher = numba.njit(**options)(function)
         if _keep(dispatcher):
             _tolerate_full_disk(dispatcher)
         return dispatcher
 
     return decorate
+
+
+def start_threads() -> None:
+    """Start numba's threads where they are not there yet, and leave torch's number of threads as it is.
+
+    As numba starts them it sets the number of OpenMP to that of the cores, which torch's threads are of too:
+    one of `OMP_NUM_THREADS` or `torch.set_num_threads` would be lost with the first kernel.
+    """
+    count = torch.get_num_threads()
+    numba.set_num_threads(numba.get_num_threads())
+    torch.set_num_threads(count)
 
 
 def _keep(dispatcher: Any) -> bool:
