@@ -1,8 +1,7 @@
 """The configuration that results from a command and its options: presets, files, options, overrides."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +9,16 @@ from pgc3d.build.models import local_image_model
 from pgc3d.build.run import resolve_device
 from pgc3d.choices import GuidanceName, Quality
 from pgc3d.clip_rules import ClipConfig
-from pgc3d.config import STAGE_NUMBERS, Config, ObjectiveConfig, load_config, preset
+from pgc3d.config import Config, ObjectiveConfig, StageConfig, load_config, preset
 from pgc3d.diffusion.aliases import ALIASES
 from pgc3d.diffusion.hub import POSES, is_hub_id
 from pgc3d.diffusion.latent import Layout
 from pgc3d.diffusion.models import local_model, model_layout
 from pgc3d.errors import ConfigError, InputError, WeightsNotFoundError
+from pgc3d.given_settings import Given, flat, kept_by_files, overridden_options, settings_of
 from pgc3d.pipelines import Pipeline, find_pipeline
-from pgc3d.yaml_text import parse_override, read_yaml
+from pgc3d.yaml_text import read_yaml
 
-SHOWN = 6  # settings that a message names at most
 # Guidances whose fast quality starts from views that are sampled together: their depth ControlNet is bundled.
 FAST_FROM_VIEWS = ("mini",)
 
@@ -38,30 +37,6 @@ class Command:
 TEXT = Command(name="text", presets="", entry="text", layouts=("sdxl", "sd"))
 IMAGE = Command(name="image", presets="image-", entry="image", layouts=("zero123",))
 TEXTURE = Command(name="texture", presets="texture-", entry="text", layouts=("sdxl", "sd"))
-
-
-@dataclass(frozen=True)
-class _Given:
-    """The user's settings, apart from the guidance."""
-
-    files: Sequence[Path]
-    options: Mapping[str, Any]
-    overrides: Sequence[str]
-    model: str | None
-
-    @cached_property
-    def by_file(self) -> list[dict[str, Any]]:
-        """The layers of the files."""
-        return [read_yaml(path) for path in self.files]
-
-    @cached_property
-    def by_key(self) -> list[dict[str, Any]]:
-        """The layers of `--set`."""
-        return [parse_override(override) for override in self.overrides]
-
-    def named_by_file(self, command: Command) -> str | None:
-        """The model that the files name, None where they name none."""
-        return _name(command, self.by_file)
 
 
 def configure(  # noqa: PLR0913 - one for each layer
@@ -98,7 +73,8 @@ def configure(  # noqa: PLR0913 - one for each layer
         files: YAML files over the presets.
         options: a nested mapping over the files.
         resolution: of the last phase of the last stage in pixels; the earlier phases keep their ratio to it.
-        every_objective: a nested mapping for each of the objectives, over the files.
+        every_objective: a nested mapping for each of the objectives, over the files; initial views have its
+            negative prompt too.
         overrides: `key=value`, over all other layers.
 
     Returns:
@@ -110,7 +86,7 @@ def configure(  # noqa: PLR0913 - one for each layer
     """
     if quality == "fast" and command.name != TEXTURE.name:
         raise ConfigError(f"--quality fast must go with pgc3d texture, got pgc3d {command.name}; use draft")
-    given = _Given(files=files, options=options or {}, overrides=overrides, model=model)
+    given = Given(files=files, options=options or {}, overrides=overrides, model=model)
     found = find_pipeline(command.name, pipeline) if pipeline is not None else None
     staged = found if found is not None and found.files else None
     if staged is not None:
@@ -140,25 +116,32 @@ def configure(  # noqa: PLR0913 - one for each layer
                     for key, objective in stage.objectives.items()
                 }
             }
+            | _of_initial_views(stage, every_objective or {})
             for name, stage in below.stages.items()
         }
     config = load_config([*layers, *files], options=requested, overrides=overrides)
     last = list(config.stages)[-1]
-    overridden = _settings(last, requested, *given.by_key).keys()
+    overridden = settings_of(last, requested, *given.by_key).keys()
     if quality is not None:
         settings = _of_quality(command, chosen, quality, last, names)
-        notes += _kept_by_files(f"--quality {quality}", settings, given, overridden, last)
-    file_model = given.named_by_file(command)
+        notes += kept_by_files(f"--quality {quality}", settings, given, overridden, last)
+    file_model = _name(command, given.by_file)
     if file_model not in {None, named} and (guidance != "auto" or model is not None):
         option = f"--guidance {chosen}" if model is None else f"--model {model}"
-        settings = _settings(last, *map(_plain, layers))
-        notes += _kept_by_files(option, settings, given, overridden, last, made_for=f"the model {file_model}")
-    return config, [*notes, *_overridden(command, given, last)]
+        settings = settings_of(last, *map(_plain, layers))
+        notes += kept_by_files(option, settings, given, overridden, last, made_for=f"the model {file_model}")
+    return config, [*notes, *overridden_options(command.entry, given, last)]
 
 
 def _clip_of(objective: ObjectiveConfig, clip: ClipConfig | None) -> dict[str, Any]:
     """The layer of an objective with another clip; the view of an input image is not clipped."""
     return {"clip": asdict(clip)} if clip is not None and objective.guidance.requires().models else {}
+
+
+def _of_initial_views(stage: StageConfig, every_objective: Mapping[str, Any]) -> dict[str, Any]:
+    """The layer of a stage's initial views, which have the negative prompt of its objectives."""
+    negative = every_objective.get("guidance", {}).get("negative_prompt")
+    return {} if stage.init is None or negative is None else {"init": {"negative_prompt": negative}}
 
 
 def _require_fitting_options(
@@ -217,7 +200,7 @@ def _training_cameras(config: Config, model: str) -> dict[str, Any]:
     return {"view": view, "image": image, "stages": stages}
 
 
-def _choose(command: Command, guidance: GuidanceName, given: _Given) -> tuple[GuidanceName, str, list[str]]:
+def _choose(command: Command, guidance: GuidanceName, given: Given) -> tuple[GuidanceName, str, list[str]]:
     """The guidance, the name of its model, and lines about the choice."""
     named_by_key = _name(command, given.by_key)
     by_user = named_by_key or given.model
@@ -226,10 +209,10 @@ def _choose(command: Command, guidance: GuidanceName, given: _Given) -> tuple[Gu
             f"--model must go with --guidance {' or '.join(command.layouts)}, got --guidance mini, which "
             "brings its own model"
         )
-    named = by_user or given.named_by_file(command)
+    named = by_user or _name(command, given.by_file)
     layout = None if named in {None, "mini"} else _layout(str(named), command, query_hub=guidance == "auto")
     if guidance == "auto" and named is None:
-        settings = _flat(*given.by_file, given.options, *given.by_key)
+        settings = flat(*given.by_file, given.options, *given.by_key)
         guidance, note = _choose_by_device(command, str(settings.get("run.device") or "auto"))
         return guidance, guidance, [note]
     if guidance == "auto":
@@ -308,30 +291,8 @@ def _layout(model: str, command: Command, *, query_hub: bool) -> Layout | None:
 
 def _name(command: Command, layers: Sequence[Mapping[str, Any]]) -> str | None:
     """The model that layers name, None where they name none, or where the value is not text."""
-    name = _flat(*layers).get(f"models.{command.entry}.name")
+    name = flat(*layers).get(f"models.{command.entry}.name")
     return name if isinstance(name, str) else None
-
-
-def _flat(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of nested mappings, without None, by names with dots; later layers override earlier ones."""
-    values: dict[str, Any] = {}
-    for layer in layers:
-        for key, value in layer.items():
-            if isinstance(value, Mapping):
-                values |= {f"{key}.{name}": inner for name, inner in _flat(value).items()}
-            elif value is not None:
-                values[str(key)] = list(value) if isinstance(value, tuple) else value
-    return values
-
-
-def _settings(last: str, *layers: Mapping[str, Any]) -> dict[str, Any]:
-    """`_flat` with the same name for a setting at the top of a layer, below `run` and in the stage `last`."""
-    values: dict[str, Any] = {}
-    for layer in layers:
-        for name, value in _flat(layer).items():
-            key = name.removeprefix(f"stages.{last}.")
-            values[f"run.{key}" if key in STAGE_NUMBERS else key] = value
-    return values
 
 
 def _plain(layer: Path | Mapping[str, Any]) -> Mapping[str, Any]:
@@ -352,57 +313,13 @@ def _of_quality(
     """
 
     def of(*names: str) -> dict[str, Any]:
-        return _settings(last, *(read_yaml(preset(f"{command.presets}{name}")) for name in names))
+        return settings_of(last, *(read_yaml(preset(f"{command.presets}{name}")) for name in names))
 
     if quality != "standard":
         return of(*(name for name in names if name.startswith(f"{guidance}-{quality}")))
     others = ["draft", "high", *(["fast"] if command.name == TEXTURE.name else [])]
     standard, keys = of(guidance), {key for other in others for key in of(f"{guidance}-{other}")}
     return {key: standard[key] for key in standard if key in keys}
-
-
-def _kept_by_files(
-    option: str,
-    settings: Mapping[str, Any],
-    given: _Given,
-    overridden: Collection[str],
-    last: str,
-    *,
-    made_for: str = "",
-) -> list[str]:
-    """A line about the settings of an option that have other values in the files, and are not overridden."""
-    in_files = {
-        key: (value, path)
-        for path, layer in zip(given.files, given.by_file, strict=True)
-        for key, value in _settings(last, layer).items()
-    }
-    unchanged = [
-        key
-        for key, value in settings.items()
-        if key not in overridden and key in in_files and in_files[key][0] != value
-    ]
-    if not unchanged:
-        return []
-    more = f" and {len(unchanged) - SHOWN} more" if len(unchanged) > SHOWN else ""
-    names = ", ".join(unchanged[:SHOWN]) + more
-    paths = ", ".join(dict.fromkeys(str(in_files[key][1]) for key in unchanged))
-    origin = f", which is for {made_for}" if made_for else ""
-    stay = "stays" if len(unchanged) == 1 else "stay"
-    return [
-        f"{option} does not override --config: {names} {stay} as in {paths}{origin}; "
-        "remove them there, or use --set"
-    ]
-
-
-def _overridden(command: Command, given: _Given, last: str) -> list[str]:
-    """A line for each option that `--set` overrides with another value."""
-    named = {f"models.{command.entry}.name": given.model} if given.model is not None else {}
-    keyed = _settings(last, *given.by_key)
-    return [
-        f"--set {key} overrides an option: {keyed[key]} instead of {value}"
-        for key, value in (_settings(last, given.options) | named).items()
-        if key in keyed and keyed[key] != value
-    ]
 
 
 def _hub_layout(model: str, command: Command) -> Layout:

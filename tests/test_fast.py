@@ -39,6 +39,14 @@ def test_fast_starts_from_views_where_no_texture_is_kept_and_no_download_is_need
         assert configure(TEXTURE, guidance=guidance, quality="fast")[0].last.init is None
 
 
+def test_initial_views_have_the_negative_prompt_of_the_objectives():
+    every = {"guidance": {"negative_prompt": "rust"}}
+    for sync in (True, False):
+        last = configure(TEXTURE, guidance="mini", sync=sync, every_objective=every)[0].last
+        assert last.objectives["color"].guidance.negative_prompt == "rust"
+        assert (last.init.negative_prompt if sync else last.init) == ("rust" if sync else None)
+
+
 @pytest.mark.parametrize(("sync", "own", "other"), [(None, 20, 80), (False, 80, 20)])
 def test_a_line_says_that_a_file_has_other_steps_than_fast(tmp_path, sync, own, other):
     file = tmp_path / "own.yaml"
