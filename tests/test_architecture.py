@@ -22,7 +22,7 @@ LAYERS = (
     ("report",),
     ("batch",),
     ("evaluation",),
-    ("pipeline", "presets", "pipelines", "doctor"),
+    ("pipeline", "presets", "given_settings", "pipelines", "doctor"),
     ("execution",),
     ("stages", "assets", "continuation"),
     ("session",),
