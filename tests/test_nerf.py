@@ -15,6 +15,7 @@ from pgc3d.interfaces import Meshable
 from pgc3d.rendering.cpu import CpuRasterizer
 from pgc3d.rendering.mesh_renderer import render_mesh
 from pgc3d.rendering.rays import camera_rays, march
+from pgc3d.representation.fields import ColorFieldConfig
 from pgc3d.representation.nerf_config import NerfConfig
 from pgc3d.representation.nerf_surface import extract_surface
 from pgc3d.types import Mesh, Step, Views
@@ -213,7 +214,8 @@ class Density:
         return self.function(points)
 
     def render(self, views, resolution, step):
-        nerf = make(replace(NerfConfig(), stations=64))
+        color = ColorFieldConfig(levels=1, hidden=4)  # of no interest here
+        nerf = make(replace(NerfConfig(), stations=64, color_field=color))
         nerf.density.forward = lambda points, levels=None: self.function(points)
         nerf.begin_step(STEP)
         return nerf.render(views, resolution, step)

@@ -138,6 +138,7 @@ def magenta(image):
     return np.abs(image - np.array(MAGENTA)).max(-1) <= 6
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
 def test_two_runs_lie_under_a_slider_and_so_do_their_previews(tmp_path):
     first, second = make_run(tmp_path / "a"), make_run(tmp_path / "b", steps=25)

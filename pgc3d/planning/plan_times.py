@@ -225,7 +225,10 @@ MEASURED = Times(
         # the export has a formula of its own, see `eta.export_seconds`
         Parts("mini", TWO_CORES, PERFORMANCE, start=7.5, build=4.0),
     ),
-    initial_views=(InitialViews("sdxl", H200, 10, 20, 80, 24.7, QUALITY),),
+    initial_views=(
+        InitialViews("sdxl", H200, 10, 20, 80, 24.7, QUALITY),
+        InitialViews("mini", TWO_CORES, 9, 16, 80, 36.1, QUALITY),
+    ),
     scaling=(
         Scaling("sdxl", H200, 2, 0.98, GPUS),  # four views on one take 232 ms, eight on two 236 ms
         Scaling("mini", H200, 2, 0.8, GPUS),  # the slower one, a NeRF
