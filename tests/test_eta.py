@@ -210,6 +210,15 @@ def test_an_export_takes_longer_for_more_texels():
         assert export_seconds(large, device) > export_seconds(CONFIG, device) > 0
 
 
+@pytest.mark.parametrize(
+    ("size", "faces", "seconds"),
+    [(512, 5000, 1.3), (1024, 10000, 2.6), (1024, 20000, 3.5), (2048, 20000, 6.8)],
+)
+def test_an_export_on_two_cores_takes_what_was_measured(size, faces, seconds):
+    config = load_config([preset("mini")], options={"export": {"texture_size": size, "faces": faces}})
+    assert export_seconds(config) == pytest.approx(seconds, rel=0.2)
+
+
 @pytest.mark.parametrize(("size", "seconds"), [(2048, 3.6), (1024, 1.8)])
 def test_an_export_of_a_given_mesh_on_a_gpu_takes_what_was_measured(size, seconds):
     # `scripts/acceptance.py`, SDXL (median of eleven) and SD, H200.

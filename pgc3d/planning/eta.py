@@ -26,10 +26,10 @@ from pgc3d.planning.plan import estimate_stage
 WARM_UP = 2  # steps after each start that are not counted: kernels are compiled and memory is allocated
 RECENT = 50  # steps that count, so that the estimate follows the load of the computer
 POWER = {"cpu": 0.85, "cuda": 1.0}  # of the ratio of operations
-# Of an export: seconds, and those of a face of new charts and of a texel, which the GPU bakes. Fitted to
-# three on two CPU cores, 3.3 s, 6.8 s and 8.9 s, and to those of given meshes on an H200, 1.8 to 5.3 s.
-EXPORT, EXPORT_FACE = 1.5, 1.7e-4
-EXPORT_PIXEL = {"cpu": 7e-6, "cuda": 5e-7}
+# Of an export: seconds and those of a texel by device, since the GPU bakes, and those of a face of new charts.
+# Fitted to ten on two CPU cores, 1.0 s to 6.8 s, and to those of given meshes on an H200, 1.8 to 5.3 s.
+EXPORT_FACE = 1e-4
+EXPORT = {"cpu": (0.7, 8e-7), "cuda": (1.5, 5e-7)}
 
 Operations = Callable[[StageConfig], float]  # of a step at the stage's largest resolution
 
@@ -219,8 +219,8 @@ def export_seconds(config: Config, device: str = "cpu") -> float:
         device: its type, as "cuda".
     """
     faces = 0 if config.last.representation.fixed_shape else config.export.faces
-    pixel = EXPORT_PIXEL.get(device, EXPORT_PIXEL["cpu"])
-    return EXPORT + pixel * config.export.texture_size**2 + EXPORT_FACE * faces
+    least, texel = EXPORT.get(device, EXPORT["cpu"])
+    return least + texel * config.export.texture_size**2 + EXPORT_FACE * faces
 
 
 def _mean(times: "deque[float] | list[float] | tuple[float, ...]") -> float:

@@ -223,7 +223,7 @@ MEASURED = Times(
         Parts("mini", H100, PERFORMANCE, start=6.0, build=9.7, export=3.7, first=24.4),
         Parts("mini image", H100, PERFORMANCE, start=5.0, build=7.8, export=2.7),
         # the export has a formula of its own, see `eta.export_seconds`
-        Parts("mini", TWO_CORES, PERFORMANCE, start=7.5, build=4.0),
+        Parts("mini", TWO_CORES, QUALITY, start=2.9, build=3.4),
     ),
     initial_views=(
         InitialViews("sdxl", H200, 10, 20, 80, 24.7, QUALITY),
