@@ -26,8 +26,8 @@ from pgc3d.planning.plan import estimate_stage
 WARM_UP = 2  # steps after each start that are not counted: kernels are compiled and memory is allocated
 RECENT = 50  # steps that count, so that the estimate follows the load of the computer
 POWER = {"cpu": 0.85, "cuda": 1.0}  # of the ratio of operations
-# Of an export: seconds and those of a texel by device, since the GPU bakes, and those of a face of new charts.
-# Fitted to ten on two CPU cores, 1.0 s to 6.8 s, and to those of given meshes on an H200, 1.8 to 5.3 s.
+# Of an export: seconds and those of a texel by device, since the GPU bakes, and those of a face of new
+# charts. Fitted to ten on two CPU cores, 1.0 to 6.8 s, and to given meshes on an H200, 1.8 to 5.3 s.
 EXPORT_FACE = 1e-4
 EXPORT = {"cpu": (0.7, 8e-7), "cuda": (1.5, 5e-7)}
 
