@@ -99,11 +99,11 @@ def overview(lines: Sequence[Line]) -> str:
     """One Markdown table of the main metrics of one kind of task: means, and differences to no clipping."""
     reference, metrics = REFERENCES[0], main_metrics(lines)
     head = ["rule", *(cell for metric in metrics for cell in (metric, f"minus {reference}"))]
-    rows = [head, ["---"] * len(head)]
+    rows = []
     for rule in dict.fromkeys(line["rule"] for line in lines):
         cells = [_row(lines, rule, metric, [reference])[1:3] for metric in metrics]
         rows.append([rule, *(cell for pair in cells for cell in pair)])
-    return _table(rows)
+    return table(head, rows)
 
 
 def summarize(lines: Sequence[Line], *, references: Sequence[str]) -> str:
@@ -124,15 +124,15 @@ def summarize(lines: Sequence[Line], *, references: Sequence[str]) -> str:
     for metric in metrics:
         direction = f" ({better(metric)} is better)" if better(metric) else ""
         head = ["rule", "mean", *(f"minus {reference}" for reference in references), "runs", "failed"]
-        rows = [head, ["---"] * len(head)]
-        rows += [_row(lines, rule, metric, references) for rule in rules]
         parts.append(f"## {metric}{direction}\n")
-        parts.append(_table(rows))
+        parts.append(table(head, [_row(lines, rule, metric, references) for rule in rules]))
     return "\n".join(parts)
 
 
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, with a line break at its end."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(row) + " |" for row in lines) + "\n"
 
 
 def _row(lines: Sequence[Line], rule: str, metric: str, references: Sequence[str]) -> list[str]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float
-from study_summary import Line, differences, spread
+from study_summary import Line, differences, spread, table
 from time_jobs import GRAY
 
 from pgc3d.evaluation.results import interval
@@ -106,21 +106,22 @@ def summarize(
             arm and images with a colon between them.
     """
     there = [arm for arm in arms if any(line["arm"] == arm for line in lines)]
-    parts = [_t90_table(lines, there, budgets)]
+    columns = [f"{images} images" for images in budgets]
+    parts = [_t90_section(lines, there, budgets)]
     for metric in QUALITIES:
         rows = {arm: [_mean(column) for column in values_of(lines, arm, metric, budgets).T] for arm in there}
         direction = "lower" if metric in FALLING else "higher"
-        parts.append(_table(f"{metric} ({direction} is better)", budgets, rows))
+        parts.append(_section(f"{metric} ({direction} is better)", columns, rows))
     named = [{**line, "task": line["item"], "rule": f"{line['arm']}:{line['images']}"} for line in lines]
     for metric in PAIRED:
         rows = {
             arm: [_difference(named, arm, images, metric, against) for images in budgets] for arm in there
         }
-        parts.append(_table(f"{metric} minus that of {against}, same meshes and seeds", budgets, rows))
-    return "\n\n".join(parts) + "\n"
+        parts.append(_section(f"{metric} minus that of {against}, same meshes and seeds", columns, rows))
+    return "\n".join(parts)
 
 
-def _t90_table(lines: Sequence[Line], arms: Sequence[str], budgets: Sequence[int]) -> str:
+def _t90_section(lines: Sequence[Line], arms: Sequence[str], budgets: Sequence[int]) -> str:
     head = ["similarity", "times the first", "R-precision", "times the first"]
     cells: dict[str, list[str]] = {arm: [] for arm in arms}
     for metric in ("similarity", "r_precision"):
@@ -131,8 +132,7 @@ def _t90_table(lines: Sequence[Line], arms: Sequence[str], budgets: Sequence[int
         found = {arm: resampled_t90(own, final, gray, budgets) for arm, own in curves.items()}
         for arm, own in found.items():
             cells[arm] += [_spread(own, "{:.0f}"), _spread(ratios(own, found[arms[0]]), "{:.2f}")]
-    rows = [f"| {arm} | {' | '.join(own)} |" for arm, own in cells.items()]
-    return "\n".join(["## T90, images", "", f"| arm | {' | '.join(head)} |", "|---" * 5 + "|", *rows])
+    return _section("T90, images", head, cells)
 
 
 def _spread(resampled: Float[np.ndarray, " resamples+1"], style: str) -> str:
@@ -140,10 +140,9 @@ def _spread(resampled: Float[np.ndarray, " resamples+1"], style: str) -> str:
     return f"{style.format(resampled[0])} [{style.format(low)}, {style.format(high)}]"
 
 
-def _table(title: str, budgets: Sequence[int], rows: Mapping[str, Sequence[str]]) -> str:
-    head = f"| arm | {' | '.join(f'{images} images' for images in budgets)} |"
-    lines = [f"| {arm} | {' | '.join(cells)} |" for arm, cells in rows.items()]
-    return "\n".join([f"## {title}", "", head, "|---" * (len(budgets) + 1) + "|", *lines])
+def _section(title: str, columns: Sequence[str], rows: Mapping[str, Sequence[str]]) -> str:
+    """A heading and the table of arms below it."""
+    return f"## {title}\n\n{table(['arm', *columns], [[arm, *cells] for arm, cells in rows.items()])}"
 
 
 def _mean(values: Float[np.ndarray, " items"]) -> str:

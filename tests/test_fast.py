@@ -76,11 +76,22 @@ def test_sync_is_no_texture_and_a_file_of_that_name_is_one():
     sync, file = RefineOptions(init=Path("sync")), RefineOptions(init=Path("folder/sync"))
     assert (sync.sync, sync.texture, sync.starts) == (True, None, False)
     assert (file.sync, file.texture, file.starts) == (False, Path("folder/sync"), True)
-    assert [RefineOptions(**given).sync for given in ({}, {"refine": True}, {"mask": Path("mask.png")})] == [
-        None, False, False,
-    ]  # fmt: skip
-    assert RefineOptions(only=("Wheel",)).sync is None
     assert RefineOptions(init=Path("sync"), strength=0.5).guidance()["t_max"][1] < 0.5
+
+
+@pytest.mark.parametrize(
+    ("given", "views"),
+    [
+        ({"init": Path("sync")}, True),
+        ({}, None),
+        ({"only": ("Wheel",)}, None),
+        ({"refine": True}, False),
+        ({"init": Path("image.png")}, False),
+        ({"mask": Path("mask.png")}, False),
+    ],
+)
+def test_the_quality_decides_on_views_where_no_texture_is_kept(given, views):
+    assert RefineOptions(**given).initial_views is views
 
 
 @pytest.mark.parametrize("other", [{"refine": True}, {"mask": Path("mask.png")}])

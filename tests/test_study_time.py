@@ -7,6 +7,7 @@ import pytest
 from tiny import ROOT
 
 from pgc3d.evaluation.procedural import write_procedural_set
+from pgc3d.evaluation.results import interval
 from pgc3d.pgc import NoClip, PixelClip
 from pgc3d.relative_clip import RelativeClip
 from pgc3d.rendering.cpu import CpuRasterizer
@@ -37,6 +38,9 @@ def test_an_arm_that_is_twice_as_fast_needs_half_the_images(scripts):
     size = generator.uniform(0.5, 1.0, (12, 1))
     slow, fast = size * [0.25, 0.5, 1.0], size * [0.5, 1.0, 1.0]
     first, second = [resampled_t90(arm, slow[:, -1], gray, BUDGETS) for arm in (slow, fast)]
+    for needed in (first, second):
+        low, high = interval(needed[1:])
+        assert low <= needed[0] <= high
     assert ratios(first, second) == pytest.approx(2)  # in all resamples: they are of the same meshes
     assert ratios(first, first) == pytest.approx(1)
     missing = fast.copy()

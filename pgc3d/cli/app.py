@@ -245,7 +245,13 @@ def texture(
     defaults = {"export": {"format": "obj"}} if mesh.suffix.lower() == ".obj" else {}
     command = replace(TEXTURE, defaults=defaults)
     resolved = configured(
-        guidance, options, command, layers, every_objective=every, refine=given.starts, sync=given.sync
+        guidance,
+        options,
+        command,
+        layers,
+        every_objective=every,
+        refine=given.starts,
+        sync=given.initial_views,
     )
     folder = out or default_folder(Path("runs"), f"{mesh.stem} {plain_text(prompt)}", resolved.run.seed)
     task = Task(

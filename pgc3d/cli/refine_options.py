@@ -57,12 +57,12 @@ class RefineOptions:
     keep: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.init == SYNC and (self.refine or self.mask is not None):
+        if self.sync and (self.refine or self.mask is not None):
             raise InputError(
                 "--init sync must go without --refine and --mask, which start from a texture, got both; "
                 "remove one"
             )
-        if self.strength is not None and not (self.starts or self.init == SYNC):
+        if self.strength is not None and not (self.starts or self.sync):
             raise InputError(
                 f"--strength must go with --refine or --init, got {self.strength} without; add --refine"
             )
@@ -73,16 +73,21 @@ class RefineOptions:
         return self.refine or self.texture is not None
 
     @property
-    def sync(self) -> bool | None:
+    def sync(self) -> bool:
+        """Whether the option chooses views that are sampled together."""
+        return self.init == SYNC
+
+    @property
+    def initial_views(self) -> bool | None:
         """Whether colours start from views that are sampled together; None leaves it to the quality."""
-        if self.init == SYNC:
+        if self.sync:
             return True
         return False if self.starts or self.mask is not None else None
 
     @property
     def texture(self) -> Path | None:
         """The texture image that colours start from in place of the file's own."""
-        return None if self.init == SYNC else self.init
+        return None if self.sync else self.init
 
     def source(self, texture_size: int | None) -> dict[str, Any]:
         """The settings of the representation's source; `texture_size` is that of the result, if given."""
